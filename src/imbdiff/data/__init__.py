@@ -1,0 +1,1 @@
+"""Sources of images, class statistics, long-tail profiles, splits, batch samplers, augmentation."""

@@ -1,0 +1,1 @@
+"""What every room stands on: errors, atomic files, checkpoints, named random streams, collectives, logging."""

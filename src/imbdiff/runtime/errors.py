@@ -1,0 +1,46 @@
+"""Errors that say what to do.
+
+Every error a user can cause names the value, class or file concerned and the remedy. The command line prints both
+without a traceback and exits with status 2; anything else that is raised is a defect of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class ImbdiffError(Exception):
+    """A problem that the user can solve.
+
+    Args:
+        message: what is wrong, naming the value, class or file concerned.
+        remedy: what to do about it, as an instruction.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        self.message = message
+        self.remedy = remedy
+        super().__init__(f"{message}\n  -> {remedy}" if remedy else message)
+
+
+class DataError(ImbdiffError):
+    """Images, labels or class folders that cannot be used as they are."""
+
+
+class ConfigError(ImbdiffError):
+    """An option, preset or combination of options that makes no sense."""
+
+
+class RunError(ImbdiffError):
+    """A run folder, checkpoint or manifest that does not fit what was asked."""
+
+
+class NonFiniteLossError(ImbdiffError):
+    """The loss became NaN or infinite; nothing was updated with it."""
+
+
+def listing(items: Iterable[object], limit: int = 20) -> str:
+    """`items`, one per line, at most `limit` of them, with a count of those left out."""
+    rows = [str(item) for item in items]
+    text = "\n".join(f"  {row}" for row in rows[:limit])
+    return text + (f"\n  ... and {len(rows) - limit} more" if len(rows) > limit else "")
