@@ -1,1 +1,1 @@
-"""TODO."""
+"""Codec, process, backbones and conditioner, guidance, and `generate`: from labels and seeds to images."""

@@ -45,7 +45,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` says that the disk or the user's quota is full, also where a library wrapped it in its own type."""
+    """Whether `error` says that the disk or quota is full, also where a library wrapped it in its own type."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return "No space left on device" in str(error)

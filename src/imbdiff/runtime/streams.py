@@ -4,7 +4,7 @@ Nothing in this package seeds or reads a global generator, apart from network dr
 global one: the trainer reseeds that at every micro-step. A stream is named by plain values::
 
     rng(seed, "split")                       # numpy
-    torch_rng(seed, "noise", step)           # torch, on the CPU: the same numbers for every device and process count
+    torch_rng(seed, "noise", step)           # torch, on the CPU unless another device is given
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def rng(*key: Key) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(seed_of(*key)))
 
 
-def torch_rng(*key: Key) -> torch.Generator:
-    """A torch CPU generator of its own for `key`."""
+def torch_rng(*key: Key, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator of its own for `key`. Generators of different devices give different numbers."""
     import torch
 
-    return torch.Generator().manual_seed(seed_of(*key))
+    return torch.Generator(device=device).manual_seed(seed_of(*key))

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The training step, the loop, EMA and checkpoints."""

@@ -1,0 +1,150 @@
+"""Image files to uint8 arrays: every file type and mode that a user's folder may hold, and nothing guessed.
+
+Grey stays grey, palettes and CMYK become RGB, transparency is put on white, 16-bit values are divided by 257 (the
+whole range, the same for every image), the EXIF orientation is applied, and of an animation the first frame counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from imbdiff.data.resize import Target, fit
+
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"},
+)
+# Only these parsers are ever tried, whatever the file is called: others can start outside programs.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+MOST_PIXELS = 89_478_485  # Pillow's own warning limit: 256 MiB of RGB
+
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+_DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
+_EXIF_ORIENTATION = 0x0112
+
+
+class UnusableImageError(ValueError):
+    """One file that cannot be used, and why; collected and reported together with all others."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says before it is decoded: (height, width) after EXIF rotation, Pillow's mode, whether it is grey."""
+
+    size: tuple[int, int]
+    mode: str
+    grey: bool
+
+
+def read_header(path: Path) -> Header:
+    """Height, width and mode of an image file, without decoding its pixels.
+
+    Raises:
+        UnusableImageError: empty, unreadable, no image, or too large to be decoded safely.
+    """
+    try:
+        with _open(path) as image:
+            w, h = image.size
+            if _orientation(image) in _TURNED:
+                w, h = h, w
+            return Header((h, w), image.mode, _is_grey(image))
+    except UnusableImageError:
+        raise
+    except Exception as error:  # third-party decoders raise anything on damaged files
+        raise UnusableImageError(_reason(error)) from error
+
+
+def decode(path: Path, target: Target | None, grey: bool) -> np.ndarray:
+    """The pixels of an image file.
+
+    Args:
+        path: the file.
+        target: the size to bring it to; None keeps its own.
+        grey: one channel instead of three.
+
+    Returns:
+        (H, W, 1 or 3) uint8.
+
+    Raises:
+        UnusableImageError: empty, truncated, no image, too large, or of a kind whose values have no set range.
+    """
+    try:
+        with _open(path) as image:
+            image.load()
+            flat = eight_bit(ImageOps.exif_transpose(image))
+        flat = flat.convert("L" if grey else "RGB")
+        if target is not None:
+            flat = fit(flat, target)
+        x = np.array(flat, dtype=np.uint8)
+        return x[:, :, None] if x.ndim == 2 else x
+    except UnusableImageError:
+        raise
+    except Exception as error:  # as above
+        raise UnusableImageError(_reason(error)) from error
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """`image` of any mode as an opaque 8-bit image of mode L (grey) or RGB."""
+    if image.mode in _DEEP_MODES:
+        x = np.asarray(image).astype(np.int64)
+        if x.min() < 0 or x.max() > 65535:
+            raise UnusableImageError(f"32-bit values from {x.min()} to {x.max()}: save it with 8 or 16 bits")
+        return Image.fromarray(((x + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise UnusableImageError("floating-point pixels have no set range: save it with 8 or 16 bits")
+    grey = _is_grey(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        opaque = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return opaque.convert("L") if grey else opaque
+    return image.convert("L" if grey else "RGB")
+
+
+def is_dark(path: Path) -> bool:
+    """Whether a 16-bit file uses less than an eighth of the range: 12-bit data saved as 16-bit come out nearly black."""
+    with _open(path) as image:
+        return image.mode in _DEEP_MODES and int(np.asarray(image).max(initial=0)) < 8192
+
+
+def is_deep(mode: str) -> bool:
+    """Whether Pillow's `mode` holds more than 8 bits per channel."""
+    return mode in _DEEP_MODES
+
+
+def _open(path: Path) -> Image.Image:
+    if path.stat().st_size == 0:
+        raise UnusableImageError("empty file (0 bytes)")
+    image = Image.open(path, formats=FORMATS)
+    w, h = image.size
+    if w * h > MOST_PIXELS:
+        image.close()
+        raise UnusableImageError(f"{w} x {h} pixels is more than {MOST_PIXELS:,}: refused, may be a decompression bomb")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    # PNG's getexif decodes the whole file to look for a chunk at its end; `info` holds the usual ones from the start.
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & set(image.info):
+        return 1
+    return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+
+
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode == "P":
+        palette = np.asarray(image.getpalette("RGB") or [], dtype=np.int64).reshape(-1, 3)
+        return len(palette) > 0 and bool((palette == palette[:, :1]).all())
+    return image.mode in _GREY_MODES
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image, or damaged at its start"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {MOST_PIXELS:,} pixels: refused, may be a decompression bomb"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    return f"damaged: {error or type(error).__name__}"

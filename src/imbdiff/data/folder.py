@@ -1,0 +1,292 @@
+"""A folder of class folders: ``DIR/cat/1.png``, or ``DIR/train/cat/1.png`` beside ``DIR/test/...``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from imbdiff.data.decode import EXTENSIONS, Header, UnusableImageError, decode, is_dark, is_deep, read_header
+from imbdiff.data.resize import Target
+from imbdiff.data.source import Source, Survey, check_classes
+from imbdiff.runtime.errors import DataError, listing
+
+SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+T = TypeVar("T")
+
+
+class FolderSource(Source):
+    """Image files in class folders. Files are listed when it is opened and decoded when they are read.
+
+    With a folder ``train`` inside, the splits are the folders ``train``, ``val`` (or ``valid``, ``validation``) and
+    ``test``; without, every folder inside is a class. Classes are ordered by name, by value if all are integers.
+    Hidden files and files that are no images are ignored and counted; symbolic links that leave the folder are refused.
+
+    Raises:
+        DataError: no image, one class only, a class without images, a class in val or test that train lacks, links
+            that leave the folder, names that are not valid text.
+    """
+
+    kind = "folder"
+
+    def __init__(self, folder: Path, name: str | None = None, flippable: bool = False) -> None:
+        self.folder = Path(folder)
+        listed = _Listing(self.folder)
+        names = sorted(listed.classes["train"], key=_class_order(listed.classes["train"]))
+        super().__init__(name or str(folder), names, flippable, listed.warnings())
+        self._files: dict[str, list[str]] = {}
+        self._labels: dict[str, np.ndarray] = {}
+        for split, classes in listed.classes.items():
+            strange = sorted(set(classes) - set(names))
+            if strange:
+                raise DataError(
+                    f"these classes are in {split} but not in train:\n{listing(strange)}",
+                    "add training images of them, or remove these folders",
+                )
+            self._files[split] = [path for name in names for path in sorted(classes.get(name, ()))]
+            counts = [len(classes.get(name, ())) for name in names]
+            self._labels[split] = np.repeat(np.arange(len(names), dtype=np.int64), counts)
+            if split == "train":
+                check_classes(np.asarray(counts), names, self.name)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._files)
+
+    def labels(self, split: str = "train") -> np.ndarray:
+        self.check_split(split)
+        return self._labels[split].copy()
+
+    def ids(self, split: str = "train") -> tuple[str, ...]:
+        self.check_split(split)
+        return tuple(self._files[split])
+
+    def survey(self) -> Survey:
+        return self._survey
+
+    @cached_property
+    def _survey(self) -> Survey:
+        names = [name for split in self.splits for name in self._files[split]]
+        headers, bad = self._each(names, read_header)
+        good = [header for header in headers if header is not None]
+        deep = [name for name, header in zip(names, headers, strict=True) if header and is_deep(header.mode)]
+        dark = self._each(deep, is_dark)[0]
+        if deep and all(dark):
+            self.warnings += (
+                f"all {len(deep)} 16-bit images use less than an eighth of the range 0..65535 and will be dark: "
+                "save 10- or 12-bit data scaled to 16 or 8 bits",
+            )
+        return Survey(
+            dict(Counter(header.size for header in good)),
+            dict(Counter(header.mode for header in good)),
+            all(header.grey for header in good),
+            bad,
+        )
+
+    def hashes(self, split: str) -> tuple[list[str | None], dict[str, str]]:
+        grey = self.survey().grey
+
+        def pixels(path: Path) -> str:
+            x = decode(path, None, grey)
+            return hashlib.sha256(repr(x.shape).encode() + x.tobytes()).hexdigest()[:32]
+
+        return self._each(self._files[split], pixels)
+
+    def _decode(self, split: str, target: Target, grey: bool) -> tuple[np.ndarray, dict[str, str]]:
+        names = self._files[split]
+        images = np.zeros((len(names), *target.shape, 1 if grey else 3), dtype=np.uint8)
+        rows = {name: i for i, name in enumerate(names)}
+
+        def put(path: Path, name: str) -> bool:
+            images[rows[name]] = decode(path, target, grey)
+            return True
+
+        return images, self._each(names, put, named=True)[1]
+
+    def _each(
+        self, names: list[str], work: Callable[..., T], named: bool = False
+    ) -> tuple[list[T | None], dict[str, str]]:
+        """`work` on every file, in threads (Pillow decodes outside the interpreter lock); results in the files' order."""
+
+        def one(name: str) -> tuple[T | None, str]:
+            path = self.folder / name
+            try:
+                return (work(path, name) if named else work(path)), ""
+            except UnusableImageError as error:
+                return None, str(error)
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            results = list(pool.map(one, names))
+        bad = {name: why for name, (_, why) in zip(names, results, strict=True) if why}
+        return [value for value, _ in results], bad
+
+
+class _Listing:
+    """The image files of a folder by split and class, and what was left aside."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.real_root = root.resolve()
+        self.ignored: Counter[str] = Counter()
+        self.escaping: list[str] = []
+        self.garbled: list[str] = []
+        self.stray_folders: list[str] = []
+        self.classes: dict[str, dict[str, list[str]]] = {}
+        for split, folder in self._split_folders().items():
+            self.classes[split] = self._classes_of(folder)
+        self._refuse()
+
+    def _split_folders(self) -> dict[str, Path]:
+        found: dict[str, list[Path]] = {}
+        folders = self._folders(self.root)
+        for split, names in SPLIT_FOLDERS.items():
+            found[split] = [folder for folder in folders if folder.name.lower() in names]
+        if not found["train"]:
+            orphans = [f.name for f in found["val"] + found["test"] if self._folders(f) and not self._images_beside(f)]
+            if orphans:
+                raise DataError(
+                    f"{self.root} has {', '.join(orphans)}/ with class folders inside, but no train/",
+                    "put the training images into train/CLASS/, or give the folder that holds the class folders",
+                )
+            return {"train": self.root}
+        for split, same in found.items():
+            if len(same) > 1:
+                raise DataError(
+                    f"{self.root} has more than one {split} folder: {', '.join(f.name for f in same)}", "keep one of them"
+                )
+        used = [folder for same in found.values() for folder in same]
+        self.stray_folders = sorted(folder.name for folder in folders if folder not in used)
+        return {split: same[0] for split, same in found.items() if same}
+
+    def _classes_of(self, folder: Path) -> dict[str, list[str]]:
+        classes: dict[str, list[str]] = {}
+        for entry in self._scan(folder):
+            if not entry.is_dir() and self._is_image(entry):
+                self.ignored["images outside a class folder"] += 1
+        for inner in self._folders(folder):
+            name = unicodedata.normalize("NFC", inner.name)  # macOS writes accents as separate characters
+            if name in classes:
+                raise DataError(
+                    f"two class folders in {folder} have the same name {name!r} in different Unicode spellings",
+                    "merge them",
+                )
+            classes[name] = sorted(self._walk(inner))
+        empty = sorted(name for name, files in classes.items() if not files)
+        everything_empty = len(empty) == len(classes)
+        if empty and not everything_empty and not (self.garbled or self.escaping):
+            hint = "" if folder is self.root else f" of {folder.name}/"
+            raise DataError(
+                f"these class folders{hint} hold no image:\n{listing(map(repr, empty))}",
+                f"add images ({', '.join(sorted(e[1:] for e in EXTENSIONS))}) or remove these folders",
+            )
+        return {} if everything_empty else classes
+
+    def _walk(self, folder: Path) -> list[str]:
+        """Image files at any depth; ids are relative to the root, with forward slashes."""
+        files: list[str] = []
+        for entry in self._scan(folder):
+            path = Path(entry.path)
+            if entry.is_dir():
+                if entry.is_symlink():
+                    self.ignored["linked folders inside a class"] += 1  # followed, they may lead in circles
+                else:
+                    files += self._walk(path)
+            elif self._is_image(entry):
+                files.append(path.relative_to(self.root).as_posix())
+        return files
+
+    def _scan(self, folder: Path) -> list[os.DirEntry[str]]:
+        """Entries of a folder by name, without hidden ones, names that are not text and links that lead outside."""
+        try:
+            with os.scandir(folder) as entries:
+                ordered = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"cannot list {folder}: {error.strerror}", "check its permissions") from error
+        kept = []
+        for entry in ordered:
+            if entry.name.startswith((".", "__")):
+                self.ignored["hidden files"] += 1
+            elif not _is_text(entry.name):
+                self.garbled.append(ascii(entry.path))
+            elif entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(self.real_root):
+                self.escaping.append(entry.path)
+            else:
+                kept.append(entry)
+        return kept
+
+    def _folders(self, folder: Path) -> list[Path]:
+        before = self.ignored.copy()  # looked at again when its images are listed: not to be counted twice
+        folders = [Path(entry.path) for entry in self._scan(folder) if entry.is_dir()]
+        self.ignored = before
+        return folders
+
+    def _images_beside(self, folder: Path) -> bool:
+        return any(entry.is_file() and Path(entry.name).suffix.lower() in EXTENSIONS for entry in self._scan(folder))
+
+    def _is_image(self, entry: os.DirEntry[str]) -> bool:
+        # Not a regular file: a pipe or a broken link. Opening a pipe would wait for ever.
+        if Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file():
+            return True
+        self.ignored["files that are no images"] += 1
+        return False
+
+    def _refuse(self) -> None:
+        if self.escaping:
+            raise DataError(
+                f"{len(set(self.escaping))} symbolic links lead out of {self.root}:\n"
+                f"{listing(sorted(set(self.escaping)))}",
+                "copy these images into the folder, or remove the links",
+            )
+        if self.garbled:
+            raise DataError(
+                f"{len(set(self.garbled))} names are not valid UTF-8:\n{listing(sorted(set(self.garbled)))}",
+                "rename these files or folders",
+            )
+        if not self.classes["train"]:
+            outside = self.ignored["images outside a class folder"]
+            what = f"{outside} images lie directly in it, outside any class folder" if outside else "it holds no image"
+            raise DataError(
+                f"{self.root}: no class folder with images found; {what}",
+                "give a folder that has one folder per class (DIR/cat/1.png), or DIR/train/cat/1.png",
+            )
+        if len(self.classes["train"]) == 1 and "test" not in self.classes:
+            (name, files), *_ = self.classes["train"].items()
+            deeper = {Path(file).parts[1] for file in files if len(Path(file).parts) > 2}
+            if len(deeper) > 1:
+                raise DataError(
+                    f"{self.root} has only one class folder, {name!r}, and that has {len(deeper)} folders inside",
+                    f"the classes may be one level deeper: give {self.root / name}",
+                )
+
+    def warnings(self) -> tuple[str, ...]:
+        notes = [f"ignored in {self.root}: {n} {what}" for what, n in sorted(self.ignored.items()) if n]
+        if self.stray_folders:
+            notes.append(f"ignored beside train/: the folders {', '.join(self.stray_folders[:20])}")
+        return tuple(notes)
+
+
+@cache
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _class_order(names: dict[str, list[str]]) -> Callable[[str], tuple[int, str]]:
+    """By name, or by value where every name is an integer: 2 before 10."""
+    numeric = all(name.isascii() and name.isdigit() for name in names)
+    return lambda name: (int(name) if numeric else 0, name)
+
+
+__all__ = ["SPLIT_FOLDERS", "FolderSource", "Header"]

@@ -1,0 +1,170 @@
+"""What every source of labelled images offers: names and labels at once, pixels when asked."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.resize import Size, Target, resolve
+from imbdiff.data.stats import ClassStats
+from imbdiff.runtime.errors import DataError, listing
+
+BALANCED_WITHIN = 1.5
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of the images of all splits before they are decoded.
+
+    Attributes:
+        sizes: {(height, width): images}.
+        modes: {Pillow's mode or the array's kind: images}.
+        grey: every image is grey.
+        bad: {id: why} of the files that cannot be opened.
+    """
+
+    sizes: dict[tuple[int, int], int]
+    modes: dict[str, int]
+    grey: bool
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """Labelled images in one or more splits. Open one with :func:`imbdiff.data.sources.load`.
+
+    Attributes:
+        name: "digits", or the path as it was given.
+        kind: "digits", "folder", "npz" or "arrays".
+        class_names: (C,) in label order.
+        splits: always "train"; where the source brings them, "val" and "test".
+        flippable: images may be mirrored in augmentation.
+        warnings: what was ignored or changed on opening.
+        test_per_class: balanced test images per class that :func:`prepare` holds out unless told otherwise.
+        n_max: images of the largest class after a long-tail profile, unless told otherwise.
+    """
+
+    kind: str
+    test_per_class: int | None = None
+    n_max: int | None = None
+
+    def __init__(
+        self, name: str, class_names: Sequence[str], flippable: bool = False, warnings: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        self.class_names = tuple(class_names)
+        self.flippable = flippable
+        self.warnings = tuple(warnings)
+
+    @property
+    @abstractmethod
+    def splits(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def labels(self, split: str = "train") -> np.ndarray:
+        """(N,) int64 labels of a split, without decoding an image."""
+
+    @abstractmethod
+    def ids(self, split: str = "train") -> tuple[str, ...]:
+        """(N,) stable names of the images of a split; for a folder, paths below it with forward slashes."""
+
+    @abstractmethod
+    def survey(self) -> Survey:
+        """Sizes, modes and unusable files of all splits."""
+
+    @abstractmethod
+    def hashes(self, split: str) -> tuple[list[str | None], dict[str, str]]:
+        """(N,) hash of each image's decoded pixels in its own size (None if unusable), and {id: why} of unusable ones."""
+
+    @abstractmethod
+    def _decode(self, split: str, target: Target, grey: bool) -> tuple[np.ndarray, dict[str, str]]:
+        """(N, H, W, C) uint8 of a split and {id: why} of the unusable files, whose rows mean nothing."""
+
+    @cached_property
+    def stats(self) -> ClassStats:
+        """Class statistics of the train split, without decoding an image."""
+        return ClassStats.from_labels(self.labels("train"), self.class_names)
+
+    @property
+    def balanced(self) -> bool:
+        """The largest train class is at most 1.5 times the smallest: a long-tail profile and a judge make sense."""
+        return self.stats.imbalance_factor <= BALANCED_WITHIN
+
+    def read(self, split: str = "train", size: Size | None = None, resize: str = "crop") -> ImageSet:
+        """The decoded images of a split; what was decided about their size is issued as a warning.
+
+        Args:
+            split: one of `splits`.
+            size: pixels, int or (height, width); None keeps one common size (see :mod:`imbdiff.data.resize`).
+            resize: crop, pad or stretch.
+
+        Raises:
+            DataError: no such split; unusable files, all listed; mixed sizes and no size given.
+            ConfigError: an impossible size or policy.
+        """
+        sets, notes = self.read_all(size, resize, splits=(split,))
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        return sets[split]
+
+    def read_all(
+        self, size: Size | None = None, resize: str = "crop", splits: Sequence[str] | None = None
+    ) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
+        """The decoded images of all (or the given) splits in one size and one number of channels, and notes.
+
+        Unusable files of all these splits are listed in one error.
+        """
+        splits = self.splits if splits is None else tuple(splits)
+        for split in splits:
+            self.check_split(split)
+        survey = self.survey()
+        if survey.bad:
+            self._refuse(self.all_bad())
+        target, notes = resolve(survey.sizes, size, resize, self.name)
+        bad: dict[str, str] = {}
+        sets = {}
+        for split in splits:
+            images, bad_here = self._decode(split, target, survey.grey)
+            bad |= bad_here
+            if not bad:
+                sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split))
+        if bad:
+            self._refuse(bad)
+        return sets, notes
+
+    def all_bad(self) -> dict[str, str]:
+        """{id: why} of every unusable image of every split: decodes them all."""
+        bad = dict(self.survey().bad)
+        for split in self.splits:
+            bad |= self.hashes(split)[1]
+        return bad
+
+    def check_split(self, split: str) -> None:
+        if split not in self.splits:
+            raise DataError(f"{self.name} has no split {split!r}", f"it has: {', '.join(self.splits)}")
+
+    def _refuse(self, bad: dict[str, str]) -> None:
+        rows = [f"{name}: {why}" for name, why in sorted(bad.items())]
+        raise DataError(
+            f"{len(bad)} of the images of {self.name} cannot be used:\n{listing(rows, 100)}",
+            "replace or remove these files",
+        )
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{split} {len(self.labels(split))}" for split in self.splits)
+        return f"<{type(self).__name__} {self.name!r}: {len(self.class_names)} classes, {counts}>"
+
+
+def check_classes(counts: np.ndarray, class_names: Sequence[str], where: str) -> None:
+    """Refuses a training split of fewer than two classes, or with a class that has no image."""
+    if len(class_names) < 2:
+        raise DataError(
+            f"{where} has only one class, {class_names[0]!r}" if len(class_names) else f"{where} has no class",
+            "give at least two classes: imbalance is a relation between classes",
+        )
+    ClassStats(tuple(class_names), tuple(int(n) for n in counts))

@@ -1,0 +1,207 @@
+"""Backbones: the networks, as ``backbone(x_t, time, cond, taps) -> (prediction, taps)``.
+
+The networks are diffusers' `UNet2DModel` and `DiTTransformer2DModel`, untouched, so that what is trained here loads
+there. The forward passes are written out over their sub-modules for two reasons: intermediate features ("taps") come
+back as values and not through hooks, and a request for taps alone stops where the taps are.
+
+=========== ============================================= =================================
+backbone    tap                                           shape
+=========== ============================================= =================================
+U-Net       ``mid``: after the middle block               (B, c, h / 2^(L-1), w / 2^(L-1))
+DiT         ``block3``: tokens after block 3, from 0      (B, tokens, width)
+MLP         ``mid``: hidden layer                         (B, width)
+=========== ============================================= =================================
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imbdiff.diffusion.conditioner import Conditioner, LabelPassthrough, VectorConditioner
+from imbdiff.runtime.errors import ConfigError
+
+Taps = dict[str, Tensor]
+
+
+class Backbone(nn.Module):
+    """A network that predicts from noisy data, time and condition.
+
+    Attributes:
+        tap_names: taps that may be asked for.
+        num_classes: C; the null label, "no class", is C.
+    """
+
+    tap_names: tuple[str, ...]
+    conditioner: Conditioner
+    num_classes: int
+
+    @abstractmethod
+    def forward(
+        self, x_t: Tensor, time: Tensor, labels: Tensor, taps: Sequence[str] = (), predict_rows: int | None = None
+    ) -> tuple[Tensor, Taps]:
+        """Evaluates the network.
+
+        Args:
+            x_t: (B, c, h, w).
+            time: (B,) in [0, 1000).
+            labels: (B,) int64 in [0, C], C = null.
+            taps: names of intermediate features to return for all rows.
+            predict_rows: only the first so many rows need a prediction; the others stop after the taps.
+
+        Returns:
+            prediction (predict_rows or B, c, h, w) and the taps by name.
+        """
+
+    def check_taps(self, taps: Sequence[str]) -> None:
+        unknown = [tap for tap in taps if tap not in self.tap_names]
+        if unknown:
+            raise ConfigError(f"{type(self).__name__} has no tap {unknown}", f"it has {list(self.tap_names)}")
+
+
+class UNetBackbone(Backbone):
+    """diffusers' `UNet2DModel`; the condition is added to the time embedding (``class_embed_type="identity"``).
+
+    Sides that the down-sampling does not divide are padded at the right and bottom by repeating the border, and the
+    prediction is cropped.
+
+    Args:
+        shape: (c, h, w) of one input.
+        num_classes: C.
+        config: keyword arguments of `UNet2DModel`.
+    """
+
+    tap_names = ("mid",)
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, config: dict[str, Any]) -> None:
+        super().__init__()
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+        channels, height, width = shape
+        stride = 2 ** (len(config["block_out_channels"]) - 1)
+        self.pad = (-width % stride, -height % stride)
+        self.shape = shape
+        self.num_classes = num_classes
+        size = (height + self.pad[1], width + self.pad[0])
+        self.net = UNet2DModel(
+            sample_size=size, in_channels=channels, out_channels=channels, class_embed_type="identity", **config
+        )
+        self.conditioner = VectorConditioner(num_classes, config["block_out_channels"][0] * 4)
+
+    def forward(
+        self, x_t: Tensor, time: Tensor, labels: Tensor, taps: Sequence[str] = (), predict_rows: int | None = None
+    ) -> tuple[Tensor, Taps]:
+        self.check_taps(taps)
+        net, n = self.net, len(x_t) if predict_rows is None else predict_rows
+        height, width = x_t.shape[-2:]
+        h = F.pad(x_t, (0, self.pad[0], 0, self.pad[1]), mode="replicate") if any(self.pad) else x_t
+        emb = net.time_embedding(net.time_proj(time).to(x_t.dtype)) + self.conditioner(labels).to(x_t.dtype)
+        h = net.conv_in(h)
+        skips = [h]
+        for block in net.down_blocks:
+            h, outputs = block(hidden_states=h, temb=emb)
+            skips.extend(outputs)
+        h = net.mid_block(h, emb)
+        found: Taps = {"mid": h} if "mid" in taps else {}
+        if n == 0:
+            return x_t[:0], found
+        if n < len(h):
+            h, emb, skips = h[:n], emb[:n], [skip[:n] for skip in skips]
+        for block in net.up_blocks:
+            used = len(block.resnets)
+            h = block(h, tuple(skips[-used:]), emb)
+            skips = skips[:-used]
+        h = net.conv_out(net.conv_act(net.conv_norm_out(h)))
+        return h[..., :height, :width], found
+
+
+class DiTBackbone(Backbone):
+    """diffusers' `DiTTransformer2DModel` for square inputs.
+
+    The network owns its label table and, in training mode, drops labels by itself, at random and independently in
+    every block. That is switched off here: label dropout is drawn by the trainer, once per row, and is known to the
+    objectives. Channels beyond c (learned variance) are split off.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, config: dict[str, Any]) -> None:
+        super().__init__()
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+        channels, height, width = shape
+        if height != width or height % config.get("patch_size", 2):
+            raise ConfigError(
+                f"the DiT backbone needs squares whose side is a multiple of its patch size, not {height}x{width}",
+                "choose a U-Net preset, or another --data.size",
+            )
+        self.shape = shape
+        self.num_classes = num_classes
+        self.net = DiTTransformer2DModel(
+            in_channels=channels, sample_size=height, num_embeds_ada_norm=num_classes, **config
+        )
+        for block in self.net.transformer_blocks:
+            block.norm1.emb.class_embedder.dropout_prob = 0.0
+        self.tap_names = tuple(f"block{i}" for i in range(len(self.net.transformer_blocks)))
+        self.conditioner = LabelPassthrough(num_classes)
+
+    def forward(
+        self, x_t: Tensor, time: Tensor, labels: Tensor, taps: Sequence[str] = (), predict_rows: int | None = None
+    ) -> tuple[Tensor, Taps]:
+        self.check_taps(taps)
+        net, n = self.net, len(x_t) if predict_rows is None else predict_rows
+        ids = self.conditioner(labels)
+        last = max((int(tap.removeprefix("block")) for tap in taps), default=-1)
+        found: Taps = {}
+        h = net.pos_embed(x_t)
+        for i, block in enumerate(net.transformer_blocks):
+            if i == last + 1 and n < len(h):
+                h, time, ids = h[:n], time[:n], ids[:n]
+                if n == 0:
+                    return x_t[:0], found
+            h = block(h, timestep=time, class_labels=ids)
+            if f"block{i}" in taps:
+                found[f"block{i}"] = h
+        h, time, ids = h[:n], time[:n], ids[:n]
+        if n == 0:
+            return x_t[:0], found
+        emb = net.transformer_blocks[0].norm1.emb(time, ids, hidden_dtype=h.dtype)
+        shift, scale = net.proj_out_1(F.silu(emb)).chunk(2, dim=1)
+        h = net.proj_out_2(net.norm_out(h) * (1 + scale[:, None]) + shift[:, None])
+        side, p = int(h.shape[1] ** 0.5), net.patch_size
+        h = h.reshape(n, side, side, p, p, net.out_channels)
+        h = torch.einsum("nhwpqc->nchpwq", h).reshape(n, net.out_channels, side * p, side * p)
+        return h[:, : self.shape[0]], found
+
+
+class MLPBackbone(Backbone):
+    """A small fully connected network for low-dimensional worlds and for tests: two hidden layers."""
+
+    tap_names = ("mid",)
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, config: dict[str, Any]) -> None:
+        super().__init__()
+        width = int(config.get("width", 64))
+        dim = shape[0] * shape[1] * shape[2]
+        self.shape = shape
+        self.num_classes = num_classes
+        self.conditioner = VectorConditioner(num_classes, width)
+        frequencies = torch.exp(torch.linspace(0, 7, 8)) * 0.001
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.inner = nn.Linear(dim + 16, width)
+        self.outer = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dim))
+
+    def forward(
+        self, x_t: Tensor, time: Tensor, labels: Tensor, taps: Sequence[str] = (), predict_rows: int | None = None
+    ) -> tuple[Tensor, Taps]:
+        self.check_taps(taps)
+        n = len(x_t) if predict_rows is None else predict_rows
+        assert isinstance(self.frequencies, Tensor)
+        angle = (time[:, None] * self.frequencies).to(x_t.dtype)
+        h = torch.cat([x_t.flatten(1), angle.sin(), angle.cos()], 1)
+        h = self.inner(h) + self.conditioner(labels).to(x_t.dtype)
+        found: Taps = {"mid": h} if "mid" in taps else {}
+        return self.outer(h[:n]).reshape(n, *self.shape), found

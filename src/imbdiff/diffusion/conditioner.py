@@ -1,0 +1,52 @@
+"""From class id to what the network takes. Objectives know labels only; a prompt embedding would go here.
+
+The null label, "no class", is C = num_classes. It is an ordinary label for everyone: batches hold it where a label was
+dropped, and guidance asks for it by `Conditioner.null`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Conditioner(nn.Module):
+    """Maps labels (B,) in [0, C] to the network's condition."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    @property
+    def null(self) -> int:
+        """The null label, C."""
+        return self.num_classes
+
+    @abstractmethod
+    def forward(self, labels: Tensor) -> Tensor: ...
+
+
+class VectorConditioner(Conditioner):
+    """A learned vector per class, to be added to the time embedding; the null label is the zero vector.
+
+    That is the convention of the code bases of this field, where the embedding is simply not added for the null label.
+    Vectors start at N(0, 1), as torch's embeddings do.
+    """
+
+    def __init__(self, num_classes: int, dim: int) -> None:
+        super().__init__(num_classes)
+        self.table = nn.Parameter(torch.randn(num_classes, dim))
+        self.register_buffer("zero", torch.zeros(1, dim), persistent=False)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        assert isinstance(self.zero, Tensor)
+        return torch.cat([self.table, self.zero])[labels]
+
+
+class LabelPassthrough(Conditioner):
+    """Labels as they are, for networks that own a table of C + 1 rows (DiT)."""
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return labels

@@ -1,0 +1,221 @@
+"""A diffusion model as one object: network, process and codec, with what is needed to save, load and sample it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.backbones import Backbone, DiTBackbone, MLPBackbone, Taps, UNetBackbone
+from imbdiff.diffusion.codec import Codec, IdentityCodec
+from imbdiff.diffusion.process import Process, process_from_json
+from imbdiff.runtime.errors import ConfigError, RunError, listing
+from imbdiff.runtime.files import atomic, read_json, write_json
+from imbdiff.runtime.streams import seed_of
+
+KINDS: dict[str, type[UNetBackbone] | type[DiTBackbone] | type[MLPBackbone]] = {
+    "unet": UNetBackbone,
+    "dit": DiTBackbone,
+    "mlp": MLPBackbone,
+}
+
+
+def _unet(
+    channels: Sequence[int], attention: Sequence[int], layers: int, groups: int, dropout: float
+) -> dict[str, Any]:
+    """Arguments of diffusers' UNet2DModel: `attention` names the levels, from 0 = full resolution, that attend."""
+    down = ["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(len(channels))]
+    up = ["AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(range(len(channels)))]
+    return {
+        "block_out_channels": list(channels),
+        "down_block_types": down,
+        "up_block_types": up,
+        "layers_per_block": layers,
+        "attention_head_dim": None,
+        "norm_num_groups": groups,
+        "dropout": dropout,
+    }
+
+
+#: name -> (kind, arguments, what it is for). Parameter counts: RGB, 10 classes.
+BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "unet-8": ("unet", _unet((32, 64), (1,), 1, 8, 0.1), "8 to 16 pixels on a CPU, 0.5 M parameters"),
+    "unet-16": ("unet", _unet((32, 64, 64), (2,), 1, 8, 0.1), "12 to 32 pixels on a CPU, 0.9 M parameters"),
+    "unet-32-small": ("unet", _unet((64, 128, 128), (1,), 1, 32, 0.1), "28 to 32 pixels, 4 M parameters"),
+    "unet-32": (
+        "unet",
+        _unet((128, 256, 256, 256), (1,), 2, 32, 0.1),
+        "28 to 32 pixels, the 35.7 M parameters that the papers of this field use",
+    ),
+    "unet-64": ("unet", _unet((128, 256, 256, 384), (2, 3), 2, 32, 0.1), "48 to 64 pixels, 55 M parameters"),
+    "dit-tiny": (
+        "dit",
+        {"num_attention_heads": 4, "attention_head_dim": 32, "num_layers": 4, "patch_size": 2},
+        "a small transformer for latents or square images",
+    ),
+    "mlp": ("mlp", {"width": 128}, "points and toy worlds"),
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that rebuilds a model apart from its weights.
+
+    Attributes:
+        kind, config: the backbone's kind ("unet", "dit", "mlp") and its arguments.
+        shape: (C, H, W) of the images.
+        process: the process, as JSON.
+        stats: class statistics of the training set; the model's labels are their order.
+    """
+
+    kind: str
+    config: Mapping[str, Any]
+    shape: tuple[int, int, int]
+    process: Mapping[str, Any]
+    stats: ClassStats
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "config": dict(self.config),
+            "shape": list(self.shape),
+            "process": dict(self.process),
+            "stats": self.stats.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ModelSpec:
+        shape = tuple(int(n) for n in value["shape"])
+        assert len(shape) == 3
+        return cls(value["kind"], value["config"], shape, value["process"], ClassStats.from_json(value["stats"]))
+
+
+class DiffusionModel(nn.Module):
+    """A class-conditional network on model space, its process and its codec.
+
+    Calling it evaluates the network: ``model(x_t, t, labels, taps, predict_rows) -> (prediction, taps)``, with t as the
+    process gives it, labels (B,) in [0, C] and C = `null` for "no class".
+    """
+
+    def __init__(self, spec: ModelSpec, backbone: Backbone, process: Process, codec: Codec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = backbone
+        self.process = process
+        self.codec = codec
+
+    @property
+    def num_classes(self) -> int:
+        return self.backbone.num_classes
+
+    @property
+    def null(self) -> int:
+        """The null label, C."""
+        return self.backbone.num_classes
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        taps: Sequence[str] = (),
+        predict_rows: int | None = None,
+        capacity: Tensor | None = None,
+    ) -> tuple[Tensor, Taps]:
+        """See `Backbone.forward`. `capacity` (B,) is for networks with a low-rank part that can be switched off."""
+        if capacity is not None:
+            raise ConfigError("this network has one capacity only", "use a method's own network for capacity='base'")
+        return self.backbone(x_t, self.process.model_time(t), labels, taps, predict_rows)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def save(self, folder: Path) -> None:
+        """Writes ``model.json`` and ``model.safetensors``; whole or not at all."""
+        from safetensors.torch import save_file
+
+        state = {k: v.detach().cpu().contiguous() for k, v in self.backbone.state_dict().items()}
+        with atomic(Path(folder) / "model.safetensors") as aside:
+            save_file(state, aside)
+        write_json(Path(folder) / "model.json", self.spec.to_json())
+
+
+def build_model(
+    backbone: str, process: Process, shape: tuple[int, int, int], stats: ClassStats, *, seed: int = 0
+) -> DiffusionModel:
+    """A new model with weights drawn from `seed`; no global random state is read or left changed.
+
+    Args:
+        backbone: a name in `BACKBONES`.
+        process: the noising process.
+        shape: (C, H, W) of the images.
+        stats: class statistics of the training labels.
+
+    Raises:
+        ConfigError: unknown backbone, or one that does not fit `shape`.
+    """
+    if backbone not in BACKBONES:
+        raise ConfigError(f"unknown backbone {backbone!r}", f"choose one of {', '.join(BACKBONES)}")
+    kind, config, _ = BACKBONES[backbone]
+    return from_spec(ModelSpec(kind, config, shape, process.to_json(), stats), seed=seed)
+
+
+def from_spec(spec: ModelSpec, *, seed: int = 0) -> DiffusionModel:
+    """The model that `spec` describes, freshly initialised from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "init"))
+        backbone = KINDS[spec.kind](spec.shape, spec.stats.num_classes, dict(spec.config))
+    return DiffusionModel(spec, backbone, process_from_json(dict(spec.process)), IdentityCodec(spec.shape))
+
+
+def load_model(folder: Path, *, device: torch.device | str = "cpu") -> DiffusionModel:
+    """Loads a folder that `DiffusionModel.save` wrote; in eval mode.
+
+    Raises:
+        RunError: the folder holds no model, or its weights do not fit its description.
+    """
+    folder = Path(folder)
+    if not (folder / "model.json").exists():
+        raise RunError(f"{folder} holds no model (model.json is missing)", "give a folder that `imbdiff train` wrote")
+    model = from_spec(ModelSpec.from_json(read_json(folder / "model.json")))
+    load_weights(model, folder / "model.safetensors")
+    return model.to(device).eval()
+
+
+def load_weights(model: DiffusionModel, path: Path) -> None:
+    """Loads safetensors weights into `model`, naming every tensor that does not fit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist", "give the folder of a saved model") from error
+    except SafetensorError as error:
+        raise RunError(f"{path} is damaged: {error}", "restore it, or train again") from error
+    own = model.backbone.state_dict()
+    wrong = [f"{k}: missing" for k in own if k not in state]
+    wrong += [f"{k}: not in this model" for k in state if k not in own]
+    wrong += [
+        f"{k}: {tuple(state[k].shape)} here, {tuple(own[k].shape)} in the model"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if wrong:
+        raise RunError(
+            f"the weights in {path} do not fit this model:\n{listing(wrong, 8)}",
+            "start from a model with the same backbone, image shape and number of classes",
+        )
+    model.backbone.load_state_dict(state)
+
+
+def spec_from_folder(folder: Path) -> dict[str, Any]:
+    """The description of a saved model, without its weights."""
+    return json.loads((Path(folder) / "model.json").read_text())

@@ -1,0 +1,184 @@
+"""The noisy batch that every objective reads, and the named random draws that go with it.
+
+All randomness is drawn for the *global* batch from (seed, step, name), and each process takes its slice: one process of
+32 rows and two of 16 see the same batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.process import Process, expand
+from imbdiff.objectives.contract import Answer
+from imbdiff.runtime.dist import Dist
+from imbdiff.runtime.streams import torch_rng
+
+
+class DrawKind(Protocol):
+    """A named per-row random draw that an objective declares."""
+
+    def make(self, n: int, generator: torch.Generator, stats: ClassStats) -> Tensor:
+        """(n, ...) for a global batch of n rows, on the generator's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelDraw:
+    """Labels, independent of the images: from the training "prior" or "uniform" over classes. (n,) int64."""
+
+    law: Literal["prior", "uniform"] = "prior"
+
+    def make(self, n: int, generator: torch.Generator, stats: ClassStats) -> Tensor:
+        c = stats.num_classes
+        law = torch.full((c,), 1 / c, dtype=torch.float64) if self.law == "uniform" else torch.from_numpy(stats.prior)
+        return torch.multinomial(law.to(generator.device), n, replacement=True, generator=generator)
+
+
+@dataclass(frozen=True)
+class UniformDraw:
+    """Uniform numbers in [0, 1). (n, columns) float32."""
+
+    columns: int = 1
+
+    def make(self, n: int, generator: torch.Generator, stats: ClassStats) -> Tensor:
+        return torch.rand(n, self.columns, generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True)
+class PermutationDraw:
+    """A permutation of the rows of the global batch: row i is paired with row draw[i] of the gathered batch. (n,)"""
+
+    def make(self, n: int, generator: torch.Generator, stats: ClassStats) -> Tensor:
+        return torch.randperm(n, generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyBatch:
+    """One part of a training step's batch, as this process sees it. B rows of n in the global batch.
+
+    Attributes:
+        x0: (B, c, h, w) clean data in model space.
+        labels: (B,) the true classes, never dropped.
+        condition: (B,) labels after label dropout; `null` where dropped.
+        dropped: (B,) bool.
+        group: (B,) number of the class group a row belongs to, -1 for none. A group never straddles processes.
+        t: (B,) times of the process.
+        noise, x_t: (B, c, h, w).
+        noise_level: (B,) in [0, 1], 0 = clean, 1 = noise.
+        process, stats, null: the noising process, the training set's class statistics, the null label.
+        draws: the named draws of the objectives, each (B, ...).
+        dist: collectives; `dist.gather` is differentiable, the identity on one process.
+    """
+
+    x0: Tensor
+    labels: Tensor
+    condition: Tensor
+    dropped: Tensor
+    group: Tensor
+    t: Tensor
+    noise: Tensor
+    x_t: Tensor
+    noise_level: Tensor
+    process: Process
+    stats: ClassStats
+    null: int
+    draws: Mapping[str, Tensor]
+    dist: Dist
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def target(self) -> Tensor:
+        """(B, c, h, w) what the network should predict for (x0, noise, t)."""
+        return self.process.target(self.x0, self.noise, self.t)
+
+    def difference(self, a: Tensor, b: Tensor, answer: Answer, space: Literal["eps", "native"] = "eps") -> Tensor:
+        """a - b, two predictions for the rows of `answer`, in eps units unless `space` is "native".
+
+        In eps units a paper's constants keep their meaning under every process: differences of v-predictions are
+        1 / sqrt(abar) larger than those of eps-predictions, 158-fold at t = 999 of the linear schedule.
+        """
+        if space == "native":
+            return a - b
+        scale = self.process.eps_scale(answer.of(self.t)).to(a.dtype)
+        return expand(scale, a) * (a - b)
+
+    def spread(self, values: Tensor, answer: Answer) -> Tensor:
+        """(k,) values for the rows of `answer` -> (B,) with zeros elsewhere."""
+        if answer.rows is None:
+            return values
+        return values.new_zeros(len(self)).index_copy(0, answer.rows, values)
+
+
+def noisy_batch(
+    x0: Tensor,
+    labels: Tensor,
+    *,
+    process: Process,
+    stats: ClassStats,
+    seed: int,
+    step: int,
+    size: int | None = None,
+    share: slice | None = None,
+    part: str = "main",
+    draws: Mapping[str, DrawKind] | None = None,
+    label_dropout: float = 0.1,
+    dropout_per: Literal["sample", "batch"] = "sample",
+    group: Tensor | None = None,
+    groups: int = 0,
+    dist: Dist | None = None,
+) -> NoisyBatch:
+    """Noises a batch. Everything random is drawn for the global batch, then cut to this process's rows.
+
+    Args:
+        x0: (B, c, h, w) this process's rows of clean data.
+        labels: (B,) their classes.
+        size: rows of the global batch; B if not given.
+        share: which of them these are; all if not given.
+        part: name of the part; parts draw from unrelated streams.
+        draws: what the objectives declared.
+        label_dropout: probability that a label is dropped.
+        dropout_per: "sample": one coin per row. "batch": one for all rows, as the released code of this field does it.
+        group: (B,) numbers in [0, groups) of class groups: rows of a group share one t.
+        groups: number of class groups in the global batch; 0 if rows are not grouped.
+    """
+    n = len(x0) if size is None else size
+    rows = slice(0, n) if share is None else share
+    device = x0.device
+
+    def stream(name: str) -> torch.Generator:
+        return torch_rng(seed, "batch", part, name, step, device=device)
+
+    noise = torch.randn((n, *x0.shape[1:]), generator=stream("noise"), device=device)[rows]
+    if groups:
+        assert group is not None
+        t = process.time_from_uniform(torch.rand(groups, generator=stream("t"), device=device))[group]
+    else:
+        t = process.time_from_uniform(torch.rand(n, generator=stream("t"), device=device))[rows]
+    coins = torch.rand(1 if dropout_per == "batch" else n, generator=stream("dropout"), device=device).expand(n)[rows]
+    dropped = coins < label_dropout
+    null = stats.num_classes
+    made = {name: kind.make(n, stream(f"draw:{name}"), stats)[rows] for name, kind in (draws or {}).items()}
+    return NoisyBatch(
+        x0=x0,
+        labels=labels,
+        condition=torch.where(dropped, null, labels),
+        dropped=dropped,
+        group=torch.full_like(labels, -1) if group is None else group,
+        t=t,
+        noise=noise,
+        x_t=process.add_noise(x0, noise, t),
+        noise_level=process.noise_level(t),
+        process=process,
+        stats=stats,
+        null=null,
+        draws=made,
+        dist=dist or Dist(),
+    )

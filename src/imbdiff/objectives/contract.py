@@ -1,0 +1,145 @@
+"""The contract: an objective says what it needs, the evaluator answers, the objective computes.
+
+    requests(batch) -> [Request, ...]          what to evaluate; no network is at hand here
+    terms(batch, answers) -> {name: Tensor}    the loss terms, from the answers in the same order
+
+Terms have one of two forms. *Per row*: (B,), zeros where a row has no part in it; the trainer sums them over the global
+batch and divides by its size. *Coupled*: either (B,) as well, each row's share computed against rows gathered from all
+processes by `batch.dist.gather`; or a scalar, the same on every process, already a mean over the gathered rows. In all
+cases the gradient that data parallelism averages is that of the loss over the global batch.
+
+Every process must make the same requests and call the same collectives at every step, so neither may depend on values
+in the batch.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor, nn
+
+from imbdiff.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from imbdiff.objectives.batch import DrawKind, NoisyBatch
+
+
+@dataclass(frozen=True)
+class Draw:
+    """As a condition: the labels in ``batch.draws[name]``."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of the batch. Two are the same if their names are; values are never compared (that would wait for the
+    device).
+
+    Attributes:
+        name: says how they were chosen.
+        index: (k,) int64, distinct; k follows from configuration and batch size alone. Never a mask.
+    """
+
+    name: str
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Request:
+    """One evaluation of a network on the batch's x_t and t.
+
+    Attributes:
+        condition: "given" (labels after dropout), "null", or `Draw(name)`.
+        rows: all rows, or some.
+        network: one of the names that the method declares.
+        grad: whether gradients flow back into the network's parameters.
+        taps: intermediate features to return.
+        prediction: False asks for taps alone; those rows stop there.
+        capacity: "base" switches a low-rank part off.
+    """
+
+    condition: Literal["given", "null"] | Draw = "given"
+    rows: Rows | None = None
+    network: str = "model"
+    grad: bool = True
+    taps: tuple[str, ...] = ()
+    prediction: bool = True
+    capacity: Literal["full", "base"] = "full"
+
+    def __post_init__(self) -> None:
+        if not (self.condition in ("given", "null") or isinstance(self.condition, Draw)):
+            raise ConfigError(f"unknown condition {self.condition!r}", 'use "given", "null" or Draw(name)')
+        if not self.prediction and not self.taps:
+            raise ConfigError("a request without prediction needs at least one tap")
+        if self.capacity not in ("full", "base"):
+            raise ConfigError(f"unknown capacity {self.capacity!r}", 'use "full" or "base"')
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a request gave, in float32.
+
+    Attributes:
+        prediction: (k, c, h, w) in the process's own space; None if not asked for.
+        taps: features by name, each (k, ...).
+        labels: (k,) the condition that it was made with.
+        rows: (k,) the rows of the batch, None for all.
+    """
+
+    prediction: Tensor | None
+    taps: Mapping[str, Tensor]
+    labels: Tensor
+    rows: Tensor | None
+
+    @property
+    def pred(self) -> Tensor:
+        """The prediction, where it was asked for."""
+        assert self.prediction is not None, "the request asked for taps alone"
+        return self.prediction
+
+    def of(self, x: Tensor) -> Tensor:
+        """The rows of a batch-sized tensor that this answer is about."""
+        return x if self.rows is None else x.index_select(0, self.rows)
+
+
+class Objective(nn.Module):
+    """One training objective.
+
+    Attributes:
+        name: prefix of its terms in the log.
+        weight: factor of all its terms; at 0 it makes no request, as if it were left out.
+        part: the part of the step's batch that it reads.
+        draws: the named random draws that it needs, drawn for the global batch.
+    """
+
+    name: str = "objective"
+
+    def __init__(self, *, weight: float = 1.0, part: str = "main") -> None:
+        super().__init__()
+        if not 0 <= weight < float("inf"):
+            raise ConfigError(f"{self.name}: weight {weight} must be finite and at least 0")
+        self.weight = float(weight)
+        self.part = part
+        self.draws: dict[str, DrawKind] = {}
+
+    @abstractmethod
+    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
+        """The evaluations that this objective needs."""
+
+    @abstractmethod
+    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
+        """The loss terms, from the answers to `requests` in order; see the module's text for their form."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a step's evaluations cost: for the methods table and the benchmarks."""
+
+    passes: int = 0
+    rows: int = 0
+    predicted_rows: int = 0
+    by_network: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,26 @@
+"""The denoising loss: the mean squared error of the prediction (Ho et al. 2020, Eq. 14; per process, see `process`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.contract import Answer, Objective, Request
+
+
+class Denoising(Objective):
+    """L = mean over pixels of || f(x_t, t, y) - target ||^2, with y dropped for a share of the rows.
+
+    The target is the noise, v, or the velocity of the flow, as the process says.
+    """
+
+    name = "denoising"
+
+    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
+        return [Request("given")]
+
+    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
+        error = answers[0].pred - batch.target
+        return {"mse": error.square().flatten(1).mean(1)}

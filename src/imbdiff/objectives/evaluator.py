@@ -1,0 +1,202 @@
+"""The evaluator: merges the requests of all objectives, evaluates them in few passes, splits the answers.
+
+1. Requests for the same thing (part, condition, rows, network, capacity - by *name*) are one evaluation: taps are
+   united, and it carries gradients if anyone wants them (others get it detached). Some rows of what is evaluated
+   for all rows anyway are taken from there.
+2. Evaluations of one network are joined into one batch with gradient and one without; rows that only need taps come
+   last and stop after them.
+3. A batch above `max_rows` is cut into chunks whose activations are recomputed in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.contract import Answer, Draw, Request, Usage
+from imbdiff.runtime.errors import ConfigError
+
+Key = tuple[str, str, str, str, str]
+Network = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(eq=False)
+class _Evaluation:
+    batch: NoisyBatch
+    request: Request
+    grad: bool = False
+    prediction: bool = False
+    taps: set[str] = field(default_factory=set)
+
+    @property
+    def index(self) -> Tensor | None:
+        return None if self.request.rows is None else self.request.rows.index
+
+    def take(self, x: Tensor) -> Tensor:
+        return x if self.index is None else x.index_select(0, self.index)
+
+    @property
+    def labels(self) -> Tensor:
+        batch, condition = self.batch, self.request.condition
+        if condition == "given":
+            return self.take(batch.condition)
+        if condition == "null":
+            return torch.full_like(self.take(batch.labels), batch.null)
+        assert isinstance(condition, Draw)
+        if condition.name not in batch.draws:
+            raise ConfigError(
+                f"the draw {condition.name!r} was requested but not declared", "declare it in Objective.draws"
+            )
+        return self.take(batch.draws[condition.name])
+
+    def __len__(self) -> int:
+        return len(self.batch) if self.index is None else len(self.index)
+
+
+def _key(part: str, request: Request, all_rows: bool = False) -> Key:
+    condition = f"draw:{request.condition.name}" if isinstance(request.condition, Draw) else request.condition
+    rows = "" if request.rows is None or all_rows else f"rows:{request.rows.name}"
+    return part, condition, rows, request.network, request.capacity
+
+
+def evaluate(
+    networks: Mapping[str, Any],
+    batches: Mapping[str, NoisyBatch],
+    asked: Sequence[tuple[str, Request]],
+    *,
+    max_rows: int | None = None,
+) -> tuple[list[Answer], Usage]:
+    """Answers requests.
+
+    Args:
+        networks: name -> network, called as ``network(x_t, t, labels, taps, predict_rows, capacity)``.
+        batches: part name -> batch.
+        asked: (part, request) pairs.
+        max_rows: the most rows of one pass; more are cut into chunks.
+
+    Returns:
+        One answer per pair, in order, and what it took.
+
+    Raises:
+        ConfigError: a request names an unknown part, network or draw.
+    """
+    for part, request in asked:
+        if part not in batches:
+            raise ConfigError(f"an objective reads the part {part!r}", f"this step has {sorted(batches)}")
+        if request.network not in networks:
+            raise ConfigError(
+                f"an objective asks for the network {request.network!r}", f"this method declares {sorted(networks)}"
+            )
+    whole = {_key(part, request) for part, request in asked if request.rows is None}
+    evaluations: dict[Key, _Evaluation] = {}
+    served: list[Key] = []
+    for part, request in asked:
+        key = _key(part, request)
+        if request.rows is not None and _key(part, request, all_rows=True) in whole:
+            key = _key(part, request, all_rows=True)
+        served.append(key)
+        if key not in evaluations:
+            rows = None if not key[2] else request.rows
+            evaluations[key] = _Evaluation(
+                batches[part], Request(request.condition, rows, request.network, capacity=request.capacity)
+            )
+        evaluation = evaluations[key]
+        evaluation.grad |= request.grad
+        evaluation.prediction |= request.prediction
+        evaluation.taps |= set(request.taps)
+
+    results: dict[Key, Answer] = {}
+    passes = rows_total = predicted = 0
+    by_network: dict[str, int] = {}
+    for name in dict.fromkeys(key[3] for key in evaluations):
+        for grad in (True, False):
+            keys = [k for k, e in evaluations.items() if k[3] == name and e.grad == grad]
+            if not keys:
+                continue
+            keys.sort(key=lambda k: not evaluations[k].prediction)  # stable: taps-only rows come last
+            results.update(_one_pass(networks[name], {k: evaluations[k] for k in keys}, grad, max_rows))
+            passes += 1
+            rows_total += sum(len(evaluations[k]) for k in keys)
+            predicted += sum(len(evaluations[k]) for k in keys if evaluations[k].prediction)
+            by_network[name] = by_network.get(name, 0) + 1
+    answers = [_fit(results[key], request) for key, (_, request) in zip(served, asked, strict=True)]
+    return answers, Usage(passes, rows_total, predicted, by_network)
+
+
+def _fit(answer: Answer, request: Request) -> Answer:
+    """The part of a merged answer that one request asked for: its rows, its taps, detached if it wants no gradient."""
+    index = request.rows.index if request.rows is not None and answer.rows is None else None
+
+    def cut(x: Tensor) -> Tensor:
+        x = x if index is None else x.index_select(0, index)
+        return x if request.grad else x.detach()
+
+    return Answer(
+        prediction=cut(answer.pred) if request.prediction else None,
+        taps={tap: cut(answer.taps[tap]) for tap in request.taps},
+        labels=answer.labels if index is None else answer.labels.index_select(0, index),
+        rows=None if request.rows is None else request.rows.index,
+    )
+
+
+def _one_pass(
+    network: Network, evaluations: Mapping[Key, _Evaluation], grad: bool, max_rows: int | None
+) -> dict[Key, Answer]:
+    items = list(evaluations.values())
+    x = torch.cat([e.take(e.batch.x_t) for e in items])
+    t = torch.cat([e.take(e.batch.t) for e in items])
+    labels = torch.cat([e.labels for e in items])
+    capacity = None
+    if any(e.request.capacity == "base" for e in items):
+        capacity = torch.cat([x.new_full((len(e),), float(e.request.capacity == "full")) for e in items])
+    taps = tuple(sorted(set().union(*(e.taps for e in items))))
+    predicted = sum(len(e) for e in items if e.prediction)
+    with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+        prediction, found = _chunked(network, x, t, labels, taps, predicted, capacity, max_rows)
+
+    answers: dict[Key, Answer] = {}
+    start = 0
+    for key, e in evaluations.items():
+        rows = slice(start, start + len(e))
+        answers[key] = Answer(
+            prediction=prediction[rows].float() if e.prediction else None,
+            taps={tap: found[tap][rows].float() for tap in e.taps},
+            labels=labels[rows],
+            rows=e.index,
+        )
+        start += len(e)
+    return answers
+
+
+def _chunked(
+    network: Network,
+    x: Tensor,
+    t: Tensor,
+    labels: Tensor,
+    taps: tuple[str, ...],
+    predicted: int,
+    capacity: Tensor | None,
+    max_rows: int | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    extra = {} if capacity is None else {"capacity": capacity}
+    if max_rows is None or len(x) <= max_rows:
+        return network(x, t, labels, taps, predicted, **extra)
+    predictions, found = [], []
+    for start in range(0, len(x), max_rows):
+        rows = slice(start, start + max_rows)
+        here = max(0, min(predicted - start, len(x[rows])))
+        part = {} if capacity is None else {"capacity": capacity[rows]}
+        arguments = (x[rows], t[rows], labels[rows], taps, here)
+        if torch.is_grad_enabled():
+            p, f = checkpoint(network, *arguments, use_reentrant=False, preserve_rng_state=True, **part)
+        else:
+            p, f = network(*arguments, **part)
+        predictions.append(p)
+        found.append(f)
+    return torch.cat(predictions), {tap: torch.cat([f[tap] for f in found]) for tap in taps}

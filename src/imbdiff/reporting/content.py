@@ -1,0 +1,92 @@
+"""What a report is made of: plain results, every part of which may be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.stats import ClassStats, Groups
+from imbdiff.runtime.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """One run's results, as the page needs them.
+
+    Only the first fields are needed; whatever else is missing is said to be missing, with the command that makes it.
+
+    Attributes:
+        title: the page's heading.
+        command: the command line that repeats the run.
+        method: name of the method that trained the generator.
+        source: what was loaded, as the user wrote it.
+        environment: versions and hardware, any nesting.
+        config: the resolved configuration, any nesting.
+        stats: class statistics of the training split.
+        groups: many / medium / few, a partition of the classes of `stats`.
+        warnings: sentences for the reader, from all stages.
+        manifest: the split: "counts", "hash", "seed", "profile", "val" and so on (`Prepared.manifest`).
+        drawn: (C,) synthetic images per class; empty means none.
+        train: the training images; None leaves the image strips out.
+        synthetic: the synthetic images, all or a sample of each class.
+        nearest: for synthetic images the nearest training image: `evaluate(...)["nearest"]`.
+        log: rows of the training log: {"step", "images", "loss", <term>: value, ...}.
+        metrics: what `imbdiff.metrics.evaluate.evaluate` gave.
+        classifier: what `imbdiff.recognition.arms.classify` gave.
+        timings: seconds per stage, {stage: seconds}.
+        run: the run folder as the user named it, for the commands that the page suggests.
+        protocol: further rows for the protocol box, {label: text}, shown first.
+    """
+
+    title: str
+    command: str
+    method: str
+    source: str
+    stats: ClassStats
+    groups: Groups
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    drawn: Sequence[int] = ()
+    train: ImageSet | None = None
+    synthetic: ImageSet | None = None
+    nearest: Mapping[str, Any] | None = None
+    log: Sequence[Mapping[str, Any]] = ()
+    metrics: Mapping[str, Any] | None = None
+    classifier: Mapping[str, Any] | None = None
+    timings: Mapping[str, Any] = field(default_factory=dict)
+    run: str = "RUN"
+    protocol: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        c = self.stats.num_classes
+        if len(self.groups.of_class) != c:
+            raise DataError(f"groups of {len(self.groups.of_class)} classes for {c} classes")
+        if len(self.drawn) not in (0, c):
+            raise DataError(f"{len(self.drawn)} numbers of synthetic images for {c} classes")
+        for name, images in (("train", self.train), ("synthetic", self.synthetic)):
+            if images is not None and len(images.class_names) != c:
+                raise DataError(f"the {name} images have {len(images.class_names)} classes, the statistics {c}")
+
+    @property
+    def filled(self) -> tuple[int, ...]:
+        """(C,) synthetic images per class, zeros where nothing was drawn."""
+        return tuple(int(n) for n in self.drawn) or (0,) * self.stats.num_classes
+
+    @property
+    def by_size(self) -> list[int]:
+        """Class labels from the largest class to the smallest; ties in label order."""
+        return np.argsort(-np.asarray(self.stats.counts), kind="stable").tolist()
+
+
+def spread(items: Sequence[int], limit: int) -> list[int]:
+    """At most `limit` of `items`, evenly spaced, the first and the last always among them."""
+    if len(items) <= limit:
+        return list(items)
+    places = np.linspace(0, len(items) - 1, limit).round().astype(int)
+    return [items[i] for i in places]

@@ -1,0 +1,153 @@
+"""The report: one self-contained HTML page.
+
+Nothing is loaded from anywhere, and a content security policy in the page makes the browser refuse if something tried:
+pictures are data, styles are inline, and the only script allowed is the copy button's, by its hash. All text is escaped
+by the template engine; class names, paths and messages are data.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from imbdiff.reporting import plots, tables
+from imbdiff.reporting.content import ReportData
+from imbdiff.reporting.strips import MAX_CLASSES, columns, strips
+from imbdiff.reporting.text import clean, flatten, label, number, shorten
+from imbdiff.version import __version__
+
+__all__ = ["ReportData", "build_report"]
+
+MAX_WARNINGS = 20
+MAX_TERMS = 12
+MAX_CLASS_ROWS = 1000
+NOT_TERMS = frozenset(
+    "step images epoch lr learning_rate time wall seconds elapsed images_per_s images_per_second "
+    "grad_norm gradient_norm memory rank event".split()
+)
+
+
+@cache
+def environment() -> Environment:
+    """The template engine: everything escaped, an unknown name is an error."""
+    made = Environment(
+        loader=PackageLoader("imbdiff.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters.update(number=number, clean=clean, shorten=shorten)
+    return made
+
+
+def render(template: str, **values: Any) -> str:
+    """Fills a template with the page's style and script, as text that can be written as UTF-8."""
+    folder = resources.files("imbdiff.reporting") / "templates"
+    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("style.css", "copy.js"))
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = environment().get_template(template).render(
+        style=Markup(style), script=Markup(script), script_hash=allowed, version=__version__, **values
+    )  # fmt: skip
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def build_report(data: ReportData) -> str:
+    """The page as HTML text, UTF-8, with no reference to anything outside it.
+
+    What was not computed is said so, with the command that computes it. Caps, all stated on the page: 30 classes of
+    images spread over the size ranking, 1,000 rows of classes, 120 numbers, 12 loss curves.
+    """
+    classifier = data.classifier or {}
+    scopes = tables.scopes(classifier, data.groups)
+    arms = tables.arm_rows(classifier, scopes)
+    found, left_out = tables.metric_tables(data.metrics or {})
+    shown = strips(data)
+    return render(
+        "report.html.j2",
+        data=data,
+        title=clean(data.title),
+        verdict=tables.verdict(classifier),
+        facts=_facts(data),
+        histograms=_histograms(data),
+        classes=_class_rows(data),
+        max_class_rows=MAX_CLASS_ROWS,
+        strips=shown,
+        strip_cap=MAX_CLASSES,
+        strip_columns=columns(data.train.shape) if data.train is not None else 0,
+        has_pairs=any(s.pairs for s in shown),
+        has_nearest=any(p.nearest for s in shown for p in s.pairs),
+        copies=sum(p.copy for s in shown for p in s.pairs),
+        curves=_curves(data),
+        metrics=found,
+        metrics_left_out=left_out,
+        metrics_protocol=flatten((data.metrics or {}).get("protocol") or {}),
+        scopes=scopes,
+        arms=arms,
+        arms_plot=plots.accuracy_by_group(tables.arm_points(classifier, scopes), scopes) if arms else None,
+        control=classifier.get("control") or {},
+        classifier_protocol=flatten(classifier.get("protocol") or {}),
+        protocol=tables.protocol_rows(data),
+        config=flatten(data.config),
+        machine=flatten(data.environment),
+        warnings=[clean(w) for w in data.warnings],
+        max_warnings=MAX_WARNINGS,
+        timings=tables.timing_rows(data.timings),
+    )
+
+
+def _facts(data: ReportData) -> list[tuple[str, str, str]]:
+    """Key figures: (value, what, small print)."""
+    after = [n + m for n, m in zip(data.stats.counts, data.filled, strict=True)]
+    facts = [
+        (number(data.stats.num_classes), "classes", f"{min(data.stats.counts):,} to {max(data.stats.counts):,} images"),
+        (number(data.stats.total), "real training images", ""),
+        (number(data.stats.imbalance_factor, 1), "imbalance factor", "largest class / smallest"),
+    ]
+    if any(data.filled):
+        facts += [
+            (number(sum(data.filled)), "synthetic images", ""),
+            (number(max(after) / min(after), 1), "imbalance factor after", ""),
+        ]
+    return facts
+
+
+def _histograms(data: ReportData) -> list[tuple[str, plots.Plot]]:
+    """Class histogram on linear counts and, where their range is large, on logarithmic ones."""
+    order = data.by_size
+    arguments = (
+        [label(data.stats.names[k], f"#{k}") for k in order],
+        [data.stats.counts[k] for k in order],
+        [data.filled[k] for k in order],
+        [data.groups.names[data.groups.of_class[k]] for k in order],
+    )
+    made = [("linear", plots.class_histogram(*arguments, log=False))]
+    if plots.is_wide(data.stats.counts):
+        made.append(("log", plots.class_histogram(*arguments, log=True)))
+    return made
+
+
+def _class_rows(data: ReportData) -> list[tuple[str, str, int, int, int]]:
+    """(name, group, real, synthetic, together) by size."""
+    rows = []
+    for k in data.by_size[:MAX_CLASS_ROWS]:
+        real, drawn = data.stats.counts[k], data.filled[k]
+        rows.append((clean(data.stats.names[k]), data.groups.names[data.groups.of_class[k]], real, drawn, real + drawn))
+    return rows
+
+
+def _curves(data: ReportData) -> list[plots.Plot]:
+    """The total loss first, then each named term."""
+    names: dict[str, None] = {}
+    for row in data.log:
+        names.update((k, None) for k, v in row.items() if k not in NOT_TERMS and plots.finite(v))
+    ordered = sorted(names, key=lambda name: name != "loss")[:MAX_TERMS]
+    curves = []
+    for name in ordered:
+        rows = [row for row in data.log if plots.finite(row.get(name))]
+        seen = [float(row.get("images", row.get("step", i))) for i, row in enumerate(rows)]
+        curves.append(plots.loss_curve("total loss" if name == "loss" else name, seen, [row[name] for row in rows]))
+    return curves

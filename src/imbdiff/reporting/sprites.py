@@ -1,0 +1,111 @@
+"""Images for the page and for previews: pixels unchanged, enlarged without smoothing, packed into few files."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.reporting.content import spread
+from imbdiff.reporting.text import font_path, label
+from imbdiff.runtime.errors import DataError
+
+LARGEST_TILE = 64
+
+
+def png(image: Image.Image) -> bytes:
+    """`image` as PNG bytes."""
+    out = io.BytesIO()
+    image.save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def data_uri(data: bytes) -> str:
+    """PNG bytes as a data: address."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def to_pil(image: np.ndarray) -> Image.Image:
+    """(H, W, 1 or 3) uint8 as a Pillow image."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def page_size(shape: tuple[int, int, int], largest: int = LARGEST_TILE) -> tuple[int, int]:
+    """(height, width) at which an image goes into the page: its own, or scaled down to `largest` on the longer side."""
+    h, w, _ = shape
+    scale = min(1.0, largest / max(h, w))
+    return max(1, round(h * scale)), max(1, round(w * scale))
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """Tiles packed into one picture, a grid of `columns` by `rows`.
+
+    Every tile has a border of one pixel that repeats its own edge, so that a browser that scales the sheet by an odd
+    factor cannot let the neighbouring tile bleed in.
+    """
+
+    uri: str
+    columns: int
+    rows: int
+
+
+def pack(images: Sequence[np.ndarray], columns: int = 8) -> Sprite:
+    """Packs images of one shape (H, W, C) uint8 into a sprite, row by row.
+
+    Raises:
+        DataError: there is nothing to pack.
+    """
+    if not len(images):
+        raise DataError("a sprite needs at least one image")
+    h, w = page_size(images[0].shape)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    sheet = np.zeros((rows * (h + 2), columns * (w + 2), images[0].shape[-1]), np.uint8)
+    for i, image in enumerate(images):
+        if image.shape[:2] != (h, w):
+            small = to_pil(image).resize((w, h), Image.Resampling.LANCZOS)
+            image = np.asarray(small).reshape(h, w, -1)
+        y, x = (i // columns) * (h + 2), (i % columns) * (w + 2)
+        sheet[y : y + h + 2, x : x + w + 2] = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    return Sprite(data_uri(png(to_pil(sheet))), columns, rows)
+
+
+def sample_grid(images: ImageSet, per_class: int = 8, max_classes: int = 10) -> Image.Image:
+    """A preview: one row per class, one column per sample, pixels enlarged by a whole factor.
+
+    Args:
+        images: any number per class; the first `per_class` of each class are shown, missing ones are left blank.
+        per_class: columns.
+        max_classes: rows at most; of more classes an even spread over the label order is shown, the same at each call.
+
+    Returns:
+        An RGB picture. Rows are headed by the class name, or by "#label" where the name cannot be drawn.
+
+    Raises:
+        DataError: there are no images, or no room for any.
+    """
+    if not len(images) or per_class < 1 or max_classes < 1:
+        raise DataError(f"nothing to preview: {len(images)} images, per_class={per_class}, max_classes={max_classes}")
+    h, w, _ = images.shape
+    scale = max(1, round(40 / max(h, w)))
+    th, tw, gap = h * scale, w * scale, 3
+    font = ImageFont.truetype(str(font_path()), 12)
+    shown = spread(np.unique(images.labels).tolist(), max_classes)
+    heads = [label(images.class_names[k], f"#{k}", limit=18) for k in shown]
+    left = 12 + max(int(font.getlength(text)) for text in heads)
+    step_y = max(th, 16) + gap
+    sheet = Image.new("RGB", (left + per_class * (tw + gap), gap + len(shown) * step_y), (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    for row, (k, text) in enumerate(zip(shown, heads, strict=True)):
+        y = gap + row * step_y
+        draw.text((left - 8, y + th / 2), text, fill=(60, 66, 78), font=font, anchor="rm")
+        for column, i in enumerate(np.flatnonzero(images.labels == k)[:per_class]):
+            tile = to_pil(images.images[i]).convert("RGB").resize((tw, th), Image.Resampling.NEAREST)
+            sheet.paste(tile, (left + column * (tw + gap), y))
+    return sheet

@@ -1,0 +1,163 @@
+"""`check_objective`: the conformance checks that every objective must pass, also a user's own.
+
+from imbdiff.testing import check_objective
+check_objective(MyObjective(weight=0.5))
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.model import build_model
+from imbdiff.diffusion.process import PROCESSES, Process
+from imbdiff.objectives.batch import NoisyBatch, noisy_batch
+from imbdiff.objectives.contract import Objective
+from imbdiff.training.step import TrainingStep
+
+STATS = ClassStats(("a", "b", "c", "d"), (40, 12, 4, 2))
+SHAPE = (1, 2, 3)
+
+
+def example_batch(
+    objective: Objective, process: Process, *, rows: int = 12, seed: int = 0, step: int = 0, dropout: float = 0.25
+) -> NoisyBatch:
+    """A small random batch with the draws that `objective` declares; rows come in class groups of three."""
+    generator = torch.Generator().manual_seed(seed + 1000 * step)
+    x0 = torch.randn(rows, *SHAPE, generator=generator)
+    group = torch.arange(rows) // 3
+    labels = group % STATS.num_classes
+    batch = noisy_batch(
+        x0,
+        labels,
+        process=process,
+        stats=STATS,
+        seed=seed,
+        step=step,
+        part=objective.part,
+        draws=objective.draws,
+        label_dropout=dropout,
+    )
+    return replace(batch, group=group)
+
+
+def make_step(objective: Objective, process: Process, *, networks: tuple[str, ...] = ("model",)) -> TrainingStep:
+    """A training step of `objective` alone on small networks, all trainable."""
+    nets = {n: build_model("mlp", process, SHAPE, STATS, seed=i) for i, n in enumerate(networks)}
+    return TrainingStep(nets, [objective])
+
+
+def check_objective(
+    objective: Objective,
+    *,
+    processes: tuple[str, ...] = ("ddpm", "ddpm-v", "flow"),
+    networks: tuple[str, ...] = ("model",),
+    equivariant: bool = True,
+) -> None:
+    """Runs every check; raises AssertionError naming the first that fails.
+
+    Args:
+        objective: with a weight above 0. It is copied, not changed.
+        processes: names in `PROCESSES` to check under.
+        networks: the networks it asks for.
+        equivariant: False skips the check that permuting the rows permutes the terms (for draws that name rows).
+
+    Checks: terms are scalars or one value per row and finite; gradients are finite and flow into the model and into
+    the objective's own parameters; the same batch gives the same loss; requests do not depend on values; a batch of one
+    row, one class, all labels dropped, and both ends of time work; no global random state is read; weight 0 makes no
+    request; permuting rows and draws permutes the terms.
+    """
+    for name in processes:
+        process = PROCESSES[name]
+
+        def fresh() -> TrainingStep:
+            return make_step(copy.deepcopy(objective), process, networks=networks)  # noqa: B023
+
+        def say(what: str) -> str:
+            return f"{objective.name} under {name}: {what}"  # noqa: B023
+
+        _check_values(objective, process, fresh, say)
+        _check_edges(objective, process, fresh, say)
+        if equivariant:
+            _check_permutation(objective, process, fresh, say)
+        silent = copy.deepcopy(objective)
+        silent.weight = 0.0
+        from imbdiff.objectives.denoising import Denoising
+
+        base = Denoising() if objective.name != "denoising" else type("Other", (Denoising,), {"name": "other"})()
+        nets = {n: build_model("mlp", process, SHAPE, STATS, seed=i) for i, n in enumerate(networks)}
+        assert silent not in TrainingStep(nets, [base, silent]).active, say("weight 0 must leave it out")
+
+
+def _run(step: TrainingStep, batch: NoisyBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    step.zero_grad()
+    losses = step({step.active[0].part: batch})
+    losses["loss"].backward()
+    return losses["loss"].detach(), {n: p.grad.clone() for n, p in step.named_parameters() if p.grad is not None}
+
+
+Fresh = Callable[[], TrainingStep]
+Say = Callable[[str], str]
+
+
+def _check_values(objective: Objective, process: Process, fresh: Fresh, say: Say) -> None:
+    batch = example_batch(objective, process)
+    before = torch.random.get_rng_state()
+    first, second = fresh(), fresh()
+    loss, grads = _run(first, batch)
+    again, grads_again = _run(second, batch)
+    assert torch.equal(before, torch.random.get_rng_state()), say("reads the global random state")
+    assert torch.isfinite(loss), say("the loss is not finite")
+    assert all(bool(g.isfinite().all()) for g in grads.values()), say("a gradient is not finite")
+    assert any(bool((g != 0).any()) for n, g in grads.items() if n.startswith("networks.")), say("no gradient flows")
+    for n, _ in first.objectives.named_parameters():
+        assert f"objectives.{n}" in grads, say(f"its own parameter {n} gets no gradient")
+    assert torch.equal(loss, again), say("the same batch gives another loss")
+    assert all(torch.equal(g, grads_again[n]) for n, g in grads.items()), say("the same batch gives other gradients")
+    other = example_batch(objective, process, seed=5, step=3)
+    shape = [_shape(r) for r in objective.requests(batch)]
+    assert shape == [_shape(r) for r in objective.requests(other)], say("requests depend on the values of the batch")
+
+
+def _shape(request: object) -> tuple[object, ...]:
+    rows = getattr(request, "rows", None)
+    values = {k: v for k, v in vars(request).items() if k != "rows"}
+    return (*sorted((k, str(v)) for k, v in values.items()), None if rows is None else (rows.name, len(rows.index)))
+
+
+def _check_edges(objective: Objective, process: Process, fresh: Fresh, say: Say) -> None:
+    ends = example_batch(objective, process)
+    edge = process.time_from_uniform(torch.tensor([0.0, 1 - 2**-24])).repeat(len(ends) // 2)
+    cases = {
+        "a batch of one row": example_batch(objective, process, rows=1, dropout=0.0),
+        "all labels dropped": example_batch(objective, process, dropout=1.1),
+        "one class": replace(ends, labels=torch.zeros_like(ends.labels), condition=torch.zeros_like(ends.condition)),
+        "both ends of time": replace(
+            ends, t=edge, x_t=process.add_noise(ends.x0, ends.noise, edge), noise_level=process.noise_level(edge)
+        ),
+    }
+    for what, batch in cases.items():
+        loss, grads = _run(fresh(), batch)
+        assert torch.isfinite(loss), say(f"{what}: the loss is not finite")
+        assert all(bool(g.isfinite().all()) for g in grads.values()), say(f"{what}: a gradient is not finite")
+
+
+def _check_permutation(objective: Objective, process: Process, fresh: Fresh, say: Say) -> None:
+    batch = example_batch(objective, process)
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(3))
+    fields = ("x0", "labels", "condition", "dropped", "group", "t", "noise", "x_t", "noise_level")
+    moved = replace(
+        batch,
+        draws={k: v[order] for k, v in batch.draws.items()},
+        **{f: getattr(batch, f)[order] for f in fields},
+    )
+    loss, grads = _run(fresh(), batch)
+    loss_moved, grads_moved = _run(fresh(), moved)
+    assert torch.allclose(loss, loss_moved, rtol=1e-4, atol=1e-6), say("permuting the rows changes the loss")
+    for n, g in grads.items():
+        assert torch.allclose(g, grads_moved[n], rtol=1e-3, atol=1e-5), say(f"permuting the rows changes grad of {n}")
