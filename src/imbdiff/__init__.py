@@ -1,1 +1,65 @@
-"""imbalanced-diffusion."""
+"""imbalanced-diffusion: class-conditional diffusion models for long-tailed image data.
+
+    import imbdiff
+
+    data = imbdiff.prepare("digits", imbalance_factor=50)
+    config = imbdiff.preset("demo")
+    model = imbdiff.train(data, config)
+    images = imbdiff.sample(model, imbdiff.images_to_draw("auto", data.stats), config)
+
+Names are loaded when they are first used: ``import imbdiff`` itself costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from imbdiff.version import __version__
+
+if TYPE_CHECKING:
+    from imbdiff.config import RunConfig, override, preset
+    from imbdiff.data.inspect import inspect
+    from imbdiff.data.sources import load
+    from imbdiff.data.splits import prepare
+    from imbdiff.diffusion.generate import generate
+    from imbdiff.diffusion.model import load_model
+    from imbdiff.metrics.evaluate import evaluate
+    from imbdiff.pipeline.run import run
+    from imbdiff.pipeline.stages import sample, train
+    from imbdiff.pipeline.strategy import images_to_draw
+    from imbdiff.recognition.arms import classify
+    from imbdiff.recognition.judge import judges
+
+_WHERE = {
+    "RunConfig": "imbdiff.config",
+    "override": "imbdiff.config",
+    "preset": "imbdiff.config",
+    "inspect": "imbdiff.data.inspect",
+    "load": "imbdiff.data.sources",
+    "prepare": "imbdiff.data.splits",
+    "generate": "imbdiff.diffusion.generate",
+    "load_model": "imbdiff.diffusion.model",
+    "evaluate": "imbdiff.metrics.evaluate",
+    "run": "imbdiff.pipeline.run",
+    "sample": "imbdiff.pipeline.stages",
+    "train": "imbdiff.pipeline.stages",
+    "images_to_draw": "imbdiff.pipeline.strategy",
+    "classify": "imbdiff.recognition.arms",
+    "judges": "imbdiff.recognition.judge",
+}
+
+__all__ = [
+    "RunConfig", "__version__", "classify", "evaluate", "generate", "images_to_draw", "inspect", "judges", "load",
+    "load_model", "override", "prepare", "preset", "run", "sample", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'imbdiff' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

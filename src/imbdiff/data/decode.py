@@ -105,9 +105,12 @@ def eight_bit(image: Image.Image) -> Image.Image:
 
 
 def is_dark(path: Path) -> bool:
-    """Whether a 16-bit file uses less than an eighth of the range: 12-bit data saved as 16-bit come out nearly black."""
-    with _open(path) as image:
-        return image.mode in _DEEP_MODES and int(np.asarray(image).max(initial=0)) < 8192
+    """Whether a 16-bit file uses less than an eighth of the range, as 12-bit data do that were saved unscaled."""
+    try:
+        with _open(path) as image:
+            return image.mode in _DEEP_MODES and int(np.asarray(image).max(initial=0)) < 8192
+    except Exception:  # a damaged file says nothing here; decoding reports it
+        return True
 
 
 def is_deep(mode: str) -> bool:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from imbdiff.data.decode import EXTENSIONS, Header, UnusableImageError, decode, is_dark, is_deep, read_header
+from imbdiff.data.decode import EXTENSIONS, UnusableImageError, decode, is_dark, is_deep, read_header
 from imbdiff.data.resize import Target
 from imbdiff.data.source import Source, Survey, check_classes
 from imbdiff.runtime.errors import DataError, listing
@@ -49,7 +49,7 @@ class FolderSource(Source):
             strange = sorted(set(classes) - set(names))
             if strange:
                 raise DataError(
-                    f"these classes are in {split} but not in train:\n{listing(strange)}",
+                    f"these classes are in {split} but not in train:\n{listing(map(repr, strange))}",
                     "add training images of them, or remove these folders",
                 )
             self._files[split] = [path for name in names for path in sorted(classes.get(name, ()))]
@@ -78,11 +78,10 @@ class FolderSource(Source):
         names = [name for split in self.splits for name in self._files[split]]
         headers, bad = self._each(names, read_header)
         good = [header for header in headers if header is not None]
-        deep = [name for name, header in zip(names, headers, strict=True) if header and is_deep(header.mode)]
-        dark = self._each(deep, is_dark)[0]
-        if deep and all(dark):
+        deep = [name for name, header in zip(names, headers, strict=True) if header and is_deep(header.mode)][:64]
+        if deep and all(self._each(deep, is_dark)[0]):
             self.warnings += (
-                f"all {len(deep)} 16-bit images use less than an eighth of the range 0..65535 and will be dark: "
+                "the 16-bit images use less than an eighth of the range 0..65535 and come out nearly black: "
                 "save 10- or 12-bit data scaled to 16 or 8 bits",
             )
         return Survey(
@@ -115,7 +114,7 @@ class FolderSource(Source):
     def _each(
         self, names: list[str], work: Callable[..., T], named: bool = False
     ) -> tuple[list[T | None], dict[str, str]]:
-        """`work` on every file, in threads (Pillow decodes outside the interpreter lock); results in the files' order."""
+        """`work` on every file, in threads (Pillow decodes outside the interpreter lock); results in files' order."""
 
         def one(name: str) -> tuple[T | None, str]:
             path = self.folder / name
@@ -140,10 +139,16 @@ class _Listing:
         self.escaping: list[str] = []
         self.garbled: list[str] = []
         self.stray_folders: list[str] = []
+        self.empty_splits: list[str] = []
         self.classes: dict[str, dict[str, list[str]]] = {}
         for split, folder in self._split_folders().items():
-            self.classes[split] = self._classes_of(folder)
-        self._refuse()
+            classes = self._classes_of(folder)
+            if split == "train" or any(classes.values()):
+                self.classes[split] = classes
+            else:
+                self.empty_splits.append(split)
+        self._refuse_names()
+        self._refuse_train()
 
     def _split_folders(self) -> dict[str, Path]:
         found: dict[str, list[Path]] = {}
@@ -161,7 +166,8 @@ class _Listing:
         for split, same in found.items():
             if len(same) > 1:
                 raise DataError(
-                    f"{self.root} has more than one {split} folder: {', '.join(f.name for f in same)}", "keep one of them"
+                    f"{self.root} has more than one {split} folder: {', '.join(f.name for f in same)}",
+                    "keep one of them",
                 )
         used = [folder for same in found.values() for folder in same]
         self.stray_folders = sorted(folder.name for folder in folders if folder not in used)
@@ -180,15 +186,7 @@ class _Listing:
                     "merge them",
                 )
             classes[name] = sorted(self._walk(inner))
-        empty = sorted(name for name, files in classes.items() if not files)
-        everything_empty = len(empty) == len(classes)
-        if empty and not everything_empty and not (self.garbled or self.escaping):
-            hint = "" if folder is self.root else f" of {folder.name}/"
-            raise DataError(
-                f"these class folders{hint} hold no image:\n{listing(map(repr, empty))}",
-                f"add images ({', '.join(sorted(e[1:] for e in EXTENSIONS))}) or remove these folders",
-            )
-        return {} if everything_empty else classes
+        return classes
 
     def _walk(self, folder: Path) -> list[str]:
         """Image files at any depth; ids are relative to the root, with forward slashes."""
@@ -204,7 +202,7 @@ class _Listing:
                 files.append(path.relative_to(self.root).as_posix())
         return files
 
-    def _scan(self, folder: Path) -> list[os.DirEntry[str]]:
+    def _scan(self, folder: Path, count: bool = True) -> list[os.DirEntry[str]]:
         """Entries of a folder by name, without hidden ones, names that are not text and links that lead outside."""
         try:
             with os.scandir(folder) as entries:
@@ -214,7 +212,7 @@ class _Listing:
         kept = []
         for entry in ordered:
             if entry.name.startswith((".", "__")):
-                self.ignored["hidden files"] += 1
+                self.ignored["hidden files"] += count
             elif not _is_text(entry.name):
                 self.garbled.append(ascii(entry.path))
             elif entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(self.real_root):
@@ -224,13 +222,11 @@ class _Listing:
         return kept
 
     def _folders(self, folder: Path) -> list[Path]:
-        before = self.ignored.copy()  # looked at again when its images are listed: not to be counted twice
-        folders = [Path(entry.path) for entry in self._scan(folder) if entry.is_dir()]
-        self.ignored = before
-        return folders
+        return [Path(entry.path) for entry in self._scan(folder, count=False) if entry.is_dir()]
 
     def _images_beside(self, folder: Path) -> bool:
-        return any(entry.is_file() and Path(entry.name).suffix.lower() in EXTENSIONS for entry in self._scan(folder))
+        entries = self._scan(folder, count=False)
+        return any(entry.is_file() and Path(entry.name).suffix.lower() in EXTENSIONS for entry in entries)
 
     def _is_image(self, entry: os.DirEntry[str]) -> bool:
         # Not a regular file: a pipe or a broken link. Opening a pipe would wait for ever.
@@ -239,7 +235,7 @@ class _Listing:
         self.ignored["files that are no images"] += 1
         return False
 
-    def _refuse(self) -> None:
+    def _refuse_names(self) -> None:
         if self.escaping:
             raise DataError(
                 f"{len(set(self.escaping))} symbolic links lead out of {self.root}:\n"
@@ -251,15 +247,24 @@ class _Listing:
                 f"{len(set(self.garbled))} names are not valid UTF-8:\n{listing(sorted(set(self.garbled)))}",
                 "rename these files or folders",
             )
-        if not self.classes["train"]:
+
+    def _refuse_train(self) -> None:
+        train = self.classes["train"]
+        if not any(train.values()):
             outside = self.ignored["images outside a class folder"]
             what = f"{outside} images lie directly in it, outside any class folder" if outside else "it holds no image"
             raise DataError(
                 f"{self.root}: no class folder with images found; {what}",
                 "give a folder that has one folder per class (DIR/cat/1.png), or DIR/train/cat/1.png",
             )
-        if len(self.classes["train"]) == 1 and "test" not in self.classes:
-            (name, files), *_ = self.classes["train"].items()
+        empty = sorted(name for name, files in train.items() if not files)
+        if empty:
+            raise DataError(
+                f"these class folders of {self.root} hold no image for training:\n{listing(map(repr, empty))}",
+                f"add images ({', '.join(sorted(e[1:] for e in EXTENSIONS))}) or remove these folders",
+            )
+        if len(train) == 1 and len(self.classes) == 1:
+            (name, files), *_ = train.items()
             deeper = {Path(file).parts[1] for file in files if len(Path(file).parts) > 2}
             if len(deeper) > 1:
                 raise DataError(
@@ -269,6 +274,7 @@ class _Listing:
 
     def warnings(self) -> tuple[str, ...]:
         notes = [f"ignored in {self.root}: {n} {what}" for what, n in sorted(self.ignored.items()) if n]
+        notes += [f"{split}/ in {self.root} holds no image and counts as not given" for split in self.empty_splits]
         if self.stray_folders:
             notes.append(f"ignored beside train/: the folders {', '.join(self.stray_folders[:20])}")
         return tuple(notes)
@@ -287,6 +293,3 @@ def _class_order(names: dict[str, list[str]]) -> Callable[[str], tuple[int, str]
     """By name, or by value where every name is an integer: 2 before 10."""
     numeric = all(name.isascii() and name.isdigit() for name in names)
     return lambda name: (int(name) if numeric else 0, name)
-
-
-__all__ = ["SPLIT_FOLDERS", "FolderSource", "Header"]

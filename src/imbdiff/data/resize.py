@@ -41,8 +41,10 @@ class Target:
 
 def parse_size(size: Size) -> tuple[int, int]:
     """(height, width) of an int or a pair; ConfigError if a side is not an integer of at least 4 pixels."""
-    sides = (size, size) if isinstance(size, int | np.integer) else tuple(size)
-    if len(sides) != 2 or any(isinstance(s, bool) or not isinstance(s, int | np.integer) or s < SMALLEST for s in sides):
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(sides) != 2 or any(
+        isinstance(s, bool) or not isinstance(s, int | np.integer) or s < SMALLEST for s in sides
+    ):
         raise ConfigError(
             f"image size {size!r} is not a number of pixels or a (height, width) pair, each at least {SMALLEST}",
             "give for example --data.size 32",
@@ -87,7 +89,9 @@ def resolve(
     # The shorter side is rounded to a multiple of 8, so that backbones that halve the image three times take it.
     scale = LARGEST_UNASKED / max(height, width)
     short = max(8, round(min(height, width) * scale / 8) * 8)
-    target = Target(LARGEST_UNASKED if height >= width else short, LARGEST_UNASKED if width >= height else short, policy)
+    target = Target(
+        LARGEST_UNASKED if height >= width else short, LARGEST_UNASKED if width >= height else short, policy
+    )
     note = (
         f"the images are {height} x {width} pixels (height x width) and were scaled to {target.height} x "
         f"{target.width} ({policy}); another size: --data.size N"

@@ -79,7 +79,7 @@ class Source(ABC):
 
     @abstractmethod
     def hashes(self, split: str) -> tuple[list[str | None], dict[str, str]]:
-        """(N,) hash of each image's decoded pixels in its own size (None if unusable), and {id: why} of unusable ones."""
+        """(N,) hash of each image's pixels in its own size (None if unusable), and {id: why} of the unusable."""
 
     @abstractmethod
     def _decode(self, split: str, target: Target, grey: bool) -> tuple[np.ndarray, dict[str, str]]:
@@ -167,4 +167,9 @@ def check_classes(counts: np.ndarray, class_names: Sequence[str], where: str) ->
             f"{where} has only one class, {class_names[0]!r}" if len(class_names) else f"{where} has no class",
             "give at least two classes: imbalance is a relation between classes",
         )
-    ClassStats(tuple(class_names), tuple(int(n) for n in counts))
+    empty = [repr(name) for name, n in zip(class_names, counts.tolist(), strict=True) if n == 0]
+    if empty:
+        raise DataError(
+            f"{where}: {len(empty)} classes have no training image:\n{listing(empty)}",
+            "add images of them, or leave these classes out",
+        )

@@ -163,9 +163,13 @@ class Groups:
 
     @classmethod
     def default(cls, stats: ClassStats) -> Groups:
-        """The literature's thresholds (> 100, < 20) where they leave no group empty, otherwise thirds by class size."""
+        """Thirds by class size; the literature's thresholds (> 100, < 20) where they fit.
+
+        They fit where the largest class has at least 500 images, as in the sets that they were made for, and no group
+        is empty.
+        """
         groups = cls.by_threshold(stats)
-        if set(groups.of_class) == {0, 1, 2}:
+        if max(stats.counts) >= 500 and set(groups.of_class) == {0, 1, 2}:
             return groups
         return cls.by_quantile(stats)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from imbdiff.diffusion.guidance import Guidance, NoGuidance
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.process import Flow
-from imbdiff.diffusion.schedulers import make_scheduler
+from imbdiff.diffusion.schedulers import make_scheduler, process_times, start
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
 
@@ -31,7 +31,6 @@ def generate(
     steps: int = 20,
     guidance: Guidance | None = None,
     batch_size: int = 64,
-    channels_last: bool = False,
 ) -> np.ndarray:
     """Draws one image per label.
 
@@ -48,7 +47,8 @@ def generate(
         (N, H, W, C) uint8, in the order of `labels`.
 
     Raises:
-        ConfigError: labels out of range, or lengths that differ.
+        ConfigError: labels out of range, negative seeds, numbers that are not whole, lengths that differ, a batch size
+            below 1, or a model in training mode (its dropout would draw from the global generator).
     """
     out: list[np.ndarray | None] = [None] * len(labels)
     for rows, images in generate_batches(
@@ -80,8 +80,11 @@ def generate_batches(
     Batch b holds rows b * batch_size and following. `only` names the batches to draw: those of one process, or those
     that an earlier run did not finish.
     """
-    labels = np.asarray(labels, dtype=np.int64)
-    seeds = np.asarray(seeds, dtype=np.int64)
+    labels, seeds = _whole(labels, "labels"), _whole(seeds, "seeds")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} must be at least 1")
+    if any(module.training for module in model.modules()):
+        raise ConfigError("the model is in training mode", "call model.eval() first")
     if len(labels) != len(seeds):
         raise ConfigError(f"{len(labels)} labels but {len(seeds)} seeds", "give one seed per image")
     if len(labels) and (labels.min() < 0 or labels.max() > model.null):
@@ -89,12 +92,24 @@ def generate_batches(
             f"labels reach from {labels.min()} to {labels.max()}; this model knows classes 0..{model.num_classes - 1}",
             f"use those, or {model.null} for 'no class'",
         )
+    if len(seeds) and seeds.min() < 0:
+        raise ConfigError(f"seed {seeds.min()} is negative", "use whole numbers from 0")
+    batches = -(-len(labels) // batch_size)
+    if only is not None and any(not 0 <= b < batches for b in only):
+        raise ConfigError(f"batches {list(only)} were asked for; there are {batches}, counted from 0")
     scheduler = make_scheduler(sampler, model.process, steps)  # refuses what does not fit, before any work
-    for b in range(-(-len(labels) // batch_size)) if only is None else only:
+    for b in range(batches) if only is None else only:
         rows = list(range(b * batch_size, min((b + 1) * batch_size, len(labels))))
         padded = rows + [rows[0]] * (batch_size - len(rows))
         images = _batch(model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance())
         yield rows, images[: len(rows)]
+
+
+def _whole(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ConfigError(f"{what} must be a list of whole numbers, not {array.dtype} of shape {array.shape}")
+    return array.astype(np.int64)
 
 
 @torch.no_grad()
@@ -106,7 +121,7 @@ def _batch(
     generators = [torch_rng(int(seed), "image") for seed in seeds]
     # drawn on the CPU, one generator per image: the same numbers on every device
     x = torch.stack([torch.randn(model.codec.shape, generator=g) for g in generators]).to(device)
-    scheduler.set_timesteps(steps)
+    start(scheduler, steps)
     if not isinstance(model.process, Flow):
         x = x * scheduler.init_noise_sigma
     options = {"generator": generators} if _takes_generator(scheduler) else {}
@@ -115,9 +130,8 @@ def _batch(
         prediction, _ = model(x_t, t, condition)
         return prediction.float()
 
-    for timestep in scheduler.timesteps:
-        value = timestep / 1000 if isinstance(model.process, Flow) else timestep
-        t = torch.full((len(x),), value.item(), device=device, dtype=value.dtype)
+    for timestep, time in zip(scheduler.timesteps, process_times(scheduler, model.process), strict=True):
+        t = time.to(device).expand(len(x))
         prediction = guidance(
             scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x, t, y, predict
         )

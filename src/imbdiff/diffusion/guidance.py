@@ -23,7 +23,7 @@ class Guidance(ABC):
 
     @abstractmethod
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, predict: Predict) -> Tensor:
-        """x_t (B, c, h, w), t (B,), labels (B,) in [0, C) -> the guided prediction (B, c, h, w)."""
+        """x_t (B, c, h, w), t (B,), labels (B,) in [0, C] -> the guided prediction (B, c, h, w)."""
 
 
 class NoGuidance(Guidance):
@@ -57,7 +57,7 @@ class ClassifierFree(Guidance):
 
     def __post_init__(self) -> None:
         values = [self.omega] if isinstance(self.omega, int | float) else list(self.omega)
-        if len(values) != 1 and len(values) != self.null:
+        if not isinstance(self.omega, int | float) and len(values) != self.null:
             raise ConfigError(
                 f"{len(values)} guidance scales for {self.null} classes", "give one number, or one per class"
             )
@@ -77,8 +77,10 @@ class ClassifierFree(Guidance):
             torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([labels, torch.full_like(labels, self.null)])
         )
         conditional, unconditional = both.chunk(2)
-        omega = torch.tensor(scales, device=x_t.device, dtype=x_t.dtype)
-        per_row = omega.expand(len(labels)) if len(scales) == 1 else omega[labels]
+        if isinstance(self.omega, int | float):
+            return conditional + self.omega * (conditional - unconditional)
+        # the null label is as good a label as any, and has nothing to be guided to
+        per_row = torch.tensor([*scales, 0.0], device=x_t.device, dtype=x_t.dtype)[labels]
         return conditional + expand(per_row, x_t) * (conditional - unconditional)
 
 

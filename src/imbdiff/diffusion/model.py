@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +91,8 @@ class ModelSpec:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ModelSpec:
         shape = tuple(int(n) for n in value["shape"])
-        assert len(shape) == 3
+        if len(shape) != 3:
+            raise ValueError(f"shape {shape} is not (C, H, W)")
         return cls(value["kind"], value["config"], shape, value["process"], ClassStats.from_json(value["stats"]))
 
 
@@ -184,7 +184,13 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> Diffusion
     folder = Path(folder)
     if not (folder / "model.json").exists():
         raise RunError(f"{folder} holds no model (model.json is missing)", "give a folder that `imbdiff train` wrote")
-    model = from_spec(ModelSpec.from_json(read_json(folder / "model.json")))
+    try:
+        model = from_spec(ModelSpec.from_json(read_json(folder / "model.json")))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"{folder / 'model.json'} does not describe a model: {type(error).__name__} {error}",
+            "restore it; if another version of imbdiff wrote it, load it with that one",
+        ) from error
     load_weights(model, folder / "model.safetensors")
     return model.to(device).eval()
 
@@ -218,4 +224,4 @@ def load_weights(model: DiffusionModel, path: Path) -> None:
 
 def spec_from_folder(folder: Path) -> dict[str, Any]:
     """The description of a saved model, without its weights."""
-    return json.loads((Path(folder) / "model.json").read_text())
+    return read_json(Path(folder) / "model.json")

@@ -1,11 +1,15 @@
 """diffusers' samplers for our processes: one table, and nothing of their arithmetic rewritten.
 
-Times are the process's own: betas are handed over as numbers, so that training and sampling cannot disagree.
+Times are the process's own: betas are handed over as numbers, so that training and sampling cannot disagree. Three
+habits of diffusers 0.35 to 0.42 are worked around here, each held by a test: `start` says which, `_for_ddpm` the third.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from imbdiff.diffusion.process import DDPM, Flow, Process
 from imbdiff.runtime.errors import ConfigError
@@ -41,12 +45,40 @@ def make_scheduler(name: str, process: Process, steps: int) -> Any:
         scheduler = _for_flow(name)
     else:
         raise ConfigError(f"no samplers are known for {type(process).__name__}")
-    scheduler.set_timesteps(steps)
+    start(scheduler, steps)
     return scheduler
 
 
+def start(scheduler: Any, steps: int) -> None:
+    """Sets `steps` timesteps and forgets earlier steps, so that a scheduler can draw one batch after another.
+
+    For 62 step counts of 1 to 1000 (61, 103, 121, ...) diffusers' trailing spacing rounds to one time too many, t = -1,
+    where the tables are read from their noisy end: that time is taken out. Steps are counted from the first time
+    instead of looked up by its value, which is not unique once times are rounded to integers.
+    """
+    scheduler.set_timesteps(steps)
+    if scheduler.timesteps[-1] < 0:
+        scheduler.timesteps = scheduler.timesteps[:-1]
+        if hasattr(scheduler, "sigmas"):
+            scheduler.sigmas = torch.cat([scheduler.sigmas[:-2], scheduler.sigmas[-1:]])
+        scheduler.num_inference_steps = steps
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+
+
+def process_times(scheduler: Any, process: Process) -> Tensor:
+    """(steps,) the process's time at each step.
+
+    A flow's time is the scheduler's sigma: its multistep solvers cut `timesteps` to integers, up to 0.001 below the time
+    that the sample is at.
+    """
+    if isinstance(process, Flow):
+        return scheduler.sigmas[: len(scheduler.timesteps)].float()
+    return scheduler.timesteps
+
+
 def _for_ddpm(name: str, process: DDPM, steps: int) -> Any:
-    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     if name == "euler":
         raise ConfigError("the euler sampler is for flow models", "use ddim, dpm++ or unipc with a DDPM process")
@@ -62,10 +94,16 @@ def _for_ddpm(name: str, process: DDPM, steps: int) -> Any:
         # x0 is clipped before the posterior mean is formed. Released code of this field clips after, where it does
         # nothing. beta_t as variance: "fixed large".
         return DDPMScheduler(**common, variance_type="fixed_large", clip_sample=True, timestep_spacing="trailing")
+    # The solvers below clip x0 to [-1, 1] too, in diffusers by "thresholding" with a maximum of 1.
+    clip = {"thresholding": True, "sample_max_value": 1.0}
+    common |= {"timestep_spacing": "trailing", "final_sigmas_type": "zero"}
     if name == "ddim":
-        return DDIMScheduler(**common, clip_sample=True, set_alpha_to_one=True, timestep_spacing="trailing")
+        # The first-order solver is DDIM. diffusers' own DDIMScheduler steps by T // steps whatever the times are: where
+        # steps does not divide T it arrives elsewhere than where the network is asked next (600 steps: noise is left).
+        return DPMSolverMultistepScheduler(**common, **clip, solver_order=1)
     solver = DPMSolverMultistepScheduler if name == "dpm++" else UniPCMultistepScheduler
-    return solver(**common, timestep_spacing="trailing", final_sigmas_type="zero")
+    # The cosine schedule starts at a = 5e-5, where x0 = (x_t - s eps) / a multiplies an error of eps by 20,000.
+    return solver(**common, **(clip if process.schedule == "cosine" else {}))
 
 
 def _for_flow(name: str) -> Any:

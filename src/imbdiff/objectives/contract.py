@@ -35,12 +35,27 @@ class Draw:
 
 
 @dataclass(frozen=True, eq=False)
+class Labels:
+    """As a condition: labels that the objective computed, such as those of other rows (`batch.permuted`).
+
+    Like `Rows`, two are the same if their names are.
+
+    Attributes:
+        name: says what they are, and begins with the objective's name.
+        values: (B,) int64 in [0, C], C = null.
+    """
+
+    name: str
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Rows:
     """Some rows of the batch. Two are the same if their names are; values are never compared (that would wait for the
     device).
 
     Attributes:
-        name: says how they were chosen.
+        name: says how they were chosen, and begins with the objective's name: others of that name share the answer.
         index: (k,) int64, distinct; k follows from configuration and batch size alone. Never a mask.
     """
 
@@ -53,7 +68,7 @@ class Request:
     """One evaluation of a network on the batch's x_t and t.
 
     Attributes:
-        condition: "given" (labels after dropout), "null", or `Draw(name)`.
+        condition: "given" (labels after dropout), "null", `Draw(name)`, or `Labels(name, values)`.
         rows: all rows, or some.
         network: one of the names that the method declares.
         grad: whether gradients flow back into the network's parameters.
@@ -62,7 +77,7 @@ class Request:
         capacity: "base" switches a low-rank part off.
     """
 
-    condition: Literal["given", "null"] | Draw = "given"
+    condition: Literal["given", "null"] | Draw | Labels = "given"
     rows: Rows | None = None
     network: str = "model"
     grad: bool = True
@@ -71,8 +86,8 @@ class Request:
     capacity: Literal["full", "base"] = "full"
 
     def __post_init__(self) -> None:
-        if not (self.condition in ("given", "null") or isinstance(self.condition, Draw)):
-            raise ConfigError(f"unknown condition {self.condition!r}", 'use "given", "null" or Draw(name)')
+        if not (isinstance(self.condition, Draw | Labels) or self.condition in ("given", "null")):
+            raise ConfigError(f"unknown condition {self.condition!r}", 'use "given", "null", Draw(name) or Labels(...)')
         if not self.prediction and not self.taps:
             raise ConfigError("a request without prediction needs at least one tap")
         if self.capacity not in ("full", "base"):
@@ -81,7 +96,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a request gave, in float32.
+    """What a request gave, in float32 (float64 from a float64 network).
 
     Attributes:
         prediction: (k, c, h, w) in the process's own space; None if not asked for.

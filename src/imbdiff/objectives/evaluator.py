@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.contract import Answer, Draw, Request, Usage
+from imbdiff.objectives.contract import Answer, Draw, Labels, Request, Usage
 from imbdiff.runtime.errors import ConfigError
 
 Key = tuple[str, str, str, str, str]
@@ -48,7 +48,8 @@ class _Evaluation:
             return self.take(batch.condition)
         if condition == "null":
             return torch.full_like(self.take(batch.labels), batch.null)
-        assert isinstance(condition, Draw)
+        if isinstance(condition, Labels):
+            return self.take(condition.values)
         if condition.name not in batch.draws:
             raise ConfigError(
                 f"the draw {condition.name!r} was requested but not declared", "declare it in Objective.draws"
@@ -60,7 +61,9 @@ class _Evaluation:
 
 
 def _key(part: str, request: Request, all_rows: bool = False) -> Key:
-    condition = f"draw:{request.condition.name}" if isinstance(request.condition, Draw) else request.condition
+    condition = str(request.condition)
+    if isinstance(request.condition, Draw | Labels):
+        condition = f"{type(request.condition).__name__}:{request.condition.name}"
     rows = "" if request.rows is None or all_rows else f"rows:{request.rows.name}"
     return part, condition, rows, request.network, request.capacity
 
@@ -84,7 +87,7 @@ def evaluate(
         One answer per pair, in order, and what it took.
 
     Raises:
-        ConfigError: a request names an unknown part, network or draw.
+        ConfigError: a request names an unknown part, network or draw, or other rows by a name that is taken.
     """
     for part, request in asked:
         if part not in batches:
@@ -107,6 +110,11 @@ def evaluate(
                 batches[part], Request(request.condition, rows, request.network, capacity=request.capacity)
             )
         evaluation = evaluations[key]
+        if key[2] and request.rows is not None and len(request.rows.index) != len(evaluation):
+            raise ConfigError(
+                f"two requests name {len(evaluation)} and {len(request.rows.index)} rows {request.rows.name!r}",
+                "give different rows different names",
+            )
         evaluation.grad |= request.grad
         evaluation.prediction |= request.prediction
         evaluation.taps |= set(request.taps)
@@ -141,8 +149,13 @@ def _fit(answer: Answer, request: Request) -> Answer:
         prediction=cut(answer.pred) if request.prediction else None,
         taps={tap: cut(answer.taps[tap]) for tap in request.taps},
         labels=answer.labels if index is None else answer.labels.index_select(0, index),
-        rows=None if request.rows is None else request.rows.index,
+        rows=answer.rows if index is None else index,
     )
+
+
+def _full(x: Tensor) -> Tensor:
+    """Half precisions become float32; float64 stays, so that losses can be checked against float64 formulas."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _one_pass(
@@ -165,8 +178,8 @@ def _one_pass(
     for key, e in evaluations.items():
         rows = slice(start, start + len(e))
         answers[key] = Answer(
-            prediction=prediction[rows].float() if e.prediction else None,
-            taps={tap: found[tap][rows].float() for tap in e.taps},
+            prediction=_full(prediction[rows]) if e.prediction else None,
+            taps={tap: _full(found[tap][rows]) for tap in e.taps},
             labels=labels[rows],
             rows=e.index,
         )
@@ -191,7 +204,7 @@ def _chunked(
     for start in range(0, len(x), max_rows):
         rows = slice(start, start + max_rows)
         here = max(0, min(predicted - start, len(x[rows])))
-        part = {} if capacity is None else {"capacity": capacity[rows]}
+        part: dict[str, Any] = {} if capacity is None else {"capacity": capacity[rows]}
         arguments = (x[rows], t[rows], labels[rows], taps, here)
         if torch.is_grad_enabled():
             p, f = checkpoint(network, *arguments, use_reentrant=False, preserve_rng_state=True, **part)

@@ -21,7 +21,7 @@ from PIL import Image
 from imbdiff.reporting.sprites import data_uri
 from imbdiff.reporting.text import label
 
-DPI = 192  # twice the nominal 96, for sharp text on dense screens
+DPI = 192.0  # twice the nominal 96, for sharp text on dense screens
 
 
 @dataclass(frozen=True)
@@ -108,17 +108,20 @@ def class_histogram(
         dress(axes, theme)
         x = np.arange(c)
         low, high = np.asarray(real, float), np.asarray(real, float) + np.asarray(drawn, float)
-        width = 0.74 if c <= 60 else 1.0
         floor = 0.5 if log else 0.0
-        axes.bar(x, high - floor, width, bottom=floor, color=theme.synthetic, label="synthetic")
-        axes.bar(x, low - floor, width, bottom=floor, color=theme.real, label="real")
+        for tops, colour in ((high, theme.synthetic), (low, theme.real)):
+            if c <= 60:
+                axes.bar(x, tops - floor, 0.74, bottom=floor, color=colour)
+            else:  # one outline instead of a thousand rectangles
+                edges = np.arange(c + 1) - 0.5
+                axes.fill_between(edges, floor, np.append(tops, tops[-1]), step="post", color=colour, linewidth=0)
         if log:
             axes.set_yscale("log")
             axes.set_ylim(bottom=floor)
         axes.set_xlim(-0.6, c - 0.4)
         axes.yaxis.set_major_formatter(FuncFormatter(thousands))
         axes.set_ylabel("images" + (", log scale" if log else ""), color=theme.muted, fontsize=8.5)
-        _class_ticks(axes, names, real, figure.get_figwidth() * 96)
+        _class_ticks(axes, names, real, figure.get_figwidth() * 96, theme)
         _group_marks(axes, group, theme)
 
     what = "log" if log else "linear"
@@ -127,13 +130,13 @@ def class_histogram(
     return plot(alt, draw, (1000, 300 + tall), (400, 260 + tall) if c > 1 else None)
 
 
-def _class_ticks(axes: Any, names: Sequence[str], real: Sequence[int], pixels: float) -> None:
+def _class_ticks(axes: Any, names: Sequence[str], real: Sequence[int], pixels: float, theme: Theme) -> None:
     """Names below the bars where they fit, otherwise ranks."""
     c = len(names)
     if c > 40 or c * 13 > pixels:
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v + 1:g}" if 0 <= v < c else ""))
-        axes.set_xlabel("class, by size (1 = largest)", fontsize=8.5, color=axes.xaxis.get_ticklabels()[0].get_color())
+        ranks = [1, *(int(r) for r in MaxNLocator(6, integer=True).tick_values(1, c) if 1 < r <= c)]
+        axes.set_xticks([r - 1 for r in ranks], [f"{r:,}" for r in ranks])
+        axes.set_xlabel("class, by size (1 = largest)", fontsize=8.5, color=theme.muted)
         return
     axes.set_xticks(range(c))
     flat = max(len(name) for name in names) * 7 < pixels / c - 4
@@ -184,14 +187,15 @@ def loss_curve(name: str, images: Sequence[float], values: Sequence[float]) -> P
         )
 
     last = f", last value {y[-1]:.4g}" if len(y) else ""
-    return plot(f"Training loss {name} against images seen{last}", draw, (480, 230))
+    return plot(f"Training loss {name} against images seen{last}", draw, (350, 205))
 
 
 def accuracy_by_group(arms: Sequence[dict[str, Any]], scopes: Sequence[str]) -> Plot:
     """Accuracy of each arm, one panel per scope, arms as rows: mean, standard deviation over seeds, single seeds.
 
     Args:
-        arms: {"name", "synthetic": bool, "control": bool, "mean": {scope: value}, "sd": {...}, "seeds": {scope: [...]}}.
+        arms: {"name", "synthetic": bool, "control": bool, "mean": {scope: value}, "sd": {scope: value},
+            "seeds": {scope: [value of each seed]}}.
         scopes: "all" and the groups, in the order of the panels.
     """
     rows = list(range(len(arms)))[::-1]

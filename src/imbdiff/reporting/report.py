@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -28,9 +29,9 @@ MAX_WARNINGS = 20
 MAX_TERMS = 12
 MAX_CLASS_ROWS = 1000
 NOT_TERMS = frozenset(
-    "step images epoch lr learning_rate time wall seconds elapsed images_per_s images_per_second "
-    "grad_norm gradient_norm memory rank event".split()
-)
+    {"step", "images", "epoch", "lr", "learning_rate", "time", "wall", "wall_s", "seconds", "elapsed", "images_per_s"}
+    | {"images_per_second", "grad_norm", "gradient_norm", "memory", "rank"}
+)  # columns of the training log that are not losses
 
 
 @cache
@@ -63,13 +64,16 @@ def build_report(data: ReportData) -> str:
     """
     classifier = data.classifier or {}
     scopes = tables.scopes(classifier, data.groups)
-    arms = tables.arm_rows(classifier, scopes)
+    columns_of_arms = ["all", tables.CLASS_MEAN, *scopes[1:]]
+    arms = tables.arm_rows(classifier, columns_of_arms)
+    nearest = data.nearest or (data.metrics or {}).get("nearest")
     found, left_out = tables.metric_tables(data.metrics or {})
     shown = strips(data)
     return render(
         "report.html.j2",
         data=data,
         title=clean(data.title),
+        run=shlex.quote(clean(data.run)),
         verdict=tables.verdict(classifier),
         facts=_facts(data),
         histograms=_histograms(data),
@@ -80,13 +84,17 @@ def build_report(data: ReportData) -> str:
         strip_columns=columns(data.train.shape) if data.train is not None else 0,
         has_pairs=any(s.pairs for s in shown),
         has_nearest=any(p.nearest for s in shown for p in s.pairs),
+        has_other=any(p.other for s in shown for p in s.pairs),
         copies=sum(p.copy for s in shown for p in s.pairs),
         curves=_curves(data),
         metrics=found,
         metrics_left_out=left_out,
         metrics_protocol=flatten((data.metrics or {}).get("protocol") or {}),
-        scopes=scopes,
+        scopes=columns_of_arms,
         arms=arms,
+        controls=tables.controls_of(classifier),
+        closeness=tables.closeness_rows(nearest),
+        space=clean((nearest or {}).get("space") or ""),
         arms_plot=plots.accuracy_by_group(tables.arm_points(classifier, scopes), scopes) if arms else None,
         control=classifier.get("control") or {},
         classifier_protocol=flatten(classifier.get("protocol") or {}),

@@ -50,8 +50,9 @@ class Strip:
     real_count: int
     drawn: int
     sprite: Sprite | None
-    width: int
+    width: int  # of a tile on the page, in CSS pixels
     height: int
+    scale: int  # CSS pixels per image pixel
     real: tuple[Tile, ...]
     pairs: tuple[Pair, ...]
 
@@ -65,33 +66,11 @@ class Neighbour:
 
 
 def neighbours(nearest: Mapping[str, Any] | None) -> dict[int, Neighbour]:
-    """Reads `evaluate(...)["nearest"]` as {synthetic index: neighbour}.
-
-    Three forms are understood: columns {"synthetic": [...], "train": [...], "distance": [...]} ("synthetic" may be left
-    out and then counts from 0), and a mapping of synthetic indices to a training index or to {"train", "distance"}.
-    """
-    if not nearest:
+    """Reads `evaluate(...)["nearest"]` as {synthetic index: neighbour among all training images, of any class}."""
+    if not nearest or "index" not in nearest:
         return {}
-    if "train" in nearest:
-        train = list(nearest["train"])
-        keys = list(nearest.get("synthetic", range(len(train))))
-        far = list(nearest.get("distance", [None] * len(train)))
-        return {int(k): _neighbour(t, d) for k, t, d in zip(keys, train, far, strict=True)}
-    found = {}
-    for key, value in nearest.items():
-        if not str(key).isdigit():
-            continue
-        if isinstance(value, Mapping):
-            found[int(key)] = _neighbour(value["train"], value.get("distance"))
-        elif isinstance(value, list | tuple):
-            found[int(key)] = _neighbour(*value[:2])
-        else:
-            found[int(key)] = _neighbour(value)
-    return found
-
-
-def _neighbour(index: Any, distance: Any = None) -> Neighbour:
-    return Neighbour(int(index), None if distance is None else float(distance))
+    rows = zip(nearest["index"], nearest["any_train_index"], nearest["any_distance"], strict=True)
+    return {int(i): Neighbour(int(t), None if d is None else float(d)) for i, t, d in rows}
 
 
 def columns(shape: tuple[int, int, int]) -> int:
@@ -140,6 +119,7 @@ def _strip(data: ReportData, train: ImageSet, k: int, near: dict[int, Neighbour]
         sprite=pack(images, MAX_COLUMNS) if images else None,
         width=w * scale,
         height=h * scale,
+        scale=scale,
         real=real_tiles,
         pairs=tuple(pairs),
     )

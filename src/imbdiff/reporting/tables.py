@@ -8,9 +8,10 @@ from typing import Any
 
 from imbdiff.data.stats import Groups
 from imbdiff.reporting.content import ReportData
-from imbdiff.reporting.text import NOTHING, clean, flatten, number, seconds, signed
+from imbdiff.reporting.text import NOTHING, clean, flatten, number, seconds, shorten, signed
 
 MAX_NUMBERS = 120
+CLASS_MEAN = "mean over classes"
 OUTCOMES = {"helped": "good", "hurt": "bad", "no difference": "same"}
 
 
@@ -25,33 +26,71 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class MetricRow:
+    """One scope of a metric; `yardstick` is the same number for the real training images, if there is one."""
+
+    scope: str
+    cell: Cell
+    yardstick: Cell | None
+    n_synthetic: str
+    n_reference: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class MetricTable:
-    """All numbers of one metric: a row per scope, columns as far as anything differs."""
+    """All numbers of one metric by one extractor against one reference."""
 
     metric: str
     direction: str
     extractor: str
     fingerprint: str
     reference: str
-    rows: tuple[tuple[str, Cell, str, str], ...]  # scope, number, n synthetic, n reference
+    rows: tuple[MetricRow, ...]
+    notes: tuple[str, ...] = ()
 
 
 def metric_tables(metrics: Mapping[str, Any]) -> tuple[list[MetricTable], int]:
     """Numbers by metric, extractor and reference, in the order given; and how many were left out by the cap."""
     numbers = list(metrics.get("numbers", ()))
-    tables: dict[tuple[str, ...], list[tuple[str, Cell, str, str]]] = {}
+    yardsticks = {_key(entry): entry for entry in metrics.get("yardsticks") or ()}
+    tables: dict[tuple[str, str, str, str, str], list[Mapping[str, Any]]] = {}
     for entry in numbers[:MAX_NUMBERS]:
-        head = tuple(
+        metric, direction, extractor, fingerprint, reference = (
             clean(entry.get(key) or "") for key in ("metric", "direction", "extractor", "fingerprint", "reference")
         )
-        row = (
-            clean(entry.get("scope", "all")),
-            metric_cell(entry),
-            number(entry.get("n_synthetic")),
-            number(entry.get("n_reference")),
-        )
-        tables.setdefault(head, []).append(row)
-    return [MetricTable(*head, rows=tuple(rows)) for head, rows in tables.items()], max(0, len(numbers) - MAX_NUMBERS)
+        tables.setdefault((metric, direction, extractor, fingerprint, reference), []).append(entry)
+    made = [
+        MetricTable(*head, tuple(_metric_row(entry, yardsticks.get(_key(entry))) for entry in rows), _notes(rows))
+        for head, rows in tables.items()
+    ]
+    return made, max(0, len(numbers) - MAX_NUMBERS)
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(entry.get(key)) for key in ("metric", "scope", "reference", "fingerprint"))
+
+
+def _metric_row(entry: Mapping[str, Any], yardstick: Mapping[str, Any] | None) -> MetricRow:
+    left_out = entry.get("classes_left_out") or 0
+    return MetricRow(
+        clean(entry.get("scope", "all")),
+        metric_cell(entry),
+        None if yardstick is None else metric_cell(yardstick),
+        number(entry.get("n_synthetic")),
+        number(entry.get("n_reference") or None),
+        f"{left_out} class{'es' if left_out > 1 else ''} left out" if left_out else "",
+    )
+
+
+def _notes(rows: list[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What the reader must know of all numbers of a table."""
+    notes = []
+    if any(entry.get("ranking_only") for entry in rows):
+        notes.append("This extractor never saw such images: use its numbers for ranking only.")
+    if any(entry.get("judge_saw_reference") for entry in rows):
+        notes.append("The judge was trained on these reference images.")
+    return tuple(notes)
 
 
 def metric_cell(entry: Mapping[str, Any]) -> Cell:
@@ -72,21 +111,23 @@ class ArmRow:
     prior: str
     synthetic: bool
     control: bool
+    judged: bool
     seeds: int
     cells: tuple[Cell, ...]
 
 
 def scopes(classifier: Mapping[str, Any], groups: Groups) -> list[str]:
-    """"all" and the groups that any arm has an accuracy for, in the order of `groups`."""
+    """ "all" and the groups that any arm has an accuracy for, in the order of `groups`."""
     found = {g for arm in classifier.get("arms", ()) for g in _groups(arm.get("mean"))}
     return ["all", *(name for name in groups.names if name in found)]
 
 
 def of_scope(block: Mapping[str, Any] | None, scope: str) -> float | None:
-    """The accuracy of `scope` in a run, mean or sd block: "accuracy" for all, else below "groups"."""
+    """The accuracy of `scope` in a run, mean or sd block: over all images, the mean over classes, or of a group."""
     if not block:
         return None
-    value = block.get("accuracy") if scope == "all" else _groups(block).get(scope)
+    whole = {"all": "accuracy", CLASS_MEAN: "balanced_accuracy"}
+    value = block.get(whole[scope]) if scope in whole else _groups(block).get(scope)
     return None if value is None else float(value)
 
 
@@ -94,14 +135,15 @@ def _groups(block: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return (block or {}).get("groups") or {}
 
 
-def control_of(classifier: Mapping[str, Any]) -> str:
-    """Name of the best arm without synthetic images, "" where none was named."""
-    return str((classifier.get("control") or {}).get("arm") or "")
+def controls_of(classifier: Mapping[str, Any]) -> list[str]:
+    """Names of the arms to beat: the one chosen on validation images, or all without synthetic images."""
+    control = classifier.get("control") or {}
+    return [str(name) for name in control.get("arms") or [control.get("arm")] if name]
 
 
 def arm_rows(classifier: Mapping[str, Any], shown: list[str]) -> list[ArmRow]:
     """The arms table: mean ± standard deviation over seeds, per scope."""
-    control = control_of(classifier)
+    controls, judged = controls_of(classifier), (classifier.get("verdict") or {}).get("primary")
     rows = []
     for arm in classifier.get("arms", ()):
         runs = arm.get("runs") or ()
@@ -117,7 +159,8 @@ def arm_rows(classifier: Mapping[str, Any], shown: list[str]) -> list[ArmRow]:
                 loss=clean(arm.get("loss") or NOTHING),
                 prior=clean(arm.get("prior") or NOTHING),
                 synthetic=bool(arm.get("needs_synthetic")),
-                control=bool(control) and arm.get("name") == control,
+                control=arm.get("name") in controls,
+                judged=bool(judged) and arm.get("name") == judged,
                 seeds=len(runs),
                 cells=tuple(cells),
             )
@@ -127,12 +170,12 @@ def arm_rows(classifier: Mapping[str, Any], shown: list[str]) -> list[ArmRow]:
 
 def arm_points(classifier: Mapping[str, Any], shown: list[str]) -> list[dict[str, Any]]:
     """The same numbers for the plot of accuracy per group."""
-    control = control_of(classifier)
+    controls = controls_of(classifier)
     return [
         {
             "name": str(arm.get("name", "")),
             "synthetic": bool(arm.get("needs_synthetic")),
-            "control": bool(control) and arm.get("name") == control,
+            "control": arm.get("name") in controls,
             "mean": {s: of_scope(arm.get("mean"), s) for s in shown},
             "sd": {s: of_scope(arm.get("sd"), s) for s in shown},
             "seeds": {s: [of_scope(run, s) for run in arm.get("runs") or ()] for s in shown},
@@ -142,13 +185,26 @@ def arm_points(classifier: Mapping[str, Any], shown: list[str]) -> list[dict[str
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """A comparison in one scope. `tone` is good, bad, same or none; `difference` is in percentage points."""
+
+    arm: str
+    scope: str
+    outcome: str
+    tone: str
+    difference: str
+    against: str
+    n: str
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """The sentence on top, and one chip per group. `tone` is good, bad, same or none."""
+    """The sentence on top and what it rests on; `tone` is that of the outcomes together: mixed if they disagree."""
 
     sentence: str
     tone: str
-    chips: tuple[tuple[str, str, str, str], ...] = ()  # scope, outcome, tone, "+0.021 (0.010 to 0.032)"
-    against: str = ""
+    outcomes: tuple[Outcome, ...] = ()
+    others: tuple[Outcome, ...] = ()
     rule: str = ""
 
 
@@ -157,19 +213,46 @@ def verdict(classifier: Mapping[str, Any] | None) -> Verdict | None:
     found = (classifier or {}).get("verdict") or {}
     if not found.get("sentence"):
         return None
-    chips = []
-    for scope, entry in (found.get("per_group") or {}).items():
-        outcome = str(entry.get("outcome") or "not compared")
-        text = signed(entry.get("difference"))
+    own = _outcomes(str(found.get("primary") or ""), found.get("per_group") or {})
+    others = [row for name, block in (found.get("other_arms") or {}).items() for row in _outcomes(str(name), block)]
+    tones = {row.tone for row in own}
+    tone = "mixed" if {"good", "bad"} <= tones else next((t for t in ("good", "bad", "same") if t in tones), "none")
+    return Verdict(clean(found["sentence"]), tone, tuple(own), tuple(others), clean(found.get("rule") or ""))
+
+
+def _outcomes(arm: str, per_group: Mapping[str, Any]) -> list[Outcome]:
+    rows = []
+    for scope, entry in per_group.items():
+        outcome = str(entry.get("outcome") or "not measured")
+        text = points(entry.get("difference"))
         if entry.get("low") is not None and entry.get("high") is not None:
-            text += f" ({signed(entry['low'])} to {signed(entry['high'])})"
-        chips.append((clean(scope), clean(outcome), OUTCOMES.get(outcome, "none"), text))
-    tones = {chip[2] for chip in chips}
-    tone = next(iter(tones)) if len(tones) == 1 else "mixed" if {"good", "bad"} <= tones else ""
-    tone = tone or ("good" if "good" in tones else "bad" if "bad" in tones else "none")
-    return Verdict(
-        clean(found["sentence"]), tone, tuple(chips), clean(found.get("against") or ""), clean(found.get("rule") or "")
-    )
+            text += f" ({points(entry['low'])} to {points(entry['high'])})"
+        against, tone = clean(entry.get("against") or ""), OUTCOMES.get(outcome, "none")
+        rows.append(Outcome(clean(arm), clean(scope), clean(outcome), tone, text, against, number(entry.get("n"))))
+    return rows
+
+
+def points(value: Any) -> str:
+    """A difference of accuracies, 0..1, in percentage points with its sign."""
+    return signed(None if value is None else 100 * float(value), 1)
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How near synthetic images of one scope are to the training images, beside held-out real ones."""
+
+    scope: str
+    cells: tuple[str, ...]
+
+
+def closeness_rows(nearest: Mapping[str, Any] | None) -> list[Closeness]:
+    """The summary of `evaluate(...)["nearest"]`: n, medians, exact copies, closeness, nearest of another class."""
+    rows = []
+    for entry in (nearest or {}).get("summary") or ():
+        cells = [number(entry.get(key)) for key in ("n_synthetic", "median_synthetic", "median_held_out")]
+        cells += [number(entry.get(key)) for key in ("exact_copies", "closeness", "other_class_nearest")]
+        rows.append(Closeness(clean(entry.get("scope", "all")), tuple(cells)))
+    return rows
 
 
 def timing_rows(timings: Mapping[str, Any]) -> list[tuple[str, str, float]]:
@@ -187,10 +270,7 @@ def timing_rows(timings: Mapping[str, Any]) -> list[tuple[str, str, float]]:
 def protocol_rows(data: ReportData) -> list[tuple[str, str]]:
     """What one must know to repeat the numbers: split, groups, method, judge, classifier, environment."""
     m = data.manifest
-    counts = ", ".join(
-        f"{len(v) if isinstance(v, list | tuple) and k == 'ids' else _total(v)} {clean(k)}"
-        for k, v in (m.get("counts") or {}).items()
-    )
+    counts = ", ".join(f"{_total(n)} {clean(split)}" for split, n in (m.get("counts") or {}).items() if n)
     rows = [(clean(k), clean(v)) for k, v in data.protocol.items()]
     rows += [
         ("Source", clean(data.source)),
@@ -201,11 +281,14 @@ def protocol_rows(data: ReportData) -> list[tuple[str, str]]:
         ("Groups", clean(data.groups.rule)),
         ("Method", clean(data.method)),
     ]  # fmt: skip
-    rows += [(f"Split: {k}", text) for k, text in flatten({k: v for k, v in m.items() if k in _SPLIT_KEYS})]
+    rows += [("Long tail", ", ".join(f"{k} {text}" for k, text in flatten(m.get("long_tail") or {})))]
+    rows += [
+        (name, clean(m.get(key) or "")) for name, key in (("Test images", "test_from"), ("Validation", "val_from"))
+    ]
+    rows += [("Split seed", clean(m.get("seed", "")))]
+    machine = [f"{k.rsplit('.', 1)[-1]} {text}" for k, text in flatten(data.environment) if text not in ("", NOTHING)]
+    rows.append(("Environment", shorten(", ".join(machine), 240)))
     return [(k, text) for k, text in rows if text]
-
-
-_SPLIT_KEYS = ("profile", "protocol", "imbalance_factor", "seed", "val", "val_from", "duplicates", "resize", "size")
 
 
 def _total(value: Any) -> str:

@@ -68,8 +68,8 @@ def number(value: Any, digits: int = 3) -> str:
     size = abs(value)
     if size >= 1000:
         text = f"{value:,.0f}"
-    elif size >= 100:
-        text = f"{value:.1f}"
+    elif size >= 10:
+        text = f"{value:.{min(digits, 1 if size >= 100 else 2)}f}"
     elif size and size < 10**-digits:
         text = f"{value:.2g}"
     else:

@@ -16,18 +16,20 @@ from imbdiff.runtime.errors import RunError
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Yields a path beside `path` to write to; renames it to `path` when the block ends without error.
+
+    `sync` forces the bytes onto the disk first, for a power cut; a killed process is safe either way.
 
     Raises:
         RunError: the disk is full. The part written is removed and what stood at `path` before is untouched.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        if aside.is_file():
+        if sync and aside.is_file():
             with open(aside, "rb") as handle:
                 os.fsync(handle.fileno())
         os.replace(aside, path)

@@ -10,6 +10,7 @@ global one: the trainer reseeds that at every micro-step. A stream is named by p
 from __future__ import annotations
 
 import hashlib
+import operator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +22,18 @@ Key = int | str
 
 
 def seed_of(*key: Key) -> int:
-    """A 63-bit seed from a key of integers and strings; different keys give unrelated seeds."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in key)
+    """A 63-bit seed from a key of integers and strings; different keys give unrelated seeds.
+
+    numpy's integers count as the integers that they are; 1 and "1" are different keys.
+    """
+    text = "\x1f".join(_part(part) for part in key)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def _part(part: Key) -> str:
+    if isinstance(part, str):
+        return "str:" + part.replace("\x1f", "\\x1f")
+    return f"int:{operator.index(part)}"
 
 
 def rng(*key: Key) -> np.random.Generator:

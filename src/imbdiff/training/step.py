@@ -43,6 +43,9 @@ class TrainingStep(nn.Module):
         names = [o.name for o in active]
         if len(set(names)) != len(names):
             raise ConfigError(f"two objectives have the same name: {names}", "give one of them another `name`")
+        unknown = [name for name in frozen if name not in networks]
+        if unknown:
+            raise ConfigError(f"the networks {unknown} are to be frozen", f"this method declares {sorted(networks)}")
         self.networks = nn.ModuleDict(dict(networks))
         self.objectives = nn.ModuleList(active)
         self.frozen = tuple(frozen)
@@ -95,7 +98,7 @@ class TrainingStep(nn.Module):
             wanted = list(objective.requests(batches[objective.part]))
             spans.append(slice(len(asked), len(asked) + len(wanted)))
             asked += [(objective.part, request) for request in wanted]
-        answers, self.usage = evaluate(self.networks, batches, asked, max_rows=self.max_rows)
+        answers, self.usage = evaluate(dict(self.networks.items()), batches, asked, max_rows=self.max_rows)
 
         total: Tensor | float = 0.0
         losses: dict[str, Tensor] = {}

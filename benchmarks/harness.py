@@ -1,0 +1,407 @@
+"""How this repository measures speed, memory and work.
+
+Both sides run in one process and alternate, A B A B, so that a machine that warms up, throttles or is shared does the
+same to both. What measures does not disturb what is timed: timing, memory and counting are separate passes.
+
+    from harness import Side, compare, write_result
+
+    result = compare([Side("merged", merged), Side("separate", separate)], repeats=7, modules=[network])
+    write_result("merged_passes", result, config={"batch": 64})
+"""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import gc
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from imbdiff.runtime.files import write_json, write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("imbalanced-diffusion", "torch", "numpy", "diffusers", "accelerate", "scikit-learn", "pillow")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the things compared.
+
+    Attributes:
+        name: as it stands in the result file.
+        run: does the work once; its return value is dropped.
+        prepare: called before each run and not measured: resets whatever the run consumes.
+    """
+
+    name: str
+    run: Callable[[], object]
+    prepare: Callable[[], object] | None = None
+
+
+def spread(values: Iterable[float]) -> dict[str, Any]:
+    """Median, quartiles (linear interpolation), extremes, n and the values themselves in the order measured."""
+    v = [float(x) for x in values]
+    if not v:
+        raise ValueError("no values to summarise")
+    q1, median, q3 = (float(q) for q in np.quantile(v, [0.25, 0.5, 0.75]))
+    return {"median": median, "q1": q1, "q3": q3, "min": min(v), "max": max(v), "n": len(v), "values": v}
+
+
+def compare(
+    sides: Sequence[Side],
+    *,
+    repeats: int = 5,
+    warmup: int = 1,
+    memory_repeats: int = 3,
+    modules: Sequence[torch.nn.Module] = (),
+    device: str | torch.device = "cpu",
+) -> dict[str, Any]:
+    """Measures all sides, alternating.
+
+    Args:
+        sides: one or more; names must differ. Ratios are against the first.
+        repeats: timed runs of each side.
+        warmup: runs of each side before anything is measured.
+        memory_repeats: runs of each side, not timed, whose peak memory is taken; 0 leaves it out.
+        modules: networks whose forward calls are counted.
+        device: where the work is done; a GPU is waited for before a clock is read.
+
+    Returns:
+        {"sides": [{"name", "wall_s", "cpu_s", "peak_rss_mb", "rise_mb", "peak_gpu_mb", "forwards", "flop"}],
+        "ratios": [{"name", "against", "wall", "cpu"}], "method": {...}}. Seconds and MB (10^6 bytes) are spreads;
+        ratios are spreads over the pairs of neighbouring runs; "forwards" counts calls of one run, in the order of
+        `modules`; "flop" is one run's floating-point operations as torch counts them: matrix products, convolutions
+        and attention, forward and backward, a multiply-add as two.
+
+    Raises:
+        ValueError: no sides, equal names, or no repeats.
+    """
+    names = [side.name for side in sides]
+    if not sides or len(set(names)) < len(names) or repeats < 1:
+        raise ValueError(f"need sides of different names and at least one repeat, not {names} x {repeats}")
+    device = torch.device(device)
+    for _ in range(warmup):
+        for side in sides:
+            _once(side, device)
+    times = [_once(side, device) for _ in range(repeats) for side in sides]
+    wall, cpu = ([t[i] for t in times] for i in (0, 1))
+    peaks = [_peak(side, device) for _ in range(memory_repeats) for side in sides]
+    n = len(sides)
+    rows = []
+    for i, side in enumerate(sides):
+        row: dict[str, Any] = {"name": side.name, "wall_s": spread(wall[i::n]), "cpu_s": spread(cpu[i::n])}
+        if peaks:
+            for key in peaks[0]:
+                row[key] = spread(p[key] for p in peaks[i::n])
+        row["forwards"], row["flop"] = count(side, modules, device)
+        rows.append(row)
+    ratios = [
+        {
+            "name": side.name,
+            "against": names[0],
+            "wall": spread(_ratio(wall[i::n], wall[0::n])),
+            "cpu": spread(_ratio(cpu[i::n], cpu[0::n])),
+        }
+        for i, side in enumerate(sides)
+        if i
+    ]
+    method = {
+        "order": "alternating: " + " ".join(names) + " ...",
+        "repeats": repeats,
+        "warmup": warmup,
+        "memory_repeats": memory_repeats,
+        "memory": "resident set, " + ("kernel high-water mark" if _can_reset_peak() else "sampled every millisecond"),
+        "device": device.type,
+    }
+    return {"sides": rows, "ratios": ratios, "method": method}
+
+
+def _ratio(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [x / max(y, 1e-9) for x, y in zip(a, b, strict=True)]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _cpu_seconds() -> float:
+    """User and system time of all threads of this process and of children that have ended."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(s.ru_utime + s.ru_stime for s in spent)
+
+
+def _once(side: Side, device: torch.device) -> tuple[float, float]:
+    """(wall, CPU) seconds of one run; garbage is collected before, not during."""
+    if side.prepare:
+        side.prepare()
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        _wait(device)
+        cpu, wall = _cpu_seconds(), time.perf_counter()
+        side.run()
+        _wait(device)
+        return time.perf_counter() - wall, _cpu_seconds() - cpu
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _peak(side: Side, device: torch.device) -> dict[str, float]:
+    """Peak memory of one run in MB: resident set, its rise above where it stood, and the GPU's allocated bytes."""
+    if side.prepare:
+        side.prepare()
+    gc.collect()
+    with suppress(OSError, AttributeError):  # gives freed memory back, so that the other side's is not reused unseen
+        ctypes.CDLL(None).malloc_trim(0)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    before = psutil.Process().memory_info().rss
+    with peak_rss() as peak:
+        side.run()
+        _wait(device)
+    found = {"peak_rss_mb": peak[0] / 1e6, "rise_mb": max(0.0, (peak[0] - before) / 1e6)}
+    if device.type == "cuda":
+        found["peak_gpu_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+    return found
+
+
+def _can_reset_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _high_water() is not None
+    except OSError:
+        return False
+
+
+def _high_water() -> int | None:
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+@contextmanager
+def peak_rss() -> Iterator[list[int]]:
+    """Yields a list whose only item, after the block, is the largest resident set within it, in bytes.
+
+    On Linux the kernel's own high-water mark is reset and read, which misses nothing; elsewhere a thread samples.
+    """
+    peak = [0]
+    if _can_reset_peak():
+        yield peak
+        peak[0] = _high_water() or 0
+        return
+    done, me = threading.Event(), psutil.Process()
+
+    def watch() -> None:
+        while not done.is_set():
+            peak[0] = max(peak[0], me.memory_info().rss)
+            done.wait(0.001)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+        peak[0] = max(peak[0], me.memory_info().rss)
+
+
+def count(side: Side, modules: Sequence[torch.nn.Module], device: torch.device) -> tuple[list[int], int]:
+    """Forward calls of each module and floating-point operations, in one run of `side`."""
+    if side.prepare:
+        side.prepare()
+    calls = [0] * len(modules)
+
+    def hook(i: int) -> Callable[..., None]:
+        def called(*_: Any) -> None:
+            calls[i] += 1
+
+        return called
+
+    handles = [module.register_forward_pre_hook(hook(i)) for i, module in enumerate(modules)]
+    try:
+        with FlopCounterMode(display=False) as counter:
+            side.run()
+            _wait(device)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls, int(counter.get_total_flops())
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model, cores this process may use, memory, GPUs. Nothing that names the machine."""
+    model = platform.processor() or platform.machine()
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        model = found.group(1).strip() if found else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        seen = torch.cuda.get_device_properties(i)
+        gpus.append({"model": seen.name, "memory_gib": round(seen.total_memory / 2**30, 1)})
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    return {"cpu": model, "cores": cores, "memory_gib": memory, "gpus": gpus, "machine": platform.machine()}
+
+
+def versions() -> dict[str, Any]:
+    """Versions of what ran, the commit, and the thread settings, which change timings as much as versions do."""
+    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    with suppress(OSError, subprocess.CalledProcessError):
+        git = ("git", "-C", str(ROOT))
+        found["commit"] = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True).strip()
+        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True).strip()
+        found["commit"] += " with local changes" if changed else ""
+    found["torch_threads"] = torch.get_num_threads()
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        if name in os.environ:
+            found[name] = os.environ[name]
+    return found
+
+
+def scrub(value: Any) -> Any:
+    """`value` without the name of this machine and without absolute paths: those in the repository become relative to
+    it, of others the last part stays."""
+    if isinstance(value, dict):
+        return {str(k): scrub(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [scrub(v) for v in value]
+    if isinstance(value, Path):
+        return scrub(str(value))
+    if not isinstance(value, str):
+        return value
+    inside = re.escape(str(ROOT)) + r"(?:/|(?=$|[\s'\",:;)]))"
+    text = re.sub(inside, lambda found: "" if found.group().endswith("/") else ".", value)
+    text = re.sub(r"(?<![\w./~-])~?/(?:[^\s/'\",:;]+/)+([^\s/'\",:;]*)/?", r"\1", text)
+    host = socket.gethostname()
+    return re.sub(rf"(?<![\w-]){re.escape(host)}(?![\w-])", "HOST", text) if host not in ("", "localhost") else text
+
+
+def command_line() -> str:
+    """The command that started this program, as one would type it in the repository."""
+    return scrub(shlex.join(["python", *sys.argv]))
+
+
+def hardware_slug(found: dict[str, Any]) -> str:
+    """Short name of the hardware for file names: the first GPU, otherwise cores and CPU."""
+    words = found["gpus"][0]["model"] if found["gpus"] else f"{found['cores']}x {found['cpu']}"
+    words = re.sub(r"\(R\)|\(TM\)|\bCPU\b|\bProcessor\b|@.*", " ", words, flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:40].rstrip("-")
+
+
+def write_result(
+    topic: str,
+    result: dict[str, Any],
+    *,
+    config: dict[str, Any],
+    command: str | None = None,
+    notes: str = "",
+    folder: Path = ROOT / "benchmarks" / "results",
+    date: datetime.date | None = None,
+) -> tuple[Path, Path]:
+    """Writes `<topic>_<hardware>_<date>.json` and `.md` and returns both paths.
+
+    Args:
+        topic: lower-case words joined by underscores.
+        result: from `compare`, or any JSON-able dict of numbers.
+        config: everything that was chosen and could have been chosen otherwise.
+        command: the exact command; this program's own by default.
+        notes: what the numbers say and what they do not, in Markdown.
+        folder, date: where, and the day in the file's name (today). An earlier result of the same day is kept: the new
+            one gets a number.
+
+    Raises:
+        ValueError: `topic` is not made of lower-case words, or a number is not finite.
+    """
+    if not re.fullmatch(r"[a-z0-9]+(?:_[a-z0-9]+)*", topic):
+        raise ValueError(f"topic {topic!r} must be lower-case words joined by underscores")
+    machine, day = hardware(), (date or datetime.date.today()).isoformat()
+    record = scrub(
+        {
+            "topic": topic,
+            "date": day,
+            "command": command or command_line(),
+            "hardware": machine,
+            "versions": versions(),
+            "config": config,
+            "result": result,
+            "notes": notes,
+        }
+    )
+    stem, number = f"{topic}_{hardware_slug(machine)}_{day}", 2
+    name = stem
+    while (folder / f"{name}.json").exists() or (folder / f"{name}.md").exists():
+        name, number = f"{stem}_{number}", number + 1
+    paths = folder / f"{name}.json", folder / f"{name}.md"
+    write_json(paths[0], record)
+    write_text(paths[1], markdown(record))
+    return paths
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The readable half of a result file."""
+    lines = [f"# {record['topic'].replace('_', ' ')}", "", f"{record['date']}", "", f"    {record['command']}", ""]
+    lines += [record["notes"], ""] if record["notes"] else []
+    result = record["result"]
+    if "sides" in result:
+        lines += _side_table(result)
+    else:
+        lines += ["## Result", "", *_pairs(result)]
+    for part in ("hardware", "versions", "config"):
+        lines += ["", f"## {part.capitalize()}", "", *_pairs(record[part])]
+    return "\n".join(lines) + "\n"
+
+
+def _side_table(result: dict[str, Any]) -> list[str]:
+    memory = [key for key in ("peak_rss_mb", "rise_mb", "peak_gpu_mb") if key in result["sides"][0]]
+    heads = ["side", "wall s", "CPU s", *(key.replace("_", " ") for key in memory), "forward passes", "GFLOP"]
+    lines = ["Median (quartiles; extremes). " + ", ".join(f"{k}: {v}" for k, v in result["method"].items()) + ".", ""]
+    lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for side in result["sides"]:
+        cells = [side["name"].replace("|", "\\|"), *(_spread_text(side[key]) for key in ("wall_s", "cpu_s", *memory))]
+        cells += [", ".join(map(str, side["forwards"])) or "not counted", f"{side['flop'] / 1e9:.4g}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    for ratio in result["ratios"]:
+        lines += ["", f"{ratio['name']} / {ratio['against']}: wall {_spread_text(ratio['wall'])}, "
+                      f"CPU {_spread_text(ratio['cpu'])}, over neighbouring pairs."]  # fmt: skip
+    return lines
+
+
+def _spread_text(s: dict[str, Any]) -> str:
+    q = "{:.4g}".format
+    return f"{q(s['median'])} ({q(s['q1'])} to {q(s['q3'])}; {q(s['min'])} to {q(s['max'])})"
+
+
+def _pairs(value: dict[str, Any]) -> list[str]:
+    return [f"- {key}: {inner}" for key, inner in value.items()] or ["none"]

@@ -1,0 +1,245 @@
+"""The command: verbs over the pipeline. Everything heavy is imported inside a verb."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imbdiff.runtime.errors import ConfigError, ImbdiffError
+from imbdiff.version import __version__
+
+if TYPE_CHECKING:
+    from imbdiff.config import RunConfig
+
+HELP = f"""imbdiff {__version__}: class-conditional diffusion for long-tailed image data
+
+  imbdiff run SOURCE        everything: prepare, train, sample, evaluate, classify, report
+  imbdiff inspect SOURCE    what is in an image set: classes, sizes, damage, duplicates
+  imbdiff train SOURCE      train the generator only
+  imbdiff sample RUN        draw the images that classes lack
+  imbdiff evaluate RUN      measure them
+  imbdiff classify RUN      train classifiers with and without them, and compare
+  imbdiff report RUN        write the page again
+  imbdiff compare RUN RUN   several runs on one page
+  imbdiff methods           training methods, presets, backbones, samplers
+  imbdiff doctor            check this installation
+
+SOURCE is a folder with one sub-folder of images per class, an .npz file, or digits (built in).
+RUN is a folder that `imbdiff run` or `imbdiff train` made. The same command continues a run that was stopped.
+
+  imbdiff run digits --preset demo     an example, in minutes
+  imbdiff run DIR --dry-run            what a run on your folder would do, and how long it would take
+  imbdiff VERB --help                  all options of a verb
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 0, or 2 for anything the user can mend."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"imbdiff {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    try:
+        if verb not in VERBS:
+            import difflib
+
+            near = difflib.get_close_matches(verb, VERBS, n=1)
+            raise ConfigError(f"unknown verb {verb!r}", f"did you mean {near[0]}?" if near else "see imbdiff --help")
+        # two busy OpenMP threads that spin while they wait cost tenfold; set before torch is loaded
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        VERBS[verb](rest)
+        return 0
+    except ImbdiffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _parse(kind: Any, verb: str, arguments: Sequence[str], default: Any = None) -> Any:
+    import tyro
+
+    options = {} if default is None else {"default": default}
+    return tyro.cli(kind, prog=f"imbdiff {verb}", args=list(arguments), **options)
+
+
+def _read_options(verb: str, arguments: Sequence[str]) -> Any:
+    """Parses twice: once for the source, preset and file, and again with what these imply as defaults."""
+    import tyro
+
+    from imbdiff.commands import RunCommand
+    from imbdiff.config import override, preset
+
+    file = _flag(arguments, "--config")
+    values: dict[str, Any] = {}
+    if file is not None:
+        from imbdiff.pipeline.folder import read_yaml
+
+        values = read_yaml(Path(file))
+        values.pop("source", None)
+    name = _flag(arguments, "--preset") or values.get("preset")
+    if name is None:
+        first = _parse(RunCommand, verb, arguments)
+        from imbdiff.pipeline.plan import default_config
+
+        size = first.options.data.size or (values.get("data") or {}).get("size")
+        base = default_config(first.source, size, first.options.device)
+    else:
+        base = preset(str(name))
+    return _parse(RunCommand, verb, arguments, RunCommand(source=tyro.MISSING, options=override(base, values)))
+
+
+def _flag(arguments: Sequence[str], name: str) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument == name and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(name + "="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = None) -> None:
+    command = _read_options(verb, arguments)
+    from imbdiff.pipeline.folder import RunFolder
+    from imbdiff.pipeline.run import STAGES, Run
+
+    config: RunConfig = command.options
+    out = Path(command.out) if command.out else default_out(command.source, config)
+    line = shlex.join(["imbdiff", verb, *arguments])
+    if command.dry_run:
+        from imbdiff.pipeline.plan import make_plan
+        from imbdiff.pipeline.stages import prepare_data
+
+        prepared = prepare_data(command.source, config.data)
+        for warning in prepared.warnings:
+            print(f"note: {warning}")
+        print(make_plan(prepared, config, command.source).text())
+        return
+    Run(RunFolder(out), command.source, config, line, command.quiet).execute(stages or STAGES)
+
+
+def default_out(source: str, config: RunConfig) -> Path:
+    """runs/SOURCE-METHOD-SEED."""
+    from imbdiff.data.folders import safe_class_dir
+
+    return Path("runs") / safe_class_dir(f"{Path(source).stem or 'source'}-{config.method}-{config.seed}")
+
+
+def _run(arguments: Sequence[str]) -> None:
+    _start("run", arguments)
+
+
+def _train(arguments: Sequence[str]) -> None:
+    _start("train", arguments, ("train",))
+
+
+def _later(verb: str) -> Callable[[Sequence[str]], None]:
+    """A verb that continues a run folder with one stage; options of that stage may be given."""
+
+    def call(arguments: Sequence[str]) -> None:
+        import tyro
+
+        from imbdiff.commands import StageCommand
+        from imbdiff.config import RunConfig
+
+        path = next((a for a in arguments if not a.startswith("-")), None)
+        default, source, line = RunConfig(), "", ""
+        if path is not None and not {"-h", "--help"} & set(arguments):
+            from imbdiff.pipeline.folder import RunFolder
+            from imbdiff.runtime.files import read_json
+
+            folder = RunFolder(Path(path))
+            source, default = folder.saved()
+            facts = folder / "environment.json"
+            line = read_json(facts).get("command", "") if facts.exists() else ""
+        command = _parse(StageCommand, verb, arguments, StageCommand(run=tyro.MISSING, options=default))
+        from imbdiff.pipeline.folder import RunFolder
+        from imbdiff.pipeline.run import Run
+
+        wanted = ("report",) if verb == "report" else (verb, "report")
+        Run(RunFolder(Path(command.run)), source, command.options, line, command.quiet).execute(wanted)
+
+    return call
+
+
+def _inspect(arguments: Sequence[str]) -> None:
+    from imbdiff.commands import InspectCommand
+
+    command = _parse(InspectCommand, "inspect", arguments)
+    from imbdiff.data.inspect import format_inspection, inspect
+
+    report = inspect(command.source, size=command.size)
+    if command.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        Console().print(format_inspection(report))
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    from imbdiff.commands import CompareCommand
+
+    command = _parse(CompareCommand, "compare", arguments)
+    if len(command.runs) < 2:
+        raise ConfigError("there is nothing to compare", "give at least two run folders")
+    from imbdiff.pipeline.run import open_run
+    from imbdiff.reporting.compare import build_comparison
+    from imbdiff.runtime.files import write_text
+
+    data = []
+    for path in command.runs:
+        opened, prepared = open_run(path)
+        data.append(opened.report_data(prepared))
+    write_text(Path(command.out), build_comparison(data))
+    print(f"comparison: {command.out}")
+
+
+def _methods(arguments: Sequence[str]) -> None:
+    from imbdiff.commands import MethodsCommand
+
+    command = _parse(MethodsCommand, "methods", arguments)
+    from imbdiff.pipeline.catalogue import as_json, as_text
+
+    print(json.dumps(as_json(), indent=1) if command.json else as_text())
+
+
+def _doctor(arguments: Sequence[str]) -> None:
+    from imbdiff.commands import DoctorCommand
+
+    _parse(DoctorCommand, "doctor", arguments)
+    from imbdiff.pipeline.doctor import diagnose
+
+    lines, healthy = diagnose()
+    print("\n".join(lines))
+    if not healthy:
+        raise ConfigError("this installation has problems", "mend the lines marked with !")
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "run": _run,
+    "inspect": _inspect,
+    "train": _train,
+    "sample": _later("sample"),
+    "evaluate": _later("evaluate"),
+    "classify": _later("classify"),
+    "report": _later("report"),
+    "compare": _compare,
+    "methods": _methods,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,350 @@
+"""Configuration: frozen dataclasses, presets, and the rules that refuse what contradicts itself.
+
+A run's configuration is a `RunConfig`. It comes from a preset, a YAML file and overrides by name, in this order, and is
+saved in full as ``config.yaml`` in the run folder. Importing this module costs no more than the standard library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from imbdiff.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, at which size, split how."""
+
+    size: int | None = None
+    """Side in pixels to bring all images to. Default: as they are, up to 64."""
+    resize: Literal["crop", "pad", "stretch"] = "crop"
+    """How: scale the short side and crop, scale the long side and pad, or stretch."""
+    imbalance_factor: float | None = None
+    """Make a balanced set long-tailed: largest / smallest class count. 100 and 0.01 mean the same."""
+    profile: Literal["exponential", "pareto", "step"] = "exponential"
+    """Shape of the tail that imbalance_factor makes."""
+    protocol: Literal["imbdiff", "cifar-lt"] = "imbdiff"
+    """cifar-lt draws exactly the image lists of the CIFAR-LT literature."""
+    test_fraction: float = 0.2
+    """Share of each class held out for testing where the source has no test split."""
+    test_per_class: int | None = None
+    """Instead: so many test images of each class."""
+    val_fraction: float = 0.1
+    """Share held out for choosing between classifiers, from classes that can spare it."""
+    split_seed: int = 0
+    """Seed of the split."""
+    flip: bool | None = None
+    """Mirror images at random while training. Default: what is known to be safe for the source."""
+
+    def __post_init__(self) -> None:
+        _check(self.size is None or 4 <= self.size <= 1024, f"data.size={self.size} must be in 4..1024")
+        _check(0 < self.test_fraction < 1, f"data.test_fraction={self.test_fraction} must be in (0, 1)")
+        _check(0 <= self.val_fraction < 1, f"data.val_fraction={self.val_fraction} must be in [0, 1)")
+        _check(
+            self.imbalance_factor is None or self.imbalance_factor > 0,
+            f"data.imbalance_factor={self.imbalance_factor} must be above 0",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The diffusion model."""
+
+    backbone: str = "auto"
+    """A name that `imbdiff methods --backbones` lists; auto chooses by image size."""
+    process: Literal["ddpm", "ddpm-v", "ddpm-cosine", "ddpm-cosine-v", "flow"] = "ddpm"
+    """How images are noised and what the network predicts."""
+    init: str | None = None
+    """Folder of a saved model to start from."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training the diffusion model. Amounts of training are in images seen."""
+
+    images: int = 2_000_000
+    """Images to see in all."""
+    batch_size: int = 64
+    """Images per optimizer step, over all processes and accumulated micro-batches."""
+    accumulate: int = 1
+    """Micro-batches per step: more need less memory."""
+    max_rows: int | None = None
+    """The most rows of one network pass; larger passes are cut and recomputed in the backward pass."""
+    lr: float = 2e-4
+    """Learning rate of Adam."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up."""
+    warmup_images: int = 64_000
+    """Images over which the learning rate rises linearly; at most a tenth of the run."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    label_dropout: float = 0.1
+    """Share of rows trained without their label, for classifier-free guidance."""
+    dropout_per: Literal["sample", "batch"] = "sample"
+    """One coin per row, or one for the batch as the released code of this field does it."""
+    ema_half_life: float = 0.02
+    """Half-life of the averaged weights, as a share of the run."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU that has it, fp32 elsewhere."""
+    checkpoint_images: int | None = None
+    """Images between checkpoints; default: a twentieth of the run."""
+    preview_images: int | None = None
+    """Images between preview grids; default: a fifth of the run; 0: none."""
+    log_images: int | None = None
+    """Images between lines of the log; default: a two-hundredth of the run."""
+    deterministic: bool = False
+    """Bit-exact repetition on a GPU too, at some cost in speed."""
+    channels_last: bool = False
+    """Memory format; worth up to a fifth on some machines."""
+
+    def __post_init__(self) -> None:
+        _check(self.images >= 1, f"train.images={self.images} must be at least 1")
+        _check(self.batch_size >= 1, f"train.batch_size={self.batch_size} must be at least 1")
+        _check(self.accumulate >= 1, f"train.accumulate={self.accumulate} must be at least 1")
+        _check(
+            self.batch_size % self.accumulate == 0,
+            f"train.batch_size={self.batch_size} is not a multiple of train.accumulate={self.accumulate}",
+        )
+        _check(0 < self.lr < 1, f"train.lr={self.lr} must be in (0, 1)")
+        _check(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
+        _check(0 < self.ema_half_life <= 1, f"train.ema_half_life={self.ema_half_life} must be in (0, 1]")
+        _check(self.clip > 0, f"train.clip={self.clip} must be above 0")
+        for name in ("checkpoint_images", "log_images"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"train.{name}={value} must be at least 1")
+        _check(self.preview_images is None or self.preview_images >= 0, "train.preview_images must be at least 0")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return -(-self.images // self.batch_size)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Drawing synthetic images."""
+
+    strategy: str = "auto"
+    """How many, as in imbalanced-learn: auto (fill every class to the largest), minority, not minority, not majority,
+    all, a number in (0, 1] (fill to that share of the largest), or NAME=TOTAL,NAME=TOTAL (target totals)."""
+    sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler"] = "dpm++"
+    """Solver."""
+    steps: int = 20
+    """Solver steps."""
+    omega: float | None = None
+    """Strength of classifier-free guidance, 0 = none. Default: the method's."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Noise levels within which to guide."""
+    batch_size: int = 64
+    """Images per network call."""
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
+        _check(self.batch_size >= 1, f"sample.batch_size={self.batch_size} must be at least 1")
+        low, high = self.interval
+        _check(0 <= low <= high <= 1, f"sample.interval={self.interval} must be 0 <= low <= high <= 1")
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """Training the classifiers of the comparison."""
+
+    network: str = "resnet-small"
+    """Classifier network."""
+    steps: int = 800
+    """Optimizer steps of every classifier, in every arm."""
+    batch_size: int = 128
+    """Images per step."""
+    seeds: int = 3
+    """Classifiers per arm."""
+    synthetic_weight: float = 1.0
+    """Weight of a synthetic image in the loss."""
+    shift: int = 1
+    """Move training images by up to so many pixels at random."""
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 1, f"classify.steps={self.steps} must be at least 1")
+        _check(self.batch_size >= 1, f"classify.batch_size={self.batch_size} must be at least 1")
+        _check(self.seeds >= 1, f"classify.seeds={self.seeds} must be at least 1")
+        _check(self.shift >= 0, f"classify.shift={self.shift} must be at least 0")
+        _check(0 < self.synthetic_weight <= 1, "classify.synthetic_weight must be in (0, 1]")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that one run does."""
+
+    preset: str = "tiny"
+    """Name of the preset that the rest started from."""
+    method: str = "ddpm-brs"
+    """Training method; `imbdiff methods` lists them."""
+    seed: int = 0
+    """Seed of everything but the split."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message, "correct this option")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A row of the preset table."""
+
+    idea: str
+    expect: str
+    """What came out of it, with the command; or that it has not been run."""
+    overrides: Mapping[str, Any]
+
+
+PRESETS: dict[str, Preset] = {
+    "demo": Preset(
+        idea="digits with imbalance factor 50, in minutes on two CPU cores",
+        expect="see benchmarks/results",
+        overrides={
+            "data": {"imbalance_factor": 50.0},
+            "train": {"images": 120_000, "lr": 1e-3, "schedule": "cosine", "warmup_images": 6_400},
+        },
+    ),
+    "tiny": Preset(
+        idea="images of up to 16 pixels on a CPU: minutes",
+        expect="see the demo, whose training it shares",
+        overrides={"train": {"images": 120_000, "lr": 1e-3, "schedule": "cosine", "warmup_images": 6_400}},
+    ),
+    "small": Preset(
+        idea="images of up to 64 pixels on a CPU: a first look in minutes, not a good generator",
+        expect="see benchmarks/results",
+        overrides={
+            "train": {
+                "images": 20_000,
+                "batch_size": 32,
+                "lr": 1e-3,
+                "schedule": "cosine",
+                "warmup_images": 2_000,
+                "ema_half_life": 0.05,
+            },
+            "classify": {"steps": 300, "batch_size": 64, "seeds": 3},
+        },
+    ),
+    "standard": Preset(
+        idea="up to 64 pixels on a GPU: an hour or a few",
+        expect="not run yet",
+        overrides={
+            "train": {"images": 6_400_000, "batch_size": 128},
+            "classify": {"steps": 6_000, "network": "resnet-32"},
+        },
+    ),
+    "cifar-lt": Preset(
+        idea="the field's protocol for CIFAR-LT at imbalance factor 100: 300,000 steps of 64, 35.7 M parameters",
+        expect="not run yet; published FID of other implementations: docs/metrics.md",
+        overrides={
+            "data": {"imbalance_factor": 100.0, "protocol": "cifar-lt", "flip": True},
+            "model": {"backbone": "unet-32"},
+            "train": {"images": 19_200_000, "warmup_images": 320_000, "ema_half_life": 0.023},
+            "sample": {"sampler": "ddpm", "steps": 1000},
+            "classify": {"network": "resnet-32", "steps": 17_000},
+        },
+    ),
+}
+
+
+def choose_preset(largest_side: int, device: str) -> str:
+    """The preset for images of that size where the user names none: by size, and by whether there is a GPU."""
+    if device != "cpu":
+        return "standard"
+    return "tiny" if largest_side <= 16 else "small"
+
+
+def preset(name: str) -> RunConfig:
+    """The configuration of a preset.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}", f"choose one of {', '.join(PRESETS)}")
+    return override(RunConfig(), {"preset": name, **PRESETS[name].overrides})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested dictionaries of plain values, for YAML and hashes."""
+    plain = dataclasses.asdict(config)
+    plain["sample"]["interval"] = list(plain["sample"]["interval"])
+    return plain
+
+
+T = TypeVar("T")
+
+
+def override(config: T, values: Mapping[str, Any], where: str = "") -> T:
+    """`config` with some fields replaced: {"seed": 1, "train": {"lr": 1e-3}} or {"train.lr": 1e-3}.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest known one) or a value of the wrong type.
+    """
+    known = {f.name: f for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    hints = get_type_hints(type(config))
+    nested: dict[str, dict[str, Any]] = {}
+    direct: dict[str, Any] = {}
+    for key, value in values.items():
+        head, _, rest = str(key).partition(".")
+        if head not in known:
+            import difflib
+
+            near = difflib.get_close_matches(head, known, n=1)
+            hint = f"did you mean {where}{near[0]}?" if near else f"known here: {', '.join(known)}"
+            raise ConfigError(f"unknown option {where}{key}", hint)
+        if rest:
+            nested.setdefault(head, {})[rest] = value
+        elif dataclasses.is_dataclass(hints[head]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}{head} is a group of options, not {value!r}")
+            nested.setdefault(head, {}).update(value)
+        else:
+            direct[head] = _convert(value, hints[head], where + head)
+    for head, inner in nested.items():
+        direct[head] = override(getattr(config, head), inner, f"{where}{head}.")
+    return dataclasses.replace(config, **direct)  # type: ignore[type-var]
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    options = get_args(hint) if get_origin(hint) is not None and type(None) in get_args(hint) else (hint,)
+    for option in options:
+        if option is type(None):
+            if value is None:
+                return None
+        elif get_origin(option) is Literal:
+            if value in get_args(option):
+                return value
+        elif get_origin(option) is tuple:
+            inner = get_args(option)
+            if isinstance(value, list | tuple) and len(value) == len(inner):
+                return tuple(_convert(v, h, name) for v, h in zip(value, inner, strict=True))
+        elif option is float:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
+            if isinstance(value, str):  # YAML reads 1e-4 as text
+                try:
+                    return float(value)
+                except ValueError:
+                    pass
+        elif option is int:
+            if isinstance(value, int) and not isinstance(value, bool):
+                return value
+            if isinstance(value, float) and value.is_integer():
+                return int(value)
+        elif isinstance(value, option):
+            return value
+    choices = [str(c) for o in options if get_origin(o) is Literal for c in get_args(o)]
+    expected = " or ".join(choices) if choices else str(getattr(hint, "__name__", hint))
+    raise ConfigError(f"{name}={value!r} is not valid", f"expected {expected}")

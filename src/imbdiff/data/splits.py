@@ -1,0 +1,294 @@
+"""From a source to the splits of an experiment: test, validation, the long-tailed training set, and their manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imbdiff.data import duplicates, holdout
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.profiles import largest_n_max, long_tail, parse_imbalance_factor
+from imbdiff.data.resize import Size
+from imbdiff.data.source import Source
+from imbdiff.data.sources import load
+from imbdiff.data.stats import ClassStats, Groups
+from imbdiff.runtime.errors import ConfigError, DataError, listing
+from imbdiff.runtime.files import digest
+
+GroupRule = Groups | Mapping[str, Sequence[str]] | Callable[[ClassStats], Groups]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything an experiment may see, and who may see it.
+
+    Attributes:
+        train: the only images a generator or a classifier's weights are fitted on; every class has at least one.
+        val: for choices between controls; None where there is none. It may lack classes.
+        test: for the numbers that are reported; it may lack classes.
+        pool: all images that are not test, before the long tail was cut: a judge may train on it. None unless the
+            source is balanced and a profile was applied.
+        stats: class statistics of `train`.
+        groups: partition of the classes, from `train`.
+        claimable: (C,) whether per-class claims may be made: the class has test images, and had more than 3 images
+            before the hold-out.
+        warnings: what the user has to know: tiny classes, duplicates, sizes changed, files ignored.
+        manifest: JSON-able: source, protocol, seed, class names, counts, ids and digests per split, duplicates, where
+            val and test come from, and "hash": one hash of everything that decides the outcome, free of paths.
+    """
+
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet
+    pool: ImageSet | None
+    stats: ClassStats
+    groups: Groups
+    claimable: tuple[bool, ...]
+    warnings: tuple[str, ...]
+    manifest: dict[str, Any]
+
+
+def prepare(
+    source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarray],
+    *,
+    size: Size | None = None,
+    resize: str = "crop",
+    imbalance_factor: float | None = None,
+    profile: str = "exponential",
+    protocol: str = "imbdiff",
+    order: str | None = None,
+    n_max: int | None = None,
+    test_fraction: float = 0.2,
+    test_per_class: int | None = None,
+    val_fraction: float = 0.1,
+    groups: GroupRule | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """Splits a source.
+
+    1. Test: the source's own if it brings one, used as it is; otherwise held out of train, stratified:
+       `test_per_class` images of every class (digits: 60), or `test_fraction`, at least 1. Classes of 1 to 3 images
+       stay whole. Images that have an exact copy are held out last.
+    2. Long tail: with `imbalance_factor`, a profile is cut out of what is left (:func:`long_tail`).
+    3. Validation: the source's own, without exact copies of training images; otherwise, where a profile was cut, images
+       that it dropped, the same number of every class as far as they reach (`val_fraction` of the largest class);
+       otherwise `val_fraction` of every class of at least 20 images.
+
+    Args:
+        source: as for :func:`load`.
+        size: of all images, int or (height, width); None = one common size, see :mod:`imbdiff.data.resize`.
+        resize: crop, pad or stretch.
+        imbalance_factor: largest / smallest training class; None = as the source is. 0.01 means 100.
+        profile: exponential, pareto or step.
+        protocol: "imbdiff" or "cifar-lt", see :func:`long_tail`. The literature's lists are those of seed 0.
+        order: "label" or "size"; None = label for a balanced source, size for another.
+        n_max: images of the largest class; None = digits 110, cifar-lt N / C, otherwise the most that all classes can
+            serve, less `val_fraction` if validation has to come from what is dropped.
+        test_fraction: in [0, 1); ignored where the source has a test split.
+        test_per_class: in place of the fraction.
+        val_fraction: in [0, 1); 0 = no validation split.
+        groups: Groups, {name: class names}, or a function of the training statistics; None = Groups.default.
+        seed: of every draw.
+
+    Raises:
+        DataError: unusable images, a class without images, nothing left for the test.
+        ConfigError: an option out of range.
+    """
+    holdout.check_fraction("test_fraction", test_fraction)
+    holdout.check_fraction("val_fraction", val_fraction)
+    opened = load(source)
+    sets, notes = opened.read_all(size, resize)
+    full = sets["train"]
+    warnings = [*opened.warnings, *notes, *_tiny_classes(full.stats, "test" in sets)]
+
+    rest, test, test_from = _hold_out_test(opened, sets, test_fraction, test_per_class, seed)
+    kept, cut = np.arange(len(rest)), {}
+    if imbalance_factor is not None:
+        order = order or ("label" if opened.balanced else "size")
+        if n_max is None:
+            reserve = 0.0 if "val" in sets else val_fraction
+            n_max = _default_n_max(opened, rest.stats, profile, protocol, imbalance_factor, order, reserve)
+        kept = long_tail(
+            rest.labels,
+            imbalance_factor=imbalance_factor,
+            profile=profile,
+            protocol=protocol,
+            seed=seed,
+            order=order,
+            n_max=n_max,
+        )
+        cut = {
+            "imbalance_factor": parse_imbalance_factor(imbalance_factor),
+            "profile": profile,
+            "protocol": protocol,
+            "order": order,
+            "n_max": int(np.bincount(rest.labels[kept]).max()),
+        }
+        if protocol == "cifar-lt" and seed != 0:
+            warnings.append(f"the literature's CIFAR-LT lists are those of seed 0, these are of seed {seed}")
+    val, left, val_from = _validation(sets, rest, kept, bool(cut), val_fraction, seed)
+    train = rest.select(left)
+    train, val, test, found = _duplicates(train, val, test, warnings)
+    pool = rest if cut and opened.balanced else None
+
+    stats = train.stats
+    partition = _groups(groups, stats)
+    tested = np.bincount(test.labels, minlength=stats.num_classes)
+    claimable = tuple(bool(t > 0 and n > holdout.TINY) for t, n in zip(tested, full.stats.counts, strict=True))
+    untested = [name for name, t in zip(stats.names, tested, strict=True) if t == 0]
+    if untested:
+        warnings.append(
+            f"{len(untested)} classes have no test image, no claim is made about them:\n{listing(untested)}"
+        )
+    manifest = {
+        "source": {"name": opened.name, "kind": opened.kind, "splits": list(opened.splits)},
+        "shape": list(train.shape),
+        "resize": resize,
+        "seed": seed,
+        "long_tail": cut or None,
+        "test_from": test_from,
+        "val_from": val_from,
+        "class_names": list(stats.names),
+        **_contents({"train": train, "val": val, "test": test, "pool": pool}),
+        "duplicates": found,
+        "groups": partition.to_json(),
+        "claimable": list(claimable),
+    }
+    deciding = ("shape", "class_names", "counts", "ids", "digests", "groups", "claimable")
+    manifest["hash"] = digest({key: manifest[key] for key in deciding})
+    return Prepared(train, val, test, pool, stats, partition, claimable, tuple(warnings), manifest)
+
+
+def _tiny_classes(stats: ClassStats, test_given: bool) -> list[str]:
+    tiny = [f"{name!r}: {n}" for name, n in zip(stats.names, stats.counts, strict=True) if n <= holdout.TINY]
+    if not tiny:
+        return []
+    what = "no claim is made about them" if test_given else "all stay in training, none is tested, no claim is made"
+    return [f"{len(tiny)} classes have at most {holdout.TINY} images ({what}):\n{listing(tiny)}"]
+
+
+def _hold_out_test(
+    opened: Source, sets: Mapping[str, ImageSet], fraction: float, per_class: int | None, seed: int
+) -> tuple[ImageSet, ImageSet, str]:
+    """What is left of train, the test split, and where it comes from."""
+    full = sets["train"]
+    if "test" in sets:
+        return full, sets["test"], "given"
+    per_class = opened.test_per_class if per_class is None else per_class
+    wanted = holdout.test_counts(full.stats.counts, fraction, per_class, full.class_names)
+    if not any(wanted):
+        raise DataError(
+            f"{opened.name} has no test split, and nothing can be held out of it: "
+            + ("test_fraction is 0" if fraction == 0 else f"no class has more than {holdout.TINY} images"),
+            "add images, give a test split, or raise test_fraction",
+        )
+    often = Counter(full.hashes)
+    copied = np.array([often[key] > 1 for key in full.hashes])
+    chosen = holdout.draw(full.labels, wanted, seed, "test", last=copied)
+    rest = np.setdiff1d(np.arange(len(full)), chosen)
+    how = f"{per_class} per class" if per_class else f"{fraction:g} of each class"
+    return full.select(rest), full.select(chosen), f"held out of the training images, {how}"
+
+
+def _default_n_max(
+    opened: Source, stats: ClassStats, profile: str, protocol: str, factor: float, order: str, reserve: float
+) -> int | None:
+    """Images of the largest class: the source's own default, or the most possible less the share `reserve`."""
+    if protocol == "cifar-lt":
+        return None
+    most = largest_n_max(stats.counts, profile, factor, order)
+    if opened.n_max is not None and opened.n_max <= most:
+        return opened.n_max
+    return max(1, round(most * (1 - reserve)))
+
+
+def _validation(
+    sets: Mapping[str, ImageSet], rest: ImageSet, kept: np.ndarray, cut: bool, fraction: float, seed: int
+) -> tuple[ImageSet | None, np.ndarray, str]:
+    """The validation split, the indices of `rest` that remain for training, and where validation comes from."""
+    if "val" in sets:
+        return sets["val"], kept, "given"
+    if fraction == 0:
+        return None, kept, "none: val_fraction is 0"
+    if cut:
+        dropped = np.setdiff1d(np.arange(len(rest)), kept)
+        each = max(1, round(fraction * int(np.bincount(rest.labels[kept]).max())))
+        chosen = dropped[holdout.draw(rest.labels[dropped], [each] * len(rest.class_names), seed, "val")]
+        if not len(chosen):
+            return None, kept, "none: the long-tail profile dropped no image"
+        source = f"images that the long-tail profile dropped, up to {each} per class"
+        return rest.select(chosen), kept, source
+    wanted = holdout.val_counts(rest.stats.counts, fraction)
+    chosen = holdout.draw(rest.labels, wanted, seed, "val")
+    if not len(chosen):
+        return None, kept, f"none: no class has {holdout.LEAST_FOR_VAL} training images"
+    left = np.setdiff1d(kept, chosen)
+    source = f"held out of the training images, {fraction:g} of each class of at least {holdout.LEAST_FOR_VAL} images"
+    return rest.select(chosen), left, source
+
+
+def _duplicates(
+    train: ImageSet, val: ImageSet | None, test: ImageSet, warnings: list[str]
+) -> tuple[ImageSet, ImageSet | None, ImageSet, dict[str, Any]]:
+    """Removes from val what train or test hold too; reports the same between train and test, and changes nothing there.
+
+    The test split stays as it is, because numbers on a changed test set cannot be compared with anyone else's.
+    """
+    found: dict[str, Any] = {"train_test": [list(pair) for pair in duplicates.across(train, test)]}
+    if found["train_test"]:
+        rows = [f"{a} = {b}" for a, b in found["train_test"]]
+        warnings.append(
+            f"{len(rows)} test images are exact copies of training images; they stay in the test split:\n"
+            f"{listing(rows)}"
+        )
+    found["train_val_removed"] = found["test_val_removed"] = []
+    if val is not None:
+        found["train_val_removed"] = [list(pair) for pair in duplicates.across(train, val)]
+        found["test_val_removed"] = [list(pair) for pair in duplicates.across(test, val)]
+        gone = {b for _, b in found["train_val_removed"] + found["test_val_removed"]}
+        if gone:
+            keep = [i for i, name in enumerate(val.ids) if name not in gone]
+            val = val.select(keep) if keep else None
+            warnings.append(
+                f"{len(gone)} validation images are exact copies of training or test images and were removed from "
+                f"validation:\n{listing(sorted(gone))}"
+            )
+    found["within_train"] = duplicates.within(train)
+    conflicts = duplicates.conflicting(train)
+    if conflicts:
+        rows = [" = ".join(names) for names in conflicts]
+        warnings.append(f"{len(rows)} training images occur under more than one class:\n{listing(rows)}")
+    return train, val, test, found
+
+
+def _groups(rule: GroupRule | None, stats: ClassStats) -> Groups:
+    if rule is None:
+        return Groups.default(stats)
+    made = (
+        rule if isinstance(rule, Groups) else Groups.explicit(stats, rule) if isinstance(rule, Mapping) else rule(stats)
+    )
+    if len(made.of_class) != stats.num_classes:
+        raise ConfigError(f"the groups cover {len(made.of_class)} classes, the data have {stats.num_classes}")
+    return made
+
+
+def _contents(sets: Mapping[str, ImageSet | None]) -> dict[str, Any]:
+    """Counts per class, ids and pixel digests of every split; None where a split is absent. The pool's ids are long
+    and follow from the rest: only its counts and digest are kept."""
+    counts: dict[str, list[int] | None] = {}
+    ids: dict[str, list[str] | None] = {}
+    digests: dict[str, str | None] = {}
+    for split, images in sets.items():
+        if images is None:
+            counts[split] = digests[split] = None
+        else:
+            counts[split] = np.bincount(images.labels, minlength=len(images.class_names)).tolist()
+            digests[split] = images.fingerprint
+        if split != "pool":
+            ids[split] = None if images is None else list(images.ids)
+    return {"counts": counts, "ids": ids, "digests": digests}

@@ -1,0 +1,132 @@
+"""The table of training methods: a published recipe is a row, and nothing else in the package knows its name.
+
+To add one: write its objective in ``objectives/`` and a row here (docs/methods.md shows it step by step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from imbdiff.objectives.class_balancing import ClassBalancing
+from imbdiff.objectives.contract import Objective
+from imbdiff.objectives.denoising import Denoising
+from imbdiff.runtime.errors import ConfigError
+from imbdiff.training.parts import Part
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training within a method.
+
+    Attributes:
+        name: names its folder; the last phase gives the model that is sampled.
+        objectives: makes the objectives.
+        parts: how the parts of a batch are drawn.
+        start: the phase whose result this one starts from, None for new weights.
+        frozen: phases whose results take part without being trained, under their phase's name as network.
+        share: of the run's images that this phase sees.
+    """
+
+    name: str
+    objectives: Callable[[], list[Objective]]
+    parts: tuple[Part, ...] = (Part(),)
+    start: str | None = None
+    frozen: tuple[str, ...] = ()
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe.
+
+    Attributes:
+        idea: one line.
+        source: the publication, or code, that its constants are from.
+        phases: trained in order.
+        omega: strength of classifier-free guidance that the source evaluates with.
+        cost: training cost in forward passes per image, against 1 for DDPM.
+        when: when to choose it.
+        init: "any" starts from new weights; "required" needs a saved model to start from.
+    """
+
+    idea: str
+    source: str
+    phases: tuple[Phase, ...]
+    omega: float
+    cost: float
+    when: str
+    init: Literal["any", "required"] = "any"
+
+
+def _plain(part: Part) -> tuple[Phase, ...]:
+    return (Phase("target", lambda: [Denoising()], (part,)),)
+
+
+METHODS: dict[str, Method] = {
+    "ddpm": Method(
+        idea="denoising alone, classes as often as they occur",
+        source="Ho et al. 2020; label dropout and guidance 0.8 as the baseline of CBDM's code",
+        phases=_plain(Part(law="natural")),
+        omega=0.8,
+        cost=1,
+        when="the baseline",
+    ),
+    "ddpm-brs": Method(
+        idea="batch resampling: classes by size from 1 to 0.1 in place of 1 to 1 / imbalance factor",
+        source="CCUA's code (brs_factor 0.1), arXiv 2507.09052v2",
+        phases=_plain(Part(law="tempered", factor=0.1)),
+        omega=0.8,
+        cost=1,
+        when="the default: as cheap as DDPM, and rare classes are seen often enough to be learnt in a short run",
+    ),
+    "ddpm-sqrt": Method(
+        idea="classes as often as the square root of their size",
+        source="Mahajan et al. 2018",
+        phases=_plain(Part(law="sqrt")),
+        omega=0.8,
+        cost=1,
+        when="between natural and balanced",
+    ),
+    "ddpm-balanced": Method(
+        idea="all classes equally often",
+        source="class-balanced resampling; 'RS' in CBDM's tables",
+        phases=_plain(Part(law="balanced")),
+        omega=0.8,
+        cost=1,
+        when="mild imbalance; with a few images per class it learns those by heart",
+    ),
+    "cbdm": Method(
+        idea="pull predictions for the true and a random label together at noisy times",
+        source="Qin et al., CVPR 2023, arXiv 2305.00562; its code: tau 1, gamma 1/4, prior labels, guidance 1.6",
+        phases=(Phase("target", lambda: [Denoising(), ClassBalancing(tau=1.0, gamma=0.25, law="prior")]),),
+        omega=1.6,
+        cost=2,
+        when="longer training: at short budgets it has been seen to lose to DDPM",
+    ),
+    "cbdm-finetune": Method(
+        idea="CBDM from a trained DDPM, with comparison labels uniform over classes",
+        source="CBDM's code (--finetune): from 200k DDPM steps, to 250k; guidance 2.0",
+        phases=(Phase("target", lambda: [Denoising(), ClassBalancing(tau=1.0, gamma=0.25, law="uniform")]),),
+        omega=2.0,
+        cost=2,
+        when="a DDPM is already trained: give it as --model.init",
+        init="required",
+    ),
+}
+
+
+def get_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in METHODS:
+        import difflib
+
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(METHODS)}"
+        raise ConfigError(f"unknown method {name!r}", hint)
+    return METHODS[name]

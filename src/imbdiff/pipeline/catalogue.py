@@ -1,0 +1,48 @@
+"""What there is to choose from: methods, presets, backbones, samplers."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from imbdiff.config import PRESETS
+from imbdiff.diffusion.model import BACKBONES
+from imbdiff.diffusion.schedulers import SAMPLERS
+from imbdiff.methods import METHODS
+
+
+def as_json() -> dict[str, Any]:
+    """The tables as plain values."""
+    return {
+        "methods": {
+            name: {
+                "idea": m.idea,
+                "cost": m.cost,
+                "omega": m.omega,
+                "needs": "a trained model" if m.init == "required" else "",
+                "when": m.when,
+                "source": m.source,
+            }
+            for name, m in METHODS.items()
+        },
+        "presets": {n: {"for": p.idea, "expect": p.expect} for n, p in PRESETS.items()},
+        "backbones": {n: {"for": idea} for n, (_, _, idea) in BACKBONES.items()},
+        "samplers": {n: {"what": what, "steps": steps} for n, (what, _, steps) in SAMPLERS.items()},
+    }
+
+
+def as_text(width: int = 110) -> str:
+    """The same to read in a terminal."""
+    lines = []
+    for title, rows in as_json().items():
+        lines.append(title.upper())
+        for name, row in rows.items():
+            numbers = ", ".join(f"{key} {value:g}" for key, value in row.items() if isinstance(value, int | float))
+            lines.append(f"  {name}" + (f"  ({numbers})" if numbers else ""))
+            for key, value in row.items():
+                if isinstance(value, str) and value:
+                    text = value if key in ("idea", "for", "what") else f"{key}: {value}"
+                    lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="        ")
+        lines.append("")
+    lines.append("cost: forward passes per training image; omega: strength of classifier-free guidance, 0 = none")
+    return "\n".join(lines)

@@ -1,0 +1,189 @@
+"""The run folder: what one experiment did, kept so that the same command continues it.
+
+==================  ==================================================================
+config.yaml         the resolved configuration and the source
+environment.json    versions and hardware
+split.json          the split: counts, ids, hash
+log.jsonl           losses by images seen
+checkpoints/        of each training phase
+previews/           grids of classes by samples while training
+model/              the averaged weights: model.json, model.safetensors
+samples/            class folders of PNGs, manifest.json
+metrics.json        the numbers of the evaluation
+classifier/         the arms of the comparison
+report.html         the page
+stages.json         which stages are complete, from which inputs, and how long they took
+==================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from imbdiff.config import RunConfig, override, preset, to_dict
+from imbdiff.runtime.errors import ConfigError, RunError, listing
+from imbdiff.runtime.files import read_json, write_json, write_text
+
+#: options that may change between two calls on one run folder: they concern later stages or the machine
+LATER = ("sample", "classify", "device", "preset")
+HARMLESS = ("train.checkpoint_images", "train.preview_images", "train.log_images", "train.max_rows")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder that exists or will."""
+
+    path: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def exists(self) -> bool:
+        return (self / "config.yaml").exists()
+
+    def check_usable(self) -> None:
+        """Refuses a path that holds something else.
+
+        Raises:
+            RunError: it is a file, or a folder with other content.
+        """
+        if self.path.is_file():
+            raise RunError(f"{self.path} is a file", "give another --out")
+        if self.path.exists() and not self.exists:
+            others = [p.name for p in self.path.iterdir() if p.name != ".lock" and not p.name.endswith(".partial")]
+            if others:
+                raise RunError(
+                    f"{self.path} is not a run folder: it holds {len(others)} other files, such as {others[0]!r}",
+                    "give an empty or a new folder as --out; nothing was changed",
+                )
+
+    def saved(self) -> tuple[str, RunConfig]:
+        """The source and configuration that the run was made with.
+
+        Raises:
+            RunError: there is no run in this folder.
+        """
+        if not self.exists:
+            raise RunError(
+                f"{self.path} is not a run folder (config.yaml is missing)", "give a folder that `imbdiff run` made"
+            )
+        values = read_yaml(self / "config.yaml")
+        source = str(values.pop("source", ""))
+        return source, override(preset(values.get("preset", "tiny")), values)
+
+    def save_config(self, source: str, config: RunConfig) -> None:
+        text = yaml.safe_dump({"source": source, **to_dict(config)}, sort_keys=False, allow_unicode=True)
+        write_text(self / "config.yaml", text)
+
+    def check_same(self, config: RunConfig) -> None:
+        """Refuses to continue a run with options that would have led elsewhere.
+
+        Raises:
+            RunError: names each option that differs, with both values.
+        """
+        old, new = flatten(to_dict(self.saved()[1])), flatten(to_dict(config))
+        differ = [
+            f"--{name}: {old.get(name)!r} there, {new[name]!r} here"
+            for name in new
+            if name.split(".")[0] not in LATER and name not in HARMLESS and old.get(name) != new[name]
+        ]
+        if differ:
+            raise RunError(
+                f"the run in {self.path} was made with other options:\n{listing(differ)}",
+                "repeat it with the same options, or give another --out; nothing was changed",
+            )
+
+    def check_data(self, manifest: Mapping[str, Any]) -> None:
+        """Refuses to continue a run whose images are not those of `manifest`.
+
+        Raises:
+            RunError: naming what differs.
+        """
+        if not (self / "split.json").exists():
+            return
+        old = read_json(self / "split.json")
+        if old.get("hash") == manifest["hash"]:
+            return
+        counts = f"{old.get('counts', {}).get('train')} there, {manifest.get('counts', {}).get('train')} here"
+        raise RunError(
+            f"the run in {self.path} is of other data: its split has hash {str(old.get('hash'))[:12]}, this one "
+            f"{manifest['hash'][:12]} (training images per class: {_short(counts)})",
+            "give another --out; nothing was changed",
+        )
+
+    def stages(self) -> dict[str, Any]:
+        path = self / "stages.json"
+        return read_json(path) if path.exists() else {}
+
+    def finished(self, stage: str, inputs: str) -> bool:
+        """Whether `stage` is complete with these inputs."""
+        return self.stages().get(stage, {}).get("inputs") == inputs
+
+    def mark(self, stage: str, inputs: str, seconds: float, **facts: Any) -> None:
+        write_json(
+            self / "stages.json", {**self.stages(), stage: {"inputs": inputs, "seconds": round(seconds, 2), **facts}}
+        )
+
+    @contextmanager
+    def locked(self) -> Any:
+        """Holds the folder for this process.
+
+        Raises:
+            RunError: another process works in it.
+        """
+        import fcntl
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle: IO[str]
+        with open(self / ".lock", "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(
+                    f"another imbdiff command is working in {self.path}", "wait for it, or give another --out"
+                ) from error
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} -> {"train.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: it is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist", "give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}", "correct it") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of options", "such as `train: {images: 100000}`")
+    return values
+
+
+def _short(text: str, limit: int = 160) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

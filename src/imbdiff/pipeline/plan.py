@@ -1,0 +1,165 @@
+"""What a run would do, before it does it: images per class, parameters, memory and time from a measured probe."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from imbdiff.config import RunConfig, choose_preset, preset
+from imbdiff.data.sources import load
+from imbdiff.data.splits import Prepared
+from imbdiff.methods import get_method
+from imbdiff.pipeline import stages
+from imbdiff.pipeline.samples import make_guidance
+from imbdiff.pipeline.strategy import images_to_draw
+from imbdiff.runtime.device import resolve_device
+from imbdiff.runtime.dist import Dist
+from imbdiff.runtime.progress import duration
+
+
+def default_config(source: str, size: int | None = None, device: str = "auto") -> RunConfig:
+    """The preset for a source where the user names none: by image size, and by whether there is a GPU."""
+    side = size
+    if side is None:
+        opened = load(source)
+        survey = opened.survey()
+        side = max((max(s) for s in survey.sizes), default=64)
+        side = min(side, 64) if len(survey.sizes) <= 1 else 64
+    return preset(choose_preset(side, resolve_device(device).type))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        rows: (what, text) pairs to print.
+        seconds: estimated time in all.
+    """
+
+    rows: tuple[tuple[str, str], ...]
+    seconds: float
+
+    def text(self) -> str:
+        width = max(len(name) for name, _ in self.rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows)
+
+
+def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
+    """Measures two training steps, one sampling step and classifier steps, and extrapolates. Writes nothing."""
+    device = resolve_device(config.device)
+    stats = prepared.stats
+    counts = images_to_draw(config.sample.strategy, stats)
+    step = stages.build_step(get_method(config.method).phases[0], prepared, config)
+    model = step.networks["model"]
+    parameters = sum(p.numel() for p in model.parameters())
+    train_second, memory = _probe_training(prepared, config, device)
+    train_seconds = train_second * config.train.images
+    sample_seconds = _probe_sampling(model, prepared, config, device) * sum(counts)
+    classify_seconds = _probe_classifier(prepared, config, device, arms=5 if sum(counts) else 3)
+    total = train_seconds + sample_seconds + classify_seconds
+    shown = sorted(range(stats.num_classes), key=lambda k: -stats.counts[k])
+    listed = [f"{stats.names[k][:24]} {stats.counts[k]}+{counts[k]}" for k in shown[:12]]
+    if len(shown) > 12:
+        listed.append(f"and {len(shown) - 12} more classes")
+    method = get_method(config.method)
+    rows = (
+        (
+            "source",
+            f"{source}: {stats.total} training images, {stats.num_classes} classes, IF {stats.imbalance_factor:.4g}",
+        ),
+        ("groups", prepared.groups.rule),
+        ("preset", config.preset),
+        ("method", f"{config.method}: {method.idea}"),
+        ("model", f"{stages.choose_backbone(config, prepared.train.shape)}, {parameters:,} parameters"),
+        ("train", f"{config.train.images:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}"),
+        (
+            "draw",
+            f"{sum(counts):,} images, {config.sample.sampler}, {config.sample.steps} steps: {duration(sample_seconds)}",
+        ),
+        ("per class", ", ".join(listed) + " (real+synthetic)"),
+        ("classify", f"{config.classify.seeds} seeds x {5 if sum(counts) else 3} arms: {duration(classify_seconds)}"),
+        ("memory", f"{memory / 2**30:.1f} GiB at the peak of training ({device})"),
+        ("in all", f"about {duration(total)} on {device}, from a measured probe"),
+    )
+    return Plan(rows, total)
+
+
+def _probe_training(prepared: Prepared, config: RunConfig, device: torch.device) -> tuple[float, float]:
+    """Seconds per image, and peak memory in bytes."""
+    import psutil
+
+    from imbdiff.data.augment import Augmentation
+    from imbdiff.diffusion.model import DiffusionModel
+    from imbdiff.training.parts import PartLoader
+
+    phase = get_method(config.method).phases[0]
+    step = stages.build_step(phase, prepared, config).to(device)
+    model = step.networks["model"]
+    assert isinstance(model, DiffusionModel)
+    images = torch.from_numpy(prepared.train.images).permute(0, 3, 1, 2).contiguous().to(device)
+    labels = torch.from_numpy(prepared.train.labels).to(device)
+    loaders = [
+        PartLoader(p, prepared.train, images, labels, prepared.groups, config.train.batch_size,
+                   seed=0, dist=Dist(), accumulate=config.train.accumulate)
+        for p in phase.parts
+    ]  # fmt: skip
+    optimizer = torch.optim.Adam([p for p in step.parameters() if p.requires_grad], fused=True)
+    seconds = []
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        for i in range(3):
+            began = time.perf_counter()
+            for micro in range(config.train.accumulate):
+                batches = {
+                    loader.part.name: loader.load(
+                        i, micro, codec=model.codec, process=model.process, draws=step.draws(loader.part.name),
+                        augmentation=Augmentation(), label_dropout=0.1, dropout_per="sample",
+                    )
+                    for loader in loaders
+                }  # fmt: skip
+                step(batches)["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+    used = torch.cuda.max_memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
+    return min(seconds[1:]) / config.train.batch_size, float(used)
+
+
+@torch.no_grad()
+def _probe_sampling(model: Any, prepared: Prepared, config: RunConfig, device: torch.device) -> float:
+    """Seconds per image."""
+    from imbdiff.diffusion.generate import generate
+
+    model = model.to(device).eval()
+    guidance = make_guidance(model, config.sample, get_method(config.method).omega)
+    n, steps = config.sample.batch_size, min(2, config.sample.steps)
+    options: dict[str, Any] = {"sampler": config.sample.sampler, "guidance": guidance, "batch_size": n}
+    labels = [0] * n
+    generate(model, labels, range(n), steps=1, **options)
+    began = time.perf_counter()
+    generate(model, labels, range(n), steps=steps, **options)
+    return (time.perf_counter() - began) / n * config.sample.steps / steps
+
+
+def _probe_classifier(prepared: Prepared, config: RunConfig, device: torch.device, arms: int) -> float:
+    """Seconds of all arms and seeds."""
+    from imbdiff.data.augment import Augmentation
+    from imbdiff.recognition.fit import FitPlan, fit
+
+    def seconds(steps: int) -> float:
+        plan = FitPlan(
+            network=config.classify.network, steps=steps, batch_size=config.classify.batch_size,
+            learning_rate=0.1, augmentation=Augmentation(shift=config.classify.shift),
+        )  # fmt: skip
+        began = time.perf_counter()
+        fit(prepared.train, plan, seed=0, device=str(device), name="probe")
+        return time.perf_counter() - began
+
+    seconds(2)
+    per_step = max(seconds(12) - seconds(2), 1e-4) / 10
+    return per_step * config.classify.steps * arms * config.classify.seeds

@@ -1,0 +1,374 @@
+"""`run`: the stages over one run folder. A stage that is complete, from unchanged inputs, is skipped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imbdiff.config import RunConfig
+from imbdiff.data.augment import Augmentation
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.splits import Prepared
+from imbdiff.diffusion.model import DiffusionModel, load_model
+from imbdiff.methods import get_method
+from imbdiff.pipeline import stages
+from imbdiff.pipeline.environment import environment
+from imbdiff.pipeline.folder import RunFolder
+from imbdiff.pipeline.strategy import images_to_draw
+from imbdiff.runtime.device import make_accelerator, prepare_cpu, resolve_device
+from imbdiff.runtime.dist import Dist, launched
+from imbdiff.runtime.errors import RunError
+from imbdiff.runtime.files import digest, is_disk_full, read_json, sha256_file, write_bytes, write_json, write_text
+from imbdiff.runtime.log import read_jsonl
+from imbdiff.runtime.progress import Progress, duration
+
+STAGES = ("train", "sample", "evaluate", "classify", "report")
+
+
+@dataclass
+class Run:
+    """One run folder at work.
+
+    Attributes:
+        folder: the run folder.
+        source: as the user named it.
+        config: the resolved configuration.
+        command: the command line that repeats it, for the report.
+        quiet: prints nothing but errors.
+    """
+
+    folder: RunFolder
+    source: str
+    config: RunConfig
+    command: str = ""
+    quiet: bool = False
+    dist: Dist = field(default_factory=Dist)
+
+    def say(self, text: str) -> None:
+        if not self.quiet and self.dist.main:
+            print(text, flush=True)
+
+    def execute(self, wanted: Sequence[str] = STAGES) -> Path:
+        """Runs the wanted stages, in order.
+
+        Returns:
+            The report's path.
+
+        Raises:
+            ImbdiffError: the folder is of another run or data, or a stage it needs is missing.
+        """
+        prepare_cpu()
+        if launched():
+            make_accelerator(self.config.device)
+        self.dist = Dist.current()
+        self.folder.check_usable()
+        if self.folder.exists:
+            self.folder.check_same(self.config)
+        prepared = self._prepare()
+        self.folder.check_data(prepared.manifest)
+        with self.folder.locked() if self.dist.main else nullcontext():
+            try:
+                return self._stages(prepared, wanted)
+            except OSError as error:
+                if is_disk_full(error):
+                    raise RunError(
+                        f"no space left while writing below {self.folder.path}",
+                        "free some space and repeat the same command: it continues from the last complete file",
+                    ) from error
+                raise
+
+    def _prepare(self) -> Prepared:
+        with _Timer() as timer:
+            prepared = stages.prepare_data(self.source, self.config.data)
+        stats = prepared.stats
+        val = "none" if prepared.val is None else str(len(prepared.val))
+        self.say(
+            f"data: {self.source}: {stats.total} training images of {stats.num_classes} classes "
+            f"({max(stats.counts)} to {min(stats.counts)}, imbalance factor {stats.imbalance_factor:.4g}), "
+            f"{val} for validation, {len(prepared.test)} for testing, {'x'.join(map(str, prepared.train.shape))}"
+        )
+        for warning in prepared.warnings:
+            self.say(f"  note: {warning}")
+        self._data_seconds = timer.seconds
+        return prepared
+
+    def _stages(self, prepared: Prepared, wanted: Sequence[str]) -> Path:
+        if self.dist.main:
+            self.folder.save_config(self.source, self.config)
+            device = str(resolve_device(self.config.device))
+            write_json(self.folder / "environment.json", {**environment(device), "command": self.command})
+            write_json(self.folder / "split.json", prepared.manifest)
+            if "data" not in self.folder.stages():
+                self.folder.mark("data", prepared.manifest["hash"], self._data_seconds)
+        self.dist.barrier()
+        if "train" in wanted:
+            self._train(prepared)
+        if "sample" in wanted:
+            self._sample(prepared)
+        if self.dist.main:
+            if "evaluate" in wanted:
+                self._evaluate(prepared)
+            if "classify" in wanted:
+                self._classify(prepared)
+            if "report" in wanted:
+                write_text(self.folder / "report.html", self.report(prepared))
+                self.say(f"report: {self.folder / 'report.html'}")
+        self.dist.barrier()
+        return self.folder / "report.html"
+
+    # -- training and sampling: on every process
+
+    def _train(self, prepared: Prepared) -> None:
+        identity = stages.training_identity(prepared, self.config)
+        if self._skip("train", identity):
+            return
+
+        def preview(model: DiffusionModel, seen: int) -> None:
+            self._preview(model, prepared, seen)
+
+        began = self.folder.stages().get("train-time", {}).get("seconds", 0.0)
+        with _Timer() as timer:
+            try:
+                model = stages.train(
+                    prepared,
+                    self.config,
+                    self.folder.path,
+                    flip=stages.may_flip(self.source, self.config.data),
+                    on_preview=preview if self.config.train.preview_images != 0 else None,
+                    quiet=self.quiet,
+                    say=self.say,
+                )
+            except RunError as error:
+                if "other data or options" in error.message and not (self.folder / "stages.json").exists():
+                    raise
+                raise
+        if self.dist.main:
+            model.save(self.folder / "model")
+            facts = {
+                "parameters": model.num_parameters,
+                "weights": sha256_file(self.folder / "model" / "model.safetensors"),
+            }
+            self.folder.mark("train", identity, began + timer.seconds, **facts)
+        self.dist.barrier()
+
+    def _preview(self, model: DiffusionModel, prepared: Prepared, seen: int) -> None:
+        from imbdiff.diffusion.generate import generate
+        from imbdiff.pipeline.samples import encode_png, make_guidance
+        from imbdiff.reporting.sprites import sample_grid
+
+        order = np.argsort(-np.asarray(prepared.stats.counts), kind="stable")[:10]
+        labels = np.repeat(np.sort(order), 6)
+        guidance = make_guidance(model, self.config.sample, get_method(self.config.method).omega)
+        images = generate(
+            model, labels, np.arange(len(labels)), sampler=self.config.sample.sampler,
+            steps=min(self.config.sample.steps, 20), guidance=guidance, batch_size=30,
+        )  # fmt: skip
+        grid = sample_grid(ImageSet(images, labels, prepared.train.class_names), per_class=6, max_classes=10)
+        pixels = np.asarray(grid.convert("RGB"))
+        write_bytes(self.folder / "previews" / f"{seen:012d}.png", encode_png(pixels))
+
+    def _sample(self, prepared: Prepared) -> None:
+        model = load_model(self._needs("model/model.json", "train").parent)
+        counts = images_to_draw(self.config.sample.strategy, prepared.stats)
+        weights = self.folder.stages().get("train", {}).get("weights", "")
+        inputs = digest([weights, asdict(self.config.sample), list(counts), self.config.seed])
+        if self._skip("sample", inputs):
+            return
+        if sum(counts) == 0:
+            self.say("sample: nothing to draw: every class is as large as the strategy asks for")
+        with _Timer() as timer:
+            stages.sample(model, counts, self.config, self.folder / "samples", identity=weights, quiet=self.quiet)
+        if self.dist.main:
+            self.folder.mark("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))
+        self.dist.barrier()
+
+    # -- measuring and classifying: on the first process
+
+    def synthetic(self, prepared: Prepared) -> ImageSet | None:
+        """The synthetic images of this run, or None if there are none."""
+        from imbdiff.pipeline.samples import load_samples
+
+        if not (self.folder / "samples" / "manifest.json").exists():
+            return None
+        images = load_samples(self.folder / "samples", prepared.train.shape, prepared.train.class_names)
+        return images if len(images) else None
+
+    def _evaluate(self, prepared: Prepared) -> None:
+        from imbdiff.metrics.evaluate import evaluate
+        from imbdiff.recognition.judge import judges
+
+        self._needs("samples/manifest.json", "sample")
+        synthetic = self.synthetic(prepared)
+        if synthetic is None:
+            self.say("evaluate: there are no synthetic images to measure")
+            return
+        inputs = digest([synthetic.fingerprint, prepared.manifest["hash"], self.config.seed])
+        if self._skip("evaluate", inputs):
+            return
+        self.say("evaluate: training the judge and measuring" if prepared.pool is not None else "evaluate: measuring")
+        device = str(resolve_device(self.config.device))
+        with _Timer() as timer:
+            extractors, judge = judges(prepared, device=device, folder=self.folder / "judge")
+            found = evaluate(
+                synthetic, prepared.test, prepared.train, prepared.groups, extractors,
+                reference_name="test", seed=self.config.seed,
+            )  # fmt: skip
+        found["judge"] = None if judge is None else judge.to_json()
+        write_json(self.folder / "metrics.json", found)
+        self.folder.mark("evaluate", inputs, timer.seconds)
+
+    def _classify(self, prepared: Prepared) -> None:
+        from imbdiff.recognition.arms import classify
+
+        synthetic = self.synthetic(prepared)
+        options = self.config.classify
+        shown = None if synthetic is None else synthetic.fingerprint
+        inputs = digest([shown, prepared.manifest["hash"], asdict(options), self.config.data.flip, self.config.seed])
+        if self._skip("classify", inputs):
+            return
+        arms = 3 if synthetic is None else 5
+        with _Timer() as timer, Progress(
+            "classify", arms * options.seeds, "classifiers", quiet=self.quiet, every=20
+        ) as progress:  # fmt: skip
+            result = classify(
+                prepared,
+                synthetic,
+                steps=options.steps,
+                batch_size=options.batch_size,
+                seeds=tuple(range(self.config.seed, self.config.seed + options.seeds)),
+                network=options.network,
+                synthetic_weight=options.synthetic_weight,
+                augmentation=Augmentation(flip=stages.may_flip(self.source, self.config.data), shift=options.shift),
+                device=str(resolve_device(self.config.device)),
+                folder=self.folder / "classifier",
+                progress=lambda done, total, note: progress.update(done, note),
+            )
+        write_json(self.folder / "classifier" / "results.json", result)
+        self.folder.mark("classify", inputs, timer.seconds)
+        self.say(f"verdict: {result['verdict']['sentence']}" if result.get("verdict") else "classify: done")
+
+    # -- reporting
+
+    def report(self, prepared: Prepared) -> str:
+        """The page, from what is there."""
+        from imbdiff.reporting.report import build_report
+
+        return build_report(self.report_data(prepared))
+
+    def report_data(self, prepared: Prepared) -> Any:
+        from imbdiff.config import to_dict
+        from imbdiff.reporting.content import ReportData
+
+        synthetic = self.synthetic(prepared)
+        metrics = _optional(self.folder / "metrics.json")
+        drawn = (
+            ()
+            if synthetic is None
+            else tuple(np.bincount(synthetic.labels, minlength=prepared.stats.num_classes).tolist())
+        )
+        return ReportData(
+            title=f"{Path(self.source).name}: {self.config.method}",
+            command=self.command,
+            method=self.config.method,
+            source=self.source,
+            stats=prepared.stats,
+            groups=prepared.groups,
+            environment=_optional(self.folder / "environment.json") or {},
+            config=to_dict(self.config),
+            warnings=prepared.warnings,
+            manifest=prepared.manifest,
+            drawn=drawn,
+            train=prepared.train,
+            synthetic=synthetic,
+            nearest=metrics.get("nearest") if metrics else None,
+            log=read_jsonl(self.folder / "log.jsonl"),
+            metrics=metrics,
+            classifier=_optional(self.folder / "classifier" / "results.json"),
+            timings={k: v["seconds"] for k, v in self.folder.stages().items()},
+            run=str(self.folder.path),
+        )
+
+    def _skip(self, stage: str, inputs: str) -> bool:
+        done = self.dist.broadcast(self.folder.finished(stage, inputs)) if stage in ("train", "sample") else (
+            self.folder.finished(stage, inputs)
+        )  # fmt: skip
+        if done:
+            self.say(f"{stage}: done before, skipped")
+        return bool(done)
+
+    def _needs(self, name: str, stage: str) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            raise RunError(f"{path} is missing", f"run `imbdiff {stage} {self.folder.path}` first")
+        return path
+
+
+class _Timer:
+    seconds = 0.0
+
+    def __enter__(self) -> _Timer:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self._began
+
+
+def _optional(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.exists() else None
+
+
+def run(
+    source: str | Path,
+    out: str | Path,
+    config: RunConfig | None = None,
+    *,
+    wanted: Sequence[str] = STAGES,
+    command: str = "",
+    quiet: bool = False,
+) -> Path:
+    """Prepare, train, sample, evaluate, classify and report, in the run folder `out`.
+
+    Args:
+        source: "digits", a folder of class folders, or an .npz file.
+        out: the run folder; the same call continues what is there.
+        config: from `imbdiff.preset`; default: chosen by image size.
+        wanted: stages to run, of `STAGES`.
+
+    Returns:
+        The path of the report.
+    """
+    from imbdiff.pipeline.plan import default_config
+
+    config = config or default_config(str(source))
+    return Run(RunFolder(Path(out)), str(source), config, command or default_command(source, out), quiet).execute(
+        wanted
+    )
+
+
+def default_command(source: str | Path, out: str | Path) -> str:
+    return f"imbdiff run {source} --out {out}"
+
+
+def open_run(path: str | Path, *, quiet: bool = True) -> tuple[Run, Prepared]:
+    """A finished or unfinished run, with its data prepared again and checked against its split.
+
+    Raises:
+        RunError: there is no run, or its source holds other images now.
+    """
+    folder = RunFolder(Path(path))
+    source, config = folder.saved()
+    environment_ = _optional(folder / "environment.json") or {}
+    opened = Run(folder, source, config, str(environment_.get("command", "")), quiet)
+    prepared = stages.prepare_data(source, config.data)
+    folder.check_data(prepared.manifest)
+    return opened, prepared
+
+
+__all__ = ["STAGES", "Run", "duration", "open_run", "run"]

@@ -1,0 +1,145 @@
+"""Synthetic images on disk: class folders of PNGs and a manifest; a killed sampling continues where it was.
+
+``SAMPLES/<class folder>/<number>.png``, ``SAMPLES/plan.json`` (what is to be drawn, written first) and
+``SAMPLES/manifest.json`` (what was drawn, written last). Class folders are made safe: class names are data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imbdiff.config import SampleConfig
+from imbdiff.data.folders import safe_class_dirs
+from imbdiff.data.imageset import ImageSet
+from imbdiff.diffusion.generate import generate_batches
+from imbdiff.diffusion.guidance import ClassifierFree, Guidance
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.runtime.dist import Dist
+from imbdiff.runtime.errors import RunError
+from imbdiff.runtime.files import atomic, read_json, write_json
+from imbdiff.runtime.progress import Progress
+from imbdiff.runtime.streams import seed_of
+
+
+def make_guidance(model: DiffusionModel, config: SampleConfig, omega: float) -> Guidance:
+    """Classifier-free guidance as the configuration says; `omega` is used where it leaves that open."""
+    strength = omega if config.omega is None else config.omega
+    return ClassifierFree(strength, model.null, model.process, config.interval)
+
+
+def plan(
+    counts: Sequence[int], names: Sequence[str], config: SampleConfig, omega: float, seed: int, identity: str
+) -> dict[str, Any]:
+    """What is to be drawn: one row per image, with its class, seed and file."""
+    rows = []
+    for k, (n, folder) in enumerate(zip(counts, safe_class_dirs(names), strict=True)):
+        rows += [{"file": f"{folder}/{i:06d}.png", "label": k, "seed": seed_of(seed, "sample", k, i)} for i in range(n)]
+    return {
+        "identity": identity,
+        "class_names": list(names),
+        "counts": list(counts),
+        "sampler": config.sampler,
+        "steps": config.steps,
+        "omega": omega if config.omega is None else config.omega,
+        "interval": list(config.interval),
+        "batch_size": config.batch_size,
+        "images": rows,
+    }
+
+
+def draw(
+    model: DiffusionModel, todo: dict[str, Any], folder: Path, config: SampleConfig, *, quiet: bool = False
+) -> None:
+    """Draws what `plan` says into `folder`; batches whose files all exist are not drawn again.
+
+    Under ``torchrun`` every process draws its share of the batches; the images are the same as one process gives.
+
+    Raises:
+        RunError: the folder holds images of another plan; nothing is touched.
+    """
+    dist = Dist.current()
+    if dist.main:
+        _open(folder, todo)
+    dist.barrier()
+    rows = todo["images"]
+    size = config.batch_size
+    batches = range(-(-len(rows) // size))
+    missing = [b for b in batches if not all((folder / r["file"]).exists() for r in rows[b * size : (b + 1) * size])]
+    dist.barrier()  # nobody draws before everybody has looked
+    mine = missing[dist.rank :: dist.world]
+    guidance = make_guidance(model, config, todo["omega"])
+    labels = np.array([r["label"] for r in rows], dtype=np.int64)
+    seeds = np.array([r["seed"] for r in rows], dtype=np.int64)
+    done = len(rows) - sum(len(rows[b * size : (b + 1) * size]) for b in missing)
+    with Progress("sample", len(rows), start=done, quiet=quiet or not dist.main) as progress:
+        for indices, images in generate_batches(
+            model, labels, seeds, sampler=config.sampler, steps=config.steps, guidance=guidance,
+            batch_size=size, only=mine,
+        ):  # fmt: skip
+            for i, image in zip(indices, images, strict=True):
+                with atomic(folder / rows[i]["file"], sync=False) as aside:
+                    aside.write_bytes(encode_png(image))
+            done += len(indices) * dist.world
+            progress.update(min(done, len(rows)))
+    dist.barrier()
+    if dist.main:
+        images = [{**r, "sha256": hashlib.sha256((folder / r["file"]).read_bytes()).hexdigest()} for r in rows]
+        write_json(folder / "manifest.json", {**todo, "images": images})
+    dist.barrier()
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """(H, W, 1 or 3) uint8 -> PNG."""
+    out = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(out, "PNG")
+    return out.getvalue()
+
+
+def _open(folder: Path, todo: dict[str, Any]) -> None:
+    path = folder / "plan.json"
+    if path.exists():
+        old = read_json(path)
+        if old == todo:
+            return
+        if old.get("identity") == todo["identity"]:  # the same model, drawn differently: asked for on purpose
+            shutil.rmtree(folder)
+        else:
+            raise RunError(f"{folder} holds images of another model", "remove that folder, or use another run folder")
+    elif folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} holds files that are not from imbdiff", "move them, or use another run folder")
+    write_json(path, todo)
+
+
+def load_samples(folder: Path, shape: tuple[int, int, int], class_names: Sequence[str]) -> ImageSet:
+    """The images of a finished sampling.
+
+    Raises:
+        RunError: it is not finished, a file is missing or altered, or it is of other classes.
+    """
+    manifest = read_json(folder / "manifest.json")
+    if tuple(manifest["class_names"]) != tuple(class_names):
+        raise RunError(f"the images in {folder} are of other classes than this run's", "sample again in this run")
+    rows = manifest["images"]
+    height, width, channels = shape
+    images = np.zeros((len(rows), height, width, channels), dtype=np.uint8)
+    for i, row in enumerate(rows):
+        try:
+            data = (folder / row["file"]).read_bytes()
+        except FileNotFoundError as error:
+            raise RunError(f"{folder / row['file']} is missing", "run `imbdiff sample` again") from error
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            raise RunError(
+                f"{folder / row['file']} was altered since it was drawn", "remove it and run `imbdiff sample` again"
+            )
+        pixels = np.asarray(Image.open(io.BytesIO(data)))
+        images[i] = pixels.reshape(height, width, channels)
+    labels = np.array([r["label"] for r in rows], dtype=np.int64)
+    return ImageSet(images, labels, tuple(class_names), tuple(r["file"] for r in rows))

@@ -1,0 +1,235 @@
+"""The stages as plain functions on objects: no folder is needed, except to resume.
+
+data = prepare_data("digits", config.data)
+model = train(data, config)
+images = sample(model, images_to_draw("auto", data.stats), config)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from imbdiff.config import DataConfig, RunConfig
+from imbdiff.data.augment import Augmentation
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.source import Source
+from imbdiff.data.sources import load
+from imbdiff.data.splits import Prepared, prepare
+from imbdiff.diffusion.model import DiffusionModel, build_model, load_model
+from imbdiff.diffusion.process import PROCESSES
+from imbdiff.methods import Method, Phase, get_method
+from imbdiff.pipeline import samples
+from imbdiff.runtime.checkpoint import CheckpointStore
+from imbdiff.runtime.device import resolve_device
+from imbdiff.runtime.dist import Dist
+from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.files import digest
+from imbdiff.runtime.log import JsonLog
+from imbdiff.training.step import TrainingStep
+from imbdiff.training.trainer import OnPreview, Trainer
+
+
+def prepare_data(source: str | Path | Source | ImageSet, config: DataConfig) -> Prepared:
+    """Opens a source and splits it as the configuration says; see `imbdiff.data.splits.prepare`."""
+    return prepare(
+        source,
+        size=config.size,
+        resize=config.resize,
+        imbalance_factor=config.imbalance_factor,
+        profile=config.profile,
+        protocol=config.protocol,
+        test_fraction=config.test_fraction,
+        test_per_class=config.test_per_class,
+        val_fraction=config.val_fraction,
+        seed=config.split_seed,
+    )
+
+
+def may_flip(source: str | Path | Source | ImageSet, config: DataConfig) -> bool:
+    """Whether images are mirrored while training: as configured, otherwise as is known to be safe for the source."""
+    return load(source).flippable if config.flip is None else config.flip
+
+
+def choose_backbone(config: RunConfig, shape: tuple[int, int, int]) -> str:
+    """The backbone's name; "auto" goes by image side, and by whether there is a GPU.
+
+    Args:
+        shape: (H, W, C).
+    """
+    if config.model.backbone != "auto":
+        return config.model.backbone
+    side = max(shape[:2])
+    if side <= 10:
+        return "unet-8"
+    if resolve_device(config.device).type == "cpu":
+        return "unet-16"
+    return "unet-32" if side <= 40 else "unet-64"
+
+
+def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
+    """The model that training starts from: new weights, or those of ``model.init``.
+
+    Raises:
+        ConfigError: the method needs a saved model and none is given.
+        RunError: the saved model does not fit these images, classes or process.
+    """
+    height, width, channels = prepared.train.shape
+    shape = (channels, height, width)
+    method = get_method(config.method)
+    if config.model.init is None:
+        if method.init == "required":
+            raise ConfigError(
+                f"the method {config.method} starts from a trained model", "give its folder as --model.init RUN/model"
+            )
+        backbone = choose_backbone(config, prepared.train.shape)
+        return build_model(backbone, PROCESSES[config.model.process], shape, prepared.stats, seed=config.seed)
+    folder = Path(config.model.init)
+    model = load_model(folder if (folder / "model.json").exists() else folder / "model")
+    found = model.spec
+    problems = []
+    if found.shape != shape:
+        problems.append(f"its images are {found.shape}, these are {shape} (channels, height, width)")
+    if found.stats.names != prepared.stats.names:
+        problems.append(f"its {found.stats.num_classes} classes are not these {prepared.stats.num_classes}")
+    if dict(found.process) != PROCESSES[config.model.process].to_json():
+        problems.append(f"its process is {dict(found.process)}, not {config.model.process}")
+    if problems:
+        raise RunError(
+            f"the model in {folder} cannot be continued here: {'; '.join(problems)}",
+            "use the same --data.size and --model.process as that model, on the same classes",
+        )
+    fresh = DiffusionModel(type(found)(found.kind, found.config, shape, found.process, prepared.stats),
+                           model.backbone, model.process, model.codec)  # fmt: skip
+    return fresh.train()
+
+
+def build_step(
+    phase: Phase, prepared: Prepared, config: RunConfig, trained: dict[str, DiffusionModel] | None = None
+) -> TrainingStep:
+    """The training step of one phase; `trained` are the results of earlier phases, by name."""
+    import copy
+
+    trained = trained or {}
+    start = trained[phase.start] if phase.start else None
+    model = copy.deepcopy(start).train() if start is not None else new_model(prepared, config)
+    networks: dict[str, nn.Module] = {"model": model, **{name: trained[name] for name in phase.frozen}}
+    return TrainingStep(networks, phase.objectives(), frozen=phase.frozen, max_rows=config.train.max_rows)
+
+
+def train(
+    prepared: Prepared,
+    config: RunConfig,
+    folder: Path | None = None,
+    *,
+    flip: bool = False,
+    on_preview: OnPreview | None = None,
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
+) -> DiffusionModel:
+    """Trains a diffusion model by ``config.method`` on ``prepared.train``, and on nothing else.
+
+    Args:
+        folder: where ``checkpoints/`` and ``log.jsonl`` go; with it, a repeated call continues.
+        flip: mirror training images at random.
+        on_preview: called now and then with the averaged model and the images seen.
+
+    Returns:
+        The model with averaged weights, in eval mode.
+    """
+    method: Method = get_method(config.method)
+    identity = training_identity(prepared, config)
+    trained: dict[str, DiffusionModel] = {}
+    for number, phase in enumerate(method.phases):
+        place = None if folder is None else folder / "checkpoints" / phase.name
+        log = None if folder is None else JsonLog(folder / _log_name(method.phases, number))
+        amount = max(config.train.batch_size, round(config.train.images * phase.share))
+        trainer = Trainer(
+            step=build_step(phase, prepared, config, trained),
+            data=prepared.train,
+            groups=prepared.groups,
+            parts=phase.parts,
+            config=_with_images(config, amount).train,
+            seed=config.seed,
+            device=config.device,
+            store=None if place is None else CheckpointStore(place),
+            log=log,
+            augmentation=Augmentation(flip=flip),
+            on_preview=on_preview,
+            identity=digest([identity, phase.name]),
+            quiet=quiet,
+            say=say,
+        )
+        trained[phase.name] = trainer.run()
+    return trained[method.phases[-1].name]
+
+
+def _log_name(phases: Sequence[Phase], number: int) -> str:
+    return "log.jsonl" if number == len(phases) - 1 else f"log-{phases[number].name}.jsonl"
+
+
+def _with_images(config: RunConfig, images: int) -> RunConfig:
+    from imbdiff.config import override
+
+    return override(config, {"train.images": images})
+
+
+#: options that change how training is watched, not what comes out of it
+WATCHING = ("checkpoint_images", "preview_images", "log_images")
+
+
+def training_identity(prepared: Prepared, config: RunConfig) -> str:
+    """A hash of everything that decides what training gives."""
+    from dataclasses import asdict
+
+    options = {k: v for k, v in asdict(config.train).items() if k not in WATCHING}
+    return digest(
+        [prepared.manifest["hash"], config.method, config.seed, asdict(config.model), options, config.data.flip]
+    )
+
+
+def sample(
+    model: DiffusionModel,
+    counts: Sequence[int],
+    config: RunConfig,
+    folder: Path | None = None,
+    *,
+    identity: str = "",
+    quiet: bool = False,
+) -> ImageSet:
+    """Draws `counts` (C,) images of each class.
+
+    Args:
+        folder: where class folders and manifest go; with it, a repeated call continues. Without, nothing is kept.
+
+    Returns:
+        The images, ordered by class; their ids are file names.
+    """
+    omega = get_method(config.method).omega
+    names = model.spec.stats.names
+    todo = samples.plan(counts, names, config.sample, omega, config.seed, identity)
+    channels, height, width = model.spec.shape
+    shape = (height, width, channels)
+    model = model.to(resolve_device(config.device))
+    if folder is None:
+        with tempfile.TemporaryDirectory() as place:
+            samples.draw(model, todo, Path(place) / "samples", config.sample, quiet=quiet)
+            return samples.load_samples(Path(place) / "samples", shape, names)
+    if not _finished(folder, todo):
+        samples.draw(model, todo, folder, config.sample, quiet=quiet)
+    Dist.current().barrier()
+    return samples.load_samples(folder, shape, names)
+
+
+def _finished(folder: Path, todo: dict) -> bool:
+    from imbdiff.runtime.files import read_json
+
+    if not (folder / "manifest.json").exists():
+        return False
+    manifest = read_json(folder / "manifest.json")
+    bare = [{k: v for k, v in row.items() if k != "sha256"} for row in manifest["images"]]
+    whole = all((folder / row["file"]).exists() for row in manifest["images"])
+    return whole and {**manifest, "images": bare} == todo

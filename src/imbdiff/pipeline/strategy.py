@@ -1,0 +1,91 @@
+"""How many synthetic images of each class: `sampling_strategy` as imbalanced-learn defines it for over-sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from imbdiff.data.stats import ClassStats
+from imbdiff.runtime.errors import ConfigError
+
+Strategy = str | float | Mapping[str, int] | Callable[[ClassStats], Mapping[str, int]]
+
+WORDS = {
+    "minority": "the smallest class is filled to the largest",
+    "not minority": "all classes but the smallest are filled to the largest",
+    "not majority": "all classes but the largest are filled to it",
+    "all": "all classes are filled to the largest, which needs none",
+    "auto": "the same as 'not majority'",
+}
+
+
+def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
+    """Synthetic images per class.
+
+    Args:
+        strategy: one of `WORDS`; a number r in (0, 1], every class is filled to r times the largest (for two classes
+            that is imbalanced-learn's meaning; for more, which it refuses, the natural extension); {class name: target
+            *total*}, or "name=total,name=total"; or a callable that gives such a mapping.
+        stats: counts of the training set.
+
+    Returns:
+        (C,) numbers of images to *add*.
+
+    Raises:
+        ConfigError: unknown word or class, a number out of range, a total below what the class has.
+    """
+    if callable(strategy) and not isinstance(strategy, str):
+        strategy = strategy(stats)
+    if isinstance(strategy, str):
+        strategy = _parse(strategy)
+    top = max(stats.counts)
+    if isinstance(strategy, Mapping):
+        return _totals(strategy, stats)
+    if isinstance(strategy, float):
+        if not 0 < strategy <= 1:
+            raise ConfigError(f"sampling strategy {strategy} must be in (0, 1]", "1.0 fills every class to the largest")
+        return tuple(max(0, round(strategy * top) - n) for n in stats.counts)
+    low = min(stats.counts)
+    chosen = {
+        "minority": [n == low for n in stats.counts],
+        "not minority": [n != low for n in stats.counts],
+        "not majority": [n != top for n in stats.counts],
+        "all": [True] * stats.num_classes,
+        "auto": [n != top for n in stats.counts],
+    }[strategy]
+    return tuple(top - n if pick else 0 for n, pick in zip(stats.counts, chosen, strict=True))
+
+
+def _parse(text: str) -> str | float | Mapping[str, int]:
+    text = text.strip()
+    if text in WORDS:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    pairs: dict[str, int] = {}
+    for item in text.split(","):
+        name, sign, total = item.rpartition("=")
+        if not sign or not total.strip().isdigit():
+            raise ConfigError(
+                f"sampling strategy {text!r} is not understood",
+                f"use one of {', '.join(WORDS)}, a number in (0, 1], or NAME=TOTAL,NAME=TOTAL",
+            )
+        pairs[name.strip()] = int(total)
+    return pairs
+
+
+def _totals(totals: Mapping[str, int], stats: ClassStats) -> tuple[int, ...]:
+    index = {name: k for k, name in enumerate(stats.names)}
+    add = [0] * stats.num_classes
+    for name, total in totals.items():
+        if name not in index:
+            raise ConfigError(f"sampling strategy names an unknown class {name!r}", "check its spelling")
+        have = stats.counts[index[name]]
+        if total < have:
+            raise ConfigError(
+                f"sampling strategy: {total} images of class {name!r} are fewer than the {have} real ones",
+                "totals include the real images; over-sampling removes none",
+            )
+        add[index[name]] = total - have
+    return tuple(add)

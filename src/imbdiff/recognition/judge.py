@@ -1,0 +1,165 @@
+"""The judge: a network of another architecture, trained on the balanced pool before the tail was cut."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from imbdiff.data.augment import Augmentation
+from imbdiff.data.imageset import ImageSet
+from imbdiff.metrics.extractors import ClassifierFeatures, Extractor, RandomConv
+from imbdiff.recognition.fit import FitPlan, fit, predict
+from imbdiff.recognition.networks import build_network
+from imbdiff.runtime.errors import DataError, RunError
+from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from imbdiff.data.splits import Prepared
+
+JUDGE = "judge-cnn"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A trained judge.
+
+    Attributes:
+        extractor: its last features and its decisions.
+        accuracy: on the test images, none of which it was trained on.
+        per_class: (C,) accuracy per class, None where there is no test image.
+        trained_on: number of images.
+        left_out: images of the pool that are exact copies of a test image.
+    """
+
+    extractor: ClassifierFeatures
+    accuracy: float
+    per_class: tuple[float | None, ...]
+    trained_on: int
+    left_out: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.extractor.name,
+            "fingerprint": self.extractor.fingerprint,
+            "accuracy": self.accuracy,
+            "per_class": list(self.per_class),
+            "trained_on": self.trained_on,
+            "left_out": self.left_out,
+        }
+
+
+def train_judge(
+    pool: ImageSet,
+    test: ImageSet,
+    *,
+    steps: int = 500,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: str = "cpu",
+    folder: Path | None = None,
+) -> Judge:
+    """Trains the judge on `pool` less the exact copies of test images; reads it from `folder` if it is there already.
+
+    Raises:
+        DataError: no image is left to train on, or a class has none.
+    """
+    test_hashes = set(test.hashes)
+    keep = [i for i, h in enumerate(pool.hashes) if h not in test_hashes]
+    left_out = len(pool) - len(keep)
+    if left_out:
+        pool = pool.select(keep)
+    if not len(pool) or len(np.unique(pool.labels)) < len(pool.class_names):
+        raise DataError("the pool has no image of some class left for the judge", "evaluate without a judge")
+    plan = FitPlan(
+        network=JUDGE,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=0.05,
+        augmentation=Augmentation(shift=max(1, min(pool.shape[:2]) // 8)),
+    )
+    key = digest([2, pool.fingerprint, plan.to_json(), seed, torch.__version__, torch.device(device).type])
+    stored = _read(folder, key, pool, device)
+    if stored is None:
+        network = fit(pool, plan, seed=seed, device=device, name="judge")
+        extractor = _extractor(network, pool, device)
+        predicted = predict(network, test)
+        right = predicted == test.labels
+        judge = Judge(
+            extractor,
+            float(right.mean()) if len(test) else 0.0,
+            tuple(
+                float(right[test.labels == k].mean()) if (test.labels == k).any() else None
+                for k in range(len(test.class_names))
+            ),
+            len(pool),
+            left_out,
+        )
+        if folder is not None:
+            weights = Path(folder) / f"judge-{key[:16]}.safetensors"
+            with atomic(weights) as aside:
+                save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, aside)
+            write_json(
+                weights.with_suffix(".json"),
+                {"input": key, "test": test.fingerprint, "weights": sha256_file(weights), "judge": judge.to_json()},
+            )
+        return judge
+    extractor, record = stored
+    if record["test"] != test.fingerprint:
+        predicted = predict(extractor.network, test)  # type: ignore[arg-type]
+        right = predicted == test.labels
+        per_class = [
+            float(right[test.labels == k].mean()) if (test.labels == k).any() else None
+            for k in range(len(test.class_names))
+        ]
+        return Judge(extractor, float(right.mean()), tuple(per_class), len(pool), left_out)
+    found = record["judge"]
+    return Judge(extractor, found["accuracy"], tuple(found["per_class"]), len(pool), left_out)
+
+
+def judges(
+    prepared: Prepared, *, steps: int = 500, seed: int = 0, device: str = "cpu", folder: Path | None = None
+) -> tuple[list[Extractor], Judge | None]:
+    """Who may judge images of `prepared`: the trained judge where there is a balanced pool, and a random network.
+
+    Without a pool nothing but the fixed random network is left, whose numbers are for ranking only.
+    """
+    random = RandomConv(prepared.train.shape[2])
+    if prepared.pool is None:
+        return [random], None
+    judge = train_judge(prepared.pool, prepared.test, steps=steps, seed=seed, device=device, folder=folder)
+    return [judge.extractor, random], judge
+
+
+def _extractor(network: torch.nn.Module, pool: ImageSet, device: str) -> ClassifierFeatures:
+    return ClassifierFeatures(
+        network, JUDGE, "judge", shape=pool.shape, trained_on=frozenset(pool.hashes), device=device
+    )
+
+
+def _read(
+    folder: Path | None, key: str, pool: ImageSet, device: str
+) -> tuple[ClassifierFeatures, dict[str, Any]] | None:
+    if folder is None:
+        return None
+    weights = Path(folder) / f"judge-{key[:16]}.safetensors"
+    record_path = weights.with_suffix(".json")
+    if not weights.is_file() or not record_path.is_file():
+        return None
+    try:
+        record = read_json(record_path)
+        if record["input"] != key or record["weights"] != sha256_file(weights):
+            raise KeyError("weights")
+        network = build_network(JUDGE, pool.shape, len(pool.class_names))
+        network.load_state_dict(load_file(weights))
+        assert {"accuracy", "per_class"} <= set(record["judge"])
+        return _extractor(network, pool, device), record
+    except (RunError, KeyError, TypeError, AssertionError, RuntimeError):
+        _log.warning("%s is damaged: the judge is trained again", weights)
+        return None

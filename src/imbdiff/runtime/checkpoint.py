@@ -1,0 +1,91 @@
+"""Checkpoints: written aside, checksummed, renamed. Safetensors and JSON only; nothing is unpickled.
+
+``FOLDER/ckpt-000000012800/`` holds ``state.safetensors`` and ``meta.json``, which has the checksum of the former and is
+written last. A checkpoint that does not match it is reported and the one before is used.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.files import atomic, read_json, sha256_file, write_json
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One complete checkpoint: what was saved, and where."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """The checkpoints of one training.
+
+    Attributes:
+        folder: where they lie.
+        keep: how many of the newest are kept, at least 2 so that one can be damaged.
+    """
+
+    folder: Path
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.keep < 2:
+            raise ConfigError(f"keep={self.keep} checkpoints must be at least 2", "one is kept in case one is damaged")
+
+    def save(self, images: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint made after `images` images; removes those beyond `keep`.
+
+        Raises:
+            RunError: the disk is full. Earlier checkpoints are untouched.
+        """
+        from safetensors.torch import save_file
+
+        path = self.folder / f"ckpt-{images:012d}"
+        if path.exists():
+            shutil.rmtree(path)
+        with atomic(path) as aside:
+            aside.mkdir(parents=True)
+            # contiguous copies: safetensors refuses tensors that share memory
+            save_file(
+                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, aside / "state.safetensors"
+            )
+            write_json(
+                aside / "meta.json",
+                {**meta, "images": images, "sha256": sha256_file(aside / "state.safetensors")},
+            )
+        for old in self.paths()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def paths(self) -> list[Path]:
+        """All checkpoints, oldest first, damaged ones included."""
+        return sorted(self.folder.glob("ckpt-*")) if self.folder.exists() else []
+
+    def latest(self, report: Callable[[str], None] = print) -> Checkpoint | None:
+        """The newest checkpoint that is whole, or None where there is none. Damaged ones are reported and removed."""
+        from safetensors.torch import load_file
+
+        for path in reversed(self.paths()):
+            try:
+                meta = read_json(path / "meta.json")
+                if sha256_file(path / "state.safetensors") != meta["sha256"]:
+                    raise RunError(f"{path / 'state.safetensors'} does not match its checksum")
+                return Checkpoint(path, load_file(path / "state.safetensors"), meta)
+            except (RunError, OSError, KeyError, TypeError) as error:
+                report(f"checkpoint {path.name} is damaged and is not used: {error}")
+                shutil.rmtree(path, ignore_errors=True)
+        return None
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,57 @@
+"""Devices, precision and processes, through accelerate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from imbdiff.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means here.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}", "use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("no GPU is available to this installation of torch", "use --device cpu")
+    return device
+
+
+def make_accelerator(device: str, precision: Literal["auto", "fp32", "bf16"] = "fp32") -> Any:
+    """accelerate's `Accelerator` for this process; under ``torchrun`` it joins the process group.
+
+    Gradients are not scaled: fp16 is not offered.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    target = resolve_device(device)
+    if precision == "auto":
+        precision = "bf16" if target.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    AcceleratorState._reset_state()  # its precision is global to the process and would outlive this run
+    return Accelerator(
+        cpu=target.type == "cpu",
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+
+
+def prepare_cpu() -> None:
+    """Settings that are free on a CPU: denormal numbers, which training meets near convergence, are flushed to zero."""
+    import torch
+
+    torch.set_flush_denormal(True)

@@ -1,0 +1,157 @@
+"""The parts of a step's batch, each drawn by its own sampling law."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imbdiff.data.augment import Augmentation
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.samplers import BatchSampler, GroupedSampler
+from imbdiff.data.stats import Groups
+from imbdiff.diffusion.codec import Codec
+from imbdiff.diffusion.process import Process
+from imbdiff.objectives.batch import DrawKind, NoisyBatch, noisy_batch
+from imbdiff.runtime.dist import Dist
+from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.streams import torch_rng
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one part of a batch is drawn.
+
+    Attributes:
+        name: objectives name the part that they read.
+        law: "natural", "balanced", "sqrt", or "tempered" (CCUA's batch resampling, head : tail = 1 : factor).
+        factor: of the tempered law.
+        groups, group_size: above 0, the part is `groups` class groups of `group_size` rows that share one t; the
+            batch size does not matter to it.
+        of: the classes that it draws from: all, the many-shot ones, or the others.
+    """
+
+    name: str = "main"
+    law: Literal["natural", "balanced", "sqrt", "tempered"] = "natural"
+    factor: float = 0.1
+    groups: int = 0
+    group_size: int = 0
+    of: Literal["all", "head", "non-head"] = "all"
+
+
+class PartLoader:
+    """Makes this process's rows of a part, for any step: a pure function of (seed, step).
+
+    The images are one uint8 tensor on the device.
+
+    Args:
+        images: (N, C, H, W) uint8, on the device.
+        labels: (N,) int64, on the device.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        data: ImageSet,
+        images: Tensor,
+        labels: Tensor,
+        groups: Groups,
+        batch_size: int,
+        *,
+        seed: int,
+        dist: Dist,
+        accumulate: int = 1,
+    ) -> None:
+        self.part, self.data, self.images, self.labels = part, data, images, labels
+        self.seed, self.dist, self.accumulate = seed, dist, accumulate
+        allowed = _classes(part, groups)
+        self.size = part.groups * part.group_size if part.groups else batch_size
+        pieces = dist.world * accumulate
+        unit = part.groups if part.groups else batch_size
+        if unit % pieces:
+            what = (
+                f"the {part.groups} class groups of part {part.name!r}" if part.groups else f"a batch of {batch_size}"
+            )
+            raise ConfigError(
+                f"{what} cannot be divided over {dist.world} processes x {accumulate} micro-batches",
+                f"choose a multiple of {pieces}",
+            )
+        self.rows_of: np.ndarray | None = None
+        labels_np = data.labels
+        if part.groups:
+            self.grouped = GroupedSampler(
+                labels_np, allowed, part.groups, part.group_size, seed=seed, name=f"part:{part.name}"
+            )
+        else:
+            if part.of != "all":
+                self.rows_of = np.flatnonzero(np.isin(labels_np, allowed))
+                labels_np = labels_np[self.rows_of]
+            self.sampler = BatchSampler(
+                labels_np, batch_size, law=part.law, factor=part.factor, seed=seed, name=f"part:{part.name}"
+            )
+
+    def indices(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows of the data for the *global* batch, and their class-group numbers where there are groups."""
+        if self.part.groups:
+            return self.grouped.indices(step)
+        index = self.sampler.indices(step)
+        return (index if self.rows_of is None else self.rows_of[index]), None
+
+    def load(
+        self,
+        step: int,
+        micro: int,
+        *,
+        codec: Codec,
+        process: Process,
+        draws: dict[str, DrawKind],
+        augmentation: Augmentation,
+        label_dropout: float,
+        dropout_per: Literal["sample", "batch"],
+        channels_last: bool = False,
+    ) -> NoisyBatch:
+        """This process's micro-batch `micro` of the part at `step`."""
+        index, group = self.indices(step)
+        n = self.size // (self.dist.world * self.accumulate)
+        start = (self.dist.rank * self.accumulate + micro) * n
+        share = slice(start, start + n)
+        rows = torch.from_numpy(index[share]).to(self.images.device)
+        x = self.images.index_select(0, rows)
+        labels = self.labels.index_select(0, rows)
+        drawn = augmentation.draw(self.size, torch_rng(self.seed, "augment", self.part.name, step))
+        x0 = codec.encode(augmentation.apply(x, drawn[share].to(x.device)))
+        if channels_last:
+            x0 = x0.contiguous(memory_format=torch.channels_last)
+        return noisy_batch(
+            x0,
+            labels,
+            process=process,
+            stats=self.data.stats,
+            seed=self.seed,
+            step=step,
+            size=self.size,
+            share=share,
+            part=self.part.name,
+            draws=draws,
+            label_dropout=label_dropout,
+            dropout_per=dropout_per,
+            group=None if group is None else torch.from_numpy(group[share]).to(x.device),
+            groups=self.part.groups,
+            dist=self.dist,
+        )
+
+
+def _classes(part: Part, groups: Groups) -> Sequence[int]:
+    of = np.asarray(groups.of_class)
+    chosen = {"all": of >= 0, "head": of == 0, "non-head": of != 0}[part.of]
+    classes = np.flatnonzero(chosen).tolist()
+    if not classes:
+        raise ConfigError(
+            f"the part {part.name!r} draws from {part.of} classes, and there are none ({groups.rule})",
+            "choose other groups, or a method that does not need them",
+        )
+    return classes

@@ -1,0 +1,319 @@
+"""The loop: from a training step and data to averaged weights, resumed by calling it again.
+
+Nothing here knows any method. A step's batch is a pure function of (seed, step); the global generator serves network
+dropout alone and is reseeded at every micro-step; so what follows a checkpoint does not depend on what came before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imbdiff.config import TrainConfig
+from imbdiff.data.augment import Augmentation
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.stats import Groups
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.runtime.checkpoint import Checkpoint, CheckpointStore
+from imbdiff.runtime.device import make_accelerator
+from imbdiff.runtime.dist import Dist
+from imbdiff.runtime.errors import NonFiniteLossError, RunError
+from imbdiff.runtime.log import JsonLog
+from imbdiff.runtime.progress import Progress
+from imbdiff.runtime.streams import seed_of
+from imbdiff.training.parts import Part, PartLoader
+from imbdiff.training.step import TrainingStep
+
+OnPreview = Callable[[DiffusionModel, int], None]
+
+
+@dataclass
+class Trainer:
+    """Trains one network of a `TrainingStep`.
+
+    Attributes:
+        step: networks and objectives; its network `target` is the one that is averaged and returned.
+        data: the training split, and nothing else.
+        groups: many / medium / few, for parts that draw from some of them.
+        parts: how the parts of a batch are drawn.
+        config: amounts, rates, cadences.
+        seed: of everything that is drawn.
+        device: "auto", "cpu", "cuda", ...
+        store: where checkpoints go; None: none are written.
+        log: where losses go; None: nowhere.
+        augmentation: of the training images.
+        on_preview: called with the averaged model and the images seen, on the first process.
+        identity: a hash of what the run is; a checkpoint of another is refused.
+        say: where notices go.
+    """
+
+    step: TrainingStep
+    data: ImageSet
+    groups: Groups
+    parts: Sequence[Part]
+    config: TrainConfig
+    seed: int = 0
+    device: str = "auto"
+    store: CheckpointStore | None = None
+    log: JsonLog | None = None
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    on_preview: OnPreview | None = None
+    identity: str = ""
+    target: str = "model"
+    quiet: bool = False
+    say: Callable[[str], None] = print
+
+    def run(self) -> DiffusionModel:
+        """Trains from the newest checkpoint, or from the start, to the end; returns the averaged model in eval mode.
+
+        Raises:
+            NonFiniteLossError: a loss or gradient is not finite; nothing was updated with it.
+            RunError: the checkpoint belongs to another run, or the disk is full.
+        """
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            return self._run()
+
+    def _run(self) -> DiffusionModel:
+        from diffusers.training_utils import EMAModel
+
+        config = self.config
+        accelerator = make_accelerator(self.device, config.precision)
+        self.dist = Dist.current()
+        device: torch.device = accelerator.device
+        _set_backends(config.deterministic)
+        self.step.to(device)
+        if config.channels_last:
+            self.step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = torch.from_numpy(self.data.images).permute(0, 3, 1, 2).contiguous().to(device)
+        labels = torch.from_numpy(self.data.labels).to(device)
+        loaders = [
+            PartLoader(
+                part, self.data, images, labels, self.groups, config.batch_size,
+                seed=self.seed, dist=self.dist, accumulate=config.accumulate,
+            )
+            for part in self.parts
+        ]  # fmt: skip
+        model = self.step.networks[self.target]
+        assert isinstance(model, DiffusionModel)
+        parameters = {n: p for n, p in self.step.named_parameters() if p.requires_grad}
+        averaged = [p for p in model.parameters() if p.requires_grad]
+        decay = 0.5 ** (1 / max(config.ema_half_life * config.steps, 1e-9))
+        ema = EMAModel(averaged, decay=decay, foreach=True)
+        ema.to(device=device)
+        optimizer = torch.optim.Adam(parameters.values(), lr=config.lr, fused=True)
+        first = self._resume(parameters, optimizer, ema)
+        wrapped: nn.Module = accelerator.prepare_model(self.step)
+        wrapped.train()
+
+        cadence = _cadence(config)
+        sums: dict[str, Tensor] = {}
+        counted = 0
+        began = time.monotonic()
+        title = f"train {self.target}" if self.target != "model" else "train"
+        with Progress(
+            title, config.steps * config.batch_size, start=first * config.batch_size,
+            quiet=self.quiet or not self.dist.main,
+        ) as progress:  # fmt: skip
+            for step in range(first, config.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step)
+                losses: dict[str, Tensor] = {}
+                for micro in range(config.accumulate):
+                    # the one global generator in use: network dropout
+                    torch.manual_seed(seed_of(self.seed, "dropout", step, micro, self.dist.rank))
+                    batches = {
+                        loader.part.name: loader.load(
+                            step, micro, codec=model.codec, process=model.process,
+                            draws=self.step.draws(loader.part.name), augmentation=self.augmentation,
+                            label_dropout=config.label_dropout, dropout_per=config.dropout_per,
+                            channels_last=config.channels_last,
+                        )
+                        for loader in loaders
+                    }  # fmt: skip
+                    last = micro == config.accumulate - 1
+                    with nullcontext() if last else accelerator.no_sync(wrapped):
+                        out = wrapped(batches)
+                        accelerator.backward(out["loss"] / config.accumulate)
+                    for name, value in out.items():
+                        value = value.detach().float() / config.accumulate
+                        losses[name] = losses[name] + value if name in losses else value
+                norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip)
+                # A gradient that is not finite skips the update on the device itself; on a CPU, where reading it costs
+                # nothing, it also stops the run here. After the all-reduce all processes see the same norm.
+                optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+                optimizer.grad_scale = None  # type: ignore[attr-defined]
+                losses["grad_norm"] = norm.detach()
+                sums = {k: sums[k] + v if k in sums else v for k, v in losses.items()}
+                counted += 1
+                seen = (step + 1) * config.batch_size
+                due = cadence.due(step, config)
+                if device.type == "cpu" or due.log:
+                    self._check_finite(losses, sums, step)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                ema.step(averaged)
+                if due.log:
+                    row = self._log_row(
+                        sums, counted, seen, step, learning_rate(config, step), time.monotonic() - began
+                    )
+                    progress.update(seen, f"loss {row['loss']:.4f}")
+                    sums, counted = {}, 0
+                else:
+                    progress.update(seen)
+                if due.checkpoint and self.store and self.dist.main:
+                    self.store.save(seen, self._state(parameters, optimizer, ema), self._meta(step + 1, ema))
+                if due.preview and self.on_preview and self.dist.main:
+                    self.on_preview(self._averaged(model, averaged, ema), seen)
+        return self._averaged(model, averaged, ema)
+
+    def _resume(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: Any) -> int:
+        found = self.store.latest(self.say) if self.store and self.dist.main else None
+        if self.dist.world > 1:
+            path = self.dist.broadcast(found.path if found else None)  # after the first process removed damaged ones
+            if self.store and not self.dist.main and path is not None:
+                found = self.store.latest(lambda _: None)
+            self.dist.barrier()
+        if found is None:
+            if self.log and self.dist.main:
+                self.log.cut(lambda row: False)
+            return 0
+        if found.meta.get("identity") != self.identity:
+            raise RunError(
+                f"the checkpoint {found.path} belongs to a run with other data or options",
+                "repeat the original command, or use another run folder",
+            )
+        _restore(found, parameters, optimizer, ema)
+        for n, buffer in self.step.objectives.named_buffers():
+            buffer.copy_(found.tensors[f"buffer.{n}"])
+        first = int(found.meta["step"])
+        if self.log and self.dist.main:
+            self.log.cut(lambda row: row.get("step", 0) <= first)
+        if self.dist.main and not self.quiet:
+            self.say(f"continuing after {first * self.config.batch_size:,} images")
+        return first
+
+    def _state(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: Any) -> dict[str, Tensor]:
+        state = {f"step.{n}": p for n, p in parameters.items()}
+        for i, shadow in enumerate(ema.shadow_params):
+            state[f"ema.{i}"] = shadow
+        for n, p in parameters.items():
+            for key, value in optimizer.state.get(p, {}).items():
+                state[f"adam.{key}.{n}"] = torch.as_tensor(value)
+        for n, buffer in self.step.objectives.named_buffers():  # EMA prototypes and the like
+            state[f"buffer.{n}"] = buffer
+        return state
+
+    def _meta(self, step: int, ema: Any) -> dict[str, Any]:
+        return {"step": step, "ema_step": ema.optimization_step, "identity": self.identity}
+
+    def _averaged(self, model: DiffusionModel, averaged: list[nn.Parameter], ema: Any) -> DiffusionModel:
+        """A copy of the model with the averaged weights; the training weights are not touched."""
+        import copy
+
+        result = copy.deepcopy(model).eval()
+        with torch.no_grad():
+            own = [p for p in result.parameters() if p.requires_grad]
+            for p, shadow in zip(own, ema.shadow_params, strict=True):
+                p.copy_(shadow)
+                p.grad = None
+        return result
+
+    def _check_finite(self, losses: Mapping[str, Tensor], sums: Mapping[str, Tensor], step: int) -> None:
+        if bool(torch.isfinite(losses["grad_norm"])) and bool(torch.isfinite(sums["loss"])):
+            return
+        bad = [name for name, value in {**sums, **losses}.items() if not bool(torch.isfinite(value))]
+        terms = [name for name in bad if "/" in name] or bad
+        newest = self.store.paths()[-1:] if self.store else []
+        kept = f"the checkpoint {newest[0].name} is kept" if newest else "there is no checkpoint yet"
+        raise NonFiniteLossError(
+            f"step {step + 1}: not finite: {', '.join(terms)}; the update was not made and {kept}",
+            "lower train.lr or the weight of that term, lengthen train.warmup_images, or use --train.precision fp32; "
+            "then repeat the command in a new run folder",
+        )
+
+    def _log_row(
+        self, sums: Mapping[str, Tensor], counted: int, seen: int, step: int, lr: float, seconds: float
+    ) -> dict[str, Any]:
+        names = sorted(sums)
+        mean = self.dist.total(torch.stack([sums[n] / counted for n in names])) / self.dist.world
+        row = dict(zip(names, (float(v) for v in mean.tolist()), strict=True))
+        if self.log and self.dist.main:
+            self.log.write(step=step + 1, images=seen, lr=lr, seconds=round(seconds, 3), **row)
+        return row
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Adam's learning rate at `step`: a linear warm-up (at most a tenth of the run), then constant or cosine to 0."""
+    import math
+
+    steps = config.steps
+    warmup = min(config.warmup_images // config.batch_size, steps // 10)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+@dataclass(frozen=True)
+class _Due:
+    log: bool
+    checkpoint: bool
+    preview: bool
+
+
+@dataclass(frozen=True)
+class _Cadence:
+    """Steps between log lines, checkpoints and previews."""
+
+    log: int
+    checkpoint: int
+    preview: int
+
+    def due(self, step: int, config: TrainConfig) -> _Due:
+        last = step == config.steps - 1
+        checkpoint = last or (step + 1) % self.checkpoint == 0
+        preview = self.preview > 0 and (last or (step + 1) % self.preview == 0)
+        # the log is written at every checkpoint, so that a resumed run's averages start where the first one's did
+        return _Due(checkpoint or (step + 1) % self.log == 0, checkpoint, preview)
+
+
+def _cadence(config: TrainConfig) -> _Cadence:
+    def steps(images: int | None, share: int) -> int:
+        return max(1, (images or config.images // share) // config.batch_size)
+
+    preview = 0 if config.preview_images == 0 else steps(config.preview_images, 5)
+    return _Cadence(steps(config.log_images, 200), steps(config.checkpoint_images, 20), preview)
+
+
+def _restore(found: Checkpoint, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: Any) -> None:
+    tensors = found.tensors
+    try:
+        with torch.no_grad():
+            for n, p in parameters.items():
+                p.copy_(tensors[f"step.{n}"])
+            for i, shadow in enumerate(ema.shadow_params):
+                shadow.copy_(tensors[f"ema.{i}"])
+    except (KeyError, RuntimeError) as error:
+        raise RunError(
+            f"the checkpoint {found.path} does not fit this model: {error}", "use another run folder"
+        ) from error
+    ema.optimization_step = int(found.meta["ema_step"])
+    for n, p in parameters.items():
+        own = {k.split(".", 2)[1]: v for k, v in tensors.items() if k.startswith("adam.") and k.split(".", 2)[2] == n}
+        if own:
+            optimizer.state[p] = {k: v.to(p.device) for k, v in own.items()}
+
+
+def _set_backends(deterministic: bool) -> None:
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = not deterministic
+        torch.backends.cudnn.allow_tf32 = not deterministic
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.deterministic = deterministic

@@ -1,0 +1,129 @@
+"""A transformer on four-channel codes of one-channel images: nothing in the contract knows about pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.backbones import DiTBackbone
+from imbdiff.diffusion.codec import Codec
+from imbdiff.diffusion.generate import generate
+from imbdiff.diffusion.guidance import ClassifierFree
+from imbdiff.diffusion.model import BACKBONES, DiffusionModel, ModelSpec
+from imbdiff.diffusion.process import PROCESSES
+from imbdiff.objectives.batch import noisy_batch
+from imbdiff.objectives.class_balancing import ClassBalancing
+from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.objectives.denoising import Denoising
+from imbdiff.training.step import TrainingStep
+
+from .miniatures import Dispersive
+
+STATS = ClassStats(("a", "b", "c"), (20, 6, 2))
+KINDS = ("ddpm", "ddpm-v", "flow")
+
+
+@dataclass(frozen=True)
+class SpaceToDepth(Codec):
+    """(B, 1, 16, 16) images <-> (B, 4, 8, 8): the four pixels of a 2 x 2 square become channels."""
+
+    shape: tuple[int, int, int] = (4, 8, 8)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return F.pixel_unshuffle(images.float() / 127.5 - 1, 2)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return ((F.pixel_shuffle(z.float(), 2) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def dit(kind: str) -> DiffusionModel:
+    process, codec = PROCESSES[kind], SpaceToDepth()
+    name, config, _ = BACKBONES["dit-tiny"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        backbone = DiTBackbone(codec.shape, STATS.num_classes, dict(config))
+    return DiffusionModel(ModelSpec(name, config, (1, 16, 16), process.to_json(), STATS), backbone, process, codec)
+
+
+def images(n: int = 8) -> tuple[Tensor, Tensor]:
+    """Bright bars, one place per class."""
+    labels = torch.arange(n) % 3
+    out = torch.full((n, 1, 16, 16), 20, dtype=torch.uint8)
+    for i, y in enumerate(labels.tolist()):
+        out[i, :, 5 * y : 5 * y + 4] = 230
+    return out, labels
+
+
+class BlockDispersive(Dispersive):
+    def requests(self, batch: object) -> list[Request]:
+        return [Request("null", taps=("block1",), prediction=False)]
+
+    def terms(self, batch: object, answers: object) -> dict[str, Tensor]:
+        a = answers[0]  # type: ignore[index]
+        return super().terms(batch, [Answer(None, {"mid": a.taps["block1"]}, a.labels, a.rows)])  # type: ignore[arg-type]
+
+
+def test_the_codec_is_exact() -> None:
+    pixels, _ = images()
+    assert torch.equal(SpaceToDepth().decode(SpaceToDepth().encode(pixels)), pixels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_and_draws(kind: str) -> None:
+    model = dit(kind)
+    objectives: list[Objective] = [Denoising(), ClassBalancing(weight=0.1), BlockDispersive(weight=0.1)]
+    step = TrainingStep({"model": model}, objectives)
+    pixels, labels = images()
+    batch = noisy_batch(
+        model.codec.encode(pixels), labels, process=model.process, stats=STATS, seed=0, step=0, draws=step.draws()
+    )
+    optimizer = torch.optim.Adam(step.parameters(), 2e-3)
+    losses = []
+    for i in range(8):
+        out = step({"main": batch})
+        optimizer.zero_grad()
+        out["loss"].backward()
+        if i == 0:  # data parallelism needs every parameter to take part
+            assert [n for n, p in step.named_parameters() if p.requires_grad and p.grad is None] == []
+            assert step.usage.passes == 1
+            assert (step.usage.rows, step.usage.predicted_rows) == (24, 16)
+        optimizer.step()
+        losses.append(float(out["denoising/mse"]))
+    assert losses[-1] < 0.9 * losses[0]
+
+    step.eval()
+    guidance = ClassifierFree(1.0, model.null, model.process)
+    drawn = generate(model, [0, 1, 2], [5, 6, 7], steps=3, guidance=guidance, batch_size=3)
+    assert drawn.shape == (3, 16, 16, 1)
+    assert drawn.dtype == np.uint8
+    assert drawn.std() > 0
+
+
+def test_two_calls_in_train_mode_agree_exactly() -> None:
+    """diffusers' DiT drops labels by itself, at random, in every block; here nobody but the trainer does."""
+    model = dit("ddpm").train()
+    x = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, labels = torch.arange(6) * 150, torch.tensor([0, 1, 2, 0, 1, 3])
+    state = torch.random.get_rng_state()
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            return model(x, t, labels)[0]
+
+    for block in model.backbone.net.transformer_blocks:  # labels enter through a gate that starts small
+        torch.nn.init.normal_(block.norm1.linear.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    first, second = call(), call()
+    assert torch.equal(first, second)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not torch.equal(first[:1], model(x[:1], t[:1], labels[1:2])[0])  # and the label does matter
+    for block in model.backbone.net.transformer_blocks:
+        block.norm1.emb.class_embedder.dropout_prob = 0.5
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        assert not torch.equal(call(), call())  # the trap that this is about

@@ -1,0 +1,242 @@
+"""What the evaluator promises: merging, chunking and leaving out change nothing but the cost; bad requests are named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from imbdiff.diffusion.process import PROCESSES
+from imbdiff.objectives.batch import LabelDraw, NoisyBatch, UniformDraw
+from imbdiff.objectives.class_balancing import ClassBalancing
+from imbdiff.objectives.contract import Answer, Draw, Labels, Objective, Request, Rows
+from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.evaluator import evaluate
+from imbdiff.runtime.errors import ConfigError
+from imbdiff.training.step import TrainingStep
+
+from .cases import CASES, KINDS, N, make_batches, make_step, objectives_of, run, step_of
+from .miniatures import Coral
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+Grads = dict[str, Tensor]
+
+
+def backward(step: TrainingStep, batches: dict[str, NoisyBatch]) -> tuple[dict[str, Tensor], Grads]:
+    step.zero_grad()
+    out = step(batches)
+    out["loss"].backward()
+    return out, {n: p.grad.clone() for n, p in step.named_parameters() if p.grad is not None}
+
+
+def assert_close(got: Grads, expected: Grads, tolerance: float) -> None:
+    scale = max(float(v.abs().max()) for v in expected.values())
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float((got[name] - value).abs().max()) <= tolerance * scale, name
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("case", "dtype", "tolerance"),
+    [
+        ("denoising + CBDM + UCL + alignment", torch.float32, 1e-5),
+        ("denoising + CBDM + UCL + alignment", torch.float64, 1e-12),
+        ("everything", torch.float64, 1e-12),
+    ],
+)
+def test_a_combination_is_the_sum_of_its_parts(case: str, kind: str, dtype: torch.dtype, tolerance: float) -> None:
+    process, low_rank = PROCESSES[kind], CASES[case].low_rank
+    together = step_of(case, kind, dtype=dtype)
+    batches = make_batches(together, process, dtype=dtype)
+    out, grads = backward(together, batches)
+    total, summed = 0.0, {n: torch.zeros_like(g) for n, g in grads.items()}
+    for number, objective in enumerate(objectives_of(case)):
+        alone, own = backward(make_step([objective], process, low_rank=low_rank, dtype=dtype), batches)
+        total += float(alone["loss"])
+        for n, g in own.items():
+            summed[n.replace("objectives.0.", f"objectives.{number}.")] += g
+    assert float(out["loss"].detach()) == pytest.approx(total, rel=tolerance)
+    assert_close(grads, summed, tolerance)
+
+
+@each_kind
+def test_merged_equals_separate_passes(kind: str) -> None:
+    """Whole and some rows, all conditions and capacities, taps with and without predictions, with gradient and not."""
+    process = PROCESSES[kind]
+    step = make_step([ClassBalancing()], process, low_rank=True, dtype=torch.float32)
+    batches = make_batches(step, process, dtype=torch.float32)
+    some, few = Rows("some", torch.tensor([9, 2, 5])), Rows("few", torch.tensor([1, 0]))
+    asked = [
+        ("main", request)
+        for request in [
+            Request("null", taps=("mid",), prediction=False),
+            Request("given"),
+            Request("given", taps=("mid",), grad=False),
+            Request("given", some, taps=("mid",)),
+            Request("given", capacity="base"),
+            Request("given", few, capacity="base"),
+            Request(Draw("comparison"), some),
+            Request(Draw("comparison"), few, grad=False, taps=("mid",), prediction=False),
+            Request(Labels("flipped", batches["main"].labels.flip(0))),
+            Request(Labels("flipped", batches["main"].labels.flip(0)), few, grad=False),
+        ]
+    ]
+    networks = {"model": step.networks["model"]}
+    merged, usage = evaluate(networks, batches, asked)
+    # null, given, given base, flipped, comparison of three; and without gradient comparison of two
+    assert (usage.passes, usage.rows, usage.predicted_rows) == (2, 4 * N + 3 + 2, 3 * N + 3)
+    separate = [evaluate(networks, batches, [pair])[0][0] for pair in asked]
+
+    def gradient(answers: list[Answer]) -> Grads:
+        step.zero_grad()
+        total = torch.zeros(())
+        for i, a in enumerate(answers):
+            for x in [*([] if a.prediction is None else [a.pred]), *a.taps.values()]:
+                total = total + (i + 1) * x.sin().sum()
+        total.backward()
+        return {n: p.grad.clone() for n, p in step.named_parameters() if p.grad is not None}
+
+    for (_, request), one, other in zip(asked, merged, separate, strict=True):
+        assert (one.prediction is None) == (not request.prediction)
+        assert one.taps.keys() == set(request.taps)
+        for x, y in [
+            *([(one.pred, other.pred)] if request.prediction else []),
+            *zip(one.taps.values(), other.taps.values(), strict=True),
+        ]:
+            assert x.requires_grad == request.grad
+            assert torch.allclose(x, y, rtol=1e-5, atol=1e-6)
+        assert torch.equal(one.labels, other.labels)
+        assert (one.rows is None) == (request.rows is None)
+        if request.rows is not None and one.rows is not None:
+            assert torch.equal(one.rows, request.rows.index)
+        x_t = one.of(batches["main"].x_t)
+        assert request.prediction is False or len(x_t) == len(one.pred)
+    assert_close(gradient(merged), gradient(separate), 1e-5)
+
+
+@each_kind
+@pytest.mark.parametrize("max_rows", [1, 7, 16, 40, 1000])
+def test_chunks_equal_the_whole(kind: str, max_rows: int) -> None:
+    case = "everything" if max_rows > 1 else "denoising + CBDM + UCL"
+    whole, chunked = run(case, kind), run(case, kind, max_rows=max_rows)
+    assert chunked.forwards == 1
+    assert max(rows for rows, _ in chunked.calls["model"]) <= max_rows
+    for name, value in whole.losses.items():
+        assert float(chunked.losses[name]) == pytest.approx(float(value), rel=1e-12), name
+    assert_close(chunked.grads, whole.grads, 1e-12)
+
+
+@each_kind
+def test_weight_zero_is_leaving_out_bit_for_bit(kind: str) -> None:
+    process = PROCESSES[kind]
+    left_out = make_step([Denoising()], process, dtype=torch.float32)
+    silent = make_step([ClassBalancing(weight=0.0), Denoising(), Coral(128, weight=0.0)], process, dtype=torch.float32)
+    assert silent.draws() == {}
+    assert [n for n, _ in silent.named_parameters()] == [n for n, _ in left_out.named_parameters()]
+    expected, grads = backward(left_out, make_batches(left_out, process, dtype=torch.float32))
+    out, others = backward(silent, make_batches(silent, process, dtype=torch.float32))
+    assert out.keys() == expected.keys()
+    assert all(torch.equal(out[n], v) for n, v in expected.items())
+    assert others.keys() == grads.keys()
+    assert all(torch.equal(others[n], g) for n, g in grads.items())
+    assert silent.usage == left_out.usage
+
+
+def test_half_precision_answers_become_float32() -> None:
+    process = PROCESSES["ddpm"]
+    for dtype, expected in [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2]:
+        step = make_step([Denoising()], process, dtype=dtype)
+        batches = make_batches(step, process, dtype=dtype)
+        asked = [("main", Request("given", taps=("mid",)))]
+        answer = evaluate({"model": step.networks["model"]}, batches, asked)[0][0]
+        assert (answer.pred.dtype, answer.taps["mid"].dtype) == (expected, expected)
+
+
+@pytest.mark.parametrize("share", [slice(0, 8), slice(8, 16)])
+def test_a_permutation_pairs_the_rows_of_a_micro_batch(share: slice) -> None:
+    """Eight rows of a global batch of 16, as in an accumulated step: partners are among the rows at hand."""
+    process = PROCESSES["ddpm"]
+    step = step_of("diffrop", "ddpm")
+    batch = make_batches(step, process, share=share)["main"]
+    assert sorted(batch.permuted("pairing", torch.arange(8)).tolist()) == list(range(8))
+    assert batch.draws["pairing"].max() >= 8
+    loss = step({"main": batch})["loss"]
+    assert torch.isfinite(loss)
+
+
+class Asks(Objective):
+    """Asks for whatever it is told to."""
+
+    name = "asks"
+
+    def __init__(self, *wanted: Request, part: str = "main") -> None:
+        super().__init__(part=part)
+        self.wanted = wanted
+
+    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
+        return self.wanted
+
+    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
+        return {"x": answers[0].pred.flatten(1).mean(1)}
+
+
+@pytest.mark.parametrize(
+    ("objective", "named"),
+    [
+        (Asks(Request(), part="elsewhere"), "elsewhere"),
+        (Asks(Request(network="teacher")), "teacher"),
+        (Asks(Request(Draw("undeclared"))), "undeclared"),
+        (Asks(Request(taps=("block7",))), "block7"),
+        (Asks(Request(capacity="base")), "capacity"),
+        (Asks(Request("given", Rows("r", torch.arange(2))), Request("given", Rows("r", torch.arange(3)))), "'r'"),
+    ],
+)
+def test_bad_requests_name_what_is_wrong(objective: Objective, named: str) -> None:
+    process = PROCESSES["ddpm"]
+    step = make_step([Denoising(), objective], process)
+    batches = {"main": make_batches(make_step([Denoising()], process), process)["main"]}
+    with pytest.raises(ConfigError, match=named):
+        step(batches)
+
+
+def test_requests_that_cannot_be_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="sometimes"):
+        Request("sometimes")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="tap"):
+        Request(prediction=False)
+    with pytest.raises(ConfigError, match="half"):
+        Request(capacity="half")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="weight"):
+        Denoising(weight=-1.0)
+    with pytest.raises(ConfigError, match="weight"):
+        Denoising(weight=float("nan"))
+
+
+def test_steps_that_cannot_be_are_refused() -> None:
+    process = PROCESSES["ddpm"]
+    networks = {"model": make_step([Denoising()], process).networks["model"]}
+    with pytest.raises(ConfigError, match="weight"):
+        TrainingStep(networks, [Denoising(weight=0.0)])
+    with pytest.raises(ConfigError, match="same name"):
+        TrainingStep(networks, [Denoising(), Denoising()])
+    with pytest.raises(ConfigError, match="teacher"):
+        TrainingStep(networks, [Denoising()], frozen=["teacher"])
+    one, two = Asks(Request()), Denoising()
+    one.draws, two.draws = {"d": LabelDraw("prior")}, {"d": UniformDraw()}
+    with pytest.raises(ConfigError, match="'d'"):
+        TrainingStep(networks, [one, two]).draws()
+
+
+def test_parts_keep_to_themselves() -> None:
+    """The same request on two parts is two evaluations, and a change of one part moves only its own objectives."""
+    step = step_of("everything", "flow")
+    batches = make_batches(step, PROCESSES["flow"])
+    before = step(batches)
+    grouped = batches["grouped"]
+    after = step({**batches, "grouped": replace(grouped, x_t=grouped.x_t + 1)})
+    moved = {n for n, v in before.items() if not torch.equal(v, after[n])}
+    assert moved == {"diffrc/pair", "loss"}

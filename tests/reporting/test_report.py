@@ -1,0 +1,269 @@
+"""The page: what it says, that data stays data, that nothing is loaded, that it stays small."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.stats import ClassStats, Groups
+from imbdiff.reporting import plots
+from imbdiff.reporting.content import ReportData
+from imbdiff.reporting.report import build_report
+from imbdiff.runtime.errors import DataError
+
+from . import fake
+
+HOSTILE = (
+    "<script>alert(1)</script>", "x" * 200, "../x", "a/b", "眼底病変", "$\\frac{1", "\u202eabc\x00\udcff", "two\nlines",
+    '"><img src=x onerror=alert(1)>', "{{ 7*7 }}",
+)  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, and the text between them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.classes: dict[str, int] = {}
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        for name in (dict(attrs).get("class") or "").split():
+            self.classes[name] = self.classes.get(name, 0) + 1
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def count(self, tag: str) -> int:
+        return sum(t == tag for t, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return build_report(fake.full())
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the drawing of plots out: most of a page's time, and no part of what a test with this fixture is about."""
+    monkeypatch.setattr(plots, "render", lambda draw, size, theme: "data:image/png;base64,AA==")
+
+
+def words(html: str) -> str:
+    """The text with a space for every tag."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+
+
+def renamed(names: tuple[str, ...]) -> ReportData:
+    data = fake.full()
+    assert data.train is not None
+    assert data.synthetic is not None
+    return replace(
+        data,
+        stats=ClassStats(names, data.stats.counts),
+        train=ImageSet(data.train.images, data.train.labels, names, data.train.ids),
+        synthetic=ImageSet(data.synthetic.images, data.synthetic.labels, names),
+    )
+
+
+def test_nothing_is_loaded_from_outside(html: str, page: Page) -> None:
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            target = attributes.get(name)
+            assert target is None or target.startswith(("data:image/png;base64,", "#")), (tag, name, target)
+    assert not re.search(r"url\((?!data:image/png;base64,)|@import|https?://", html)
+    policy = next(a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv"))
+    assert policy is not None
+    assert "default-src 'none'" in policy
+
+
+def test_script_is_the_one_that_the_policy_allows(html: str) -> None:
+    import base64
+    import hashlib
+
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert len(scripts) == 1
+    assert f"'sha256-{base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()}'" in html
+
+
+def test_verdict_comes_first_with_every_group(page: Page) -> None:
+    text = page.text
+    sentence = fake.classifier()["verdict"]["sentence"]
+    assert text.index("digits · CBDM") < text.index(sentence) < text.index("Images per class")
+    assert "few hurt" in re.sub(r"\s+", " ", text)
+    assert "−0.038 (−0.061 to −0.014)" in text
+    assert any(a.get("class") == "verdict bad" for _, a in page.tags)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "tone"),
+    [(("helped", "no difference"), "good"), (("hurt", "no difference"), "bad"), (("helped", "hurt"), "mixed"),
+     (("no difference", "no difference"), "same")],
+)  # fmt: skip
+def test_tone_of_the_verdict_follows_its_groups(outcomes: tuple[str, str], tone: str) -> None:
+    from imbdiff.reporting.tables import verdict
+
+    groups = dict(zip("ab", ({"outcome": o, "difference": 0.0} for o in outcomes), strict=True))
+    found = verdict({"verdict": {"sentence": "s", "per_group": groups}})
+    assert found is not None
+    assert found.tone == tone
+
+
+def test_numbers_stand_with_interval_n_reference_and_extractor(html: str) -> None:
+    text = words(html)
+    assert "FD[judge-cnn] (lower is better) · reference: test split · extractor: judge-cnn 3f9ac1d2e4b5" in text
+    assert "all 21.40 19.26 to 23.97 795 600" in text
+
+
+def test_refused_numbers_are_not_printed_but_explained(page: Page) -> None:
+    assert page.text.count("not printed: 12 reference images for 64 feature dimensions") == 2
+    assert "40.66" not in page.text  # the value that the fake would have had
+
+
+def test_arms_are_marked(html: str) -> None:
+    rows = re.findall(r"<tr class=\"(control|)\">(.*?)</tr>", html, re.DOTALL)
+    control = [row for mark, row in rows if mark]
+    assert len(control) == 1
+    assert "balanced softmax" in control[0]
+    assert "best control" in control[0]
+    assert html.count('class="badge synthetic"') == 2
+
+
+def test_arm_cells_are_mean_and_sd_over_seeds(html: str) -> None:
+    arm = fake.classifier()["arms"][0]
+    few = [run["groups"]["few"] for run in arm["runs"]]
+    assert f"{np.mean(few):.3f} ± {np.std(few, ddof=1):.3f}" in words(html)
+
+
+def test_every_part_may_be_missing(quick: None) -> None:
+    page = Page(build_report(fake.minimal()))
+    for verb in ("classify", "evaluate", "sample", "train"):
+        assert f"imbdiff {verb} runs/digits" in page.text
+    assert page.text.lower().count("not computed") == 2
+    assert "has not been judged yet" in page.text
+
+
+@pytest.mark.parametrize(
+    ("part", "command"),
+    [("metrics", "evaluate"), ("classifier", "classify"), ("log", "train"), ("nearest", "evaluate"),
+     ("synthetic", "sample")],
+)  # fmt: skip
+def test_one_part_missing_names_its_command(part: str, command: str, page: Page, quick: None) -> None:
+    text = Page(build_report(replace(fake.full(), **{part: () if part == "log" else None}))).text
+    assert f"imbdiff {command} runs/digits" in text
+    assert f"imbdiff {command} runs/digits" not in page.text
+
+
+def test_run_names_are_quoted_for_the_shell(quick: None) -> None:
+    text = Page(build_report(replace(fake.minimal(), run="runs/my own; rm x"))).text
+    assert "imbdiff classify 'runs/my own; rm x'" in text
+
+
+def test_hostile_names_stay_text(page: Page) -> None:
+    data = replace(
+        renamed(HOSTILE), title="<b>t", command="imbdiff run '<script>'", warnings=("<img src=x>\x07",), method="<i>m"
+    )
+    html = build_report(data)
+    found = Page(html)
+    html.encode("utf-8")  # a lone surrogate could not be
+    tags = {t for t, _ in found.tags}
+    assert tags == {t for t, _ in page.tags}
+    assert found.count("script") == 1
+    assert not any(name.startswith("on") for _, a in found.tags for name in a)
+    assert "<script>alert(1)</script>" in found.text
+    assert "{{ 7*7 }}" in found.text
+    assert "眼底病変" in found.text
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\u202a-\u202e]", html)
+
+
+def test_image_strips_show_each_class_with_its_neighbours(page: Page) -> None:
+    data = fake.full()
+    assert page.classes["strip"] == 10
+    assert page.classes["pair"] == page.classes["near"] == 80
+    assert page.count("i") - page.classes["dot"] >= 160
+    titles = [a["title"] for t, a in page.tags if t == "i" and "near" in (a.get("class") or "").split()]
+    nearest, train = data.nearest, data.train
+    assert nearest is not None
+    assert train is not None
+    known = {train.ids[v["train"]] for v in nearest.values()}
+    assert {re.search(r"train/\d+", t or "").group() for t in titles} <= known  # type: ignore[union-attr]
+    assert not any((a.get("class") or "").split() == ["pair", "same"] for _, a in page.tags)
+
+
+def test_copies_are_framed_and_counted(quick: None) -> None:
+    data = fake.full()
+    assert data.nearest is not None
+    copied = {k: {**v, "distance": 0.0} if int(k) < 20 else v for k, v in data.nearest.items()}  # all of class 0
+    page = Page(build_report(replace(data, nearest=copied)))
+    assert "8 of the synthetic images shown equal a training image exactly" in page.text
+    assert sum((a.get("class") or "").split() == ["pair", "same"] for _, a in page.tags) == 8
+
+
+def test_loss_terms_are_drawn_and_other_columns_are_not(page: Page) -> None:
+    alts = " ".join(a.get("alt") or "" for _, a in page.tags)
+    for term in ("total loss", "denoising", "class_balancing"):
+        assert f"Training loss {term} against images seen" in alts
+    assert "loss lr" not in alts
+    assert "images_per_s" not in alts
+
+
+def test_log_scale_is_offered_only_for_a_large_range(page: Page, quick: None) -> None:
+    assert any(a.get("id") == "scale-log" for _, a in page.tags)
+    flat = fake.minimal(ClassStats(("a", "b", "c"), (30, 25, 20)))
+    assert not any(a.get("id") == "scale-log" for _, a in Page(build_report(flat)).tags)
+
+
+def noise(classes: int, per_class: int, counts: tuple[int, ...]) -> ReportData:
+    """Incompressible 64-pixel colour images: the worst case for the size of the page."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(classes), per_class).astype(np.int64)
+    names = tuple(f"class {k}" for k in range(classes))
+    images = ImageSet(random.integers(0, 256, (len(labels), 64, 64, 3), dtype=np.uint8), labels, names)
+    stats = ClassStats(names, counts)
+    near = {"synthetic": list(range(len(labels))), "train": list(range(len(labels)))}
+    return replace(
+        fake.full(), stats=stats, groups=Groups.default(stats), train=images, synthetic=images, nearest=near,
+        drawn=(3,) * classes,
+    )  # fmt: skip
+
+
+def test_ten_classes_stay_under_three_megabytes() -> None:
+    assert len(build_report(noise(10, 10, (50,) * 10))) < 3e6
+
+
+def test_a_thousand_classes_stay_under_ten_megabytes_and_the_cap_is_stated() -> None:
+    counts = tuple(1 + (k * 37) % 1000 for k in range(1000))
+    html = build_report(noise(1000, 5, counts))
+    assert len(html) < 10e6
+    page = Page(html)
+    assert page.classes["strip"] == 30
+    assert "Shown are 30 of 1,000 classes, spread evenly over the ranking by size." in re.sub(r"\s+", " ", page.text)
+    shown = [a["title"] for t, a in page.tags if t == "bdi" and a.get("title")]
+    sizes = [counts[int((name or "").split()[1])] for name in shown]
+    assert sizes[0] == max(counts)
+    assert sizes[-1] == min(counts)
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_parts_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(DataError, match="3 numbers of synthetic images for 10 classes"):
+        replace(fake.minimal(), drawn=(1, 2, 3))
+    with pytest.raises(DataError, match="groups of 2 classes"):
+        replace(fake.minimal(), groups=Groups(("a",), (0, 0), "r"))
+
+
+def test_the_page_is_a_function_of_its_data(html: str) -> None:
+    assert build_report(fake.full()) == html
