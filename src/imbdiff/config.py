@@ -54,11 +54,16 @@ class ModelConfig:
     """The diffusion model."""
 
     backbone: str = "auto"
-    """A name that `imbdiff methods --backbones` lists; auto chooses by image size."""
+    """A name that `imbdiff methods` lists; auto chooses by image size."""
+    dropout: float | None = None
+    """Dropout inside the network. Default: the backbone's, 0.1."""
     process: Literal["ddpm", "ddpm-v", "ddpm-cosine", "ddpm-cosine-v", "flow"] = "ddpm"
     """How images are noised and what the network predicts."""
     init: str | None = None
     """Folder of a saved model to start from."""
+
+    def __post_init__(self) -> None:
+        _check(self.dropout is None or 0 <= self.dropout < 1, f"model.dropout={self.dropout} must be in [0, 1)")
 
 
 @dataclass(frozen=True)

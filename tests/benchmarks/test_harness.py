@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
+import importlib
 import json
 import socket
-import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -15,18 +14,24 @@ import numpy as np
 import pytest
 import torch
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "harness.py"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    """A program's module, found as it is when a program beside it runs: its folder comes first in the search path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        return importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")
 def harness() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_harness", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("harness")
+
+
+@pytest.fixture(scope="module")
+def files() -> ModuleType:
+    return load("results_file")
 
 
 def test_sides_alternate_and_preparation_comes_before_each_run(harness: ModuleType) -> None:
@@ -69,7 +74,7 @@ def test_ratio_is_of_the_second_side_against_the_first(harness: ModuleType) -> N
     sides = [harness.Side("short", lambda: time.sleep(0.02)), harness.Side("long", lambda: time.sleep(0.06))]
     (ratio,) = harness.compare(sides, repeats=3, warmup=0, memory_repeats=0)["ratios"]
     assert (ratio["name"], ratio["against"]) == ("long", "short")
-    assert 1.5 < ratio["wall"]["median"] < 4
+    assert 1.2 < ratio["wall"]["median"] < 6
 
 
 def test_peak_memory_sees_what_was_allocated_and_freed_again(harness: ModuleType) -> None:
@@ -115,18 +120,18 @@ def test_equal_names_are_refused(harness: ModuleType) -> None:
         harness.compare([harness.Side("a", print), harness.Side("a", print)])
 
 
-def test_text_is_scrubbed_of_paths_and_host(harness: ModuleType) -> None:
-    root = harness.ROOT
-    assert harness.scrub(f"python {root}/benchmarks/x.py --out /tmp/someone/run1 --data=~/pictures/set") == (
+def test_text_is_scrubbed_of_paths_and_host(files: ModuleType) -> None:
+    root = files.ROOT
+    assert files.scrub(f"python {root}/benchmarks/x.py --out /tmp/someone/run1 --data=~/pictures/set") == (
         "python benchmarks/x.py --out run1 --data=set"
     )
-    assert harness.scrub({"a": [root, Path("/home/me/data.npz"), 3, "64/32 1e-3/s"]}) == {
+    assert files.scrub({"a": [root, Path("/home/me/data.npz"), 3, "64/32 1e-3/s"]}) == {
         "a": [".", "data.npz", 3, "64/32 1e-3/s"]
     }
-    assert harness.scrub(f"on {socket.gethostname()}: x") == "on HOST: x"
+    assert files.scrub(f"on {socket.gethostname()}: x") == "on HOST: x"
 
 
-def test_result_file_is_complete_and_names_no_machine(harness: ModuleType, tmp_path: Path) -> None:
+def test_result_file_is_complete_and_names_no_machine(harness: ModuleType, files: ModuleType, tmp_path: Path) -> None:
     layer = torch.nn.Linear(4, 4)
     x = torch.ones(2, 4)
     result = harness.compare([harness.Side("one", lambda: layer(x)), harness.Side("two", lambda: layer(layer(x)))],
@@ -150,7 +155,7 @@ def test_result_file_is_complete_and_names_no_machine(harness: ModuleType, tmp_p
     assert [side["forwards"] for side in record["result"]["sides"]] == [[1], [2]]
     for path in (data, text):
         assert str(tmp_path) not in path.read_text()
-        assert str(harness.ROOT) not in path.read_text()
+        assert str(files.ROOT) not in path.read_text()
         assert socket.gethostname() not in path.read_text()
     assert "| two |" in text.read_text()
     assert "two / one: wall" in text.read_text()
@@ -164,7 +169,7 @@ def test_bad_topics_and_numbers_are_refused(harness: ModuleType, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hardware_slug_is_fit_for_a_file_name(harness: ModuleType) -> None:
+def test_hardware_slug_is_fit_for_a_file_name(files: ModuleType) -> None:
     cpu = {"cpu": "Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz", "cores": 2, "gpus": []}
-    assert harness.hardware_slug(cpu) == "2x-intel-xeon-platinum-8375c"
-    assert harness.hardware_slug({**cpu, "gpus": [{"model": "NVIDIA H200"}]}) == "nvidia-h200"
+    assert files.hardware_slug(cpu) == "2x-intel-xeon-platinum-8375c"
+    assert files.hardware_slug({**cpu, "gpus": [{"model": "NVIDIA H200"}]}) == "nvidia-h200"

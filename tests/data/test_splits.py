@@ -244,3 +244,12 @@ def test_every_class_keeps_training_images_whatever_the_fraction():
     p = prepare(arrays([4, 5, 40]), test_fraction=0.99, val_fraction=0)
     assert min(p.stats.counts) >= 1
     assert counts(p.test) == [3, 4, 39]
+
+
+def test_the_hash_notices_one_changed_pixel():
+    x, y = arrays([12, 8])
+    before = prepare((x, y))
+    x[int(before.train.ids[0].removeprefix("train/")), 2, 3] ^= 1
+    after = prepare((x, y))
+    assert after.manifest["ids"] == before.manifest["ids"]
+    assert after.manifest["hash"] != before.manifest["hash"]

@@ -96,6 +96,10 @@ def test_histogram_shows_real_below_and_synthetic_on_top() -> None:
     assert synthetic.max() < real.min() + 4
 
 
+def test_a_plot_is_a_function_of_its_data() -> None:
+    assert plots.loss_curve("a", [1, 2], [3.0, 4.0]) == plots.loss_curve("a", [1, 2], [3.0, 4.0])
+
+
 def test_loss_curve_survives_gaps_and_short_logs() -> None:
     for values in ([], [1.0], [1.0, float("nan"), 0.5], list(np.linspace(100, 0.1, 500))):
         assert plots.loss_curve("term", list(range(len(values))), values).light.startswith("data:image/png")
@@ -107,13 +111,17 @@ def test_spread_keeps_both_ends() -> None:
     assert spread([1, 2, 3], 1) == [1]
 
 
-def test_neighbours_in_every_written_form() -> None:
-    columns_form = neighbours({"train": [7, 5], "distance": [0.5, 0.0], "synthetic": [3, 9]})
-    assert {k: (v.index, v.distance) for k, v in columns_form.items()} == {3: (7, 0.5), 9: (5, 0.0)}
-    assert neighbours({"3": {"train": 7, "distance": 0.5}})[3] == columns_form[3]
-    assert neighbours({3: [7, 0.5]})[3] == columns_form[3]
-    assert neighbours({3: 7})[3].distance is None
-    assert neighbours({"metric": "pixel", "3": 7}).keys() == {3}
+def test_neighbours_are_those_among_all_classes() -> None:
+    found = neighbours(
+        {
+            "index": [3, 9],
+            "train_index": [1, 1],
+            "distance": [0.9, 0.9],
+            "any_train_index": [7, 5],
+            "any_distance": [0.5, 0],
+        }
+    )
+    assert {k: (v.index, v.distance) for k, v in found.items()} == {3: (7, 0.5), 9: (5, 0.0)}
     assert neighbours(None) == {}
 
 

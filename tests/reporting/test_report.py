@@ -104,7 +104,7 @@ def test_verdict_comes_first_with_every_group(page: Page) -> None:
     sentence = fake.classifier()["verdict"]["sentence"]
     assert text.index("digits · CBDM") < text.index(sentence) < text.index("Images per class")
     assert "few hurt" in re.sub(r"\s+", " ", text)
-    assert "−0.038 (−0.061 to −0.014)" in text
+    assert "−3.8 (−6.1 to −1.4)" in text
     assert any(a.get("class") == "verdict bad" for _, a in page.tags)
 
 
@@ -124,8 +124,8 @@ def test_tone_of_the_verdict_follows_its_groups(outcomes: tuple[str, str], tone:
 
 def test_numbers_stand_with_interval_n_reference_and_extractor(html: str) -> None:
     text = words(html)
-    assert "FD[judge-cnn] (lower is better) · reference: test split · extractor: judge-cnn 3f9ac1d2e4b5" in text
-    assert "all 21.40 19.26 to 23.97 795 600" in text
+    assert "FD[judge-cnn] (lower is better) · reference: test · extractor: judge-cnn 3f9ac1d2e4b5" in text
+    assert "all 21.40 19.26 to 23.97 5.350 795 600" in text
 
 
 def test_refused_numbers_are_not_printed_but_explained(page: Page) -> None:
@@ -134,12 +134,12 @@ def test_refused_numbers_are_not_printed_but_explained(page: Page) -> None:
 
 
 def test_arms_are_marked(html: str) -> None:
-    rows = re.findall(r"<tr class=\"(control|)\">(.*?)</tr>", html, re.DOTALL)
-    control = [row for mark, row in rows if mark]
+    control = re.findall(r"<tr class=\"control\">(.*?)</tr>", html, re.DOTALL)
     assert len(control) == 1
     assert "balanced softmax" in control[0]
     assert "best control" in control[0]
     assert html.count('class="badge synthetic"') == 2
+    assert html.count("synthetic, judged") == 1
 
 
 def test_arm_cells_are_mean_and_sd_over_seeds(html: str) -> None:
@@ -172,7 +172,7 @@ def test_run_names_are_quoted_for_the_shell(quick: None) -> None:
     assert "imbdiff classify 'runs/my own; rm x'" in text
 
 
-def test_hostile_names_stay_text(page: Page) -> None:
+def test_hostile_names_stay_text(page: Page, quick: None) -> None:
     data = replace(
         renamed(HOSTILE), title="<b>t", command="imbdiff run '<script>'", warnings=("<img src=x>\x07",), method="<i>m"
     )
@@ -198,7 +198,7 @@ def test_image_strips_show_each_class_with_its_neighbours(page: Page) -> None:
     nearest, train = data.nearest, data.train
     assert nearest is not None
     assert train is not None
-    known = {train.ids[v["train"]] for v in nearest.values()}
+    known = {train.ids[t] for t in nearest["any_train_index"]}
     assert {re.search(r"train/\d+", t or "").group() for t in titles} <= known  # type: ignore[union-attr]
     assert not any((a.get("class") or "").split() == ["pair", "same"] for _, a in page.tags)
 
@@ -206,8 +206,8 @@ def test_image_strips_show_each_class_with_its_neighbours(page: Page) -> None:
 def test_copies_are_framed_and_counted(quick: None) -> None:
     data = fake.full()
     assert data.nearest is not None
-    copied = {k: {**v, "distance": 0.0} if int(k) < 20 else v for k, v in data.nearest.items()}  # all of class 0
-    page = Page(build_report(replace(data, nearest=copied)))
+    distances = [0.0] * 20 + data.nearest["any_distance"][20:]  # all of class 0
+    page = Page(build_report(replace(data, nearest={**data.nearest, "any_distance": distances})))
     assert "8 of the synthetic images shown equal a training image exactly" in page.text
     assert sum((a.get("class") or "").split() == ["pair", "same"] for _, a in page.tags) == 8
 
@@ -233,7 +233,8 @@ def noise(classes: int, per_class: int, counts: tuple[int, ...]) -> ReportData:
     names = tuple(f"class {k}" for k in range(classes))
     images = ImageSet(random.integers(0, 256, (len(labels), 64, 64, 3), dtype=np.uint8), labels, names)
     stats = ClassStats(names, counts)
-    near = {"synthetic": list(range(len(labels))), "train": list(range(len(labels)))}
+    rows = list(range(len(labels)))
+    near = {"index": rows, "any_train_index": rows, "any_distance": [0.1] * len(rows)}
     return replace(
         fake.full(), stats=stats, groups=Groups.default(stats), train=images, synthetic=images, nearest=near,
         drawn=(3,) * classes,
@@ -265,5 +266,78 @@ def test_parts_that_do_not_fit_together_are_refused() -> None:
         replace(fake.minimal(), groups=Groups(("a",), (0, 0), "r"))
 
 
-def test_the_page_is_a_function_of_its_data(html: str) -> None:
-    assert build_report(fake.full()) == html
+def test_the_page_is_a_function_of_its_data(quick: None) -> None:
+    assert build_report(fake.full()) == build_report(fake.full())
+
+
+def test_neighbours_of_another_class_are_marked(quick: None) -> None:
+    data = fake.full()
+    assert data.nearest is not None
+    assert data.train is not None
+    last = len(data.train) - 1  # an image of class 9
+    moved = [last] * 20 + data.nearest["any_train_index"][20:]
+    html = build_report(replace(data, nearest={**data.nearest, "any_train_index": moved}))
+    before = build_report(data)
+    assert html.count(f"{data.train.ids[last]}, distance") >= 8
+    assert html.count("of class 9") - before.count("of class 9") >= 8
+    assert "yellow frame" in html
+
+
+def test_several_controls_are_all_marked_where_none_was_chosen(quick: None) -> None:
+    found = fake.classifier()
+    names = [arm["name"] for arm in found["arms"] if not arm["needs_synthetic"]]
+    found["control"] = {"arm": None, "arms": names, "chosen_by": "no validation images", "scores": {}}
+    html = build_report(replace(fake.full(), classifier=found))
+    assert html.count('<tr class="control">') == 3
+    assert "Every arm without synthetic images is to be beaten (no validation images)" in words(html)
+
+
+def test_what_measuring_and_judging_give_is_understood(quick: None) -> None:
+    """The real functions' output, not an imitation of it."""
+    from imbdiff.metrics.evaluate import evaluate
+    from imbdiff.metrics.extractors import RandomConv
+    from imbdiff.recognition.arms import ARMS, PRIMARY
+    from imbdiff.recognition.scores import scores, spread
+    from imbdiff.recognition.verdict import choose_control, verdict
+
+    data = fake.full()
+    train, synthetic = data.train, data.synthetic
+    assert train is not None
+    assert synthetic is not None
+    test, _ = fake.images((30,) * 10)
+    test = ImageSet(255 - test.images, test.labels, test.class_names)
+    measured = evaluate(synthetic, test, train, data.groups, [RandomConv(1)], reference_name="test")
+    random, claimable = np.random.default_rng(0), [True] * 9 + [False]
+    predictions = {
+        arm.name: np.where(random.random((2, len(test))) < 0.9 - 0.2 * arm.needs_synthetic, test.labels, 0)
+        for arm in ARMS
+    }
+    rows = []
+    for arm in ARMS:
+        runs = [scores(p, test.labels, data.groups, claimable) for p in predictions[arm.name]]
+        extra = {"val": None, "runs": [{"seed": i, **run} for i, run in enumerate(runs)], **spread(runs)}
+        rows.append(
+            {"name": arm.name, "needs_synthetic": arm.needs_synthetic, "loss": arm.loss, "prior": arm.prior} | extra
+        )
+    control = choose_control(rows, None, claimable)
+    judged = verdict(
+        predictions, test, data.groups, claimable, control, PRIMARY, [arm.name for arm in ARMS if arm.needs_synthetic]
+    )
+    classifier = {"protocol": {}, "arms": rows, "control": control, "verdict": judged}
+    html = build_report(replace(data, metrics=measured, nearest=measured["nearest"], classifier=classifier))
+    text = words(html)
+    assert judged["per_group"]["all"]["outcome"] == "hurt"
+    assert 'class="verdict bad"' in html
+    few = judged["per_group"]["few"]["difference"]
+    assert f"few hurt −{-100 * few:.1f}" in text
+    for entry in measured["numbers"]:
+        shown = entry["refused"] or f"{entry['value']:.3f}"[:4].replace("-", "−")
+        assert shown in html_text(html)
+    assert "synthetic, judged" in text
+    assert "exact copies" in text
+
+
+def html_text(html: str) -> str:
+    import html as escapes
+
+    return escapes.unescape(words(html))

@@ -39,7 +39,7 @@ def test_the_old_file_stands_until_the_block_ends(tmp_path: Path) -> None:
 def test_an_exception_leaves_the_old_file(tmp_path: Path, error: BaseException, kind: str) -> None:
     path = tmp_path / "x"
     write_text(path, "old")
-    with pytest.raises(type(error)) as caught, atomic(path) as aside:
+    with pytest.raises(type(error)) as caught, atomic(path) as aside:  # noqa: PT012
         if kind == "folder":
             aside.mkdir()
             (aside / "part").write_text("half")
@@ -84,7 +84,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int,
 
 
 def test_full_disk_wrapped_by_a_library(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no space left"), atomic(tmp_path / "x") as aside:
+    with pytest.raises(RunError, match="no space left"), atomic(tmp_path / "x") as aside:  # noqa: PT012
         aside.write_text("half")
         raise RuntimeError("Error while serializing: IoError(No space left on device (os error 28))")
     assert list(tmp_path.iterdir()) == []

@@ -148,7 +148,13 @@ class DiffusionModel(nn.Module):
 
 
 def build_model(
-    backbone: str, process: Process, shape: tuple[int, int, int], stats: ClassStats, *, seed: int = 0
+    backbone: str,
+    process: Process,
+    shape: tuple[int, int, int],
+    stats: ClassStats,
+    *,
+    seed: int = 0,
+    dropout: float | None = None,
 ) -> DiffusionModel:
     """A new model with weights drawn from `seed`; no global random state is read or left changed.
 
@@ -157,6 +163,7 @@ def build_model(
         process: the noising process.
         shape: (C, H, W) of the images.
         stats: class statistics of the training labels.
+        dropout: in place of the backbone's own.
 
     Raises:
         ConfigError: unknown backbone, or one that does not fit `shape`.
@@ -164,6 +171,8 @@ def build_model(
     if backbone not in BACKBONES:
         raise ConfigError(f"unknown backbone {backbone!r}", f"choose one of {', '.join(BACKBONES)}")
     kind, config, _ = BACKBONES[backbone]
+    if dropout is not None and kind != "mlp":
+        config = {**config, "dropout": dropout}
     return from_spec(ModelSpec(kind, config, shape, process.to_json(), stats), seed=seed)
 
 

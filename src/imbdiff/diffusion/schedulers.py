@@ -1,7 +1,7 @@
 """diffusers' samplers for our processes: one table, and nothing of their arithmetic rewritten.
 
-Times are the process's own: betas are handed over as numbers, so that training and sampling cannot disagree. Three
-habits of diffusers 0.35 to 0.42 are worked around here, each held by a test: `start` says which, `_for_ddpm` the third.
+Times are the process's own: betas are handed over as numbers, so that training and sampling cannot disagree. What
+had to be worked around in diffusers (seen in 0.42) is said in `start`, `process_times` and `_for_ddpm`, and tested.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def start(scheduler: Any, steps: int) -> None:
     """Sets `steps` timesteps and forgets earlier steps, so that a scheduler can draw one batch after another.
 
     For 62 step counts of 1 to 1000 (61, 103, 121, ...) diffusers' trailing spacing rounds to one time too many, t = -1,
-    where the tables are read from their noisy end: that time is taken out. Steps are counted from the first time
+    where the tables are read from their noisy end: that time is taken out. The ancestral sampler adds noise in every
+    step but that from t = 0, also in the one that ends at the clean image (20 steps: noise of standard deviation 0.16
+    stays in it): its last time is 0. Steps are counted from the first time
     instead of looked up by its value, which is not unique once times are rounded to integers.
     """
     scheduler.set_timesteps(steps)
@@ -62,6 +64,8 @@ def start(scheduler: Any, steps: int) -> None:
         if hasattr(scheduler, "sigmas"):
             scheduler.sigmas = torch.cat([scheduler.sigmas[:-2], scheduler.sigmas[-1:]])
         scheduler.num_inference_steps = steps
+    if type(scheduler).__name__ == "DDPMScheduler" and steps > 1:
+        scheduler.timesteps[-1] = 0
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
 
@@ -69,8 +73,8 @@ def start(scheduler: Any, steps: int) -> None:
 def process_times(scheduler: Any, process: Process) -> Tensor:
     """(steps,) the process's time at each step.
 
-    A flow's time is the scheduler's sigma: its multistep solvers cut `timesteps` to integers, up to 0.001 below the time
-    that the sample is at.
+    A flow's time is the scheduler's sigma: its multistep solvers cut `timesteps` to integers, up to 0.001 below
+    the time that the sample is at.
     """
     if isinstance(process, Flow):
         return scheduler.sigmas[: len(scheduler.timesteps)].float()
@@ -82,6 +86,10 @@ def _for_ddpm(name: str, process: DDPM, steps: int) -> Any:
 
     if name == "euler":
         raise ConfigError("the euler sampler is for flow models", "use ddim, dpm++ or unipc with a DDPM process")
+    if name == "ddpm" and steps < 2:
+        raise ConfigError(
+            "ancestral sampling takes at least 2 steps", "use 250 or more, or another sampler for few steps"
+        )
     if steps > process.num_steps:
         raise ConfigError(f"{steps} steps are more than the process has ({process.num_steps})", "use fewer")
     common: dict[str, Any] = {

@@ -86,7 +86,10 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
                 f"the method {config.method} starts from a trained model", "give its folder as --model.init RUN/model"
             )
         backbone = choose_backbone(config, prepared.train.shape)
-        return build_model(backbone, PROCESSES[config.model.process], shape, prepared.stats, seed=config.seed)
+        process = PROCESSES[config.model.process]
+        return build_model(
+            backbone, process, shape, prepared.stats, seed=config.seed, dropout=config.model.dropout
+        )
     folder = Path(config.model.init)
     model = load_model(folder if (folder / "model.json").exists() else folder / "model")
     found = model.spec

@@ -113,7 +113,15 @@ def classify(
         },
         "arms": rows,
         "control": controls,
-        "verdict": verdict(predictions, prepared.test, prepared.groups, prepared.claimable, controls, PRIMARY),
+        "verdict": verdict(
+            predictions,
+            prepared.test,
+            prepared.groups,
+            prepared.claimable,
+            controls,
+            PRIMARY,
+            [arm.name for arm in arms if arm.needs_synthetic],
+        ),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,13 +60,18 @@ def train_judge(
     pool: ImageSet,
     test: ImageSet,
     *,
-    steps: int = 500,
+    steps: int | None = None,
     batch_size: int = 128,
     seed: int = 0,
     device: str = "cpu",
     folder: Path | None = None,
 ) -> Judge:
     """Trains the judge on `pool` less the exact copies of test images; reads it from `folder` if it is there already.
+
+    Args:
+        pool: all images that are not test, before the long tail was cut.
+        test: what the judge will compare with; its accuracy on it is reported.
+        steps: optimizer steps; None means 20 epochs, but at least 300 and at most 4,000 steps.
 
     Raises:
         DataError: no image is left to train on, or a class has none.
@@ -77,6 +83,8 @@ def train_judge(
         pool = pool.select(keep)
     if not len(pool) or len(np.unique(pool.labels)) < len(pool.class_names):
         raise DataError("the pool has no image of some class left for the judge", "evaluate without a judge")
+    if steps is None:
+        steps = min(4000, max(300, math.ceil(20 * len(pool) / batch_size)))
     plan = FitPlan(
         network=JUDGE,
         steps=steps,
@@ -124,7 +132,7 @@ def train_judge(
 
 
 def judges(
-    prepared: Prepared, *, steps: int = 500, seed: int = 0, device: str = "cpu", folder: Path | None = None
+    prepared: Prepared, *, steps: int | None = None, seed: int = 0, device: str = "cpu", folder: Path | None = None
 ) -> tuple[list[Extractor], Judge | None]:
     """Who may judge images of `prepared`: the trained judge where there is a balanced pool, and a random network.
 

@@ -45,12 +45,15 @@ def verdict(
     claimable: Sequence[bool],
     control: Mapping[str, Any],
     primary: str,
+    synthetic_arms: Sequence[str],
 ) -> dict[str, Any]:
     """Compares `primary` with the control(s), and the other synthetic arms likewise, for information.
 
     Args:
         predictions: per arm (S, N) predicted classes of the test images, seeds in the same order.
         control: of :func:`choose_control`.
+        primary: the arm whose comparison is the verdict.
+        synthetic_arms: the arms with synthetic images that were trained, `primary` among them.
 
     Returns:
         "sentence", "primary", "against" (list), "per_group" ({scope: outcome, difference, low, high, against, n}, the
@@ -68,7 +71,6 @@ def verdict(
             "other_arms": {},
             "rule": rule,
         }
-    synthetic_arms = [name for name in predictions if name not in _controls_of(predictions)]
     results = {
         name: _against_all(name, controls, predictions, test, groups, claimable, level) for name in synthetic_arms
     }
@@ -115,10 +117,6 @@ def paired_interval(
         )
     low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
     return centre, float(low), float(high)
-
-
-def _controls_of(predictions: Mapping[str, np.ndarray]) -> list[str]:
-    return [name for name in predictions if not name.startswith("synthetic")]
 
 
 def _against_all(

@@ -1,0 +1,46 @@
+# make demo   sets everything up and runs the main job on embedded real data
+# make test   the same set-up, then all tests
+# make lint   format, lint, types, layers
+# make clean  removes what these made
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+# Two OpenMP threads that spin while they wait cost tenfold on a busy machine.
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.ready
+	$(VENV)/bin/imbdiff run digits --preset demo --out runs/demo
+	@echo "open runs/demo/report.html"
+
+# one thread each: two test processes share the machine
+test: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+lint: $(VENV)/.ready-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "imbdiff needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first, by its pin: asked for without one, it brings several GB of GPU packages
+$(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) torch==2.13.0
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(PIP) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

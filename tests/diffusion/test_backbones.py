@@ -1,0 +1,223 @@
+"""Backbones against diffusers' own forward passes; taps, rows, sizes, gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.backbones import Backbone, DiTBackbone, MLPBackbone, UNetBackbone
+from imbdiff.diffusion.conditioner import VectorConditioner
+from imbdiff.diffusion.model import BACKBONES, DiffusionModel, build_model
+from imbdiff.diffusion.process import PROCESSES
+from imbdiff.runtime.errors import ConfigError
+
+STATS = ClassStats(tuple("abcdefghij"), tuple(range(10, 0, -1)))
+SMALL = [("unet-8", (1, 8, 8)), ("unet-8", (3, 7, 9)), ("unet-16", (3, 30, 22)), ("dit-tiny", (4, 8, 8))]
+SMALL += [("mlp", (1, 2, 3))]
+
+
+def model(name: str, shape: tuple[int, int, int], dropout: float | None = None) -> DiffusionModel:
+    built = build_model(name, PROCESSES["ddpm"], shape, STATS, seed=1).eval()
+    for module in built.modules():
+        if dropout is not None and isinstance(module, nn.Dropout):
+            module.p = dropout
+    return built
+
+
+def inputs(shape: tuple[int, int, int], n: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(n, *shape, generator=g), torch.rand(n, generator=g) * 1000, torch.tensor([0, 9, 10, 3, 10][:n])
+
+
+def count_calls(modules: Any) -> list[int]:
+    """Rows of every call of these modules from now on."""
+    calls: list[int] = []
+    for module in modules:
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
+        )
+    return calls
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "shape"), SMALL[:3])
+def test_unet_is_bit_for_bit_diffusers_own(name: str, shape: tuple[int, int, int]) -> None:
+    backbone = model(name, shape).backbone
+    assert isinstance(backbone, UNetBackbone)
+    x, time, labels = inputs(shape)
+    height, width = shape[1:]
+    full = backbone.net.config.sample_size
+    padded = F.pad(x, (0, full[1] - width, 0, full[0] - height), mode="replicate")
+    vectors = torch.stack([backbone.conditioner.table[k] if k < 10 else torch.zeros(128) for k in labels.tolist()])  # type: ignore[index]
+    expected = backbone.net(padded, time, class_labels=vectors).sample[..., :height, :width]
+    prediction, taps = backbone(x, time, labels)
+    assert torch.equal(prediction, expected)
+    assert prediction.shape == x.shape
+    assert taps == {}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("out_channels", [None, 8])
+def test_dit_is_diffusers_own(out_channels: int | None) -> None:
+    config = dict(BACKBONES["dit-tiny"][1]) | {"out_channels": out_channels}
+    backbone = DiTBackbone((4, 8, 8), 10, config).eval()
+    x, time, labels = inputs((4, 8, 8))
+    expected = backbone.net(x, timestep=time, class_labels=labels).sample
+    prediction, _ = backbone(x, time, labels)
+    assert prediction.shape == x.shape  # learned variance is split off
+    assert torch.equal(prediction, expected[:, :4])
+
+
+@torch.no_grad()
+def test_dit_does_not_drop_labels_by_itself() -> None:
+    """diffusers' DiT does, in training mode, in every block: two calls must agree, and do not where it is left on."""
+    backbone = model("dit-tiny", (4, 8, 8), dropout=0.0).backbone.train()
+    assert isinstance(backbone, DiTBackbone)
+    x, time, labels = inputs((4, 8, 8))
+    first, second = (backbone(x, time, labels)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(first, backbone.eval()(x, time, labels)[0])
+    backbone.train().net.transformer_blocks[2].norm1.emb.class_embedder.dropout_prob = 0.5
+    calls = [backbone(x, time, labels)[0] for _ in range(6)]
+    assert not all(torch.equal(calls[0], other) for other in calls)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "shape"), SMALL)
+def test_training_mode_without_dropout_is_deterministic(name: str, shape: tuple[int, int, int]) -> None:
+    net = model(name, shape, dropout=0.0).train()
+    x, time, labels = inputs(shape)
+    before = torch.random.get_rng_state()
+    assert torch.equal(net.backbone(x, time, labels)[0], net.backbone(x, time, labels)[0])
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "shape"), SMALL)
+@pytest.mark.parametrize("n", [0, 2, 5])
+def test_predict_rows_is_a_slice(name: str, shape: tuple[int, int, int], n: int) -> None:
+    backbone = model(name, shape).backbone
+    x, time, labels = inputs(shape)
+    tap = backbone.tap_names[min(1, len(backbone.tap_names) - 1)]
+    full, full_taps = backbone(x, time, labels, (tap,))
+    part, taps = backbone(x, time, labels, (tap,), n)
+    assert part.shape == (n, *shape)
+    torch.testing.assert_close(part, full[:n], atol=2e-5, rtol=0)
+    assert list(taps) == [tap]
+    assert len(taps[tap]) == 5  # taps for all rows
+    torch.testing.assert_close(taps[tap], full_taps[tap], atol=2e-5, rtol=0)
+    without, _ = backbone(x, time, labels, (), n)
+    torch.testing.assert_close(without, full[:n], atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_unet_taps_alone_stop_after_the_middle() -> None:
+    backbone = model("unet-16", (3, 16, 16)).backbone
+    assert isinstance(backbone, UNetBackbone)
+    calls, mids = count_calls(backbone.net.up_blocks), []
+    backbone.net.mid_block.register_forward_hook(lambda *args: mids.append(args[2]))
+    x, time, labels = inputs((3, 16, 16))
+    prediction, taps = backbone(x, time, labels, ("mid",), 0)
+    assert calls == []
+    assert prediction.shape == (0, 3, 16, 16)
+    assert taps["mid"].shape == (5, 64, 4, 4)
+    assert torch.equal(taps["mid"], mids[0])
+    backbone(x, time, labels, ("mid",), 2)
+    assert calls == [2, 2, 2]
+
+
+@torch.no_grad()
+def test_dit_taps_alone_stop_after_their_block() -> None:
+    backbone = model("dit-tiny", (4, 8, 8)).backbone
+    assert isinstance(backbone, DiTBackbone)
+    assert backbone.tap_names == ("block0", "block1", "block2", "block3")
+    calls = count_calls(backbone.net.transformer_blocks)
+    x, time, labels = inputs((4, 8, 8))
+    _, taps = backbone(x, time, labels, ("block1",), 0)
+    assert calls == [5, 5]
+    assert taps["block1"].shape == (5, 16, 128)
+    calls.clear()
+    backbone(x, time, labels, ("block1",), 2)
+    assert calls == [5, 5, 2, 2]
+    calls.clear()
+    backbone(x, time, labels, ("block3", "block0"), 0)
+    assert calls == [5, 5, 5, 5]
+
+
+@pytest.mark.parametrize(("name", "shape"), SMALL)
+def test_unknown_taps_are_refused(name: str, shape: tuple[int, int, int]) -> None:
+    x, time, labels = inputs(shape)
+    with pytest.raises(ConfigError, match="no tap"):
+        model(name, shape).backbone(x, time, labels, ("middle",))
+
+
+@pytest.mark.parametrize(("name", "shape"), SMALL)
+def test_every_parameter_gets_a_gradient(name: str, shape: tuple[int, int, int]) -> None:
+    backbone = model(name, shape).backbone.train()
+    x, time, _ = inputs(shape)
+    backbone(x.repeat(2, 1, 1, 1), time.repeat(2), torch.arange(10))[0].square().mean().backward()
+    for parameter_name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        if not parameter_name.endswith(".to_k.bias"):  # a softmax does not feel a bias of its keys
+            assert (parameter.grad != 0).any(), parameter_name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "shape"), SMALL)
+def test_rows_are_independent_and_conditioned(name: str, shape: tuple[int, int, int]) -> None:
+    backbone = model(name, shape).backbone
+    x, time, labels = inputs(shape)
+    base = backbone(x, time, labels)[0]
+    for changed in (
+        (x + torch.eye(5)[0].reshape(5, 1, 1, 1), time, labels),
+        (x, time - 40 * torch.eye(5)[0], labels),
+        (x, time, labels + torch.eye(5)[0].long()),
+    ):
+        other = backbone(*changed)[0]
+        assert (other[0] - base[0]).abs().max() > 1e-5
+        torch.testing.assert_close(other[1:], base[1:], atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_the_35_million_parameter_unet() -> None:
+    """The common configuration of this field; at 28 pixels it is padded to 32 and cropped."""
+    net = model("unet-32", (3, 28, 28))
+    assert net.num_parameters == pytest.approx(35.75e6, rel=0.001)
+    assert isinstance(net.backbone, UNetBackbone)
+    assert net.backbone.pad == (4, 4)
+    x, time, labels = inputs((3, 28, 28), 1)
+    prediction, taps = net.backbone(x, time, labels, ("mid",))
+    assert prediction.shape == x.shape
+    assert taps["mid"].shape == (1, 256, 4, 4)
+    assert build_model("unet-32", PROCESSES["ddpm"], (3, 32, 32), STATS).num_parameters == net.num_parameters
+
+
+def test_the_null_label_is_the_zero_vector() -> None:
+    conditioner = VectorConditioner(3, 4)
+    vectors = conditioner(torch.tensor([3, 1, 3]))
+    assert torch.equal(vectors[[0, 2]], torch.zeros(2, 4))
+    assert torch.equal(vectors[1], conditioner.table[1])
+    vectors.sum().backward()
+    assert conditioner.table.grad is not None
+    assert conditioner.table.grad.sum(1).tolist() == [0, 4, 0]  # nothing is learned from dropped labels
+    assert conditioner.null == 3
+    assert set(conditioner.state_dict()) == {"table"}
+
+
+def test_dit_needs_squares() -> None:
+    for shape in ((3, 8, 10), (3, 9, 9)):
+        with pytest.raises(ConfigError, match="squares"):
+            build_model("dit-tiny", PROCESSES["ddpm"], shape, STATS)
+
+
+def test_kinds() -> None:
+    kinds: dict[str, type[Backbone]] = {"unet": UNetBackbone, "dit": DiTBackbone, "mlp": MLPBackbone}
+    for name, (kind, _, _) in BACKBONES.items():
+        if name not in ("unet-32", "unet-64"):
+            assert isinstance(model(name, (3, 8, 8)).backbone, kinds[kind])

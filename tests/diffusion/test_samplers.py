@@ -1,0 +1,230 @@
+"""Samplers: float64 restatements of whole trajectories, and worlds whose exact answer is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from imbdiff.diffusion.process import DDPM, PROCESSES, Flow, Process
+from imbdiff.diffusion.schedulers import SAMPLERS, make_scheduler, process_times, start
+from imbdiff.runtime.errors import ConfigError
+from tests.diffusion.worlds import best_prediction, draw, ode_end, standard_normal
+
+DDPMS = sorted(n for n in PROCESSES if n.startswith("ddpm"))
+PAIRS = [(p, s) for p in DDPMS for s in ("ddpm", "ddim", "dpm++", "unipc")]
+PAIRS += [("flow", s) for s in ("euler", "dpm++", "unipc")]
+DETERMINISTIC = [(p, s) for p, s in PAIRS if not SAMPLERS[s][1]]
+MU, SD = 0.2, 0.1
+
+
+def ab(process: Process, t: Tensor | None) -> tuple[float, float]:
+    """(a, s) at one time; None is the clean end."""
+    if t is None:
+        return 1.0, 0.0
+    a, s = process.coefficients(t.reshape(1))
+    return float(a), float(s)
+
+
+def predicted_x0(process: Process, x: Tensor, t: Tensor, mu: float, sd: float) -> Tensor:
+    a, s = ab(process, t)
+    return mu + a * sd**2 * (x - a * mu) / (a**2 * sd**2 + s**2)
+
+
+def steps_of(name: str, process: Process, steps: int) -> list[Tensor]:
+    return list(process_times(make_scheduler(name, process, steps), process))
+
+
+def restated_ddim(process: Process, times: list[Tensor], x: Tensor, mu: float, sd: float) -> Tensor:
+    """Song et al. 2021, Eq. 12 with sigma = 0, x0 clipped to [-1, 1] and the noise that goes with it."""
+    for t, following in zip(times, [*times[1:], None], strict=True):
+        (a, s), (a_next, s_next) = ab(process, t), ab(process, following)
+        x0 = predicted_x0(process, x, t, mu, sd).clamp(-1, 1)
+        x = a_next * x0 + s_next * (x - a * x0) / s
+    return x
+
+
+def restated_dpm(process: Process, times: list[Tensor], x: Tensor, mu: float, sd: float) -> Tensor:
+    """Lu et al. 2022, Algorithm 2 (2M); first order in the first step and in the last, which ends at x0."""
+    before: tuple[Tensor, float] | None = None
+    for t, following in zip(times, [*times[1:], None], strict=True):
+        (a, s), (a_next, s_next) = ab(process, t), ab(process, following)
+        x0 = predicted_x0(process, x, t, mu, sd)
+        if following is None:
+            return x0
+        h = math.log(a_next / s_next) - math.log(a / s)
+        direction = x0
+        if before is not None:
+            r = before[1] / h
+            direction = (1 + 1 / (2 * r)) * x0 - before[0] / (2 * r)
+        x = s_next / s * x - a_next * math.expm1(-h) * direction
+        before = (x0, h)
+    return x
+
+
+def restated_euler(process: Process, times: list[Tensor], x: Tensor, mu: float, sd: float) -> Tensor:
+    for t, following in zip(times, [*times[1:], torch.tensor(0.0)], strict=True):
+        u = t.double()
+        x0 = predicted_x0(process, x, t, mu, sd)
+        x = x + (following.double() - u) * (x - x0) / u  # velocity = noise - x0, and x = (1 - u) x0 + u noise
+    return x
+
+
+def restated_ddpm(process: Process, times: list[Tensor], x: Tensor, mu: float, sd: float) -> Tensor:
+    """Ho et al. 2020, Eq. 7 with strided times; variance 1 - abar_t / abar_next ("fixed large")."""
+    generator = torch.Generator().manual_seed(0)
+    for t, following in zip(times, [*times[1:], None], strict=True):
+        abar, abar_next = ab(process, t)[0] ** 2, ab(process, following)[0] ** 2
+        beta = 1 - abar / abar_next
+        x0 = predicted_x0(process, x, t, mu, sd).clamp(-1, 1)
+        x = (abar_next**0.5 * beta * x0 + (1 - beta) ** 0.5 * (1 - abar_next) * x) / (1 - abar)
+        if t > 0:
+            x = x + beta**0.5 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return x
+
+
+def rounding(process: str, steps: int) -> float:
+    """diffusers' tables are float32; in one step from a = 5e-5 to the image, x0 = (x - s eps) / a shows it."""
+    return 2e-2 if steps == 1 and process == "ddpm-cosine" else 2e-4
+
+
+RESTATED: dict[str, Callable[..., Tensor]] = {
+    "ddim": restated_ddim,
+    "ddpm": restated_ddpm,
+    "dpm++": restated_dpm,
+    "euler": restated_euler,
+}
+
+
+@pytest.mark.parametrize(("process", "name"), [(p, s) for p, s in PAIRS if s in RESTATED])
+@pytest.mark.parametrize("steps", [1, 2, 3, 20, 30, 61])
+def test_trajectories_equal_their_float64_restatement(process: str, name: str, steps: int) -> None:
+    """Few steps, and counts that do not divide 1,000: diffusers' own DDIM and trailing spacing fail here."""
+    if name == "ddpm" and steps == 1:
+        pytest.skip("refused: its only step would add noise to the result")
+    p, x = PROCESSES[process], standard_normal(64)
+    expected = RESTATED[name](p, steps_of(name, p, steps), x, MU, SD)
+    torch.testing.assert_close(draw(name, p, steps, x, MU, SD), expected, atol=rounding(process, steps), rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_x0_is_clipped_before_the_step(name: str) -> None:
+    """Data wider than [-1, 1]: the same restatement, which clips, must still hold, and clipping must show."""
+    p, x = DDPM(), standard_normal(64)
+    drawn = draw(name, p, 25, x, 0.0, 1.5)
+    torch.testing.assert_close(drawn, RESTATED[name](p, steps_of(name, p, 25), x, 0.0, 1.5), atol=5e-4, rtol=0)
+    assert drawn.abs().max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc", "ddpm"])
+def test_any_number_of_steps_is_that_many_distinct_times(name: str) -> None:
+    scheduler = make_scheduler(name, DDPM(), 2)
+    for steps in range(1 if name != "ddpm" else 2, 1001):
+        start(scheduler, steps)
+        times = scheduler.timesteps
+        assert len(times) == steps, steps
+        assert times[0] == 999
+        assert times[-1] == 0 if name == "ddpm" else times[-1] >= 0
+        assert (times.diff() < 0).all()
+        if hasattr(scheduler, "sigmas"):
+            assert len(scheduler.sigmas) == steps + 1
+            assert (scheduler.sigmas.diff() < 0).all()
+
+
+@pytest.mark.parametrize(("process", "name"), [c for c in DETERMINISTIC if not c[0].endswith("-v")])
+def test_many_steps_reach_the_exact_solution(process: str, name: str) -> None:
+    p, x = PROCESSES[process], standard_normal()
+    first = steps_of(name, p, 300)[0]
+    exact = ode_end(p, x, float(first), MU, SD)
+    drawn = draw(name, p, 300, x)
+    slack = 0.06 if name in ("ddim", "euler") else 0.03
+    assert float((drawn - exact).abs().max()) < slack * float((exact - MU).abs().max()) + 1e-3
+    assert float(drawn.mean()) == pytest.approx(MU, abs=2e-3)
+    assert float(drawn.std(correction=0)) == pytest.approx(SD, rel=slack)
+
+
+@pytest.mark.parametrize(("process", "steps"), [("ddpm", 1000), ("ddpm", 250), ("ddpm-cosine-v", 250)])
+def test_ancestral_sampling_reaches_the_right_distribution(process: str, steps: int) -> None:
+    """The clean end included: noise that stays in the images would widen them."""
+    drawn = draw("ddpm", PROCESSES[process], steps, standard_normal(4096))
+    assert float(drawn.mean()) == pytest.approx(MU, abs=0.005)
+    assert float(drawn.std()) == pytest.approx(SD, rel=0.05)
+
+
+@pytest.mark.parametrize(("process", "name"), DETERMINISTIC)
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+def test_a_delta_distribution_is_reached_in_any_number_of_steps(process: str, name: str, steps: int) -> None:
+    drawn = draw(name, PROCESSES[process], steps, standard_normal(32), mu=0.7, sd=0.0)
+    torch.testing.assert_close(drawn, torch.full_like(drawn, 0.7), atol=rounding(process, steps), rtol=0)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc", "ddpm"])
+def test_eps_and_v_draw_the_same(schedule: str, name: str) -> None:
+    x = standard_normal(64)
+    eps, v = (draw(name, DDPM(schedule, p), 20, x) for p in ("epsilon", "v_prediction"))  # type: ignore[arg-type]
+    torch.testing.assert_close(eps, v, atol=2e-3, rtol=0)
+
+
+def test_flow_and_ddpm_draw_the_same_from_the_same_noise() -> None:
+    """Both exact solutions keep quantiles, so they agree sample by sample up to what signal is in x at the start."""
+    x = standard_normal(64)
+    drawn = [draw("dpm++", PROCESSES[p], 400, x) for p in ("ddpm", "ddpm-cosine", "flow")]
+    for other in drawn[1:]:
+        torch.testing.assert_close(drawn[0], other, atol=0.006, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["dpm++", "unipc", "ddim", "ddpm"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_small_error_of_the_network_stays_small(name: str, schedule: str) -> None:
+    """The cosine schedule starts at a = 5e-5: without clipping, an error of 0.01 in eps moved the mean by -1.1."""
+    p = DDPM(schedule)  # type: ignore[arg-type]
+    scheduler = make_scheduler(name, p, 20)
+    options = {"generator": torch.Generator().manual_seed(0)} if name == "ddpm" else {}
+    x = standard_normal(2048)
+    for t in scheduler.timesteps:
+        prediction = best_prediction(p, x, t.expand(len(x)), MU, SD) + 0.01
+        x = scheduler.step(prediction, t, x, **options, return_dict=False)[0]
+    assert float(x.mean()) == pytest.approx(MU, abs=0.02)
+
+
+def test_a_flows_time_is_where_its_sample_is() -> None:
+    """diffusers cuts the multistep solvers' flow times to integers; the sample is at sigma."""
+    for name in ("euler", "dpm++", "unipc"):
+        scheduler = make_scheduler(name, Flow(), 30)
+        times = process_times(scheduler, Flow())
+        assert torch.equal(times, scheduler.sigmas[:-1])
+        torch.testing.assert_close(times, scheduler.timesteps / 1000, atol=1.1e-3, rtol=0)
+        assert 0.99 < times[0] <= 1
+        assert scheduler.sigmas[-1] == 0
+
+
+def test_a_scheduler_can_be_started_again() -> None:
+    x, p = standard_normal(8), DDPM()
+    scheduler = make_scheduler("unipc", p, 5)
+    ends = []
+    for _ in range(2):
+        start(scheduler, 5)
+        y = x
+        for t in scheduler.timesteps:
+            y = scheduler.step(best_prediction(p, y, t.expand(8), MU, SD), t, y, return_dict=False)[0]
+        ends.append(y)
+    assert torch.equal(*ends)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    for name, process, steps in [
+        ("euler", DDPM(), 10),
+        ("ddim", Flow(), 10),
+        ("ddpm", Flow(), 10),
+        ("heun", DDPM(), 10),
+        ("ddpm", DDPM(), 1),
+        ("dpm++", DDPM(), 0),
+        ("dpm++", DDPM(num_steps=100), 101),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            make_scheduler(name, process, steps)
+        assert caught.value.remedy

@@ -1,0 +1,246 @@
+"""Trained models as diffusers folders, and diffusers' folders as models to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
+
+from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.generate import generate
+from imbdiff.diffusion.guidance import ClassifierFree
+from imbdiff.diffusion.model import DiffusionModel, build_model
+from imbdiff.diffusion.process import DDPM, PROCESSES, Flow
+from imbdiff.integrations.pipeline import (
+    ImbalancedDiffusionPipeline,
+    from_diffusers,
+    process_of,
+    scheduler_for,
+    to_diffusers,
+    to_pipeline,
+)
+from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.streams import torch_rng
+
+STATS = ClassStats(("a", "b", "c"), (50, 10, 2))
+CASES = [
+    ("unet-8", "ddpm", (1, 8, 8)),
+    ("unet-8", "flow", (3, 7, 9)),
+    ("dit-tiny", "ddpm-cosine-v", (3, 8, 8)),
+]
+SMALL: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 8,
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+
+
+def build(name: str, process: str, shape: tuple[int, int, int]) -> DiffusionModel:
+    return build_model(name, PROCESSES[process], shape, STATS, seed=3).eval()
+
+
+def inputs(model: DiffusionModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    t = model.process.time_from_uniform(torch.tensor([0.0, 0.1, 0.6, 0.99]))
+    return torch.randn(4, *model.spec.shape, generator=g), t, torch.tensor([0, 1, 2, 3])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "process", "shape"), CASES)
+def test_round_trip_predicts_exactly_the_same(
+    tmp_path: Path, name: str, process: str, shape: tuple[int, int, int]
+) -> None:
+    model = build(name, process, shape)
+    before = torch.random.get_rng_state()
+    to_diffusers(model, tmp_path / "pipe")
+    back = from_diffusers(tmp_path / "pipe")
+    assert torch.equal(before, torch.random.get_rng_state())
+    pipe = ImbalancedDiffusionPipeline.from_pretrained(tmp_path / "pipe")
+    x, t, y = inputs(model)
+    expected = model(x, t, y)[0]
+    assert torch.equal(back(x, t, y)[0], expected)
+    assert torch.equal(pipe.predict(x, model.process.model_time(t), y), expected)
+    assert back.process == model.process
+    assert back.spec.stats == STATS
+    assert back.spec.shape == shape
+    back.save(tmp_path / "model")  # an ordinary model again
+    assert not list((tmp_path / "pipe").rglob("*.bin"))
+
+
+@torch.no_grad()
+def test_the_network_is_plain_diffusers(tmp_path: Path) -> None:
+    """unet/ and scheduler/ load without this package, and the network takes class ids."""
+    model = build("unet-8", "ddpm", (1, 8, 8))
+    to_diffusers(model, tmp_path / "pipe")
+    unet = UNet2DModel.from_pretrained(tmp_path / "pipe", subfolder="unet")
+    assert unet.config.num_class_embeds == 4
+    x, t, y = inputs(model)
+    assert torch.equal(unet(x, t, class_labels=y).sample, model(x, t, y)[0])
+    assert not unet.class_embedding.weight[3].any()
+    scheduler = DDIMScheduler.from_pretrained(tmp_path / "pipe", subfolder="scheduler")
+    torch.testing.assert_close(scheduler.betas.double(), DDPM().betas, rtol=1e-5, atol=0)
+    assert scheduler.config.prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize(("name", "process", "shape"), CASES)
+@pytest.mark.parametrize("omega", [0.0, 0.8])
+def test_the_pipeline_draws_what_generate_draws(
+    name: str, process: str, shape: tuple[int, int, int], omega: float
+) -> None:
+    model = build(name, process, shape)
+    expected = generate(
+        model, [0, 2, 3], [5, 6, 7], steps=4, batch_size=3, guidance=ClassifierFree(omega, 3, model.process)
+    )
+    pipe = to_pipeline(model)
+    pipe.set_progress_bar_config(disable=True)
+    for _ in range(2):  # a second call starts the scheduler again
+        drawn = pipe(
+            class_labels=[0, 2, 3],
+            guidance_scale=1 + omega,
+            num_inference_steps=4,
+            generator=[torch_rng(seed, "image") for seed in (5, 6, 7)],
+            output_type="np",
+        ).images
+        assert abs(np.rint(drawn * 255) - expected).max() <= 1
+        assert (np.rint(drawn * 255) == expected).mean() > 0.99
+
+
+def test_call_options() -> None:
+    pipe = to_pipeline(build("unet-8", "ddpm", (3, 7, 9)), sampler="ddpm")
+    pipe.set_progress_bar_config(disable=True)
+    before = torch.random.get_rng_state()
+    first, second = (
+        pipe([0, 1], num_inference_steps=2, generator=torch.Generator().manual_seed(1)).images for _ in range(2)
+    )
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert [image.size for image in first] == [(9, 7), (9, 7)]
+    assert [np.asarray(a).tolist() for a in first] == [np.asarray(a).tolist() for a in second]
+    tensor = pipe(1, num_inference_steps=2, output_type="pt", return_dict=False)[0]
+    assert tensor.shape == (1, 3, 7, 9)
+    assert 0 <= tensor.min() <= tensor.max() <= 1
+    for bad in ([4], [-1], []):
+        with pytest.raises(ConfigError, match="out of range"):
+            pipe(bad)
+    with pytest.raises(ConfigError, match="output_type"):
+        pipe([0], output_type="jpg")
+
+
+def test_other_schedulers_can_be_put_in() -> None:
+    pipe = to_pipeline(build("unet-8", "ddpm", (1, 8, 8)))
+    pipe.set_progress_bar_config(disable=True)
+    for kind in (DDIMScheduler, DDPMScheduler):
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        assert np.isfinite(pipe([0], num_inference_steps=3, output_type="np").images).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("null", ["zero", "trained", "none"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_start_from_a_unet_that_diffusers_saved(tmp_path: Path, null: str, whole: bool) -> None:
+    """A class-conditional U-Net with and without a null row, as a pipeline folder and alone."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(num_class_embeds=3 if null == "none" else 4, **SMALL).eval()
+    if null == "zero":
+        unet.class_embedding.weight[3] = 0
+    if whole:
+        scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+        DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
+        model = from_diffusers(tmp_path, stats=STATS)
+        assert model.process == DDPM("cosine", "v_prediction")
+    else:
+        unet.save_pretrained(tmp_path)
+        model = from_diffusers(tmp_path, stats=STATS, process=DDPM())
+        with pytest.raises(ConfigError, match="holds no scheduler"):
+            from_diffusers(tmp_path, stats=STATS)
+    x, t, y = inputs(model)
+    rows = slice(0, 3) if null == "none" else slice(0, 4)
+    expected = unet(x[rows], t[rows], class_labels=y[rows]).sample
+    ours = model(x[rows], t[rows], y[rows])[0]
+    if null == "trained":
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+        plain = from_diffusers(tmp_path, stats=STATS, process=DDPM())
+        assert not plain.backbone.conditioner(torch.tensor([3])).any()  # the null label stays the zero vector
+    else:
+        assert torch.equal(ours, expected)
+    model.train()
+    with torch.enable_grad():
+        model(x, t, y)[0].square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(ConfigError, match="how many training images"):
+        from_diffusers(tmp_path, process=DDPM())
+
+
+@torch.no_grad()
+def test_start_from_a_dit_with_learned_variance(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8}
+    dit = DiTTransformer2DModel(in_channels=3, out_channels=6, num_embeds_ada_norm=3, **options).eval()
+    dit.save_pretrained(tmp_path)
+    model = from_diffusers(tmp_path, stats=STATS, process=DDPM())
+    x, t, y = inputs(model)
+    assert torch.equal(model(x, t, y)[0], dit(x, timestep=t, class_labels=y).sample[:, :3])
+    model.train()
+    assert torch.equal(model(x, t, y)[0], model(x, t, y)[0])
+
+
+def test_processes_round_trip_through_scheduler_configurations() -> None:
+    for process in PROCESSES.values():
+        for sampler in ("ddpm", "ddim", "dpm++", "unipc") if isinstance(process, DDPM) else ("euler", "dpm++", "unipc"):
+            scheduler = scheduler_for(process, sampler)
+            assert process_of(dict(scheduler.config)) == process
+    assert process_of({"trained_betas": DDPM("cosine").betas.tolist()}) == DDPM("cosine")
+    assert process_of({"_class_name": "FlowMatchEulerDiscreteScheduler"}) == Flow()
+    for config in (
+        {"beta_schedule": "scaled_linear"},
+        {"beta_start": 0.00085, "beta_end": 0.012},
+        {"num_train_timesteps": 500},
+        {"rescale_betas_zero_snr": True},
+        {"trained_betas": [0.1] * 1000},
+    ):
+        with pytest.raises(ConfigError):
+            process_of(config)
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no diffusers model"):
+        from_diffusers(tmp_path, stats=STATS, process=DDPM())
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"num_class_embeds": 7}, RunError, "7 class embeddings for 3 classes"),
+        ({}, RunError, "0 class embeddings"),
+        ({"num_class_embeds": 4, "time_embedding_type": "fourier"}, ConfigError, "fourier"),
+        ({"num_class_embeds": 4, "center_input_sample": True}, ConfigError, "center_input_sample"),
+        ({"num_class_embeds": 4, "out_channels": 2}, ConfigError, "out_channels"),
+    ]
+    for i, (options, error, message) in enumerate(cases):
+        UNet2DModel(**(SMALL | options)).save_pretrained(tmp_path / str(i))
+        with pytest.raises(error, match=message):
+            from_diffusers(tmp_path / str(i), stats=STATS, process=DDPM())
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    UNet2DModel(num_class_embeds=4, **SMALL).save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(RunError, match="cannot be loaded"):
+        from_diffusers(tmp_path, stats=STATS, process=DDPM())
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="MLPBackbone"):
+        to_diffusers(build("mlp", "ddpm", (1, 2, 2)), tmp_path / "x")
+    short = build_model("unet-8", DDPM(num_steps=100), (1, 8, 8), STATS)
+    with pytest.raises(ConfigError, match="100"):
+        to_diffusers(short, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine").write_text("keep")
+    with pytest.raises(RunError, match="exists already"):
+        to_diffusers(build("unet-8", "ddpm", (1, 8, 8)), tmp_path / "x")
+    assert (tmp_path / "x" / "mine").read_text() == "keep"

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.stats import Groups
+from imbdiff.metrics.evaluate import evaluate
+from imbdiff.metrics.extractors import Extractor, RandomConv
+from imbdiff.metrics.kernel import kernel_distance
+from imbdiff.runtime.errors import ConfigError, DataError
+
+NAMES = ("a", "b", "c", "d")
+
+
+class Mean(Extractor):
+    """Two features, and class 0 or 1 by brightness."""
+
+    name, fingerprint, role, dim, ranking_only = "mean", "f" * 64, "judge", 2, False
+
+    def _check(self, shape: tuple[int, ...]) -> None: ...
+
+    def _batch(self, x: np.ndarray) -> np.ndarray:
+        z = x.astype(np.float32).reshape(len(x), -1) / 255
+        return np.stack([z.mean(1), z.std(1)], axis=1)
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        return (features[:, 0] > 0.5).astype(np.int64)
+
+
+def _set(counts: tuple[int, ...], seed: int, low: int = 0, high: int = 256) -> ImageSet:
+    g = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int64)
+    return ImageSet(g.integers(low, high, (len(labels), 8, 8, 1), dtype=np.uint8), labels, NAMES)
+
+
+@pytest.fixture
+def sets() -> tuple[ImageSet, ImageSet, ImageSet, Groups]:
+    train = _set((40, 20, 5, 2), 0)
+    groups = Groups.explicit(train.stats, {"many": ["a", "b"], "few": ["c", "d"]})
+    return _set((0, 30, 30, 30), 1), _set((25, 25, 25, 25), 2), train, groups
+
+
+def _find(rows: list[dict[str, Any]], metric: str, scope: str, reference: str = "test") -> dict[str, Any]:
+    (row,) = [r for r in rows if r["metric"] == metric and r["scope"] == scope and r["reference"] == reference]
+    return row
+
+
+def test_every_number_says_what_it_is(sets: Any) -> None:
+    synthetic, reference, train, groups = sets
+    found = evaluate(synthetic, reference, train, groups, [Mean(), RandomConv(1)], reference_name="test")
+    json.dumps(found, allow_nan=False)
+    keys = {"metric", "scope", "value", "low", "high", "n_synthetic", "n_reference", "reference", "extractor"}
+    for row in found["numbers"] + found["yardsticks"]:
+        assert keys | {"fingerprint", "direction", "refused", "ranking_only"} <= row.keys()
+        assert (row["value"] is None) == (row["refused"] is not None)
+        assert "FID" not in row["metric"]
+        if row["value"] is not None:
+            assert row["low"] <= row["value"] <= row["high"]
+    assert found["protocol"]["ranking_only"] == ["random-conv"]
+    assert found == evaluate(synthetic, reference, train, groups, [Mean(), RandomConv(1)], reference_name="test")
+
+
+def test_groups_compare_the_same_classes_and_leave_out_missing_ones(sets: Any) -> None:
+    synthetic, reference, train, groups = sets
+    found = evaluate(synthetic, reference, train, groups, [Mean()], reference_name="test")
+    many = _find(found["numbers"], "KD[mean]", "many")
+    assert (many["n_synthetic"], many["n_reference"], many["classes_left_out"]) == (30, 25, 1)
+    f = Mean().features
+    expected = kernel_distance(f(synthetic.images[synthetic.labels == 1]), f(reference.images[reference.labels == 1]))
+    assert many["value"] == pytest.approx(expected, rel=1e-9)
+    whole = _find(found["numbers"], "FD[mean]", "all")
+    assert (whole["n_synthetic"], whole["n_reference"], whole["classes_left_out"]) == (90, 75, 1)
+    # 7 training images are too few for the tail, and that is said
+    few = _find(found["numbers"], "KD[mean]", "few", "train")
+    assert few["value"] is None
+    assert "at least" in few["refused"]
+
+
+def test_refused_with_a_reason_where_n_is_too_small(sets: Any) -> None:
+    synthetic, reference, train, groups = sets
+    found = evaluate(synthetic, reference, train, groups, [RandomConv(1)], reference_name="test")
+    row = _find(found["numbers"], "FD[random-conv]", "many")
+    assert row["value"] is None
+    assert "at least 65" in row["refused"]
+    assert _find(found["numbers"], "KD[random-conv]", "many")["value"] is not None
+
+
+def test_agreement_counts_the_label_asked_for() -> None:
+    train = _set((5, 5, 5, 5), 0)
+    groups = Groups.explicit(train.stats, {"many": ["a", "c"], "few": ["b", "d"]})
+    dark, bright = _set((8, 2, 0, 0), 1, 0, 100), _set((2, 8, 0, 0), 2, 200, 256)
+    synthetic = ImageSet(
+        np.concatenate([dark.images, bright.images]), np.concatenate([dark.labels, bright.labels]), NAMES
+    )
+    found = evaluate(synthetic, _set((9, 9, 9, 9), 3), train, groups, [Mean()], reference_name="test")
+    assert _find(found["numbers"], "agreement[mean]", "all", "label asked for")["value"] == 0.8
+    many = _find(found["numbers"], "agreement[mean]", "many", "label asked for")
+    assert (many["n_synthetic"], many["value"], many["direction"], many["classes_left_out"]) == (10, 0.8, "higher", 1)
+    assert [(r["class"], r["n"], r["value"]) for r in found["agreement"]] == [("a", 10, 0.8), ("b", 10, 0.8)]
+    only_random = evaluate(synthetic, train, train, groups, [RandomConv(1)], reference_name="test")
+    assert only_random["agreement"] == []
+
+
+def test_who_may_not_judge(sets: Any) -> None:
+    synthetic, reference, train, groups = sets
+    working = Mean()
+    working.role = "working"
+    with pytest.raises(ConfigError, match="working"):
+        evaluate(synthetic, reference, train, groups, [working], reference_name="test")
+    knows = Mean()
+    knows.trained_on = frozenset(reference.hashes[:3])
+    with pytest.raises(DataError, match="3 images"):
+        evaluate(synthetic, reference, train, groups, [knows], reference_name="test")
+    knows.trained_on = frozenset(train.hashes)
+    found = evaluate(synthetic, reference, train, groups, [knows], reference_name="test")
+    flags = {row["reference"]: row["judge_saw_reference"] for row in found["numbers"]}
+    assert flags == {"test": False, "train": True, "label asked for": False}
+
+
+def test_bad_input_names_the_set(sets: Any) -> None:
+    synthetic, reference, train, groups = sets
+    with pytest.raises(ConfigError, match="extractor"):
+        evaluate(synthetic, reference, train, groups, [], reference_name="test")
+    with pytest.raises(DataError, match="no synthetic"):
+        evaluate(synthetic.select([]), reference, train, groups, [Mean()], reference_name="test")
+    other = ImageSet(synthetic.images, synthetic.labels, ("w", "x", "y", "z"))
+    with pytest.raises(DataError, match="other classes"):
+        evaluate(other, reference, train, groups, [Mean()], reference_name="test")
+
+
+def test_worse_images_get_a_larger_distance(sets: Any) -> None:
+    _, reference, train, groups = sets
+    good, bad = _set((0, 60, 60, 60), 8), _set((0, 60, 60, 60), 9, 0, 150)
+    for metric in ("FD[mean]", "KD[mean]"):
+        values = [
+            _find(evaluate(s, reference, train, groups, [Mean()], reference_name="test")["numbers"], metric, "few")
+            for s in (good, bad)
+        ]
+        assert values[1]["low"] > values[0]["high"]

@@ -1,0 +1,107 @@
+"""Kernel distance against torchmetrics and a double loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from imbdiff.metrics.kernel import MIN_ROWS, kernel, kernel_distance
+
+
+def _two_sets(n: int = 40, m: int = 40, d: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    g = np.random.default_rng(0)
+    return g.normal(size=(n, d)), g.normal(size=(m, d)) * 1.3 + 0.5
+
+
+def _k(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a @ b / len(a) + 1) ** 3)
+
+
+def test_equals_torchmetrics_and_a_double_loop() -> None:
+    from torchmetrics.image.kid import poly_mmd
+
+    x, y = _two_sets()
+    mine = kernel_distance(x, y)
+    assert mine == pytest.approx(float(poly_mmd(torch.from_numpy(x), torch.from_numpy(y))), rel=1e-9)
+    x, y = _two_sets(7, 4)
+    xx = np.mean([_k(x[i], x[j]) for i in range(7) for j in range(7) if i != j])
+    yy = np.mean([_k(y[i], y[j]) for i in range(4) for j in range(4) if i != j])
+    xy = np.mean([_k(a, b) for a in x for b in y])
+    assert kernel_distance(x, y) == pytest.approx(xx + yy - 2 * xy, rel=1e-12)
+
+
+def test_unstratified_value_is_the_plain_one() -> None:
+    x, y = _two_sets(40, 30)
+    found = kernel(x, y, np.zeros(40, np.int64), np.zeros(30, np.int64), np.ones(1))
+    assert found["value"] == pytest.approx(kernel_distance(x, y), rel=1e-10)
+
+
+def test_stratified_equals_a_loop_over_pairs_of_classes() -> None:
+    g = np.random.default_rng(3)
+    p = np.array([0.25, 0.75])
+    x_labels, y_labels = np.array([1, 0] * 5 + [1] * 20), np.array([0] * 8 + [1] * 14)
+    x, y = g.normal(size=(30, 4)) + x_labels[:, None], g.normal(size=(22, 4)) - y_labels[:, None]
+
+    def mixture(a: np.ndarray, la: np.ndarray, b: np.ndarray, lb: np.ndarray, same: bool) -> float:
+        total = 0.0
+        for c in (0, 1):
+            for e in (0, 1):
+                pairs = [
+                    _k(a[i], b[j])
+                    for i in np.flatnonzero(la == c)
+                    for j in np.flatnonzero(lb == e)
+                    if not (same and i == j)
+                ]
+                total += p[c] * p[e] * float(np.mean(pairs))
+        return total
+
+    expected = (
+        mixture(x, x_labels, x, x_labels, True)
+        + mixture(y, y_labels, y, y_labels, True)
+        - 2 * mixture(x, x_labels, y, y_labels, False)
+    )
+    assert kernel(x, y, x_labels, y_labels, p)["value"] == pytest.approx(expected, rel=1e-10)
+
+
+def test_unbiased_under_equal_distributions_where_the_plug_in_is_not() -> None:
+    g = np.random.default_rng(4)
+    values, biased, covered = [], [], 0
+    for i in range(80):
+        x, y = g.normal(size=(24, 6)), g.normal(size=(30, 6))
+        labels = np.zeros(24, np.int64), np.zeros(30, np.int64)
+        found = kernel(x, y, *labels, np.ones(1), seed=i)
+        value, low, high = (float(found[k]) for k in ("value", "low", "high"))  # type: ignore[arg-type]
+        values.append(value)
+        covered += low <= 0 <= high
+        biased.append(value + np.mean([_k(a, a) for a in x]) / 24)
+    error = np.std(values) / np.sqrt(80)
+    assert abs(np.mean(values)) < 3 * error
+    assert np.mean(biased) > 5 * error
+    assert covered >= 70
+
+
+def test_interval_leaves_zero_out_for_different_sets_and_shrinks_with_n() -> None:
+    g = np.random.default_rng(5)
+    widths = []
+    for n in (60, 600):
+        x, y = g.normal(size=(n, 4)), g.normal(size=(n, 4)) + 1
+        labels = np.zeros(n, np.int64)
+        found = kernel(x, y, labels, labels, np.ones(1))
+        low, high = float(found["low"]), float(found["high"])  # type: ignore[arg-type]
+        assert low > 0
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_small_sets_are_refused_and_small_classes_left_out() -> None:
+    x, y = _two_sets(MIN_ROWS - 1)
+    found = kernel(x, y, np.zeros(len(x), np.int64), np.zeros(len(y), np.int64), np.ones(1))
+    assert found["value"] is None
+    assert "at least 20" in str(found["refused"])
+    x, y = _two_sets(40, 40)
+    labels = np.array([0] * 38 + [1] * 2)
+    found = kernel(x, y, labels, np.repeat([0, 1], 20), np.array([0.5, 0.5]))
+    assert found["n_x"] == 38
+    assert found["n_y"] == 20
+    assert found["value"] == pytest.approx(kernel_distance(x[:38], y[:20]), rel=1e-10)

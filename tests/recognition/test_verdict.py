@@ -1,0 +1,131 @@
+"""The verdict rule on made-up predictions, with both signs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.stats import Groups
+from imbdiff.recognition.verdict import choose_control, paired_interval, verdict
+
+PRIMARY = "synthetic + balanced softmax"
+NAMES = ("a", "b", "c", "d")
+
+
+@pytest.fixture
+def test_set() -> ImageSet:
+    labels = np.repeat(np.arange(4), 50).astype(np.int64)
+    return ImageSet(np.zeros((200, 8, 8, 1), np.uint8), labels, NAMES)
+
+
+@pytest.fixture
+def groups(test_set: ImageSet) -> Groups:
+    return Groups.explicit(test_set.stats, {"many": ["a", "b"], "few": ["c", "d"]})
+
+
+def _predict(test: ImageSet, accuracy: tuple[float, ...], seeds: int = 3) -> np.ndarray:
+    rows = []
+    for s in range(seeds):
+        g = np.random.default_rng(s)
+        right = g.random(len(test)) < np.asarray(accuracy)[test.labels]
+        rows.append(np.where(right, test.labels, (test.labels + 1) % 4))
+    return np.array(rows)
+
+
+def _control(names: list[str]) -> dict[str, Any]:
+    return {"arm": names[0] if len(names) == 1 else None, "arms": names, "chosen_by": "validation", "scores": {}}
+
+
+def _run(test: ImageSet, groups: Groups, arms: dict[str, tuple[float, ...]], controls: list[str]) -> dict[str, Any]:
+    predictions = {name: _predict(test, accuracy) for name, accuracy in arms.items()}
+    made = [name for name in arms if name not in controls]
+    return verdict(predictions, test, groups, (True,) * 4, _control(controls), PRIMARY, made)
+
+
+@pytest.mark.parametrize(("few", "outcome"), [(0.95, "helped"), (0.6, "no difference"), (0.2, "hurt")])
+def test_all_three_outcomes_for_the_group_concerned(
+    test_set: ImageSet, groups: Groups, few: float, outcome: str
+) -> None:
+    found = _run(
+        test_set,
+        groups,
+        {"balanced softmax": (0.9, 0.9, 0.6, 0.6), PRIMARY: (0.9, 0.9, few, few)},
+        ["balanced softmax"],
+    )
+    assert found["per_group"]["few"]["outcome"] == outcome
+    assert found["per_group"]["many"]["outcome"] == "no difference"
+    assert found["per_group"]["few"]["n"] == 100
+    assert outcome in found["sentence"]
+    assert '"balanced softmax"' in found["sentence"]
+    assert "Fixed beforehand" in found["rule"]
+
+
+def test_helped_means_above_every_control_and_hurt_below_one(test_set: ImageSet, groups: Groups) -> None:
+    arms = {"CE": (0.5,) * 4, "balanced softmax": (0.8,) * 4, PRIMARY: (0.8,) * 4}
+    found = _run(test_set, groups, arms, ["CE", "balanced softmax"])["per_group"]["all"]
+    assert found["outcome"] == "no difference"
+    assert found["against"] == "balanced softmax"
+    assert (
+        _run(test_set, groups, {**arms, PRIMARY: (0.95,) * 4}, ["CE", "balanced softmax"])["per_group"]["all"][
+            "outcome"
+        ]
+        == "helped"
+    )
+    assert (
+        _run(test_set, groups, {**arms, PRIMARY: (0.65,) * 4}, ["CE", "balanced softmax"])["per_group"]["all"][
+            "outcome"
+        ]
+        == "hurt"
+    )
+
+
+def test_classes_without_claim_do_not_count(test_set: ImageSet, groups: Groups) -> None:
+    predictions = {
+        "CE": _predict(test_set, (0.9, 0.9, 0.9, 0.1)),
+        PRIMARY: _predict(test_set, (0.9, 0.9, 0.9, 1.0)),
+    }
+    found = verdict(predictions, test_set, groups, (True, True, True, False), _control(["CE"]), PRIMARY, [PRIMARY])
+    assert found["per_group"]["few"]["outcome"] == "no difference"
+    assert found["per_group"]["few"]["n"] == 50
+    claimable = (True, True, False, False)
+    found = verdict(predictions, test_set, groups, claimable, _control(["CE"]), PRIMARY, [PRIMARY])
+    assert found["per_group"]["few"]["outcome"] == "not measured"
+
+
+def test_interval_equals_the_paired_standard_error_for_one_seed() -> None:
+    g = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 100)
+    d = g.choice([-1, 0, 1], p=[0.1, 0.6, 0.3], size=(1, 400))
+    centre, low, high = paired_interval(d, labels)
+    within = np.sqrt(sum(d[0, labels == k].var() / 100 for k in range(4))) / 4
+    assert centre == pytest.approx(d.mean())
+    assert (high - low) / 2 == pytest.approx(1.96 * within, rel=0.1)
+
+
+def test_interval_holds_the_spread_between_seeds() -> None:
+    labels = np.zeros(200, np.int64)
+    # no variance over images at all: every image changes with the seed alone
+    d = np.repeat(np.array([[-1], [0], [1]]), 200, axis=1)
+    centre, low, high = paired_interval(d, labels)
+    assert centre == 0
+    assert low < -0.8
+    assert high > 0.8
+    same = paired_interval(np.ones((3, 200), int), labels)
+    assert same == (1.0, 1.0, 1.0)
+
+
+def test_control_is_chosen_on_validation_and_ties_go_to_the_simpler_arm(test_set: ImageSet) -> None:
+    def arm(name: str, value: float, needs: bool = False) -> dict[str, Any]:
+        return {"name": name, "needs_synthetic": needs, "val": {"balanced_accuracy": value}}
+
+    arms = [arm("CE", 0.7), arm("resampling", 0.9), arm("balanced softmax", 0.9), arm("synthetic + CE", 0.99, True)]
+    found = choose_control(arms, test_set, (True,) * 4)
+    assert found["arm"] == "resampling"
+    assert "validation" in found["chosen_by"]
+    # a class that no claim is made of may be missing
+    part = test_set.select(np.flatnonzero(test_set.labels != 2))
+    assert choose_control(arms, part, (True, True, False, True))["arm"] == "resampling"
+    assert choose_control(arms, part, (True,) * 4)["arms"] == ["CE", "resampling", "balanced softmax"]

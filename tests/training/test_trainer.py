@@ -1,0 +1,268 @@
+"""The loop: exact continuation, the global batch, averaged weights, and what stops it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imbdiff.config import TrainConfig
+from imbdiff.data.augment import Augmentation
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.stats import Groups
+from imbdiff.diffusion.model import DiffusionModel, build_model
+from imbdiff.diffusion.process import DDPM
+from imbdiff.objectives.class_balancing import ClassBalancing
+from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.objectives.denoising import Denoising
+from imbdiff.runtime.checkpoint import CheckpointStore
+from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
+from imbdiff.runtime.log import JsonLog, read_jsonl
+from imbdiff.training.parts import Part
+from imbdiff.training.step import TrainingStep
+from imbdiff.training.trainer import Trainer, learning_rate
+
+CONFIG = TrainConfig(
+    images=16 * 24, batch_size=16, lr=1e-3, checkpoint_images=16 * 6, log_images=16 * 2, preview_images=16 * 5
+)
+
+
+def data() -> ImageSet:
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), (20, 8, 3)).astype(np.int64)
+    images = generator.integers(0, 256, (len(labels), 4, 4, 1)).astype(np.uint8)
+    return ImageSet(images, labels, ("a", "b", "c"))
+
+
+def trainer(folder: Path | None, config: TrainConfig = CONFIG, **options: object) -> Trainer:
+    images = data()
+    model = build_model("mlp", DDPM(), (1, 4, 4), images.stats)
+    objectives = options.pop("objectives", None) or [Denoising(), ClassBalancing()]
+    parts = options.pop("parts", [Part(law="tempered")])
+    return Trainer(
+        step=TrainingStep({"model": model}, objectives),  # type: ignore[arg-type]
+        data=images,
+        groups=Groups.by_quantile(images.stats),
+        parts=parts,  # type: ignore[arg-type]
+        config=config,
+        device="cpu",
+        store=None if folder is None else CheckpointStore(folder / "checkpoints"),
+        log=None if folder is None else JsonLog(folder / "log.jsonl"),
+        identity="one",
+        quiet=True,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def same(a: DiffusionModel, b: DiffusionModel) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def rows(folder: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(folder / "log.jsonl")]
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_at(images: int):
+    def preview(model: DiffusionModel, seen: int) -> None:
+        if seen >= images:
+            raise StopError
+
+    return preview
+
+
+@pytest.mark.parametrize("stop", [16 * 5, 16 * 10, 16 * 20])
+def test_a_stopped_run_continues_bit_for_bit_with_the_same_log(tmp_path: Path, stop: int) -> None:
+    whole = trainer(tmp_path / "a").run()
+    with pytest.raises(StopError):
+        trainer(tmp_path / "b", on_preview=stop_at(stop)).run()
+    assert same(whole, trainer(tmp_path / "b").run())
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert len(rows(tmp_path / "a")) == 12
+
+
+def test_a_finished_run_is_read_back_and_not_trained_again(tmp_path: Path) -> None:
+    whole = trainer(tmp_path).run()
+    again = trainer(tmp_path, objectives=[Explodes()]).run()  # would fail at once if it took a step
+    assert same(whole, again)
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "a").run()
+    with pytest.raises(StopError):
+        trainer(tmp_path / "b", on_preview=stop_at(16 * 15)).run()
+    newest = CheckpointStore(tmp_path / "b" / "checkpoints").paths()[-1]
+    state = bytearray((newest / "state.safetensors").read_bytes())
+    state[-100] ^= 1
+    (newest / "state.safetensors").write_bytes(bytes(state))
+    said: list[str] = []
+    resumed = trainer(tmp_path / "b", say=said.append)
+    resumed.quiet = False
+    assert same(whole, resumed.run())
+    assert newest.name in said[0]
+    assert "damaged" in said[0]
+    assert "continuing after 96 images" in said[1]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path).run()
+    other = trainer(tmp_path)
+    other.identity = "two"
+    with pytest.raises(RunError, match="other data or options"):
+        other.run()
+
+
+def test_the_averaged_weights_move_and_differ_from_the_trained_ones(tmp_path: Path) -> None:
+    job = trainer(tmp_path, replace(CONFIG, ema_half_life=0.5))
+    start = build_model("mlp", DDPM(), (1, 4, 4), data().stats)
+    averaged = job.run()
+    trained = job.step.networks["model"]
+    assert not same(averaged, start)
+    assert not same(averaged, trained)  # type: ignore[arg-type]
+    distance = [
+        sum(float((x - y).square().sum()) for x, y in zip(m.state_dict().values(), start.state_dict().values(), strict=True))
+        for m in (averaged, trained)
+    ]
+    assert distance[0] < distance[1], "an average over the run lags behind the last weights"
+
+
+def test_previews_do_not_change_training(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def preview(model: DiffusionModel, images: int) -> None:
+        seen.append(images)
+        torch.rand(100)  # what a preview draws does not matter either
+        with torch.no_grad():
+            for p in model.parameters():
+                p.zero_()
+
+    assert same(trainer(tmp_path / "a", on_preview=preview).run(), trainer(None).run())
+    assert seen == [80, 160, 240, 320, 384]
+
+
+def test_training_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    trainer(None).run()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("parts", [[Part()], [Part(law="balanced")]])
+def test_accumulated_micro_batches_equal_the_whole_batch(parts: list[Part]) -> None:
+    whole = trainer(None, parts=parts).run()
+    pieces = trainer(None, replace(CONFIG, accumulate=4), parts=parts).run()
+    for x, y in zip(whole.state_dict().values(), pieces.state_dict().values(), strict=True):
+        assert torch.allclose(x, y, rtol=1e-4, atol=1e-6)
+    assert not same(whole, build_model("mlp", DDPM(), (1, 4, 4), data().stats))
+
+
+class Explodes(Objective):
+    """Becomes infinite at one step."""
+
+    name = "explodes"
+
+    def __init__(self, step: int = 0) -> None:
+        super().__init__()
+        self.left = step
+
+    def requests(self, batch):  # type: ignore[no-untyped-def]
+        return [Request("given")]
+
+    def terms(self, batch, answers: list[Answer]):  # type: ignore[no-untyped-def,override]
+        self.left -= 1
+        factor = float("inf") if self.left < 0 else 1.0
+        return {"term": answers[0].pred.square().flatten(1).mean(1) * factor}
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    job = trainer(tmp_path, objectives=[Denoising(), Explodes(8)])
+    good: list[torch.Tensor] = []
+    step = job.step.forward
+
+    def remember(batches):  # type: ignore[no-untyped-def]
+        good[:] = [p.detach().clone() for p in job.step.parameters()]
+        return step(batches)
+
+    job.step.forward = remember  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteLossError, match=r"step 9: .*explodes/term.*ckpt-000000000096 is kept") as error:
+        job.run()
+    assert "train.lr" in error.value.remedy
+    assert all(torch.equal(a, b) for a, b in zip(good, job.step.parameters(), strict=True))
+    assert CheckpointStore(tmp_path / "checkpoints").latest() is not None
+
+
+def test_the_optimizer_skips_a_step_that_the_host_has_not_looked_at() -> None:
+    """On a GPU losses are read every few steps only: the update itself has to be skipped on the device."""
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([p], lr=0.1, fused=True)
+    for gradient, skipped in ((1.0, False), (float("nan"), True), (1.0, False)):
+        before = p.detach().clone()
+        p.grad = torch.full((3,), gradient)
+        optimizer.found_inf = (~torch.isfinite(p.grad.norm())).float()  # type: ignore[attr-defined]
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        optimizer.step()
+        assert torch.equal(before, p) == skipped
+        assert torch.isfinite(p).all()
+
+
+def test_a_batch_that_cannot_be_divided_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not a multiple"):
+        TrainConfig(batch_size=10, accumulate=4)
+    with pytest.raises(ConfigError, match="class groups of part 'pairs'"):
+        trainer(None, replace(CONFIG, accumulate=2), parts=[Part(), Part("pairs", groups=3, group_size=3)]).run()
+
+
+def test_a_part_of_non_head_classes_holds_only_those_and_shares_one_time_per_group(tmp_path: Path) -> None:
+    seen: list = []
+
+    class Looks(Denoising):
+        name = "looks"
+
+        def terms(self, batch, answers):  # type: ignore[no-untyped-def]
+            seen.append(batch)
+            return super().terms(batch, answers)
+
+    parts = [Part(), Part("pairs", groups=2, group_size=3, of="non-head")]
+    trainer(None, objectives=[Denoising(), Looks(part="pairs")], parts=parts).run()
+    for batch in seen:
+        assert len(batch) == 6
+        assert set(batch.labels.tolist()) <= {1, 2}
+        for g in (0, 1):
+            mine = batch.group == g
+            assert int(mine.sum()) == 3
+            assert len(set(batch.t[mine].tolist())) == 1
+            assert len(set(batch.labels[mine].tolist())) == 1
+    assert len({tuple(b.t.tolist()) for b in seen}) > 20
+
+
+def test_images_are_mirrored_only_when_asked(tmp_path: Path) -> None:
+    assert not same(trainer(None, augmentation=Augmentation(flip=True)).run(), trainer(None).run())
+
+
+def test_learning_rate_warms_up_then_stays_or_falls() -> None:
+    config = TrainConfig(images=64_000, batch_size=64, lr=1.0 - 1e-9, warmup_images=3_200)
+    rates = [learning_rate(config, s) for s in range(1000)]
+    assert rates[0] == pytest.approx(1 / 50)
+    assert rates[24] == pytest.approx(0.5)
+    assert set(rates[50:]) == {config.lr}
+    cosine = [learning_rate(replace(config, schedule="cosine"), s) for s in range(1000)]
+    assert cosine[525] == pytest.approx(0.5, abs=1e-3)
+    assert cosine[-1] < 1e-4
+    assert all(a >= b for a, b in zip(cosine[49:], cosine[50:], strict=False))
+    short = TrainConfig(images=640, batch_size=64, warmup_images=64_000)
+    assert learning_rate(short, 1) == short.lr, "the warm-up is at most a tenth of the run"
+
+
+def test_old_checkpoints_are_removed_but_two(tmp_path: Path) -> None:
+    trainer(tmp_path).run()
+    names = [p.name for p in CheckpointStore(tmp_path / "checkpoints").paths()]
+    assert names == ["ckpt-000000000288", "ckpt-000000000384"]
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert CheckpointStore(tmp_path / "checkpoints").latest() is None
