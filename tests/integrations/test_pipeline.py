@@ -17,6 +17,7 @@ from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import DDPM, PROCESSES, Flow
 from imbdiff.integrations.pipeline import (
     ImbalancedDiffusionPipeline,
+    described,
     from_diffusers,
     process_of,
     scheduler_for,
@@ -92,15 +93,16 @@ def test_the_network_is_plain_diffusers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "process", "shape"), CASES)
-@pytest.mark.parametrize("omega", [0.0, 0.8])
+@pytest.mark.parametrize(("omega", "sampler"), [(0.0, "dpm++"), (0.8, "dpm++"), (0.8, "ancestral or euler")])
 def test_the_pipeline_draws_what_generate_draws(
-    name: str, process: str, shape: tuple[int, int, int], omega: float
+    name: str, process: str, shape: tuple[int, int, int], omega: float, sampler: str
 ) -> None:
+    if sampler != "dpm++":
+        sampler = "euler" if process == "flow" else "ddpm"
     model = build(name, process, shape)
-    expected = generate(
-        model, [0, 2, 3], [5, 6, 7], steps=4, batch_size=3, guidance=ClassifierFree(omega, 3, model.process)
-    )
-    pipe = to_pipeline(model)
+    guidance = ClassifierFree(omega, 3, model.process)
+    expected = generate(model, [0, 2, 3], [5, 6, 7], sampler=sampler, steps=4, batch_size=3, guidance=guidance)
+    pipe = to_pipeline(model, sampler=sampler)
     pipe.set_progress_bar_config(disable=True)
     for _ in range(2):  # a second call starts the scheduler again
         drawn = pipe(
@@ -196,7 +198,7 @@ def test_processes_round_trip_through_scheduler_configurations() -> None:
     for process in PROCESSES.values():
         for sampler in ("ddpm", "ddim", "dpm++", "unipc") if isinstance(process, DDPM) else ("euler", "dpm++", "unipc"):
             scheduler = scheduler_for(process, sampler)
-            assert process_of(dict(scheduler.config)) == process
+            assert process_of(described(scheduler)) == process
     assert process_of({"trained_betas": DDPM("cosine").betas.tolist()}) == DDPM("cosine")
     assert process_of({"_class_name": "FlowMatchEulerDiscreteScheduler"}) == Flow()
     for config in (

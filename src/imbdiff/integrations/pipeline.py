@@ -114,7 +114,7 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
         start(self.scheduler, num_inference_steps)
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
         options = self.prepare_extra_step_kwargs(generator)
-        process = Flow() if is_flow(dict(self.scheduler.config)) else DDPM()
+        process = Flow() if is_flow(described(self.scheduler)) else DDPM()
         times = process.model_time(process_times(self.scheduler, process))
         for timestep, time in self.progress_bar(list(zip(self.scheduler.timesteps, times, strict=True))):
             model_input = self.scheduler.scale_model_input(x, timestep) if _scales(self.scheduler) else x
@@ -170,6 +170,11 @@ def scheduler_for(process: Process, sampler: str | None = None) -> Any:
             named |= {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
         scheduler = type(scheduler).from_config(scheduler.config, **named)
     return scheduler
+
+
+def described(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's configuration with the name of its class, as diffusers writes it to a file."""
+    return dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
 
 
 def is_flow(config: dict[str, Any]) -> bool:

@@ -292,7 +292,27 @@ class Run:
             classifier=_optional(self.folder / "classifier" / "results.json"),
             timings={k: v["seconds"] for k, v in self.folder.stages().items()},
             run=str(self.folder.path),
+            protocol=self._protocol(metrics),
         )
+
+    def _protocol(self, metrics: dict[str, Any] | None) -> dict[str, str]:
+        """What the numbers depend on, in words, for the page."""
+        method, options = get_method(self.config.method), self.config.sample
+        omega = method.omega if options.omega is None else options.omega
+        rows = {
+            "Method": f"{self.config.method}: {method.idea}. {method.source}",
+            "Generator": f"{self.config.train.images:,} images seen, trained on the training split alone",
+            "Sampler": f"{options.sampler}, {options.steps} steps, guidance {omega:g} (0 = none)",
+        }
+        if metrics is not None:
+            judge = metrics.get("judge")
+            rows["Judge"] = (
+                f"{judge['name']}, trained on {judge['trained_on']:,} images before the tail was cut; "
+                f"accuracy on the test images {judge['accuracy']:.3f}"
+                if judge
+                else "none that has seen balanced data: a fixed random network, for ranking only"
+            )
+        return rows
 
     def _skip(self, stage: str, inputs: str) -> bool:
         done = self.dist.broadcast(self.folder.finished(stage, inputs)) if stage in ("train", "sample") else (

@@ -33,7 +33,7 @@ def classify(
     prepared: Prepared,
     synthetic: ImageSet | None,
     *,
-    steps: int = 800,
+    steps: int = 500,
     batch_size: int = 128,
     seeds: Sequence[int] = (0, 1, 2),
     network: str = "resnet-small",

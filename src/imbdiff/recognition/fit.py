@@ -37,7 +37,7 @@ class FitPlan:
     """
 
     network: str = "resnet-small"
-    steps: int = 800
+    steps: int = 500
     batch_size: int = 128
     learning_rate: float = 0.1
     momentum: float = 0.9

@@ -119,7 +119,7 @@ def _pool() -> list[nn.Module]:
 
 def _resnet_small(side: int, channels: int, num_classes: int) -> Classifier:
     # the images that the blocks see are 4 to 20 pixels a side, whatever came in
-    widths = [32, 64] if side < 16 else [32, 64, 128]
+    widths = [48, 96] if side < 16 else [32, 64, 128]
     layers = _stem(channels, widths[0], 2 if side <= 40 else 4)
     for stage, width in enumerate(widths):
         layers.append(ResidualBlock(widths[max(0, stage - 1)], width, 1 if stage == 0 else 2, projection=True))
