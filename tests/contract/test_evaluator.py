@@ -243,3 +243,11 @@ def test_parts_keep_to_themselves() -> None:
     after = step({**batches, "grouped": replace(grouped, x_t=grouped.x_t + 1)})
     moved = {n for n, v in before.items() if not torch.equal(v, after[n])}
     assert moved == {"diffrc/pair", "loss"}
+
+
+def test_frozen_networks_stay_in_eval_mode_and_get_no_gradient() -> None:
+    step = step_of("diffrc", "ddpm").train()
+    assert (step.networks["model"].training, step.networks["source"].training) == (True, False)
+    _, grads = backward(step, make_batches(step, PROCESSES["ddpm"]))
+    assert grads
+    assert all(n.startswith("networks.model.") for n in grads)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
@@ -74,12 +75,14 @@ def evaluate(
     for extractor in extractors:
         fs, fr, ft = (extractor.features(s) for s in (synthetic, reference, train))
         saw_train = not extractor.trained_on.isdisjoint(train.hashes)
-        for scope in ["all", *groups.present]:
-            to_reference = (reference.labels, fr, reference_name, False)
-            to_train = (train.labels, ft, "train", saw_train)
-            numbers += _distances(extractor, scope, groups, synthetic.labels, fs, *to_reference, seed=seed)
-            numbers += _distances(extractor, scope, groups, synthetic.labels, fs, *to_train, seed=seed)
-            yardsticks += _distances(extractor, scope, groups, train.labels, ft, *to_reference, seed=seed)
+        # many small products: threads would cost more than they give, and the numbers do not depend on their count
+        with threadpool_limits(limits=1, user_api="blas"):
+            for scope in ["all", *groups.present]:
+                to_reference = (reference.labels, fr, reference_name, False)
+                to_train = (train.labels, ft, "train", saw_train)
+                numbers += _distances(extractor, scope, groups, synthetic.labels, fs, *to_reference, seed=seed)
+                numbers += _distances(extractor, scope, groups, synthetic.labels, fs, *to_train, seed=seed)
+                yardsticks += _distances(extractor, scope, groups, train.labels, ft, *to_reference, seed=seed)
         predicted = extractor.predict(fs)
         if predicted is not None:
             found = _agreement(extractor, predicted, synthetic, groups)

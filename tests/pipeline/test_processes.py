@@ -1,0 +1,53 @@
+"""Two processes under torchrun: the same images as one, and the same training at the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.pipeline.test_run import files
+
+
+def launch(processes: int, *arguments: str) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0", "-m"]
+    done = subprocess.run([*start, "imbdiff", *arguments], env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_train_as_one_and_draw_the_same_images(tmp_path: Path, arguments: list[str]) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = [*arguments, "--method", "cbdm", "--model.dropout", "0"]
+    launch(1, "train", "digits", "--out", str(one), *options)
+    launch(2, "train", "digits", "--out", str(two), *options)
+    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
+    # sums are taken in another order: stated tolerance 1e-3 absolute after twelve Adam steps of at most 1e-3 each
+    worst = max(float((a[k] - b[k]).abs().max()) for k in a)
+    moved = max(float(v.abs().max()) for v in a.values())
+    assert worst < 1e-3
+    assert moved > 0.1
+    losses = [json.loads((f / "log.jsonl").read_text().splitlines()[0]) for f in (one, two)]
+    for name in ("loss", "denoising/mse", "class_balancing/pull", "grad_norm"):
+        assert abs(losses[0][name] - losses[1][name]) <= 1e-5 * abs(losses[0][name]), name
+
+    # the same weights: the images are the same to the bit
+    launch(1, "sample", str(one))
+    import shutil
+
+    drawn = files(one, "samples/**/*")
+    shutil.rmtree(one / "samples")
+    stages = json.loads((one / "stages.json").read_text())
+    stages.pop("sample")
+    (one / "stages.json").write_text(json.dumps(stages))
+    launch(2, "sample", str(one))
+    assert files(one, "samples/**/*") == drawn
+    assert len(drawn) > 20
+    assert torch.distributed.is_available()

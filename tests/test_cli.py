@@ -1,0 +1,185 @@
+"""The command: help, and bad input, each a clear error that names thing and remedy and leaves everything as it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imbdiff.cli import VERBS, main
+from tests.pipeline.conftest import write_tree
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The error text of a command that must fail with status 2, without a traceback."""
+    try:
+        status = main(arguments)
+    except SystemExit as exit_:  # tyro's own
+        status = exit_.code  # type: ignore[assignment]
+    captured = capsys.readouterr()
+    text = captured.err + captured.out
+    assert status == 2, text
+    assert "Traceback" not in text
+    return " ".join(text.split())
+
+
+def test_help_answers_in_half_a_second() -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "imbdiff", "--help"], capture_output=True, text=True, check=True)
+        assert "imbdiff run SOURCE" in done.stdout
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([verb, "--help"])
+    assert exit_.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("imbdiff 0.")
+    assert main([]) == 2
+
+
+def test_methods_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    text = capsys.readouterr().out
+    assert "cbdm" in text
+    assert "unet-32" in text
+    assert main(["methods", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["methods"]["cbdm"]["cost"] == 2
+    assert main(["doctor"]) == 0
+    assert "a training step on a small model: right" in capsys.readouterr().out
+
+
+def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_tree(tmp_path / "x", {"cat": 6, "<script>alert(1)</script>": 2})
+    assert main(["inspect", str(source), "--json"]) == 0
+    assert "cat" in capsys.readouterr().out
+    assert main(["inspect", str(source)]) == 0
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tree(tmp_path / "images", {"cat": 30, "dog": 9})
+    before = snapshot(tmp_path)
+    assert main(["run", "images", "--dry-run", "--classify.batch-size", "8", "--sample.batch-size", "8"]) == 0
+    text = capsys.readouterr().out
+    assert "cat 24+0, dog 7+17" in text
+    assert "parameters" in text
+    assert "memory" in text
+    assert "in all" in text
+    assert snapshot(tmp_path) == before
+
+
+def test_yaml_and_options_on_top(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: demo\nsample: {strategy: minority}\ntrain: {lr: 1e-3, images: 64}\n")
+    assert main(["run", "digits", "--config", str(file), "--dry-run", "--train.images", "128"]) == 0
+    text = capsys.readouterr().out
+    assert "9 2+108" in text
+    assert "8 3+0" in text
+    assert "train      128 images" in text
+    file.write_text("trian: {lr: 1}")
+    assert "unknown option trian" in fails(capsys, "run", "digits", "--config", str(file))
+    file.write_text("- a\n- b")
+    assert "must hold a mapping" in fails(capsys, "run", "digits", "--config", str(file))
+    assert "does not exist" in fails(capsys, "run", "digits", "--config", str(tmp_path / "no.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["rnu", "digits"], "unknown verb 'rnu' -> did you mean run?"),
+        (["run", "digits", "--preset", "dmeo"], "unknown preset 'dmeo'"),
+        (["run", "digits", "--method", "cbmd"], "unknown method 'cbmd' -> did you mean cbdm?"),
+        (["run", "digits", "--train.lrr", "1"], "--train.lr"),
+        (["run", "digits", "--train.images", "many"], "--train.images"),
+        (["run", "digits", "--train.images", "-5"], "train.images=-5 must be at least 1"),
+        (["run", "digits", "--model.backbone", "vgg"], "unknown backbone 'vgg'"),
+        (["run", "digits", "--device", "cuda:9"], "--device cpu"),
+        (["run", "digits", "--sample.strategy", "most"], "sampling strategy 'most' is not understood"),
+        (["run", "digits", "--classify.network", "vgg"], "vgg"),
+        (["run", "digits", "--sample.sampler", "euler"], "euler"),
+        (["run", "nowhere"], "nowhere"),
+        (["run"], "required"),
+        (["sample", "nowhere"], "not a run folder"),
+        (["report", "nowhere"], "not a run folder"),
+        (["compare", "nowhere"], "at least two"),
+        (["run", "digits", "--method", "cbdm-finetune"], "--model.init"),
+        (["run", "digits", "--model.init", "nowhere"], "holds no model"),
+    ],
+)
+def test_bad_options(arguments: list[str], expected: str, capsys, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    assert expected in fails(capsys, *arguments)
+    assert snapshot(tmp_path) == {}, "nothing may be written before the options are known to be good"
+
+
+def test_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    began = time.perf_counter()
+    (tmp_path / "empty").mkdir()
+    assert "empty" in fails(capsys, "run", "empty")
+
+    write_tree(tmp_path / "one", {"cat": 10})
+    assert "class" in fails(capsys, "run", "one")
+
+    damaged = write_tree(tmp_path / "damaged", {"cat": 10, "dog": 10})
+    (damaged / "cat" / "3.png").write_bytes(b"")
+    (damaged / "dog" / "4.png").write_bytes(b"not an image")
+    cut = (damaged / "dog" / "5.png").read_bytes()
+    (damaged / "dog" / "5.png").write_bytes(cut[: len(cut) // 2])
+    text = fails(capsys, "run", "damaged")
+    assert all(name in text for name in ("cat/3.png", "dog/4.png", "dog/5.png"))
+
+    mixed = write_tree(tmp_path / "mixed", {"cat": 10, "dog": 10})
+    write_tree(tmp_path / "more", {"x": 1}, size=(9, 12))
+    (tmp_path / "more" / "x" / "0.png").rename(mixed / "dog" / "odd.png")
+    assert "--data.size" in fails(capsys, "run", "mixed")
+
+    np.savez(tmp_path / "labels.npz", x_train=np.zeros((4, 8, 8), np.uint8), y_train=np.array([0, 1, 1, -2]))
+    assert "label" in fails(capsys, "run", "labels.npz")
+    assert not (tmp_path / "runs").exists()
+    assert time.perf_counter() - began < 20
+
+
+def test_odd_class_names_are_data(tmp_path: Path, monkeypatch, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    names = ["<script>alert(1)</script>".replace("/", "∕"), "n" * 200, "Größe 大小", "..x", "a b&c"]
+    counts = dict(zip(names, (12, 10, 9, 8, 8), strict=True))
+    write_tree(tmp_path / "images", counts)
+    options = [a for a in arguments if a not in ("--data.imbalance_factor", "20")]
+    assert main(["run", "images", "--out", "run", *options, "--sample.strategy", "auto", "--quiet"]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "Größe" in page
+    drawn = {p.relative_to(tmp_path / "run" / "samples").parts for p in (tmp_path / "run" / "samples").rglob("*.png")}
+    assert all(len(parts) == 2 and len(parts[0].encode()) < 256 for parts in drawn)
+    manifest = json.loads((tmp_path / "run" / "samples" / "manifest.json").read_text())
+    assert set(manifest["class_names"]) == set(names)
+
+
+@pytest.fixture
+def arguments() -> list[str]:
+    from tests.pipeline.conftest import SMALL
+
+    return ["--preset", "tiny", "--device", "cpu", *(
+        x for group, values in SMALL.items() if isinstance(values, dict)
+        for name, value in values.items() for x in (f"--{group}.{name}", str(value))
+    )]  # fmt: skip
