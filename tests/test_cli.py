@@ -80,7 +80,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     before = snapshot(tmp_path)
     assert main(["run", "images", "--dry-run", "--classify.batch-size", "8", "--sample.batch-size", "8"]) == 0
     text = capsys.readouterr().out
-    assert "cat 24+0, dog 7+17" in text
+    assert "cat 22+0, dog 7+15" in text
     assert "parameters" in text
     assert "memory" in text
     assert "in all" in text
@@ -161,7 +161,7 @@ def test_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
 
 def test_odd_class_names_are_data(tmp_path: Path, monkeypatch, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
-    names = ["<script>alert(1)</script>".replace("/", "∕"), "n" * 200, "Größe 大小", "..x", "a b&c"]
+    names = ["<script>alert(1)</script>".replace("/", "∕"), "n" * 200, "Größe 大小", "x..", "a b&c"]
     counts = dict(zip(names, (12, 10, 9, 8, 8), strict=True))
     write_tree(tmp_path / "images", counts)
     options = [a for a in arguments if a not in ("--data.imbalance_factor", "20")]

@@ -75,6 +75,8 @@ def test_the_default_preset_goes_by_size_and_device() -> None:
 def test_configuration_is_frozen_and_light() -> None:
     with pytest.raises(FrozenInstanceError):
         TrainConfig().lr = 1.0  # type: ignore[misc]
-    code = "import sys, imbdiff, imbdiff.config; print([m for m in ('torch', 'numpy', 'diffusers') if m in sys.modules])"
+    code = (
+        "import sys, imbdiff, imbdiff.config; print([m for m in ('torch', 'numpy', 'diffusers') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -120,9 +120,11 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
     line = shlex.join(["imbdiff", verb, *arguments])
     if command.dry_run:
         from imbdiff.pipeline.plan import make_plan
-        from imbdiff.pipeline.stages import prepare_data
+        from imbdiff.pipeline.stages import check_fit, check_options, prepare_data
 
+        check_options(config)
         prepared = prepare_data(command.source, config.data)
+        check_fit(prepared, config)
         for warning in prepared.warnings:
             print(f"note: {warning}")
         print(make_plan(prepared, config, command.source).text())

@@ -159,7 +159,7 @@ class ClassifyConfig:
 
     network: str = "resnet-small"
     """Classifier network."""
-    steps: int = 800
+    steps: int = 500
     """Optimizer steps of every classifier, in every arm."""
     batch_size: int = 128
     """Images per step."""
@@ -246,7 +246,7 @@ PRESETS: dict[str, Preset] = {
         expect="not run yet",
         overrides={
             "train": {"images": 6_400_000, "batch_size": 128},
-            "classify": {"steps": 6_000, "network": "resnet-32"},
+            "classify": {"steps": 6_000, "network": "resnet32"},
         },
     ),
     "cifar-lt": Preset(
@@ -257,7 +257,7 @@ PRESETS: dict[str, Preset] = {
             "model": {"backbone": "unet-32"},
             "train": {"images": 19_200_000, "warmup_images": 320_000, "ema_half_life": 0.023},
             "sample": {"sampler": "ddpm", "steps": 1000},
-            "classify": {"network": "resnet-32", "steps": 17_000},
+            "classify": {"network": "resnet32", "steps": 17_000},
         },
     ),
 }

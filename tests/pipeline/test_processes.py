@@ -18,7 +18,7 @@ def launch(processes: int, *arguments: str) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = [sys.executable, "-m"]
     if processes > 1:
-        start += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0", "-m"]
+        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     done = subprocess.run([*start, "imbdiff", *arguments], env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -67,9 +67,13 @@ def test_the_same_command_again_does_nothing_and_changes_nothing(
     folder, config = finished
     before = files(folder, "model/*", "samples/**/*", "metrics.json", "classifier/*", "log.jsonl", "stages.json")
     run("digits", folder, config)
-    assert files(folder, "model/*", "samples/**/*", "metrics.json", "classifier/*", "log.jsonl", "stages.json") == before
+    assert (
+        files(folder, "model/*", "samples/**/*", "metrics.json", "classifier/*", "log.jsonl", "stages.json") == before
+    )
     out = capsys.readouterr().out
-    assert [f"{stage}: done before, skipped" in out for stage in ("train", "sample", "evaluate", "classify")] == [True] * 4
+    assert [f"{stage}: done before, skipped" in out for stage in ("train", "sample", "evaluate", "classify")] == [
+        True
+    ] * 4
 
 
 def test_a_lost_image_is_drawn_again_and_is_the_same(finished: tuple[Path, RunConfig]) -> None:

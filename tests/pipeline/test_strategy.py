@@ -25,7 +25,7 @@ STATS = ClassStats(("cat", "dog", "eel", "fox"), (50, 8, 50, 3))
         (0.1, (0, 0, 0, 2)),
         ({"dog": 50, "fox": 3}, (0, 42, 0, 0)),  # totals, so 42 are added to the 8 there are
         ("dog=50, fox=10", (0, 42, 0, 7)),
-        (lambda stats: {name: 60 for name in stats.names}, (10, 52, 10, 57)),
+        (lambda stats: dict.fromkeys(stats.names, 60), (10, 52, 10, 57)),
     ],
 )
 def test_the_number_of_images_to_add(strategy: object, added: tuple[int, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +128,10 @@ def test_the_averaged_weights_move_and_differ_from_the_trained_ones(tmp_path: Pa
     assert not same(averaged, start)
     assert not same(averaged, trained)  # type: ignore[arg-type]
     distance = [
-        sum(float((x - y).square().sum()) for x, y in zip(m.state_dict().values(), start.state_dict().values(), strict=True))
+        sum(
+            float((x - y).square().sum())
+            for x, y in zip(m.state_dict().values(), start.state_dict().values(), strict=True)
+        )
         for m in (averaged, trained)
     ]
     assert distance[0] < distance[1], "an average over the run lags behind the last weights"
@@ -255,7 +259,7 @@ def test_learning_rate_warms_up_then_stays_or_falls() -> None:
     cosine = [learning_rate(replace(config, schedule="cosine"), s) for s in range(1000)]
     assert cosine[525] == pytest.approx(0.5, abs=1e-3)
     assert cosine[-1] < 1e-4
-    assert all(a >= b for a, b in zip(cosine[49:], cosine[50:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(cosine[49:]))
     short = TrainConfig(images=640, batch_size=64, warmup_images=64_000)
     assert learning_rate(short, 1) == short.lr, "the warm-up is at most a tenth of the run"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 
@@ -25,7 +26,7 @@ def diagnose() -> tuple[list[str], bool]:
         lines.append("  no GPU: training is for small images here")
     if importlib.util.find_spec("torchvision") and torch.version.cuda is None:
         try:
-            import torchvision  # noqa: F401
+            importlib.import_module("torchvision")
         except Exception:
             healthy = False
             lines.append("! torchvision does not import beside a CPU build of torch and breaks diffusers: uninstall it")

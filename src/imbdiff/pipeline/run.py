@@ -67,11 +67,13 @@ class Run:
         if launched():
             make_accelerator(self.config.device)
         self.dist = Dist.current()
+        stages.check_options(self.config)
         self.folder.check_usable()
         if self.folder.exists:
             self.folder.check_same(self.config)
         prepared = self._prepare()
         self.folder.check_data(prepared.manifest)
+        stages.check_fit(prepared, self.config)
         with self.folder.locked() if self.dist.main else nullcontext():
             try:
                 return self._stages(prepared, wanted)
@@ -132,29 +134,23 @@ class Run:
         def preview(model: DiffusionModel, seen: int) -> None:
             self._preview(model, prepared, seen)
 
-        began = self.folder.stages().get("train-time", {}).get("seconds", 0.0)
         with _Timer() as timer:
-            try:
-                model = stages.train(
-                    prepared,
-                    self.config,
-                    self.folder.path,
-                    flip=stages.may_flip(self.source, self.config.data),
-                    on_preview=preview if self.config.train.preview_images != 0 else None,
-                    quiet=self.quiet,
-                    say=self.say,
-                )
-            except RunError as error:
-                if "other data or options" in error.message and not (self.folder / "stages.json").exists():
-                    raise
-                raise
+            model = stages.train(
+                prepared,
+                self.config,
+                self.folder.path,
+                flip=stages.may_flip(self.source, self.config.data),
+                on_preview=preview if self.config.train.preview_images != 0 else None,
+                quiet=self.quiet,
+                say=self.say,
+            )
         if self.dist.main:
             model.save(self.folder / "model")
             facts = {
                 "parameters": model.num_parameters,
                 "weights": sha256_file(self.folder / "model" / "model.safetensors"),
             }
-            self.folder.mark("train", identity, began + timer.seconds, **facts)
+            self.folder.mark("train", identity, timer.seconds, **facts)
         self.dist.barrier()
 
     def _preview(self, model: DiffusionModel, prepared: Prepared, seen: int) -> None:

@@ -91,8 +91,8 @@ def draw(
             progress.update(min(done, len(rows)))
     dist.barrier()
     if dist.main:
-        images = [{**r, "sha256": hashlib.sha256((folder / r["file"]).read_bytes()).hexdigest()} for r in rows]
-        write_json(folder / "manifest.json", {**todo, "images": images})
+        drawn = [{**r, "sha256": hashlib.sha256((folder / r["file"]).read_bytes()).hexdigest()} for r in rows]
+        write_json(folder / "manifest.json", {**todo, "images": drawn})
     dist.barrier()
 
 

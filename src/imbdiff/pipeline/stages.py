@@ -19,10 +19,13 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared, prepare
-from imbdiff.diffusion.model import DiffusionModel, build_model, load_model
+from imbdiff.diffusion.model import BACKBONES, DiffusionModel, build_model, load_model
 from imbdiff.diffusion.process import PROCESSES
+from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import Method, Phase, get_method
 from imbdiff.pipeline import samples
+from imbdiff.pipeline.strategy import check_strategy, images_to_draw
+from imbdiff.recognition.networks import NETWORKS, build_network
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
@@ -70,28 +73,64 @@ def choose_backbone(config: RunConfig, shape: tuple[int, int, int]) -> str:
     return "unet-32" if side <= 40 else "unet-64"
 
 
+def check_options(config: RunConfig) -> None:
+    """Refuses options that no data could make right, before any data is read.
+
+    Raises:
+        ConfigError: an unknown method, backbone, classifier or strategy, a sampler that does not fit the process, a
+            device that is not there, or no model to start from.
+    """
+    method = get_method(config.method)
+    resolve_device(config.device)
+    make_scheduler(config.sample.sampler, PROCESSES[config.model.process], config.sample.steps)
+    if config.model.backbone not in ("auto", *BACKBONES):
+        known = ", ".join(["auto", *BACKBONES])
+        raise ConfigError(f"unknown backbone {config.model.backbone!r}", f"choose one of {known}")
+    if config.classify.network not in NETWORKS:
+        raise ConfigError(f"unknown classifier {config.classify.network!r}", f"choose one of {', '.join(NETWORKS)}")
+    check_strategy(config.sample.strategy)
+    if config.model.init is None and method.init == "required":
+        raise ConfigError(
+            f"the method {config.method} starts from a trained model", "give its folder as --model.init RUN/model"
+        )
+    if config.model.init is not None:
+        _init_folder(config.model.init)
+
+
+def check_fit(prepared: Prepared, config: RunConfig) -> None:
+    """Refuses options that do not fit the data, before the expensive part: everything that will be needed is built.
+
+    Raises:
+        ImbdiffError: naming the option.
+    """
+    images_to_draw(config.sample.strategy, prepared.stats)
+    model = new_model(prepared, config)
+    samples.make_guidance(model, config.sample, get_method(config.method).omega)
+    build_network(config.classify.network, prepared.train.shape, prepared.stats.num_classes)
+
+
+def _init_folder(name: str) -> Path:
+    """The folder of a saved model: itself, or a run's."""
+    for folder in (Path(name), Path(name) / "model"):
+        if (folder / "model.json").exists():
+            return folder
+    raise RunError(f"{name} holds no model (model.json is missing)", "give a run folder, or its model folder")
+
+
 def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
     """The model that training starts from: new weights, or those of ``model.init``.
 
     Raises:
-        ConfigError: the method needs a saved model and none is given.
         RunError: the saved model does not fit these images, classes or process.
     """
     height, width, channels = prepared.train.shape
     shape = (channels, height, width)
-    method = get_method(config.method)
     if config.model.init is None:
-        if method.init == "required":
-            raise ConfigError(
-                f"the method {config.method} starts from a trained model", "give its folder as --model.init RUN/model"
-            )
         backbone = choose_backbone(config, prepared.train.shape)
         process = PROCESSES[config.model.process]
-        return build_model(
-            backbone, process, shape, prepared.stats, seed=config.seed, dropout=config.model.dropout
-        )
-    folder = Path(config.model.init)
-    model = load_model(folder if (folder / "model.json").exists() else folder / "model")
+        return build_model(backbone, process, shape, prepared.stats, seed=config.seed, dropout=config.model.dropout)
+    folder = _init_folder(config.model.init)
+    model = load_model(folder)
     found = model.spec
     problems = []
     if found.shape != shape:

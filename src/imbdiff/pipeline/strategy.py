@@ -41,8 +41,7 @@ def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
     if isinstance(strategy, Mapping):
         return _totals(strategy, stats)
     if isinstance(strategy, float):
-        if not 0 < strategy <= 1:
-            raise ConfigError(f"sampling strategy {strategy} must be in (0, 1]", "1.0 fills every class to the largest")
+        _check_share(strategy)
         return tuple(max(0, round(strategy * top) - n) for n in stats.counts)
     low = min(stats.counts)
     chosen = {
@@ -53,6 +52,21 @@ def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
         "auto": [n != top for n in stats.counts],
     }[strategy]
     return tuple(top - n if pick else 0 for n, pick in zip(stats.counts, chosen, strict=True))
+
+
+def check_strategy(strategy: str) -> None:
+    """Refuses a strategy that no classes could make right.
+
+    Raises:
+        ConfigError: it is not understood, or out of range.
+    """
+    if isinstance(parsed := _parse(strategy), float):
+        _check_share(parsed)
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise ConfigError(f"sampling strategy {share} must be in (0, 1]", "1.0 fills every class to the largest")
 
 
 def _parse(text: str) -> str | float | Mapping[str, int]:

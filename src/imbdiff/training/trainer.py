@@ -23,7 +23,7 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.runtime.checkpoint import Checkpoint, CheckpointStore
 from imbdiff.runtime.device import make_accelerator
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.errors import NonFiniteLossError, RunError
+from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog
 from imbdiff.runtime.progress import Progress
 from imbdiff.runtime.streams import seed_of
@@ -143,6 +143,8 @@ class Trainer:
                     for name, value in out.items():
                         value = value.detach().float() / config.accumulate
                         losses[name] = losses[name] + value if name in losses else value
+                if step == first:
+                    _check_used(parameters)
                 norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip)
                 # A gradient that is not finite skips the update on the device itself; on a CPU, where reading it costs
                 # nothing, it also stops the run here. After the all-reduce all processes see the same norm.
@@ -246,6 +248,16 @@ class Trainer:
         if self.log and self.dist.main:
             self.log.write(step=step + 1, images=seen, lr=lr, seconds=round(seconds, 3), **row)
         return row
+
+
+def _check_used(parameters: Mapping[str, Tensor]) -> None:
+    """Refuses a parameter that takes no part in a step: data parallelism would leave it unaveraged, without a word."""
+    unused = [n for n, p in parameters.items() if p.grad is None]
+    if unused:
+        raise ConfigError(
+            f"{len(unused)} trainable parameters take no part in the loss, such as {unused[0]}",
+            "add an objective that needs them, or freeze their network",
+        )
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
