@@ -240,6 +240,7 @@ class Run:
                 seeds=tuple(range(self.config.seed, self.config.seed + options.seeds)),
                 network=options.network,
                 synthetic_weight=options.synthetic_weight,
+                prior=options.prior,
                 augmentation=Augmentation(flip=stages.may_flip(self.source, self.config.data), shift=options.shift),
                 device=str(resolve_device(self.config.device)),
                 folder=self.folder / "classifier",

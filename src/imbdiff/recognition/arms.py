@@ -38,7 +38,7 @@ def classify(
     seeds: Sequence[int] = (0, 1, 2),
     network: str = "resnet-small",
     synthetic_weight: float = 1.0,
-    prior: str = "effective",
+    prior: str = "train",
     learning_rate: float = 0.1,
     weight_decay: float = 5e-4,
     augmentation: Augmentation | None = None,

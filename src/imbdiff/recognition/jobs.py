@@ -55,7 +55,7 @@ ARMS = (
     Arm("CE + class-balanced resampling", False, "balanced", "cross-entropy"),
     Arm("balanced softmax", False, "natural", "balanced-softmax", "train"),
     Arm("synthetic + CE", True, "natural", "cross-entropy"),
-    Arm("synthetic + balanced softmax", True, "natural", "balanced-softmax", "effective"),
+    Arm("synthetic + balanced softmax", True, "natural", "balanced-softmax", "train"),
 )
 
 

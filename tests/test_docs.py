@@ -1,0 +1,93 @@
+"""Every command and program in README and docs runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import imbdiff
+from imbdiff.cli import main
+from imbdiff.config import override
+from tests.pipeline.conftest import SMALL, write_tree
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def small(arguments: list[str]) -> list[str]:
+    given = {a for a in arguments if a.startswith("--")}
+    extra: list[str] = []
+    for group, values in SMALL.items():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if f"--{group}.{name}" not in given and name != "imbalance_factor":
+                extra += [f"--{group}.{name}", str(value)]
+    return [*arguments, *extra]
+
+
+README_COMMANDS = [line for block in blocks(PAGES[0], "bash") for line in block.splitlines() if line.strip()]
+
+
+def test_the_readme_has_the_commands_that_it_should() -> None:
+    assert README_COMMANDS[:2] == ["make demo", "make test"]
+    assert "imbdiff run path/to/folder" in README_COMMANDS
+
+
+@pytest.mark.parametrize("line", README_COMMANDS)
+def test_readme_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(line)
+    monkeypatch.chdir(tmp_path)
+    write_tree(tmp_path / "path" / "to" / "folder", {"cat": 24, "dog": 9, "eel": 6})
+    if words[0] == "make":
+        plan = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        commands = [shlex.split(row.strip()) for row in plan.splitlines() if "/bin/imbdiff run" in row]
+        if words[1] == "test":
+            assert "pytest" in plan
+            return
+        assert len(commands) == 1
+        assert main(small(commands[0][1:])) == 0
+        assert (tmp_path / "runs" / "demo" / "report.html").exists()
+        return
+    assert words[0] == "imbdiff"
+    arguments = words[1:] if words[1] == "inspect" else small(words[1:])
+    assert main(arguments) == 0
+
+
+def test_the_readme_program_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    programs = blocks(PAGES[0], "python")
+    assert len(programs) == 1
+    assert len([line for line in programs[0].splitlines() if line.strip()]) <= 10
+    config = override(imbdiff.preset("demo"), SMALL)
+    real = imbdiff.classify
+    monkeypatch.setattr(imbdiff, "preset", lambda name: config, raising=False)
+    monkeypatch.setattr(imbdiff, "classify", lambda *a: real(*a, steps=5, seeds=(0, 1)), raising=False)
+    exec(compile(programs[0], "README.md", "exec"), {})
+    assert "against" in capsys.readouterr().out
+
+
+def test_the_example_method_runs(tmp_path: Path) -> None:
+    from imbdiff.methods import METHODS
+
+    page = ROOT / "docs" / "adding-a-method.md"
+    space: dict = {}
+    try:
+        for program in blocks(page, "python"):
+            exec(compile(program, page.name, "exec"), space)
+        config = override(imbdiff.preset("tiny"), {**SMALL, "method": "label-gap"})
+        imbdiff.run("digits", tmp_path / "run", config, wanted=("train",), quiet=True)
+        assert "label_gap/gap" in (tmp_path / "run" / "log.jsonl").read_text()
+    finally:
+        METHODS.pop("label-gap", None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
