@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,20 +20,21 @@ import tempfile
 import time
 from pathlib import Path
 
+from imbdiff.runtime.files import sha256_file
 from results_file import write_result
 
-from imbdiff.runtime.files import sha256_file
-
-OPTIONS = (
+OPTIONS = shlex.split(
     "--preset tiny --device cpu --data.imbalance_factor 20 --train.images 1280 --train.batch_size 32 "
     "--train.checkpoint_images 128 --train.log_images 64 --train.preview_images 320 --sample.steps 10 "
     "--sample.batch_size 16 --sample.strategy 0.5"
-).split()
+)
 
 
 def command(folder: Path, verb: str = "train") -> list[str]:
     start = [sys.executable, "-m", "imbdiff"]
-    return [*start, "train", "digits", "--out", str(folder), *OPTIONS] if verb == "train" else [*start, verb, str(folder)]
+    return (
+        [*start, "train", "digits", "--out", str(folder), *OPTIONS] if verb == "train" else [*start, verb, str(folder)]
+    )
 
 
 def outcome(folder: Path) -> dict[str, str]:

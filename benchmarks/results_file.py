@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import torch
 
+from imbdiff.pipeline.environment import processor
 from imbdiff.runtime.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,10 +27,7 @@ PACKAGES = ("imbalanced-diffusion", "torch", "numpy", "diffusers", "accelerate",
 
 def hardware() -> dict[str, Any]:
     """CPU model, cores this process may use, memory, GPUs. Nothing that names the machine."""
-    model = platform.processor() or platform.machine()
-    with suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        model = found.group(1).strip() if found else model
+    model = processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = []
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):

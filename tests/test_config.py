@@ -9,7 +9,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 import yaml
 
-from imbdiff.config import PRESETS, RunConfig, TrainConfig, choose_preset, override, preset, to_dict
+from imbdiff.config import RunConfig, TrainConfig, override, to_dict
+from imbdiff.presets import PRESETS, choose_preset, preset
 from imbdiff.runtime.errors import ConfigError
 
 

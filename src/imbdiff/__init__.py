@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from imbdiff.version import __version__
 
 if TYPE_CHECKING:
-    from imbdiff.config import RunConfig, override, preset
+    from imbdiff.config import RunConfig, override
     from imbdiff.data.inspect import inspect
     from imbdiff.data.sources import load
     from imbdiff.data.splits import prepare
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from imbdiff.pipeline.run import run
     from imbdiff.pipeline.stages import sample, train
     from imbdiff.pipeline.strategy import images_to_draw
+    from imbdiff.presets import preset
     from imbdiff.recognition.arms import classify
     from imbdiff.recognition.judge import judges
 
 _WHERE = {
     "RunConfig": "imbdiff.config",
     "override": "imbdiff.config",
-    "preset": "imbdiff.config",
+    "preset": "imbdiff.presets",
     "inspect": "imbdiff.data.inspect",
     "load": "imbdiff.data.sources",
     "prepare": "imbdiff.data.splits",

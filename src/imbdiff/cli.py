@@ -80,7 +80,8 @@ def _read_options(verb: str, arguments: Sequence[str]) -> Any:
     import tyro
 
     from imbdiff.commands import RunCommand
-    from imbdiff.config import override, preset
+    from imbdiff.config import override
+    from imbdiff.presets import preset
 
     file = _flag(arguments, "--config")
     values: dict[str, Any] = {}

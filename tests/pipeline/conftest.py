@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imbdiff.config import RunConfig, override, preset
+from imbdiff.config import RunConfig, override
+from imbdiff.presets import preset
 
 #: a run of seconds: a U-Net on 8-pixel digits, a few steps of everything
 SMALL = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from imbdiff.config import PRESETS
 from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import METHODS
+from imbdiff.presets import PRESETS
 
 
 def as_json() -> dict[str, Any]:

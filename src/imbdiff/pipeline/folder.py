@@ -27,7 +27,8 @@ from typing import IO, Any
 
 import yaml
 
-from imbdiff.config import RunConfig, override, preset, to_dict
+from imbdiff.config import RunConfig, override, to_dict
+from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, RunError, listing
 from imbdiff.runtime.files import read_json, write_json, write_text
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from imbdiff.config import RunConfig, choose_preset, preset
+from imbdiff.config import RunConfig
 from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
 from imbdiff.methods import get_method
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.samples import make_guidance
 from imbdiff.pipeline.strategy import images_to_draw
+from imbdiff.presets import choose_preset, preset
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.progress import duration

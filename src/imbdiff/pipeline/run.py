@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,12 +19,13 @@ from imbdiff.methods import get_method
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.environment import environment
 from imbdiff.pipeline.folder import RunFolder
+from imbdiff.pipeline.page import optional, report_data
 from imbdiff.pipeline.strategy import images_to_draw
+from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.device import make_accelerator, prepare_cpu, resolve_device
 from imbdiff.runtime.dist import Dist, launched
 from imbdiff.runtime.errors import RunError
-from imbdiff.runtime.files import digest, is_disk_full, read_json, sha256_file, write_bytes, write_json, write_text
-from imbdiff.runtime.log import read_jsonl
+from imbdiff.runtime.files import digest, is_disk_full, sha256_file, write_bytes, write_json, write_text
 from imbdiff.runtime.progress import Progress, duration
 
 STAGES = ("train", "sample", "evaluate", "classify", "report")
@@ -119,7 +119,9 @@ class Run:
             if "classify" in wanted:
                 self._classify(prepared)
             if "report" in wanted:
-                write_text(self.folder / "report.html", self.report(prepared))
+                from imbdiff.reporting.report import build_report
+
+                write_text(self.folder / "report.html", build_report(self.report_data(prepared)))
                 self.say(f"report: {self.folder / 'report.html'}")
         self.dist.barrier()
         return self.folder / "report.html"
@@ -252,64 +254,9 @@ class Run:
 
     # -- reporting
 
-    def report(self, prepared: Prepared) -> str:
-        """The page, from what is there."""
-        from imbdiff.reporting.report import build_report
-
-        return build_report(self.report_data(prepared))
-
-    def report_data(self, prepared: Prepared) -> Any:
-        from imbdiff.config import to_dict
-        from imbdiff.reporting.content import ReportData
-
-        synthetic = self.synthetic(prepared)
-        metrics = _optional(self.folder / "metrics.json")
-        drawn = (
-            ()
-            if synthetic is None
-            else tuple(np.bincount(synthetic.labels, minlength=prepared.stats.num_classes).tolist())
-        )
-        return ReportData(
-            title=f"{Path(self.source).name}: {self.config.method}",
-            command=self.command,
-            method=self.config.method,
-            source=self.source,
-            stats=prepared.stats,
-            groups=prepared.groups,
-            environment=_optional(self.folder / "environment.json") or {},
-            config=to_dict(self.config),
-            warnings=prepared.warnings,
-            manifest=prepared.manifest,
-            drawn=drawn,
-            train=prepared.train,
-            synthetic=synthetic,
-            nearest=metrics.get("nearest") if metrics else None,
-            log=read_jsonl(self.folder / "log.jsonl"),
-            metrics=metrics,
-            classifier=_optional(self.folder / "classifier" / "results.json"),
-            timings={k: v["seconds"] for k, v in self.folder.stages().items()},
-            run=str(self.folder.path),
-            protocol=self._protocol(metrics),
-        )
-
-    def _protocol(self, metrics: dict[str, Any] | None) -> dict[str, str]:
-        """What the numbers depend on, in words, for the page."""
-        method, options = get_method(self.config.method), self.config.sample
-        omega = method.omega if options.omega is None else options.omega
-        rows = {
-            "Method": f"{self.config.method}: {method.idea}. {method.source}",
-            "Generator": f"{self.config.train.images:,} images seen, trained on the training split alone",
-            "Sampler": f"{options.sampler}, {options.steps} steps, guidance {omega:g} (0 = none)",
-        }
-        if metrics is not None:
-            judge = metrics.get("judge")
-            rows["Judge"] = (
-                f"{judge['name']}, trained on {judge['trained_on']:,} images before the tail was cut; "
-                f"accuracy on the test images {judge['accuracy']:.3f}"
-                if judge
-                else "none that has seen balanced data: a fixed random network, for ranking only"
-            )
-        return rows
+    def report_data(self, prepared: Prepared) -> ReportData:
+        """What the page is made of, from what there is in the folder."""
+        return report_data(self.folder, self.source, self.config, self.command, prepared, self.synthetic(prepared))
 
     def _skip(self, stage: str, inputs: str) -> bool:
         done = self.dist.broadcast(self.folder.finished(stage, inputs)) if stage in ("train", "sample") else (
@@ -335,10 +282,6 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self.seconds = time.monotonic() - self._began
-
-
-def _optional(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.exists() else None
 
 
 def run(
@@ -381,7 +324,7 @@ def open_run(path: str | Path, *, quiet: bool = True) -> tuple[Run, Prepared]:
     """
     folder = RunFolder(Path(path))
     source, config = folder.saved()
-    environment_ = _optional(folder / "environment.json") or {}
+    environment_ = optional(folder / "environment.json") or {}
     opened = Run(folder, source, config, str(environment_.get("command", "")), quiet)
     prepared = stages.prepare_data(source, config.data)
     folder.check_data(prepared.manifest)

@@ -15,6 +15,8 @@ from typing import Any
 import matplotlib
 from matplotlib.ft2font import FT2Font
 
+from imbdiff.runtime.progress import duration
+
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
@@ -89,12 +91,7 @@ def seconds(value: Any) -> str:
         return NOTHING
     if value < 9.95:
         return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return duration(value)
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -1,0 +1,89 @@
+"""Presets: a readable table of configurations, with what came out of each beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from imbdiff.config import RunConfig, override
+from imbdiff.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A row of the preset table."""
+
+    idea: str
+    expect: str
+    """What came out of it, with the command; or that it has not been run."""
+    overrides: Mapping[str, Any]
+
+
+PRESETS: dict[str, Preset] = {
+    "demo": Preset(
+        idea="digits with imbalance factor 50, in minutes on two CPU cores",
+        expect="see benchmarks/results",
+        overrides={
+            "data": {"imbalance_factor": 50.0},
+            "train": {"images": 90_000, "lr": 1e-3, "schedule": "cosine", "warmup_images": 6_400},
+        },
+    ),
+    "tiny": Preset(
+        idea="images of up to 16 pixels on a CPU: minutes",
+        expect="see the demo, whose training it shares",
+        overrides={"train": {"images": 90_000, "lr": 1e-3, "schedule": "cosine", "warmup_images": 6_400}},
+    ),
+    "small": Preset(
+        idea="images of up to 64 pixels on a CPU: a first look in minutes, not a good generator",
+        expect="see benchmarks/results",
+        overrides={
+            "train": {
+                "images": 20_000,
+                "batch_size": 32,
+                "lr": 1e-3,
+                "schedule": "cosine",
+                "warmup_images": 2_000,
+                "ema_half_life": 0.05,
+            },
+            "classify": {"steps": 300, "batch_size": 64, "seeds": 3},
+        },
+    ),
+    "standard": Preset(
+        idea="up to 64 pixels on a GPU: an hour or a few",
+        expect="not run yet",
+        overrides={
+            "train": {"images": 6_400_000, "batch_size": 128},
+            "classify": {"steps": 6_000, "network": "resnet32"},
+        },
+    ),
+    "cifar-lt": Preset(
+        idea="the field's protocol for CIFAR-LT at imbalance factor 100: 300,000 steps of 64, 35.7 M parameters",
+        expect="not run yet; published FID of other implementations: docs/metrics.md",
+        overrides={
+            "data": {"imbalance_factor": 100.0, "protocol": "cifar-lt", "flip": True},
+            "model": {"backbone": "unet-32"},
+            "train": {"images": 19_200_000, "warmup_images": 320_000, "ema_half_life": 0.023},
+            "sample": {"sampler": "ddpm", "steps": 1000},
+            "classify": {"network": "resnet32", "steps": 17_000},
+        },
+    ),
+}
+
+
+def choose_preset(largest_side: int, device: str) -> str:
+    """The preset for images of that size where the user names none: by size, and by whether there is a GPU."""
+    if device != "cpu":
+        return "standard"
+    return "tiny" if largest_side <= 16 else "small"
+
+
+def preset(name: str) -> RunConfig:
+    """The configuration of a preset.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}", f"choose one of {', '.join(PRESETS)}")
+    return override(RunConfig(), {"preset": name, **PRESETS[name].overrides})
