@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from imbdiff.data.splits import prepare
     from imbdiff.diffusion.generate import generate
     from imbdiff.diffusion.model import load_model
+    from imbdiff.integrations.oversampler import DiffusionOverSampler
     from imbdiff.metrics.evaluate import evaluate
     from imbdiff.pipeline.run import run
     from imbdiff.pipeline.stages import sample, train
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from imbdiff.recognition.judge import judges
 
 _WHERE = {
+    "DiffusionOverSampler": "imbdiff.integrations.oversampler",
     "RunConfig": "imbdiff.config",
     "override": "imbdiff.config",
     "preset": "imbdiff.presets",
@@ -51,9 +53,24 @@ _WHERE = {
 }
 
 __all__ = [
-    "RunConfig", "__version__", "classify", "evaluate", "generate", "images_to_draw", "inspect", "judges", "load",
-    "load_model", "override", "prepare", "preset", "run", "sample", "train",
-]  # fmt: skip
+    "DiffusionOverSampler",
+    "RunConfig",
+    "__version__",
+    "classify",
+    "evaluate",
+    "generate",
+    "images_to_draw",
+    "inspect",
+    "judges",
+    "load",
+    "load_model",
+    "override",
+    "prepare",
+    "preset",
+    "run",
+    "sample",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,15 +21,17 @@ from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.progress import duration
 
 
+def default_preset(side: int, device: str = "auto") -> str:
+    """The preset for images of that side where the user names none."""
+    return choose_preset(side, resolve_device(device).type)
+
+
 def default_config(source: str, size: int | None = None, device: str = "auto") -> RunConfig:
     """The preset for a source where the user names none: by image size, and by whether there is a GPU."""
-    side = size
-    if side is None:
-        opened = load(source)
-        survey = opened.survey()
-        side = max((max(s) for s in survey.sizes), default=64)
-        side = min(side, 64) if len(survey.sizes) <= 1 else 64
-    return preset(choose_preset(side, resolve_device(device).type))
+    if size is None:
+        sizes = load(source).survey().sizes
+        size = min(64, max((max(s) for s in sizes), default=64)) if len(sizes) <= 1 else 64
+    return preset(default_preset(size, device))
 
 
 @dataclass(frozen=True)

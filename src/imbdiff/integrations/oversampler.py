@@ -1,0 +1,132 @@
+"""`DiffusionOverSampler`: imbalanced-learn's interface for arrays of images, which its own samplers refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from imbdiff.config import RunConfig, override
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.splits import Prepared
+from imbdiff.data.stats import Groups
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.pipeline import stages
+from imbdiff.pipeline.plan import default_preset
+from imbdiff.pipeline.strategy import Strategy, images_to_draw
+from imbdiff.presets import preset
+from imbdiff.runtime.errors import ConfigError, DataError
+
+
+class DiffusionOverSampler(BaseEstimator):
+    """Fills classes with images drawn by a diffusion model that is trained on `X` alone.
+
+    Resample the training split only: what is drawn from a model that saw test images is a leak.
+
+    Args:
+        sampling_strategy: as imbalanced-learn defines it for over-sampling: "auto", "minority", "not minority",
+            "not majority", "all", a number in (0, 1], {label: target total}, or a callable y -> {label: total}.
+        random_state: seed.
+        method: training method, see `imbdiff methods`.
+        preset: of the table of presets; None chooses by image size.
+        options: overrides by name, such as {"train.images": 50_000}.
+        image_shape: (H, W) or (H, W, C) of the rows of a two-dimensional X, as pipelines pass them.
+        verbose: show progress.
+
+    Attributes:
+        sampling_strategy_: {label: number of images to add}.
+        model_: the trained `DiffusionModel`.
+        classes_: (C,) labels in the model's order.
+    """
+
+    def __init__(
+        self,
+        sampling_strategy: Any = "auto",
+        *,
+        random_state: int = 0,
+        method: str = "ddpm-brs",
+        preset: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        image_shape: tuple[int, ...] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.sampling_strategy = sampling_strategy
+        self.random_state = random_state
+        self.method = method
+        self.preset = preset
+        self.options = options
+        self.image_shape = image_shape
+        self.verbose = verbose
+
+    def fit_resample(self, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Trains on (X, y) and appends synthetic images.
+
+        Args:
+            X: (N, H, W) or (N, H, W, 1 or 3) uint8; or (N, D) with `image_shape`.
+            y: (N,) labels of any type, at least two classes.
+
+        Returns:
+            X and y with the synthetic images behind the real ones; types and trailing shape are kept.
+
+        Raises:
+            DataError: X is not uint8, or not of images.
+            ConfigError: the strategy or an option makes no sense.
+        """
+        X, y = np.asarray(X), np.asarray(y)
+        images = self._images(X)
+        classes, labels = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise DataError(f"y has one class only, {classes.tolist()}", "over-sampling needs at least two")
+        names = tuple(str(c) for c in classes.tolist())
+        train = ImageSet(images, labels.astype(np.int64), names)
+        counts = images_to_draw(self._strategy(classes, y), train.stats)
+        config = self._config(train)
+        stages.check_options(config)
+        self.classes_ = classes
+        self.sampling_strategy_ = dict(zip(classes.tolist(), counts, strict=True))
+        if sum(counts) == 0:
+            return X.copy(), y.copy()
+        self.model_: DiffusionModel = stages.train(_prepared(train), config, quiet=not self.verbose)
+        drawn = stages.sample(self.model_, counts, config, quiet=not self.verbose)
+        new = drawn.images.reshape(len(drawn), *X.shape[1:])
+        return np.concatenate([X, new]), np.concatenate([y, classes[drawn.labels]])
+
+    def _images(self, X: np.ndarray) -> np.ndarray:
+        if X.dtype != np.uint8:
+            raise DataError(f"X is {X.dtype}", "give images as uint8, 0 to 255")
+        if X.ndim == 2:
+            if self.image_shape is None:
+                raise DataError(f"X is {X.shape}: rows, not images", "give image_shape=(H, W) or (H, W, C)")
+            if int(np.prod(self.image_shape)) != X.shape[1]:
+                raise DataError(f"rows of {X.shape[1]} values are not images of shape {self.image_shape}")
+            X = X.reshape(len(X), *self.image_shape)
+        return X[..., None] if X.ndim == 3 else X
+
+    def _strategy(self, classes: np.ndarray, y: np.ndarray) -> Strategy:
+        strategy = self.sampling_strategy
+        if isinstance(strategy, Callable):  # type: ignore[arg-type]
+            strategy = strategy(y)
+        if not isinstance(strategy, Mapping):
+            return strategy
+        known = {c: str(c) for c in classes.tolist()}
+        unknown = [label for label in strategy if label not in known]
+        if unknown:
+            raise ConfigError(f"sampling_strategy names labels that y does not have: {unknown}", "check them")
+        return {known[label]: int(total) for label, total in strategy.items()}
+
+    def _config(self, train: ImageSet) -> RunConfig:
+        name = self.preset or default_preset(max(train.shape[:2]))
+        own = {"method": self.method, "seed": int(self.random_state)}
+        return override(preset(name), {**own, **(self.options or {})})
+
+
+def _prepared(train: ImageSet) -> Prepared:
+    """Training images as an experiment without test images."""
+    stats = train.stats
+    nothing = train.select(np.zeros(0, dtype=np.int64))
+    return Prepared(
+        train=train, val=None, test=nothing, pool=None, stats=stats, groups=Groups.default(stats),
+        claimable=(False,) * stats.num_classes, warnings=(), manifest={"hash": train.fingerprint},
+    )  # fmt: skip
