@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import re
 import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import torch
 
 import imbdiff
 
@@ -50,6 +55,36 @@ def test_no_machine_paths_secrets_or_large_files() -> None:
         assert path.suffix not in {".pt", ".pth", ".ckpt", ".pkl", ".npz"}, path
         if path.suffix in {".py", ".md", ".toml", ".yaml", ".txt", ".j2", ".json", ""}:
             assert not pattern.search(path.read_text(errors="replace")), path
+
+
+def test_floats_that_hypothesis_draws_are_not_subnormal() -> None:
+    """It refuses to draw subnormal numbers in a process that flushes them to zero, as runs on a CPU do."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for call in re.findall(r"\bst\.floats\(([^()]*)\)", path.read_text()):
+            assert "allow_subnormal=False" in call, (path, call)
+
+
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_flushing_denormal_numbers_ends_with_the_test(time: str) -> None:
+    tiny = torch.tensor([1e-310], dtype=torch.float64)
+    assert (tiny * 1.5).item() > 0, time
+    torch.set_flush_denormal(True)
+
+
+def test_what_is_imported_is_declared() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [*declared["dependencies"], *declared["optional-dependencies"]["imblearn"]]
+    known = {re.split(r"[<>=\[ ]", name)[0].lower().replace("_", "-") for name in names}
+    known.add("markupsafe")  # a part of jinja2's interface: what its templates take as escaped
+    of_module = packages_distributions()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules = [node.module]
+            for module in {m.split(".")[0] for m in modules} - set(sys.stdlib_module_names) - {"imbdiff"}:
+                found = {d.lower().replace("_", "-") for d in of_module.get(module, [module])}
+                assert found & known, (path, module)
 
 
 def test_nothing_is_unpickled_and_no_global_generator_is_seeded() -> None:

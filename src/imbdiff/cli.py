@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,7 +94,8 @@ def _read_options(verb: str, arguments: Sequence[str]) -> Any:
         first = _parse(RunCommand, verb, arguments)
         from imbdiff.pipeline.plan import default_config
 
-        size = first.options.data.size or (values.get("data") or {}).get("size")
+        given = values.get("data")
+        size = first.options.data.size or (given.get("size") if isinstance(given, dict) else None)
         base = default_config(first.source, size, first.options.device)
     else:
         base = preset(str(name))
@@ -118,7 +118,6 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
 
     config: RunConfig = command.options
     out = Path(command.out) if command.out else default_out(command.source, config)
-    line = shlex.join(["imbdiff", verb, *arguments])
     if command.dry_run:
         from imbdiff.pipeline.plan import make_plan
         from imbdiff.pipeline.stages import check_fit, check_options, prepare_data
@@ -130,7 +129,7 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
             print(f"note: {warning}")
         print(make_plan(prepared, config, command.source).text())
         return
-    Run(RunFolder(out), command.source, config, line, command.quiet).execute(stages or STAGES)
+    Run(RunFolder(out), command.source, config, command.quiet).execute(stages or STAGES)
 
 
 def default_out(source: str, config: RunConfig) -> Path:
@@ -155,24 +154,18 @@ def _later(verb: str) -> Callable[[Sequence[str]], None]:
         import tyro
 
         from imbdiff.commands import StageCommand
-        from imbdiff.config import RunConfig
-
-        path = next((a for a in arguments if not a.startswith("-")), None)
-        default, source, line = RunConfig(), "", ""
-        if path is not None and not {"-h", "--help"} & set(arguments):
-            from imbdiff.pipeline.folder import RunFolder
-            from imbdiff.runtime.files import read_json
-
-            folder = RunFolder(Path(path))
-            source, default = folder.saved()
-            facts = folder / "environment.json"
-            line = read_json(facts).get("command", "") if facts.exists() else ""
-        command = _parse(StageCommand, verb, arguments, StageCommand(run=tyro.MISSING, options=default))
         from imbdiff.pipeline.folder import RunFolder
+
+        # once for the folder, and again with its options as defaults
+        path = _parse(StageCommand, verb, arguments).run
+        folder = RunFolder(Path(path))
+        source, saved = folder.saved()
+        command = _parse(StageCommand, verb, arguments, StageCommand(run=tyro.MISSING, options=saved))
+        folder.check_only(command.options, verb)
         from imbdiff.pipeline.run import Run
 
         wanted = ("report",) if verb == "report" else (verb, "report")
-        Run(RunFolder(Path(command.run)), source, command.options, line, command.quiet).execute(wanted)
+        Run(folder, source, command.options, command.quiet).execute(wanted)
 
     return call
 
@@ -206,7 +199,10 @@ def _compare(arguments: Sequence[str]) -> None:
     for path in command.runs:
         opened, prepared = open_run(path)
         data.append(opened.report_data(prepared))
-    write_text(Path(command.out), build_comparison(data))
+    page = Path(command.out)
+    if page.is_dir():
+        raise ConfigError(f"{page} is a folder", "give --out a file, such as comparison.html")
+    write_text(page, build_comparison(data))
     print(f"comparison: {command.out}")
 
 

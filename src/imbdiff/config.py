@@ -13,6 +13,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from imbdiff.runtime.errors import ConfigError
 
+#: options of training that change how it is watched or where it fits, not what it aims at; they may differ on resume
+NOT_DECISIVE = ("checkpoint_images", "preview_images", "log_images", "max_rows")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -42,6 +45,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check(self.size is None or 4 <= self.size <= 1024, f"data.size={self.size} must be in 4..1024")
         _check(0 < self.test_fraction < 1, f"data.test_fraction={self.test_fraction} must be in (0, 1)")
+        _check(self.split_seed >= 0, f"data.split_seed={self.split_seed} must be at least 0")
+        _check(
+            self.test_per_class is None or self.test_per_class >= 1,
+            f"data.test_per_class={self.test_per_class} must be at least 1",
+        )
         _check(0 <= self.val_fraction < 1, f"data.val_fraction={self.val_fraction} must be in [0, 1)")
         _check(
             self.imbalance_factor is None or self.imbalance_factor > 0,
@@ -101,7 +109,7 @@ class TrainConfig:
     log_images: int | None = None
     """Images between lines of the log; default: a two-hundredth of the run."""
     deterministic: bool = False
-    """Bit-exact repetition on a GPU too, at some cost in speed."""
+    """On a GPU: deterministic algorithms only, at some cost in speed. A CPU repeats to the bit anyway."""
     channels_last: bool = False
     """Memory format; worth up to a fifth on some machines."""
 
@@ -117,7 +125,8 @@ class TrainConfig:
         _check(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
         _check(0 < self.ema_half_life <= 1, f"train.ema_half_life={self.ema_half_life} must be in (0, 1]")
         _check(self.clip > 0, f"train.clip={self.clip} must be above 0")
-        for name in ("checkpoint_images", "log_images"):
+        _check(self.warmup_images >= 0, f"train.warmup_images={self.warmup_images} must be at least 0")
+        for name in ("checkpoint_images", "log_images", "max_rows"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"train.{name}={value} must be at least 1")
         _check(self.preview_images is None or self.preview_images >= 0, "train.preview_images must be at least 0")
@@ -175,7 +184,7 @@ class ClassifyConfig:
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, f"classify.steps={self.steps} must be at least 1")
-        _check(self.batch_size >= 1, f"classify.batch_size={self.batch_size} must be at least 1")
+        _check(self.batch_size >= 2, f"classify.batch_size={self.batch_size} must be at least 2")
         _check(self.seeds >= 1, f"classify.seeds={self.seeds} must be at least 1")
         _check(self.shift >= 0, f"classify.shift={self.shift} must be at least 0")
         _check(0 < self.synthetic_weight <= 1, "classify.synthetic_weight must be in (0, 1]")

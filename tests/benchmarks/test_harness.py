@@ -125,7 +125,7 @@ def test_text_is_scrubbed_of_paths_and_host(files: ModuleType) -> None:
     assert files.scrub(f"python {root}/benchmarks/x.py --out /tmp/someone/run1 --data=~/pictures/set") == (
         "python benchmarks/x.py --out run1 --data=set"
     )
-    assert files.scrub({"a": [root, Path("/home/me/data.npz"), 3, "64/32 1e-3/s"]}) == {
+    assert files.scrub({"a": [root, Path("/", "home", "me", "data.npz"), 3, "64/32 1e-3/s"]}) == {
         "a": [".", "data.npz", 3, "64/32 1e-3/s"]
     }
     assert files.scrub(f"on {socket.gethostname()}: x") == "on HOST: x"

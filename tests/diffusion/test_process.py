@@ -130,7 +130,12 @@ def test_conversions_invert_at_all_times(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=50)
-@given(u=st.floats(0, 1, exclude_max=True), x0=st.floats(-1, 1), noise=st.floats(-5, 5), wrong=st.floats(-5, 5))
+@given(
+    u=st.floats(0, 1, exclude_max=True, allow_subnormal=False),
+    x0=st.floats(-1, 1, allow_subnormal=False),
+    noise=st.floats(-5, 5, allow_subnormal=False),
+    wrong=st.floats(-5, 5, allow_subnormal=False),
+)
 def test_any_prediction_is_consistent(name: str, u: float, x0: float, noise: float, wrong: float) -> None:
     """x_t = a to_x0 + s to_eps for any prediction, right or wrong, where a is not clamped."""
     process = PROCESSES[name]

@@ -9,9 +9,13 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.splits import prepare
 from imbdiff.recognition import jobs
 from imbdiff.recognition.arms import ARMS, PRIMARY, classify
 from imbdiff.recognition.scores import scores, spread
+from imbdiff.reporting.content import ReportData
+from imbdiff.reporting.report import build_report
 from imbdiff.runtime.errors import ConfigError, DataError
 
 from .conftest import make_prepared, make_set
@@ -44,12 +48,21 @@ def test_shape_of_the_result_and_no_dependence_on_workers(prepared: Any) -> None
         assert arm["mean"]["accuracy"] == pytest.approx(np.mean(accuracies))
         assert arm["sd"]["accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
         assert set(arm["mean"]["groups"]) == {"many", "few"}
-    assert found["arms"][4]["prior"] == "effective"
+    assert [a["prior"] for a in found["arms"]] == [None, None, "train", None, "train"]
     assert found["control"]["arm"] in [a.name for a in ARMS[:3]]
     assert found["protocol"]["steps"] == 12
     assert found["verdict"]["against"] == [found["control"]["arm"]]
     assert list(found["verdict"]["per_group"]) == ["all", "many", "few"]
     assert classify(prepared, synthetic, **SHORT, workers=3) == found
+
+
+def test_effective_prior_of_classes_filled_flat_repeats_the_arm_of_cross_entropy(prepared: Any) -> None:
+    short = {**SHORT, "steps": 3, "seeds": (0,)}
+    synthetic = make_set((0, 30, 36), 9)  # 40 of each class
+    default, found = classify(prepared, synthetic, **short), classify(prepared, synthetic, **short, prior="effective")
+    assert found["arms"][4]["prior"] == "effective"
+    assert default["arms"][:4] == found["arms"][:4]
+    assert found["arms"][4]["mean"]["accuracy"] == pytest.approx(found["arms"][3]["mean"]["accuracy"], abs=0.03)
 
 
 def test_without_synthetic_images_three_arms_and_no_claim(prepared: Any) -> None:
@@ -108,6 +121,31 @@ def test_control_is_every_arm_where_validation_lacks_a_class() -> None:
         assert found["control"]["arm"] is None
         assert found["verdict"]["against"] == [a.name for a in ARMS[:3]]
         assert "One seed only" in found["verdict"]["sentence"]
+
+
+def test_no_class_that_a_claim_can_be_made_of_with_validation_given(tmp_path: Path) -> None:
+    counts = {"train": (3, 2, 0), "val": (4, 4, 0), "test": (5, 5, 0)}
+    arrays: dict[str, np.ndarray] = {}
+    for seed, (split, n) in enumerate(counts.items()):
+        made = make_set(n, seed)
+        arrays |= {f"{split}_images": made.images, f"{split}_labels": made.labels}
+    np.savez(tmp_path / "tiny.npz", **arrays)
+    prepared = prepare(tmp_path / "tiny.npz")
+    assert prepared.val is not None
+    assert not any(prepared.claimable)
+    pool = make_set((2, 3, 0), 9)
+    synthetic = ImageSet(pool.images, pool.labels, prepared.train.class_names)
+    found = classify(prepared, synthetic, steps=2, batch_size=8, seeds=(0, 1))
+    json.dumps(found, allow_nan=False)
+    assert found["control"]["arm"] is None
+    assert found["control"]["chosen_by"].startswith("no claim can be made of any class")
+    assert {row["outcome"] for row in found["verdict"]["per_group"].values()} == {"not measured"}
+    assert found["verdict"]["sentence"].startswith("No claim can be made")
+    data = ReportData(
+        "tiny", "imbdiff run", "ddpm", "tiny", prepared.stats, prepared.groups, run="runs/tiny", classifier=found
+    )
+    assert "No claim can be made" in build_report(data)
+    assert len(classify(prepared, None, steps=2, batch_size=8, seeds=(0,))["arms"]) == 3
 
 
 def test_scores_equal_sklearn_and_leave_out_unclaimable_classes(prepared: Any) -> None:

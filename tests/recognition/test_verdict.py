@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
-from imbdiff.recognition.verdict import choose_control, paired_interval, verdict
+from imbdiff.recognition.verdict import _decide, choose_control, paired_interval, verdict
 
 PRIMARY = "synthetic + balanced softmax"
 NAMES = ("a", "b", "c", "d")
@@ -82,6 +84,51 @@ def test_helped_means_above_every_control_and_hurt_below_one(test_set: ImageSet,
     )
 
 
+def test_the_interval_shown_is_that_of_the_control_that_decides(test_set: ImageSet, groups: Groups) -> None:
+    """One control is lower by a whole seed (wide), the other by a few images of every seed (narrow)."""
+
+    def right(*of_seeds: float) -> np.ndarray:
+        first = np.arange(len(test_set)) % 50 < 50 * np.array(of_seeds)[:, None]
+        return np.where(first, test_set.labels, (test_set.labels + 1) % 4)
+
+    def of(primary: np.ndarray, controls: dict[str, np.ndarray]) -> dict[str, Any]:
+        predictions = {**controls, PRIMARY: primary}
+        return verdict(predictions, test_set, groups, (True,) * 4, _control(list(controls)), PRIMARY, [PRIMARY])
+
+    wide, narrow = right(0.0, 0.9, 0.9), right(0.5, 0.5, 0.5)
+    cases = {
+        # mean difference lowest against wide, with an interval across 0: below 0 against narrow only
+        "hurt": ("narrow", right(0.4, 0.4, 0.4)),
+        "no difference": ("wide", right(0.7, 0.7, 0.7)),
+        "helped": ("narrow", right(1.0, 1.0, 1.0)),
+    }
+    for outcome, (against, primary) in cases.items():
+        controls = {"wide": wide, "narrow": narrow}
+        if outcome == "helped":
+            controls = {"wide": right(0.0, 0.1, 0.2), "narrow": narrow}
+        for order in (list(controls), list(controls)[::-1]):
+            found = of(primary, {name: controls[name] for name in order})
+            for row in found["per_group"].values():
+                assert row["outcome"] == outcome
+                assert row["against"] == against
+                assert (row["low"] > 0) == (outcome == "helped")
+                assert (row["high"] < 0) == (outcome == "hurt")
+            assert f'against "{against}")' in found["sentence"]
+            assert "the control that decides" in found["rule"]
+
+
+_ENDS = st.floats(-1, 1, allow_subnormal=False)
+
+
+@given(st.lists(st.tuples(_ENDS, _ENDS, _ENDS).map(lambda t: tuple(sorted(t))), min_size=1, max_size=4))
+def test_no_outcome_contradicts_its_own_interval(intervals: list[tuple[float, float, float]]) -> None:
+    found = [((middle, low, high), str(i)) for i, (low, middle, high) in enumerate(intervals)]
+    outcome, (difference, low, high), against = _decide(found)
+    assert ((difference, low, high), against) in found
+    assert (outcome == "helped") == all(row[0][1] > 0 for row in found) == (low > 0)
+    assert (outcome == "hurt") == any(row[0][2] < 0 for row in found) == (high < 0)
+
+
 def test_classes_without_claim_do_not_count(test_set: ImageSet, groups: Groups) -> None:
     predictions = {
         "CE": _predict(test_set, (0.9, 0.9, 0.9, 0.1)),
@@ -125,6 +172,9 @@ def test_control_is_chosen_on_validation_and_ties_go_to_the_simpler_arm(test_set
     found = choose_control(arms, test_set, (True,) * 4)
     assert found["arm"] == "resampling"
     assert "validation" in found["chosen_by"]
+    none = [{**a, "val": {"balanced_accuracy": None}} for a in arms]
+    found = choose_control(none, test_set, (False,) * 4)
+    assert (found["arm"], found["arms"]) == (None, ["CE", "resampling", "balanced softmax"])
     # a class that no claim is made of may be missing
     part = test_set.select(np.flatnonzero(test_set.labels != 2))
     assert choose_control(arms, part, (True, True, False, True))["arm"] == "resampling"

@@ -12,6 +12,7 @@ import pytest
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.reporting import plots
+from imbdiff.reporting.compare import build_comparison
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.report import build_report
 from imbdiff.runtime.errors import DataError
@@ -281,6 +282,43 @@ def test_neighbours_of_another_class_are_marked(quick: None) -> None:
     assert html.count(f"{data.train.ids[last]}, distance") >= 8
     assert html.count("of class 9") - before.count("of class 9") >= 8
     assert "yellow frame" in html
+
+
+def enlarged(times: int) -> ReportData:
+    data = fake.full()
+    assert data.train is not None
+    assert data.synthetic is not None
+
+    def larger(images: ImageSet) -> ImageSet:
+        x = images.images.repeat(times, axis=1).repeat(2 * times, axis=2)
+        return ImageSet(x, images.labels, images.class_names, images.ids)
+
+    return replace(data, train=larger(data.train), synthetic=larger(data.synthetic))
+
+
+def test_images_scaled_down_are_said_to_be(quick: None) -> None:
+    said = "not picked. Images of 72 × 144 pixels (height × width) are scaled down to 32 × 64."
+    for html in (build_report(enlarged(9)), build_comparison([enlarged(9), replace(enlarged(9), title="other")])):
+        assert words(html).count(said.split(". ")[1]) == 1
+    assert said in words(build_report(enlarged(9)))
+    assert "pixels are enlarged" not in build_report(enlarged(9))
+    for html in (build_report(enlarged(4)), build_comparison([enlarged(4), replace(enlarged(4), title="other")])):
+        assert "scaled down" not in html
+    assert "not picked; pixels are enlarged, not smoothed. Classes" in words(build_report(enlarged(4)))
+
+
+def test_sentences_are_apart() -> None:
+    data = fake.full()
+    assert data.nearest is not None
+    assert data.train is not None
+    other = (data.train.labels == 0).nonzero()[0][0]
+    html = build_report(
+        replace(data, nearest={**data.nearest, "any_train_index": [other] * len(data.nearest["index"])})
+    )
+    assert "not a new one. Where the neighbour" in html
+    for page in (html, build_comparison([data, replace(data, title="other")])):
+        text = re.sub(r"<(style|script).*?</\1>", "", page, flags=re.DOTALL)
+        assert not re.search(r"[a-z)]\.[A-Z]", text)
 
 
 def test_several_controls_are_all_marked_where_none_was_chosen(quick: None) -> None:

@@ -10,151 +10,43 @@
 `from_diffusers` reads such a folder, or one that diffusers' training scripts wrote, into a `DiffusionModel`.
 """
 
-# No `from __future__ import annotations` here: diffusers reads the types of `__init__` at run time.
+from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, DiTTransformer2DModel, ImagePipelineOutput, SchedulerMixin, UNet2DModel
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import Tensor
-from torch.nn import functional as F
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.backbones import DiTBackbone, UNetBackbone
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec
 from imbdiff.diffusion.process import DDPM, Flow, Process
-from imbdiff.diffusion.schedulers import make_scheduler, process_times, start
+from imbdiff.diffusion.schedulers import make_scheduler
+from imbdiff.integrations.guided import ImbalancedDiffusionPipeline, described, is_flow, num_labels, pair
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import atomic, read_json
+
+__all__ = [
+    "ImbalancedDiffusionPipeline",
+    "described",
+    "from_diffusers",
+    "plain_network",
+    "process_of",
+    "scheduler_for",
+    "to_diffusers",
+    "to_pipeline",
+]
 
 #: arguments of diffusers' networks that follow from a model's shape and number of classes
 DERIVED = ("sample_size", "in_channels", "out_channels", "class_embed_type", "num_class_embeds", "num_embeds_ada_norm")
 #: options of `UNet2DModel` that `UNetBackbone` does not have: only these values are understood
 UNET_DEFAULTS = {"center_input_sample": False, "time_embedding_type": "positional", "time_embedding_dim": None}
-
-
-class ImbalancedDiffusionPipeline(DiffusionPipeline):
-    """Class-conditional images in pixel space with classifier-free guidance.
-
-    Args:
-        unet: a network with C + 1 class embeddings, the last for "no class"; called as ``unet(x, t, class_labels)``.
-        scheduler: any diffusers scheduler for its process.
-        image_size: [height, width] of the images; the network's own size by default. Where it is smaller, inputs are
-            padded at the right and bottom by repeating the border.
-        class_names, class_counts: of the training labels, in label order.
-    """
-
-    model_cpu_offload_seq = "unet"
-
-    def __init__(
-        self,
-        unet: UNet2DModel | DiTTransformer2DModel,
-        scheduler: SchedulerMixin,
-        image_size: list | None = None,
-        class_names: list | None = None,
-        class_counts: list | None = None,
-    ):
-        super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(image_size=image_size, class_names=class_names, class_counts=class_counts)
-
-    @property
-    def null_label(self) -> int:
-        """The label of "no class", C."""
-        return num_labels(self.unet) - 1
-
-    def predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The network's prediction: x_t (B, c, h, w), t (B,) in [0, 1000), labels (B,) in [0, C] -> (B, c, h, w)."""
-        height, width = x_t.shape[-2:]
-        full_height, full_width = _pair(self.unet.config.sample_size)
-        if (height, width) != (full_height, full_width):
-            x_t = F.pad(x_t, (0, full_width - width, 0, full_height - height), mode="replicate")
-        prediction = self.unet(x_t, t, class_labels=labels, return_dict=False)[0]
-        return prediction[:, : x_t.shape[1], :height, :width]
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        class_labels: Sequence[int] | int,
-        guidance_scale: float = 1.0,
-        num_inference_steps: int = 20,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple:
-        """Draws one image per label.
-
-        Args:
-            class_labels: in [0, C); C draws "no class".
-            guidance_scale: w of w p_c + (1 - w) p_u, which is 1 + omega elsewhere in this package; 1 is no guidance.
-            num_inference_steps: number of steps.
-            generator: one, or one per image.
-            output_type: "pil", "np" (N, H, W, c) float32 in [0, 1], or "pt" (N, c, H, W) likewise.
-
-        Raises:
-            ConfigError: labels out of range, or an unknown output type.
-        """
-        labels = [class_labels] if isinstance(class_labels, int) else [int(k) for k in class_labels]
-        bad = [k for k in labels if not 0 <= k <= self.null_label]
-        if bad or not labels:
-            raise ConfigError(f"class_labels {bad[:20]} are out of range", f"give some of 0..{self.null_label}")
-        if output_type not in ("pil", "np", "pt"):
-            raise ConfigError(f"unknown output_type {output_type!r}", "use pil, np or pt")
-        device = self._execution_device
-        y = torch.tensor(labels, device=device)
-        size = self.config.image_size or _pair(self.unet.config.sample_size)
-        shape = (len(labels), self.unet.config.in_channels, *size)
-        x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        start(self.scheduler, num_inference_steps)
-        x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        options = self.prepare_extra_step_kwargs(generator)
-        process = Flow() if is_flow(described(self.scheduler)) else DDPM()
-        times = process.model_time(process_times(self.scheduler, process))
-        for timestep, time in self.progress_bar(list(zip(self.scheduler.timesteps, times, strict=True))):
-            model_input = self.scheduler.scale_model_input(x, timestep) if _scales(self.scheduler) else x
-            t = time.to(device).expand(len(x))
-            if guidance_scale == 1:
-                prediction = self.predict(model_input, t, y)
-            else:
-                both = self.predict(
-                    torch.cat([model_input] * 2), torch.cat([t, t]), torch.cat([y, torch.full_like(y, self.null_label)])
-                )
-                conditional, unconditional = both.chunk(2)
-                prediction = conditional + (guidance_scale - 1) * (conditional - unconditional)
-            x = self.scheduler.step(prediction, timestep, x, **options, return_dict=False)[0]
-        images: Any = (x.float() / 2 + 0.5).clamp(0, 1).cpu()
-        if output_type != "pt":
-            images = images.permute(0, 2, 3, 1).numpy()
-        if output_type == "pil":
-            images = self.numpy_to_pil(images)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def prepare_extra_step_kwargs(self, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
-        """The generator, for schedulers whose steps draw noise."""
-        return {"generator": generator} if "generator" in self.scheduler.step.__code__.co_varnames else {}
-
-
-def _scales(scheduler: Any) -> bool:
-    return hasattr(scheduler, "scale_model_input")
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
-
-
-def num_labels(net: Any) -> int:
-    """Rows of the network's class embedding: C + 1 where it has a null label."""
-    if isinstance(net, DiTTransformer2DModel):
-        return int(net.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.num_embeddings)
-    return int(net.config.num_class_embeds or 0)
 
 
 def scheduler_for(process: Process, sampler: str | None = None) -> Any:
@@ -170,16 +62,6 @@ def scheduler_for(process: Process, sampler: str | None = None) -> Any:
             named |= {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
         scheduler = type(scheduler).from_config(scheduler.config, **named)
     return scheduler
-
-
-def described(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's configuration with the name of its class, as diffusers writes it to a file."""
-    return dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
-
-
-def is_flow(config: dict[str, Any]) -> bool:
-    """Whether a diffusers scheduler configuration is one of flow matching."""
-    return bool(config.get("use_flow_sigmas")) or str(config.get("_class_name", "")).startswith("FlowMatch")
 
 
 def process_of(config: dict[str, Any]) -> Process:
@@ -305,7 +187,7 @@ def from_diffusers(folder: Path, *, stats: ClassStats | None = None, process: Pr
             f"the network in {home} has {rows} class embeddings for {stats.num_classes} classes",
             "give a network with one per class, or one more for 'no class'",
         )
-    shape = (net.config.in_channels, *(index.get("image_size") or _pair(net.config.sample_size)))
+    shape = (net.config.in_channels, *(index.get("image_size") or pair(net.config.sample_size)))
     is_dit = isinstance(net, DiTTransformer2DModel)
     config = json.loads(json.dumps(_spec_config(net, is_dit)))
     spec = ModelSpec("dit" if is_dit else "unet", config, shape, process.to_json(), stats)

@@ -19,6 +19,8 @@ stages.json         which stages are complete, from which inputs, and how long t
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,14 +29,22 @@ from typing import IO, Any
 
 import yaml
 
-from imbdiff.config import RunConfig, override, to_dict
+from imbdiff.config import NOT_DECISIVE, RunConfig, override, to_dict
+from imbdiff.pipeline.environment import environment
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, RunError, listing
 from imbdiff.runtime.files import read_json, write_json, write_text
 
 #: options that may change between two calls on one run folder: they concern later stages or the machine
 LATER = ("sample", "classify", "device", "preset")
-HARMLESS = ("train.checkpoint_images", "train.preview_images", "train.log_images", "train.max_rows")
+HARMLESS = tuple(f"train.{name}" for name in NOT_DECISIVE)
+#: stage -> it and the stages that build on it
+FOLLOWERS = {
+    "train": ("train", "sample", "evaluate", "classify"),
+    "sample": ("sample", "evaluate", "classify"),
+    "evaluate": ("evaluate",),
+    "classify": ("classify",),
+}
 
 
 @dataclass(frozen=True)
@@ -50,14 +60,21 @@ class RunFolder:
     def exists(self) -> bool:
         return (self / "config.yaml").exists()
 
-    def check_usable(self) -> None:
-        """Refuses a path that holds something else.
+    def check_usable(self, source: str) -> None:
+        """Refuses a path that holds something else, or that lies among the images.
 
         Raises:
-            RunError: it is a file, or a folder with other content.
+            RunError: it is a file or below one, a folder with other content, or inside the source.
         """
-        if self.path.is_file():
-            raise RunError(f"{self.path} is a file", "give another --out")
+        for place in (self.path, *self.path.parents):
+            if place.is_file():
+                raise RunError(f"{place} is a file", "give another --out")
+        inside = Path(source).resolve()
+        if inside.is_dir() and self.path.resolve().is_relative_to(inside):
+            raise RunError(
+                f"the run folder {self.path} lies inside the images, {source}: it would become a class of its own",
+                "give an --out elsewhere",
+            )
         if self.path.exists() and not self.exists:
             others = [p.name for p in self.path.iterdir() if p.name != ".lock" and not p.name.endswith(".partial")]
             if others:
@@ -102,6 +119,20 @@ class RunFolder:
                 "repeat it with the same options, or give another --out; nothing was changed",
             )
 
+    def check_only(self, config: RunConfig, verb: str) -> None:
+        """Refuses options of other stages on a verb: they would be saved, and printed, without having been used.
+
+        Raises:
+            ConfigError: names them.
+        """
+        old, new = flatten(to_dict(self.saved()[1])), flatten(to_dict(config))
+        others = [f"--{n}" for n in new if new[n] != old[n] and n.split(".")[0] not in (verb, "device")]
+        if others:
+            raise ConfigError(
+                f"imbdiff {verb} takes no other stage's options: {', '.join(others)}",
+                "give them to the stage that they are of; what training was done with cannot be changed",
+            )
+
     def check_data(self, manifest: Mapping[str, Any]) -> None:
         """Refuses to continue a run whose images are not those of `manifest`.
 
@@ -129,9 +160,36 @@ class RunFolder:
         return self.stages().get(stage, {}).get("inputs") == inputs
 
     def mark(self, stage: str, inputs: str, seconds: float, **facts: Any) -> None:
-        write_json(
-            self / "stages.json", {**self.stages(), stage: {"inputs": inputs, "seconds": round(seconds, 2), **facts}}
-        )
+        entry = {"inputs": inputs, "seconds": round(seconds, 2), **facts}
+        write_json(self / "stages.json", {**self.stages(), stage: entry})
+
+    def forget(self, stage: str) -> None:
+        """Takes back the marks of `stage` and of those that build on it, before any of their output is touched."""
+        marks = self.stages()
+        left = {name: mark for name, mark in marks.items() if name not in FOLLOWERS[stage]}
+        if left != marks:
+            write_json(self / "stages.json", left)
+
+    def sweep(self) -> None:
+        """Removes what killed commands left half written. Only for the holder of the lock."""
+        for debris in [*self.path.rglob(".*.partial"), *self.path.glob(".*.old")]:
+            if debris.is_dir():
+                shutil.rmtree(debris, ignore_errors=True)
+            else:
+                debris.unlink(missing_ok=True)
+
+    def save_environment(self, stage: str, device: str) -> None:
+        """Keeps what `stage` was done with; "run" is what the folder was begun with."""
+        path = self / "environment.json"
+        known = read_json(path) if path.exists() else {}
+        if stage == "run" and known:
+            return
+        found = environment(device)
+        if stage == "run":
+            write_json(path, found)
+        else:
+            short = {k: found[k] for k in ("imbdiff", "processor", "threads", "device", "gpu") if k in found}
+            write_json(path, {**known, "stages": {**known.get("stages", {}), stage: short}})
 
     @contextmanager
     def locked(self) -> Any:
@@ -142,7 +200,10 @@ class RunFolder:
         """
         import fcntl
 
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be made: {error}", "give another --out") from error
         handle: IO[str]
         with open(self / ".lock", "w") as handle:
             try:
@@ -177,6 +238,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist", "give the path of a YAML file") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}", "give the path of a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}", "correct it") from error
     if values is None:
@@ -184,6 +247,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of options", "such as `train: {images: 100000}`")
     return values
+
+
+def repeat_command(source: str, out: str | Path, config: RunConfig) -> str:
+    """The command line that makes this run: the preset, and whatever differs from it."""
+    base, own = flatten(to_dict(preset(config.preset))), flatten(to_dict(config))
+    words = ["imbdiff", "run", source, "--preset", config.preset]
+    for name, value in own.items():
+        if value != base[name] and name != "preset":
+            words += [f"--{name}", *(str(v) for v in (value if isinstance(value, list) else [value]))]
+    return shlex.join([*words, "--out", str(out)])
 
 
 def _short(text: str, limit: int = 160) -> str:

@@ -11,21 +11,24 @@ from imbdiff.config import RunConfig, to_dict
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.methods import get_method
-from imbdiff.pipeline.folder import RunFolder
+from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.files import read_json
 from imbdiff.runtime.log import read_jsonl
 
 
 def report_data(
-    folder: RunFolder, source: str, config: RunConfig, command: str, prepared: Prepared, synthetic: ImageSet | None
+    folder: RunFolder, source: str, config: RunConfig, prepared: Prepared, synthetic: ImageSet | None
 ) -> ReportData:
-    """Everything that is there; what is missing is left out, and the page says so."""
-    metrics = optional(folder / "metrics.json")
+    """Everything that is there *and belongs together*; what is missing or out of date is left out, and the page says
+    so: a stage's mark is taken back as soon as one that it builds on is done anew."""
+    done = folder.stages()
+    metrics = optional(folder / "metrics.json") if "evaluate" in done else None
+    plan = optional(folder / "samples" / "manifest.json") if "sample" in done else None
     c = prepared.stats.num_classes
     return ReportData(
         title=f"{Path(source).name}: {config.method}",
-        command=command,
+        command=repeat_command(source, folder.path, config),
         method=config.method,
         source=source,
         stats=prepared.stats,
@@ -40,22 +43,25 @@ def report_data(
         nearest=metrics.get("nearest") if metrics else None,
         log=read_jsonl(folder / "log.jsonl"),
         metrics=metrics,
-        classifier=optional(folder / "classifier" / "results.json"),
-        timings={k: v["seconds"] for k, v in folder.stages().items()},
+        classifier=optional(folder / "classifier" / "results.json") if "classify" in done else None,
+        timings={k: v["seconds"] for k, v in done.items()},
         run=str(folder.path),
-        protocol=protocol(config, metrics),
+        protocol=protocol(config, plan, metrics),
     )
 
 
-def protocol(config: RunConfig, metrics: dict[str, Any] | None) -> dict[str, str]:
+def protocol(config: RunConfig, plan: dict[str, Any] | None, metrics: dict[str, Any] | None) -> dict[str, str]:
     """What the numbers depend on, in words."""
-    method, options = get_method(config.method), config.sample
-    omega = method.omega if options.omega is None else options.omega
+    method = get_method(config.method)
+    trained = "on the training split alone"
+    if config.model.init is not None:
+        trained += f", from {config.model.init}, which saw none of the test images"
     rows = {
         "Method": f"{config.method}: {method.idea}. {method.source}",
-        "Generator": f"{config.train.images:,} images seen, trained on the training split alone",
-        "Sampler": f"{options.sampler}, {options.steps} steps, guidance {omega:g} (0 = none)",
+        "Generator": f"{config.train.images:,} images seen, trained {trained}",
     }
+    if plan is not None:
+        rows["Sampler"] = f"{plan['sampler']}, {plan['steps']} steps, guidance {plan['omega']:g} (0 = none)"
     if metrics is not None:
         judge = metrics.get("judge")
         rows["Judge"] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -86,15 +87,13 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         ("per class", ", ".join(listed) + " (real+synthetic)"),
         ("classify", f"{config.classify.seeds} seeds x {5 if sum(counts) else 3} arms: {duration(classify_seconds)}"),
         ("memory", f"{memory / 2**30:.1f} GiB at the peak of training ({device})"),
-        ("in all", f"about {duration(total)} on {device}, from a measured probe"),
+        ("in all", f"about {duration(total)} on {device}, from a measured probe; a minute or so of measuring on top"),
     )
     return Plan(rows, total)
 
 
 def _probe_training(prepared: Prepared, config: RunConfig, device: torch.device) -> tuple[float, float]:
     """Seconds per image, and peak memory in bytes."""
-    import psutil
-
     from imbdiff.data.augment import Augmentation
     from imbdiff.diffusion.model import DiffusionModel
     from imbdiff.training.parts import PartLoader
@@ -129,7 +128,12 @@ def _probe_training(prepared: Prepared, config: RunConfig, device: torch.device)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
-    used = torch.cuda.max_memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
+    # Linux counts in KiB; the high-water mark of the process, which is that of the probe
+    used = (
+        torch.cuda.max_memory_allocated()
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     return min(seconds[1:]) / config.train.batch_size, float(used)
 
 
@@ -143,7 +147,7 @@ def _probe_sampling(model: Any, prepared: Prepared, config: RunConfig, device: t
     n, steps = config.sample.batch_size, min(2, config.sample.steps)
     options: dict[str, Any] = {"sampler": config.sample.sampler, "guidance": guidance, "batch_size": n}
     labels = [0] * n
-    generate(model, labels, range(n), steps=1, **options)
+    generate(model, labels, range(n), steps=steps, **options)
     began = time.perf_counter()
     generate(model, labels, range(n), steps=steps, **options)
     return (time.perf_counter() - began) / n * config.sample.steps / steps

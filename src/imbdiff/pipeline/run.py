@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from imbdiff.config import RunConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel, load_model
 from imbdiff.methods import get_method
-from imbdiff.pipeline import stages
-from imbdiff.pipeline.environment import environment
-from imbdiff.pipeline.folder import RunFolder
-from imbdiff.pipeline.page import optional, report_data
+from imbdiff.pipeline import samples, stages
+from imbdiff.pipeline.folder import RunFolder, repeat_command
+from imbdiff.pipeline.page import report_data
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.device import make_accelerator, prepare_cpu, resolve_device
 from imbdiff.runtime.dist import Dist, launched
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, is_disk_full, sha256_file, write_bytes, write_json, write_text
+from imbdiff.runtime.log import read_jsonl
 from imbdiff.runtime.progress import Progress, duration
 
 STAGES = ("train", "sample", "evaluate", "classify", "report")
@@ -37,18 +39,20 @@ class Run:
 
     Attributes:
         folder: the run folder.
-        source: as the user named it.
+        source: "digits", or the path of a folder or file; kept absolute, so that a run can be continued from anywhere.
         config: the resolved configuration.
-        command: the command line that repeats it, for the report.
         quiet: prints nothing but errors.
     """
 
     folder: RunFolder
     source: str
     config: RunConfig
-    command: str = ""
     quiet: bool = False
     dist: Dist = field(default_factory=Dist)
+
+    def __post_init__(self) -> None:
+        if Path(self.source).exists():
+            self.source = str(Path(self.source).resolve())
 
     def say(self, text: str) -> None:
         if not self.quiet and self.dist.main:
@@ -67,27 +71,32 @@ class Run:
         if launched():
             make_accelerator(self.config.device)
         self.dist = Dist.current()
-        stages.check_options(self.config)
-        self.folder.check_usable()
+        stages.check_options(self.config, training="train" in wanted)
+        self.folder.check_usable(self.source)
         if self.folder.exists:
             self.folder.check_same(self.config)
         prepared = self._prepare()
         self.folder.check_data(prepared.manifest)
-        stages.check_fit(prepared, self.config)
+        stages.check_fit(prepared, self.config, training="train" in wanted, world=self.dist.world)
         with self.folder.locked() if self.dist.main else nullcontext():
             try:
                 return self._stages(prepared, wanted)
             except OSError as error:
-                if is_disk_full(error):
-                    raise RunError(
-                        f"no space left while writing below {self.folder.path}",
-                        "free some space and repeat the same command: it continues from the last complete file",
-                    ) from error
-                raise
+                raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> RunError:
+        if is_disk_full(error):
+            return RunError(
+                f"no space left while writing below {self.folder.path}",
+                "free some space and repeat the same command: it continues from the last complete file",
+            )
+        return RunError(f"{self.folder.path} cannot be written: {error}", "check permissions, or give another --out")
 
     def _prepare(self) -> Prepared:
         with _Timer() as timer:
-            prepared = stages.prepare_data(self.source, self.config.data)
+            opened = load(self.source)
+            self._flip = stages.may_flip(opened, self.config.data)
+            prepared = stages.prepare_data(opened, self.config.data)
         stats = prepared.stats
         val = "none" if prepared.val is None else str(len(prepared.val))
         self.say(
@@ -102,17 +111,18 @@ class Run:
 
     def _stages(self, prepared: Prepared, wanted: Sequence[str]) -> Path:
         if self.dist.main:
+            self.folder.sweep()
             self.folder.save_config(self.source, self.config)
-            device = str(resolve_device(self.config.device))
-            write_json(self.folder / "environment.json", {**environment(device), "command": self.command})
             write_json(self.folder / "split.json", prepared.manifest)
             if "data" not in self.folder.stages():
                 self.folder.mark("data", prepared.manifest["hash"], self._data_seconds)
+            self.folder.save_environment("run", str(resolve_device(self.config.device)))
         self.dist.barrier()
         if "train" in wanted:
             self._train(prepared)
         if "sample" in wanted:
             self._sample(prepared)
+        # from here on one process works; the others are done, and wait for nothing
         if self.dist.main:
             if "evaluate" in wanted:
                 self._evaluate(prepared)
@@ -123,78 +133,97 @@ class Run:
 
                 write_text(self.folder / "report.html", build_report(self.report_data(prepared)))
                 self.say(f"report: {self.folder / 'report.html'}")
-        self.dist.barrier()
         return self.folder / "report.html"
+
+    def _begin(self, stage: str, inputs: str, whole: Callable[[], bool]) -> bool:
+        """Whether `stage` has to be done. If so, its mark and those of the stages that build on it are taken back."""
+        done = self.dist.broadcast(self.folder.finished(stage, inputs) and whole() if self.dist.main else None)
+        if done:
+            self.say(f"{stage}: done before, skipped")
+        elif self.dist.main:
+            self.folder.forget(stage)
+        return not done
+
+    def _end(self, stage: str, inputs: str, seconds: float, **facts: Any) -> None:
+        self.folder.mark(stage, inputs, seconds, **facts)
+        self.folder.save_environment(stage, str(resolve_device(self.config.device)))
 
     # -- training and sampling: on every process
 
     def _train(self, prepared: Prepared) -> None:
-        identity = stages.training_identity(prepared, self.config)
-        if self._skip("train", identity):
+        identity = stages.training_identity(prepared, self.config, self._flip)
+        if not self._begin("train", identity, self._model_whole):
             return
 
         def preview(model: DiffusionModel, seen: int) -> None:
             self._preview(model, prepared, seen)
 
-        with _Timer() as timer:
-            model = stages.train(
-                prepared,
-                self.config,
-                self.folder.path,
-                flip=stages.may_flip(self.source, self.config.data),
-                on_preview=preview if self.config.train.preview_images != 0 else None,
-                quiet=self.quiet,
-                say=self.say,
-            )
+        model = stages.train(
+            prepared,
+            self.config,
+            self.folder.path,
+            flip=self._flip,
+            on_preview=preview if self.config.train.preview_images != 0 else None,
+            quiet=self.quiet,
+            say=self.say,
+        )
         if self.dist.main:
             model.save(self.folder / "model")
-            facts = {
-                "parameters": model.num_parameters,
-                "weights": sha256_file(self.folder / "model" / "model.safetensors"),
-            }
-            self.folder.mark("train", identity, timer.seconds, **facts)
+            seen = sorted({*prepared.train.hashes, *stages.seen_by_init(self.config)})
+            write_json(self.folder / "model" / "trained_on.json", {"image_hashes": seen})
+            rows = read_jsonl(self.folder / "log.jsonl")
+            weights = sha256_file(self.folder / "model" / "model.safetensors")
+            seconds = rows[-1]["seconds"] if rows else 0.0
+            self._end("train", identity, seconds, parameters=model.num_parameters, weights=weights)
         self.dist.barrier()
+
+    def _model_whole(self) -> bool:
+        folder = self.folder / "model"
+        if not all((folder / name).exists() for name in ("model.json", "model.safetensors", "trained_on.json")):
+            return False
+        return sha256_file(folder / "model.safetensors") == self.folder.stages()["train"]["weights"]
 
     def _preview(self, model: DiffusionModel, prepared: Prepared, seen: int) -> None:
         from imbdiff.diffusion.generate import generate
-        from imbdiff.pipeline.samples import encode_png, make_guidance
         from imbdiff.reporting.sprites import sample_grid
 
         order = np.argsort(-np.asarray(prepared.stats.counts), kind="stable")[:10]
         labels = np.repeat(np.sort(order), 6)
-        guidance = make_guidance(model, self.config.sample, get_method(self.config.method).omega)
+        guidance = samples.make_guidance(model, self.config.sample, get_method(self.config.method).omega)
         images = generate(
             model, labels, np.arange(len(labels)), sampler=self.config.sample.sampler,
             steps=min(self.config.sample.steps, 20), guidance=guidance, batch_size=30,
         )  # fmt: skip
         grid = sample_grid(ImageSet(images, labels, prepared.train.class_names), per_class=6, max_classes=10)
         pixels = np.asarray(grid.convert("RGB"))
-        write_bytes(self.folder / "previews" / f"{seen:012d}.png", encode_png(pixels))
+        write_bytes(self.folder / "previews" / f"{seen:012d}.png", samples.encode_png(pixels))
 
     def _sample(self, prepared: Prepared) -> None:
-        model = load_model(self._needs("model/model.json", "train").parent)
+        model = load_model(self._needs("model/model.json", "run").parent)
         counts = images_to_draw(self.config.sample.strategy, prepared.stats)
-        weights = self.folder.stages().get("train", {}).get("weights", "")
-        inputs = digest([weights, asdict(self.config.sample), list(counts), self.config.seed])
-        if self._skip("sample", inputs):
+        weights = sha256_file(self.folder / "model" / "model.safetensors")
+        todo = stages.sampling_plan(model, counts, self.config, identity=weights)
+        inputs = digest(todo)
+        folder = self.folder / "samples"
+        if not self._begin("sample", inputs, lambda: samples.finished(folder, todo)):
             return
         if sum(counts) == 0:
             self.say("sample: nothing to draw: every class is as large as the strategy asks for")
+        self.dist.barrier()
         with _Timer() as timer:
-            stages.sample(model, counts, self.config, self.folder / "samples", identity=weights, quiet=self.quiet)
+            model = model.to(resolve_device(self.config.device))
+            samples.draw(model, todo, folder, self.config.sample, quiet=self.quiet)
         if self.dist.main:
-            self.folder.mark("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))
+            self._end("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))
         self.dist.barrier()
 
     # -- measuring and classifying: on the first process
 
     def synthetic(self, prepared: Prepared) -> ImageSet | None:
         """The synthetic images of this run, or None if there are none."""
-        from imbdiff.pipeline.samples import load_samples
-
-        if not (self.folder / "samples" / "manifest.json").exists():
+        if "sample" not in self.folder.stages():
             return None
-        images = load_samples(self.folder / "samples", prepared.train.shape, prepared.train.class_names)
+        images = samples.load_samples(self.folder / "samples", prepared.train.shape, prepared.train.class_names)
         return images if len(images) else None
 
     def _evaluate(self, prepared: Prepared) -> None:
@@ -204,10 +233,11 @@ class Run:
         self._needs("samples/manifest.json", "sample")
         synthetic = self.synthetic(prepared)
         if synthetic is None:
+            self.folder.forget("evaluate")
             self.say("evaluate: there are no synthetic images to measure")
             return
         inputs = digest([synthetic.fingerprint, prepared.manifest["hash"], self.config.seed])
-        if self._skip("evaluate", inputs):
+        if not self._begin("evaluate", inputs, (self.folder / "metrics.json").exists):
             return
         self.say("evaluate: training the judge and measuring" if prepared.pool is not None else "evaluate: measuring")
         device = str(resolve_device(self.config.device))
@@ -219,7 +249,7 @@ class Run:
             )  # fmt: skip
         found["judge"] = None if judge is None else judge.to_json()
         write_json(self.folder / "metrics.json", found)
-        self.folder.mark("evaluate", inputs, timer.seconds)
+        self._end("evaluate", inputs, timer.seconds)
 
     def _classify(self, prepared: Prepared) -> None:
         from imbdiff.recognition.arms import classify
@@ -227,8 +257,8 @@ class Run:
         synthetic = self.synthetic(prepared)
         options = self.config.classify
         shown = None if synthetic is None else synthetic.fingerprint
-        inputs = digest([shown, prepared.manifest["hash"], asdict(options), self.config.data.flip, self.config.seed])
-        if self._skip("classify", inputs):
+        inputs = digest([shown, prepared.manifest["hash"], asdict(options), self._flip, self.config.seed])
+        if not self._begin("classify", inputs, (self.folder / "classifier" / "results.json").exists):
             return
         arms = 3 if synthetic is None else 5
         with _Timer() as timer, Progress(
@@ -243,33 +273,26 @@ class Run:
                 network=options.network,
                 synthetic_weight=options.synthetic_weight,
                 prior=options.prior,
-                augmentation=Augmentation(flip=stages.may_flip(self.source, self.config.data), shift=options.shift),
+                augmentation=Augmentation(flip=self._flip, shift=options.shift),
                 device=str(resolve_device(self.config.device)),
                 folder=self.folder / "classifier",
                 progress=lambda done, total, note: progress.update(done, note),
             )
         write_json(self.folder / "classifier" / "results.json", result)
-        self.folder.mark("classify", inputs, timer.seconds)
+        self._end("classify", inputs, timer.seconds)
         self.say(f"verdict: {result['verdict']['sentence']}" if result.get("verdict") else "classify: done")
 
     # -- reporting
 
     def report_data(self, prepared: Prepared) -> ReportData:
         """What the page is made of, from what there is in the folder."""
-        return report_data(self.folder, self.source, self.config, self.command, prepared, self.synthetic(prepared))
+        return report_data(self.folder, self.source, self.config, prepared, self.synthetic(prepared))
 
-    def _skip(self, stage: str, inputs: str) -> bool:
-        done = self.dist.broadcast(self.folder.finished(stage, inputs)) if stage in ("train", "sample") else (
-            self.folder.finished(stage, inputs)
-        )  # fmt: skip
-        if done:
-            self.say(f"{stage}: done before, skipped")
-        return bool(done)
-
-    def _needs(self, name: str, stage: str) -> Path:
+    def _needs(self, name: str, verb: str) -> Path:
         path = self.folder / name
         if not path.exists():
-            raise RunError(f"{path} is missing", f"run `imbdiff {stage} {self.folder.path}` first")
+            line = repeat_command(self.source, self.folder.path, self.config) if verb == "run" else None
+            raise RunError(f"{path} is missing", f"run `{line or f'imbdiff {verb} {self.folder.path}'}` first")
         return path
 
 
@@ -290,7 +313,6 @@ def run(
     config: RunConfig | None = None,
     *,
     wanted: Sequence[str] = STAGES,
-    command: str = "",
     quiet: bool = False,
 ) -> Path:
     """Prepare, train, sample, evaluate, classify and report, in the run folder `out`.
@@ -307,13 +329,7 @@ def run(
     from imbdiff.pipeline.plan import default_config
 
     config = config or default_config(str(source))
-    return Run(RunFolder(Path(out)), str(source), config, command or default_command(source, out), quiet).execute(
-        wanted
-    )
-
-
-def default_command(source: str | Path, out: str | Path) -> str:
-    return f"imbdiff run {source} --out {out}"
+    return Run(RunFolder(Path(out)), str(source), config, quiet).execute(wanted)
 
 
 def open_run(path: str | Path, *, quiet: bool = True) -> tuple[Run, Prepared]:
@@ -324,8 +340,7 @@ def open_run(path: str | Path, *, quiet: bool = True) -> tuple[Run, Prepared]:
     """
     folder = RunFolder(Path(path))
     source, config = folder.saved()
-    environment_ = optional(folder / "environment.json") or {}
-    opened = Run(folder, source, config, str(environment_.get("command", "")), quiet)
+    opened = Run(folder, source, config, quiet)
     prepared = stages.prepare_data(source, config.data)
     folder.check_data(prepared.manifest)
     return opened, prepared

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def draw(
     Under ``torchrun`` every process draws its share of the batches; the images are the same as one process gives.
 
     Raises:
-        RunError: the folder holds images of another plan; nothing is touched.
+        RunError: the folder holds files that are not from here; nothing is touched.
     """
     dist = Dist.current()
     if dist.main:
@@ -72,7 +73,7 @@ def draw(
     rows = todo["images"]
     size = config.batch_size
     batches = range(-(-len(rows) // size))
-    missing = [b for b in batches if not all((folder / r["file"]).exists() for r in rows[b * size : (b + 1) * size])]
+    missing = [b for b in batches if not all(_readable(folder / r["file"]) for r in rows[b * size : (b + 1) * size])]
     dist.barrier()  # nobody draws before everybody has looked
     mine = missing[dist.rank :: dist.world]
     guidance = make_guidance(model, config, todo["omega"])
@@ -103,19 +104,36 @@ def encode_png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
+def finished(folder: Path, todo: dict[str, Any]) -> bool:
+    """Whether everything that `todo` says was drawn and is still there."""
+    if not (folder / "manifest.json").exists():
+        return False
+    manifest = read_json(folder / "manifest.json")
+    bare = [{k: v for k, v in row.items() if k != "sha256"} for row in manifest["images"]]
+    return {**manifest, "images": bare} == todo and all((folder / row["file"]).exists() for row in bare)
+
+
 def _open(folder: Path, todo: dict[str, Any]) -> None:
-    path = folder / "plan.json"
-    if path.exists():
-        old = read_json(path)
-        if old == todo:
-            return
-        if old.get("identity") == todo["identity"]:  # the same model, drawn differently: asked for on purpose
-            shutil.rmtree(folder)
-        else:
-            raise RunError(f"{folder} holds images of another model", "remove that folder, or use another run folder")
+    """Makes `folder` ready for what `todo` says; images of another plan are moved away first, in one step."""
+    if (folder / "plan.json").exists() and read_json(folder / "plan.json") == todo:
+        return
+    if any((folder / name).exists() for name in ("plan.json", "manifest.json")):
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        os.rename(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
     elif folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} holds files that are not from imbdiff", "move them, or use another run folder")
-    write_json(path, todo)
+    write_json(folder / "plan.json", todo)
+
+
+def _readable(path: Path) -> bool:
+    """Whether an image is there and whole: after a power cut its name may be there without its bytes."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError):
+        return False
+    return True
 
 
 def load_samples(folder: Path, shape: tuple[int, int, int], class_names: Sequence[str]) -> ImageSet:

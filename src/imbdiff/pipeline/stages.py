@@ -7,18 +7,21 @@ images = sample(model, images_to_draw("auto", data.stats), config)
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from imbdiff.config import DataConfig, RunConfig
+from imbdiff.config import NOT_DECISIVE, DataConfig, RunConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
-from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared, prepare
+from imbdiff.diffusion.guidance import ClassifierFree
 from imbdiff.diffusion.model import BACKBONES, DiffusionModel, build_model, load_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
@@ -28,9 +31,8 @@ from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.recognition.networks import NETWORKS, build_network
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
-from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError, RunError
-from imbdiff.runtime.files import digest
+from imbdiff.runtime.files import digest, read_json, sha256_file
 from imbdiff.runtime.log import JsonLog
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.trainer import OnPreview, Trainer
@@ -52,9 +54,9 @@ def prepare_data(source: str | Path | Source | ImageSet, config: DataConfig) -> 
     )
 
 
-def may_flip(source: str | Path | Source | ImageSet, config: DataConfig) -> bool:
+def may_flip(opened: Source, config: DataConfig) -> bool:
     """Whether images are mirrored while training: as configured, otherwise as is known to be safe for the source."""
-    return load(source).flippable if config.flip is None else config.flip
+    return opened.flippable if config.flip is None else config.flip
 
 
 def choose_backbone(config: RunConfig, shape: tuple[int, int, int]) -> str:
@@ -73,7 +75,7 @@ def choose_backbone(config: RunConfig, shape: tuple[int, int, int]) -> str:
     return "unet-32" if side <= 40 else "unet-64"
 
 
-def check_options(config: RunConfig) -> None:
+def check_options(config: RunConfig, *, training: bool = True) -> None:
     """Refuses options that no data could make right, before any data is read.
 
     Raises:
@@ -89,23 +91,38 @@ def check_options(config: RunConfig) -> None:
     if config.classify.network not in NETWORKS:
         raise ConfigError(f"unknown classifier {config.classify.network!r}", f"choose one of {', '.join(NETWORKS)}")
     check_strategy(config.sample.strategy)
+    if not training:
+        return
     if config.model.init is None and method.init == "required":
         raise ConfigError(
             f"the method {config.method} starts from a trained model", "give its folder as --model.init RUN/model"
         )
     if config.model.init is not None:
         _init_folder(config.model.init)
+        for name, value in (
+            ("backbone", config.model.backbone != "auto"),
+            ("dropout", config.model.dropout is not None),
+        ):
+            if value:
+                raise ConfigError(f"--model.{name} has no effect on a model that is there already", "leave it out")
 
 
-def check_fit(prepared: Prepared, config: RunConfig) -> None:
+def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, world: int = 1) -> None:
     """Refuses options that do not fit the data, before the expensive part: everything that will be needed is built.
 
     Raises:
         ImbdiffError: naming the option.
     """
     images_to_draw(config.sample.strategy, prepared.stats)
-    model = new_model(prepared, config)
-    samples.make_guidance(model, config.sample, get_method(config.method).omega)
+    method = get_method(config.method)
+    process = PROCESSES[config.model.process]
+    omega = method.omega if config.sample.omega is None else config.sample.omega
+    ClassifierFree(omega, prepared.stats.num_classes, process, config.sample.interval)
+    if training:
+        new_model(prepared, config)
+        for phase in method.phases:
+            for part in phase.parts:
+                part.check(config.train.batch_size, world, config.train.accumulate)
     build_network(config.classify.network, prepared.train.shape, prepared.stats.num_classes)
 
 
@@ -115,6 +132,23 @@ def _init_folder(name: str) -> Path:
         if (folder / "model.json").exists():
             return folder
     raise RunError(f"{name} holds no model (model.json is missing)", "give a run folder, or its model folder")
+
+
+def seen_by_init(config: RunConfig) -> set[str]:
+    """Hashes of the images that the model to start from was trained on; none if there is no such model.
+
+    Raises:
+        RunError: it does not say what it was trained on.
+    """
+    if config.model.init is None:
+        return set()
+    path = _init_folder(config.model.init) / "trained_on.json"
+    if not path.exists():
+        raise RunError(
+            f"{path} is missing: whether that model has seen this run's test images cannot be known",
+            "train it with `imbdiff train`",
+        )
+    return set(read_json(path)["image_hashes"])
 
 
 def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
@@ -131,6 +165,12 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
         return build_model(backbone, process, shape, prepared.stats, seed=config.seed, dropout=config.model.dropout)
     folder = _init_folder(config.model.init)
     model = load_model(folder)
+    leaked = set(prepared.test.hashes) & seen_by_init(config)
+    if leaked:
+        raise RunError(
+            f"the model in {folder} was trained on {len(leaked)} images that are test images here",
+            "use the split that it was trained with (--data.split_seed), or train anew",
+        )
     found = model.spec
     problems = []
     if found.shape != shape:
@@ -167,7 +207,7 @@ def train(
     config: RunConfig,
     folder: Path | None = None,
     *,
-    flip: bool = False,
+    flip: bool | None = None,
     on_preview: OnPreview | None = None,
     quiet: bool = False,
     say: Callable[[str], None] = print,
@@ -176,14 +216,15 @@ def train(
 
     Args:
         folder: where ``checkpoints/`` and ``log.jsonl`` go; with it, a repeated call continues.
-        flip: mirror training images at random.
+        flip: mirror training images at random; default: as ``config.data.flip`` says, otherwise not.
         on_preview: called now and then with the averaged model and the images seen.
 
     Returns:
         The model with averaged weights, in eval mode.
     """
     method: Method = get_method(config.method)
-    identity = training_identity(prepared, config)
+    mirrored = bool(config.data.flip) if flip is None else flip
+    identity = training_identity(prepared, config, mirrored)
     trained: dict[str, DiffusionModel] = {}
     for number, phase in enumerate(method.phases):
         place = None if folder is None else folder / "checkpoints" / phase.name
@@ -199,7 +240,7 @@ def train(
             device=config.device,
             store=None if place is None else CheckpointStore(place),
             log=log,
-            augmentation=Augmentation(flip=flip),
+            augmentation=Augmentation(flip=mirrored),
             on_preview=on_preview,
             identity=digest([identity, phase.name]),
             quiet=quiet,
@@ -219,28 +260,25 @@ def _with_images(config: RunConfig, images: int) -> RunConfig:
     return override(config, {"train.images": images})
 
 
-#: options that change how training is watched, not what comes out of it
-WATCHING = ("checkpoint_images", "preview_images", "log_images")
-
-
-def training_identity(prepared: Prepared, config: RunConfig) -> str:
-    """A hash of everything that decides what training gives."""
+def training_identity(prepared: Prepared, config: RunConfig, flip: bool) -> str:
+    """A hash of everything that decides what training gives: contents, not paths."""
     from dataclasses import asdict
 
-    options = {k: v for k, v in asdict(config.train).items() if k not in WATCHING}
-    return digest(
-        [prepared.manifest["hash"], config.method, config.seed, asdict(config.model), options, config.data.flip]
-    )
+    options = {k: v for k, v in asdict(config.train).items() if k not in NOT_DECISIVE}
+    model = asdict(config.model)
+    if config.model.init is not None:
+        model["init"] = sha256_file(_init_folder(config.model.init) / "model.safetensors")
+    return digest([prepared.manifest["hash"], config.method, config.seed, model, options, flip])
+
+
+def sampling_plan(model: DiffusionModel, counts: Sequence[int], config: RunConfig, *, identity: str) -> dict[str, Any]:
+    """What is to be drawn, see `samples.plan`; `identity` says from which model."""
+    omega = get_method(config.method).omega
+    return samples.plan(counts, model.spec.stats.names, config.sample, omega, config.seed, identity)
 
 
 def sample(
-    model: DiffusionModel,
-    counts: Sequence[int],
-    config: RunConfig,
-    folder: Path | None = None,
-    *,
-    identity: str = "",
-    quiet: bool = False,
+    model: DiffusionModel, counts: Sequence[int], config: RunConfig, folder: Path | None = None, *, quiet: bool = False
 ) -> ImageSet:
     """Draws `counts` (C,) images of each class.
 
@@ -250,28 +288,19 @@ def sample(
     Returns:
         The images, ordered by class; their ids are file names.
     """
-    omega = get_method(config.method).omega
-    names = model.spec.stats.names
-    todo = samples.plan(counts, names, config.sample, omega, config.seed, identity)
     channels, height, width = model.spec.shape
-    shape = (height, width, channels)
+    todo = sampling_plan(model, counts, config, identity=weights_identity(model))
     model = model.to(resolve_device(config.device))
-    if folder is None:
-        with tempfile.TemporaryDirectory() as place:
-            samples.draw(model, todo, Path(place) / "samples", config.sample, quiet=quiet)
-            return samples.load_samples(Path(place) / "samples", shape, names)
-    if not _finished(folder, todo):
-        samples.draw(model, todo, folder, config.sample, quiet=quiet)
-    Dist.current().barrier()
-    return samples.load_samples(folder, shape, names)
+    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
+        where = Path(place) / "samples" if folder is None else Path(place)
+        if not samples.finished(where, todo):
+            samples.draw(model, todo, where, config.sample, quiet=quiet)
+        return samples.load_samples(where, (height, width, channels), model.spec.stats.names)
 
 
-def _finished(folder: Path, todo: dict) -> bool:
-    from imbdiff.runtime.files import read_json
-
-    if not (folder / "manifest.json").exists():
-        return False
-    manifest = read_json(folder / "manifest.json")
-    bare = [{k: v for k, v in row.items() if k != "sha256"} for row in manifest["images"]]
-    whole = all((folder / row["file"]).exists() for row in manifest["images"])
-    return whole and {**manifest, "images": bare} == todo
+def weights_identity(model: DiffusionModel) -> str:
+    """A hash of the model's weights."""
+    h = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        h.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()

@@ -54,7 +54,8 @@ def classify(
         synthetic: generated images; None leaves out the arms that need them.
         seeds: of weights, batches and augmentation; the same ones in every arm, so that arms are compared in pairs.
         synthetic_weight: w > 0, weight in the loss of a synthetic image; a real one weighs 1.
-        prior: of the arm synthetic + balanced softmax, "effective" or "train".
+        prior: of the arm synthetic + balanced softmax: "train", counts of the real images, or "effective", with the
+            synthetic ones at their weight; with classes filled to one size that is flat, which repeats synthetic + CE.
         augmentation: None means shifts by 1/8 of the shorter side and no flips.
         folder: where the result of each (arm, seed) is kept; what is there is not trained again if its inputs are the
             same.

@@ -35,7 +35,7 @@ def class_prior(
 
     Args:
         name: "train": counts of the real training images; "effective": real + `weight` x synthetic, the mix that the
-            loss in fact sees.
+            loss in fact sees: flat, and so without effect, where classes are filled to one size at weight 1.
 
     Raises:
         ConfigError: an unknown name, or a class of prior 0.

@@ -22,15 +22,21 @@ def choose_control(
     """The arm without synthetic images to compare with: the best balanced accuracy on validation images.
 
     Where validation images of some claimable class are missing, a choice would be made without the very classes that
-    matter: then every arm without synthetic images is a control, and helping means beating all of them.
+    matter: then every arm without synthetic images is a control, and helping means beating all of them. The same where
+    no class is claimable: there is nothing to choose by.
 
     Returns:
         "arm" (None if all), "arms" (the controls), "chosen_by" (a sentence), "scores" (validation, may be empty).
     """
     names = [arm["name"] for arm in arms if not arm["needs_synthetic"]]
     missing = [k for k, c in enumerate(claimable) if c and (val is None or not (val.labels == k).any())]
-    if val is None or missing:
-        why = "there are no validation images" if val is None else f"{len(missing)} classes have no validation image"
+    if val is None or missing or not any(claimable):
+        if val is None:
+            why = "there are no validation images"
+        elif missing:
+            why = f"{len(missing)} classes have no validation image"
+        else:
+            why = "no claim can be made of any class"
         return {"arm": None, "arms": names, "chosen_by": f"{why}: every arm without synthetic images", "scores": {}}
     found = {arm["name"]: arm["val"]["balanced_accuracy"] for arm in arms if not arm["needs_synthetic"]}
     best = max(names, key=lambda name: found[name])
@@ -57,7 +63,8 @@ def verdict(
 
     Returns:
         "sentence", "primary", "against" (list), "per_group" ({scope: outcome, difference, low, high, against, n}, the
-        scope "all" first), "other_arms" (the same for each further synthetic arm), "rule".
+        scope "all" first), "other_arms" (the same for each further synthetic arm), "rule". In a scope, "against" is the
+        control that decided the outcome, and the numbers are those against it.
     """
     controls = list(control["arms"])
     level = 1 - (1 - LEVEL) / len(controls)
@@ -144,14 +151,28 @@ def _against_all(
         for control in controls:
             other = predictions[control][:, mine] == labels
             found.append((paired_interval(right.astype(int) - other.astype(int), labels, level), control))
-        # the control that it does worst against decides: helped means above all of them, hurt below one
-        (difference, low, high), against = min(found, key=lambda row: row[0][0])
-        helped = all(interval[1] > 0 for interval, _ in found)
-        hurt = any(interval[2] < 0 for interval, _ in found)
-        outcome = "helped" if helped else "hurt" if hurt else "no difference"
+        outcome, (difference, low, high), against = _decide(found)
         row = {"outcome": outcome, "difference": difference, "low": low, "high": high}
         result[scope] = {**row, "against": against, "n": int(mine.sum())}
     return result
+
+
+def _decide(
+    found: Sequence[tuple[tuple[float, float, float], str]],
+) -> tuple[str, tuple[float, float, float], str]:
+    """The outcome against several controls, with the interval and the name of the control that it rests on.
+
+    Below 0 against one of them is hurt: the one whose interval lies furthest below. Otherwise the one with the smallest
+    margin, the lowest lower end, decides: above 0 it is above 0 against all, and where it is not, it contains 0.
+
+    Args:
+        found: per control (mean difference, low, high) and its name; at least one.
+    """
+    interval, against = min(found, key=lambda row: row[0][2])
+    if interval[2] < 0:
+        return "hurt", interval, against
+    interval, against = min(found, key=lambda row: row[0][1])
+    return ("helped" if interval[1] > 0 else "no difference"), interval, against
 
 
 def _rule(primary: str, controls: Sequence[str], chosen_by: str, level: float) -> str:
@@ -163,7 +184,9 @@ def _rule(primary: str, controls: Sequence[str], chosen_by: str, level: float) -
         + (" against every control" if len(controls) > 1 else "")
         + "; hurt: it is below 0"
         + (" against one of them" if len(controls) > 1 else "")
-        + "; otherwise no difference was shown. Groups are not corrected for their number."
+        + "; otherwise no difference was shown. "
+        + ("The interval given is that against the control that decides. " if len(controls) > 1 else "")
+        + "Groups are not corrected for their number."
     )
 
 
@@ -176,21 +199,23 @@ def _sentence(primary: str, controls: Sequence[str], result: Mapping[str, Any], 
         "no difference": "made no difference that these test images could show",
     }
     if whole["outcome"] == "not measured":
-        return "No class has test images that a claim could be made from."
-    text = f"Synthetic images {verbs[whole['outcome']]} overall ({_interval(whole)})"
+        return "No claim can be made of any class: none has test images and enough images altogether."
+    several = len(controls) > 1
+    text = f"Synthetic images {verbs[whole['outcome']]} overall ({_interval(whole, several)})"
     parts = []
     for outcome in ("helped", "hurt", "no difference"):
         named = [scope for scope in result if scope != "all" and result[scope]["outcome"] == outcome]
         if named:
-            listed = ", ".join(f"{scope} ({_interval(result[scope])})" for scope in named)
+            listed = ", ".join(f"{scope} ({_interval(result[scope], several)})" for scope in named)
             parts.append(f"{outcome} for {listed}")
     text += "; by group: " + "; ".join(parts) if parts else ""
     noise = "" if seeds > 1 else " One seed only: the spread between trainings is not in the intervals."
     return f'{text}: "{primary}" against {against}, {seeds} seed{"s" if seeds > 1 else ""}.{noise}'
 
 
-def _interval(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['difference']:+.1f} points, {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+def _interval(row: Mapping[str, Any], named: bool) -> str:
+    against = f' against "{row["against"]}"' if named else ""
+    return f"{100 * row['difference']:+.1f} points, {100 * row['low']:+.1f} to {100 * row['high']:+.1f}{against}"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from imbdiff.reporting import tables
 from imbdiff.reporting.content import ReportData, spread
 from imbdiff.reporting.report import render
-from imbdiff.reporting.sprites import Sprite, pack, page_size
+from imbdiff.reporting.sprites import Sprite, pack, page_size, scaled_down
 from imbdiff.reporting.tables import Cell
 from imbdiff.reporting.text import NOTHING, clean, number
 from imbdiff.runtime.errors import ConfigError
@@ -47,6 +47,7 @@ def build_comparison(runs: Sequence[ReportData]) -> str:
         arms=_arms(runs),
         metrics=_metrics(runs),
         strips=_images(runs),
+        scaled_down=list(dict.fromkeys(scaled_down(run.synthetic.shape) for run in runs if run.synthetic is not None)),
         commands=[clean(run.command) for run in runs],
     )
 

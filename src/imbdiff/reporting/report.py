@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from imbdiff.reporting import plots, tables
 from imbdiff.reporting.content import ReportData
+from imbdiff.reporting.sprites import scaled_down
 from imbdiff.reporting.strips import MAX_CLASSES, columns, strips
 from imbdiff.reporting.text import clean, flatten, label, number, shorten
 from imbdiff.version import __version__
@@ -60,7 +61,8 @@ def build_report(data: ReportData) -> str:
     """The page as HTML text, UTF-8, with no reference to anything outside it.
 
     What was not computed is said so, with the command that computes it. Caps, all stated on the page: 30 classes of
-    images spread over the size ranking, 1,000 rows of classes, 120 numbers, 12 loss curves.
+    images spread over the size ranking, 64 pixels on the longer side of an image, 1,000 rows of classes, 120 numbers,
+    12 loss curves.
     """
     classifier = data.classifier or {}
     scopes = tables.scopes(classifier, data.groups)
@@ -81,6 +83,7 @@ def build_report(data: ReportData) -> str:
         max_class_rows=MAX_CLASS_ROWS,
         strips=shown,
         strip_cap=MAX_CLASSES,
+        scaled_down=scaled_down(data.train.shape) if data.train is not None else "",
         strip_columns=columns(data.train.shape) if data.train is not None else 0,
         has_pairs=any(s.pairs for s in shown),
         has_nearest=any(p.nearest for s in shown for p in s.pairs),

@@ -42,6 +42,14 @@ def page_size(shape: tuple[int, int, int], largest: int = LARGEST_TILE) -> tuple
     return max(1, round(h * scale)), max(1, round(w * scale))
 
 
+def scaled_down(shape: tuple[int, int, int]) -> str:
+    """A sentence where images of `shape` are not shown at their own size; otherwise empty."""
+    shown = page_size(shape)
+    if shown == shape[:2]:
+        return ""
+    return f"Images of {shape[0]} × {shape[1]} pixels (height × width) are scaled down to {shown[0]} × {shown[1]}."
+
+
 @dataclass(frozen=True)
 class Sprite:
     """Tiles packed into one picture, a grid of `columns` by `rows`.

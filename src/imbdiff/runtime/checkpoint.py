@@ -73,18 +73,24 @@ class CheckpointStore:
         return sorted(self.folder.glob("ckpt-*")) if self.folder.exists() else []
 
     def latest(self, report: Callable[[str], None] = print) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None where there is none. Damaged ones are reported and removed."""
+        """The newest checkpoint that is whole, or None where there is none. Damaged ones are reported and left alone.
+
+        Raises:
+            RunError: a checkpoint cannot be read just now, which says nothing about whether it is whole.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         for path in reversed(self.paths()):
             try:
                 meta = read_json(path / "meta.json")
                 if sha256_file(path / "state.safetensors") != meta["sha256"]:
-                    raise RunError(f"{path / 'state.safetensors'} does not match its checksum")
+                    raise RunError("state.safetensors does not match its checksum")
                 return Checkpoint(path, load_file(path / "state.safetensors"), meta)
-            except (RunError, OSError, KeyError, TypeError) as error:
+            except (RunError, FileNotFoundError, KeyError, TypeError, SafetensorError) as error:
                 report(f"checkpoint {path.name} is damaged and is not used: {error}")
-                shutil.rmtree(path, ignore_errors=True)
+            except OSError as error:
+                raise RunError(f"{path} cannot be read: {error}", "repeat the command when it can") from error
         return None
 
     def clear(self) -> None:

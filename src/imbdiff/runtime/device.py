@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+from imbdiff.runtime.dist import launched
 from imbdiff.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,8 +27,18 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"unknown device {name!r}", "use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"the device {name!r} is not supported", "use auto, cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
         raise ConfigError("no GPU is available to this installation of torch", "use --device cpu")
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"there is no {name}", f"this machine has {torch.cuda.device_count()} GPUs, from cuda:0")
+    if launched():
+        if device.index is not None:
+            raise ConfigError(f"--device {name} with several processes", "use --device cuda: each takes its own")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
 
 
@@ -37,16 +50,22 @@ def make_accelerator(device: str, precision: Literal["auto", "fp32", "bf16"] = "
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     target = resolve_device(device)
     if precision == "auto":
         precision = "bf16" if target.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if target.type == "cuda" and target.index is not None:
+        torch.cuda.set_device(target)
     AcceleratorState._reset_state()  # its precision is global to the process and would outlive this run
     return Accelerator(
         cpu=target.type == "cpu",
         mixed_precision="bf16" if precision == "bf16" else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            # processes draw shares of the images of different size, and wait for each other
+            InitProcessGroupKwargs(timeout=timedelta(hours=24)),
+        ],
     )
 
 

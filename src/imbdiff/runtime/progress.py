@@ -50,7 +50,8 @@ class Progress:
     @property
     def line(self) -> str:
         left = (self.total - self.done) / self.speed if self.done > self.start else float("nan")
-        text = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.speed:,.0f} {self.unit}/s"
+        speed = f"{self.speed:,.0f}" if self.speed >= 10 else f"{self.speed:.2g}"
+        text = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {speed} {self.unit}/s"
         if left == left and self.done < self.total:
             text += f", {duration(left)} left"
         return text + (f", {self.note}" if self.note else "")

@@ -42,6 +42,21 @@ class Part:
     group_size: int = 0
     of: Literal["all", "head", "non-head"] = "all"
 
+    def check(self, batch_size: int, world: int, accumulate: int) -> None:
+        """Refuses a part that cannot be divided evenly.
+
+        Raises:
+            ConfigError: naming what to change.
+        """
+        if (self.groups or batch_size) % (world * accumulate):
+            what = (
+                f"the {self.groups} class groups of part {self.name!r}" if self.groups else f"a batch of {batch_size}"
+            )
+            raise ConfigError(
+                f"{what} cannot be divided over {world} processes x {accumulate} micro-batches",
+                f"choose a multiple of {world * accumulate}",
+            )
+
 
 class PartLoader:
     """Makes this process's rows of a part, for any step: a pure function of (seed, step).
@@ -70,16 +85,7 @@ class PartLoader:
         self.seed, self.dist, self.accumulate = seed, dist, accumulate
         allowed = _classes(part, groups)
         self.size = part.groups * part.group_size if part.groups else batch_size
-        pieces = dist.world * accumulate
-        unit = part.groups if part.groups else batch_size
-        if unit % pieces:
-            what = (
-                f"the {part.groups} class groups of part {part.name!r}" if part.groups else f"a batch of {batch_size}"
-            )
-            raise ConfigError(
-                f"{what} cannot be divided over {dist.world} processes x {accumulate} micro-batches",
-                f"choose a multiple of {pieces}",
-            )
+        part.check(batch_size, dist.world, accumulate)
         self.rows_of: np.ndarray | None = None
         labels_np = data.labels
         if part.groups:

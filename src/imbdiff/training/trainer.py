@@ -6,6 +6,7 @@ dropout alone and is reseeded at every micro-step; so what follows a checkpoint 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ from imbdiff.runtime.checkpoint import Checkpoint, CheckpointStore
 from imbdiff.runtime.device import make_accelerator
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
-from imbdiff.runtime.log import JsonLog
+from imbdiff.runtime.log import JsonLog, read_jsonl
 from imbdiff.runtime.progress import Progress
 from imbdiff.runtime.streams import seed_of
 from imbdiff.training.parts import Part, PartLoader
@@ -114,7 +115,7 @@ class Trainer:
         cadence = _cadence(config)
         sums: dict[str, Tensor] = {}
         counted = 0
-        began = time.monotonic()
+        began = time.monotonic() - self._earlier()
         title = f"train {self.target}" if self.target != "model" else "train"
         with Progress(
             title, config.steps * config.batch_size, start=first * config.batch_size,
@@ -168,10 +169,11 @@ class Trainer:
                     sums, counted = {}, 0
                 else:
                     progress.update(seen)
-                if due.checkpoint and self.store and self.dist.main:
-                    self.store.save(seen, self._state(parameters, optimizer, ema), self._meta(step + 1, ema))
+                # the preview first: killed between the two, a resumed run comes by here again
                 if due.preview and self.on_preview and self.dist.main:
                     self.on_preview(self._averaged(model, averaged, ema), seen)
+                if due.checkpoint and self.store and self.dist.main:
+                    self.store.save(seen, self._state(parameters, optimizer, ema), self._meta(step + 1, ema))
         return self._averaged(model, averaged, ema)
 
     def _resume(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: Any) -> int:
@@ -199,6 +201,11 @@ class Trainer:
         if self.dist.main and not self.quiet:
             self.say(f"continuing after {first * self.config.batch_size:,} images")
         return first
+
+    def _earlier(self) -> float:
+        """Seconds that were spent before this call, as the log has them."""
+        rows = read_jsonl(self.log.path) if self.log else []
+        return float(rows[-1]["seconds"]) if rows else 0.0
 
     def _state(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: Any) -> dict[str, Tensor]:
         state = {f"step.{n}": p for n, p in parameters.items()}
@@ -329,3 +336,6 @@ def _set_backends(deterministic: bool) -> None:
         torch.backends.cudnn.allow_tf32 = not deterministic
         torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cudnn.deterministic = deterministic
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic)

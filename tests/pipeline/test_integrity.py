@@ -1,0 +1,229 @@
+"""What belongs together stays together: stages that are redone, outputs that are lost, options that were never used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import imbdiff
+from imbdiff.cli import main
+from imbdiff.config import RunConfig, override
+from imbdiff.pipeline import samples
+from imbdiff.pipeline.folder import RunFolder, repeat_command
+from imbdiff.pipeline.run import open_run, run
+from imbdiff.runtime.checkpoint import CheckpointStore
+from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.training.parts import Part
+from tests.pipeline.conftest import SMALL, write_tree
+from tests.pipeline.test_run import files
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    config = override(imbdiff.preset("tiny"), SMALL)
+    run("digits", folder, config, quiet=True)
+    return folder, config
+
+
+@pytest.fixture
+def copy(finished: tuple[Path, RunConfig], tmp_path: Path) -> tuple[Path, RunConfig]:
+    shutil.copytree(finished[0], tmp_path / "copy")
+    return tmp_path / "copy", finished[1]
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_resampling_is_made_good_by_either_command(copy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    folder, config = copy
+    original = files(folder, "samples/**/*")
+    real = samples.generate_batches
+
+    def dies(*arguments, **options):  # type: ignore[no-untyped-def]
+        for i, batch in enumerate(real(*arguments, **options)):
+            if i == 1:
+                raise KilledError
+            yield batch
+
+    other = override(config, {"sample.omega": 3.0})
+    monkeypatch.setattr(samples, "generate_batches", dies)
+    with pytest.raises(KilledError):
+        run("digits", folder, other, wanted=("sample",), quiet=True)
+    monkeypatch.undo()
+    run("digits", folder, config, wanted=("sample",), quiet=True)
+    assert files(folder, "samples/**/*") == original
+    assert not list(folder.glob(".*.old"))
+
+
+def test_a_page_never_shows_old_numbers_beside_new_images(copy) -> None:  # type: ignore[no-untyped-def]
+    folder, config = copy
+    opened, prepared = open_run(folder)
+    before = opened.report_data(prepared)
+    assert before.metrics is not None
+    assert before.classifier is not None
+    run("digits", folder, override(config, {"sample.omega": 3.0}), wanted=("sample", "report"), quiet=True)
+    opened, prepared = open_run(folder)
+    after = opened.report_data(prepared)
+    assert after.metrics is None
+    assert after.classifier is None
+    assert after.nearest is None
+    assert "guidance 3" in after.protocol["Sampler"]
+    assert "--sample.omega 3.0" in after.command
+
+
+@pytest.mark.parametrize(
+    ("lost", "wanted"),
+    [
+        ("model/model.safetensors", ("train",)),
+        ("metrics.json", ("evaluate",)),
+        ("classifier/results.json", ("classify",)),
+        ("samples/manifest.json", ("sample",)),
+    ],
+)
+def test_a_lost_output_is_made_again(copy, lost: str, wanted: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    folder, config = copy
+    content = (folder / lost).read_bytes()
+    (folder / lost).unlink()
+    run("digits", folder, config, wanted=wanted, quiet=True)
+    assert (folder / lost).read_bytes() == content
+
+
+def test_an_image_without_its_bytes_is_drawn_again(copy) -> None:  # type: ignore[no-untyped-def]
+    folder, config = copy
+    original = files(folder, "samples/**/*")
+    (folder / "samples" / "manifest.json").unlink()
+    next(iter(sorted((folder / "samples").rglob("*.png")))).write_bytes(b"")
+    run("digits", folder, config, wanted=("sample",), quiet=True)
+    assert files(folder, "samples/**/*") == original
+
+
+def test_debris_of_killed_commands_is_swept(copy) -> None:  # type: ignore[no-untyped-def]
+    folder, config = copy
+    (folder / "samples" / ".x.png.77.partial").write_bytes(b"half")
+    (folder / "checkpoints" / "target" / ".ckpt-1.77.partial").mkdir()
+    run("digits", folder, config, wanted=("report",), quiet=True)
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_a_verb_takes_the_options_of_its_stage_only(copy, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = copy
+    before = files(folder, "*")
+    assert main(["report", str(folder), "--sample.omega", "9"]) == 2
+    assert "--sample.omega" in capsys.readouterr().err
+    assert main(["sample", str(folder), "--train.images", "5"]) == 2
+    assert files(folder, "*") == before
+    assert main(["sample", "--sample.omega", "2", str(folder), "--quiet"]) == 0, "options may stand before the folder"
+
+
+def test_a_model_that_saw_the_test_images_is_no_start(finished, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    other = override(finished[1], {"data.split_seed": 1, "model.init": str(finished[0])})
+    with pytest.raises(RunError, match="test images here"):
+        run("digits", tmp_path / "run", other, wanted=("train",), quiet=True)
+    assert not (tmp_path / "run").exists()
+    shutil.copytree(finished[0] / "model", tmp_path / "unknown")
+    (tmp_path / "unknown" / "trained_on.json").unlink()
+    with pytest.raises(RunError, match="cannot be known"):
+        run("digits", tmp_path / "run", override(other, {"model.init": str(tmp_path / "unknown")}), quiet=True)
+
+
+def test_a_run_folder_among_the_images_is_refused(tmp_path: Path, monkeypatch, capsys, config: RunConfig) -> None:  # type: ignore[no-untyped-def]
+    photos = write_tree(tmp_path / "photos", {"a": 20, "b": 9})
+    monkeypatch.chdir(photos)
+    assert main(["run", "."]) == 2
+    assert "inside the images" in capsys.readouterr().err
+    assert sorted(p.name for p in photos.iterdir()) == ["a", "b"]
+
+
+def test_a_run_can_be_continued_from_another_folder(tmp_path: Path, monkeypatch, config: RunConfig) -> None:  # type: ignore[no-untyped-def]
+    write_tree(tmp_path / "images", {"a": 30, "b": 9})
+    monkeypatch.chdir(tmp_path)
+    plain = override(config, {"data.imbalance_factor": None, "sample.strategy": "auto"})
+    run("images", "run", plain, wanted=("train",), quiet=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["sample", "../run", "--quiet"]) == 0
+
+
+def test_the_repeat_command_gives_the_same_configuration(finished, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import shlex
+
+    from imbdiff.cli import _read_options
+
+    line = shlex.split(repeat_command("digits", tmp_path / "x y", override(finished[1], {"sample.strategy": "1=99"})))
+    parsed = _read_options("run", line[2:])
+    assert parsed.options == override(finished[1], {"sample.strategy": "1=99"})
+    assert parsed.out == str(tmp_path / "x y")
+
+
+def test_memory_options_may_change_on_a_finished_run(copy) -> None:  # type: ignore[no-untyped-def]
+    folder, config = copy
+    weights = files(folder, "model/*")
+    run("digits", folder, override(config, {"train.max_rows": 4}), quiet=True)
+    assert files(folder, "model/*") == weights
+
+
+def test_checkpoints_that_cannot_be_read_just_now_are_left_alone(finished, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    import imbdiff.runtime.checkpoint as module
+
+    store = CheckpointStore(finished[0] / "checkpoints" / "target")
+    before = store.paths()
+
+    def too_many(path: Path) -> str:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(module, "sha256_file", too_many)
+    with pytest.raises(RunError, match="cannot be read"):
+        store.latest()
+    assert store.paths() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "digits", "--device", "meta"], "not supported"),
+        (["run", "digits", "--out", "file/sub"], "is a file"),
+        (["run", "digits", "--config", "."], "cannot be read"),
+        (["run", "digits", "--config", "list.yaml"], "data is a group of options"),
+        (["run", "digits", "--data.split-seed", "-1"], "split_seed"),
+        (["run", "digits", "--train.max-rows", "0"], "max_rows"),
+        (["run", "digits", "--classify.batch-size", "1"], "classify.batch_size"),
+        (["run", "digits", "--train.batch-size", "15", "--train.accumulate", "4"], "not a multiple"),
+    ],
+)
+def test_more_bad_options(arguments, expected: str, tmp_path: Path, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "list.yaml").write_text("data: [1]\n")
+    try:
+        status = main(arguments)
+    except SystemExit as exit_:
+        status = exit_.code  # type: ignore[assignment]
+    captured = capsys.readouterr()
+    assert status == 2
+    assert expected in captured.err + captured.out
+    assert sorted(os.listdir(tmp_path)) == ["file", "list.yaml"]
+
+
+def test_a_batch_that_two_processes_cannot_share_is_refused_beforehand() -> None:
+    Part().check(16, 2, 4)
+    with pytest.raises(ConfigError, match="2 processes x 1"):
+        Part().check(15, 2, 1)
+
+
+def test_a_dry_run_of_the_ancestral_sampler(capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--preset tiny --dry-run --sample.sampler ddpm --sample.steps 20 --sample.batch-size 4"
+    assert main(["run", "digits", *options.split()]) == 0
+    assert "ddpm, 20 steps" in capsys.readouterr().out
+
+
+def test_what_each_stage_was_done_with_is_kept(finished) -> None:  # type: ignore[no-untyped-def]
+    known = json.loads((finished[0] / "environment.json").read_text())
+    assert set(known["stages"]) == {"train", "sample", "evaluate", "classify"}
+    assert known["packages"]["torch"]
+    assert RunFolder(finished[0]).stages()["train"]["seconds"] > 0
