@@ -23,9 +23,10 @@ from imbdiff.objectives.denoising import Denoising
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog, read_jsonl
+from imbdiff.training.learning_rate import learning_rate
 from imbdiff.training.parts import Part
 from imbdiff.training.step import TrainingStep
-from imbdiff.training.trainer import Trainer, learning_rate
+from imbdiff.training.trainer import Trainer
 
 CONFIG = TrainConfig(
     images=16 * 24, batch_size=16, lr=1e-3, checkpoint_images=16 * 6, log_images=16 * 2, preview_images=16 * 5

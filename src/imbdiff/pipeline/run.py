@@ -9,18 +9,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from imbdiff.config import RunConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel, load_model
-from imbdiff.methods import get_method
 from imbdiff.pipeline import samples, stages
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.page import report_data
+from imbdiff.pipeline.preview import preview_grid
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.device import make_accelerator, prepare_cpu, resolve_device
@@ -156,7 +154,7 @@ class Run:
             return
 
         def preview(model: DiffusionModel, seen: int) -> None:
-            self._preview(model, prepared, seen)
+            write_bytes(self.folder / "previews" / f"{seen:012d}.png", preview_grid(model, self.config))
 
         model = stages.train(
             prepared,
@@ -182,21 +180,6 @@ class Run:
         if not all((folder / name).exists() for name in ("model.json", "model.safetensors", "trained_on.json")):
             return False
         return sha256_file(folder / "model.safetensors") == self.folder.stages()["train"]["weights"]
-
-    def _preview(self, model: DiffusionModel, prepared: Prepared, seen: int) -> None:
-        from imbdiff.diffusion.generate import generate
-        from imbdiff.reporting.sprites import sample_grid
-
-        order = np.argsort(-np.asarray(prepared.stats.counts), kind="stable")[:10]
-        labels = np.repeat(np.sort(order), 6)
-        guidance = samples.make_guidance(model, self.config.sample, get_method(self.config.method).omega)
-        images = generate(
-            model, labels, np.arange(len(labels)), sampler=self.config.sample.sampler,
-            steps=min(self.config.sample.steps, 20), guidance=guidance, batch_size=30,
-        )  # fmt: skip
-        grid = sample_grid(ImageSet(images, labels, prepared.train.class_names), per_class=6, max_classes=10)
-        pixels = np.asarray(grid.convert("RGB"))
-        write_bytes(self.folder / "previews" / f"{seen:012d}.png", samples.encode_png(pixels))
 
     def _sample(self, prepared: Prepared) -> None:
         model = load_model(self._needs("model/model.json", "run").parent)

@@ -28,6 +28,7 @@ from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog, read_jsonl
 from imbdiff.runtime.progress import Progress
 from imbdiff.runtime.streams import seed_of
+from imbdiff.training.learning_rate import learning_rate
 from imbdiff.training.parts import Part, PartLoader
 from imbdiff.training.step import TrainingStep
 
@@ -265,19 +266,6 @@ def _check_used(parameters: Mapping[str, Tensor]) -> None:
             f"{len(unused)} trainable parameters take no part in the loss, such as {unused[0]}",
             "add an objective that needs them, or freeze their network",
         )
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Adam's learning rate at `step`: a linear warm-up (at most a tenth of the run), then constant or cosine to 0."""
-    import math
-
-    steps = config.steps
-    warmup = min(config.warmup_images // config.batch_size, steps // 10)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    if config.schedule == "constant":
-        return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,29 @@
+"""A grid of classes by samples, to look at while a model trains."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from imbdiff.config import RunConfig
+from imbdiff.data.imageset import ImageSet
+from imbdiff.diffusion.generate import generate
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.methods import get_method
+from imbdiff.pipeline.samples import encode_png, make_guidance
+from imbdiff.reporting.sprites import sample_grid
+
+CLASSES, PER_CLASS, STEPS = 10, 6, 20
+
+
+def preview_grid(model: DiffusionModel, config: RunConfig) -> bytes:
+    """A PNG of the same images each time: at most the 10 largest classes, 6 images of each, at most 20 steps."""
+    stats = model.spec.stats
+    largest = np.argsort(-np.asarray(stats.counts), kind="stable")[:CLASSES]
+    labels = np.repeat(np.sort(largest), PER_CLASS)
+    guidance = make_guidance(model, config.sample, get_method(config.method).omega)
+    sampler, steps = config.sample.sampler, min(config.sample.steps, STEPS)
+    images = generate(
+        model, labels, np.arange(len(labels)), sampler=sampler, steps=steps, guidance=guidance, batch_size=30
+    )
+    grid = sample_grid(ImageSet(images, labels, stats.names), per_class=PER_CLASS, max_classes=CLASSES)
+    return encode_png(np.asarray(grid.convert("RGB")))
