@@ -175,6 +175,23 @@ def test_odd_class_names_are_data(tmp_path: Path, monkeypatch, arguments: list[s
     assert set(manifest["class_names"]) == set(names)
 
 
+def test_class_names_that_are_paths_stay_inside(tmp_path: Path, monkeypatch, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    names = np.array(["../x", "a/b", "/etc/passwd", "CON", "a\\b"])
+    labels = np.repeat(np.arange(5), (12, 9, 8, 8, 8))
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", x_train=images, y_train=labels, class_names=names)
+    options = [a for a in arguments if a not in ("--data.imbalance_factor", "20")]
+    verb = ["train", "images.npz", "--out", "deep/run", *options, "--sample.strategy", "auto", "--quiet"]
+    assert main(verb) == 0
+    assert main(["sample", "deep/run", "--quiet"]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"images.npz", "deep"}
+    assert {p.name for p in (tmp_path / "deep").iterdir()} == {"run"}
+    drawn = list((tmp_path / "deep" / "run" / "samples").rglob("*.png"))
+    assert len(drawn) == 3 + 4 + 4 + 4
+    assert len({p.parent.name for p in drawn}) == 4
+
+
 @pytest.fixture
 def arguments() -> list[str]:
     from tests.pipeline.conftest import SMALL

@@ -135,7 +135,9 @@ class Run:
 
     def _begin(self, stage: str, inputs: str, whole: Callable[[], bool]) -> bool:
         """Whether `stage` has to be done. If so, its mark and those of the stages that build on it are taken back."""
-        done = self.dist.broadcast(self.folder.finished(stage, inputs) and whole() if self.dist.main else None)
+        done = self.dist.main and self.folder.finished(stage, inputs) and whole()
+        if stage in ("train", "sample"):  # the stages that every process takes part in
+            done = self.dist.broadcast(done)
         if done:
             self.say(f"{stage}: done before, skipped")
         elif self.dist.main:
