@@ -171,4 +171,28 @@ def _spread_text(s: dict[str, Any]) -> str:
 
 
 def _pairs(value: dict[str, Any]) -> list[str]:
-    return [f"- {key}: {inner}" for key, inner in value.items()] or ["none"]
+    """One line a value; a list of records of the same keys becomes a table."""
+    lines: list[str] = []
+    for key, inner in value.items():
+        if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner):
+            lines += ["", f"{key}:", "", *_table([_flat(row) for row in inner]), ""]
+        else:
+            lines.append(f"- {key}: {inner}")
+    return lines or ["none"]
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        flat.update(_flat(value, f"{prefix}{key} ") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in rows:
+        cells = [row.get(head) for head in heads]
+        texts = ["" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c).replace("|", "\\|") for c in cells]
+        lines.append("| " + " | ".join(texts) + " |")
+    return lines

@@ -25,7 +25,8 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
         idea="digits with imbalance factor 50, in minutes on two CPU cores",
-        expect="see benchmarks/results",
+        expect="4.5 minutes on 2 cores; accuracy all / few: balanced softmax 0.936 / 0.828, with synthetic images "
+        "0.931 / 0.826, CE 0.901 / 0.700 (imbdiff run digits --preset demo; benchmarks/results/demo_*)",
         overrides={
             "data": {"imbalance_factor": 50.0},
             "model": {"process": "ddpm-cosine-v"},
@@ -34,7 +35,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "tiny": Preset(
         idea="images of up to 16 pixels on a CPU: minutes",
-        expect="see the demo, whose training it shares",
+        expect="as the demo, whose training it shares",
         overrides={
             "model": {"process": "ddpm-cosine-v"},
             "train": {"images": 90_000, "lr": 1e-3, "schedule": "cosine", "warmup_images": 6_400},

@@ -173,3 +173,14 @@ def test_hardware_slug_is_fit_for_a_file_name(files: ModuleType) -> None:
     cpu = {"cpu": "Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz", "cores": 2, "gpus": []}
     assert files.hardware_slug(cpu) == "2x-intel-xeon-platinum-8375c"
     assert files.hardware_slug({**cpu, "gpus": [{"model": "NVIDIA H200"}]}) == "nvidia-h200"
+
+
+def test_records_of_equal_keys_become_a_table(files: ModuleType) -> None:
+    record = {
+        "topic": "x", "date": "d", "command": "c", "notes": "", "hardware": {}, "versions": {}, "config": {},
+        "result": {"arms": [{"name": "a|b", "mean": {"all": 0.91234}}, {"name": "c", "mean": {"all": None}}]},
+    }  # fmt: skip
+    text = files.markdown(record)
+    assert "| name | mean all |" in text
+    assert "| a\\|b | 0.9123 |" in text
+    assert "| c |  |" in text
