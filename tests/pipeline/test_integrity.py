@@ -128,8 +128,15 @@ def test_a_model_that_saw_the_test_images_is_no_start(finished, tmp_path: Path) 
     assert not (tmp_path / "run").exists()
     shutil.copytree(finished[0] / "model", tmp_path / "unknown")
     (tmp_path / "unknown" / "trained_on.json").unlink()
-    with pytest.raises(RunError, match="cannot be known"):
-        run("digits", tmp_path / "run", override(other, {"model.init": str(tmp_path / "unknown")}), quiet=True)
+    # a model of unknown history may be continued, and the page says so
+    free = override(finished[1], {"model.init": str(tmp_path / "unknown"), "train.images": 32})
+    run("digits", tmp_path / "free", free, wanted=("train", "report"), quiet=True)
+    page = (tmp_path / "free" / "report.html").read_text()
+    assert "may have seen test images" in page
+    assert "is not known" in page
+    known = override(finished[1], {"model.init": str(finished[0]), "train.images": 32})
+    run("digits", tmp_path / "known", known, wanted=("train", "report"), quiet=True)
+    assert "saw none of the test images" in (tmp_path / "known" / "report.html").read_text()
 
 
 def test_a_run_folder_among_the_images_is_refused(tmp_path: Path, monkeypatch, capsys, config: RunConfig) -> None:  # type: ignore[no-untyped-def]

@@ -46,16 +46,20 @@ def report_data(
         classifier=optional(folder / "classifier" / "results.json") if "classify" in done else None,
         timings={k: v["seconds"] for k, v in done.items()},
         run=str(folder.path),
-        protocol=protocol(config, plan, metrics),
+        protocol=protocol(folder, config, plan, metrics),
     )
 
 
-def protocol(config: RunConfig, plan: dict[str, Any] | None, metrics: dict[str, Any] | None) -> dict[str, str]:
+def protocol(
+    folder: RunFolder, config: RunConfig, plan: dict[str, Any] | None, metrics: dict[str, Any] | None
+) -> dict[str, str]:
     """What the numbers depend on, in words."""
     method = get_method(config.method)
     trained = "on the training split alone"
     if config.model.init is not None:
-        trained += f", from {config.model.init}, which saw none of the test images"
+        known = (folder / "model" / "trained_on.json").exists() and read_json(folder / "model" / "trained_on.json")
+        saw = "saw none of the test images" if known and known["image_hashes"] else "may have seen test images"
+        trained += f", from {Path(config.model.init).name}, which {saw}"
     rows = {
         "Method": f"{config.method}: {method.idea}. {method.source}",
         "Generator": f"{config.train.images:,} images seen, trained {trained}",

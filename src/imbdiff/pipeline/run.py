@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,9 @@ class Run:
             f"({max(stats.counts)} to {min(stats.counts)}, imbalance factor {stats.imbalance_factor:.4g}), "
             f"{val} for validation, {len(prepared.test)} for testing, {'x'.join(map(str, prepared.train.shape))}"
         )
+        if stages.seen_by_init(self.config) is None:
+            unknown = f"what the model {self.config.model.init} was trained on is not known: perhaps on test images"
+            prepared = replace(prepared, warnings=(*prepared.warnings, unknown))
         for warning in prepared.warnings:
             self.say(f"  note: {warning}")
         self._data_seconds = timer.seconds
@@ -169,7 +172,8 @@ class Run:
         )
         if self.dist.main:
             model.save(self.folder / "model")
-            seen = sorted({*prepared.train.hashes, *stages.seen_by_init(self.config)})
+            before = stages.seen_by_init(self.config)
+            seen = None if before is None else sorted({*prepared.train.hashes, *before})
             write_json(self.folder / "model" / "trained_on.json", {"image_hashes": seen})
             rows = read_jsonl(self.folder / "log.jsonl")
             weights = sha256_file(self.folder / "model" / "model.safetensors")

@@ -134,21 +134,16 @@ def _init_folder(name: str) -> Path:
     raise RunError(f"{name} holds no model (model.json is missing)", "give a run folder, or its model folder")
 
 
-def seen_by_init(config: RunConfig) -> set[str]:
-    """Hashes of the images that the model to start from was trained on; none if there is no such model.
+def seen_by_init(config: RunConfig) -> set[str] | None:
+    """Hashes of the images that the model to start from was trained on; the empty set if there is no such model.
 
-    Raises:
-        RunError: it does not say what it was trained on.
+    None where that is not known: a model that was not trained by `imbdiff train`.
     """
     if config.model.init is None:
         return set()
     path = _init_folder(config.model.init) / "trained_on.json"
-    if not path.exists():
-        raise RunError(
-            f"{path} is missing: whether that model has seen this run's test images cannot be known",
-            "train it with `imbdiff train`",
-        )
-    return set(read_json(path)["image_hashes"])
+    hashes = read_json(path)["image_hashes"] if path.exists() else None
+    return None if hashes is None else set(hashes)
 
 
 def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
@@ -165,7 +160,7 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
         return build_model(backbone, process, shape, prepared.stats, seed=config.seed, dropout=config.model.dropout)
     folder = _init_folder(config.model.init)
     model = load_model(folder)
-    leaked = set(prepared.test.hashes) & seen_by_init(config)
+    leaked = set(prepared.test.hashes) & (seen_by_init(config) or set())
     if leaked:
         raise RunError(
             f"the model in {folder} was trained on {len(leaked)} images that are test images here",

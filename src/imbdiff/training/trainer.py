@@ -180,7 +180,7 @@ class Trainer:
     def _resume(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: Any) -> int:
         found = self.store.latest(self.say) if self.store and self.dist.main else None
         if self.dist.world > 1:
-            path = self.dist.broadcast(found.path if found else None)  # after the first process removed damaged ones
+            path = self.dist.broadcast(found.path if found else None)
             if self.store and not self.dist.main and path is not None:
                 found = self.store.latest(lambda _: None)
             self.dist.barrier()
