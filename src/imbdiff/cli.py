@@ -119,8 +119,9 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
     config: RunConfig = command.options
     out = Path(command.out) if command.out else default_out(command.source, config)
     if command.dry_run:
+        from imbdiff.pipeline.checks import check_fit, check_options
         from imbdiff.pipeline.plan import make_plan
-        from imbdiff.pipeline.stages import check_fit, check_options, prepare_data
+        from imbdiff.pipeline.stages import prepare_data
 
         check_options(config)
         prepared = prepare_data(command.source, config.data)

@@ -14,6 +14,7 @@ from imbdiff.data.splits import Prepared
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.pipeline import stages
+from imbdiff.pipeline.checks import check_options
 from imbdiff.pipeline.plan import default_preset
 from imbdiff.pipeline.strategy import Strategy, images_to_draw
 from imbdiff.presets import preset
@@ -83,7 +84,7 @@ class DiffusionOverSampler(BaseEstimator):
         train = ImageSet(images, labels.astype(np.int64), names)
         counts = images_to_draw(self._strategy(classes, y), train.stats)
         config = self._config(train)
-        stages.check_options(config)
+        check_options(config)
         self.classes_ = classes
         self.sampling_strategy_ = dict(zip(classes.tolist(), counts, strict=True))
         if sum(counts) == 0:

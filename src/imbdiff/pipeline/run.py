@@ -16,6 +16,7 @@ from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel, load_model
 from imbdiff.pipeline import samples, stages
+from imbdiff.pipeline.checks import check_fit, check_options
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.page import report_data
 from imbdiff.pipeline.preview import preview_grid
@@ -69,13 +70,13 @@ class Run:
         if launched():
             make_accelerator(self.config.device)
         self.dist = Dist.current()
-        stages.check_options(self.config, training="train" in wanted)
+        check_options(self.config, training="train" in wanted)
         self.folder.check_usable(self.source)
         if self.folder.exists:
             self.folder.check_same(self.config)
         prepared = self._prepare()
         self.folder.check_data(prepared.manifest)
-        stages.check_fit(prepared, self.config, training="train" in wanted, world=self.dist.world)
+        check_fit(prepared, self.config, training="train" in wanted, world=self.dist.world)
         with self.folder.locked() if self.dist.main else nullcontext():
             try:
                 return self._stages(prepared, wanted)

@@ -21,17 +21,13 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared, prepare
-from imbdiff.diffusion.guidance import ClassifierFree
-from imbdiff.diffusion.model import BACKBONES, DiffusionModel, build_model, load_model
+from imbdiff.diffusion.model import DiffusionModel, build_model, load_model
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import Method, Phase, get_method
 from imbdiff.pipeline import samples
-from imbdiff.pipeline.strategy import check_strategy, images_to_draw
-from imbdiff.recognition.networks import NETWORKS, build_network
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
-from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, read_json, sha256_file
 from imbdiff.runtime.log import JsonLog
 from imbdiff.training.step import TrainingStep
@@ -75,58 +71,7 @@ def choose_backbone(config: RunConfig, shape: tuple[int, int, int]) -> str:
     return "unet-32" if side <= 40 else "unet-64"
 
 
-def check_options(config: RunConfig, *, training: bool = True) -> None:
-    """Refuses options that no data could make right, before any data is read.
-
-    Raises:
-        ConfigError: an unknown method, backbone, classifier or strategy, a sampler that does not fit the process, a
-            device that is not there, or no model to start from.
-    """
-    method = get_method(config.method)
-    resolve_device(config.device)
-    make_scheduler(config.sample.sampler, PROCESSES[config.model.process], config.sample.steps)
-    if config.model.backbone not in ("auto", *BACKBONES):
-        known = ", ".join(["auto", *BACKBONES])
-        raise ConfigError(f"unknown backbone {config.model.backbone!r}", f"choose one of {known}")
-    if config.classify.network not in NETWORKS:
-        raise ConfigError(f"unknown classifier {config.classify.network!r}", f"choose one of {', '.join(NETWORKS)}")
-    check_strategy(config.sample.strategy)
-    if not training:
-        return
-    if config.model.init is None and method.init == "required":
-        raise ConfigError(
-            f"the method {config.method} starts from a trained model", "give its folder as --model.init RUN/model"
-        )
-    if config.model.init is not None:
-        _init_folder(config.model.init)
-        for name, value in (
-            ("backbone", config.model.backbone != "auto"),
-            ("dropout", config.model.dropout is not None),
-        ):
-            if value:
-                raise ConfigError(f"--model.{name} has no effect on a model that is there already", "leave it out")
-
-
-def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, world: int = 1) -> None:
-    """Refuses options that do not fit the data, before the expensive part: everything that will be needed is built.
-
-    Raises:
-        ImbdiffError: naming the option.
-    """
-    images_to_draw(config.sample.strategy, prepared.stats)
-    method = get_method(config.method)
-    process = PROCESSES[config.model.process]
-    omega = method.omega if config.sample.omega is None else config.sample.omega
-    ClassifierFree(omega, prepared.stats.num_classes, process, config.sample.interval)
-    if training:
-        new_model(prepared, config)
-        for phase in method.phases:
-            for part in phase.parts:
-                part.check(config.train.batch_size, world, config.train.accumulate)
-    build_network(config.classify.network, prepared.train.shape, prepared.stats.num_classes)
-
-
-def _init_folder(name: str) -> Path:
+def init_folder(name: str) -> Path:
     """The folder of a saved model: itself, or a run's."""
     for folder in (Path(name), Path(name) / "model"):
         if (folder / "model.json").exists():
@@ -141,7 +86,7 @@ def seen_by_init(config: RunConfig) -> set[str] | None:
     """
     if config.model.init is None:
         return set()
-    path = _init_folder(config.model.init) / "trained_on.json"
+    path = init_folder(config.model.init) / "trained_on.json"
     hashes = read_json(path)["image_hashes"] if path.exists() else None
     return None if hashes is None else set(hashes)
 
@@ -158,7 +103,7 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
         backbone = choose_backbone(config, prepared.train.shape)
         process = PROCESSES[config.model.process]
         return build_model(backbone, process, shape, prepared.stats, seed=config.seed, dropout=config.model.dropout)
-    folder = _init_folder(config.model.init)
+    folder = init_folder(config.model.init)
     model = load_model(folder)
     leaked = set(prepared.test.hashes) & (seen_by_init(config) or set())
     if leaked:
@@ -262,7 +207,7 @@ def training_identity(prepared: Prepared, config: RunConfig, flip: bool) -> str:
     options = {k: v for k, v in asdict(config.train).items() if k not in NOT_DECISIVE}
     model = asdict(config.model)
     if config.model.init is not None:
-        model["init"] = sha256_file(_init_folder(config.model.init) / "model.safetensors")
+        model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
     return digest([prepared.manifest["hash"], config.method, config.seed, model, options, flip])
 
 

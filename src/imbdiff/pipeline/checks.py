@@ -1,0 +1,67 @@
+"""What is refused before the expensive part starts: first options alone, then options against the data."""
+
+from __future__ import annotations
+
+from imbdiff.config import RunConfig
+from imbdiff.data.splits import Prepared
+from imbdiff.diffusion.guidance import ClassifierFree
+from imbdiff.diffusion.model import BACKBONES
+from imbdiff.diffusion.process import PROCESSES
+from imbdiff.diffusion.schedulers import make_scheduler
+from imbdiff.methods import get_method
+from imbdiff.pipeline.stages import init_folder, new_model
+from imbdiff.pipeline.strategy import check_strategy, images_to_draw
+from imbdiff.recognition.networks import NETWORKS, build_network
+from imbdiff.runtime.device import resolve_device
+from imbdiff.runtime.errors import ConfigError
+
+
+def check_options(config: RunConfig, *, training: bool = True) -> None:
+    """Refuses options that no data could make right, before any data is read.
+
+    Raises:
+        ConfigError: an unknown method, backbone, classifier or strategy, a sampler that does not fit the process, a
+            device that is not there, or no model to start from.
+    """
+    method = get_method(config.method)
+    resolve_device(config.device)
+    make_scheduler(config.sample.sampler, PROCESSES[config.model.process], config.sample.steps)
+    if config.model.backbone not in ("auto", *BACKBONES):
+        known = ", ".join(["auto", *BACKBONES])
+        raise ConfigError(f"unknown backbone {config.model.backbone!r}", f"choose one of {known}")
+    if config.classify.network not in NETWORKS:
+        raise ConfigError(f"unknown classifier {config.classify.network!r}", f"choose one of {', '.join(NETWORKS)}")
+    check_strategy(config.sample.strategy)
+    if not training:
+        return
+    if config.model.init is None and method.init == "required":
+        raise ConfigError(
+            f"the method {config.method} starts from a trained model", "give its folder as --model.init RUN/model"
+        )
+    if config.model.init is not None:
+        init_folder(config.model.init)
+        for name, value in (
+            ("backbone", config.model.backbone != "auto"),
+            ("dropout", config.model.dropout is not None),
+        ):
+            if value:
+                raise ConfigError(f"--model.{name} has no effect on a model that is there already", "leave it out")
+
+
+def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, world: int = 1) -> None:
+    """Refuses options that do not fit the data, before the expensive part: everything that will be needed is built.
+
+    Raises:
+        ImbdiffError: naming the option.
+    """
+    images_to_draw(config.sample.strategy, prepared.stats)
+    method = get_method(config.method)
+    process = PROCESSES[config.model.process]
+    omega = method.omega if config.sample.omega is None else config.sample.omega
+    ClassifierFree(omega, prepared.stats.num_classes, process, config.sample.interval)
+    if training:
+        new_model(prepared, config)
+        for phase in method.phases:
+            for part in phase.parts:
+                part.check(config.train.batch_size, world, config.train.accumulate)
+    build_network(config.classify.network, prepared.train.shape, prepared.stats.num_classes)
