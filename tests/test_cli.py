@@ -94,7 +94,7 @@ def test_yaml_and_options_on_top(tmp_path: Path, capsys: pytest.CaptureFixture[s
     text = capsys.readouterr().out
     assert "9 2+108" in text
     assert "8 3+0" in text
-    assert "train      128 images" in text
+    assert "128 images in batches" in text
     file.write_text("trian: {lr: 1}")
     assert "unknown option trian" in fails(capsys, "run", "digits", "--config", str(file))
     file.write_text("- a\n- b")

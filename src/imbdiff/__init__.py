@@ -12,10 +12,15 @@ Names are loaded when they are first used: ``import imbdiff`` itself costs nothi
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from imbdiff.version import __version__
+
+# Two OpenMP threads that spin while they wait cost tenfold and more on a machine that does anything else. The library
+# that reads this is loaded with torch: set before `import torch`, or import imbdiff first. A value of your own is kept.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from imbdiff.config import RunConfig, override

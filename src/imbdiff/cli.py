@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,8 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             near = difflib.get_close_matches(verb, VERBS, n=1)
             raise ConfigError(f"unknown verb {verb!r}", f"did you mean {near[0]}?" if near else "see imbdiff --help")
-        # two busy OpenMP threads that spin while they wait cost tenfold; set before torch is loaded
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         VERBS[verb](rest)
         return 0
     except ImbdiffError as error:
@@ -90,7 +87,9 @@ def _read_options(verb: str, arguments: Sequence[str]) -> Any:
         values = read_yaml(Path(file))
         values.pop("source", None)
     name = _flag(arguments, "--preset") or values.get("preset")
-    if name is None:
+    if name is None and {"-h", "--help"} & set(arguments):
+        base = preset("tiny")
+    elif name is None:
         first = _parse(RunCommand, verb, arguments)
         from imbdiff.pipeline.plan import default_config
 

@@ -46,7 +46,7 @@ class InspectCommand:
 
     source: tyro.conf.Positional[str]
     """A folder of class folders, an .npz file, or digits."""
-    size: int | None = None
+    size: Annotated[int | None, tyro.conf.arg(aliases=["--data.size"])] = None
     """Side in pixels to bring all images to."""
     json: bool = False
     """Print JSON."""

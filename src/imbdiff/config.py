@@ -195,7 +195,8 @@ class RunConfig:
     """Everything that one run does."""
 
     preset: str = "tiny"
-    """Name of the preset that the rest started from."""
+    """What the other defaults are taken from; `imbdiff methods` lists them. If none is named: tiny, small or standard,
+    by image size and device; the defaults shown here are those of tiny."""
     method: str = "ddpm-brs"
     """Training method; `imbdiff methods` lists them."""
     seed: int = 0

@@ -67,7 +67,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "cifar-lt": Preset(
         idea="the field's protocol for CIFAR-LT at imbalance factor 100: 300,000 steps of 64, 35.7 M parameters",
-        expect="not run yet; published FID of other implementations: docs/metrics.md",
+        expect="not run yet: days on one GPU",
         overrides={
             "data": {"imbalance_factor": 100.0, "protocol": "cifar-lt", "flip": True},
             "model": {"backbone": "unet-32"},

@@ -61,7 +61,8 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     model = step.networks["model"]
     parameters = sum(p.numel() for p in model.parameters())
     train_second, memory = _probe_training(prepared, config, device)
-    train_seconds = train_second * config.train.images
+    seen = config.train.steps * config.train.batch_size
+    train_seconds = train_second * seen
     sample_seconds = _probe_sampling(model, prepared, config, device) * sum(counts)
     classify_seconds = _probe_classifier(prepared, config, device, arms=5 if sum(counts) else 3)
     total = train_seconds + sample_seconds + classify_seconds
@@ -75,11 +76,12 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
             "source",
             f"{source}: {stats.total} training images, {stats.num_classes} classes, IF {stats.imbalance_factor:.4g}",
         ),
+        ("images", f"{'x'.join(map(str, prepared.train.shape))} (height x width x channels)"),
         ("groups", prepared.groups.rule),
         ("preset", config.preset),
         ("method", f"{config.method}: {method.idea}"),
         ("model", f"{stages.choose_backbone(config, prepared.train.shape)}, {parameters:,} parameters"),
-        ("train", f"{config.train.images:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}"),
+        ("train", f"{seen:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}"),
         (
             "draw",
             f"{sum(counts):,} images, {config.sample.sampler}, {config.sample.steps} steps: {duration(sample_seconds)}",
