@@ -43,7 +43,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "small": Preset(
         idea="images of up to 64 pixels on a CPU: a first look in minutes, not a good generator",
-        expect="see benchmarks/results",
+        expect="952 skin lesions of 7 classes at 32 pixels: 12 minutes on 2 shared cores, no difference shown "
+        "(imbdiff run FOLDER; benchmarks/results/skin_lesions_*)",
         overrides={
             "model": {"process": "ddpm-cosine-v"},
             "train": {
