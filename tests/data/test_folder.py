@@ -82,8 +82,8 @@ def test_hidden_and_other_files_are_ignored_and_counted(tmp_path):
     assert len(source.labels()) == 4
     text = "\n".join(source.warnings)
     assert "2 hidden files" in text
-    assert "2 files that are no images" in text
-    assert "1 images outside a class folder" in text
+    assert "1 image outside a class folder" in text
+    assert "2 files that are no images: a/notes.txt, b/Thumbs.db" in text
 
 
 def test_folders_beside_train_are_named(tmp_path):
@@ -99,7 +99,7 @@ def test_empty_folder(tmp_path):
 
 def test_images_without_class_folders(tmp_path):
     write(tmp_path / "a.png", noise(8, 8))
-    with pytest.raises(DataError, match="1 images lie directly in it"):
+    with pytest.raises(DataError, match="1 image lies directly in it"):
         load(tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_links_that_leave_the_folder_are_refused(tmp_path):
         load(root)
     (root / "a" / "link.png").unlink()
     (root / "c").symlink_to(outside.parent)
-    with pytest.raises(DataError, match="lead out of"):
+    with pytest.raises(DataError, match="1 symbolic link leads out of"):
         load(root)
 
 
@@ -230,7 +230,7 @@ def test_links_inside_the_folder_are_images(tmp_path):
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     source = load(tmp_path)
     assert source.labels().tolist() == [0, 0, 1]
-    assert any("linked folders" in note for note in source.warnings)
+    assert any("1 linked folder inside" in note for note in source.warnings)
 
 
 def test_pipes_are_not_opened(tmp_path):

@@ -71,6 +71,16 @@ def test_cifar_thirds_leave_no_class_out():
     assert groups.of_class == (0, 0, 0, 1, 1, 1, 1, 2, 2, 2)
 
 
+def test_rules_of_few_classes_read_well():
+    rules = [Groups.by_quantile(stats(range(c, 0, -1))).rule for c in (1, 2, 3, 10)]
+    assert rules == [
+        "many: none, few: none, medium: the other one",
+        "many: the largest class, few: the smallest, medium: none",
+        "many: the largest class, few: the smallest, medium: the other one",
+        "many: the 3 largest classes, few: the 3 smallest, medium: the other 4",
+    ]
+
+
 def test_explicit_groups_that_are_no_partition():
     s = stats([3, 2])
     for wrong, message in (

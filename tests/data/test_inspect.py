@@ -1,10 +1,14 @@
 import io
 import json
+import re
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from imbdiff.data.inspect import format_inspection, inspect
+from imbdiff.data.sources import load
+from imbdiff.runtime.errors import DataError
 from tests.data.making import arrays, folder, noise, write
 
 
@@ -25,23 +29,25 @@ def test_everything_about_a_folder(tmp_path):
     (tmp_path / "train/a/half.png").write_bytes(whole[: len(whole) // 2])
     report = inspect(tmp_path)
     assert report == json.loads(json.dumps(report))
-    assert [row["counts"] for row in report["classes"]] == [{"train": 8, "test": 3}, {"train": 4, "test": 0}]
-    assert report["sizes"] == [[8, 8, 12], [20, 30, 2]]
-    assert report["modes"] == {"RGB": 14}
+    assert [row["counts"] for row in report["classes"]] == [{"train": 7, "test": 3}, {"train": 3, "test": 0}]
+    assert report["images"] == {"train": 10, "test": 3}
+    assert report["sizes"] == [[8, 8, 12], [20, 30, 1]]
+    assert report["modes"] == {"RGB": 13}
     assert set(report["bad"]) == {"train/b/zero.png", "train/a/half.png"}
     assert report["duplicates"] == {
         "within": [["train/b/000.png", "train/b/copy.png"]],
         "across": [["train/a/000.png", "test/a/copy.png"]],
     }
-    assert report["imbalance_factor"] == 2
-    assert report["suggested_size"] == [16, 16]
-    text = shown(report)
+    assert report["imbalance_factor"] == 7 / 3
+    assert report["suggested_size"] == [8, 8]
+    text = shown(report, 400)
     for part in (
         "train/b/zero.png",
         "half.png",
         "train/a/000.png = test/a/copy.png",
         "8 x 8 (12)",
-        "16 x 16",
+        "10 train, 3 test images; not counted: 2 unusable files",
+        "suggested size: 8 x 8; larger sizes cost time in proportion to the pixels",
         "--data.size",
     ):
         assert part in text
@@ -57,11 +63,45 @@ def test_digits():
 def test_suggested_sizes(tmp_path):
     y = np.array([0, 1, 0, 1])
     assert inspect((noise(4, 28, 20), y))["suggested_size"] == [28, 20]
-    assert inspect((noise(4, 100, 90), y))["suggested_size"] == [64, 64]
+    assert inspect((noise(4, 100, 90), y))["suggested_size"] == [32, 32]
     assert inspect((noise(4, 100, 50), y))["suggested_size"] == [32, 32]
     report = inspect((noise(4, 28, 20), y), size=24)
     assert report["suggested_size"] == [24, 24]
     assert any("enlarged" in note for note in report["warnings"])
+
+
+def test_without_splits_the_column_is_called_images(tmp_path):
+    folder(tmp_path, {"a": 2, "b": 1})
+    (tmp_path / "b" / "zero.png").write_bytes(b"")
+    text = shown(inspect(tmp_path), 400)
+    assert "images" in text
+    assert "train" not in text.split("note:")[0]
+    assert "2 classes, 3 images; not counted: 1 unusable file\n" in text
+    assert not re.search(r"\b1 (classes|files|images)\b", text)
+
+
+def test_a_class_of_damaged_files_only_is_reported(tmp_path):
+    folder(tmp_path, {"a": 4, "b": 2, "c": 1})
+    (tmp_path / "c" / "000.png").write_bytes(b"no image")
+    report = inspect(tmp_path)
+    assert report["classes"][2]["counts"] == {"train": 0}
+    assert report["imbalance_factor"] == 2
+    assert not report["balanced"]
+    assert any("no usable training image of c" in note for note in report["warnings"])
+
+
+def test_inspect_and_the_error_of_run_suggest_the_same(tmp_path):
+    for name, sizes, side in (
+        ("x", [(40, 50), (20, 90)], 32),
+        ("y", [(30, 31), (22, 29)], 20),
+        ("z", [(6, 5), (5, 6)], 8),
+    ):
+        for i, (h, w) in enumerate(sizes):
+            write(tmp_path / name / "ab"[i] / "0.png", noise(h, w, 3))
+        assert inspect(tmp_path / name)["suggested_size"] == [side, side]
+        with pytest.raises(DataError) as error:
+            load(tmp_path / name).read()
+        assert f"--data.size {side} " in error.value.remedy
 
 
 def test_equal_images_of_two_classes_are_pointed_out():

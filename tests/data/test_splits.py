@@ -139,7 +139,7 @@ def test_duplicates_across_given_splits(tmp_path):
     assert "val/b/leak.png" not in p.val.ids
     assert len(p.val) == 6
     text = "\n".join(p.warnings)
-    for part in ("test/a/copy.png", "stay in the test split", "val/b/copy.png", "more than one class"):
+    for part in ("test/a/copy.png", "stays in the test split", "val/b/copy.png", "more than one class"):
         assert part in text
 
 

@@ -31,6 +31,25 @@ def test_same_seed_same_bits_other_seed_other_weights(prepared: Any) -> None:
     assert not torch.equal(a, _vector(fit(prepared.train, PLAN, seed=4)))
 
 
+def test_images_that_may_not_be_written_to_are_copied(prepared: Any, recwarn: pytest.WarningsRecorder) -> None:
+    """torch warns once per process: the tensors themselves are looked at."""
+    given: list[bool] = []
+    real = torch.from_numpy
+
+    def seen(x: np.ndarray) -> torch.Tensor:
+        given.append(x.flags.writeable)
+        return real(x)
+
+    x, y = prepared.train.images.copy(), prepared.train.labels.copy()
+    x.flags.writeable = y.flags.writeable = False
+    frozen = ImageSet(x, y, NAMES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "from_numpy", seen)
+        predict(fit(frozen, FitPlan(steps=1, batch_size=8)), frozen)
+    assert all(given)
+    assert not [w for w in recwarn if "not writable" in str(w.message)]
+
+
 def test_learns(prepared: Any) -> None:
     network = fit(make_set((40, 40, 40), 5), FitPlan(steps=60, batch_size=32), seed=0)
     assert (predict(network, prepared.test) == prepared.test.labels).mean() > 0.9

@@ -54,7 +54,7 @@ def test_all_three_outcomes_for_the_group_concerned(
     found = _run(
         test_set,
         groups,
-        {"balanced softmax": (0.9, 0.9, 0.6, 0.6), PRIMARY: (0.9, 0.9, few, few)},
+        {"balanced softmax": (0.9, 0.9, 0.61, 0.61), PRIMARY: (0.92, 0.9, few, few)},
         ["balanced softmax"],
     )
     assert found["per_group"]["few"]["outcome"] == outcome
@@ -66,7 +66,7 @@ def test_all_three_outcomes_for_the_group_concerned(
 
 
 def test_helped_means_above_every_control_and_hurt_below_one(test_set: ImageSet, groups: Groups) -> None:
-    arms = {"CE": (0.5,) * 4, "balanced softmax": (0.8,) * 4, PRIMARY: (0.8,) * 4}
+    arms = {"CE": (0.5,) * 4, "balanced softmax": (0.8,) * 4, PRIMARY: (0.81,) * 4}
     found = _run(test_set, groups, arms, ["CE", "balanced softmax"])["per_group"]["all"]
     assert found["outcome"] == "no difference"
     assert found["against"] == "balanced softmax"
@@ -132,7 +132,7 @@ def test_no_outcome_contradicts_its_own_interval(intervals: list[tuple[float, fl
 def test_classes_without_claim_do_not_count(test_set: ImageSet, groups: Groups) -> None:
     predictions = {
         "CE": _predict(test_set, (0.9, 0.9, 0.9, 0.1)),
-        PRIMARY: _predict(test_set, (0.9, 0.9, 0.9, 1.0)),
+        PRIMARY: _predict(test_set, (0.9, 0.9, 0.92, 1.0)),
     }
     found = verdict(predictions, test_set, groups, (True, True, True, False), _control(["CE"]), PRIMARY, [PRIMARY])
     assert found["per_group"]["few"]["outcome"] == "no difference"
@@ -179,3 +179,37 @@ def test_control_is_chosen_on_validation_and_ties_go_to_the_simpler_arm(test_set
     part = test_set.select(np.flatnonzero(test_set.labels != 2))
     assert choose_control(arms, part, (True, True, False, True))["arm"] == "resampling"
     assert choose_control(arms, part, (True,) * 4)["arms"] == ["CE", "resampling", "balanced softmax"]
+
+
+def _unequal(counts: tuple[int, ...]) -> tuple[ImageSet, Groups]:
+    labels = np.repeat(np.arange(4), counts).astype(np.int64)
+    test = ImageSet(np.zeros((len(labels), 8, 8, 1), np.uint8), labels, NAMES)
+    return test, Groups(("many", "medium", "few"), (0, 0, 1, 2), "made up")
+
+
+def test_groups_of_few_test_images_are_not_measured() -> None:
+    test, groups = _unequal((40, 40, 13, 0))
+    found = _run(test, groups, {"CE": (0.5,) * 4, PRIMARY: (0.95,) * 4}, ["CE"])
+    assert found["per_group"]["all"]["outcome"] == found["per_group"]["many"]["outcome"] == "helped"
+    assert found["per_group"]["medium"]["outcome"] == "not measured"
+    assert found["per_group"]["medium"]["difference"] is None
+    assert found["per_group"]["medium"]["n"] == 13
+    assert found["sentence"].endswith("; not measured for medium (13 test images), few (no test images).")
+    assert "fewer than 20 test images" in found["rule"]
+
+
+def test_an_interval_without_width_is_not_measured() -> None:
+    test, groups = _unequal((40, 40, 30, 30))
+    found = _run(test, groups, {"CE": (0.5, 0.5, 1, 1), PRIMARY: (0.95, 0.95, 1, 1)}, ["CE"])
+    assert found["per_group"]["few"]["reason"] == "30 test images, an interval without width"
+    assert "few (30 test images, an interval without width)" in found["sentence"]
+    assert "no difference" not in found["sentence"]
+
+
+def test_too_few_test_images_altogether_give_no_verdict() -> None:
+    test, groups = _unequal((5, 4, 3, 1))
+    found = _run(test, groups, {"CE": (0.5,) * 4, PRIMARY: (0.95,) * 4}, ["CE"])
+    assert found["sentence"] == (
+        "Whether synthetic images helped was not measured: 13 test images; at least 20 test images are needed."
+    )
+    assert {row["outcome"] for row in found["per_group"].values()} == {"not measured"}

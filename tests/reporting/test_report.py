@@ -15,6 +15,7 @@ from imbdiff.reporting import plots
 from imbdiff.reporting.compare import build_comparison
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.report import build_report
+from imbdiff.reporting.text import clean
 from imbdiff.runtime.errors import DataError
 
 from . import fake
@@ -379,3 +380,50 @@ def html_text(html: str) -> str:
     import html as escapes
 
     return escapes.unescape(words(html))
+
+
+def refused(n: int, *, yardstick: bool) -> ReportData:
+    """The page with every FD refused, or with those of the training images refused in one scope."""
+    measured = fake.metrics()
+    for entry in measured["yardsticks" if yardstick else "numbers"] + ([] if yardstick else measured["yardsticks"]):
+        if entry["metric"].startswith("FD") and (not yardstick or entry["scope"] == "many"):
+            reason = f"64 features need an effective n of at least 129 in both sets, here {n}; use the kernel distance"
+            n += 1
+            entry.update(value=None, low=None, high=None, refused=reason)
+    return replace(fake.full(), metrics=measured)
+
+
+def test_a_table_of_refusals_is_one_sentence(html: str, quick: None) -> None:
+    text = words(build_report(refused(30, yardstick=False)))
+    said = "need an effective n of at least 129 in both sets; use the kernel distance."
+    assert f"Not printed for any scope (all, many, medium, few): 64 features {said}" in text
+    assert text.count("need an effective n of at least 129") == 1
+    assert words(html).count("Not printed for any scope") == 0
+
+
+def test_refused_numbers_of_real_images_have_their_reason(quick: None) -> None:
+    html = build_report(refused(30, yardstick=True))
+    assert 'title="64 features need an effective n of at least 129 in both sets, here 30; ' in html
+    assert "* Real training images, refused for many: 64 features need" in words(html)
+
+
+def test_kinds_of_numbers_are_explained_once(page: Page) -> None:
+    text = page.text[page.text.index("Distance between synthetic and real images") :]
+    assert text.index("FD, the Fréchet distance") < text.index("KD, the kernel distance") < text.index("FD[judge-cnn]")
+    assert text.index("the effective n: the number") == text.index("effective n") - len("the ")
+    assert "Agreement is" not in text
+
+
+def test_scopes_not_measured_say_why_and_do_not_colour_the_headline() -> None:
+    from imbdiff.reporting.tables import verdict
+
+    rows = {"all": {"outcome": "no difference", "difference": 0.0},
+            "few": {"outcome": "not measured", "difference": None, "n": 13, "reason": "13 test images"}}  # fmt: skip
+    found = verdict({"verdict": {"sentence": "s", "per_group": rows}})
+    assert found is not None
+    assert found.tone == "same"
+    assert found.outcomes[1].difference == "13 test images"
+
+
+def test_line_breaks_in_warnings_are_spaces() -> None:
+    assert clean("a:\n  b\r\tc\x07") == "a:   b  c\ufffd"

@@ -17,9 +17,17 @@ import numpy as np
 from imbdiff.data.decode import EXTENSIONS, UnusableImageError, decode, is_dark, is_deep, read_header
 from imbdiff.data.resize import Target
 from imbdiff.data.source import Source, Survey, check_classes
+from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError, listing
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+# What is left aside, one and several.
+HIDDEN = ("hidden file", "hidden files")
+OTHER = ("file that is no image", "files that are no images")
+OUTSIDE = ("image outside a class folder", "images outside a class folder")
+LINKED = ("linked folder inside a class", "linked folders inside a class")
+NAMED = 3  # files that are no images, named in the warning
 
 T = TypeVar("T")
 
@@ -89,6 +97,7 @@ class FolderSource(Source):
             dict(Counter(header.mode for header in good)),
             all(header.grey for header in good),
             bad,
+            {n: (header.size, header.mode) for n, header in zip(names, headers, strict=True) if header is not None},
         )
 
     def hashes(self, split: str) -> tuple[list[str | None], dict[str, str]]:
@@ -135,7 +144,8 @@ class _Listing:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.real_root = root.resolve()
-        self.ignored: Counter[str] = Counter()
+        self.ignored: Counter[tuple[str, str]] = Counter()
+        self.not_images: list[str] = []
         self.escaping: list[str] = []
         self.garbled: list[str] = []
         self.stray_folders: list[str] = []
@@ -177,7 +187,7 @@ class _Listing:
         classes: dict[str, list[str]] = {}
         for entry in self._scan(folder):
             if not entry.is_dir() and self._is_image(entry):
-                self.ignored["images outside a class folder"] += 1
+                self.ignored[OUTSIDE] += 1
         for inner in self._folders(folder):
             name = unicodedata.normalize("NFC", inner.name)  # macOS writes accents as separate characters
             if name in classes:
@@ -195,7 +205,7 @@ class _Listing:
             path = Path(entry.path)
             if entry.is_dir():
                 if entry.is_symlink():
-                    self.ignored["linked folders inside a class"] += 1  # followed, they may lead in circles
+                    self.ignored[LINKED] += 1  # followed, they may lead in circles
                 else:
                     files += self._walk(path)
             elif self._is_image(entry):
@@ -212,7 +222,7 @@ class _Listing:
         kept = []
         for entry in ordered:
             if entry.name.startswith((".", "__")):
-                self.ignored["hidden files"] += count
+                self.ignored[HIDDEN] += count
             elif not _is_text(entry.name):
                 self.garbled.append(ascii(entry.path))
             elif entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(self.real_root):
@@ -232,27 +242,33 @@ class _Listing:
         # Not a regular file: a pipe or a broken link. Opening a pipe would wait for ever.
         if Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file():
             return True
-        self.ignored["files that are no images"] += 1
+        self.ignored[OTHER] += 1
+        self.not_images.append(Path(entry.path).relative_to(self.root).as_posix())
         return False
 
     def _refuse_names(self) -> None:
-        if self.escaping:
+        escaping, garbled = sorted(set(self.escaping)), sorted(set(self.garbled))
+        if escaping:
+            lead = counted(len(escaping), "symbolic link leads", "symbolic links lead")
             raise DataError(
-                f"{len(set(self.escaping))} symbolic links lead out of {self.root}:\n"
-                f"{listing(sorted(set(self.escaping)))}",
+                f"{lead} out of {self.root}:\n{listing(escaping)}",
                 "copy these images into the folder, or remove the links",
             )
-        if self.garbled:
+        if garbled:
             raise DataError(
-                f"{len(set(self.garbled))} names are not valid UTF-8:\n{listing(sorted(set(self.garbled)))}",
+                f"{counted(len(garbled), 'name is', 'names are')} not valid UTF-8:\n{listing(garbled)}",
                 "rename these files or folders",
             )
 
     def _refuse_train(self) -> None:
         train = self.classes["train"]
         if not any(train.values()):
-            outside = self.ignored["images outside a class folder"]
-            what = f"{outside} images lie directly in it, outside any class folder" if outside else "it holds no image"
+            outside = self.ignored[OUTSIDE]
+            what = (
+                f"{counted(outside, 'image lies', 'images lie')} directly in it, outside any class folder"
+                if outside
+                else "it holds no image"
+            )
             raise DataError(
                 f"{self.root}: no class folder with images found; {what}",
                 "give a folder that has one folder per class (DIR/cat/1.png), or DIR/train/cat/1.png",
@@ -273,7 +289,12 @@ class _Listing:
                 )
 
     def warnings(self) -> tuple[str, ...]:
-        notes = [f"ignored in {self.root}: {n} {what}" for what, n in sorted(self.ignored.items()) if n]
+        named = ": " + ", ".join(sorted(self.not_images)[:NAMED]) + (", ..." if len(self.not_images) > NAMED else "")
+        notes = [
+            f"ignored in {self.root}: {counted(n, *what)}{named if what == OTHER else ''}"
+            for what, n in sorted(self.ignored.items())
+            if n
+        ]
         notes += [f"{split}/ in {self.root} holds no image and counts as not given" for split in self.empty_splits]
         if self.stray_folders:
             notes.append(f"ignored beside train/: the folders {', '.join(self.stray_folders[:20])}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,11 @@ import numpy as np
 from imbdiff.data.folders import display_name
 from imbdiff.data.holdout import TINY
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.resize import LARGEST_UNASKED, Size, parse_size
-from imbdiff.data.source import Source
+from imbdiff.data.resize import SMALLEST, Size, parse_size, resolve, suggest
+from imbdiff.data.source import BALANCED_WITHIN, Source
 from imbdiff.data.sources import load
-from imbdiff.data.stats import Groups
+from imbdiff.data.stats import ClassStats, Groups
+from imbdiff.data.words import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,9 +34,11 @@ def inspect(
         size: the size the user has in mind; None = suggest one.
 
     Returns:
-        A JSON-able dictionary: source, classes (name, group, counts per split), imbalance_factor, balanced, group_rule,
-        sizes [height, width, images] with the most frequent first, modes, channels, bad {id: why}, duplicates
-        (groups of equal images within a split or across splits, compared in their own size), suggested_size, warnings.
+        A JSON-able dictionary: source, classes (name, group, counts per split), images (per split), imbalance_factor,
+        balanced, group_rule, sizes [height, width, images] with the most frequent first, modes, channels, bad
+        {id: why}, duplicates (groups of equal images within a split or across splits, compared in their own size),
+        suggested_size, warnings. Unusable files are in "bad" and in no count; the imbalance factor is that of the
+        classes with a usable training image.
 
     Raises:
         DataError: the source cannot be opened at all.
@@ -43,24 +46,38 @@ def inspect(
     opened = load(source)
     survey = opened.survey()
     names = opened.class_names
-    counts = {split: np.bincount(opened.labels(split), minlength=len(names)).tolist() for split in opened.splits}
-    groups = Groups.default(opened.stats)
+    counts: dict[str, list[int]] = {}
     bad = dict(survey.bad)
     same: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
     for split in opened.splits:
         hashes, bad_here = opened.hashes(split)
         bad |= bad_here
+        usable = [label for label, key in zip(opened.labels(split).tolist(), hashes, strict=True) if key is not None]
+        counts[split] = np.bincount(np.array(usable, dtype=np.int64), minlength=len(names)).tolist()
         for key, name, label in zip(hashes, opened.ids(split), opened.labels(split).tolist(), strict=True):
             if key is not None:
                 same[key].append((split, name, label))
     copies = [found for found in same.values() if len(found) > 1]
-    suggested, size_notes = _suggest(survey.sizes, size)
-    tiny = [name for name, n in zip(names, opened.stats.counts, strict=True) if n <= TINY]
+    # a file may be damaged behind a sound header: the survey still counts it
+    sizes, modes = Counter(survey.sizes), Counter(survey.modes)
+    for name in bad:
+        if name in survey.headers:
+            header_size, mode = survey.headers[name]
+            sizes[header_size] -= 1
+            modes[mode] -= 1
+    sizes, modes = +sizes, +modes
+    present = [n for n in counts["train"] if n]
+    factor = max(present) / min(present) if present else 1.0
+    groups = Groups.default(ClassStats(tuple(names), tuple(max(1, n) for n in counts["train"])))
+    suggested, size_notes = _suggest(sizes, size)
+    tiny = [name for name, n in zip(names, counts["train"], strict=True) if 0 < n <= TINY]
+    lost = [name for name, n in zip(names, counts["train"], strict=True) if not n]
     warnings = [*opened.warnings, *size_notes]
+    if lost:
+        warnings.append(f"no usable training image of {', '.join(display_name(name) for name in lost[:SHOWN_ROWS])}")
     if tiny:
-        warnings.append(
-            f"{len(tiny)} classes have at most {TINY} images: kept in training, left out of tests and claims"
-        )
+        have, images = counted(len(tiny), "class has", "classes have"), counted(TINY, "image")
+        warnings.append(f"{have} at most {images}: kept in training, left out of tests and claims")
     if any(len({label for _, _, label in found}) > 1 for found in copies):
         warnings.append("some images occur under more than one class: at least one of the labels is wrong")
     return {
@@ -74,11 +91,11 @@ def inspect(
             for k, name in enumerate(names)
         ],
         "images": {split: sum(counts[split]) for split in opened.splits},
-        "imbalance_factor": opened.stats.imbalance_factor,
-        "balanced": opened.balanced,
+        "imbalance_factor": factor,
+        "balanced": not lost and factor <= BALANCED_WITHIN,
         "group_rule": groups.rule,
-        "sizes": [[h, w, n] for (h, w), n in sorted(survey.sizes.items(), key=lambda item: (-item[1], item[0]))],
-        "modes": survey.modes,
+        "sizes": [[h, w, n] for (h, w), n in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))],
+        "modes": dict(modes),
         "channels": 1 if survey.grey else 3,
         "bad": bad,
         "duplicates": {
@@ -91,21 +108,24 @@ def inspect(
 
 
 def _suggest(sizes: dict[tuple[int, int], int], asked: Size | None) -> tuple[tuple[int, int] | None, list[str]]:
-    """(height, width), and what to say about it: one common small size as it is, otherwise a square of 16, 32 or 64."""
+    """(height, width), and what to say about it."""
     if asked is not None:
         height, width = parse_size(asked)
         smaller = sum(n for (h, w), n in sizes.items() if h < height or w < width)
-        return (height, width), [f"{smaller} images are smaller than {height} x {width} and would be enlarged"] if (
-            smaller
-        ) else []
+        are = counted(smaller, "image is", "images are")
+        return (height, width), [f"{are} smaller than {height} x {width} and would be enlarged"] if smaller else []
     if not sizes:
         return None, []
-    if len(sizes) == 1 and max(next(iter(sizes))) <= LARGEST_UNASKED:
-        return next(iter(sizes)), []
-    short = np.repeat([min(size) for size in sizes], list(sizes.values()))
-    side = max((s for s in (16, 32, 64) if s <= np.median(short)), default=16)
-    mixed = f"{len(sizes)} different sizes" if len(sizes) > 1 else "images larger than 64 pixels"
-    return (side, side), [f"{mixed}: choose one with --data.size {side} (--data.resize crop|pad|stretch)"]
+    side = suggest(sizes)
+    if side in sizes and len(sizes) == 1:
+        return side, []
+    choose = f"choose one with --data.size {side[0]} (--data.resize crop|pad|stretch)"
+    if len(sizes) > 1:
+        return side, [f"{len(sizes)} different sizes: {choose}"]
+    if min(only := next(iter(sizes))) < SMALLEST:
+        return side, [f"images of {only[0]} x {only[1]} pixels are too small: {choose}"]
+    unasked, _ = resolve(sizes, None, "crop", "")
+    return side, [f"images larger than 64 pixels: {choose}; unasked they become {unasked.height} x {unasked.width}"]
 
 
 def format_inspection(report: dict[str, Any]) -> RenderableType:
@@ -115,19 +135,25 @@ def format_inspection(report: dict[str, Any]) -> RenderableType:
     from rich.text import Text
 
     splits = report["source"]["splits"]
-    table = Table("class", "group", *splits, title_justify="left")
+    table = Table("class", "group", *(splits if len(splits) > 1 else ["images"]), title_justify="left")
     classes = sorted(report["classes"], key=lambda row: -row["counts"]["train"])
     hidden = max(0, len(classes) - SHOWN_CLASSES)
     for i, row in enumerate(classes):
         if hidden and i == SHOWN_CLASSES - SHOWN_ROWS:
-            table.add_row(Text(f"... {hidden} more classes"), *[""] * (len(splits) + 1))
+            table.add_row(Text(f"... {counted(hidden, 'more class', 'more classes')}"), *[""] * (len(splits) + 1))
         if hidden and SHOWN_CLASSES - SHOWN_ROWS <= i < len(classes) - SHOWN_ROWS:
             continue
         # Text, not str: rich would read markup in a class called "[red]"
         table.add_row(Text(display_name(row["name"], 40)), row["group"], *[str(row["counts"][s]) for s in splits])
-    images = ", ".join(f"{n} {split}" for split, n in report["images"].items())
+    if len(splits) > 1:
+        images = ", ".join(f"{n} {split}" for split, n in report["images"].items()) + " images"
+    else:
+        images = counted(sum(report["images"].values()), "image")
+    if report["bad"]:
+        images += f"; not counted: {counted(len(report['bad']), 'unusable file')}"
     head = [
-        f"{display_name(report['source']['name'], 200)} ({report['source']['kind']}): {len(classes)} classes, {images}",
+        f"{display_name(report['source']['name'], 200)} ({report['source']['kind']}): "
+        f"{counted(len(classes), 'class', 'classes')}, {images}",
         f"imbalance factor {report['imbalance_factor']:.1f}; groups: {report['group_rule']}",
     ]
     tail = [
@@ -137,14 +163,18 @@ def format_inspection(report: dict[str, Any]) -> RenderableType:
         + ", ".join(f"{mode} ({n})" for mode, n in sorted(report["modes"].items())),
     ]
     if report["suggested_size"]:
-        tail.append("suggested size: {} x {}".format(*report["suggested_size"]))
+        height, width = report["suggested_size"]
+        tail.append(
+            f"suggested size: {height} x {width}; larger sizes cost time in proportion to the pixels: "
+            f"{2 * height} x {2 * width} takes 4 times as long"
+        )
     if report["bad"]:
         rows = [f"{display_name(name, 120)}: {display_name(why, 200)}" for name, why in sorted(report["bad"].items())]
-        tail.append(f"{len(rows)} unusable files:\n  " + _capped(rows, "\n  "))
+        tail.append(f"{counted(len(rows), 'unusable file')}:\n  " + _capped(rows, "\n  "))
     for kind, where in (("within", "within a split"), ("across", "across splits")):
         rows = [" = ".join(display_name(name, 120) for name in found[:4]) for found in report["duplicates"][kind]]
         if rows:
-            tail.append(f"{len(rows)} groups of exact duplicates {where}:\n  " + _capped(rows, "\n  "))
+            tail.append(f"{counted(len(rows), 'group')} of exact duplicates {where}:\n  " + _capped(rows, "\n  "))
     tail += [f"note: {note}" for note in report["warnings"]]
     return Group(*[Text(line) for line in head], table, *[Text(line) for line in tail])
 

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from imbdiff.data.words import counted
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 from imbdiff.runtime.streams import rng
 
@@ -163,7 +164,7 @@ def _cifar_lt(labels: np.ndarray, factor: float, profile: str, seed: int, n_max:
     if empty:
         raise DataError(
             f"at imbalance factor {factor:g} and {largest:g} images in the largest class, the cifar-lt protocol leaves "
-            f"{len(empty)} classes without an image (the first is class {empty[0]})",
+            f"{counted(len(empty), 'class', 'classes')} without an image (the first is class {empty[0]})",
             "choose a smaller imbalance factor, or the protocol imbdiff, which keeps at least one",
         )
     _check_available(dict(enumerate(counts)), available)
@@ -180,6 +181,7 @@ def _check_available(wanted: dict[int, int], available: Sequence[int]) -> None:
     short = [f"class {k}: {n} wanted, {available[k]} there" for k, n in sorted(wanted.items()) if n > available[k]]
     if short:
         raise DataError(
-            f"the profile asks for more images than {len(short)} classes have:\n{listing(short)}",
+            f"the profile asks for more images than {counted(len(short), 'class has', 'classes have')}:\n"
+            f"{listing(short)}",
             "choose a smaller n_max, a larger imbalance factor, or order size",
         )

@@ -6,7 +6,8 @@
 
 Scaling is Pillow's bicubic filter with antialiasing, on 8-bit pixels after transparency has been put on white. An
 image that has the target size already is not touched. Without a size, images that all have one size keep it up to
-64 pixels; larger ones are scaled until the longer side is 64; mixed sizes are an error, never a guess.
+64 pixels; larger ones are scaled until the longer side is 64; mixed sizes are an error, never a guess. The size that
+the error and ``imbdiff inspect`` suggest is that of :func:`suggest`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from imbdiff.data.words import counted
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 POLICIES = ("crop", "pad", "stretch")
 LARGEST_UNASKED = 64
+SUGGESTED = 32
 SMALLEST = 4
 
 Size = int | tuple[int, int]
@@ -52,6 +55,19 @@ def parse_size(size: Size) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
+def suggest(sizes: Mapping[tuple[int, int], int]) -> tuple[int, int]:
+    """(height, width) for images whose (height, width) occur as often as `sizes` says; at least one.
+
+    One common size up to 64 pixels stays. Otherwise 32, because time grows with the pixels; where the shorter side of
+    every image is below 32, the smallest of these sides, rounded down to a multiple of 4, at least 8.
+    """
+    if len(sizes) == 1 and max(only := next(iter(sizes))) <= LARGEST_UNASKED and min(only) >= SMALLEST:
+        return only
+    short = [min(size) for size in sizes]
+    side = SUGGESTED if max(short) >= SUGGESTED else max(8, min(short) // 4 * 4)
+    return side, side
+
+
 def resolve(
     sizes: Mapping[tuple[int, int], int], size: Size | None, policy: str, where: str
 ) -> tuple[Target, tuple[str, ...]]:
@@ -73,10 +89,10 @@ def resolve(
         return Target(*parse_size(size), policy), ()
     if len(sizes) > 1:
         seen = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
-        rows = [f"{h} x {w} (height x width): {n} images" for (h, w), n in seen]
+        rows = [f"{h} x {w} (height x width): {counted(n, 'image')}" for (h, w), n in seen]
         raise DataError(
             f"the images of {where} have {len(sizes)} different sizes:\n{listing(rows, 10)}",
-            "say which size they all get: --data.size 32 (--data.resize crop|pad|stretch)",
+            f"say which size they all get: --data.size {suggest(sizes)[0]} (--data.resize crop|pad|stretch)",
         )
     height, width = next(iter(sizes))
     if min(height, width) < SMALLEST:

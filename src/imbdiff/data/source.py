@@ -13,6 +13,7 @@ import numpy as np
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.resize import Size, Target, resolve
 from imbdiff.data.stats import ClassStats
+from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError, listing
 
 BALANCED_WITHIN = 1.5
@@ -27,12 +28,14 @@ class Survey:
         modes: {Pillow's mode or the array's kind: images}.
         grey: every image is grey.
         bad: {id: why} of the files that cannot be opened.
+        headers: {id: ((height, width), mode)} of the files that can, where damage may show in decoding only.
     """
 
     sizes: dict[tuple[int, int], int]
     modes: dict[str, int]
     grey: bool
     bad: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, tuple[tuple[int, int], str]] = field(default_factory=dict)
 
 
 class Source(ABC):
@@ -157,7 +160,7 @@ class Source(ABC):
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{split} {len(self.labels(split))}" for split in self.splits)
-        return f"<{type(self).__name__} {self.name!r}: {len(self.class_names)} classes, {counts}>"
+        return f"<{type(self).__name__} {self.name!r}: {counted(len(self.class_names), 'class', 'classes')}, {counts}>"
 
 
 def check_classes(counts: np.ndarray, class_names: Sequence[str], where: str) -> None:
@@ -170,6 +173,6 @@ def check_classes(counts: np.ndarray, class_names: Sequence[str], where: str) ->
     empty = [repr(name) for name, n in zip(class_names, counts.tolist(), strict=True) if n == 0]
     if empty:
         raise DataError(
-            f"{where}: {len(empty)} classes have no training image:\n{listing(empty)}",
+            f"{where}: {counted(len(empty), 'class has', 'classes have')} no training image:\n{listing(empty)}",
             "add images of them, or leave these classes out",
         )

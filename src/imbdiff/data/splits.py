@@ -17,6 +17,7 @@ from imbdiff.data.resize import Size
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load
 from imbdiff.data.stats import ClassStats, Groups
+from imbdiff.data.words import counted
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 from imbdiff.runtime.files import digest
 
@@ -143,7 +144,8 @@ def prepare(
     untested = [name for name, t in zip(stats.names, tested, strict=True) if t == 0]
     if untested:
         warnings.append(
-            f"{len(untested)} classes have no test image, no claim is made about them:\n{listing(untested)}"
+            f"{counted(len(untested), 'class has', 'classes have')} no test image, no claim is made about "
+            f"{'it' if len(untested) == 1 else 'them'}:\n{listing(untested)}"
         )
     manifest = {
         "source": {"name": opened.name, "kind": opened.kind, "splits": list(opened.splits)},
@@ -168,8 +170,11 @@ def _tiny_classes(stats: ClassStats, test_given: bool) -> list[str]:
     tiny = [f"{name!r}: {n}" for name, n in zip(stats.names, stats.counts, strict=True) if n <= holdout.TINY]
     if not tiny:
         return []
-    what = "no claim is made about them" if test_given else "all stay in training, none is tested, no claim is made"
-    return [f"{len(tiny)} classes have at most {holdout.TINY} images ({what}):\n{listing(tiny)}"]
+    them = "it" if len(tiny) == 1 else "them"
+    what = f"no claim is made about {them}" if test_given else "all stay in training, none is tested, no claim is made"
+    return [
+        f"{counted(len(tiny), 'class has', 'classes have')} at most {holdout.TINY} images ({what}):\n{listing(tiny)}"
+    ]
 
 
 def _hold_out_test(
@@ -242,10 +247,9 @@ def _duplicates(
     found: dict[str, Any] = {"train_test": [list(pair) for pair in duplicates.across(train, test)]}
     if found["train_test"]:
         rows = [f"{a} = {b}" for a, b in found["train_test"]]
-        warnings.append(
-            f"{len(rows)} test images are exact copies of training images; they stay in the test split:\n"
-            f"{listing(rows)}"
-        )
+        one = "test image is an exact copy of a training image; it stays"
+        stay = counted(len(rows), one, "test images are exact copies of training images; they stay")
+        warnings.append(f"{stay} in the test split:\n{listing(rows)}")
     found["train_val_removed"] = found["test_val_removed"] = []
     if val is not None:
         found["train_val_removed"] = [list(pair) for pair in duplicates.across(train, val)]
@@ -254,15 +258,15 @@ def _duplicates(
         if gone:
             keep = [i for i, name in enumerate(val.ids) if name not in gone]
             val = val.select(keep) if keep else None
-            warnings.append(
-                f"{len(gone)} validation images are exact copies of training or test images and were removed from "
-                f"validation:\n{listing(sorted(gone))}"
-            )
+            one = "validation image is an exact copy of a training or test image and was"
+            were = counted(len(gone), one, "validation images are exact copies of training or test images and were")
+            warnings.append(f"{were} removed from validation:\n{listing(sorted(gone))}")
     found["within_train"] = duplicates.within(train)
     conflicts = duplicates.conflicting(train)
     if conflicts:
         rows = [" = ".join(names) for names in conflicts]
-        warnings.append(f"{len(rows)} training images occur under more than one class:\n{listing(rows)}")
+        occur = counted(len(rows), "training image occurs", "training images occur")
+        warnings.append(f"{occur} under more than one class:\n{listing(rows)}")
     return train, val, test, found
 
 

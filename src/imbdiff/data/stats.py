@@ -13,9 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from imbdiff.data.words import counted
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 GROUP_NAMES = ("many", "medium", "few")
+
+
+def _ranked(n: int, one: str, several: str) -> str:
+    """ "none", "the largest class", "the 3 largest classes"."""
+    return "none" if n == 0 else f"the {one}" if n == 1 else f"the {several.format(n)}"
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,13 @@ class ClassStats:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.counts):
-            raise DataError(f"{len(self.names)} class names for {len(self.counts)} classes")
+            raise DataError(
+                f"{counted(len(self.names), 'class name')} for {counted(len(self.counts), 'class', 'classes')}"
+            )
         empty = [name for name, count in zip(self.names, self.counts, strict=True) if count < 1]
         if empty:
             raise DataError(
-                f"{len(empty)} classes have no training image:\n{listing(empty)}",
+                f"{counted(len(empty), 'class has', 'classes have')} no training image:\n{listing(empty)}",
                 "add images of them, or leave these classes out",
             )
 
@@ -137,7 +145,11 @@ class Groups:
         of_class = np.ones(c, dtype=int)
         of_class[order[:n_many]] = 0
         of_class[order[c - n_few :]] = 2
-        rule = f"many: the {n_many} largest classes, few: the {n_few} smallest, medium: the other {c - n_many - n_few}"
+        rule = (
+            f"many: {_ranked(n_many, 'largest class', '{} largest classes')}, "
+            f"few: {_ranked(n_few, 'smallest', '{} smallest')}, "
+            f"medium: {_ranked(c - n_many - n_few, 'other one', 'other {}')}"
+        )
         return cls(GROUP_NAMES, tuple(of_class.tolist()), rule)
 
     @classmethod

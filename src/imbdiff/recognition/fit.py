@@ -94,8 +94,8 @@ def fit(
     network = build_network(plan.network, images.shape, len(images.class_names), seed).to(device)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
-    data = torch.from_numpy(np.ascontiguousarray(images.images.transpose(0, 3, 1, 2))).to(device)
-    labels = torch.from_numpy(images.labels).to(device)
+    data = torch.from_numpy(np.array(images.images.transpose(0, 3, 1, 2), order="C")).to(device)
+    labels = torch.from_numpy(np.array(images.labels)).to(device)
     row_weights = None if weights is None else torch.from_numpy(weights / weights.mean()).float().to(device)
     adjustment = None if prior is None else log_prior(prior, device)
     sampler = BatchSampler(images.labels, plan.batch_size, law=law, seed=seed, name="classifier batch")
@@ -137,6 +137,6 @@ def predict(network: Classifier, images: ImageSet, batch_size: int = 512) -> np.
     network.eval()
     parts: list[Tensor] = []
     for start in range(0, len(images), batch_size):
-        x = to_unit(torch.from_numpy(np.ascontiguousarray(images.images[start : start + batch_size])).to(device))
+        x = to_unit(torch.from_numpy(np.array(images.images[start : start + batch_size], order="C")).to(device))
         parts.append(network(x.contiguous(memory_format=torch.channels_last)).argmax(dim=1).cpu())
     return torch.cat(parts).numpy().astype(np.int64) if parts else np.zeros(0, np.int64)

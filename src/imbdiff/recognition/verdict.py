@@ -9,10 +9,13 @@ import numpy as np
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
+from imbdiff.data.words import counted
 from imbdiff.runtime.streams import rng
 
 REPLICATES = 2000
 LEVEL = 0.95
+LEAST_TEST_IMAGES = 20
+"""Test images of a scope for an outcome: with fewer, "no difference" would only say that they are few."""
 OUTCOMES = ("helped", "no difference", "hurt", "not measured")
 
 
@@ -34,13 +37,13 @@ def choose_control(
         if val is None:
             why = "there are no validation images"
         elif missing:
-            why = f"{len(missing)} classes have no validation image"
+            why = f"{counted(len(missing), 'class has', 'classes have')} no validation image"
         else:
             why = "no claim can be made of any class"
         return {"arm": None, "arms": names, "chosen_by": f"{why}: every arm without synthetic images", "scores": {}}
     found = {arm["name"]: arm["val"]["balanced_accuracy"] for arm in arms if not arm["needs_synthetic"]}
     best = max(names, key=lambda name: found[name])
-    chosen_by = f"best mean balanced accuracy on {len(val)} validation images; ties: the simpler arm"
+    chosen_by = f"best mean balanced accuracy on {counted(len(val), 'validation image')}; ties: the simpler arm"
     return {"arm": best, "arms": [best], "chosen_by": chosen_by, "scores": found}
 
 
@@ -62,9 +65,10 @@ def verdict(
         synthetic_arms: the arms with synthetic images that were trained, `primary` among them.
 
     Returns:
-        "sentence", "primary", "against" (list), "per_group" ({scope: outcome, difference, low, high, against, n}, the
-        scope "all" first), "other_arms" (the same for each further synthetic arm), "rule". In a scope, "against" is the
-        control that decided the outcome, and the numbers are those against it.
+        "sentence", "primary", "against" (list), "per_group" ({scope: outcome, difference, low, high, against, n,
+        reason}, the scope "all" first), "other_arms" (the same for each further synthetic arm), "rule". In a scope,
+        "against" is the control that decided the outcome, and the numbers are those against it. "reason" is None,
+        or why the outcome is "not measured", and then the numbers are None.
     """
     controls = list(control["arms"])
     level = 1 - (1 - LEVEL) / len(controls)
@@ -141,9 +145,13 @@ def _against_all(
     row: dict[str, Any]
     for scope in ["all", *groups.present]:
         mine = usable if scope == "all" else usable & (of_class == groups.names.index(scope))
-        if not mine.any():
-            row = {"outcome": "not measured", "difference": None, "low": None, "high": None}
-            result[scope] = {**row, "against": None, "n": 0}
+        n = int(mine.sum())
+        nothing = {"outcome": "not measured", "difference": None, "low": None, "high": None, "against": None, "n": n}
+        if n < LEAST_TEST_IMAGES:
+            reason = counted(n, "test image") if n else "no test images"
+            if not n and (scope == "all" or (of_class == groups.names.index(scope)).any()):
+                reason = "no class that a claim can be made of"
+            result[scope] = {**nothing, "reason": reason}
             continue
         labels = test.labels[mine]
         right = predictions[name][:, mine] == labels
@@ -152,8 +160,12 @@ def _against_all(
             other = predictions[control][:, mine] == labels
             found.append((paired_interval(right.astype(int) - other.astype(int), labels, level), control))
         outcome, (difference, low, high), against = _decide(found)
+        if low == high:
+            reason = f"{counted(n, 'test image')}, an interval without width"
+            result[scope] = {**nothing, "reason": reason}
+            continue
         row = {"outcome": outcome, "difference": difference, "low": low, "high": high}
-        result[scope] = {**row, "against": against, "n": int(mine.sum())}
+        result[scope] = {**row, "against": against, "n": n, "reason": None}
     return result
 
 
@@ -184,7 +196,8 @@ def _rule(primary: str, controls: Sequence[str], chosen_by: str, level: float) -
         + (" against every control" if len(controls) > 1 else "")
         + "; hurt: it is below 0"
         + (" against one of them" if len(controls) > 1 else "")
-        + "; otherwise no difference was shown. "
+        + f"; otherwise no difference was shown. not measured: fewer than {LEAST_TEST_IMAGES} test images, or an "
+        "interval without width. "
         + ("The interval given is that against the control that decides. " if len(controls) > 1 else "")
         + "Groups are not corrected for their number."
     )
@@ -199,7 +212,10 @@ def _sentence(primary: str, controls: Sequence[str], result: Mapping[str, Any], 
         "no difference": "made no difference that these test images could show",
     }
     if whole["outcome"] == "not measured":
-        return "No claim can be made of any class: none has test images and enough images altogether."
+        if not whole["n"]:
+            return "No claim can be made of any class: none has test images and enough images altogether."
+        least = f"; at least {LEAST_TEST_IMAGES} test images are needed" if whole["n"] < LEAST_TEST_IMAGES else ""
+        return f"Whether synthetic images helped was not measured: {whole['reason']}{least}."
     several = len(controls) > 1
     text = f"Synthetic images {verbs[whole['outcome']]} overall ({_interval(whole, several)})"
     parts = []
@@ -208,9 +224,11 @@ def _sentence(primary: str, controls: Sequence[str], result: Mapping[str, Any], 
         if named:
             listed = ", ".join(f"{scope} ({_interval(result[scope], several)})" for scope in named)
             parts.append(f"{outcome} for {listed}")
+    unmeasured = [f"{scope} ({row['reason']})" for scope, row in result.items() if row["outcome"] == "not measured"]
     text += "; by group: " + "; ".join(parts) if parts else ""
     noise = "" if seeds > 1 else " One seed only: the spread between trainings is not in the intervals."
-    return f'{text}: "{primary}" against {against}, {seeds} seed{"s" if seeds > 1 else ""}.{noise}'
+    end = f"; not measured for {', '.join(unmeasured)}" if unmeasured else ""
+    return f'{text}: "{primary}" against {against}, {counted(seeds, "seed")}{end}.{noise}'
 
 
 def _interval(row: Mapping[str, Any], named: bool) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from imbdiff.reporting import tables
+from imbdiff.reporting import distances, tables
 from imbdiff.reporting.content import ReportData, spread
 from imbdiff.reporting.report import render
 from imbdiff.reporting.sprites import Sprite, pack, page_size, scaled_down
@@ -137,10 +137,10 @@ def _arms(runs: Sequence[ReportData]) -> list[CompareRow]:
 def _metrics(runs: Sequence[ReportData]) -> list[CompareRow]:
     found: dict[tuple[str, str, bool], dict[int, Cell]] = {}
     for i, run in enumerate(runs):
-        for entry in ((run.metrics or {}).get("numbers") or ())[: tables.MAX_NUMBERS]:
+        for entry in ((run.metrics or {}).get("numbers") or ())[: distances.MAX_NUMBERS]:
             direction = f", {entry['direction']} is better" if entry.get("direction") else ""
             name = clean(f"{entry.get('metric')} (reference: {entry.get('reference')}{direction})")
-            found.setdefault((name, clean(entry.get("scope", "all")), True), {})[i] = tables.metric_cell(entry)
+            found.setdefault((name, clean(entry.get("scope", "all")), True), {})[i] = distances.metric_cell(entry)
     return _filled(found, len(runs))
 
 

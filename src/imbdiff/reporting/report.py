@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from imbdiff.reporting import plots, tables
+from imbdiff.reporting import distances, plots, tables
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.sprites import scaled_down
 from imbdiff.reporting.strips import MAX_CLASSES, columns, strips
@@ -69,7 +69,7 @@ def build_report(data: ReportData) -> str:
     columns_of_arms = ["all", tables.CLASS_MEAN, *scopes[1:]]
     arms = tables.arm_rows(classifier, columns_of_arms)
     nearest = data.nearest or (data.metrics or {}).get("nearest")
-    found, left_out = tables.metric_tables(data.metrics or {})
+    found, left_out = distances.metric_tables(data.metrics or {})
     shown = strips(data)
     return render(
         "report.html.j2",
@@ -91,6 +91,7 @@ def build_report(data: ReportData) -> str:
         copies=sum(p.copy for s in shown for p in s.pairs),
         curves=_curves(data),
         metrics=found,
+        metrics_explained=distances.explained(found),
         metrics_left_out=left_out,
         metrics_protocol=flatten((data.metrics or {}).get("protocol") or {}),
         scopes=columns_of_arms,
@@ -114,7 +115,11 @@ def _facts(data: ReportData) -> list[tuple[str, str, str]]:
     """Key figures: (value, what, small print)."""
     after = [n + m for n, m in zip(data.stats.counts, data.filled, strict=True)]
     facts = [
-        (number(data.stats.num_classes), "classes", f"{min(data.stats.counts):,} to {max(data.stats.counts):,} images"),
+        (
+            number(data.stats.num_classes),
+            "class" if data.stats.num_classes == 1 else "classes",
+            f"{min(data.stats.counts):,} to {max(data.stats.counts):,} images",
+        ),
         (number(data.stats.total), "real training images", ""),
         (number(data.stats.imbalance_factor, 1), "imbalance factor", "largest class / smallest"),
     ]

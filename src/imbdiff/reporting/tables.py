@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from imbdiff.data.stats import Groups
+from imbdiff.data.words import counted
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.text import NOTHING, clean, flatten, number, seconds, shorten, signed
 
-MAX_NUMBERS = 120
 CLASS_MEAN = "mean over classes"
 OUTCOMES = {"helped": "good", "hurt": "bad", "no difference": "same"}
 
@@ -23,83 +23,6 @@ class Cell:
     aside: str = ""
     title: str = ""
     refused: bool = False
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One scope of a metric; `yardstick` is the same number for the real training images, if there is one."""
-
-    scope: str
-    cell: Cell
-    yardstick: Cell | None
-    n_synthetic: str
-    n_reference: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class MetricTable:
-    """All numbers of one metric by one extractor against one reference."""
-
-    metric: str
-    direction: str
-    extractor: str
-    fingerprint: str
-    reference: str
-    rows: tuple[MetricRow, ...]
-    notes: tuple[str, ...] = ()
-
-
-def metric_tables(metrics: Mapping[str, Any]) -> tuple[list[MetricTable], int]:
-    """Numbers by metric, extractor and reference, in the order given; and how many were left out by the cap."""
-    numbers = list(metrics.get("numbers", ()))
-    yardsticks = {_key(entry): entry for entry in metrics.get("yardsticks") or ()}
-    tables: dict[tuple[str, str, str, str, str], list[Mapping[str, Any]]] = {}
-    for entry in numbers[:MAX_NUMBERS]:
-        metric, direction, extractor, fingerprint, reference = (
-            clean(entry.get(key) or "") for key in ("metric", "direction", "extractor", "fingerprint", "reference")
-        )
-        tables.setdefault((metric, direction, extractor, fingerprint, reference), []).append(entry)
-    made = [
-        MetricTable(*head, tuple(_metric_row(entry, yardsticks.get(_key(entry))) for entry in rows), _notes(rows))
-        for head, rows in tables.items()
-    ]
-    return made, max(0, len(numbers) - MAX_NUMBERS)
-
-
-def _key(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(entry.get(key)) for key in ("metric", "scope", "reference", "fingerprint"))
-
-
-def _metric_row(entry: Mapping[str, Any], yardstick: Mapping[str, Any] | None) -> MetricRow:
-    left_out = entry.get("classes_left_out") or 0
-    return MetricRow(
-        clean(entry.get("scope", "all")),
-        metric_cell(entry),
-        None if yardstick is None else metric_cell(yardstick),
-        number(entry.get("n_synthetic")),
-        number(entry.get("n_reference") or None),
-        f"{left_out} class{'es' if left_out > 1 else ''} left out" if left_out else "",
-    )
-
-
-def _notes(rows: list[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What the reader must know of all numbers of a table."""
-    notes = []
-    if any(entry.get("ranking_only") for entry in rows):
-        notes.append("This extractor never saw such images: use its numbers for ranking only.")
-    if any(entry.get("judge_saw_reference") for entry in rows):
-        notes.append("The judge was trained on these reference images.")
-    return tuple(notes)
-
-
-def metric_cell(entry: Mapping[str, Any]) -> Cell:
-    """One number with its interval, or the reason why there is none."""
-    if entry.get("refused"):
-        return Cell("refused", clean(entry["refused"]), refused=True)
-    low, high = entry.get("low"), entry.get("high")
-    between = f"{number(low)} to {number(high)}" if low is not None and high is not None else ""
-    return Cell(number(entry.get("value")), between)
 
 
 @dataclass(frozen=True)
@@ -227,6 +150,8 @@ def _outcomes(arm: str, per_group: Mapping[str, Any]) -> list[Outcome]:
         text = points(entry.get("difference"))
         if entry.get("low") is not None and entry.get("high") is not None:
             text += f" ({points(entry['low'])} to {points(entry['high'])})"
+        if outcome == "not measured" and entry.get("reason"):
+            text = clean(entry["reason"])
         against, tone = clean(entry.get("against") or ""), OUTCOMES.get(outcome, "none")
         rows.append(Outcome(clean(arm), clean(scope), clean(outcome), tone, text, against, number(entry.get("n"))))
     return rows
@@ -274,8 +199,8 @@ def protocol_rows(data: ReportData) -> list[tuple[str, str]]:
     rows = [(clean(k), clean(v)) for k, v in data.protocol.items()]
     rows += [
         ("Source", clean(data.source)),
-        ("Training images", f"{data.stats.total:,} in {data.stats.num_classes} classes, imbalance factor "
-                            f"{number(data.stats.imbalance_factor, 1)}"),
+        ("Training images", f"{data.stats.total:,} in {counted(data.stats.num_classes, 'class', 'classes')}, "
+                            f"imbalance factor {number(data.stats.imbalance_factor, 1)}"),
         ("Split sizes", counts),
         ("Split hash", clean(m.get("hash") or "")),
         ("Groups", clean(data.groups.rule)),

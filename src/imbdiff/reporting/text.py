@@ -25,15 +25,17 @@ NOTHING = "\N{EN DASH}"
 def clean(value: object) -> str:
     """`value` as text that any reader can show: control characters, direction overrides and lone surrogates replaced.
 
+    Line breaks and tabs become spaces: messages have several lines, and the page breaks them itself.
     Lone surrogates come from file names that are not valid in the file system's encoding, and cannot be written as
     UTF-8; a direction override would mirror the text that follows it.
     """
-    text = str(value)
+    text = str(value).translate(_SPACES)
     if text.isascii() and text.isprintable():
         return text
     return "".join(REPLACEMENT if unicodedata.category(c) in ("Cc", "Cs") or c in _OVERRIDES else c for c in text)
 
 
+_SPACES = {ord(c): " " for c in "\n\r\t"}
 _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
