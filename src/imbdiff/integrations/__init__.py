@@ -1,1 +1,1 @@
-"""TODO."""
+"""diffusers pipeline and folders; imbalanced-learn's interface for images."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Extractors, statistics, one file per metric, by class and by group."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Plots, the HTML report, the comparison page, preview grids."""
