@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from imbdiff.cli import VERBS, main
-from tests.pipeline.conftest import write_tree
+from tests.pipeline.conftest import small_arguments, write_tree
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -194,9 +194,4 @@ def test_class_names_that_are_paths_stay_inside(tmp_path: Path, monkeypatch, arg
 
 @pytest.fixture
 def arguments() -> list[str]:
-    from tests.pipeline.conftest import SMALL
-
-    return ["--preset", "tiny", "--device", "cpu", *(
-        x for group, values in SMALL.items() if isinstance(values, dict)
-        for name, value in values.items() for x in (f"--{group}.{name}", str(value))
-    )]  # fmt: skip
+    return small_arguments()

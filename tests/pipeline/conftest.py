@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from imbdiff.config import RunConfig, override
+from imbdiff.pipeline.run import run
 from imbdiff.presets import preset
 
 #: a run of seconds: a U-Net on 8-pixel digits, a few steps of everything
@@ -29,12 +30,29 @@ def config() -> RunConfig:
     return override(preset("tiny"), SMALL)
 
 
+def small_arguments() -> list[str]:
+    """The same on the command line."""
+    flat = [
+        (f"{group}.{name}", value)
+        for group, values in SMALL.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+    ]
+    return ["--preset", "tiny", "--device", "cpu", *(x for name, value in flat for x in (f"--{name}", str(value)))]
+
+
 @pytest.fixture
 def arguments() -> list[str]:
-    """The same on the command line."""
-    flat = [(f"{group}.{name}", value) for group, values in SMALL.items() if isinstance(values, dict)
-            for name, value in values.items()]  # fmt: skip
-    return ["--preset", "tiny", "--device", "cpu", *(x for name, value in flat for x in (f"--{name}", str(value)))]
+    return small_arguments()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
+    """A finished run on digits, and its configuration."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    config = override(preset("tiny"), SMALL)
+    run("digits", folder, config, quiet=True)
+    return folder, config
 
 
 def write_tree(root: Path, counts: dict[str, int], size: tuple[int, int] = (8, 8), mode: str = "L") -> Path:

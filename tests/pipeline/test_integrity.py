@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import imbdiff
 from imbdiff.cli import main
 from imbdiff.config import RunConfig, override
 from imbdiff.pipeline import samples
@@ -18,16 +17,9 @@ from imbdiff.pipeline.run import open_run, run
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.training.parts import Part
-from tests.pipeline.conftest import SMALL, write_tree
+from tests.pipeline.conftest import write_tree
 from tests.pipeline.test_run import files
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    config = override(imbdiff.preset("tiny"), SMALL)
-    run("digits", folder, config, quiet=True)
-    return folder, config
+from tests.test_cli import fails
 
 
 @pytest.fixture
@@ -207,13 +199,7 @@ def test_more_bad_options(arguments, expected: str, tmp_path: Path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     (tmp_path / "list.yaml").write_text("data: [1]\n")
-    try:
-        status = main(arguments)
-    except SystemExit as exit_:
-        status = exit_.code  # type: ignore[assignment]
-    captured = capsys.readouterr()
-    assert status == 2
-    assert expected in captured.err + captured.out
+    assert expected in fails(capsys, *arguments)
     assert sorted(os.listdir(tmp_path)) == ["file", "list.yaml"]
 
 

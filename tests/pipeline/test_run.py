@@ -31,16 +31,6 @@ def files(folder: Path, *patterns: str) -> dict[str, str]:
     return {str(p.relative_to(folder)): sha256_file(p) for p in found}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
-    from tests.pipeline.conftest import SMALL
-
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    config = override(imbdiff.preset("tiny"), SMALL)
-    run("digits", folder, config, quiet=True)
-    return folder, config
-
-
 def test_a_run_leaves_everything_that_it_says(finished: tuple[Path, RunConfig]) -> None:
     folder, _ = finished
     names = {p.name for p in folder.iterdir()}

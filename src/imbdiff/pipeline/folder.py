@@ -33,7 +33,7 @@ from imbdiff.config import NOT_DECISIVE, RunConfig, override, to_dict
 from imbdiff.pipeline.environment import environment
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, RunError, listing
-from imbdiff.runtime.files import read_json, write_json, write_text
+from imbdiff.runtime.files import is_disk_full, read_json, write_json, write_text
 
 #: options that may change between two calls on one run folder: they concern later stages or the machine
 LATER = ("sample", "classify", "device", "preset")
@@ -150,6 +150,15 @@ class RunFolder:
             f"{manifest['hash'][:12]} (training images per class: {_short(counts)})",
             "give another --out; nothing was changed",
         )
+
+    def unwritable(self, error: OSError) -> RunError:
+        """What to say when writing below this folder failed."""
+        if is_disk_full(error):
+            return RunError(
+                f"no space left while writing below {self.path}",
+                "free some space and repeat the same command: it continues from the last complete file",
+            )
+        return RunError(f"{self.path} cannot be written: {error}", "check permissions, or give another --out")
 
     def stages(self) -> dict[str, Any]:
         path = self / "stages.json"

@@ -10,16 +10,22 @@ from typing import Any
 import torch
 
 from imbdiff.config import RunConfig
+from imbdiff.data.augment import Augmentation
 from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
+from imbdiff.diffusion.generate import generate
+from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.methods import get_method
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.samples import make_guidance
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.presets import choose_preset, preset
+from imbdiff.recognition.fit import FitPlan, fit
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.progress import duration
+from imbdiff.training.parts import make_loaders
+from imbdiff.training.step import TrainingStep
 
 
 def default_preset(side: int, device: str = "auto") -> str:
@@ -60,10 +66,10 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     step = stages.build_step(get_method(config.method).phases[0], prepared, config)
     model = step.networks["model"]
     parameters = sum(p.numel() for p in model.parameters())
-    train_second, memory = _probe_training(prepared, config, device)
+    train_second, memory = _probe_training(step, prepared, config, device)
     seen = config.train.steps * config.train.batch_size
     train_seconds = train_second * seen
-    sample_seconds = _probe_sampling(model, prepared, config, device) * sum(counts)
+    sample_seconds = _probe_sampling(model, config, device) * sum(counts)
     classify_seconds = _probe_classifier(prepared, config, device, arms=5 if sum(counts) else 3)
     total = train_seconds + sample_seconds + classify_seconds
     shown = sorted(range(stats.num_classes), key=lambda k: -stats.counts[k])
@@ -94,23 +100,17 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     return Plan(rows, total)
 
 
-def _probe_training(prepared: Prepared, config: RunConfig, device: torch.device) -> tuple[float, float]:
+def _probe_training(
+    step: TrainingStep, prepared: Prepared, config: RunConfig, device: torch.device
+) -> tuple[float, float]:
     """Seconds per image, and peak memory in bytes."""
-    from imbdiff.data.augment import Augmentation
-    from imbdiff.diffusion.model import DiffusionModel
-    from imbdiff.training.parts import PartLoader
-
-    phase = get_method(config.method).phases[0]
-    step = stages.build_step(phase, prepared, config).to(device)
+    step = step.to(device)
     model = step.networks["model"]
     assert isinstance(model, DiffusionModel)
-    images = torch.from_numpy(prepared.train.images).permute(0, 3, 1, 2).contiguous().to(device)
-    labels = torch.from_numpy(prepared.train.labels).to(device)
-    loaders = [
-        PartLoader(p, prepared.train, images, labels, prepared.groups, config.train.batch_size,
-                   seed=0, dist=Dist(), accumulate=config.train.accumulate)
-        for p in phase.parts
-    ]  # fmt: skip
+    loaders = make_loaders(
+        get_method(config.method).phases[0].parts, prepared.train, prepared.groups, config.train.batch_size,
+        seed=0, dist=Dist(), accumulate=config.train.accumulate, device=device,
+    )  # fmt: skip
     optimizer = torch.optim.Adam([p for p in step.parameters() if p.requires_grad], fused=True)
     seconds = []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -140,10 +140,8 @@ def _probe_training(prepared: Prepared, config: RunConfig, device: torch.device)
 
 
 @torch.no_grad()
-def _probe_sampling(model: Any, prepared: Prepared, config: RunConfig, device: torch.device) -> float:
+def _probe_sampling(model: Any, config: RunConfig, device: torch.device) -> float:
     """Seconds per image."""
-    from imbdiff.diffusion.generate import generate
-
     model = model.to(device).eval()
     guidance = make_guidance(model, config.sample, get_method(config.method).omega)
     n, steps = config.sample.batch_size, min(2, config.sample.steps)
@@ -157,8 +155,6 @@ def _probe_sampling(model: Any, prepared: Prepared, config: RunConfig, device: t
 
 def _probe_classifier(prepared: Prepared, config: RunConfig, device: torch.device, arms: int) -> float:
     """Seconds of all arms and seeds."""
-    from imbdiff.data.augment import Augmentation
-    from imbdiff.recognition.fit import FitPlan, fit
 
     def seconds(steps: int) -> float:
         plan = FitPlan(

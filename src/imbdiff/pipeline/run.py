@@ -25,7 +25,7 @@ from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.device import make_accelerator, prepare_cpu, resolve_device
 from imbdiff.runtime.dist import Dist, launched
 from imbdiff.runtime.errors import RunError
-from imbdiff.runtime.files import digest, is_disk_full, sha256_file, write_bytes, write_json, write_text
+from imbdiff.runtime.files import digest, sha256_file, write_bytes, write_json, write_text
 from imbdiff.runtime.log import read_jsonl
 from imbdiff.runtime.progress import Progress, duration
 
@@ -48,6 +48,7 @@ class Run:
     config: RunConfig
     quiet: bool = False
     dist: Dist = field(default_factory=Dist)
+    _read: tuple[str, ImageSet] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if Path(self.source).exists():
@@ -81,15 +82,7 @@ class Run:
             try:
                 return self._stages(prepared, wanted)
             except OSError as error:
-                raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> RunError:
-        if is_disk_full(error):
-            return RunError(
-                f"no space left while writing below {self.folder.path}",
-                "free some space and repeat the same command: it continues from the last complete file",
-            )
-        return RunError(f"{self.folder.path} cannot be written: {error}", "check permissions, or give another --out")
+                raise self.folder.unwritable(error) from error
 
     def _prepare(self) -> Prepared:
         with _Timer() as timer:
@@ -189,10 +182,10 @@ class Run:
         return sha256_file(folder / "model.safetensors") == self.folder.stages()["train"]["weights"]
 
     def _sample(self, prepared: Prepared) -> None:
-        model = load_model(self._needs("model/model.json", "run").parent)
+        weights_file = self._needs("model/model.safetensors", "run")
         counts = images_to_draw(self.config.sample.strategy, prepared.stats)
-        weights = sha256_file(self.folder / "model" / "model.safetensors")
-        todo = stages.sampling_plan(model, counts, self.config, identity=weights)
+        names = prepared.train.class_names
+        todo = stages.sampling_plan(names, counts, self.config, identity=sha256_file(weights_file))
         inputs = digest(todo)
         folder = self.folder / "samples"
         if not self._begin("sample", inputs, lambda: samples.finished(folder, todo)):
@@ -201,7 +194,7 @@ class Run:
             self.say("sample: nothing to draw: every class is as large as the strategy asks for")
         self.dist.barrier()
         with _Timer() as timer:
-            model = model.to(resolve_device(self.config.device))
+            model = load_model(weights_file.parent, device=resolve_device(self.config.device))
             samples.draw(model, todo, folder, self.config.sample, quiet=self.quiet)
         if self.dist.main:
             self._end("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))
@@ -211,10 +204,13 @@ class Run:
 
     def synthetic(self, prepared: Prepared) -> ImageSet | None:
         """The synthetic images of this run, or None if there are none."""
-        if "sample" not in self.folder.stages():
+        drawn = self.folder.stages().get("sample", {}).get("inputs")
+        if drawn is None:
             return None
-        images = samples.load_samples(self.folder / "samples", prepared.train.shape, prepared.train.class_names)
-        return images if len(images) else None
+        if self._read is None or self._read[0] != drawn:  # three stages ask for them
+            folder = self.folder / "samples"
+            self._read = drawn, samples.load_samples(folder, prepared.train.shape, prepared.train.class_names)
+        return self._read[1] if len(self._read[1]) else None
 
     def _evaluate(self, prepared: Prepared) -> None:
         from imbdiff.metrics.evaluate import evaluate

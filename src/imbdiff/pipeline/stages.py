@@ -211,10 +211,10 @@ def training_identity(prepared: Prepared, config: RunConfig, flip: bool) -> str:
     return digest([prepared.manifest["hash"], config.method, config.seed, model, options, flip])
 
 
-def sampling_plan(model: DiffusionModel, counts: Sequence[int], config: RunConfig, *, identity: str) -> dict[str, Any]:
+def sampling_plan(names: Sequence[str], counts: Sequence[int], config: RunConfig, *, identity: str) -> dict[str, Any]:
     """What is to be drawn, see `samples.plan`; `identity` says from which model."""
     omega = get_method(config.method).omega
-    return samples.plan(counts, model.spec.stats.names, config.sample, omega, config.seed, identity)
+    return samples.plan(counts, names, config.sample, omega, config.seed, identity)
 
 
 def sample(
@@ -229,7 +229,7 @@ def sample(
         The images, ordered by class; their ids are file names.
     """
     channels, height, width = model.spec.shape
-    todo = sampling_plan(model, counts, config, identity=weights_identity(model))
+    todo = sampling_plan(model.spec.stats.names, counts, config, identity=weights_identity(model))
     model = model.to(resolve_device(config.device))
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         where = Path(place) / "samples" if folder is None else Path(place)

@@ -16,7 +16,7 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.metrics.extractors import ClassifierFeatures, Extractor, RandomConv
 from imbdiff.recognition.fit import FitPlan, fit, predict
-from imbdiff.recognition.networks import build_network
+from imbdiff.recognition.networks import Classifier, build_network
 from imbdiff.runtime.errors import DataError, RunError
 from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json
 
@@ -97,18 +97,7 @@ def train_judge(
     if stored is None:
         network = fit(pool, plan, seed=seed, device=device, name="judge")
         extractor = _extractor(network, pool, device)
-        predicted = predict(network, test)
-        right = predicted == test.labels
-        judge = Judge(
-            extractor,
-            float(right.mean()) if len(test) else 0.0,
-            tuple(
-                float(right[test.labels == k].mean()) if (test.labels == k).any() else None
-                for k in range(len(test.class_names))
-            ),
-            len(pool),
-            left_out,
-        )
+        judge = Judge(extractor, *_graded(network, test), len(pool), left_out)
         if folder is not None:
             weights = Path(folder) / f"judge-{key[:16]}.safetensors"
             with atomic(weights) as aside:
@@ -120,15 +109,16 @@ def train_judge(
         return judge
     extractor, record = stored
     if record["test"] != test.fingerprint:
-        predicted = predict(extractor.network, test)  # type: ignore[arg-type]
-        right = predicted == test.labels
-        per_class = [
-            float(right[test.labels == k].mean()) if (test.labels == k).any() else None
-            for k in range(len(test.class_names))
-        ]
-        return Judge(extractor, float(right.mean()), tuple(per_class), len(pool), left_out)
+        return Judge(extractor, *_graded(extractor.network, test), len(pool), left_out)  # type: ignore[arg-type]
     found = record["judge"]
     return Judge(extractor, found["accuracy"], tuple(found["per_class"]), len(pool), left_out)
+
+
+def _graded(network: Classifier, test: ImageSet) -> tuple[float, tuple[float | None, ...]]:
+    """Accuracy on the test images, overall (0 without any) and per class (None without any)."""
+    right = predict(network, test) == test.labels
+    of_class = [right[test.labels == k] for k in range(len(test.class_names))]
+    return float(right.mean()) if len(test) else 0.0, tuple(float(r.mean()) if len(r) else None for r in of_class)
 
 
 def judges(

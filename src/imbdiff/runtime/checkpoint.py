@@ -92,6 +92,3 @@ class CheckpointStore:
             except OSError as error:
                 raise RunError(f"{path} cannot be read: {error}", "repeat the command when it can") from error
         return None
-
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)

@@ -151,6 +151,26 @@ class PartLoader:
         )
 
 
+def make_loaders(
+    parts: Sequence[Part],
+    data: ImageSet,
+    groups: Groups,
+    batch_size: int,
+    *,
+    seed: int,
+    dist: Dist,
+    accumulate: int = 1,
+    device: torch.device,
+) -> list[PartLoader]:
+    """A loader per part, on one copy of the images on the device."""
+    images = torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous().to(device)
+    labels = torch.from_numpy(data.labels).to(device)
+    return [
+        PartLoader(part, data, images, labels, groups, batch_size, seed=seed, dist=dist, accumulate=accumulate)
+        for part in parts
+    ]
+
+
 def _classes(part: Part, groups: Groups) -> Sequence[int]:
     of = np.asarray(groups.of_class)
     chosen = {"all": of >= 0, "head": of == 0, "non-head": of != 0}[part.of]

@@ -29,7 +29,7 @@ from imbdiff.runtime.log import JsonLog, read_jsonl
 from imbdiff.runtime.progress import Progress
 from imbdiff.runtime.streams import seed_of
 from imbdiff.training.learning_rate import learning_rate
-from imbdiff.training.parts import Part, PartLoader
+from imbdiff.training.parts import Part, make_loaders
 from imbdiff.training.step import TrainingStep
 
 OnPreview = Callable[[DiffusionModel, int], None]
@@ -92,15 +92,10 @@ class Trainer:
         self.step.to(device)
         if config.channels_last:
             self.step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        images = torch.from_numpy(self.data.images).permute(0, 3, 1, 2).contiguous().to(device)
-        labels = torch.from_numpy(self.data.labels).to(device)
-        loaders = [
-            PartLoader(
-                part, self.data, images, labels, self.groups, config.batch_size,
-                seed=self.seed, dist=self.dist, accumulate=config.accumulate,
-            )
-            for part in self.parts
-        ]  # fmt: skip
+        loaders = make_loaders(
+            self.parts, self.data, self.groups, config.batch_size,
+            seed=self.seed, dist=self.dist, accumulate=config.accumulate, device=device,
+        )  # fmt: skip
         model = self.step.networks[self.target]
         assert isinstance(model, DiffusionModel)
         parameters = {n: p for n, p in self.step.named_parameters() if p.requires_grad}
@@ -312,10 +307,13 @@ def _restore(found: Checkpoint, parameters: Mapping[str, Tensor], optimizer: tor
             f"the checkpoint {found.path} does not fit this model: {error}", "use another run folder"
         ) from error
     ema.optimization_step = int(found.meta["ema_step"])
-    for n, p in parameters.items():
-        own = {k.split(".", 2)[1]: v for k, v in tensors.items() if k.startswith("adam.") and k.split(".", 2)[2] == n}
-        if own:
-            optimizer.state[p] = {k: v.to(p.device) for k, v in own.items()}
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("adam."):
+            _, kind, name = key.split(".", 2)
+            moments.setdefault(name, {})[kind] = value
+    for n, own in moments.items():
+        optimizer.state[parameters[n]] = {kind: v.to(parameters[n].device) for kind, v in own.items()}
 
 
 def _set_backends(deterministic: bool) -> None:
