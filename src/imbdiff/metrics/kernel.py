@@ -9,109 +9,101 @@ from __future__ import annotations
 
 import numpy as np
 
-from imbdiff.metrics.statistics import class_weights, jackknife_groups, jackknife_half_width
-from imbdiff.runtime.streams import rng
+from imbdiff.metrics.intervals import distance_interval, variance_of_sum
+from imbdiff.metrics.rows import Estimate, Rows
 
-GROUPS = 20
-MIN_PER_CLASS = 3
-"""Images of a class, in either set, for the class to take part: within-class pairs must remain with one left out."""
+MIN_PER_CLASS = 2
+"""Images of a class, in either set, for the class to take part: pairs within the class are needed."""
 MIN_ROWS = 20
-"""Images of either set for the number to be printed: one in each group of the jackknife."""
-MAX_ROWS = 2000
-"""Rows of either set that are used; a random part of a larger set."""
+"""Images of either set for the number to be printed."""
+MAX_ROWS = 4000
+"""Rows of either set that are used; of a larger set the ones that :meth:`Rows.part` gives."""
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(N, M) float64 of k(x, y) = (x.y / D + 1)^3 for rows (N, D) and (M, D)."""
-    return (np.asarray(x, np.float64) @ np.asarray(y, np.float64).T / x.shape[1] + 1.0) ** 3
+    k = np.asarray(x, np.float64) @ np.asarray(y, np.float64).T
+    k /= x.shape[1]
+    k += 1.0
+    return k * k * k
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased MMD^2 of rows `x` (N, D) and `y` (M, D), N and M >= 2, all rows weighing the same."""
-    zx, zy = np.zeros(len(x), np.int64), np.zeros(len(y), np.int64)
-    one = np.ones(1)
-    return (
-        _within(polynomial_kernel(x, x), zx, one)
-        + _within(polynomial_kernel(y, y), zy, one)
-        - 2 * float(polynomial_kernel(x, y).mean())
-    )
+    n, m = len(x), len(y)
+    kxx, kyy = polynomial_kernel(x, x), polynomial_kernel(y, y)
+    within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (kxx, kyy)]
+    return float(within[0] + within[1] - 2 * polynomial_kernel(x, y).sum() / (n * m))
 
 
-def kernel(
-    x: np.ndarray, y: np.ndarray, x_labels: np.ndarray, y_labels: np.ndarray, proportions: np.ndarray, seed: int = 0
-) -> dict[str, float | str | None]:
-    """Distance of features `x` from `y`, both as the mixture of their classes with shares `proportions` (C,).
+def kernel(fake: Rows, real: Rows, *, seed: int = 0, max_rows: int = MAX_ROWS) -> dict[str, Estimate]:
+    """``KD`` of two sets, each as the mixture of its classes with the shares of its weights.
 
     Stratified: the expectation over a pair is sum_kl p_k p_l (mean over pairs of class k with class l), pairs of a row
     with itself left out, so the estimate is unbiased for the mixture however many images each class has.
 
-    Returns:
-        value, low, high, n_x, n_y (rows used), refused; the interval by the delete-a-group jackknife over both sets.
+    *Interval.* The plug-in variance of the row means 2 (E k(x, x') - E k(x, y)) has expectation V1 + 2 V2; V2, the
+    variance of the degenerate part, is the sum of squares of the kernels centred by class in both arguments (see
+    :mod:`imbdiff.metrics.intervals`).
+
+    Refused below 20 images of either set. Classes with a single image in either set are left out of both.
     """
-    x, x_labels = _part(x, x_labels, rng(seed, "kernel", "part-x"))
-    y, y_labels = _part(y, y_labels, rng(seed, "kernel", "part-y"))
-    c = len(proportions)
-    enough = (np.bincount(x_labels, minlength=c) >= MIN_PER_CLASS) & (
-        np.bincount(y_labels, minlength=c) >= MIN_PER_CLASS
-    )
-    proportions = np.where(enough, proportions, 0.0)
-    kx, ky = proportions[x_labels] > 0, proportions[y_labels] > 0
-    x, y, x_labels, y_labels = x[kx], y[ky], x_labels[kx], y_labels[ky]
-    result: dict[str, float | str | None] = {"value": None, "low": None, "high": None, "n_x": len(x), "n_y": len(y)}
-    result["refused"] = None
-    if min(len(x), len(y)) < MIN_ROWS:
-        result["refused"] = (
+    if min(len(fake), len(real)) >= MIN_ROWS:
+        c = int(max(fake.labels.max(), real.labels.max())) + 1
+        counts = [np.bincount(r.part(max_rows).labels, minlength=c) for r in (fake, real)]
+        enough = (counts[0] >= MIN_PER_CLASS) & (counts[1] >= MIN_PER_CLASS)
+        fake, real = (r.part(max_rows).select(enough[r.part(max_rows).labels]) for r in (fake, real))
+    if min(len(fake), len(real)) < MIN_ROWS:
+        reason = (
             f"at least {MIN_ROWS} images in both sets, from classes with at least {MIN_PER_CLASS} in both, are needed; "
-            f"here {len(x)} and {len(y)}"
+            f"here {len(fake)} and {len(real)}"
         )
-        return result
-    proportions = proportions / proportions.sum()
-    # by class, so that the pairs of a class are a block
-    ox, oy = np.argsort(x_labels, kind="stable"), np.argsort(y_labels, kind="stable")
-    x, y, x_labels, y_labels = x[ox], y[oy], x_labels[ox], y_labels[oy]
+        return {"KD": Estimate.refuse(reason, fake, real)}
+    x, y = fake.array.astype(np.float64), real.array.astype(np.float64)
+    wx, wy = fake.weights, real.weights
     kxx, kyy, kxy = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
-    wx, wy = class_weights(x_labels, proportions), class_weights(y_labels, proportions)
-    within_x, within_y = _within(kxx, x_labels, proportions), _within(kyy, y_labels, proportions)
-    value = within_x + within_y - 2 * float(wx @ kxy @ wy)
-    left_x, left_y = [], []
-    gx = jackknife_groups(x_labels, GROUPS, rng(seed, "kernel", "x"))
-    gy = jackknife_groups(y_labels, GROUPS, rng(seed, "kernel", "y"))
+    biased = float(wx @ kxx @ wx + wy @ kyy @ wy - 2 * wx @ kxy @ wy)
+    rows_x, rows_y = _row_means(kxx, fake), _row_means(kyy, real)
     to_y, to_x = kxy @ wy, wx @ kxy
-    for g in range(GROUPS):
-        keep, w, within = _leave_out(kxx, x_labels, gx != g, proportions)
-        left_x.append(within + within_y - 2 * float(w @ to_y[keep]))
-        keep, w, within = _leave_out(kyy, y_labels, gy != g, proportions)
-        left_y.append(within_x + within - 2 * float(to_x[keep] @ w))
-    half = jackknife_half_width([left_x, left_y])
-    result.update(value=value, low=value - half, high=value + half)
-    return result
+    value = float(wx @ rows_x + wy @ rows_y - 2 * wx @ to_y)
+    plug_in = variance_of_sum(fake, 2 * (rows_x - to_y)) + variance_of_sum(real, 2 * (rows_y - to_x))
+    quadratic = 2 * _degenerate(kxx, fake, fake) + 2 * _degenerate(kyy, real, real) + 4 * _degenerate(kxy, fake, real)
+    low, high = distance_interval(value, biased, plug_in, quadratic)
+    return {"KD": Estimate.of(value, low, high, fake, real)}
 
 
-def _within(k: np.ndarray, labels: np.ndarray, proportions: np.ndarray) -> float:
-    """sum_kl p_k p_l mean of k over pairs of class k and l, the diagonal left out; `labels` sorted."""
-    w = class_weights(labels, proportions)
-    total = float(w @ k @ w)
-    counts = np.bincount(labels, minlength=len(proportions))
-    ends = np.cumsum(counts)
-    diagonal = np.diagonal(k)
-    for end, n in zip(ends[counts > 0], counts[counts > 0], strict=True):
-        rows = slice(end - n, end)
-        with_itself = w[end - 1] ** 2 * float(diagonal[rows].sum())
-        block = float(w[rows] @ k[rows, rows] @ w[rows])
-        total += (block - with_itself) * n / (n - 1) - block
+def _row_means(k: np.ndarray, rows: Rows) -> np.ndarray:
+    """(N,) sum_l p_l mean of k(i, j) over j != i of class l."""
+    total = k @ rows.weights
+    for own in _classes(rows):
+        n, w = own.stop - own.start, rows.weights[own.start]
+        block = k[own, own].sum(axis=1)
+        total[own] += w * (n * (block - np.diagonal(k)[own]) / (n - 1) - block)
     return total
 
 
-def _leave_out(
-    k: np.ndarray, labels: np.ndarray, keep: np.ndarray, proportions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float]:
-    rows = np.flatnonzero(keep)
-    labels = labels[rows]
-    return rows, class_weights(labels, proportions), _within(k[np.ix_(rows, rows)], labels, proportions)
+def _degenerate(k: np.ndarray, first: Rows, second: Rows) -> float:
+    """sum_ij w_i^2 w_j^2 k~_ij^2 over pairs of different rows, k~ the kernel `k` centred by class in both arguments.
+
+    Works on `k` in place.
+    """
+    for own in _classes(first):
+        k[own] -= k[own].mean(axis=0)
+    for own in _classes(second):
+        k[:, own] -= k[:, own].mean(axis=1, keepdims=True)
+    if first is second:
+        np.fill_diagonal(k, 0.0)
+    a, b = (r.weights**2 * _unbias(r) for r in (first, second))
+    return float(a @ (k * k) @ b)
 
 
-def _part(x: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    if len(x) <= MAX_ROWS:
-        return x, labels
-    rows = np.sort(generator.permutation(len(x))[:MAX_ROWS])
-    return x[rows], labels[rows]
+def _unbias(rows: Rows) -> np.ndarray:
+    """(N,) n / (n - 1) of the class of each row: what centring by the sample's own mean takes from a square."""
+    n = np.bincount(rows.labels)[rows.labels]
+    return n / (n - 1)
+
+
+def _classes(rows: Rows) -> list[slice]:
+    """Where each class that occurs begins and ends."""
+    starts = np.flatnonzero(np.diff(rows.labels, prepend=-1))
+    return [slice(int(a), int(b)) for a, b in zip(starts, np.append(starts[1:], len(rows)), strict=True)]

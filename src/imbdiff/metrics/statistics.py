@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from imbdiff.metrics.rows import Rows
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -52,6 +54,19 @@ class Moments:
         scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.weight * other.weight / total)
         return Moments(total, self.squares + other.squares, mean, scatter)
 
+    def complement(self, part: Moments, squares: float) -> Moments:
+        """Moments of the other half: of rows whose weights and those of `part` average to the weights of these.
+
+        Args:
+            part: of half the rows, or of all with other weights; the same total weight.
+            squares: sum of the squared weights of the other half.
+        """
+        shift = part.mean - self.mean
+        mean = self.mean - shift
+        # both second moments around this mean: twice the whole less the part
+        around = 2 * self.scatter - (part.scatter + part.weight * np.outer(shift, shift))
+        return Moments(self.weight, squares, mean, around - self.weight * np.outer(shift, shift))
+
     @property
     def effective(self) -> float:
         """Effective number of rows W^2 / sum w^2 (Kish); the number of rows where all weights are equal."""
@@ -61,6 +76,17 @@ class Moments:
     def covariance(self) -> np.ndarray:
         """(D, D) covariance with the N - 1 correction, sum w (.)(.)^T / (W - sum w^2 / W)."""
         return self.scatter / (self.weight - self.squares / self.weight)
+
+
+def moments_of(rows: Rows, weights: np.ndarray | None = None, size: int = 8192) -> Moments:
+    """Moments of `rows` with their weights, or with others (N,) >= 0; `size` rows in memory at a time, as float64."""
+    w = rows.weights if weights is None else weights
+    kept = np.flatnonzero(w)
+    part = rows if len(kept) == len(rows) else rows.select(kept)
+    result = Moments.empty(rows.dim)
+    for block, place in part.blocks(size):
+        result = result.merge(Moments.of(block, w[kept[place]]))
+    return result
 
 
 def class_weights(labels: np.ndarray, proportions: np.ndarray) -> np.ndarray:
