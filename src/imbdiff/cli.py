@@ -21,6 +21,8 @@ HELP = f"""imbdiff {__version__}: class-conditional diffusion for long-tailed im
   imbdiff train SOURCE      train the generator only
   imbdiff sample RUN        draw the images that classes lack
   imbdiff evaluate RUN      measure them
+  imbdiff evaluate FAKE --reference REAL    measure any images against others, without a run
+  imbdiff reference SOURCE  make reference statistics of real images
   imbdiff classify RUN      train classifiers with and without them, and compare
   imbdiff report RUN        write the page again
   imbdiff compare RUN RUN   several runs on one page
@@ -170,6 +172,59 @@ def _later(verb: str) -> Callable[[Sequence[str]], None]:
     return call
 
 
+def _evaluate(arguments: Sequence[str]) -> None:
+    """Of a run, or of any two sets of images: told apart by --reference."""
+    if _flag(arguments, "--reference") is None and not {"-h", "--help"} & set(arguments):
+        path = next((a for a in arguments if not a.startswith("-")), None)
+        if path is not None and Path(path).exists() and not (Path(path) / "config.yaml").exists():
+            raise ConfigError(
+                f"{path} is not a run folder (config.yaml is missing)",
+                f"to measure images without a run, say against what: imbdiff evaluate {path} --reference REAL",
+            )
+        _later("evaluate")(arguments)
+        return
+    from imbdiff.commands import EvaluateCommand
+
+    command = _parse(EvaluateCommand, "evaluate", arguments)
+    from imbdiff.pipeline.direct import evaluate_any
+    from imbdiff.runtime.dist import Dist
+
+    stem = Path(command.fake).resolve().stem or "images"
+    out = Path(command.out) if command.out else Path(f"evaluation-{stem}")
+    found = evaluate_any(
+        command.fake, command.reference, command.train,
+        how=_measuring(command.measure), reference_split=command.reference_split, out=out,
+    )  # fmt: skip
+    if Dist.current().main and not command.measure.quiet:
+        from rich.console import Console
+
+        from imbdiff.reporting.numbers import numbers_table
+
+        for table in numbers_table(found):
+            Console().print(table)
+        print(f"report: {out / 'report.html'}")
+
+
+def _measuring(options: Any) -> Any:
+    from dataclasses import asdict
+
+    from imbdiff.pipeline.direct import Measuring
+
+    values = asdict(options)
+    return Measuring(extractors=tuple(values.pop("extractor")), **values)
+
+
+def _reference(arguments: Sequence[str]) -> None:
+    from imbdiff.commands import ReferenceCommand
+
+    command = _parse(ReferenceCommand, "reference", arguments)
+    from imbdiff.pipeline.direct import reference_any
+
+    stem = Path(command.source).resolve().stem or "images"
+    out = Path(command.out) if command.out else Path(f"reference-{stem}")
+    reference_any(command.source, out, how=_measuring(command.measure), split=command.split)
+
+
 def _inspect(arguments: Sequence[str]) -> None:
     from imbdiff.commands import InspectCommand
 
@@ -232,7 +287,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "inspect": _inspect,
     "train": _train,
     "sample": _later("sample"),
-    "evaluate": _later("evaluate"),
+    "evaluate": _evaluate,
+    "reference": _reference,
     "classify": _later("classify"),
     "report": _later("report"),
     "compare": _compare,

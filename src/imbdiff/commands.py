@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -38,6 +38,59 @@ class StageCommand:
     quiet: bool = False
     """Print errors only."""
     options: Options = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How images are read and measured."""
+
+    extractor: tuple[str, ...] = ()
+    """Feature extractors: random-conv, raw-pixels, inception, cifar-resnet:FILE, timm:NAME, torchvision:NAME, hf:NAME,
+    checkpoint:ARCHITECTURE:FILE. Default: random-conv, and inception where its weights are at hand."""
+    inception_weights: str | None = None
+    """File with the weights of FID's Inception network; with it, FID is computed."""
+    size: int | None = None
+    """Side in pixels to bring all images to. Default: as they are."""
+    resize: Literal["crop", "pad", "stretch"] = "crop"
+    """How to bring them to it."""
+    batch_size: int = 256
+    """Images per network call."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Seed of subsets and clusterings."""
+    quiet: bool = False
+    """Print errors only."""
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Measure synthetic images against real ones: any two folders, .npz or .npy files."""
+
+    fake: tyro.conf.Positional[str]
+    """Synthetic images: a folder (of class folders or of images), an .npz or .npy file, or a run folder."""
+    reference: str
+    """Real images to compare with, none of which the generator saw; or what `imbdiff reference` made."""
+    train: str | None = None
+    """The images that the generator was trained on: for memorisation, groups, and as a second reference."""
+    reference_split: str | None = None
+    """Which split of the reference. Default: test, where it has one."""
+    out: str | None = None
+    """Folder for metrics.json, report.html and kept features. Default: evaluation-FAKE."""
+    measure: tyro.conf.OmitArgPrefixes[MeasureOptions] = field(default_factory=MeasureOptions)
+
+
+@dataclass(frozen=True)
+class ReferenceCommand:
+    """Make reference statistics: features of real images, which `imbdiff evaluate` takes in place of the images."""
+
+    source: tyro.conf.Positional[str]
+    """A folder, an .npz or .npy file, or digits."""
+    out: str | None = None
+    """The reference folder. Default: reference-SOURCE."""
+    split: str | None = None
+    """Which split. Default: test, where the source has one, otherwise all."""
+    measure: tyro.conf.OmitArgPrefixes[MeasureOptions] = field(default_factory=MeasureOptions)
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,41 @@ class ClassifyConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """Measuring the synthetic images."""
+
+    extractors: tuple[str, ...] = ()
+    """More judges beside the trained one and the random network, such as inception, timm:NAME, hf:NAME."""
+    inception_weights: str | None = None
+    """File with the weights of FID's Inception network; with it, FID is computed."""
+    cas: bool = True
+    """Train classifiers on the synthetic images alone and test them on real ones."""
+    batch_size: int = 256
+    """Images per network call."""
+
+    def __post_init__(self) -> None:
+        _check(self.batch_size >= 1, f"evaluate.batch_size={self.batch_size} must be at least 1")
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """Measuring while the diffusion model trains, on validation images, and keeping the best weights."""
+
+    every: int = 0
+    """Images between two measurements; 0: none."""
+    samples: int = 512
+    """Images to draw each time, the same labels and seeds."""
+    metric: Literal["KD", "FD∞", "agreement"] = "KD"
+    """What decides, by a classifier that saw the training split only, against validation images."""
+    keep: Literal["best", "last"] = "best"
+    """Which averaged weights become the model."""
+
+    def __post_init__(self) -> None:
+        _check(self.every >= 0, f"watch.every={self.every} must be at least 0")
+        _check(self.samples >= 20, f"watch.samples={self.samples} must be at least 20")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that one run does."""
 
@@ -206,7 +241,9 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
 
 
@@ -219,6 +256,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Nested dictionaries of plain values, for YAML and hashes."""
     plain = dataclasses.asdict(config)
     plain["sample"]["interval"] = list(plain["sample"]["interval"])
+    plain["evaluate"]["extractors"] = list(plain["evaluate"]["extractors"])
     return plain
 
 
@@ -267,6 +305,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
                 return value
         elif get_origin(option) is tuple:
             inner = get_args(option)
+            if inner[-1] is Ellipsis and isinstance(value, list | tuple):
+                return tuple(_convert(v, inner[0], name) for v in value)
             if isinstance(value, list | tuple) and len(value) == len(inner):
                 return tuple(_convert(v, h, name) for v, h in zip(value, inner, strict=True))
         elif option is float:

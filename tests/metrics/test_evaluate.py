@@ -60,7 +60,11 @@ def test_every_number_says_what_it_is(sets: Any) -> None:
         assert "FID" not in row["metric"]
         if row["value"] is not None:
             assert row["low"] <= row["value"] <= row["high"]
-    assert found["protocol"]["ranking_only"] == ["random-conv"]
+    assert [e["name"] for e in found["protocol"]["extractors"] if e["ranking_only"]] == ["random-conv"]
+    metrics = {row["metric"] for row in found["numbers"]}
+    for number in ("FD", "FD∞", "KD", "precision(k=3)", "recall(k=3)", "density(k=5)", "coverage(k=5)", "F8", "F1/8"):
+        assert f"{number}[mean]" in metrics
+    assert {"diversity[mean]", "vendi[mean]", "agreement[mean]"} <= metrics
     assert found == evaluate(synthetic, reference, train, groups, [Mean(), RandomConv(1)], reference_name="test")
 
 
@@ -69,6 +73,7 @@ def test_groups_compare_the_same_classes_and_leave_out_missing_ones(sets: Any) -
     found = evaluate(synthetic, reference, train, groups, [Mean()], reference_name="test")
     many = _find(found["numbers"], "KD[mean]", "many")
     assert (many["n_synthetic"], many["n_reference"], many["classes_left_out"]) == (30, 25, 1)
+    assert many["value"] is not None
     f = Mean().features
     expected = kernel_distance(f(synthetic.images[synthetic.labels == 1]), f(reference.images[reference.labels == 1]))
     assert many["value"] == pytest.approx(expected, rel=1e-9)
@@ -85,8 +90,75 @@ def test_refused_with_a_reason_where_n_is_too_small(sets: Any) -> None:
     found = evaluate(synthetic, reference, train, groups, [RandomConv(1)], reference_name="test")
     row = _find(found["numbers"], "FD[random-conv]", "many")
     assert row["value"] is None
-    assert "at least 65" in row["refused"]
+    assert "at least 640" in row["refused"]
     assert _find(found["numbers"], "KD[random-conv]", "many")["value"] is not None
+
+
+def test_every_number_for_every_class(sets: Any) -> None:
+    synthetic, reference, train, groups = sets
+    found = evaluate(synthetic, reference, train, groups, [Mean()], reference_name="test")["classes"]
+    assert found["names"] == list(NAMES)
+    assert found["group"] == ["many", "many", "few", "few"]
+    assert (found["n_synthetic"], found["n_train"]) == ([0, 30, 30, 30], [40, 20, 5, 2])
+    by = {(c["of"], c["metric"], c["reference"]): c for c in found["metrics"]}
+    kd = by["synthetic", "KD[mean]", "test"]
+    assert kd["value"][0] is None
+    assert kd["reasons"][kd["refused"][0]] == "no class has images in both sets"
+    f = Mean().features
+    for k in (1, 2, 3):
+        expected = kernel_distance(
+            f(synthetic.images[synthetic.labels == k]), f(reference.images[reference.labels == k])
+        )
+        assert kd["value"][k] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert (kd["n_synthetic"][k], kd["n_reference"][k], kd["refused"][k]) == (30, 25, None)
+        assert kd["low"][k] < kd["value"][k] < kd["high"][k]
+    assert by["synthetic", "agreement[mean]", "label asked for"]["n_synthetic"] == [0, 30, 30, 30]
+    assert ("train", "KD[mean]", "test") in by
+    assert ("synthetic", "recall(k=3)[mean]", "test") in by
+
+
+def test_order_workers_and_groups_of_files_change_nothing(sets: Any) -> None:
+    synthetic, reference, train, groups = sets
+    g = np.random.default_rng(0)
+    one = evaluate(synthetic, reference, train, groups, [Mean()], reference_name="test", workers=1)
+    mixed = [s.select(g.permutation(len(s))) for s in (synthetic, reference, train)]
+    two = evaluate(*mixed, groups, [Mean()], reference_name="test", workers=3)
+    assert len(one["numbers"]) == len(two["numbers"])
+    for a, b in zip(one["numbers"] + one["yardsticks"], two["numbers"] + two["yardsticks"], strict=True):
+        assert a["metric"] == b["metric"]
+        assert a["refused"] == b["refused"]
+        for key in ("value", "low", "high"):
+            assert a[key] == (None if b[key] is None else pytest.approx(b[key], rel=1e-9, abs=1e-12))
+    assert one["classes"] == two["classes"]
+    assert one["memorisation"]["summary"] == two["memorisation"]["summary"]
+
+
+def test_a_copied_training_set_is_caught_by_memorisation_and_by_nothing_else() -> None:
+    train, reference = _set((40, 40, 40, 40), 0), _set((40, 40, 40, 40), 1)
+    fresh = _set((40, 40, 40, 40), 2)
+    groups = Groups.by_quantile(train.stats)
+    found = {
+        name: evaluate(s, reference, train, groups, [RandomConv(1)], reference_name="test")
+        for name, s in (("copied", train), ("fresh", fresh))
+    }
+    for metric in ("KD", "precision(k=3)", "recall(k=3)", "coverage(k=5)", "diversity"):
+        a, b = (_find(found[n]["numbers"], f"{metric}[random-conv]", "all") for n in ("copied", "fresh"))
+        assert a["low"] <= b["high"]
+        assert b["low"] <= a["high"]
+    copied, new = found["copied"]["memorisation"], found["fresh"]["memorisation"]
+    assert copied["summary"][0]["exact_copies"] == 160
+    assert copied["warnings"]
+    assert new["summary"][0]["exact_copies"] == 0
+    assert not new["warnings"]
+
+
+def test_without_training_images_or_groups(sets: Any) -> None:
+    synthetic, reference, _, _ = sets
+    found = evaluate(synthetic, reference, None, None, [Mean()], reference_name="test")
+    assert found["memorisation"] is None
+    assert found["classes"]["group"] is None
+    assert {r["scope"] for r in found["numbers"]} == {"all"}
+    assert {r["reference"] for r in found["numbers"]} == {"test", "label asked for"}
 
 
 def test_agreement_counts_the_label_asked_for() -> None:
@@ -100,9 +172,28 @@ def test_agreement_counts_the_label_asked_for() -> None:
     assert _find(found["numbers"], "agreement[mean]", "all", "label asked for")["value"] == 0.8
     many = _find(found["numbers"], "agreement[mean]", "many", "label asked for")
     assert (many["n_synthetic"], many["value"], many["direction"], many["classes_left_out"]) == (10, 0.8, "higher", 1)
-    assert [(r["class"], r["n"], r["value"]) for r in found["agreement"]] == [("a", 10, 0.8), ("b", 10, 0.8)]
+    (column,) = [c for c in found["classes"]["metrics"] if c["metric"] == "agreement[mean]" and c["of"] == "synthetic"]
+    assert column["value"] == [0.8, 0.8, None, None]
+    real = _find(found["yardsticks"], "agreement[mean]", "all", "labels of the test images")
+    assert real["n_synthetic"] == 36
     only_random = evaluate(synthetic, train, train, groups, [RandomConv(1)], reference_name="test")
-    assert only_random["agreement"] == []
+    assert not [r for r in only_random["numbers"] if "agreement" in r["metric"]]
+
+
+def test_classes_of_a_judge_go_by_name() -> None:
+    class Named(Mean):
+        classes = ("bright", "b", "c", "d", "a")
+
+        def predict(self, features: np.ndarray) -> np.ndarray:
+            return np.where(features[:, 0] > 0.5, 1, 4)
+
+    train = _set((5, 5, 5, 5), 0)
+    dark = _set((8, 2, 0, 0), 1, 0, 100)
+    found = evaluate(dark, _set((9, 9, 9, 9), 3), train, None, [Named()], reference_name="test")
+    assert _find(found["numbers"], "agreement[mean]", "all", "label asked for")["value"] == 0.8
+    Named.classes = ("a", "b", "c")
+    found = evaluate(dark, _set((9, 9, 9, 9), 3), train, None, [Named()], reference_name="test")
+    assert not [r for r in found["numbers"] if "agreement" in r["metric"]]
 
 
 def test_who_may_not_judge(sets: Any) -> None:
@@ -135,9 +226,7 @@ def test_bad_input_names_the_set(sets: Any) -> None:
 def test_worse_images_get_a_larger_distance(sets: Any) -> None:
     _, reference, train, groups = sets
     good, bad = _set((0, 60, 60, 60), 8), _set((0, 60, 60, 60), 9, 0, 150)
-    for metric in ("FD[mean]", "KD[mean]"):
-        values = [
-            _find(evaluate(s, reference, train, groups, [Mean()], reference_name="test")["numbers"], metric, "few")
-            for s in (good, bad)
-        ]
-        assert values[1]["low"] > values[0]["high"]
+    found = [evaluate(s, reference, train, groups, [Mean()], reference_name="test")["numbers"] for s in (good, bad)]
+    for metric in ("FD[mean]", "FD∞[mean]", "KD[mean]"):
+        better, worse = (_find(f, metric, "few") for f in found)
+        assert worse["low"] > better["high"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from imbdiff.metrics.kernel import MIN_ROWS, kernel, kernel_distance
+from imbdiff.metrics.rows import Rows
 
 
 def _two_sets(n: int = 40, m: int = 40, d: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -33,8 +34,8 @@ def test_equals_torchmetrics_and_a_double_loop() -> None:
 
 def test_unstratified_value_is_the_plain_one() -> None:
     x, y = _two_sets(40, 30)
-    found = kernel(x, y, np.zeros(40, np.int64), np.zeros(30, np.int64), np.ones(1))
-    assert found["value"] == pytest.approx(kernel_distance(x, y), rel=1e-10)
+    found = kernel(Rows.of(x), Rows.of(y))["KD"]
+    assert found.value == pytest.approx(kernel_distance(x, y), rel=1e-10)
 
 
 def test_stratified_equals_a_loop_over_pairs_of_classes() -> None:
@@ -61,19 +62,22 @@ def test_stratified_equals_a_loop_over_pairs_of_classes() -> None:
         + mixture(y, y_labels, y, y_labels, True)
         - 2 * mixture(x, x_labels, y, y_labels, False)
     )
-    assert kernel(x, y, x_labels, y_labels, p)["value"] == pytest.approx(expected, rel=1e-10)
+    found = kernel(Rows.of(x, x_labels, p), Rows.of(y, y_labels, p))["KD"]
+    assert found.value == pytest.approx(expected, rel=1e-10)
 
 
 def test_unbiased_under_equal_distributions_where_the_plug_in_is_not() -> None:
     g = np.random.default_rng(4)
     values, biased, covered = [], [], 0
-    for i in range(80):
+    for _ in range(80):
         x, y = g.normal(size=(24, 6)), g.normal(size=(30, 6))
-        labels = np.zeros(24, np.int64), np.zeros(30, np.int64)
-        found = kernel(x, y, *labels, np.ones(1), seed=i)
-        value, low, high = (float(found[k]) for k in ("value", "low", "high"))  # type: ignore[arg-type]
+        found = kernel(Rows.of(x), Rows.of(y))["KD"]
+        assert found.value is not None
+        assert found.low is not None
+        assert found.high is not None
+        value = found.value
         values.append(value)
-        covered += low <= 0 <= high
+        covered += found.low <= 0 <= found.high
         biased.append(value + np.mean([_k(a, a) for a in x]) / 24)
     error = np.std(values) / np.sqrt(80)
     assert abs(np.mean(values)) < 3 * error
@@ -86,22 +90,45 @@ def test_interval_leaves_zero_out_for_different_sets_and_shrinks_with_n() -> Non
     widths = []
     for n in (60, 600):
         x, y = g.normal(size=(n, 4)), g.normal(size=(n, 4)) + 1
-        labels = np.zeros(n, np.int64)
-        found = kernel(x, y, labels, labels, np.ones(1))
-        low, high = float(found["low"]), float(found["high"])  # type: ignore[arg-type]
-        assert low > 0
-        widths.append(high - low)
+        found = kernel(Rows.of(x), Rows.of(y))["KD"]
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low > 0
+        widths.append(found.high - found.low)
     assert widths[1] < widths[0] / 2
 
 
 def test_small_sets_are_refused_and_small_classes_left_out() -> None:
     x, y = _two_sets(MIN_ROWS - 1)
-    found = kernel(x, y, np.zeros(len(x), np.int64), np.zeros(len(y), np.int64), np.ones(1))
-    assert found["value"] is None
-    assert "at least 20" in str(found["refused"])
+    found = kernel(Rows.of(x), Rows.of(y))["KD"]
+    assert found.value is None
+    assert "at least 20" in str(found.refused)
     x, y = _two_sets(40, 40)
-    labels = np.array([0] * 38 + [1] * 2)
-    found = kernel(x, y, labels, np.repeat([0, 1], 20), np.array([0.5, 0.5]))
-    assert found["n_x"] == 38
-    assert found["n_y"] == 20
-    assert found["value"] == pytest.approx(kernel_distance(x[:38], y[:20]), rel=1e-10)
+    labels, half = np.array([0] * 39 + [1]), np.array([0.5, 0.5])
+    found = kernel(Rows.of(x, labels, half), Rows.of(y, np.repeat([0, 1], 20), half))["KD"]
+    assert (found.n_synthetic, found.n_reference) == (39, 20)
+    assert found.value == pytest.approx(kernel_distance(x[:39], y[:20]), rel=1e-10)
+
+
+def test_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    """A short form of benchmarks/interval_coverage.py."""
+    g = np.random.default_rng(6)
+    d, n, shift = 8, 160, 0.7
+    # one dimension is shifted: E (x.y/d + 1)^3 of normal distributions, by quadrature over many draws
+    big = g.normal(size=(4000, d)), g.normal(size=(4000, d)) + shift * np.eye(d)[0]
+    truth, values = kernel_distance(*big), []
+    for _ in range(200):
+        x, y = g.normal(size=(n, d)), g.normal(size=(n, d)) + shift * np.eye(d)[0]
+        e = kernel(Rows.of(x), Rows.of(y))["KD"]
+        values.append((e.value, e.low, e.high))
+    value, low, high = np.array(values, dtype=float).T
+    assert abs(value.mean() - truth) < 0.3 * value.std()
+    assert 0.90 <= ((low <= truth) & (truth <= high)).mean() <= 0.99
+
+
+def test_order_and_parts() -> None:
+    x, y = _two_sets(90, 80)
+    p = np.random.default_rng(0).permutation(90)
+    assert kernel(Rows.of(x), Rows.of(y)) == kernel(Rows.of(x[p]), Rows.of(y))
+    part = kernel(Rows.of(x), Rows.of(y), max_rows=50)["KD"]
+    assert (part.n_synthetic, part.n_reference) == (50, 50)

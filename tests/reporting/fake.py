@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import ClassStats, Groups
-from imbdiff.metrics.nearest import nearest_report
+from imbdiff.metrics.memorisation import memorisation_report
 from imbdiff.reporting.content import ReportData
 
 COUNTS = (110, 71, 46, 29, 19, 12, 8, 5, 3, 2)
@@ -158,7 +158,7 @@ def full() -> ReportData:
         drawn=tuple(110 - n for n in COUNTS),
         train=train,
         synthetic=synthetic,
-        nearest=nearest_report(synthetic, train, train, Groups.default(train.stats)),
+        nearest=memorisation_report(synthetic, train, train, Groups.default(train.stats)),
         log=log(),
         metrics=metrics(),
         classifier=classifier(),

@@ -363,7 +363,7 @@ def test_what_measuring_and_judging_give_is_understood(quick: None) -> None:
         predictions, test, data.groups, claimable, control, PRIMARY, [arm.name for arm in ARMS if arm.needs_synthetic]
     )
     classifier = {"protocol": {}, "arms": rows, "control": control, "verdict": judged}
-    html = build_report(replace(data, metrics=measured, nearest=measured["nearest"], classifier=classifier))
+    html = build_report(replace(data, metrics=measured, nearest=measured["memorisation"], classifier=classifier))
     text = words(html)
     assert judged["per_group"]["all"]["outcome"] == "hurt"
     assert 'class="verdict bad"' in html

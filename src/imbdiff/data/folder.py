@@ -48,8 +48,8 @@ class FolderSource(Source):
 
     def __init__(self, folder: Path, name: str | None = None, flippable: bool = False) -> None:
         self.folder = Path(folder)
-        listed = _Listing(self.folder)
-        names = sorted(listed.classes["train"], key=_class_order(listed.classes["train"]))
+        listed = Listing(self.folder)
+        names = sorted(listed.classes["train"], key=class_order(listed.classes["train"]))
         super().__init__(name or str(folder), names, flippable, listed.warnings())
         self._files: dict[str, list[str]] = {}
         self._labels: dict[str, np.ndarray] = {}
@@ -138,10 +138,13 @@ class FolderSource(Source):
         return [value for value, _ in results], bad
 
 
-class _Listing:
-    """The image files of a folder by split and class, and what was left aside."""
+class Listing:
+    """The image files of a folder by split and class, and what was left aside.
 
-    def __init__(self, root: Path) -> None:
+    Not `strict`: every folder inside is a class, also "train" or "test", and there need not be any.
+    """
+
+    def __init__(self, root: Path, strict: bool = True) -> None:
         self.root = root
         self.real_root = root.resolve()
         self.ignored: Counter[tuple[str, str]] = Counter()
@@ -151,14 +154,20 @@ class _Listing:
         self.stray_folders: list[str] = []
         self.empty_splits: list[str] = []
         self.classes: dict[str, dict[str, list[str]]] = {}
-        for split, folder in self._split_folders().items():
+        for split, folder in (self._split_folders() if strict else {"train": root}).items():
             classes = self._classes_of(folder)
             if split == "train" or any(classes.values()):
                 self.classes[split] = classes
             else:
                 self.empty_splits.append(split)
         self._refuse_names()
-        self._refuse_train()
+        if strict:
+            self._refuse_train()
+
+    def beside(self, folder: Path) -> list[str]:
+        """Image files that lie directly in `folder`."""
+        files = [e for e in self._scan(folder, count=False) if not e.is_dir() and self._is_image(e)]
+        return [Path(e.path).relative_to(self.root).as_posix() for e in files]
 
     def _split_folders(self) -> dict[str, Path]:
         found: dict[str, list[Path]] = {}
@@ -310,7 +319,7 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _class_order(names: dict[str, list[str]]) -> Callable[[str], tuple[int, str]]:
+def class_order(names: dict[str, list[str]]) -> Callable[[str], tuple[int, str]]:
     """By name, or by value where every name is an integer: 2 before 10."""
     numeric = all(name.isascii() and name.isdigit() for name in names)
     return lambda name: (int(name) if numeric else 0, name)

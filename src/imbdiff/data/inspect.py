@@ -11,7 +11,8 @@ import numpy as np
 from imbdiff.data.folders import display_name
 from imbdiff.data.holdout import TINY
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.resize import SMALLEST, Size, parse_size, resolve, suggest
+from imbdiff.data.near_duplicates import across
+from imbdiff.data.resize import SMALLEST, Size, Target, parse_size, resolve, suggest
 from imbdiff.data.source import BALANCED_WITHIN, Source
 from imbdiff.data.sources import load
 from imbdiff.data.stats import ClassStats, Groups
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 SHOWN_CLASSES = 30
 SHOWN_ROWS = 10
+LARGEST_SEARCH = 100_000
+"""Images of all splits together up to which near duplicates are looked for: half a minute at 60,000 on one core."""
+KEPT_PAIRS = 1_000
+"""Near duplicates that the report lists, the most alike; it counts all."""
+_SEARCH_SIDE = 32
 
 
 def inspect(
@@ -37,6 +43,8 @@ def inspect(
         A JSON-able dictionary: source, classes (name, group, counts per split), images (per split), imbalance_factor,
         balanced, group_rule, sizes [height, width, images] with the most frequent first, modes, channels, bad
         {id: why}, duplicates (groups of equal images within a split or across splits, compared in their own size),
+        near_duplicates (per split other than train: first, second, looked_up, total, near, limit and the pairs, [id in
+        first, id in second, ratio]; exact duplicates are not among them; None where the source is too large),
         suggested_size, warnings. Unusable files are in "bad" and in no count; the imbalance factor is that of the
         classes with a usable training image.
 
@@ -80,6 +88,8 @@ def inspect(
         warnings.append(f"{have} at most {images}: kept in training, left out of tests and claims")
     if any(len({label for _, _, label in found}) > 1 for found in copies):
         warnings.append("some images occur under more than one class: at least one of the labels is wrong")
+    near, said = _near_duplicates(opened, bad, survey.grey, sizes)
+    warnings += said
     return {
         "source": {"name": opened.name, "kind": opened.kind, "splits": list(opened.splits)},
         "classes": [
@@ -102,9 +112,50 @@ def inspect(
             "within": [[name for _, name, _ in found] for found in copies if len({s for s, _, _ in found}) == 1],
             "across": [[name for _, name, _ in found] for found in copies if len({s for s, _, _ in found}) > 1],
         },
+        "near_duplicates": near,
         "suggested_size": list(suggested) if suggested else None,
         "warnings": warnings,
     }
+
+
+def _near_duplicates(
+    opened: Source, bad: dict[str, str], grey: bool, sizes: dict[tuple[int, int], int]
+) -> tuple[list[dict[str, Any]] | None, list[str]]:
+    """Images of the other splits that look like training images, and what to say about them."""
+    others = [split for split in opened.splits if split != "train"]
+    if not others or not sizes:
+        return [], []
+    total = sum(len(opened.ids(split)) for split in opened.splits)
+    if total > LARGEST_SEARCH:
+        return None, [f"near duplicates were not looked for: more than {LARGEST_SEARCH:,} images"]
+    h, w = max(sizes, key=lambda size: (sizes[size], size))
+    alike = len(sizes) == 1 and max(h, w) <= 2 * _SEARCH_SIDE
+    # the search looks at 8 x 8 blocks, so that little is lost in small pictures, and proportions do not matter
+    target = Target(h, w, "stretch") if alike else Target(_SEARCH_SIDE, _SEARCH_SIDE, "stretch")
+
+    def read(split: str) -> ImageSet:
+        images, _ = opened._decode(split, target, grey)
+        usable = np.array([i for i, name in enumerate(opened.ids(split)) if name not in bad], dtype=np.int64)
+        return ImageSet(images, opened.labels(split), opened.class_names, opened.ids(split)).select(usable)
+
+    train, rows, notes = read("train"), [], []
+    for split in others:
+        found = across(train, read(split))
+        pairs = [[pair.first, pair.second, round(pair.ratio, 4)] for pair in found.pairs if not pair.exact]
+        rows.append(
+            {
+                "first": "train",
+                "second": split,
+                "looked_up": found.looked_up,
+                "total": found.total,
+                "near": len(pairs),
+                "limit": found.limit,
+                "pairs": pairs[:KEPT_PAIRS],
+            }
+        )
+        sentence = found.sentence("train", split)
+        notes += [sentence] if sentence else []
+    return rows, notes
 
 
 def _suggest(sizes: dict[tuple[int, int], int], asked: Size | None) -> tuple[tuple[int, int] | None, list[str]]:
@@ -175,6 +226,13 @@ def format_inspection(report: dict[str, Any]) -> RenderableType:
         rows = [" = ".join(display_name(name, 120) for name in found[:4]) for found in report["duplicates"][kind]]
         if rows:
             tail.append(f"{counted(len(rows), 'group')} of exact duplicates {where}:\n  " + _capped(rows, "\n  "))
+    for row in report.get("near_duplicates") or ():
+        if row["near"]:
+            alike = [f"{display_name(a, 120)} ~ {display_name(b, 120)} ({ratio:.2f})" for a, b, ratio in row["pairs"]]
+            alike += ["..."] * (row["near"] - len(alike))
+            part = "" if row["looked_up"] == row["total"] else f" (looked up: {row['looked_up']:,} of {row['total']:,})"
+            head_line = f"{counted(row['near'], 'near duplicate')} of {row['first']} in {row['second']}{part}"
+            tail.append(f"{head_line}, the most alike first:\n  " + _capped(alike, "\n  "))
     tail += [f"note: {note}" for note in report["warnings"]]
     return Group(*[Text(line) for line in head], table, *[Text(line) for line in tail])
 

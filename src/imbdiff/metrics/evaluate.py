@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,229 +14,277 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
+from imbdiff.metrics import agreement
+from imbdiff.metrics.checks import check_judges, check_sets
 from imbdiff.metrics.extractors import Extractor
-from imbdiff.metrics.frechet import frechet
-from imbdiff.metrics.kernel import kernel
-from imbdiff.metrics.nearest import nearest_report
-from imbdiff.metrics.statistics import wilson
-from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.metrics.features import FeatureSource, FeatureStore
+from imbdiff.metrics.measures import MEASURES, Measure, named
+from imbdiff.metrics.memorisation import PROTOCOL as MEMORISATION
+from imbdiff.metrics.memorisation import memorisation_report
+from imbdiff.metrics.rows import Estimate, Rows
+from imbdiff.metrics.scopes import Scope, scopes
+from imbdiff.metrics.tables import ClassColumns, number_row
+from imbdiff.runtime.dist import Dist
 
-PROTOCOL = {
-    "class_mix": (
-        "synthetic images are weighted to the reference's class mix; classes that either set lacks are left out of both"
-    ),
-    "FD": (
-        "squared Fréchet distance in float64; needs an effective n > 2 x features in both sets; biased upwards at "
-        "small n, so compare at equal n only; interval: 95 % delete-a-group jackknife (20 groups) "
-        "around the value at this n"
-    ),
-    "KD": (
-        "unbiased squared maximum mean discrepancy, kernel (x.y/D + 1)^3, stratified by class, at most 2,000 images of "
-        "each set; may be negative; interval: 95 % delete-a-group jackknife (20 groups)"
-    ),
-    "agreement": "share of synthetic images that the judge puts into the class asked for; 95 % Wilson interval",
-    "nearest": "nearest training image of the same class, in pixels, beside held-out real images",
-}
+SCHEMA = "imbdiff-metrics/1"
+CLASS_MIX = (
+    "synthetic images are weighted to the reference's class mix; classes that either set lacks are left out of both"
+)
+LARGE = 20_000_000
+"""Feature values in one set from which BLAS gets all threads, instead of one for each of several scopes at a time."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Set:
+    """One set of images with the rows of the extractor at work."""
+
+    name: str
+    source: ImageSet | FeatureSource
+    rows: Rows
+    features: np.ndarray
+    saw: bool = False
+
+
+@dataclass
+class _Job:
+    """One scope of one pair of sets: the rows to compute with, and what stands beside its numbers."""
+
+    scope: Scope
+    fake: Rows
+    real: Rows
+    measures: Mapping[str, Measure]
+    common: dict[str, Any]
+    yardstick: bool
+    found: dict[str, Estimate] = field(default_factory=dict)
 
 
 def evaluate(
-    synthetic: ImageSet,
-    reference: ImageSet,
-    train: ImageSet,
-    groups: Groups,
+    synthetic: ImageSet | FeatureSource,
+    reference: ImageSet | FeatureSource,
+    train: ImageSet | None,
+    groups: Groups | None,
     extractors: Sequence[Extractor],
     *,
     reference_name: str,
     seed: int = 0,
+    store: FeatureStore | None = None,
+    measures: Mapping[str, Measure] = MEASURES,
+    workers: int | None = None,
+    progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Measures `synthetic` against `reference`, overall and per group.
+    """Measures `synthetic` against `reference`: overall, per group and per class.
 
     Args:
         synthetic: generated images; their labels are what they were made for. uint8, as they are stored.
-        reference: real images that no judge was trained on, normally the test split.
-        train: the training split, for neighbours, as a second reference and as the yardstick (real images against the
-            reference).
-        groups: of the classes.
-        extractors: judges.
+        reference: real images that no judge was trained on, normally the test split; or a stored reference.
+        train: the training split: for memorisation, as a second reference, and as the yardstick (real images against
+            the reference). None where it is not at hand: these parts are left out, and the protocol says so.
+        groups: of the classes, by training counts; None: no groups.
+        extractors: judges. The first one's features serve memorisation beside pixels.
         reference_name: what the reference is, printed with each number, such as "test".
-        seed: of the parts drawn.
+        seed: of image keys, halvings and clusterings.
+        store: keeps features; with several processes each extracts its part. Default: memory only.
+        measures: rows of the table.
+        workers: scopes computed at a time; default: the cores. Changes no number.
+        progress: is told how far things are.
 
     Returns:
-        JSON-able: "protocol"; "numbers", each with metric, scope ("all" or a group), value, low, high, n_synthetic,
-        n_reference, n_effective (the smaller one, after weighting to the class mix), reference, extractor,
-        fingerprint, direction, ranking_only, classes_left_out, refused (a reason, then value is None); "yardsticks",
-        the same numbers for the training images in place of the synthetic ones; "agreement", per class; "nearest".
+        JSON-able, described by ``metrics.schema.json`` beside this file: "schema"; "protocol"; "numbers", one record
+        for each metric, scope ("all" or a group) and reference; "yardsticks", the same for the training images in place
+        of the synthetic ones; "classes": names, counts and, per metric, columns over the classes; "memorisation".
 
     Raises:
         ConfigError: a working extractor was to judge, or there is none.
-        DataError: the sets do not share classes or image shape, a set is empty, or a judge was trained on the
-            reference.
+        DataError: the sets do not share classes or image shape, a set has fewer than two images, a judge was trained on
+            the reference, or features are not finite.
     """
-    _check(synthetic, reference, train, groups, extractors)
+    check_sets(synthetic, reference, train, groups)
+    check_judges(extractors, reference)
+    store = store or FeatureStore()
+    names = synthetic.class_names
+    every = list(scopes(names, groups))
     numbers: list[dict[str, Any]] = []
     yardsticks: list[dict[str, Any]] = []
-    agreement: list[dict[str, Any]] = []
+    columns = ClassColumns(len(names))
+    main_features: dict[str, Any] | None = None
+    told = progress or (lambda what, done, total: None)
     for extractor in extractors:
-        fs, fr, ft = (extractor.features(s) for s in (synthetic, reference, train))
-        saw_train = not extractor.trained_on.isdisjoint(train.hashes)
-        # many small products: threads would cost more than they give, and the numbers do not depend on their count
-        with threadpool_limits(limits=1, user_api="blas"):
-            for scope in ["all", *groups.present]:
-                to_reference = (reference.labels, fr, reference_name, False)
-                to_train = (train.labels, ft, "train", saw_train)
-                numbers += _distances(extractor, scope, groups, synthetic.labels, fs, *to_reference, seed=seed)
-                numbers += _distances(extractor, scope, groups, synthetic.labels, fs, *to_train, seed=seed)
-                yardsticks += _distances(extractor, scope, groups, train.labels, ft, *to_reference, seed=seed)
-        predicted = extractor.predict(fs)
-        if predicted is not None:
-            found = _agreement(extractor, predicted, synthetic, groups)
-            numbers += found[0]
-            agreement += found[1]
+        sets = _extract(synthetic, reference, train, extractor, reference_name, seed, store, told)
+        jobs = _jobs(sets, every, extractor, measures, len(names))
+        _compute(jobs, seed, workers, store.dist, partial(told, f"measuring with {extractor.name}"))
+        for job in jobs:
+            for number, estimate in job.found.items():
+                direction = next(m.directions[number] for m in measures.values() if number in m.directions)
+                label = named(number, extractor.name, extractor.is_fid)
+                row = number_row(label, job.scope.name, estimate, direction, job.common)
+                if job.scope.kind == "class":
+                    columns.add(row, int(job.scope.classes[0]), "train" if job.yardstick else "synthetic")
+                else:
+                    (yardsticks if job.yardstick else numbers).append(row)
+        found = agreement.report(extractor, sets[0].rows, sets[1].rows, sets[1].name, every, names, seed=seed)
+        numbers += found.numbers
+        yardsticks += found.yardsticks
+        for row, k, kind in found.per_class:
+            columns.add(row, k, kind)
+        if main_features is None:
+            by = {s.name: s.features for s in sets}
+            held = by[reference_name]
+            main_features = {"extractor": extractor.name, "synthetic": sets[0].features, "held_out": held}
+            main_features["train"] = by.get("train")
+    memorised = None
+    if train is not None and isinstance(synthetic, ImageSet):
+        told("looking for copies", 0, 1)
+        held_out = reference if isinstance(reference, ImageSet) else None
+        if held_out is None and main_features is not None:
+            main_features["held_out"] = None
+        memorised = memorisation_report(synthetic, train, held_out, _one_group(groups, train), features=main_features)
+        told("looking for copies", 1, 1)
     return {
-        "protocol": {
-            **PROTOCOL,
-            "reference": reference_name,
-            "n_reference": len(reference),
-            "n_synthetic": len(synthetic),
-            "n_train": len(train),
-            "groups": groups.rule,
-            "ranking_only": [e.name for e in extractors if e.ranking_only],
-            "fingerprints": {
-                "synthetic": synthetic.fingerprint,
-                "reference": reference.fingerprint,
-                "train": train.fingerprint,
-            },
-            "seed": seed,
-        },
+        "schema": SCHEMA,
+        "protocol": _protocol(synthetic, reference, train, groups, extractors, measures, reference_name, seed),
         "numbers": numbers,
         "yardsticks": yardsticks,
-        "agreement": agreement,
-        "nearest": nearest_report(synthetic, train, reference, groups),
+        "classes": {
+            "names": list(names),
+            "group": None if groups is None else [groups.names[g] for g in groups.of_class],
+            "n_synthetic": _counts(synthetic, len(names)),
+            "n_reference": _counts(reference, len(names)),
+            "n_train": None if train is None else _counts(train, len(names)),
+            "metrics": columns.to_json(),
+        },
+        "memorisation": memorised,
     }
 
 
-def _check(
-    synthetic: ImageSet, reference: ImageSet, train: ImageSet, groups: Groups, extractors: Sequence[Extractor]
-) -> None:
-    for name, images in (("synthetic", synthetic), ("reference", reference), ("training", train)):
-        if not len(images):
-            raise DataError(f"there are no {name} images to evaluate", "sample or hold out some first")
-        if images.class_names != train.class_names:
-            raise DataError(
-                f"the {name} images have other classes than the training images "
-                f"({len(images.class_names)} and {len(train.class_names)})",
-                "evaluate images of the same data set",
-            )
-        if images.shape != train.shape:
-            raise DataError(
-                f"the {name} images are {images.shape} (H, W, C), the training images {train.shape}",
-                "evaluate at the size that was trained",
-            )
-    if len(groups.of_class) != len(train.class_names):
-        raise DataError(f"the groups are of {len(groups.of_class)} classes, the images of {len(train.class_names)}")
-    if not extractors:
-        raise ConfigError("no extractor to evaluate with", "give at least one, such as RandomConv(channels)")
-    for extractor in extractors:
-        if extractor.role != "judge":
-            raise ConfigError(
-                f"{extractor.name} is a working extractor: it may steer the work, so it may not judge it",
-                "evaluate with a judge: one that is used for nothing else",
-            )
-        seen = extractor.trained_on.intersection(reference.hashes)
-        if seen:
-            raise DataError(
-                f"judge {extractor.name} was trained on {len(seen)} images of the reference",
-                "train the judge without them, or take another reference",
-            )
-
-
-def _distances(
+def _extract(
+    synthetic: ImageSet | FeatureSource,
+    reference: ImageSet | FeatureSource,
+    train: ImageSet | None,
     extractor: Extractor,
-    scope: str,
-    groups: Groups,
-    labels: np.ndarray,
-    features: np.ndarray,
-    reference_labels: np.ndarray,
-    reference_features: np.ndarray,
     reference_name: str,
-    judge_saw_reference: bool,
-    *,
     seed: int,
-) -> list[dict[str, Any]]:
-    c = len(groups.of_class)
-    members = np.arange(c) if scope == "all" else np.array(groups.classes(scope))
-    counts, reference_counts = np.bincount(labels, minlength=c), np.bincount(reference_labels, minlength=c)
-    shared = members[(counts[members] > 0) & (reference_counts[members] > 0)]
-    x, y = np.isin(labels, shared), np.isin(reference_labels, shared)
-    common = {
-        "scope": scope,
-        "n_synthetic": int(x.sum()),
-        "n_reference": int(y.sum()),
-        "reference": reference_name,
-        "extractor": extractor.name,
-        "fingerprint": extractor.fingerprint,
-        "direction": "lower",
-        "ranking_only": extractor.ranking_only,
-        "judge_saw_reference": judge_saw_reference,
-        "classes_left_out": len(members) - len(shared),
-    }
-    proportions = np.where(np.isin(np.arange(c), shared), reference_counts, 0).astype(np.float64)
-    rows = []
-    for metric, function in (("FD", frechet), ("KD", kernel)):
-        name = f"{metric}[{extractor.name}]"
-        if not len(shared):
-            reason = "no class has images in both sets"
-            rows.append({"metric": name, "value": None, "low": None, "high": None, "refused": reason, **common})
-            continue
-        found = function(
-            features[x], reference_features[y], labels[x], reference_labels[y], proportions / proportions.sum(), seed
-        )
-        n = (found.get("n_effective_x", found.get("n_x")), found.get("n_effective_y", found.get("n_y")))
-        row = {"metric": name, **{key: found[key] for key in ("value", "low", "high", "refused")}, **common}
-        rows.append({**row, "n_effective": min(float(v) for v in n if v is not None)})
-    return rows
+    store: FeatureStore,
+    told: OnProgress,
+) -> list[_Set]:
+    """The synthetic images, the reference and, where given, the training images, in this order."""
+    todo = [("synthetic", synthetic), (reference_name, reference)]
+    todo += [("train", train)] if train is not None and reference_name != "train" else []
+    result = []
+    for name, source in todo:
+        what = f"{extractor.name}: features of {name} images"
+        told(what, 0, len(source))
+        features = store.features(source, extractor, partial(told, what))
+        saw = not extractor.trained_on.isdisjoint(source.hashes)
+        rows = Rows.of(features, source.labels, hashes=source.hashes, seed=seed)
+        result.append(_Set(name, source, rows, features, saw))
+    return result
 
 
-def _agreement(
-    extractor: Extractor, predicted: np.ndarray, synthetic: ImageSet, groups: Groups
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Numbers per scope (pooled over the images of its classes), and one row per class that has synthetic images."""
-    right = predicted == synthetic.labels
-    of_class = np.asarray(groups.of_class)[synthetic.labels]
-    numbers = []
-    for scope in ["all", *groups.present]:
-        mine = np.ones(len(right), bool) if scope == "all" else of_class == groups.names.index(scope)
-        n, hits = int(mine.sum()), int(right[mine].sum())
-        low, high = wilson(hits, n)
-        numbers.append(
-            {
-                "metric": f"agreement[{extractor.name}]",
-                "scope": scope,
-                "value": hits / n if n else None,
-                "low": low if n else None,
-                "high": high if n else None,
-                "n_synthetic": n,
-                "n_reference": 0,
-                "n_effective": float(n),
-                "reference": "label asked for",
+def _jobs(
+    sets: list[_Set], every: list[Scope], extractor: Extractor, measures: Mapping[str, Measure], num_classes: int
+) -> list[_Job]:
+    fake, reference, *more = sets
+    pairs = [(fake, reference, measures, False)]
+    if more:
+        against = {name: m for name, m in measures.items() if m.against_train}
+        pairs += [(fake, more[0], against, False), (more[0], reference, measures, True)]
+    jobs = []
+    for first, second, wanted, yardstick in pairs:
+        for scope in every:
+            a, b, left_out = scope.pair(first.rows, second.rows, num_classes)
+            common = {
+                "reference": second.name,
                 "extractor": extractor.name,
                 "fingerprint": extractor.fingerprint,
-                "direction": "higher",
                 "ranking_only": extractor.ranking_only,
-                "judge_saw_reference": False,
-                "classes_left_out": sum(not (synthetic.labels == k).any() for k in _members(groups, scope)),
-                "refused": None if n else "no synthetic image of these classes",
+                "judge_saw_reference": second.saw,
+                "classes_left_out": left_out,
             }
-        )
-    per_class = []
-    for k in np.unique(synthetic.labels).tolist():
-        mine = synthetic.labels == k
-        n, hits = int(mine.sum()), int(right[mine].sum())
-        low, high = wilson(hits, n)
-        row = {"class": synthetic.class_names[k], "label": k, "n": n, "value": hits / n, "low": low, "high": high}
-        per_class.append({**row, "extractor": extractor.name, "fingerprint": extractor.fingerprint})
-    return numbers, per_class
+            jobs.append(_Job(scope, a, b, wanted, common, yardstick))
+    return jobs
 
 
-def _members(groups: Groups, scope: str) -> Sequence[int]:
-    return range(len(groups.of_class)) if scope == "all" else groups.classes(scope)
+def _compute(jobs: list[_Job], seed: int, workers: int | None, dist: Dist, told: Callable[[int, int], None]) -> None:
+    """Fills in what was found. Every job is computed by itself, so their order and number at a time change nothing.
+
+    With several processes each computes its share, and all get everything.
+    """
+    mine = jobs[dist.rank :: dist.world]
+    told(0, len(mine))
+    large = max(len(j.fake) * j.fake.dim for j in jobs) > LARGE
+    threads = 1 if large else workers or (os.cpu_count() or 1)
+
+    def one(job: _Job) -> None:
+        if not len(job.fake) or not len(job.real):
+            reason = Estimate.refuse("no class has images in both sets", job.fake, job.real)
+            job.found = {number: reason for m in job.measures.values() for number in m.directions}
+            return
+        for measure in job.measures.values():
+            job.found.update(measure.function(job.fake, job.real, seed=seed))
+
+    # small products: threads inside them would cost more than they give
+    with threadpool_limits(limits=None if large else 1), ThreadPoolExecutor(threads) as pool:
+        for done, _ in enumerate(pool.map(one, mine), start=1):
+            told(done, len(mine))
+    for rank, found in enumerate(dist.gather_objects([job.found for job in mine])):
+        for job, numbers in zip(jobs[rank :: dist.world], found, strict=True):
+            job.found = numbers
+
+
+def _described(extractor: Extractor) -> dict[str, Any]:
+    """What the protocol says of an extractor."""
+    trained_on = extractor.trained_on_note
+    if not trained_on and extractor.trained_on:
+        trained_on = f"{len(extractor.trained_on):,} images, by hash"
+    return {
+        "name": extractor.name,
+        "fingerprint": extractor.fingerprint,
+        "role": extractor.role,
+        "dim": extractor.dim,
+        "preprocessing": extractor.preprocessing,
+        "weights": extractor.weights_note,
+        "trained_on": trained_on,
+        "ranking_only": extractor.ranking_only,
+        "is_fid": extractor.is_fid,
+        "verified": extractor.verified,
+    }
+
+
+def _counts(images: ImageSet | FeatureSource, num_classes: int) -> list[int]:
+    return np.bincount(images.labels, minlength=num_classes).tolist()
+
+
+def _one_group(groups: Groups | None, train: ImageSet) -> Groups:
+    return groups or Groups(("all classes",), (0,) * len(train.class_names), "no groups")
+
+
+def _protocol(
+    synthetic: ImageSet | FeatureSource,
+    reference: ImageSet | FeatureSource,
+    train: ImageSet | None,
+    groups: Groups | None,
+    extractors: Sequence[Extractor],
+    measures: Mapping[str, Measure],
+    reference_name: str,
+    seed: int,
+) -> dict[str, Any]:
+    """What the numbers depend on."""
+    sets = {"synthetic": synthetic, "reference": reference, **({} if train is None else {"train": train})}
+    return {
+        "class_mix": CLASS_MIX,
+        "measures": {name: {"what": m.what, "source": m.source} for name, m in measures.items()},
+        "agreement": agreement.PROTOCOL,
+        "memorisation": MEMORISATION if train is not None else "not computed: no training images were given",
+        "reference": reference_name,
+        "n_reference": len(reference),
+        "n_synthetic": len(synthetic),
+        "n_train": None if train is None else len(train),
+        "groups": None if groups is None else groups.rule,
+        "extractors": [_described(e) for e in extractors],
+        "fingerprints": {name: s.fingerprint for name, s in sets.items()},
+        "subsets": "images by the hash of their pixels: order of files, workers and processes change nothing",
+        "seed": seed,
+    }

@@ -73,16 +73,12 @@ class Rows:
         if len(keys) != len(x):
             raise DataError(f"{len(x)} feature rows, but {len(keys)} hashes")
         order = np.lexsort((keys, z))
-        weights = np.full(len(x), 1 / max(len(x), 1))
-        if proportions is not None:
-            p = np.asarray(proportions, dtype=np.float64)
-            if len(z) and z.max() >= len(p):
-                raise DataError(f"label {z.max()} has no place in {len(p)} proportions")
-            order = order[p[z[order]] > 0]
-            counts = np.bincount(z[order], minlength=len(p))
-            share = np.where(counts > 0, p, 0.0)
-            weights = (share / max(share.sum(), 1e-300) / np.maximum(counts, 1))[z]
-        return cls(x, z[order], keys[order], weights[order], order)
+        rows = cls(x, z[order], keys[order], np.full(len(x), 1 / max(len(x), 1)), order)
+        if proportions is None:
+            return rows
+        if len(z) and z.max() >= len(proportions):
+            raise DataError(f"label {z.max()} has no place in {len(proportions)} proportions")
+        return rows.mixed(proportions)
 
     def __post_init__(self) -> None:
         if self._index is None:
@@ -121,6 +117,15 @@ class Rows:
         return replace(
             self, labels=self.labels[keep], keys=self.keys[keep], weights=w, _index=self._index[keep]
         )  # fmt: skip
+
+    def mixed(self, proportions: np.ndarray) -> Rows:
+        """The rows of the classes with `proportions` (C,) > 0, weighted to that class mix."""
+        p = np.asarray(proportions, dtype=np.float64)
+        kept = self.select(p[self.labels] > 0)
+        counts = np.bincount(kept.labels, minlength=len(p))
+        share = np.where(counts > 0, p, 0.0)
+        weights = share / max(share.sum(), 1e-300) / np.maximum(counts, 1)
+        return replace(kept, weights=weights[kept.labels])
 
     def part(self, n: int) -> Rows:
         """At most `n` rows: of each class the ones with the lowest keys, as many as its share of the weight asks for.

@@ -40,7 +40,7 @@ def report_data(
         drawn=() if synthetic is None else tuple(np.bincount(synthetic.labels, minlength=c).tolist()),
         train=prepared.train,
         synthetic=synthetic,
-        nearest=metrics.get("nearest") if metrics else None,
+        nearest=metrics.get("memorisation") if metrics else None,
         log=read_jsonl(folder / "log.jsonl"),
         metrics=metrics,
         classifier=optional(folder / "classifier" / "results.json") if "classify" in done else None,

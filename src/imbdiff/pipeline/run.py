@@ -21,6 +21,7 @@ from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.page import report_data
 from imbdiff.pipeline.preview import preview_grid
 from imbdiff.pipeline.strategy import images_to_draw
+from imbdiff.pipeline.watch import Watch
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.device import make_accelerator, prepare_cpu, resolve_device
 from imbdiff.runtime.dist import Dist, launched
@@ -117,10 +118,10 @@ class Run:
             self._train(prepared)
         if "sample" in wanted:
             self._sample(prepared)
+        if "evaluate" in wanted:
+            self._evaluate(prepared)
         # from here on one process works; the others are done, and wait for nothing
         if self.dist.main:
-            if "evaluate" in wanted:
-                self._evaluate(prepared)
             if "classify" in wanted:
                 self._classify(prepared)
             if "report" in wanted:
@@ -133,7 +134,7 @@ class Run:
     def _begin(self, stage: str, inputs: str, whole: Callable[[], bool]) -> bool:
         """Whether `stage` has to be done. If so, its mark and those of the stages that build on it are taken back."""
         done = self.dist.main and self.folder.finished(stage, inputs) and whole()
-        if stage in ("train", "sample"):  # the stages that every process takes part in
+        if stage != "classify":  # the stages that every process takes part in
             done = self.dist.broadcast(done)
         if done:
             self.say(f"{stage}: done before, skipped")
@@ -145,7 +146,7 @@ class Run:
         self.folder.mark(stage, inputs, seconds, **facts)
         self.folder.save_environment(stage, str(resolve_device(self.config.device)))
 
-    # -- training and sampling: on every process
+    # -- training, sampling and measuring: on every process
 
     def _train(self, prepared: Prepared) -> None:
         identity = stages.training_identity(prepared, self.config, self._flip)
@@ -155,16 +156,26 @@ class Run:
         def preview(model: DiffusionModel, seen: int) -> None:
             write_bytes(self.folder / "previews" / f"{seen:012d}.png", preview_grid(model, self.config))
 
+        watch = None
+        if self.config.watch.every:
+            device = str(resolve_device(self.config.device))
+            watch = Watch(prepared, self.config, self.folder.path, device=device)
         model = stages.train(
             prepared,
             self.config,
             self.folder.path,
             flip=self._flip,
             on_preview=preview if self.config.train.preview_images != 0 else None,
+            on_watch=watch,
             quiet=self.quiet,
             say=self.say,
         )
         if self.dist.main:
+            kept = watch.best() if watch and self.config.watch.keep == "best" else None
+            if kept is not None:
+                model, found = kept
+                value = found[self.config.watch.metric]["value"]
+                self.say(f"kept: the weights after {found['images']:,} images, {self.config.watch.metric} {value:.4g}")
             model.save(self.folder / "model")
             before = stages.seen_by_init(self.config)
             seen = None if before is None else sorted({*prepared.train.hashes, *before})
@@ -200,8 +211,6 @@ class Run:
             self._end("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))
         self.dist.barrier()
 
-    # -- measuring and classifying: on the first process
-
     def synthetic(self, prepared: Prepared) -> ImageSet | None:
         """The synthetic images of this run, or None if there are none."""
         drawn = self.folder.stages().get("sample", {}).get("inputs")
@@ -213,29 +222,27 @@ class Run:
         return self._read[1] if len(self._read[1]) else None
 
     def _evaluate(self, prepared: Prepared) -> None:
-        from imbdiff.metrics.evaluate import evaluate
-        from imbdiff.recognition.judge import judges
+        from imbdiff.pipeline.evaluation import evaluate_run, evaluation_inputs
 
         self._needs("samples/manifest.json", "sample")
         synthetic = self.synthetic(prepared)
         if synthetic is None:
-            self.folder.forget("evaluate")
+            if self.dist.main:
+                self.folder.forget("evaluate")
             self.say("evaluate: there are no synthetic images to measure")
             return
-        inputs = digest([synthetic.fingerprint, prepared.manifest["hash"], self.config.seed])
+        inputs = evaluation_inputs(prepared, synthetic, self.config, self._flip)
         if not self._begin("evaluate", inputs, (self.folder / "metrics.json").exists):
             return
         self.say("evaluate: training the judge and measuring" if prepared.pool is not None else "evaluate: measuring")
-        device = str(resolve_device(self.config.device))
         with _Timer() as timer:
-            extractors, judge = judges(prepared, device=device, folder=self.folder / "judge")
-            found = evaluate(
-                synthetic, prepared.test, prepared.train, prepared.groups, extractors,
-                reference_name="test", seed=self.config.seed,
+            found = evaluate_run(
+                prepared, synthetic, self.config, self.folder.path,
+                flip=self._flip, device=str(resolve_device(self.config.device)), dist=self.dist, quiet=self.quiet,
             )  # fmt: skip
-        found["judge"] = None if judge is None else judge.to_json()
-        write_json(self.folder / "metrics.json", found)
-        self._end("evaluate", inputs, timer.seconds)
+        if self.dist.main:
+            write_json(self.folder / "metrics.json", found)
+            self._end("evaluate", inputs, timer.seconds)
 
     def _classify(self, prepared: Prepared) -> None:
         from imbdiff.recognition.arms import classify

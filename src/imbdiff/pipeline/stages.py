@@ -149,6 +149,7 @@ def train(
     *,
     flip: bool | None = None,
     on_preview: OnPreview | None = None,
+    on_watch: OnPreview | None = None,
     quiet: bool = False,
     say: Callable[[str], None] = print,
 ) -> DiffusionModel:
@@ -158,6 +159,7 @@ def train(
         folder: where ``checkpoints/`` and ``log.jsonl`` go; with it, a repeated call continues.
         flip: mirror training images at random; default: as ``config.data.flip`` says, otherwise not.
         on_preview: called now and then with the averaged model and the images seen.
+        on_watch: the same in the last phase, every `config.watch.every` images.
 
     Returns:
         The model with averaged weights, in eval mode.
@@ -182,6 +184,8 @@ def train(
             log=log,
             augmentation=Augmentation(flip=mirrored),
             on_preview=on_preview,
+            on_watch=on_watch if number == len(method.phases) - 1 else None,
+            watch_images=config.watch.every,
             identity=digest([identity, phase.name]),
             quiet=quiet,
             say=say,
@@ -208,7 +212,8 @@ def training_identity(prepared: Prepared, config: RunConfig, flip: bool) -> str:
     model = asdict(config.model)
     if config.model.init is not None:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
-    return digest([prepared.manifest["hash"], config.method, config.seed, model, options, flip])
+    watch = [asdict(config.watch)] if config.watch.every else []
+    return digest([prepared.manifest["hash"], config.method, config.seed, model, options, flip, *watch])
 
 
 def sampling_plan(names: Sequence[str], counts: Sequence[int], config: RunConfig, *, identity: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from imbdiff.reporting import distances, plots, tables
+from imbdiff.reporting import copies, distances, plots, tables
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.sprites import scaled_down
 from imbdiff.reporting.strips import MAX_CLASSES, columns, strips
@@ -68,7 +68,7 @@ def build_report(data: ReportData) -> str:
     scopes = tables.scopes(classifier, data.groups)
     columns_of_arms = ["all", tables.CLASS_MEAN, *scopes[1:]]
     arms = tables.arm_rows(classifier, columns_of_arms)
-    nearest = data.nearest or (data.metrics or {}).get("nearest")
+    nearest = data.nearest or (data.metrics or {}).get("memorisation")
     found, left_out = distances.metric_tables(data.metrics or {})
     shown = strips(data)
     return render(
@@ -97,8 +97,7 @@ def build_report(data: ReportData) -> str:
         scopes=columns_of_arms,
         arms=arms,
         controls=tables.controls_of(classifier),
-        closeness=tables.closeness_rows(nearest),
-        space=clean((nearest or {}).get("space") or ""),
+        memorisation=copies.section(data, nearest),
         arms_plot=plots.accuracy_by_group(tables.arm_points(classifier, scopes), scopes) if arms else None,
         control=classifier.get("control") or {},
         classifier_protocol=flatten(classifier.get("protocol") or {}),

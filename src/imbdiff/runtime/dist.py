@@ -62,6 +62,14 @@ class Dist:
         if self.world > 1:
             torch.distributed.barrier()
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The `value` of every process, in rank order, on all of them."""
+        if self.world == 1:
+            return [value]
+        box: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(box, value)
+        return box
+
     def broadcast(self, value: Any) -> Any:
         """Rank 0's `value`, on all processes."""
         if self.world == 1:

@@ -51,6 +51,7 @@ class Trainer:
         log: where losses go; None: nowhere.
         augmentation: of the training images.
         on_preview: called with the averaged model and the images seen, on the first process.
+        on_watch: the same, every `watch_images` images and at the end.
         identity: a hash of what the run is; a checkpoint of another is refused.
         say: where notices go.
     """
@@ -66,6 +67,8 @@ class Trainer:
     log: JsonLog | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
     on_preview: OnPreview | None = None
+    on_watch: OnPreview | None = None
+    watch_images: int = 0
     identity: str = ""
     target: str = "model"
     quiet: bool = False
@@ -108,7 +111,7 @@ class Trainer:
         wrapped: nn.Module = accelerator.prepare_model(self.step)
         wrapped.train()
 
-        cadence = _cadence(config)
+        cadence = _cadence(config, self.watch_images)
         sums: dict[str, Tensor] = {}
         counted = 0
         began = time.monotonic() - self._earlier()
@@ -165,9 +168,10 @@ class Trainer:
                     sums, counted = {}, 0
                 else:
                     progress.update(seen)
-                # the preview first: killed between the two, a resumed run comes by here again
-                if due.preview and self.on_preview and self.dist.main:
-                    self.on_preview(self._averaged(model, averaged, ema), seen)
+                # these first: killed before the checkpoint, a resumed run comes by here again
+                for wanted, call in ((due.preview, self.on_preview), (due.watch, self.on_watch)):
+                    if wanted and call and self.dist.main:
+                        call(self._averaged(model, averaged, ema), seen)
                 if due.checkpoint and self.store and self.dist.main:
                     self.store.save(seen, self._state(parameters, optimizer, ema), self._meta(step + 1, ema))
         return self._averaged(model, averaged, ema)
@@ -268,30 +272,34 @@ class _Due:
     log: bool
     checkpoint: bool
     preview: bool
+    watch: bool
 
 
 @dataclass(frozen=True)
 class _Cadence:
-    """Steps between log lines, checkpoints and previews."""
+    """Steps between log lines, checkpoints, previews and measurements."""
 
     log: int
     checkpoint: int
     preview: int
+    watch: int
 
     def due(self, step: int, config: TrainConfig) -> _Due:
         last = step == config.steps - 1
         checkpoint = last or (step + 1) % self.checkpoint == 0
         preview = self.preview > 0 and (last or (step + 1) % self.preview == 0)
         # the log is written at every checkpoint, so that a resumed run's averages start where the first one's did
-        return _Due(checkpoint or (step + 1) % self.log == 0, checkpoint, preview)
+        watch = self.watch > 0 and (last or (step + 1) % self.watch == 0)
+        return _Due(checkpoint or (step + 1) % self.log == 0, checkpoint, preview, watch)
 
 
-def _cadence(config: TrainConfig) -> _Cadence:
+def _cadence(config: TrainConfig, watch_images: int) -> _Cadence:
     def steps(images: int | None, share: int) -> int:
         return max(1, (images or config.images // share) // config.batch_size)
 
     preview = 0 if config.preview_images == 0 else steps(config.preview_images, 5)
-    return _Cadence(steps(config.log_images, 200), steps(config.checkpoint_images, 20), preview)
+    watch = 0 if watch_images == 0 else steps(watch_images, 1)
+    return _Cadence(steps(config.log_images, 200), steps(config.checkpoint_images, 20), preview, watch)
 
 
 def _restore(found: Checkpoint, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: Any) -> None:

@@ -1,0 +1,149 @@
+"""Any images to measure, with or without classes: folders, arrays, splits of a source. Training is stricter.
+
+What :func:`imbdiff.data.sources.load` refuses because nothing can be learned from it, can be measured: one class only,
+images without class folders, classes that another set lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from imbdiff.data.folder import SPLIT_FOLDERS, FolderSource, Listing, class_order
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.source import Source
+from imbdiff.data.sources import load
+from imbdiff.data.words import counted
+from imbdiff.runtime.errors import DataError
+
+ONE_CLASS = "all images"
+
+
+class PlainFolder(FolderSource):
+    """Images in class folders, or directly in the folder: then they are one class, "all images".
+
+    Raises:
+        DataError: no image, links that lead out of the folder, names that are not valid text.
+    """
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        self.folder = Path(folder)
+        listed = Listing(self.folder, strict=False)
+        classes = {k: v for k, v in listed.classes["train"].items() if v}
+        if not classes:
+            classes = {ONE_CLASS: listed.beside(self.folder)}
+        names = sorted(classes, key=class_order(classes))
+        Source.__init__(self, name or str(folder), names, False, listed.warnings())
+        self._files = {"train": [path for k in names for path in sorted(classes[k])]}
+        if not self._files["train"]:
+            raise DataError(f"there is no image in {folder}", "give a folder of images, or of one folder per class")
+        counts = [len(classes[k]) for k in names]
+        self._labels = {"train": np.repeat(np.arange(len(names), dtype=np.int64), counts)}
+
+
+@dataclass(frozen=True, eq=False)
+class Measurable:
+    """Images to measure, of a size and a number of channels of their own.
+
+    Attributes:
+        images: decoded.
+        name: what they are, to be printed: the source and the split.
+        notes: what was ignored or changed.
+    """
+
+    images: ImageSet
+    name: str
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def unlabelled(self) -> bool:
+        return self.images.class_names == (ONE_CLASS,)
+
+    def without_labels(self) -> Measurable:
+        """The same images as one class."""
+        zeros = np.zeros(len(self.images), np.int64)
+        return replace(self, images=ImageSet(self.images.images, zeros, (ONE_CLASS,), self.images.ids))
+
+
+def read_any(source: str | Path | ImageSet | np.ndarray, split: str | None = None, size: int | None = None,
+             resize: str = "crop") -> Measurable:  # fmt: skip
+    """Reads images to measure.
+
+    Args:
+        source: an image set; (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8; "digits"; the path of a folder, of an .npz
+            file, or of an .npy file with such an array.
+        split: "train", "val" or "test" of a source that has splits. Default: its test images where it brings some,
+            otherwise all there is.
+        size: side in pixels to bring all images to. Default: as they are, if all have one size.
+        resize: crop, pad or stretch.
+
+    Raises:
+        DataError: nothing usable there, no such split, mixed sizes and no size given.
+    """
+    if isinstance(source, ImageSet):
+        return Measurable(source, "images")
+    if isinstance(source, np.ndarray):
+        return Measurable(_of_array(source, "the array"), "array")
+    path, text = Path(source).expanduser(), str(source)
+    if path.suffix.lower() == ".npy" and path.is_file():
+        try:
+            array = np.load(path, mmap_mode="r")
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(f"{source} is no plain array: {error}", "save uint8 images with numpy.save") from error
+        return Measurable(_of_array(array, text), text)
+    opened: Source
+    if path.is_dir() and text != "digits":
+        names = {f.name.lower() for f in path.iterdir() if f.is_dir()}
+        has_splits = any(n in names for n in SPLIT_FOLDERS["train"])
+        opened = load(path) if has_splits else PlainFolder(path, text)
+    else:
+        opened = load(source)
+    wanted = split or ("test" if "test" in opened.splits else "train")
+    opened.check_split(wanted)
+    sizes = opened.survey().sizes
+    target = next(iter(sizes)) if size is None and len(sizes) == 1 else size
+    sets, notes = opened.read_all(target, resize, splits=(wanted,))
+    name = text if len(opened.splits) == 1 else f"{text} {wanted}"
+    return Measurable(sets[wanted], name, (*opened.warnings, *notes))
+
+
+def align(images: ImageSet, names: tuple[str, ...], what: str, other: str) -> tuple[ImageSet, str | None]:
+    """The images whose class is among `names`, with labels of `names`; and a note about those left out.
+
+    Raises:
+        DataError: no class of `images` is among `names`.
+    """
+    if images.class_names == names:
+        return images, None
+    label = {name: k for k, name in enumerate(names)}
+    used = [images.class_names[k] for k in np.unique(images.labels)]
+    strange = [name for name in used if name not in label]
+    if len(strange) == len(used):
+        raise DataError(
+            f"no class of {what} is in {other}: {_some(used)} there, {_some(names)} here",
+            "give the class folders the same names, or put all images of both into folders without classes",
+        )
+    labels = np.array([label.get(name, -1) for name in images.class_names], np.int64)[images.labels]
+    keep = np.flatnonzero(labels >= 0)
+    note = None
+    if strange:
+        dropped = len(images) - len(keep)
+        note = f"{counted(dropped, 'image')} of {what} left out: {other} has no class {_some(strange)}"
+    ids = tuple(images.ids[i] for i in keep.tolist())
+    return ImageSet(images.images[keep], labels[keep], names, ids), note
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _of_array(x: np.ndarray, what: str) -> ImageSet:
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
+        raise DataError(
+            f"{what} is {x.shape} {x.dtype}, not images", "give (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, 0..255"
+        )
+    x = x[..., None] if x.ndim == 3 else x
+    return ImageSet(x, np.zeros(len(x), np.int64), (ONE_CLASS,))

@@ -1,0 +1,291 @@
+"""Pretrained backbones of timm, torchvision and Hugging Face transformers. The packages are extras, imported when used.
+
+All see the image in one way: grey repeated to RGB, a bilinear resize with antialiasing to the size the model was made
+for (no cropping: the border counts in a generated image), then the model's own mean and standard deviation. Libraries
+differ in interpolation and cropping, so a number made here is comparable with others made here.
+
+Their features come from other images: for ranking only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from imbdiff.metrics.extractors.base import Extractor, as_tensor, check_rgb, hash_weights, normalise, to_rgb
+from imbdiff.metrics.extractors.weights import download, load_into, read_weights, require_network
+from imbdiff.runtime.errors import ConfigError, DataError
+
+HUB = "https://huggingface.co"
+CODE = 1
+"""Version of the preprocessing below; a part of the fingerprint."""
+
+
+class Backbone(Extractor):
+    """Features of a pretrained image network.
+
+    Args:
+        network: kept in evaluation mode.
+        name: for ``FD[name]``.
+        size: (height, width) that images are resized to.
+        mean, std: per channel, of pixels in [0, 1].
+        call: (network, (B, 3, h, w) normalised) -> (B, D) features.
+        trained_on_note: what it learned from, in words.
+    """
+
+    role = "judge"
+    max_batch = 128
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        call: Callable[[Any, Tensor], Tensor] = lambda network, x: network(x),
+        trained_on_note: str = "not known",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.network = network.eval().requires_grad_(False).to(device)
+        self.name, self.size, self.mean, self.std, self._call = name, size, tuple(mean), tuple(std), call
+        self.device, self.trained_on_note = torch.device(device), trained_on_note
+        figures = "; ".join(f"{k} {', '.join(f'{v:.4g}' for v in x)}" for k, x in (("mean", mean), ("std", std)))
+        self.preprocessing = (
+            f"grey repeated to RGB; pixels / 255; bilinear resize with antialias to {size[0]} x {size[1]}; {figures}"
+        )
+        values = network.state_dict().values()
+        self.fingerprint = hash_weights(f"backbone {CODE} {name} {self.preprocessing} {self.mean} {self.std}", values)
+        with torch.no_grad():
+            shape = self._call(self.network, torch.zeros((1, 3, *size), device=self.device)).shape
+        if len(shape) != 2:
+            raise ConfigError(f"{name} gives features of shape {tuple(shape)}, not (B, D)", "choose another model")
+        self.dim = int(shape[1])
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        check_rgb(self.name, shape)
+
+    def _batch(self, x: np.ndarray) -> np.ndarray:
+        self.network.eval()
+        h = to_rgb(as_tensor(x, self.device))
+        if tuple(h.shape[2:]) != self.size:
+            h = functional.interpolate(h, self.size, mode="bilinear", align_corners=False, antialias=True)
+        return self._call(self.network, normalise(h, self.mean, self.std)).float().cpu().numpy()
+
+
+def timm_backbone(name: str, weights: Path | None = None, *, device: str | torch.device = "cpu") -> Backbone:
+    """A timm model without its head.
+
+    Args:
+        name: as timm calls it, such as "resnet50.a1_in1k".
+        weights: a file of its weights; not given, those timm distributes, from the Hugging Face cache or the network.
+
+    Raises:
+        ConfigError: timm is not installed, knows no such model, or its weights are neither here nor within reach.
+        DataError: the file does not hold that model.
+    """
+    timm = optional("timm", "timm")
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        near = ", ".join(timm.list_models(f"*{base[:6]}*")[:5])
+        raise ConfigError(f"timm has no model {name!r}", f"see timm.list_models(); near: {near or 'none'}")
+    if weights is None:
+        cfg = timm.get_pretrained_cfg(name)
+        if cfg is None or not (cfg.hf_hub_id or cfg.url):
+            raise ConfigError(f"timm has no weights for {name!r}", f"give a file: checkpoint:timm:{name}:FILE")
+        _need_on_hub(cfg.hf_hub_id or "", cfg.url or "", f"timm:{name}", f"checkpoint:timm:{name}:FILE")
+        network = _made(timm, name, lambda: timm.create_model(name, pretrained=True, num_classes=0))
+    else:
+        table = read_weights(weights)
+        network = _made(timm, name, lambda: timm.create_model(name, pretrained=False, num_classes=0))
+        # the head that the features leave out may be in the file
+        own = network.state_dict()
+        heads = tuple(f"{h}." for h in _head_names(timm, name))
+        load_into(
+            network, {k: v for k, v in table.items() if k in own or not k.startswith(heads)}, weights, f"timm:{name}"
+        )
+    cfg = timm.data.resolve_model_data_config(network)
+    height, width = cfg["input_size"][1:]
+    note = f"as the name of the weights says: {tag}" if tag and weights is None else "not known"
+    return Backbone(
+        network, f"timm:{name}", (height, width), cfg["mean"], cfg["std"], trained_on_note=note, device=device
+    )
+
+
+def torchvision_backbone(name: str, weights: Path | None = None, *, device: str | torch.device = "cpu") -> Backbone:
+    """A torchvision classification model without its last layer; its best weights where no file is given.
+
+    Raises:
+        ConfigError: torchvision is not installed, knows no such model, or its weights are neither here nor in reach.
+        DataError: the file does not hold that model.
+    """
+    models = optional("torchvision.models", "torchvision")
+    if name not in models.list_models(module=models):
+        near = ", ".join(m for m in models.list_models(module=models) if m.startswith(name[:4]))
+        raise ConfigError(f"torchvision has no classifier {name!r}", f"near: {near or 'none'}")
+    best = models.get_model_weights(name).DEFAULT
+    path = weights
+    if path is None:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / best.url.rsplit("/", 1)[1]
+        if not path.is_file():
+            # the eight digits in the name are the start of the hash
+            digits = path.stem.rsplit("-", 1)[-1]
+            download(best.url, path, digits, f"put the file there, or give it: checkpoint:torchvision:{name}:FILE")
+    # the two that were converted from TensorFlow undo the usual normalisation inside
+    inside = {"init_weights": False, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
+    network = models.get_model(name, weights=None, **inside)
+    load_into(network, read_weights(path), path, f"torchvision:{name}")
+    last = [key for key, m in network.named_modules() if isinstance(m, nn.Linear)]
+    if not last:
+        raise ConfigError(f"torchvision:{name} has no linear last layer", "choose another model")
+    parent, _, leaf = last[-1].rpartition(".")
+    setattr(network.get_submodule(parent), leaf, nn.Identity())
+    plan = best.transforms()
+    side = int(plan.crop_size[0])
+    note = f"ImageNet, weights {best.name}" if weights is None else "not known"
+    return Backbone(
+        network, f"torchvision:{name}", (side, side), plan.mean, plan.std, trained_on_note=note, device=device
+    )
+
+
+def hf_backbone(source: str, *, device: str | torch.device = "cpu") -> Backbone:
+    """The image tower of a transformers model: its pooled output, or the mean of its last states where it has none.
+
+    Only safetensors are read and no code of the repository is run. The size, mean and standard deviation come from
+    ``preprocessor_config.json``.
+
+    Args:
+        source: a folder with ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``, or the name of a
+            repository such as "facebook/dinov2-small".
+
+    Raises:
+        ConfigError: transformers is not installed, or the repository is neither in the cache nor within reach.
+        DataError: the folder does not hold such a model.
+    """
+    transformers = optional("transformers", "hf")
+    folder = Path(source) if Path(source).is_dir() else _hub_folder(source)
+    size, mean, std = _hf_preprocessing(folder)
+    try:
+        model = transformers.AutoModel.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"transformers cannot make the model of {folder}: {_first_line(error)}",
+            "remove a torchvision that does not import, or install the one built for this torch",
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{folder} does not hold a transformers model with safetensors: {_first_line(error)}",
+            "it needs config.json and model.safetensors",
+        ) from error
+    # CLIP and its like have a text tower beside the image tower
+    tower = getattr(model, "vision_model", model)
+    name = f"hf:{source}" if not Path(source).is_dir() else f"hf:{Path(source).resolve().name}"
+    return Backbone(tower, name, size, mean, std, call=_hf_features, device=device)
+
+
+def _hf_features(network: Any, x: Tensor) -> Tensor:
+    out = network(pixel_values=x)
+    pooled = getattr(out, "pooler_output", None)
+    return (
+        out.last_hidden_state.flatten(2).mean(2)
+        if pooled is None and out.last_hidden_state.ndim == 4
+        else (out.last_hidden_state.mean(1) if pooled is None else pooled.flatten(1))
+    )
+
+
+def _hf_preprocessing(folder: Path) -> tuple[tuple[int, int], list[float], list[float]]:
+    """(height, width), mean and std that a preprocessor_config.json asks for."""
+    path = folder / "preprocessor_config.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        size = said.get("crop_size") or said["size"]
+        if isinstance(size, dict):
+            sides = [size.get(k) or size["shortest_edge"] for k in ("height", "width")]
+        else:
+            sides = [size, size]
+        mean, std = ([float(v) for v in said[k]] for k in ("image_mean", "image_std"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} does not say how images are prepared: {error!r}",
+            "it needs size (or crop_size), image_mean and image_std",
+        ) from error
+    return (int(sides[0]), int(sides[1])), mean, std
+
+
+def _hub_folder(repository: str) -> Path:
+    """Where the files of a repository lie on this machine, after a download where they do not."""
+    hub = optional("huggingface_hub", "hf")
+    wanted = ["*.json", "*.safetensors"]
+    try:
+        found = Path(hub.snapshot_download(repository, local_files_only=True, allow_patterns=wanted))
+        if any(found.glob("*.safetensors")):
+            return found
+    except (OSError, ValueError):
+        pass
+    remedy = "fetch the repository on a machine with network and give the folder: hf:FOLDER"
+    require_network(f"{HUB}/api/models/{repository}", f"{repository} (neither a folder nor in the cache)", remedy)
+    try:
+        return Path(hub.snapshot_download(repository, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{repository} cannot be fetched: {_first_line(error)}", remedy) from error
+
+
+def _need_on_hub(repository: str, url: str, what: str, remedy: str) -> None:
+    """Raises ConfigError at once where timm's weights are neither cached nor within reach."""
+    if repository:
+        hub = optional("huggingface_hub", "hf")
+        names = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+        if any(isinstance(hub.try_to_load_from_cache(repository.split("@")[0], n), str) for n in names):
+            return
+    elif (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]).is_file():
+        return
+    at = f"{HUB}/api/models/{repository}" if repository else url
+    require_network(at, what, f"give a file of its weights: {remedy}")
+
+
+def _made(timm: Any, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return make()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"timm cannot make {name!r}: {_first_line(error)}", f"see timm.list_models({name!r})"
+        ) from error
+
+
+def _head_names(timm: Any, name: str) -> tuple[str, ...]:
+    """Names of the classification layers of a timm model."""
+    cfg = timm.get_pretrained_cfg(name)
+    head = (getattr(cfg, "classifier", None) if cfg is not None else None) or ("fc", "head", "classifier")
+    return (head,) if isinstance(head, str) else tuple(head)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def optional(module: str, extra: str) -> Any:
+    """The module `module`, or a ConfigError that says how to install it."""
+    package = module.partition(".")[0]
+    remedy = f"pip install 'imbalanced-diffusion[{extra}]'"
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or package).partition(".")[0]
+        raise ConfigError(f"{missing} is not installed, and this extractor needs it", remedy) from error
+    except RuntimeError as error:
+        # PyPI's torchvision beside a CPU build of torch, and all that import it
+        raise ConfigError(
+            f"{package} is installed but does not import: {_first_line(error)}",
+            "install the torchvision built for this torch (https://pytorch.org, same index as torch), or use hf:FOLDER",
+        ) from error

@@ -1,0 +1,197 @@
+"""What an extractor is: images -> features. A number made with one carries its name and fingerprint.
+
+A *judge* is frozen and never used for curation, tuning, early stopping or guidance. A *working* extractor has seen the
+training split only and may be used for those; it may not judge (``docs/metrics.md``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.runtime.errors import DataError
+
+Role = Literal["judge", "working"]
+Progress = Callable[[int], None]
+"""Called after each batch with the number of images done so far."""
+LOGITS_ROWS = 4096
+"""Feature rows that go through the last layer at a time."""
+
+
+class Extractor(ABC):
+    """Images to feature rows.
+
+    Attributes:
+        name: stands in the metric's name, ``FD[name]``.
+        fingerprint: a hash of weights and preprocessing: equal fingerprints give equal features.
+        role: "judge" or "working".
+        dim: D, length of a feature row.
+        preprocessing: what happens to an image before the network sees it, in words, for the protocol.
+        is_fid: these are the weights that the name FID stands for.
+        verified: True where this project has compared its features with published ones, False where that could not be
+            done yet, None where there is nothing to compare with.
+        ranking_only: the features were not learned from images like these: numbers order generators, no more.
+        trained_on: hashes (:attr:`ImageSet.hashes`) of the images it learned from, so that it never judges by them.
+        trained_on_note: what it learned from, in words, where the hashes are not known.
+        weights_note: which weights these are, in words, for the protocol.
+        classes: names of the classes that :meth:`predict` decides between, in order; None where they are those of the
+            data set at hand, or where it does not predict.
+        device: where the network runs.
+        max_batch: images that go through the network at a time, at most, whatever is asked for.
+    """
+
+    name: str
+    fingerprint: str
+    role: Role
+    dim: int
+    preprocessing: str = "none"
+    is_fid: bool = False
+    verified: bool | None = None
+    ranking_only: bool = True
+    trained_on: frozenset[str] = frozenset()
+    trained_on_note: str = ""
+    weights_note: str = ""
+    classes: tuple[str, ...] | None = None
+    device: torch.device = torch.device("cpu")
+    max_batch: int = 1024
+
+    def features(
+        self, images: ImageSet | np.ndarray, batch_size: int = 256, progress: Progress | None = None
+    ) -> np.ndarray:
+        """(N, D) float32 features of `images`: an ImageSet, or (N, H, W, C) uint8, in memory or memory-mapped.
+
+        Row i depends on image i alone; the batch size changes it by rounding only, below 1e-4 relative.
+
+        Args:
+            batch_size: images at a time, at most :attr:`max_batch`.
+            progress: called with the number of images done, after each batch.
+
+        Raises:
+            DataError: the images are not uint8, or do not have the shape the extractor was made for.
+        """
+        x = images.images if isinstance(images, ImageSet) else images
+        if x.ndim != 4 or x.dtype != np.uint8:
+            raise DataError(
+                f"extractor {self.name} takes (N, H, W, C) uint8 images, not {x.shape} {x.dtype}",
+                "give values 0 to 255 as uint8, channels last",
+            )
+        self.check(x.shape[1:])
+        step = max(1, min(batch_size, self.max_batch))
+        out = np.empty((len(x), self.dim), np.float32)
+        for start in range(0, len(x), step):
+            rows = x[start : start + step]
+            with torch.no_grad(), full_precision(self.device):
+                out[start : start + len(rows)] = self._batch(rows)
+            if progress is not None:
+                progress(start + len(rows))
+        return out
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Call it before long work: raises DataError where images of `shape` (H, W, C) cannot be read."""
+        self._check(tuple(int(n) for n in shape))
+
+    def predict(self, features: np.ndarray) -> np.ndarray | None:
+        """(N,) int64 class of each feature row, one of :attr:`classes`; None where the extractor does not classify."""
+        return None
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray | None:
+        """(N, C) float64 class probabilities of feature rows, for the Inception score; None where it has none.
+
+        The C classes need not be those of :meth:`predict`: an Inception v3 gives its own 1,008 and predicts nothing.
+        """
+        return None
+
+    @abstractmethod
+    def _check(self, shape: tuple[int, ...]) -> None:
+        """Raises DataError where images of `shape` (H, W, C) cannot be read."""
+
+    @abstractmethod
+    def _batch(self, x: np.ndarray) -> np.ndarray:
+        """(B, H, W, C) uint8 -> (B, D) float32."""
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Float32 means float32: no autocast of the caller's, no TF32, which alone moves features by about 1e-3."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            cudnn = torch.backends.cudnn
+            stack.enter_context(cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False))
+            matmul = torch.backends.cuda.matmul
+            stack.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
+            matmul.allow_tf32 = False
+        yield
+
+
+def as_tensor(x: np.ndarray, device: torch.device | None = None) -> Tensor:
+    """`x` on `device`; copied first where it is read-only (a memory map), or strided in a way torch cannot take."""
+    x = np.ascontiguousarray(x)
+    return torch.from_numpy(x if x.flags.writeable else x.copy()).to(device or "cpu")
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """(B, H, W, C) uint8 -> (B, C, H, W) float32 in [-1, 1]."""
+    return x.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_rgb(x: Tensor) -> Tensor:
+    """(B, H, W, 1 or 3) uint8 -> (B, 3, H, W) float32 in [0, 255]; grey is repeated."""
+    x = x.permute(0, 3, 1, 2).float()
+    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+
+
+def normalise(x: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
+    """(B, 3, H, W) in [0, 255] -> (x / 255 - mean) / std, channel by channel."""
+    m, s = (torch.tensor(list(v), dtype=torch.float32, device=x.device).view(1, -1, 1, 1) for v in (mean, std))
+    return (x / 255 - m) / s
+
+
+def check_rgb(name: str, shape: tuple[int, ...], least: int = 1) -> None:
+    """Raises DataError unless images of `shape` (H, W, C) are grey or RGB, with sides of at least `least`."""
+    if len(shape) != 3 or shape[2] not in (1, 3) or min(shape[:2]) < least:
+        raise DataError(
+            f"extractor {name} reads grey or RGB images (H, W, 1 or 3) of at least {least} x {least}, not {shape}",
+            "convert the images, or choose random-conv, which takes any number of channels",
+        )
+
+
+def same_shape(name: str, made_for: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Raises DataError unless the two (H, W, C) are equal."""
+    if tuple(shape) != tuple(made_for):
+        raise DataError(
+            f"extractor {name} was made for images {tuple(made_for)} (H, W, C), not {tuple(shape)}",
+            "compare images of that shape, or choose another extractor",
+        )
+
+
+def in_chunks(features: np.ndarray, width: int, function: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+    """(N, width) results of `function` over rows of `features`, a few thousand at a time, on the CPU."""
+    parts = [torch.zeros((0, width))]
+    with torch.no_grad(), full_precision(device):
+        for start in range(0, len(features), LOGITS_ROWS):
+            rows = as_tensor(np.asarray(features[start : start + LOGITS_ROWS], dtype=np.float32), device)
+            parts.append(function(rows).float().cpu())
+    return torch.cat(parts)
+
+
+def softmax(logits: Tensor) -> np.ndarray:
+    """(N, C) float64 probabilities."""
+    return torch.softmax(logits.double(), dim=1).numpy()
+
+
+def hash_weights(kind: str, weights: Iterable[Tensor]) -> str:
+    """SHA-256 of what kind of extractor it is, its preprocessing included, and of its weights in order."""
+    h = hashlib.sha256(kind.encode())
+    for w in weights:
+        h.update(str(tuple(w.shape)).encode())
+        h.update(w.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()

@@ -1,0 +1,142 @@
+"""The extractor behind the name FID: an Inception v3 of 2015 with its weights.
+
+Heusel et al. (2017) computed FID in the features of one particular file of weights. A number is called FID only where
+the weights are that file, recognised by its SHA-256; any other file of the same layout is ``FD[inception-unknown]``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from imbdiff.metrics.extractors.base import (
+    Extractor,
+    as_tensor,
+    check_rgb,
+    hash_weights,
+    in_chunks,
+    softmax,
+    to_rgb,
+)
+from imbdiff.metrics.extractors.inception_net import FEATURES, OUTPUTS, InceptionV3, resize_like_tf1
+from imbdiff.metrics.extractors.weights import download, is_torchscript, load_into, read_weights
+from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.files import sha256_file
+
+FID_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+NVIDIA_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+FILES = {
+    "weights-inception-2015-12-05-6726825d.pth": FID_SHA256,
+    "pt_inception-2015-12-05-6726825d.pth": FID_SHA256,
+    "inception-2015-12-05.pt": NVIDIA_SHA256,
+}
+"""The three known files: torch-fidelity's, pytorch-fid's (the same bytes under another name) and NVIDIA's.
+
+The hashes are those that several public repositories state independently of each other for their own downloads; this
+project has not had the files at hand. The first agrees with the eight digits in the two file names.
+"""
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+VERIFIED = False
+"""Set it when features of the real weights have been compared with torch-fidelity's on real images."""
+
+
+class InceptionFeatures(Extractor):
+    """2,048 features ("pool3") of the FID Inception v3, and its 1,008 probabilities for the Inception score.
+
+    Args:
+        network: with its weights.
+        sha256: of the weight file, or None for a network that came from no file.
+        device: where it runs.
+    """
+
+    preprocessing = (
+        "grey repeated to RGB; uint8 to float32; bilinear resize to 299 x 299 with the sampling of TensorFlow 1 "
+        "(no half-pixel centres, no antialias), as torch-fidelity does; (x - 128) / 128"
+    )
+    dim = FEATURES
+    role = "judge"
+    max_batch = 64  # a batch of 256 at 299 x 299 would take gigabytes
+
+    def __init__(self, network: InceptionV3, sha256: str | None = None, *, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.is_fid = sha256 == FID_SHA256
+        self.sha256 = sha256
+        self.name = "inception-v3-fid" if self.is_fid else "inception-unknown"
+        self.verified = VERIFIED if self.is_fid else None
+        # what the field compares between papers, though its features were learned from other images
+        self.ranking_only = not self.is_fid
+        self.trained_on_note = "ImageNet (ILSVRC 2012 training images)" if self.is_fid else "not known"
+        known = "the FID weights" if self.is_fid else "not one of the known FID files"
+        self.weights_note = f"SHA-256 {sha256 or 'none'}: {known}" + (
+            "; unverified: never run against the real weights by this project" if self.verified is False else ""
+        )
+        self.fingerprint = hash_weights(f"inception-v3 1 {self.preprocessing}", network.state_dict().values())
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        check_rgb(self.name, shape, least=2)
+
+    def _batch(self, x: np.ndarray) -> np.ndarray:
+        h = (resize_like_tf1(to_rgb(as_tensor(x, self.device))) - 128) / 128
+        return self.network(h).cpu().numpy()
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """(N, 1008) float64: softmax of features @ W^T *without* the bias, as the Inception score is computed by all.
+
+        The graph that Salimans et al. (2016) published multiplies by the weights of the last layer and leaves its bias
+        out; torch-fidelity calls it ``logits_unbiased``.
+        """
+        weight = self.network.fc.weight
+        return softmax(in_chunks(features, OUTPUTS, lambda rows: functional.linear(rows, weight), self.device))
+
+
+def inception(weights: str | Path | None = None, *, device: str | torch.device = "cpu") -> InceptionFeatures:
+    """The FID Inception, with weights from a file, from torch's cache, or from the network.
+
+    Args:
+        weights: one of :data:`FILES`, or any state dict of the same layout (never called FID). Not given:
+            ``$TORCH_HOME/hub/checkpoints``, where torch-fidelity and pytorch-fid keep theirs; downloaded to there once.
+
+    Raises:
+        ConfigError: there is no file and no network; names the file, its hash, its address and where to put it.
+        DataError: the file is damaged, of another layout, or NVIDIA's, which is a program.
+    """
+    path = Path(weights) if weights is not None else (find_inception_weights() or _fetched())
+    if not path.is_file():
+        raise ConfigError(f"there is no file of Inception weights at {path}", _remedy(path))
+    sha256 = sha256_file(path)
+    if weights is None and sha256 != FID_SHA256:
+        raise DataError(f"{path} has SHA-256 {sha256}, not {FID_SHA256}", f"remove it; then {_remedy(path)}")
+    if sha256 == NVIDIA_SHA256 or is_torchscript(path):
+        known = "is NVIDIA's file of the FID weights" if sha256 == NVIDIA_SHA256 else "is a TorchScript program"
+        raise DataError(
+            f"{path} {known} (SHA-256 {sha256}): a program, which is not run here",
+            f"give one of the two tables of the same weights, such as {next(iter(FILES))} from {URL}",
+        )
+    network = InceptionV3()
+    load_into(network, read_weights(path), path, "the FID Inception v3")
+    return InceptionFeatures(network, sha256, device=device)
+
+
+def find_inception_weights() -> Path | None:
+    """The weights in torch's cache, under either of their names, or None. Nothing is downloaded, nothing is hashed."""
+    return next((p for p in _places() if p.is_file()), None)
+
+
+def _fetched() -> Path:
+    """The weights, downloaded to where torch-fidelity looks for them."""
+    path = _places()[0]
+    download(URL, path, FID_SHA256, _remedy(path))
+    return path
+
+
+def _places() -> list[Path]:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    return [folder / name for name, sha256 in FILES.items() if sha256 == FID_SHA256]
+
+
+def _remedy(path: Path) -> str:
+    return f"fetch {URL} (SHA-256 {FID_SHA256}), put it at {path}, or give it with --inception-weights FILE"

@@ -1,0 +1,177 @@
+"""Weight files of others, read as tensors and nothing else. The one place that reads anything but safetensors.
+
+``.pt``, ``.pth`` and ``.th`` files can carry code that runs when they are read. torch's restricted reader
+(``weights_only=True``) rebuilds tensors, numbers, strings and containers of them and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.files import atomic
+
+NESTED = ("state_dict", "model_state_dict", "model", "net", "params")
+"""Keys under which training scripts put the weights beside other things."""
+PREFIXES = ("module.", "_orig_mod.")
+"""Added by data parallelism and by torch.compile."""
+TIMEOUT = 10.0
+"""Seconds without an answer after which a download is given up."""
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Name -> tensor (on the CPU) of a weight file; wrappers and the prefixes of data parallelism are taken off.
+
+    Raises:
+        DataError: the file is missing or damaged, is a TorchScript program, holds something else than tensors, or a
+            weight is not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no weight file {path}", "check the path")
+    if is_torchscript(path):
+        raise DataError(
+            f"{path} is a TorchScript program, not a table of weights",
+            "save the state dict of the network as .safetensors and give that",
+        )
+    found = _safetensors(path) if _is_safetensors(path) else _restricted(path)
+    for _ in range(2):
+        nested = [found[key] for key in NESTED if isinstance(found.get(key), Mapping)]
+        found = dict(nested[0]) if nested else found
+    weights = {k: v.detach() for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not weights or len(weights) != len(found):
+        others = [str(k) for k in found if k not in weights]
+        raise DataError(
+            f"{path} does not hold a state dict: {len(weights)} tensors, besides {', '.join(others[:5]) or 'nothing'}",
+            "save `network.state_dict()` alone, best as .safetensors",
+        )
+    for prefix in PREFIXES:
+        if all(k.startswith(prefix) for k in weights):
+            weights = {k.removeprefix(prefix): v for k, v in weights.items()}
+    for key, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise DataError(f"{path}: weight {key} is not finite", "the training that wrote it diverged; use another")
+    return weights
+
+
+def load_into(network: nn.Module, weights: Mapping[str, Tensor], path: Path, what: str) -> None:
+    """Puts `weights` into `network`, all of them and no other.
+
+    Raises:
+        DataError: keys or shapes differ; the message names the first few and the architecture `what`.
+    """
+    own = network.state_dict()
+    optional = {k for k in own if k.endswith("num_batches_tracked")}
+    problems = [f"{k}: missing" for k in own if k not in weights and k not in optional]
+    problems += [f"{k}: unexpected" for k in weights if k not in own and not k.endswith("num_batches_tracked")]
+    problems += [
+        f"{k}: {tuple(v.shape)} in the file, {tuple(own[k].shape)} in the network"
+        for k, v in weights.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise DataError(
+            f"{path} does not fit {what}: {'; '.join(problems[:5])}{more}",
+            "name the architecture that the file was saved from",
+        )
+    network.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether the file is a TorchScript archive: a zip that carries code beside its tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def download(url: str, path: Path, sha256: str, remedy: str) -> None:
+    """Writes the file at `url` to `path`, aside and renamed, if its SHA-256 begins with `sha256`.
+
+    ``HF_HUB_OFFLINE=1`` and ``IMBDIFF_OFFLINE=1`` forbid it.
+
+    Raises:
+        ConfigError: there is no network, or it is forbidden; said within seconds, with `remedy`.
+        DataError: what came is another file.
+    """
+    missing = f"{path.name} (SHA-256 {sha256}{'' if len(sha256) == 64 else '...'}) is not at {path}"
+    if is_offline():
+        raise ConfigError(f"{missing}, and downloads are switched off", remedy)
+    h = hashlib.sha256()
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic(path) as aside, open(aside, "wb") as out:
+            while block := answer.read(1 << 20):
+                h.update(block)
+                out.write(block)
+            if not h.hexdigest().startswith(sha256):
+                raise DataError(
+                    f"what {url} sent has SHA-256 {h.hexdigest()}, not {sha256}", f"try again later, or {remedy}"
+                )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError(f"{missing}, and {url} cannot be reached ({reason})", remedy) from error
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids downloads."""
+    return any(
+        os.environ.get(k, "").lower() in ("1", "true", "yes", "on") for k in ("HF_HUB_OFFLINE", "IMBDIFF_OFFLINE")
+    )
+
+
+def require_network(url: str, what: str, remedy: str) -> None:
+    """Raises ConfigError at once where `url` does not answer: libraries try again for most of a minute."""
+    if is_offline():
+        raise ConfigError(f"{what} is not on this machine, and downloads are switched off", remedy)
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        with contextlib.closing(urllib.request.urlopen(request, timeout=TIMEOUT)):
+            return
+    except urllib.error.HTTPError:
+        return  # it answers: what is wrong with the request, the library says better
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError(f"{what} is not on this machine, and {url} cannot be reached ({reason})", remedy) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By the header: eight bytes of length, then a JSON object. The name of the file proves nothing."""
+    with open(path, "rb") as handle:
+        return path.suffix == ".safetensors" or handle.read(9)[8:] == b"{"
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # its own error type is not public
+        raise DataError(f"{path} is not a whole safetensors file: {error}", "fetch or save it again") from error
+
+
+def _restricted(path: Path) -> dict[str, Any]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a refusal, a damaged zip, an early end: many types, one meaning
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{path} cannot be read as weights alone: {first}",
+            "it is damaged, or holds Python objects, which are never run: save `network.state_dict()` as .safetensors",
+        ) from error
+    if not isinstance(found, Mapping):
+        raise DataError(
+            f"{path} holds a {type(found).__name__}, not a state dict", "save `network.state_dict()` as .safetensors"
+        )
+    return dict(found)

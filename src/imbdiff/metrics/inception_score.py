@@ -1,0 +1,105 @@
+"""Inception score: how sure a classifier is of each image, and how evenly its classes occur.
+
+Equation (Salimans et al. 2016): IS = exp( mean_x KL(p(y|x) || p(y)) ), p(y) the mean of p(y|x) over the rows of the
+split, and the mean over 10 splits. It is between 1 and the number of classes C. It looks at no real image, so a
+reference stands beside it.
+
+p(y) comes from the rows of one split only, whose entropy is too low by up to (C - 1) / (2 n) for n rows a split (Miller
+1955): the score is biased downwards, the more, the more splits. Scores of other n or other splits do not compare.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from imbdiff.metrics.neighbour_measures import left_out_weights
+from imbdiff.metrics.rows import Estimate, Rows
+from imbdiff.metrics.statistics import jackknife_half_width
+from imbdiff.runtime.errors import DataError
+
+SPLITS = 10
+PER_CLASS = 10
+"""Rows of a split for each class of the classifier, at least: the bias of the logarithm is then at most 5 %."""
+
+
+def inception_score(probabilities: np.ndarray, splits: int = SPLITS) -> tuple[float, float]:
+    """Mean and standard deviation (of the splits, not of the mean; N in the denominator) of the score.
+
+    Args:
+        probabilities: (N, C) >= 0, rows sum to 1. Rows i N // splits to (i + 1) N // splits are split i, as in the
+            authors' code: shuffle rows that are sorted by class.
+
+    Raises:
+        DataError: not (N, C) probabilities, or fewer rows than splits.
+    """
+    p = _checked(probabilities)
+    if splits < 1 or len(p) < splits:
+        raise DataError(f"{len(p)} rows cannot make {splits} splits", "use fewer splits")
+    scores = _scores(p, _split(len(p), splits), splits, np.ones((len(p), 1)))[0]
+    return float(scores.mean()), float(scores.std())
+
+
+def inception_score_measure(
+    probabilities: np.ndarray, fake: Rows, *, seed: int = 0, splits: int = SPLITS
+) -> dict[str, Estimate]:
+    """ "IS" from `probabilities` (N, C) of the rows `fake`, in their order.
+
+    Rows are put into splits by hash and count with their weights, within a split. The interval is the delete-a-group
+    jackknife; it covers the expectation at this n and these splits, bias included. For a reference, call it with the
+    real rows: at the same n.
+
+    Raises:
+        DataError: not probabilities, or not one row of them for each row.
+    """
+    p = _checked(probabilities)
+    if len(p) != len(fake):
+        raise DataError(f"{len(p)} rows of probabilities do not belong to {len(fake)} feature rows")
+    need = splits * PER_CLASS * p.shape[1]
+    if len(fake) < need:
+        reason = (
+            f"{splits} splits and {p.shape[1]} classes need at least {need} images; here {len(fake)}: "
+            "use more images or fewer splits"
+        )
+        return {"IS": Estimate.refuse(reason, fake, None, splits=splits)}
+    means = _scores(p, _by_key(fake, splits), splits, left_out_weights(fake)).mean(axis=1)
+    value, half = float(means[-1]), jackknife_half_width([list(means[:-1])])
+    # between 1 and the number of classes by definition
+    low, high = max(1.0, value - half), min(float(p.shape[1]), value + half)
+    return {"IS": Estimate.of(value, min(low, value), max(high, value), fake, None, splits=splits)}
+
+
+def _scores(p: np.ndarray, split: np.ndarray, splits: int, weights: np.ndarray) -> np.ndarray:
+    """(G, splits) scores of the splits under each of the `weights` (N, G)."""
+    # 0 log 0 = 0
+    own = np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0).sum(axis=1)
+    result = np.empty((weights.shape[1], splits))
+    for i in range(splits):
+        rows = split == i
+        w = weights[rows] / weights[rows].sum(axis=0)
+        mean = w.T @ p[rows]
+        of_mean = np.where(mean > 0, mean * np.log(np.where(mean > 0, mean, 1.0)), 0.0).sum(axis=1)
+        result[:, i] = np.exp(w.T @ own[rows] - of_mean)
+    return result
+
+
+def _split(n: int, splits: int) -> np.ndarray:
+    """(n,) split of each row: i where i n // splits <= row < (i + 1) n // splits."""
+    ends = np.arange(1, splits + 1) * n // splits
+    return np.searchsorted(ends, np.arange(n), side="right")
+
+
+def _by_key(rows: Rows, splits: int) -> np.ndarray:
+    """(N,) split of each row in the order of the keys, which knows no class."""
+    result = np.empty(len(rows), np.int64)
+    result[np.lexsort((rows.labels, rows.keys))] = _split(len(rows), splits)
+    return result
+
+
+def _checked(probabilities: np.ndarray) -> np.ndarray:
+    p = np.asarray(probabilities, dtype=np.float64)
+    if p.ndim != 2 or not np.isfinite(p).all() or (len(p) and (p.min() < 0 or np.abs(p.sum(axis=1) - 1).max() > 1e-3)):
+        raise DataError(
+            f"the Inception score needs (N, C) probabilities that sum to 1, not {p.shape}",
+            "apply softmax to the outputs of the classifier",
+        )
+    return p / p.sum(axis=1, keepdims=True)

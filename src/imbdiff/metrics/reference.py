@@ -1,0 +1,168 @@
+"""Reference statistics: the features of a set of real images, in a folder that `evaluate` takes in place of the images.
+
+==================  ======================================================================
+reference.json      source, class names, labels, image hashes, extractors, fingerprints
+NAME.npy            (N, D) float32 feature rows of one extractor, read memory-mapped
+NAME.moments.npz    mu (D,) and sigma (D, D) float64 of all rows, as the field's tools take
+==================  ======================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.metrics.extractors import Extractor
+from imbdiff.metrics.features import FeatureStore, OnImages
+from imbdiff.metrics.rows import Rows
+from imbdiff.metrics.statistics import moments_of
+from imbdiff.runtime.errors import DataError, ImbdiffError, RunError
+from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json
+
+FORMAT = 1
+RECORD = "reference.json"
+
+
+@dataclass(frozen=True, eq=False)
+class StoredReference:
+    """A reference folder; takes the place of an :class:`ImageSet` in `evaluate`, without the images.
+
+    Attributes:
+        path: the folder.
+        name: what was measured, as given when it was made.
+        labels: (N,) int64.
+        class_names: in label order.
+        hashes: (N,) of the images.
+        shape: (H, W, C) of the images.
+        extractors: name -> fingerprint, of those it has features of.
+    """
+
+    path: Path
+    name: str
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    hashes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    extractors: dict[str, dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        return digest([list(self.hashes), self.labels.tolist(), list(self.class_names)])
+
+    def stored(self, extractor: Extractor) -> np.ndarray:
+        """(N, D) features of `extractor`, memory-mapped.
+
+        Raises:
+            DataError: there are none, they are those of other weights, or the file was changed.
+        """
+        known = self.extractors.get(extractor.name)
+        if known is None:
+            raise DataError(
+                f"the reference {self.path} has no features of {extractor.name}, but of {', '.join(self.extractors)}",
+                "evaluate with one of these, or make it again with `imbdiff reference`",
+            )
+        if known["fingerprint"] != extractor.fingerprint:
+            raise DataError(
+                f"the reference {self.path} has features of another {extractor.name}: fingerprint "
+                f"{known['fingerprint'][:12]} there, {extractor.fingerprint[:12]} here",
+                "use the same weights and version, or make it again with `imbdiff reference`",
+            )
+        file = self.path / known["file"]
+        if not file.is_file() or sha256_file(file) != known["sha256"]:
+            raise DataError(
+                f"{file} is missing or is not what `imbdiff reference` wrote", "make it again with `imbdiff reference`"
+            )
+        return np.load(file, mmap_mode="r")
+
+
+def make_reference(
+    images: ImageSet,
+    extractors: Sequence[Extractor],
+    folder: Path,
+    *,
+    name: str,
+    store: FeatureStore | None = None,
+    progress: OnImages | None = None,
+) -> Path:
+    """Writes the reference folder of `images`.
+
+    Args:
+        name: printed beside every number made with it, such as "cifar10 test".
+        store: where features may lie already.
+
+    Raises:
+        RunError: the folder holds something else.
+        DataError: there are fewer than two images.
+    """
+    folder = Path(folder)
+    if len(images) < 2:
+        raise DataError(f"a reference needs at least two images, {name} has {len(images)}", "give more images")
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / RECORD).exists())):
+        raise RunError(f"{folder} exists and is not a reference folder", "give another --out; nothing was changed")
+    store = store or FeatureStore()
+    for extractor in extractors:  # before the first long work
+        extractor.check(images.shape)
+    entries = {}
+    for extractor in extractors:
+        rows = store.features(images, extractor, progress)
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", extractor.name)
+        with atomic(folder / f"{stem}.npy") as aside, open(aside, "wb") as handle:
+            np.save(handle, np.asarray(rows))
+        moments = moments_of(Rows.of(rows, images.labels, hashes=images.hashes))
+        with atomic(folder / f"{stem}.moments.npz") as aside, open(aside, "wb") as handle:
+            np.savez(handle, mu=moments.mean, sigma=moments.covariance)
+        entries[extractor.name] = {
+            "file": f"{stem}.npy",
+            "sha256": sha256_file(folder / f"{stem}.npy"),
+            "fingerprint": extractor.fingerprint,
+            "dim": extractor.dim,
+        }
+    record = {
+        "format": FORMAT,
+        "name": name,
+        "images": len(images),
+        "shape": list(images.shape),
+        "class_names": list(images.class_names),
+        "extractors": entries,
+        "labels": images.labels.tolist(),
+        "hashes": list(images.hashes),
+    }
+    write_json(folder / RECORD, record)
+    return folder
+
+
+def is_reference(path: str | Path) -> bool:
+    """Whether `path` is a reference folder."""
+    return (Path(path) / RECORD).is_file()
+
+
+def load_reference(path: str | Path) -> StoredReference:
+    """Opens a reference folder.
+
+    Raises:
+        DataError: it is none, is of a later version, or contradicts itself.
+    """
+    folder = Path(path)
+    try:
+        r = read_json(folder / RECORD)
+        if r["format"] != FORMAT:
+            raise DataError(f"{folder} has reference format {r['format']}, this version reads {FORMAT}")
+        labels = np.asarray(r["labels"], dtype=np.int64)
+        names, hashes = tuple(map(str, r["class_names"])), tuple(map(str, r["hashes"]))
+        h, w, c = (int(v) for v in r["shape"])
+        if not (len(labels) == len(hashes) == int(r["images"])) or (len(labels) and labels.max() >= len(names)):
+            raise ValueError("labels, hashes and class names do not belong together")
+        return StoredReference(folder, str(r["name"]), labels, names, hashes, (h, w, c), dict(r["extractors"]))
+    except DataError:
+        raise
+    except (ImbdiffError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder} is no usable reference: {error}", "make it with `imbdiff reference`") from error

@@ -1,0 +1,93 @@
+"""The stage `evaluate` of a run: judges, features, numbers, and classifiers that saw synthetic images alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from imbdiff.config import RunConfig
+from imbdiff.data.augment import Augmentation
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.splits import Prepared
+from imbdiff.metrics.evaluate import evaluate
+from imbdiff.metrics.features import FeatureStore
+from imbdiff.pipeline.direct import Watching
+from imbdiff.pipeline.extractors import make_extractors
+from imbdiff.recognition.cas import classification_accuracy_score
+from imbdiff.recognition.fit import FitPlan
+from imbdiff.recognition.judge import judges
+from imbdiff.runtime.dist import Dist
+from imbdiff.runtime.files import digest
+from imbdiff.runtime.progress import Progress
+
+
+def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig, flip: bool) -> str:
+    """A hash of everything that decides what the stage gives."""
+    options = {k: v for k, v in asdict(config.evaluate).items() if k != "batch_size"}
+    cas = [asdict(config.classify), flip] if config.evaluate.cas else []
+    return digest([2, synthetic.fingerprint, prepared.manifest["hash"], config.seed, options, *cas])
+
+
+def evaluate_run(
+    prepared: Prepared,
+    synthetic: ImageSet,
+    config: RunConfig,
+    folder: Path,
+    *,
+    flip: bool,
+    device: str,
+    dist: Dist,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Measures `synthetic` against the test split; with several processes each does its part, all return everything.
+
+    Args:
+        folder: of the run: features are kept in ``features/``, the judge in ``judge/``.
+        flip: training images may be mirrored (for the classifiers of CAS).
+    """
+    options = config.evaluate
+    more = make_extractors(options.extractors, options.inception_weights, prepared.train.shape, device)
+    if not dist.main:  # the first process trains the judge, the others read it
+        dist.barrier()
+    ours, judge = judges(prepared, device=device, folder=folder / "judge")
+    if dist.main:
+        dist.barrier()
+    known = {e.name for e in ours}
+    extractors = [*ours, *(e for e in more if e.name not in known)]
+    quiet = quiet or not dist.main
+    found = evaluate(
+        synthetic, prepared.test, prepared.train, prepared.groups, extractors,
+        reference_name="test", seed=config.seed,
+        store=FeatureStore(folder / "features", config.evaluate.batch_size, dist), progress=Watching(quiet),
+    )  # fmt: skip
+    found["judge"] = None if judge is None else judge.to_json()
+    if config.evaluate.cas and dist.main:
+        _add_cas(found, prepared, synthetic, config, flip, device, quiet)
+    return found
+
+
+def _add_cas(
+    found: dict[str, Any],
+    prepared: Prepared,
+    synthetic: ImageSet,
+    config: RunConfig,
+    flip: bool,
+    device: str,
+    quiet: bool,
+) -> None:
+    options = config.classify
+    plan = FitPlan(
+        network=options.network, steps=options.steps, batch_size=options.batch_size, learning_rate=0.1,
+        augmentation=Augmentation(flip=flip, shift=options.shift),
+    )  # fmt: skip
+    seeds = tuple(range(config.seed, config.seed + options.seeds))
+    with Progress("classifiers on synthetic images alone", 2 * len(seeds), "classifiers", quiet=quiet) as bar:
+        cas = classification_accuracy_score(
+            synthetic, prepared.train, prepared.test, prepared.groups, plan,
+            seeds=seeds, device=device, progress=lambda done, total: bar.update(done),
+        )  # fmt: skip
+    found["numbers"] += cas["numbers"]
+    found["yardsticks"] += cas["yardsticks"]
+    found["classes"]["metrics"] += cas["classes"]
+    found["protocol"]["CAS"] = cas["protocol"]

@@ -1,0 +1,136 @@
+"""Measuring while the diffusion model trains: as `evaluate` does, on validation images, by a working extractor.
+
+Choosing weights by a number makes that number useless for judging them. So the extractor here is a classifier that saw
+the training split only, the reference is the validation split, and neither is used for anything that is reported.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imbdiff.config import RunConfig
+from imbdiff.data.augment import Augmentation
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.splits import Prepared
+from imbdiff.diffusion.generate import generate
+from imbdiff.diffusion.model import DiffusionModel, load_model
+from imbdiff.methods import get_method
+from imbdiff.metrics.agreement import share_agreeing
+from imbdiff.metrics.extractors import ClassifierFeatures, Extractor
+from imbdiff.metrics.frechet import frechet
+from imbdiff.metrics.kernel import kernel
+from imbdiff.metrics.rows import Estimate, Rows
+from imbdiff.metrics.scopes import Scope
+from imbdiff.pipeline.samples import make_guidance
+from imbdiff.recognition.fit import FitPlan, fit
+from imbdiff.recognition.losses import class_prior
+from imbdiff.runtime.errors import DataError
+from imbdiff.runtime.files import read_json, write_json
+from imbdiff.runtime.log import JsonLog, read_jsonl
+
+HIGHER = ("agreement",)
+
+
+@dataclass
+class Watch:
+    """Measures averaged weights and keeps the best.
+
+    Attributes:
+        folder: of the run; ``watch.jsonl`` gets a line per measurement, ``checkpoints/best`` the best model.
+    """
+
+    prepared: Prepared
+    config: RunConfig
+    folder: Path
+    device: str = "cpu"
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prepared.val is None or len(self.prepared.val) < 20:
+            n = 0 if self.prepared.val is None else len(self.prepared.val)
+            raise DataError(
+                f"--watch.every needs at least 20 validation images, here are {n}",
+                "raise --data.val_fraction, or leave it out",
+            )
+        self._extractor: Extractor | None = None
+
+    def __call__(self, model: DiffusionModel, seen: int) -> None:
+        """Measures `model`, writes a line, and keeps the model if it is the best so far."""
+        began = time.monotonic()
+        numbers = self.measure(model)
+        line = {name: {"value": e.value, "low": e.low, "high": e.high} for name, e in numbers.items()}
+        rows = [row for row in read_jsonl(self.folder / "watch.jsonl") if row["images"] < seen]
+        log = JsonLog(self.folder / "watch.jsonl")
+        log.cut(lambda row: row["images"] < seen)
+        log.write(images=seen, seconds=round(time.monotonic() - began, 2), **line)
+        value = numbers[self.config.watch.metric].value
+        if value is not None and all(self._better(value, self._of(row)) for row in rows):
+            model.save(self.folder / "checkpoints" / "best")
+            write_json(self.folder / "checkpoints" / "best" / "watched.json", {"images": seen, **line})
+
+    def measure(self, model: DiffusionModel) -> dict[str, Estimate]:
+        """KD and FD∞ against the validation images and the agreement with the labels asked for."""
+        val = self.prepared.val
+        assert val is not None
+        if self._extractor is None:
+            self._extractor = working_extractor(self.prepared, self.config, self.device)
+        present = np.unique(val.labels)
+        labels = np.sort(present[np.arange(self.config.watch.samples) % len(present)])
+        images = self._draw(model, labels)
+        fake = self._rows(images)
+        real = self._rows(val)
+        every = Scope("all", "all", np.arange(len(val.class_names)))
+        a, b, _ = every.pair(fake, real, len(val.class_names))
+        predicted = self._extractor.predict(fake.array)
+        assert predicted is not None
+        return {**kernel(a, b), **frechet(a, b), "agreement": share_agreeing(predicted, fake.labels)}
+
+    def best(self) -> tuple[DiffusionModel, dict[str, Any]] | None:
+        """The best model and its measurement; None where none was kept."""
+        folder = self.folder / "checkpoints" / "best"
+        if not (folder / "watched.json").is_file():
+            return None
+        found = read_json(folder / "watched.json")
+        return load_model(folder), found
+
+    def _draw(self, model: DiffusionModel, labels: np.ndarray) -> ImageSet:
+        guidance = make_guidance(model, self.config.sample, get_method(self.config.method).omega)
+        images = generate(
+            model, labels, np.arange(len(labels)), sampler=self.config.sample.sampler, steps=self.config.sample.steps,
+            guidance=guidance, batch_size=self.config.sample.batch_size,
+        )  # fmt: skip
+        return ImageSet(images, labels.astype(np.int64), self.prepared.train.class_names)
+
+    def _rows(self, images: ImageSet) -> Rows:
+        assert self._extractor is not None
+        return Rows.of(self._extractor.features(images), images.labels, hashes=images.hashes, seed=self.config.seed)
+
+    def _of(self, row: dict[str, Any]) -> float | None:
+        value = row[self.config.watch.metric]["value"]
+        return None if value is None else float(value)
+
+    def _better(self, value: float, other: float | None) -> bool:
+        if other is None:
+            return True
+        return value > other if self.config.watch.metric in HIGHER else value < other
+
+
+def working_extractor(prepared: Prepared, config: RunConfig, device: str) -> Extractor:
+    """A classifier of the comparison's network, trained on the training split alone with balanced softmax."""
+    options = config.classify
+    plan = FitPlan(
+        network=options.network, steps=options.steps, batch_size=options.batch_size, learning_rate=0.1,
+        augmentation=Augmentation(shift=options.shift),
+    )  # fmt: skip
+    train = prepared.train
+    prior = class_prior("train", train.labels, None, 1.0, len(train.class_names))
+    network = fit(train, plan, prior=prior, seed=config.seed, device=device, name="working extractor")
+    name = f"working-{options.network}"
+    return ClassifierFeatures(
+        network, name, "working", shape=train.shape, trained_on=frozenset(train.hashes), device=device
+    )

@@ -1,0 +1,126 @@
+"""Classification accuracy score: a classifier trained on synthetic images alone, tested on real ones.
+
+CAS (Ravuri and Vinyals 2019) is the accuracy on real test images of a classifier that saw synthetic images only. It
+punishes what label agreement forgives: images of a class that are right but all alike. Beside it stands the accuracy of
+the same classifier trained on the real training images of the same classes, at equal steps and class-balanced batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.stats import Groups
+from imbdiff.metrics.rows import Estimate
+from imbdiff.metrics.scopes import scopes
+from imbdiff.metrics.statistics import wilson
+from imbdiff.metrics.tables import ClassColumns, number_row
+from imbdiff.recognition.fit import FitPlan, fit, predict
+from imbdiff.runtime.files import digest
+
+PROTOCOL = (
+    "accuracy on real test images of a classifier trained on the synthetic images alone, class-balanced batches, over "
+    "the classes that have at least {least} synthetic images; beside it the same classifier trained on the real "
+    "training images of these classes; mean over {seeds} seeds; 95 % interval: Wilson over test images, widened by the "
+    "spread of the seeds"
+)
+MIN_SYNTHETIC = 10
+"""Synthetic images of a class, for the class to take part."""
+SOURCE = "Ravuri and Vinyals 2019"
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def classification_accuracy_score(
+    synthetic: ImageSet,
+    train: ImageSet,
+    test: ImageSet,
+    groups: Groups | None,
+    plan: FitPlan,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    reference_name: str = "test",
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Trains one classifier per seed on the synthetic images and one on the training images.
+
+    Returns:
+        {"numbers", "yardsticks", "classes": columns, "protocol"}, to be merged into what
+        :func:`imbdiff.metrics.evaluate.evaluate` gives.
+    """
+    c = len(train.class_names)
+    enough = np.bincount(synthetic.labels, minlength=c) >= MIN_SYNTHETIC
+    enough &= np.bincount(train.labels, minlength=c) > 0
+    classes = np.flatnonzero(enough)
+    part = test.select(np.flatnonzero(enough[test.labels]))
+    columns = ClassColumns(c)
+    result: dict[str, Any] = {"numbers": [], "yardsticks": []}
+    least_seeds = {"least": MIN_SYNTHETIC, "seeds": len(seeds)}
+    for n, (kind, images, target) in enumerate((("synthetic", synthetic, "numbers"), ("train", train, "yardsticks"))):
+        right = None
+        if len(classes) >= 2 and len(part):
+            right = np.zeros((len(seeds), len(part)), bool)
+            for s, seed in enumerate(seeds):
+                right[s] = _predicted(images, part, classes, plan, seed, device) == part.labels
+                if progress is not None:
+                    progress(n * len(seeds) + s + 1, 2 * len(seeds))
+        for scope in scopes(train.class_names, groups):
+            members = np.isin(scope.classes, classes)
+            common = {
+                "reference": reference_name,
+                "extractor": f"{plan.network}, trained on the {kind} images",
+                "fingerprint": digest(plan.to_json()),
+                "ranking_only": False,
+                "judge_saw_reference": False,
+                "classes_left_out": int((~members).sum()),
+            }
+            mine = np.isin(part.labels, scope.classes)
+            estimate = _estimate(right, mine, int(np.isin(images.labels, scope.classes[members]).sum()))
+            row = number_row("CAS", scope.name, estimate, "higher", common)
+            if scope.kind == "class":
+                columns.add(row, int(scope.classes[0]), kind)
+            else:
+                result[target].append(row)
+    return {**result, "classes": columns.to_json(), "protocol": PROTOCOL.format(**least_seeds)}
+
+
+def _predicted(
+    images: ImageSet, test: ImageSet, classes: np.ndarray, plan: FitPlan, seed: int, device: str
+) -> np.ndarray:
+    """(N,) classes of the test images by a classifier of `classes` only."""
+    place = np.full(len(images.class_names), -1)
+    place[classes] = np.arange(len(classes))
+    rows = np.flatnonzero(place[images.labels] >= 0)
+    names = tuple(images.class_names[k] for k in classes.tolist())
+    own = images.select(rows)
+    seen = ImageSet(own.images, place[own.labels].astype(np.int64), names, own.ids)
+    network = fit(seen, plan, law="balanced", seed=seed, device=device, name=f"CAS, seed {seed}")
+    asked = ImageSet(test.images, place[test.labels].astype(np.int64), names, test.ids)
+    return classes[predict(network, asked)]
+
+
+def _estimate(right: np.ndarray | None, mine: np.ndarray, n_trained: int) -> Estimate:
+    n = int(mine.sum())
+    if right is None or n == 0 or n_trained == 0:
+        reason = (
+            f"at least two classes need {MIN_SYNTHETIC} synthetic images and a test image each"
+            if right is None
+            else f"no test image of a class with at least {MIN_SYNTHETIC} synthetic images"
+        )
+        return Estimate(None, refused=reason, n_synthetic=n_trained, n_reference=n)
+    by_seed = right[:, mine].mean(axis=1)
+    value = float(by_seed.mean())
+    low, high = wilson(round(value * n), n)
+    wide = 0.0
+    if len(by_seed) > 1:
+        t = T95[min(len(by_seed) - 2, len(T95) - 1)]
+        wide = t * float(by_seed.std(ddof=1)) / math.sqrt(len(by_seed))
+    below, above = math.hypot(max(value - low, 0), wide), math.hypot(max(high - value, 0), wide)
+    return Estimate(
+        value, max(0.0, value - below), min(1.0, value + above), None, n_trained, n, float(n),
+        {"seeds": len(by_seed), "sd_over_seeds": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None},
+    )  # fmt: skip

@@ -1,0 +1,225 @@
+"""The FID Inception: architecture, resize, files. Activations against torch-fidelity are in tests/oracles."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imbdiff.metrics.extractors import make_extractor
+from imbdiff.metrics.extractors.inception import (
+    FID_SHA256,
+    FILES,
+    NVIDIA_SHA256,
+    URL,
+    InceptionFeatures,
+    find_inception_weights,
+    inception,
+)
+from imbdiff.metrics.extractors.inception_net import InceptionV3, resize_like_tf1
+from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.files import sha256_file
+
+MODULE = "imbdiff.metrics.extractors.inception"
+
+
+@pytest.fixture(scope="module")
+def net() -> InceptionV3:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return InceptionV3().eval()
+
+
+@pytest.fixture(scope="module")
+def file(net: InceptionV3, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(net.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torch, and downloads allowed."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("HF_HUB_OFFLINE", "IMBDIFF_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "hub" / "checkpoints"
+
+
+def _images(n: int = 3, shape: tuple[int, ...] = (20, 28, 3)) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def test_architecture(net: InceptionV3) -> None:
+    """Sizes that are published for Inception v3 without its auxiliary head: 21,785,568 weights below the last layer."""
+    state = net.state_dict()
+    below = sum(p.numel() for name, p in net.named_parameters() if not name.startswith("fc."))
+    assert below == 21_785_568
+    shapes = {
+        "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),
+        "Conv2d_4a_3x3.bn.running_var": (192,),
+        "Mixed_5b.branch_pool.conv.weight": (32, 192, 1, 1),
+        "Mixed_5d.branch5x5_2.conv.weight": (64, 48, 5, 5),
+        "Mixed_6a.branch3x3dbl_3.conv.weight": (96, 96, 3, 3),
+        "Mixed_6b.branch7x7_2.conv.weight": (128, 128, 1, 7),
+        "Mixed_6e.branch7x7dbl_5.conv.weight": (192, 192, 1, 7),
+        "Mixed_7a.branch7x7x3_4.conv.weight": (192, 192, 3, 3),
+        "Mixed_7b.branch3x3dbl_3b.conv.weight": (384, 384, 3, 1),
+        "Mixed_7c.branch1x1.conv.weight": (320, 2048, 1, 1),
+        "fc.weight": (1008, 2048),
+        "fc.bias": (1008,),
+    }
+    assert {k: tuple(state[k].shape) for k in shapes} == shapes
+    assert len([k for k in state if k.endswith("conv.weight")]) == 94
+    assert all(m.eps == 0.001 for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_pooling_is_that_of_the_2015_graph(net: InceptionV3) -> None:
+    """Only the last block takes the maximum; means are over pixels that exist, so a constant stays constant."""
+    seen: dict[str, torch.Tensor] = {}
+    blocks = [n for n, _ in net.named_children() if n.startswith("Mixed") and n not in ("Mixed_6a", "Mixed_7a")]
+    for name in blocks:
+        block = net.get_submodule(name)
+        channels = block.branch1x1.conv.in_channels  # type: ignore[union-attr]
+        hook = block.branch_pool.register_forward_pre_hook(  # type: ignore[union-attr, operator]
+            lambda _, args, name=name: seen.__setitem__(name, args[0].clone())
+        )
+        ramp = torch.ones(1, channels, 5, 5)
+        ramp[:, :, 2, 2] = 10.0
+        with torch.no_grad():
+            block(ramp)
+        hook.remove()
+    for name in blocks:
+        middle, corner = float(seen[name][0, 0, 2, 2]), float(seen[name][0, 0, 0, 0])
+        assert corner == pytest.approx(1.0), name
+        assert middle == pytest.approx(10.0 if name == "Mixed_7c" else 2.0), name
+
+
+def _resized_by_loops(x: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W) float64, pixel by pixel, with src = dst * scale."""
+    out = np.zeros((height, width))
+    for i in range(height):
+        for j in range(width):
+            y, z = i * x.shape[0] / height, j * x.shape[1] / width
+            y0, z0 = int(y), int(z)
+            y1, z1 = min(y0 + 1, x.shape[0] - 1), min(z0 + 1, x.shape[1] - 1)
+            top = x[y0, z0] * (1 - (z - z0)) + x[y0, z1] * (z - z0)
+            low = x[y1, z0] * (1 - (z - z0)) + x[y1, z1] * (z - z0)
+            out[i, j] = top * (1 - (y - y0)) + low * (y - y0)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [((7, 5), (29, 31)), ((31, 40), (13, 12)), ((9, 9), (9, 9)), ((2, 3), (8, 8))]
+)
+def test_the_resize_is_the_legacy_one(source: tuple[int, int], target: tuple[int, int]) -> None:
+    x = np.random.default_rng(1).uniform(0, 255, source)
+    found = resize_like_tf1(torch.from_numpy(x).float()[None, None], *target)[0, 0].numpy()
+    np.testing.assert_allclose(found, _resized_by_loops(x, *target), atol=5e-3)
+    if source != target:
+        modern = torch.nn.functional.interpolate(torch.from_numpy(x)[None, None], target, mode="bilinear")[0, 0].numpy()
+        assert np.abs(modern - found).max() > 5  # the wrong rule would be seen
+
+
+def test_features_and_probabilities(net: InceptionV3) -> None:
+    extractor = InceptionFeatures(net)
+    x = _images()
+    seen: list[torch.Tensor] = []
+    hook = net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    f = extractor.features(x)
+    hook.remove()
+    assert f.shape == (3, 2048)
+    h = (resize_like_tf1(torch.from_numpy(x).permute(0, 3, 1, 2).float()) - 128) / 128
+    assert h.shape == (3, 3, 299, 299)
+    torch.testing.assert_close(seen[0], h)
+    with torch.no_grad():
+        np.testing.assert_allclose(f, net(h).numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(extractor.features(x, batch_size=1), f, rtol=1e-4, atol=1e-6 * np.abs(f).max())
+    z = f.astype(np.float64) @ net.fc.weight.detach().double().numpy().T  # no bias
+    p = np.exp(z - z.max(1, keepdims=True))
+    found = extractor.probabilities(f)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, p / p.sum(1, keepdims=True), rtol=1e-4)
+    assert extractor.predict(f) is None  # its classes are not those of any data set here
+    grey = x[:1, :, :, :1]
+    rgb = extractor.features(np.repeat(grey, 3, axis=3))
+    np.testing.assert_allclose(extractor.features(grey), rgb, rtol=1e-4, atol=1e-6 * np.abs(f).max())
+    with pytest.raises(DataError, match="grey or RGB"):
+        extractor.features(_images(1, (8, 8, 4)))
+
+
+def test_only_the_known_file_is_fid(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = make_extractor(f"inception:{file}", (32, 32, 3))
+    assert (found.name, found.is_fid, found.verified, found.ranking_only) == ("inception-unknown", False, None, True)
+    assert sha256_file(file) in found.weights_note
+    monkeypatch.setattr(f"{MODULE}.FID_SHA256", sha256_file(file))
+    found = inception(file)
+    assert (found.name, found.is_fid, found.verified) == ("inception-v3-fid", True, False)
+    assert "never run against the real weights" in found.weights_note
+
+
+def test_known_hashes() -> None:
+    assert len(FILES) == 3
+    for name, sha256 in FILES.items():
+        assert len(sha256) == 64
+        assert name.endswith(".pt") or f"-{sha256[:8]}.pth" in name  # the names carry the first eight digits
+    assert FILES["inception-2015-12-05.pt"] == NVIDIA_SHA256 != FID_SHA256
+
+
+def test_nvidias_program_is_recognised_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "inception-2015-12-05.pt"
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(path)
+    with pytest.raises(DataError, match="TorchScript"):
+        inception(path)
+    monkeypatch.setattr(f"{MODULE}.NVIDIA_SHA256", sha256_file(path))
+    with pytest.raises(DataError, match="NVIDIA") as caught:
+        inception(path)
+    assert "weights-inception-2015-12-05-6726825d.pth" in caught.value.remedy
+
+
+def test_without_network_the_error_says_what_to_fetch_and_where_to_put_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    with pytest.raises(ConfigError) as caught:
+        make_extractor("inception", (32, 32, 3))
+    name = "weights-inception-2015-12-05-6726825d.pth"
+    text = str(caught.value)
+    for part in (name, FID_SHA256, URL, str(home / name), "--inception-weights", "no route"):
+        assert part in text
+    with pytest.raises(ConfigError, match=r"nowhere\.pth"):
+        inception(home / "nowhere.pth")
+
+
+def test_the_cache_of_torch_is_used_and_filled(file: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_inception_weights() is None
+    home.mkdir(parents=True)
+    other = home / "pt_inception-2015-12-05-6726825d.pth"
+    other.write_bytes(b"cut off")
+    assert find_inception_weights() == other
+    with pytest.raises(DataError, match="has SHA-256"):
+        inception()
+    other.unlink()
+    monkeypatch.setattr(f"{MODULE}.FID_SHA256", sha256_file(file))
+    monkeypatch.setattr(f"{MODULE}.FILES", {"w.pth": sha256_file(file)})
+    monkeypatch.setattr(f"{MODULE}.URL", file.as_uri())
+    assert inception().is_fid
+    assert find_inception_weights() == home / "w.pth"
+    monkeypatch.setattr(f"{MODULE}.URL", "file:///gone")
+    assert inception().is_fid  # no second download
+
+
+def test_weights_of_another_network_are_refused(net: InceptionV3, tmp_path: Path) -> None:
+    state = dict(net.state_dict())
+    state["fc.weight"] = state["fc.weight"][:1000]
+    del state["Mixed_7c.branch1x1.conv.weight"]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=r"branch1x1.conv.weight: missing; fc.weight: \(1000, 2048\) in the file"):
+        inception(tmp_path / "w.pth")

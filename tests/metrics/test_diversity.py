@@ -1,0 +1,179 @@
+"""Intra-class diversity against scipy, loops and known answers; LPIPS with a distance put in its place."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import pdist
+
+from imbdiff.metrics.diversity import MIN_PER_CLASS, diversity, lpips_diversity, mean_pairwise_distance
+from imbdiff.metrics.rows import Estimate, Rows
+from imbdiff.metrics.statistics import jackknife_half_width
+from imbdiff.runtime.errors import ConfigError, DataError
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e5])
+def test_mean_distance_equals_scipy_also_for_near_equal_rows(shift: float) -> None:
+    g = np.random.default_rng(0)
+    x = np.concatenate([g.normal(size=(30, 4)), 5 + 1e-7 * g.normal(size=(20, 4))]) + shift
+    assert mean_pairwise_distance(x) == pytest.approx(pdist(x).mean(), rel=1e-9)
+    assert mean_pairwise_distance(x[30:]) == pytest.approx(pdist(x[30:]).mean(), rel=1e-9)
+    assert mean_pairwise_distance(np.ones((9, 3))) == 0
+    with pytest.raises(DataError, match="two rows"):
+        mean_pairwise_distance(x[:1])
+
+
+def of(found: dict[str, Estimate]) -> tuple[float, float, float]:
+    e = found["diversity"]
+    assert e.value is not None
+    assert e.low is not None
+    assert e.high is not None
+    return e.value, e.low, e.high
+
+
+def test_classes_count_by_the_mix_of_the_reference() -> None:
+    g = np.random.default_rng(1)
+    labels, mix = np.repeat([0, 1, 2], [40, 30, 3]), np.array([0.2, 0.5, 0.3])
+    # class 1 has a quarter of its spread; class 2 is too small and drops out
+    real = g.normal(size=(73, 5)) + 100 * labels[:, None]
+    fake = g.normal(size=(73, 5)) * np.where(labels == 1, 0.25, 1)[:, None]
+    found = diversity(Rows.of(fake, labels), Rows.of(real, labels, mix))
+    p = np.array([0.2, 0.5]) / 0.7
+    mine, theirs = (sum(p[k] * pdist(x[labels == k]).mean() for k in (0, 1)) for x in (fake, real))
+    value, low, high = of(found)
+    assert value == pytest.approx(mine / theirs, rel=1e-9)
+    assert low < value < high
+    e = found["diversity"]
+    assert e.extra["synthetic_distance"] == pytest.approx(mine)
+    assert e.extra["reference_distance"] == pytest.approx(theirs)
+    assert e.extra["classes"] == [0, 1]
+    assert (e.n_synthetic, e.n_reference) == (70, 70)
+
+
+def test_interval_is_the_jackknife_of_the_logarithm() -> None:
+    g = np.random.default_rng(2)
+    fake, real = Rows.of(g.normal(size=(50, 3))), Rows.of(g.normal(size=(44, 3)))
+    left = [
+        [float(np.log(pdist(rows.array[rows.groups() != i]).mean())) for i in range(20)] for rows in (fake, real)
+    ]
+    half = jackknife_half_width(left)
+    value, low, high = of(diversity(fake, real))
+    assert (low, high) == (pytest.approx(value * np.exp(-half)), pytest.approx(value * np.exp(half)))
+
+
+def test_collapsed_classes_have_no_diversity_however_different_the_classes_are() -> None:
+    g = np.random.default_rng(3)
+    labels = np.repeat(np.arange(4), 30)
+    real = Rows.of(g.normal(size=(120, 6)), labels)
+    value, low, high = of(diversity(Rows.of(np.eye(6)[labels] * 99, labels), real))
+    assert (value, low) == (0, 0)
+    assert high == pytest.approx(6 / 120)
+    value, low, high = of(diversity(Rows.of(g.normal(size=(120, 6)), labels), real))
+    assert low < 1 < high
+    twice, *_ = of(diversity(Rows.of(2 * g.normal(size=(120, 6)), labels), real))
+    assert twice == pytest.approx(2, rel=0.1)
+    flat = diversity(real, Rows.of(np.eye(6)[labels], labels))["diversity"]
+    assert flat.value is None
+    assert "all the same" in str(flat.refused)
+
+
+def test_rows_of_a_class_are_capped_by_hash_and_order_changes_nothing() -> None:
+    g = np.random.default_rng(4)
+    labels = g.integers(0, 2, 90)
+    x, y, o = g.normal(size=(90, 3)), g.normal(size=(90, 3)), g.permutation(90)
+    a = diversity(Rows.of(y, labels), Rows.of(x, labels), per_class=25)
+    b = diversity(Rows.of(y[o], labels[o]), Rows.of(x[o[::-1]], labels[o[::-1]]), per_class=25)
+    assert of(a) == pytest.approx(of(b), abs=1e-12)
+    assert a["diversity"].n_synthetic == 50
+    rows = Rows.of(y, labels)
+    first = [pdist(rows.array[rows.labels == k][:25]).mean() for k in (0, 1)]
+    share = np.bincount(labels) / 90
+    assert a["diversity"].extra["synthetic_distance"] == pytest.approx(share @ first, rel=1e-9)
+
+
+def test_few_rows_are_refused() -> None:
+    g = np.random.default_rng(5)
+    x = g.normal(size=(60, 3))
+    for labels in (np.zeros(60, int), np.arange(60) // (MIN_PER_CLASS - 1)):
+        n = 19 if not labels.any() else 60
+        e = diversity(Rows.of(x[:n], labels[:n]), Rows.of(x, labels))["diversity"]
+        assert e.value is None
+        assert f"from classes with at least {MIN_PER_CLASS} in both" in str(e.refused)
+    nothing = diversity(Rows.of(x, np.zeros(60, int)), Rows.of(x, np.full(60, 3)))["diversity"]
+    assert nothing.value is None
+
+
+def test_interval_holds_the_ratio() -> None:
+    """Unbiased distances: the truth is the ratio of the scales."""
+    g = np.random.default_rng(6)
+    runs = [of(diversity(Rows.of(0.7 * g.normal(size=(60, 4))), Rows.of(g.normal(size=(60, 4))))) for _ in range(120)]
+    assert np.mean([low <= 0.7 <= high for _, low, high in runs]) >= 0.88
+    assert np.mean([high - low for _, low, high in runs]) < 6 * np.std([value for value, _, _ in runs])
+
+
+def squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    assert a.shape[1:] == (3, 4, 4)
+    assert a.abs().max() <= 1
+    return ((a - b) ** 2).mean(dim=(1, 2, 3))
+
+
+def test_lpips_takes_pairs_by_hash() -> None:
+    g = np.random.default_rng(7)
+    x = g.integers(0, 256, (130, 4, 4, 1)).astype(np.uint8)
+    same = np.full((120, 4, 4, 3), 7, np.uint8)
+    few = x[:4].repeat(3, axis=-1)
+    found = lpips_diversity({0: x, 5: same, 6: few, 7: x[:1]}, distance=squared, batch=7)
+    assert found[0].extra == {"net": "alex", "pairs": 50}
+    assert found[0].n_synthetic == 130
+    again = lpips_diversity({0: x[::-1]}, distance=squared)
+    assert again[0].value == pytest.approx(found[0].value)
+    assert lpips_diversity({0: x}, seed=1, distance=squared)[0].value != found[0].value
+    # uniform pixels in [-1, 1]: E (a - b)^2 = 2/3
+    assert found[0].low is not None
+    assert found[0].high is not None
+    assert found[0].low < 2 / 3 < found[0].high < 1
+    assert found[5].value == 0
+    # all six pairs of four images; they share images, so there is no interval
+    flat = few.reshape(4, -1) / 127.5 - 1
+    assert found[6].value == pytest.approx((pdist(flat) ** 2).mean() / flat.shape[1], rel=1e-5)
+    assert (found[6].low, found[6].extra["pairs"]) == (None, 6)
+    assert found[7].value is None
+
+
+def test_student_t_of_the_lpips_interval() -> None:
+    from scipy.stats import t
+
+    g = np.random.default_rng(8)
+    values: list[torch.Tensor] = []
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        values.append(squared(a, b))
+        return values[-1]
+
+    x = g.integers(0, 256, (40, 4, 4, 3)).astype(np.uint8)
+    e = lpips_diversity({0: x}, pairs=11, distance=distance)[0]
+    v = torch.cat(values).double().numpy()
+    half = t.ppf(0.975, 10) * v.std(ddof=1) / 11**0.5
+    assert (e.low, e.high) == (pytest.approx(v.mean() - half, rel=1e-3), pytest.approx(v.mean() + half, rel=1e-3))
+
+
+def test_lpips_errors_are_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = {0: np.zeros((5, 4, 4, 3), np.uint8)}
+    real_import = builtins.__import__
+
+    def no_lpips(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "lpips":
+            raise ImportError("No module named 'lpips'")
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_lpips)
+    with pytest.raises(ConfigError, match="lpips, which is not installed"):
+        lpips_diversity(images)
+    with pytest.raises(ConfigError, match="'resnet'"):
+        lpips_diversity(images, net="resnet")
+    with pytest.raises(DataError, match="class 0"):
+        lpips_diversity({0: images[0].astype(np.float32)}, distance=squared)

@@ -1,0 +1,169 @@
+"""The feature store and reference folders: extracted once, continued, and never taken for other images' features."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.metrics import features as features_module
+from imbdiff.metrics.extractors import Extractor, RandomConv
+from imbdiff.metrics.features import FeatureStore
+from imbdiff.metrics.reference import is_reference, load_reference, make_reference
+from imbdiff.runtime.errors import DataError, RunError
+
+
+class Counting(Extractor):
+    """Mean and maximum of an image; counts the images it has seen."""
+
+    name, fingerprint, role, dim = "counting", "f" * 64, "judge", 2
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.seen, self.fail_after = 0, fail_after
+
+    def _check(self, shape: tuple[int, ...]) -> None: ...
+
+    def _batch(self, x: np.ndarray) -> np.ndarray:
+        if self.fail_after is not None and self.seen >= self.fail_after:
+            raise KeyboardInterrupt
+        self.seen += len(x)
+        z = x.astype(np.float32).reshape(len(x), -1)
+        return np.stack([z.mean(1), z.max(1)], axis=1)
+
+
+def _set(n: int = 50, seed: int = 0, low: int = 0) -> ImageSet:
+    g = np.random.default_rng(seed)
+    labels = np.sort(g.integers(0, 3, n))
+    return ImageSet(g.integers(low, 256, (n, 6, 6, 1), dtype=np.uint8), labels, ("a", "b", "c"))
+
+
+def test_extracted_once_and_read_memory_mapped(tmp_path: Path) -> None:
+    images, e = _set(), Counting()
+    store = FeatureStore(tmp_path, batch_size=8)
+    first = store.features(images, e)
+    assert e.seen == 50
+    again = FeatureStore(tmp_path, batch_size=16).features(images, e)
+    assert e.seen == 50
+    assert isinstance(again, np.memmap)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(again[:, 0], images.images.reshape(50, -1).astype(np.float32).mean(1))
+
+
+def test_features_of_other_images_or_weights_are_never_used(tmp_path: Path) -> None:
+    store, e = FeatureStore(tmp_path, batch_size=8), Counting()
+    store.features(_set(), e)
+    store.features(_set(seed=1), e)
+    assert e.seen == 100
+    p = np.random.default_rng(0).permutation(50)
+    shuffled = _set().select(p)
+    np.testing.assert_array_equal(store.features(shuffled, e), store.features(_set(), e)[p])
+    assert e.seen == 150
+    e.fingerprint = "0" * 64
+    store.features(_set(), e)
+    assert e.seen == 200
+
+
+def test_a_damaged_or_swapped_file_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, e = FeatureStore(tmp_path, batch_size=8), Counting()
+    good = np.array(store.features(_set(), e))
+    (path,) = tmp_path.glob("*.npy")
+    other = FeatureStore(tmp_path / "other")
+    other.features(_set(seed=5), e)
+    (foreign,) = (tmp_path / "other").glob("*.npy")
+    for damage in (lambda: path.write_bytes(path.read_bytes()[:-4]), lambda: shutil.copy(foreign, path)):
+        before = e.seen
+        damage()
+        np.testing.assert_array_equal(store.features(_set(), e), good)
+        assert e.seen == before + 50
+        assert "damaged" in caplog.text
+
+
+def test_a_stopped_extraction_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "BLOCK", 8)
+    store = FeatureStore(tmp_path, batch_size=8)
+    with pytest.raises(KeyboardInterrupt):
+        store.features(_set(), Counting(fail_after=24))
+    rest = Counting()
+    seen: list[tuple[int, int]] = []
+    found = store.features(_set(), rest, lambda done, n: seen.append((done, n)))
+    assert rest.seen == 50 - 24
+    assert seen[-1] == (50, 50)
+    np.testing.assert_array_equal(found, FeatureStore().features(_set(), Counting()))
+    assert not [p for p in tmp_path.iterdir() if "begun" in p.name]
+    # of other images with the same number it is not taken over
+    with pytest.raises(KeyboardInterrupt):
+        store.features(_set(seed=2), Counting(fail_after=24))
+    fresh = Counting()
+    store.features(_set(seed=3), fresh)
+    assert fresh.seen == 50
+
+
+def test_features_that_are_not_finite_name_the_image(tmp_path: Path) -> None:
+    class Broken(Counting):
+        def _batch(self, x: np.ndarray) -> np.ndarray:
+            z = super()._batch(x)
+            z[x.reshape(len(x), -1).max(1) == 0] = np.nan
+            return z
+
+    images = _set(low=1)
+    images.images[17] = 0
+    with pytest.raises(DataError, match="image '17'"):
+        FeatureStore(tmp_path, batch_size=8).features(images, Broken())
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_batch_size_changes_rounding_only() -> None:
+    images, e = _set(70), RandomConv(1)
+    one, many = (FeatureStore(batch_size=b).features(images, e) for b in (1, 64))
+    np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-6)
+
+
+def test_reference_folder_gives_the_same_features(tmp_path: Path) -> None:
+    images, e = _set(), RandomConv(1)
+    folder = make_reference(images, [e, Counting()], tmp_path / "ref", name="my test")
+    assert is_reference(folder)
+    assert not is_reference(tmp_path)
+    stored = load_reference(folder)
+    assert (stored.name, stored.class_names, stored.shape, len(stored)) == ("my test", ("a", "b", "c"), (6, 6, 1), 50)
+    assert stored.hashes == images.hashes
+    np.testing.assert_array_equal(FeatureStore().features(stored, e), FeatureStore().features(images, e))
+    with np.load(folder / "random-conv.moments.npz") as z:
+        x = e.features(images).astype(np.float64)
+        np.testing.assert_allclose(z["mu"], x.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(z["sigma"], np.cov(x, rowvar=False), rtol=1e-10, atol=1e-16)
+
+
+def test_reference_of_other_weights_or_altered_is_refused(tmp_path: Path) -> None:
+    images, e = _set(), RandomConv(1)
+    folder = make_reference(images, [e], tmp_path / "ref", name="my test")
+    stored = load_reference(folder)
+    with pytest.raises(DataError, match="no features of counting"):
+        stored.stored(Counting())
+    with pytest.raises(DataError, match="another random-conv"):
+        stored.stored(RandomConv(1, seed=1))
+    data = bytearray((folder / "random-conv.npy").read_bytes())
+    data[-1] ^= 1
+    (folder / "random-conv.npy").write_bytes(bytes(data))
+    with pytest.raises(DataError, match="is not what"):
+        stored.stored(e)
+    record: dict[str, Any] = json.loads((folder / "reference.json").read_text())
+    record["labels"] = record["labels"][:-1]
+    (folder / "reference.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match="no usable reference"):
+        load_reference(folder)
+
+
+def test_reference_refuses_a_folder_with_other_things_and_one_image(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(RunError, match="not a reference folder"):
+        make_reference(_set(), [RandomConv(1)], tmp_path, name="r")
+    with pytest.raises(DataError, match="two images"):
+        make_reference(_set(1), [RandomConv(1)], tmp_path / "r", name="r")
+    with pytest.raises(DataError, match="3 channels"):
+        make_reference(_set(), [RandomConv(3)], tmp_path / "r", name="r")
+    assert not (tmp_path / "r").exists()

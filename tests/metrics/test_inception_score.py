@@ -1,0 +1,114 @@
+"""Inception score against torchmetrics, a loop, and known answers."""
+
+from __future__ import annotations
+
+from math import exp, log
+
+import numpy as np
+import pytest
+import torch
+
+from imbdiff.metrics.inception_score import inception_score, inception_score_measure
+from imbdiff.metrics.rows import Rows
+from imbdiff.runtime.errors import DataError
+
+
+def loop(p: list[list[float]]) -> float:
+    marginal = [sum(column) / len(p) for column in zip(*p, strict=True)]
+    return exp(sum(sum(a * log(a / m) for a, m in zip(row, marginal, strict=True) if a > 0) for row in p) / len(p))
+
+
+def test_equals_a_loop_over_the_authors_splits() -> None:
+    p = np.random.default_rng(0).dirichlet(np.full(5, 0.3), 47)
+    p[3] = np.eye(5)[2]
+    parts = [p[i * 47 // 4 : (i + 1) * 47 // 4].tolist() for i in range(4)]
+    scores = [loop(part) for part in parts]
+    assert inception_score(p, 4) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_equals_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fed logits, its shuffle taken out. Its deviation divides by the number of splits less one."""
+    from torchmetrics.image.inception import InceptionScore
+
+    logits = torch.randn(60, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    metric = InceptionScore(feature=torch.nn.Identity(), splits=5)
+    metric.features = [logits]
+    monkeypatch.setattr(torch, "randperm", lambda n: torch.arange(n))
+    mean, deviation = metric.compute()
+    mine = inception_score(logits.softmax(1).numpy(), 5)
+    assert mine[0] == pytest.approx(float(mean), rel=1e-9)
+    assert mine[1] * (5 / 4) ** 0.5 == pytest.approx(float(deviation), rel=1e-9)
+
+
+def test_known_answers() -> None:
+    sure = np.eye(4)[np.arange(80) % 4]
+    assert inception_score(sure, 10) == (pytest.approx(4), pytest.approx(0))
+    assert inception_score(np.full((80, 4), 0.25), 10) == (pytest.approx(1), pytest.approx(0))
+    # rows sorted by class: each split has one class only
+    assert inception_score(sure[np.argsort(np.arange(80) % 4, kind="stable")], 4)[0] == pytest.approx(1)
+
+
+def rows_of(labels: np.ndarray, mix: np.ndarray | None = None) -> Rows:
+    return Rows.of(np.random.default_rng(1).normal(size=(len(labels), 3)), labels, mix)
+
+
+def test_measure_puts_classes_into_all_splits_and_counts_weights() -> None:
+    labels = np.repeat(np.arange(2), [400, 200])
+    rows = rows_of(labels, np.array([0.5, 0.5]))
+    e = inception_score_measure(np.eye(2)[rows.labels], rows)["IS"]
+    # unweighted it would be exp(H(1/3)) = 1.89; sorted by class, 1 in nearly all splits
+    assert e.value == pytest.approx(2, abs=0.03)
+    assert (e.n_synthetic, e.n_reference, e.extra["splits"]) == (600, 0, 10)
+    one = inception_score_measure(np.eye(2)[rows.labels], rows, splits=1)["IS"]
+    assert one.value == pytest.approx(2, rel=1e-12)
+
+
+def test_measure_with_one_split_is_the_function_and_its_interval_holds_the_expectation() -> None:
+    values, intervals = [], []
+    for i in range(60):
+        p = np.random.default_rng(i).dirichlet(np.full(4, 0.3), 400)
+        rows = Rows.of(p)
+        e = inception_score_measure(rows.array, rows)["IS"]
+        assert e.value is not None
+        values.append(e.value)
+        intervals.append((e.low, e.high))
+        if i == 0:
+            single = inception_score_measure(rows.array, rows, splits=1)["IS"]
+            assert single.value == pytest.approx(inception_score(p, 1)[0], rel=1e-12)
+    mean = np.mean(values)
+    inside = [low <= mean <= high for low, high in intervals]
+    width = [high - low for low, high in intervals]
+    assert np.mean(inside) >= 0.88
+    assert np.mean(width) < 6 * np.std(values)
+
+
+def test_more_splits_score_lower() -> None:
+    p = np.random.default_rng(2).dirichlet(np.full(10, 0.2), 500)
+    scores = [inception_score(p, splits)[0] for splits in (1, 5, 25)]
+    assert scores[0] > scores[1] > scores[2]
+
+
+def test_order_changes_nothing() -> None:
+    g = np.random.default_rng(3)
+    p, labels = g.dirichlet(np.ones(3), 330), g.integers(0, 2, 330)
+    found = []
+    for order in (np.arange(330), g.permutation(330)):
+        rows = Rows.of(p[order], labels[order])
+        e = inception_score_measure(rows.array, rows)["IS"]
+        found.append((e.value, e.low, e.high))
+    assert found[0] == pytest.approx(found[1], abs=1e-12)
+
+
+def test_what_is_no_probability_or_too_few_is_refused() -> None:
+    rows = rows_of(np.zeros(99, int))
+    e = inception_score_measure(np.full((99, 2), 0.5), rows)["IS"]
+    assert e.value is None
+    assert "at least 200 images; here 99" in str(e.refused)
+    for p in (np.full((99, 2), 0.6), np.full((99, 2), np.nan), np.full(99, 0.5), np.tile([1.5, -0.5], (99, 1))):
+        with pytest.raises(DataError, match="probabilities"):
+            inception_score_measure(p, rows)
+    with pytest.raises(DataError, match="98 rows"):
+        inception_score_measure(np.full((98, 2), 0.5), rows)
+    with pytest.raises(DataError, match="splits"):
+        inception_score(np.full((3, 2), 0.5), 4)
