@@ -1,16 +1,20 @@
 # make demo   sets everything up and runs the main job on embedded real data
 # make test   the same set-up, then all tests
 # make lint   format, lint, types, layers
+# make oracles  tests against torch-fidelity, in an environment of their own (about 1 GB)
 # make clean  removes what these made
 
 PYTHON ?= python3
 VENV ?= .venv
+ORACLES ?= .venv-oracles
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+ORACLES_PIP = $(ORACLES)/bin/python -m pip install --disable-pip-version-check --quiet \
+	-c constraints.txt -c constraints-oracles.txt
 
 # Two OpenMP threads that spin while they wait cost tenfold on a busy machine.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint oracles clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/imbdiff run digits --preset demo --out runs/demo
@@ -25,6 +29,18 @@ lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+
+# Makes its own environment: it needs torchvision, which breaks the one that everything else runs in.
+oracles: $(ORACLES)/.ready
+	OMP_NUM_THREADS=1 $(ORACLES)/bin/python -m pytest tests/oracles
+
+$(ORACLES)/.ready: pyproject.toml constraints.txt constraints-oracles.txt
+	$(PYTHON) -m venv $(ORACLES)
+	echo '*' > $(ORACLES)/.gitignore
+	$(ORACLES_PIP) torch==2.13.0
+	$(ORACLES_PIP) torchvision torch-fidelity pytest
+	$(ORACLES_PIP) -e .
+	touch $@
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -42,5 +58,5 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ORACLES) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

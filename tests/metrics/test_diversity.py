@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import pdist, squareform
 
-from imbdiff.metrics.diversity import MIN_PER_CLASS, diversity, lpips_diversity, mean_pairwise_distance
+from imbdiff.metrics.diversity import MIN_PER_CLASS, _distances, diversity, lpips_diversity, mean_pairwise_distance
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.statistics import jackknife_half_width
 from imbdiff.runtime.errors import ConfigError, DataError
@@ -22,6 +22,7 @@ def test_mean_distance_equals_scipy_also_for_near_equal_rows(shift: float) -> No
     x = np.concatenate([g.normal(size=(30, 4)), 5 + 1e-7 * g.normal(size=(20, 4))]) + shift
     assert mean_pairwise_distance(x) == pytest.approx(pdist(x).mean(), rel=1e-9)
     assert mean_pairwise_distance(x[30:]) == pytest.approx(pdist(x[30:]).mean(), rel=1e-9)
+    assert _distances(x) == pytest.approx(squareform(pdist(x)), rel=1e-8, abs=0)
     assert mean_pairwise_distance(np.ones((9, 3))) == 0
     with pytest.raises(DataError, match="two rows"):
         mean_pairwise_distance(x[:1])
@@ -57,9 +58,7 @@ def test_classes_count_by_the_mix_of_the_reference() -> None:
 def test_interval_is_the_jackknife_of_the_logarithm() -> None:
     g = np.random.default_rng(2)
     fake, real = Rows.of(g.normal(size=(50, 3))), Rows.of(g.normal(size=(44, 3)))
-    left = [
-        [float(np.log(pdist(rows.array[rows.groups() != i]).mean())) for i in range(20)] for rows in (fake, real)
-    ]
+    left = [[float(np.log(pdist(rows.array[rows.groups() != i]).mean())) for i in range(20)] for rows in (fake, real)]
     half = jackknife_half_width(left)
     value, low, high = of(diversity(fake, real))
     assert (low, high) == (pytest.approx(value * np.exp(-half)), pytest.approx(value * np.exp(half)))

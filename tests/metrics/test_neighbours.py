@@ -52,6 +52,38 @@ def test_radii_without_a_group_equal_those_of_the_remaining_rows(x: np.ndarray, 
         assert np.array_equal(radii[points.member[left], g], loop_radii(x[left], k))
 
 
+def test_a_group_that_holds_all_near_neighbours_makes_a_longer_list() -> None:
+    # on a line, a group is a stretch: without it, the nearest others are far beyond the first list
+    x = np.arange(120.0)[:, None] ** 1.01
+    groups = np.arange(120) // 40
+    radii = ball_radii(Points(np.r_[x, x], np.r_[groups, groups * 0 + 3]), (3,))[3]
+    assert np.array_equal(radii[:, 3], loop_radii(x, 3))
+    mixed = np.where(np.arange(120) % 30 == 0, 3, groups)
+    radii = ball_radii(Points(x, mixed), (3,))[3]
+    for g in range(4):
+        left = np.flatnonzero(mixed != g)
+        assert np.array_equal(radii[left, g], loop_radii(x[left], 3))
+
+
+@pytest.mark.parametrize("collapsed", ["fake", "real"])
+def test_balls_that_hold_nearly_everything_are_counted_right(collapsed: str) -> None:
+    g = np.random.default_rng(5)
+    wide, tight = g.normal(size=(700, 60)), 1e-3 * g.normal(size=(650, 60))
+    fake, real = (tight, wide) if collapsed == "fake" else (wide, tight)
+    f, r = Points(fake, np.arange(len(fake)) % 3), Points(real, np.arange(len(real)) % 3)
+    found = count_inside(f, r, 3, 5)
+    d = np.array([((row - real) ** 2).sum(axis=1) for row in fake])
+    radii, dense, own = ball_radii(r, (3,))[3], ball_radii(r, (5,))[5], ball_radii(f, (3,))[3]
+    for group in range(4):
+        keep_f, keep_r = np.arange(len(fake)) % 3 != group, np.arange(len(real)) % 3 != group
+        assert np.array_equal(found.precision[:, group], (d <= radii[:, group])[:, keep_r].sum(axis=1))
+        assert np.array_equal(found.density[:, group], (d <= dense[:, group])[:, keep_r].sum(axis=1))
+        assert np.array_equal(found.recall[:, group], (d <= own[:, [group]])[keep_f].sum(axis=0))
+        assert np.array_equal(found.coverage_fake[:, group], (d <= dense[:, -1])[keep_f].sum(axis=0))
+        assert np.array_equal(found.coverage_real[:, group], (d <= dense[:, group]).sum(axis=0))
+    assert max(found.precision.mean(), found.recall.mean()) > 256
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     real=arrays(np.float64, (23, 2), elements=st.integers(0, 4)),
@@ -78,7 +110,7 @@ def test_a_copy_of_the_kth_neighbour_is_on_the_edge(dim: int) -> None:
     fourth = np.argsort(d, axis=1)[:, 4]
     points = Points(real)
     for i, fake in enumerate(real[fourth]):
-        inside = [p for p in within(Points(fake[None]), points, ball_radii(points, (4,))[4])]
+        inside = list(within(Points(fake[None]), points, ball_radii(points, (4,))[4]))
         mine = np.concatenate([p.support[p.column <= ball_radii(points, (4,))[4][p.support, 0]] for p in inside])
         assert i in mine
         if i == 3:

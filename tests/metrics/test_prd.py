@@ -92,7 +92,9 @@ def test_one_start_a_run_is_as_good_as_the_authors_ten() -> None:
     x = np.concatenate([fake, real])
 
     def score(found: list[np.ndarray]) -> tuple[float, float]:
-        curves = [prd_curve(np.bincount(c[400:], minlength=40) / 400, np.bincount(c[:400], minlength=40) / 400) for c in found]
+        curves = [
+            prd_curve(np.bincount(c[400:], minlength=40) / 400, np.bincount(c[:400], minlength=40) / 400) for c in found
+        ]
         precision, recall = np.mean(curves, axis=0)
         return f_beta(precision, recall, 8), f_beta(precision, recall, 1 / 8)
 

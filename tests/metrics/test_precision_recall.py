@@ -147,7 +147,9 @@ def test_all_alike_has_an_interval_of_some_width_and_few_rows_are_refused() -> N
 def test_intervals_hold_the_expectation_at_this_n() -> None:
     """Short form of `benchmarks/neighbours.py coverage`."""
     g = np.random.default_rng(9)
-    runs = [neighbour_measures(Rows.of(0.8 * g.normal(size=(60, 3))), Rows.of(g.normal(size=(60, 3)))) for _ in range(60)]
+    runs = [
+        neighbour_measures(Rows.of(0.8 * g.normal(size=(60, 3))), Rows.of(g.normal(size=(60, 3)))) for _ in range(60)
+    ]
     for name in runs[0]:
         mean = np.mean([run[name].value for run in runs])
         assert np.mean([run[name].low <= mean <= run[name].high for run in runs]) >= 0.9, name
@@ -169,7 +171,7 @@ def test_left_out_weights_keep_the_class_mix() -> None:
 
 
 def test_sets_of_other_features_are_refused() -> None:
-    with pytest.raises(DataError, match="9 x 2 fake .* 9 x 3 real"):
+    with pytest.raises(DataError, match=r"9 x 2 fake .* 9 x 3 real"):
         precision_recall(np.zeros((9, 3)), np.zeros((9, 2)))
     with pytest.raises(DataError, match="0 x 3 fake"):
         precision_recall(np.zeros((9, 3)), np.zeros((0, 3)))

@@ -43,7 +43,10 @@ def test_equal_rows_score_one_and_unlike_groups_their_number() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(x=arrays(np.float64, (8, 3), elements=st.floats(-9, 9, allow_subnormal=False)), scale=st.floats(0.1, 10))
+@given(
+    x=arrays(np.float64, (8, 3), elements=st.floats(-9, 9, allow_subnormal=False)),
+    scale=st.floats(0.1, 10, allow_subnormal=False),
+)
 def test_between_one_and_n_and_deaf_to_scale(x: np.ndarray, scale: float) -> None:
     # rows of which the norm would be lost in rounding are rounded away
     x = np.round(x, 3)
@@ -59,7 +62,7 @@ def test_copies_count_by_weight() -> None:
 
 
 def test_the_measure_falls_with_lost_classes_and_copies_behind_a_relu() -> None:
-    """Plain cosine does not: of features that are never negative it falls by less than a tenth with half the classes."""
+    """Plain cosine does not: of such features it falls by less than a tenth with half of the classes."""
     x, y = load_digits(return_X_y=True)
     g = np.random.default_rng(0)
     features = np.maximum(x @ g.normal(size=(64, 256)) / 8 - 2, 0)

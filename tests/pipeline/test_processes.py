@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +24,28 @@ def launch(processes: int, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def forget(run: Path, stage: str) -> None:
+    stages = json.loads((run / "stages.json").read_text())
+    stages.pop(stage)
+    (run / "stages.json").write_text(json.dumps(stages))
+
+
 def test_two_processes_train_as_one_and_draw_the_same_images(tmp_path: Path, arguments: list[str]) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     options = [*arguments, "--method", "cbdm", "--model.dropout", "0"]
     launch(1, "train", "digits", "--out", str(one), *options)
-    launch(2, "run", "digits", "--out", str(two), *options)  # the other process leaves after sampling
+    launch(2, "run", "digits", "--out", str(two), *options)  # the other process leaves after measuring
     assert (two / "report.html").exists()
+    both = json.loads((two / "metrics.json").read_text())
+    shutil.rmtree(two / "features")
+    forget(two, "evaluate")
+    launch(1, "evaluate", str(two))
+    alone = json.loads((two / "metrics.json").read_text())
+    assert len(alone["numbers"]) == len(both["numbers"]) > 50
+    for a_row, b_row in zip(alone["numbers"], both["numbers"], strict=True):
+        assert (a_row["metric"], a_row["refused"]) == (b_row["metric"], b_row["refused"])
+        if a_row["value"] is not None and a_row["metric"] != "CAS":
+            assert abs(a_row["value"] - b_row["value"]) <= 1e-4 * abs(a_row["value"]) + 1e-9, a_row["metric"]
     a, b = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
     # sums are taken in another order: stated tolerance 1e-3 absolute after twelve Adam steps of at most 1e-3 each
     worst = max(float((a[k] - b[k]).abs().max()) for k in a)
@@ -41,13 +58,9 @@ def test_two_processes_train_as_one_and_draw_the_same_images(tmp_path: Path, arg
 
     # the same weights: the images are the same to the bit
     launch(1, "sample", str(one))
-    import shutil
-
     drawn = files(one, "samples/**/*")
     shutil.rmtree(one / "samples")
-    stages = json.loads((one / "stages.json").read_text())
-    stages.pop("sample")
-    (one / "stages.json").write_text(json.dumps(stages))
+    forget(one, "sample")
     launch(2, "sample", str(one))
     assert files(one, "samples/**/*") == drawn
     assert len(drawn) > 20

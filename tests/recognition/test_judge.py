@@ -51,7 +51,10 @@ def test_with_a_pool_a_judge_and_without_one_ranking_only(prepared: Any) -> None
     assert judge is not None
     synthetic = make_set((0, 30, 36), 9)
     found = evaluate(synthetic, prepared.test, prepared.train, prepared.groups, extractors, reference_name="test")
-    assert {row["class"] for row in found["agreement"]} == {"middle", "right"}
+    (column,) = [
+        c for c in found["classes"]["metrics"] if c["metric"] == "agreement[judge-cnn]" and c["of"] == "synthetic"
+    ]
+    assert [v is not None for v in column["value"]] == [False, True, True]
     prepared.pool = None
     extractors, judge = judges(prepared)
     assert judge is None

@@ -158,8 +158,16 @@ class CopyFinder:
 
 
 def limit_of(ratios: np.ndarray) -> float:
-    """The lower one of 1/2 and the 1 % point of a log-normal of the same median and lower quartile."""
-    logs = np.log(np.maximum(ratios[np.isfinite(ratios)], 1e-12))
+    """The lower one of 1/2 and the 1 % point of a log-normal of the same median and lower quartile.
+
+    Ratios below 1/8, which are plain duplicates, do not count where they are the minority.
+
+    Args:
+        ratios: (N,) of images of one set, each among the others; NaN are left out.
+    """
+    known = ratios[np.isfinite(ratios)]
+    single = known[known >= RATIO / 4]
+    logs = np.log(np.maximum(single if 2 * len(single) > len(known) else known, 1e-12))
     if not len(logs):
         return float("nan")
     quartile, median = np.quantile(logs, [0.25, 0.5])

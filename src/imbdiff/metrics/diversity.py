@@ -51,10 +51,10 @@ def diversity(
 ) -> dict[str, Estimate]:
     """ "diversity": the ratio above, over the classes with `least` rows in both sets; n counts the rows used.
 
-    `extra`: "synthetic_distance", "reference_distance", and "classes" that took part. The interval is the delete-a-group jackknife
-    over both sets, by the logarithm, as the ratio of two lengths asks for. Where all synthetic rows of each class are
-    equal, the jackknife says nothing: the upper end is then 6 / n, as the share of rows that differ is up to 3 / n with
-    95 % confidence and each pair has two.
+    `extra`: "synthetic_distance", "reference_distance", and "classes" that took part. The interval is the
+    delete-a-group jackknife over both sets, by the logarithm, as the ratio of two lengths asks for. Where all synthetic
+    rows of each class are equal, the jackknife says nothing: the upper end is then 6 / n, as the share of rows that
+    differ is up to 3 / n with 95 % confidence and each pair has two.
     """
     least = max(2, least)
     count = max(fake.labels.max(initial=-1), real.labels.max(initial=-1)) + 1

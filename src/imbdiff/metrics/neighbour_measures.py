@@ -121,7 +121,7 @@ def neighbour_measures(
     The interval is the delete-a-group jackknife over both sets, with all radii computed anew, and at least as wide as
     Wilson's at the effective n, as the jackknife sees no spread where all rows agree. It covers the expectation at this
     n, not a limit. It is on the wide side: the jackknife overstates the variance of what depends on single neighbours
-    (Efron and Stein 1981). In Gaussian worlds 97 to 100 % hold the expectation (`benchmarks/neighbours.py coverage`).
+    (Efron and Stein 1981). In Gaussian worlds 96 to 100 % hold the expectation (`benchmarks/neighbours.py coverage`).
 
     Args:
         seed: not used: parts and groups follow the keys of the rows.

@@ -66,7 +66,7 @@ def vendi(fake: Rows, real: Rows, *, seed: int = 0, cap: int = CAP) -> dict[str,
     z = _directions(fake.array.astype(np.float64), centre)
     scores = [_score(z, w) for w in left_out_weights(fake).T]
     value, half = scores[-1], jackknife_half_width([[float(np.log(s)) for s in scores[:-1]]])
-    low, high = max(1.0, value * np.exp(-half)), min(float(n), value * np.exp(half))
+    low, high = max(1.0, value * float(np.exp(-half))), min(float(n), value * float(np.exp(half)))
     extra = {"reference_vendi": reference, "ratio": value / reference, "kernel": "cosine around the reference mean"}
     return {"vendi": Estimate.of(value, min(low, value), max(high, value), fake, real, **extra)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -28,7 +27,7 @@ from imbdiff.runtime.dist import Dist, launched
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, sha256_file, write_bytes, write_json, write_text
 from imbdiff.runtime.log import read_jsonl
-from imbdiff.runtime.progress import Progress, duration
+from imbdiff.runtime.progress import Progress, Timer, duration
 
 STAGES = ("train", "sample", "evaluate", "classify", "report")
 
@@ -86,7 +85,7 @@ class Run:
                 raise self.folder.unwritable(error) from error
 
     def _prepare(self) -> Prepared:
-        with _Timer() as timer:
+        with Timer() as timer:
             opened = load(self.source)
             self._flip = stages.may_flip(opened, self.config.data)
             prepared = stages.prepare_data(opened, self.config.data)
@@ -204,7 +203,7 @@ class Run:
         if sum(counts) == 0:
             self.say("sample: nothing to draw: every class is as large as the strategy asks for")
         self.dist.barrier()
-        with _Timer() as timer:
+        with Timer() as timer:
             model = load_model(weights_file.parent, device=resolve_device(self.config.device))
             samples.draw(model, todo, folder, self.config.sample, quiet=self.quiet)
         if self.dist.main:
@@ -235,7 +234,7 @@ class Run:
         if not self._begin("evaluate", inputs, (self.folder / "metrics.json").exists):
             return
         self.say("evaluate: training the judge and measuring" if prepared.pool is not None else "evaluate: measuring")
-        with _Timer() as timer:
+        with Timer() as timer:
             found = evaluate_run(
                 prepared, synthetic, self.config, self.folder.path,
                 flip=self._flip, device=str(resolve_device(self.config.device)), dist=self.dist, quiet=self.quiet,
@@ -254,7 +253,7 @@ class Run:
         if not self._begin("classify", inputs, (self.folder / "classifier" / "results.json").exists):
             return
         arms = 3 if synthetic is None else 5
-        with _Timer() as timer, Progress(
+        with Timer() as timer, Progress(
             "classify", arms * options.seeds, "classifiers", quiet=self.quiet, every=20
         ) as progress:  # fmt: skip
             result = classify(
@@ -287,17 +286,6 @@ class Run:
             line = repeat_command(self.source, self.folder.path, self.config) if verb == "run" else None
             raise RunError(f"{path} is missing", f"run `{line or f'imbdiff {verb} {self.folder.path}'}` first")
         return path
-
-
-class _Timer:
-    seconds = 0.0
-
-    def __enter__(self) -> _Timer:
-        self._began = time.monotonic()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = time.monotonic() - self._began
 
 
 def run(

@@ -17,6 +17,19 @@ def duration(seconds: float) -> str:
     return f"{s // 3600} h {s % 3600 // 60} min"
 
 
+class Timer:
+    """Seconds that a `with` block took."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> Timer:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self._began
+
+
 class Progress:
     """Counts towards `total`; use as a context manager.
 

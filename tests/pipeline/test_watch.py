@@ -1,0 +1,115 @@
+"""Measuring while training: on validation images, by a working extractor, and the best weights become the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imbdiff.config import RunConfig, override
+from imbdiff.data.splits import Prepared, prepare
+from imbdiff.diffusion.model import DiffusionModel, load_model
+from imbdiff.pipeline import watch as watch_module
+from imbdiff.pipeline.run import run
+from imbdiff.pipeline.stages import build_step, prepare_data
+from imbdiff.pipeline.watch import Watch, working_extractor
+from imbdiff.presets import preset
+from imbdiff.runtime.errors import DataError, RunError
+from imbdiff.runtime.log import read_jsonl
+from tests.pipeline.conftest import SMALL
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return override(
+        override(preset("tiny"), SMALL),
+        {"train.images": 320, "watch.every": 64, "watch.samples": 40, "classify.steps": 20, "sample.steps": 2},
+    )
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> Path:
+    folder = tmp_path_factory.mktemp("watched") / "run"
+    run("digits", folder, config, wanted=("train",), quiet=True)
+    return folder
+
+
+def test_measures_every_so_many_images_and_keeps_the_best(watched: Path, config: RunConfig) -> None:
+    rows = read_jsonl(watched / "watch.jsonl")
+    assert [row["images"] for row in rows] == [64, 128, 192, 256, 320]
+    for row in rows:
+        assert row["KD"]["low"] < row["KD"]["value"] < row["KD"]["high"]
+        assert 0 <= row["agreement"]["value"] <= 1
+    best = min(rows, key=lambda row: row["KD"]["value"])
+    kept = json.loads((watched / "checkpoints/best/watched.json").read_text())
+    assert kept["images"] == best["images"]
+    model, saved = load_model(watched / "model"), load_model(watched / "checkpoints/best")
+    for (name, a), b in zip(model.state_dict().items(), saved.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_keep_last_and_other_metrics(watched: Path, config: RunConfig, tmp_path: Path) -> None:
+    last = override(config, {"watch.keep": "last", "watch.metric": "agreement"})
+    run("digits", tmp_path / "run", last, wanted=("train",), quiet=True)
+    rows = read_jsonl(tmp_path / "run" / "watch.jsonl")
+    kept = json.loads((tmp_path / "run/checkpoints/best/watched.json").read_text())
+    assert kept["agreement"]["value"] == max(row["agreement"]["value"] for row in rows)
+    # watching changes nothing of training itself
+    off = override(config, {"watch.every": 0})
+    run("digits", tmp_path / "off", off, wanted=("train",), quiet=True)
+    a, b = (load_model(tmp_path / name / "model").state_dict() for name in ("run", "off"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    # and what decides cannot be changed in the same folder
+    with pytest.raises(RunError, match=r"watch\.metric"):
+        run("digits", watched, override(config, {"watch.metric": "agreement"}), wanted=("train",), quiet=True)
+
+
+def test_extractor_and_reference_are_not_those_that_judge(config: RunConfig) -> None:
+    prepared = prepare_data("digits", config.data)
+    extractor = working_extractor(prepared, config, "cpu")
+    assert extractor.role == "working"
+    assert extractor.trained_on == frozenset(prepared.train.hashes)
+    assert prepared.val is not None
+    watch = Watch(prepared, config, Path("nowhere"))
+    watch._extractor = extractor
+    seen: list[int] = []
+    original = extractor.features
+    extractor.features = lambda x, *a, **k: seen.append(len(x)) or original(x, *a, **k)  # type: ignore[method-assign,func-returns-value]
+    model = build_model(prepared, config)
+    numbers = watch.measure(model)
+    assert seen == [config.watch.samples, len(prepared.val)]
+    assert numbers["KD"].n_reference == len(prepared.val)
+    assert watch.measure(model) == numbers
+
+
+def build_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
+    from imbdiff.methods import get_method
+
+    model = build_step(get_method(config.method).phases[0], prepared, config).networks["model"]
+    assert isinstance(model, DiffusionModel)
+    return model.eval()
+
+
+def test_a_repeated_measurement_takes_its_place_in_the_log(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare_data("digits", config.data)
+    monkeypatch.setattr(watch_module, "working_extractor", lambda *a: working_extractor(prepared, config, "cpu"))
+    watch = Watch(prepared, config, tmp_path)
+    model = build_model(prepared, config)
+    for seen in (64, 128, 192, 128):  # killed after 192, resumed from a checkpoint at 64
+        watch(model, seen)
+    assert [row["images"] for row in read_jsonl(tmp_path / "watch.jsonl")] == [64, 128]
+    best = watch.best()
+    assert best is not None
+    assert best[1]["images"] == 64
+
+
+def test_too_few_validation_images_are_refused_before_training(tmp_path: Path, config: RunConfig) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
+    prepared = prepare((images, np.repeat([0, 1], 15)))
+    with pytest.raises(DataError, match="at least 20 validation images, here are 0"):
+        Watch(prepared, config, tmp_path)
