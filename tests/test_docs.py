@@ -58,7 +58,9 @@ def test_readme_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.Monk
         assert (tmp_path / "runs" / "demo" / "report.html").exists()
         return
     assert words[0] == "imbdiff"
-    arguments = words[1:] if words[1] == "inspect" else small(words[1:])
+    write_tree(tmp_path / "path/to/synthetic", {"cat": 30, "dog": 30, "eel": 30})
+    write_tree(tmp_path / "path/to/real", {"cat": 30, "dog": 30, "eel": 30})
+    arguments = words[1:] if words[1] in ("inspect", "evaluate") else small(words[1:])
     assert main(arguments) == 0
 
 

@@ -34,7 +34,7 @@ def test_order_follows_image_hashes_where_they_are_given() -> None:
     one = Rows.of(x, z, hashes=hashes)
     nearly = Rows.of(x * (1 + 1e-7), z, hashes=hashes)
     np.testing.assert_allclose(one.array, nearly.array, rtol=1e-6)
-    assert [r for r, _ in one.blocks(7)][0].dtype == np.float64
+    assert next(r for r, _ in one.blocks(7)).dtype == np.float64
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 50))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from imbdiff.data import duplicates, holdout
+from imbdiff.data import duplicates, holdout, near_duplicates
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.profiles import largest_n_max, long_tail, parse_imbalance_factor
 from imbdiff.data.resize import Size
@@ -20,6 +20,9 @@ from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.data.words import counted
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 from imbdiff.runtime.files import digest
+
+NEAR_DUPLICATE_PAIRS = 10_000_000
+"""Training times test images up to which near duplicates are looked for: seconds. ``imbdiff inspect`` looks further."""
 
 GroupRule = Groups | Mapping[str, Sequence[str]] | Callable[[ClassStats], Groups]
 
@@ -250,6 +253,9 @@ def _duplicates(
         one = "test image is an exact copy of a training image; it stays"
         stay = counted(len(rows), one, "test images are exact copies of training images; they stay")
         warnings.append(f"{stay} in the test split:\n{listing(rows)}")
+    if len(train) * len(test) <= NEAR_DUPLICATE_PAIRS:
+        near = near_duplicates.across(train, test).sentence("train", "test")
+        warnings += [near] if near else []
     found["train_val_removed"] = found["test_val_removed"] = []
     if val is not None:
         found["train_val_removed"] = [list(pair) for pair in duplicates.across(train, val)]

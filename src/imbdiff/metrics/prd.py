@@ -18,7 +18,6 @@ runs it makes no difference that can be seen (test), and saves most of the time.
 from __future__ import annotations
 
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from imbdiff.metrics.neighbour_measures import left_out_weights
@@ -75,6 +74,8 @@ def cluster(x: np.ndarray, clusters: int, runs: int = RUNS, seed: int = 0) -> np
 
     One thread, so that the sums have one order on every machine.
     """
+    from sklearn.cluster import MiniBatchKMeans  # a second to import
+
     result = np.empty((runs, len(x)), np.int64)
     with threadpool_limits(1):
         for run in range(runs):

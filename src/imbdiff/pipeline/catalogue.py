@@ -1,4 +1,4 @@
-"""What there is to choose from: methods, presets, backbones, samplers."""
+"""What there is to choose from: methods, presets, backbones, samplers, extractors, measures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import METHODS
+from imbdiff.metrics.extractors.catalogue import EXTRACTORS
+from imbdiff.metrics.measures import MEASURES
 from imbdiff.presets import PRESETS
 
 
@@ -28,6 +30,8 @@ def as_json() -> dict[str, Any]:
         "presets": {n: {"for": p.idea, "expect": p.expect} for n, p in PRESETS.items()},
         "backbones": {n: {"for": idea} for n, (_, _, idea) in BACKBONES.items()},
         "samplers": {n: {"what": what, "steps": steps} for n, (what, _, steps) in SAMPLERS.items()},
+        "extractors": {e.form: {"what": e.what, "needs": e.needs, "number": e.number} for e in EXTRACTORS},
+        "measures": {", ".join(m.directions): {"what": m.what, "source": m.source} for m in MEASURES.values()},
     }
 
 
