@@ -53,6 +53,8 @@ class MeasureOptions:
     """Side in pixels to bring all images to. Default: as they are."""
     resize: Literal["crop", "pad", "stretch"] = "crop"
     """How to bring them to it."""
+    lpips: bool = False
+    """Also measure LPIPS between images of a class; needs the extra fidelity and weights."""
     batch_size: int = 256
     """Images per network call."""
     device: str = "auto"

@@ -200,6 +200,8 @@ class EvaluateConfig:
     """File with the weights of FID's Inception network; with it, FID is computed."""
     cas: bool = True
     """Train classifiers on the synthetic images alone and test them on real ones."""
+    lpips: bool = False
+    """Also measure LPIPS between images of a class; needs the extra fidelity and weights."""
     batch_size: int = 256
     """Images per network call."""
 

@@ -10,8 +10,12 @@ import pytest
 import torch
 from scipy.spatial.distance import pdist, squareform
 
-from imbdiff.metrics.diversity import MIN_PER_CLASS, _distances, diversity, lpips_diversity, mean_pairwise_distance
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.stats import Groups
+from imbdiff.metrics.diversity import MIN_PER_CLASS, _distances, diversity, mean_pairwise_distance
+from imbdiff.metrics.lpips_diversity import lpips_diversity, lpips_report
 from imbdiff.metrics.rows import Estimate, Rows
+from imbdiff.metrics.scopes import scopes
 from imbdiff.metrics.statistics import jackknife_half_width
 from imbdiff.runtime.errors import ConfigError, DataError
 
@@ -176,3 +180,23 @@ def test_lpips_errors_are_clear(monkeypatch: pytest.MonkeyPatch) -> None:
         lpips_diversity(images, net="resnet")
     with pytest.raises(DataError, match="class 0"):
         lpips_diversity({0: images[0].astype(np.float32)}, distance=squared)
+
+
+def test_lpips_of_groups_is_the_mean_over_their_classes_beside_real_images() -> None:
+    g = np.random.default_rng(0)
+    z = np.repeat([0, 1, 2], 120)
+    wide, narrow = (
+        ImageSet((128 + s * g.normal(size=(360, 4, 4, 1))).clip(0, 255).astype(np.uint8), z, ("a", "b", "c"))
+        for s in (30, 10)
+    )
+    groups = Groups.explicit(wide.stats, {"many": ["a"], "few": ["b", "c"]})
+    every = list(scopes(wide.class_names, groups))
+    found = lpips_report(narrow, wide, every, reference_name="test", distance=squared)
+    values = {r["scope"]: r for r in found["numbers"]}
+    (column,) = [c for c in found["classes"] if c["of"] == "synthetic"]
+    assert values["few"]["value"] == pytest.approx(np.mean(column["value"][1:]), rel=1e-5)
+    assert values["few"]["low"] < values["few"]["value"] < values["few"]["high"]
+    real = {r["scope"]: r for r in found["yardsticks"]}
+    assert values["all"]["high"] < real["all"]["low"]
+    part = lpips_report(narrow.select(np.flatnonzero(z != 1)), wide, every, reference_name="test", distance=squared)
+    assert {r["scope"]: r["classes_left_out"] for r in part["numbers"]} == {"all": 1, "many": 0, "few": 1}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imbdiff.metrics.statistics import Moments, class_weights, jackknife_groups, jackknife_half_width, wilson
+from imbdiff.metrics.statistics import Moments, jackknife_half_width, wilson
 
 
 def test_merged_parts_equal_the_whole_also_far_from_zero() -> None:
@@ -22,26 +22,10 @@ def test_weighted_covariance_equals_numpys_aweights() -> None:
     np.testing.assert_allclose(Moments.of(x, w).covariance, np.cov(x, rowvar=False, aweights=w), rtol=1e-12)
 
 
-def test_class_weights_give_the_shares_asked_for() -> None:
-    labels = np.array([0, 0, 0, 2])
-    w = class_weights(labels, np.array([0.2, 0.5, 0.3]))
-    assert w.sum() == pytest.approx(1)
-    assert w[:3].sum() == pytest.approx(0.2 / 0.5)
-    assert w[3] == pytest.approx(0.3 / 0.5)
-
-
 def test_jackknife_of_a_mean_is_the_textbook_interval() -> None:
     x = np.random.default_rng(2).normal(size=31)
     leave_one_out = [(x.sum() - v) / 30 for v in x]
     assert jackknife_half_width([leave_one_out]) == pytest.approx(2.042 * x.std(ddof=1) / np.sqrt(31), rel=1e-6)
-
-
-def test_jackknife_groups_split_small_classes() -> None:
-    labels = np.repeat([0, 1, 2], [50, 3, 20])
-    groups = jackknife_groups(labels, 20, np.random.default_rng(0))
-    assert len(set(groups[labels == 1])) == 3
-    assert len(set(groups[labels == 2])) == 20
-    assert np.bincount(groups).max() - np.bincount(groups).min() <= 1
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (3, 10), (10, 10), (97, 100)])

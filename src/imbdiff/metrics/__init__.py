@@ -18,7 +18,7 @@ With intervals, class mix and refusals: the function of the same file that takes
 """
 
 from imbdiff.metrics.density_coverage import density_coverage
-from imbdiff.metrics.diversity import lpips_diversity, mean_pairwise_distance
+from imbdiff.metrics.diversity import mean_pairwise_distance
 from imbdiff.metrics.frechet import frechet_distance
 from imbdiff.metrics.inception_score import inception_score
 from imbdiff.metrics.kernel import kernel_distance
@@ -34,7 +34,6 @@ __all__ = [
     "frechet_distance",
     "inception_score",
     "kernel_distance",
-    "lpips_diversity",
     "mean_pairwise_distance",
     "prd_curve",
     "prd_f8",

@@ -80,8 +80,9 @@ class FeatureStore:
         path = None if self.folder is None else Path(self.folder) / f"{_safe(extractor.name)}-{key[:24]}.npy"
         if path is not None:
             found = _read(path, key, (len(images), extractor.dim))
-            if self.dist.broadcast(found is not None):
-                return found if found is not None else self._own(images, extractor, None, key, progress)
+            if all(self.dist.gather_objects(found is not None)):
+                assert found is not None
+                return found
         rows = self._own(images, extractor, path, key, progress)
         if path is None or not self.dist.main:
             return rows

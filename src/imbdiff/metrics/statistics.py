@@ -89,31 +89,6 @@ def moments_of(rows: Rows, weights: np.ndarray | None = None, size: int = 8192) 
     return result
 
 
-def class_weights(labels: np.ndarray, proportions: np.ndarray) -> np.ndarray:
-    """(N,) weights that sum to 1 and give class k the share `proportions[k]`, equal within a class.
-
-    Synthetic images fill up classes, so their class mix differs from the reference's by construction. Without these
-    weights a distance between the two sets would first of all measure that.
-
-    Args:
-        labels: (N,) int.
-        proportions: (C,) >= 0, renormalised over the classes that occur in `labels`.
-    """
-    counts = np.bincount(labels, minlength=len(proportions))
-    share = np.where(counts > 0, proportions, 0.0)
-    per_row = share / share.sum() / np.maximum(counts, 1)
-    return per_row[labels]
-
-
-def jackknife_groups(labels: np.ndarray, groups: int, generator: np.random.Generator) -> np.ndarray:
-    """(N,) group number 0..groups-1 of each row: random, the rows of a class spread over groups as evenly as can be."""
-    order = generator.permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    result = np.empty(len(labels), dtype=np.int64)
-    result[order] = np.arange(len(labels)) % groups
-    return result
-
-
 # two-sided 95 % points of Student's t with 1..30 degrees of freedom
 _T95 = (
     12.706,
@@ -149,6 +124,11 @@ _T95 = (
 )
 
 
+def student95(degrees: int) -> float:
+    """Two-sided 95 % point of Student's t; that of the normal distribution above 30 degrees of freedom."""
+    return _T95[degrees - 1] if degrees <= len(_T95) else 1.96
+
+
 def jackknife_half_width(leave_out: Sequence[Sequence[float]]) -> float:
     """Half width of the 95 % delete-a-group jackknife interval of a statistic of several independent samples.
 
@@ -163,7 +143,7 @@ def jackknife_half_width(leave_out: Sequence[Sequence[float]]) -> float:
         v = np.asarray(values, dtype=np.float64)
         variance += (len(v) - 1) / len(v) * float(((v - v.mean()) ** 2).sum())
     dof = min(len(v) for v in leave_out) - 1
-    return float(np.sqrt(variance)) * (_T95[dof - 1] if dof <= len(_T95) else 1.96)
+    return float(np.sqrt(variance)) * student95(dof)
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -60,3 +60,11 @@ class ClassColumns:
                 column = {name: value for name, value in column.items() if name != "extra"}
             result.append(column)
         return result
+
+
+def merge(found: dict[str, Any], name: str, more: dict[str, Any]) -> None:
+    """Puts {"numbers", "yardsticks", "classes", "protocol"} of the measure `name` into what `evaluate` gave."""
+    found["numbers"] += more["numbers"]
+    found["yardsticks"] += more["yardsticks"]
+    found["classes"]["metrics"] += more["classes"]
+    found["protocol"][name] = more["protocol"]

@@ -17,7 +17,10 @@ from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.extractors.inception import find_inception_weights
 from imbdiff.metrics.features import FeatureStore
+from imbdiff.metrics.lpips_diversity import lpips_distance, lpips_report
 from imbdiff.metrics.reference import StoredReference, is_reference, load_reference, make_reference
+from imbdiff.metrics.scopes import scopes
+from imbdiff.metrics.tables import merge
 from imbdiff.pipeline.extractors import make_extractors
 from imbdiff.runtime.device import make_accelerator, prepare_cpu, resolve_device
 from imbdiff.runtime.dist import Dist, launched
@@ -38,6 +41,7 @@ class Measuring:
             where its weights are at hand.
         inception_weights: file with FID's Inception weights.
         size, resize: bring all images to this side in pixels, and how; None: as they are.
+        lpips: also LPIPS between images of a class.
         batch_size: images per network call.
         device: auto, cpu, cuda or cuda:N.
         seed: of image keys, halvings and clusterings.
@@ -48,6 +52,7 @@ class Measuring:
     inception_weights: str | None = None
     size: int | None = None
     resize: str = "crop"
+    lpips: bool = False
     batch_size: int = 256
     device: str = "auto"
     seed: int = 0
@@ -109,6 +114,9 @@ def evaluate_any(
         groups = Groups.default(train_images.stats)
     check_sets(synthetic, real, train_images, groups)
     extractors = how.make(real.shape)
+    distance = lpips_distance() if how.lpips else None
+    if how.lpips and not isinstance(real, ImageSet):
+        raise DataError("LPIPS compares images, and a reference folder has none", "give --reference the images")
     store = FeatureStore(None if folder is None else folder / "features", how.batch_size, dist)
     watching = Watching(how.quiet or not dist.main)
     found = evaluate(
@@ -116,6 +124,11 @@ def evaluate_any(
         reference_name=sets["reference"].name, seed=how.seed, store=store, progress=watching,
     )  # fmt: skip
     found["protocol"]["synthetic"] = sets["synthetic"].name
+    if distance is not None and isinstance(real, ImageSet):
+        merge(found, "LPIPS", lpips_report(
+            synthetic, real, list(scopes(real.class_names, groups)),
+            reference_name=sets["reference"].name, seed=how.seed, distance=distance,
+        ))  # fmt: skip
     if folder is not None and dist.main:
         write_json(folder / "metrics.json", found)
     return found
@@ -146,8 +159,8 @@ def _read(
     sets: dict[str, Any] = {"synthetic": synthetic, **more}
     if not stored and (real.unlabelled or synthetic.unlabelled or any(m.unlabelled for m in more.values())):
         if not all(m.unlabelled for m in (real, *sets.values())):
-            note = "classes are not used: one of the sets has no class folders"
-            real = replace(real.without_labels(), notes=(*real.notes, note))
+            unused = "classes are not used: one of the sets has no class folders"
+            real = replace(real.without_labels(), notes=(*real.notes, unused))
         sets = {name: m.without_labels() for name, m in sets.items()}
     for name, m in sets.items():
         _check_alike(m, real)

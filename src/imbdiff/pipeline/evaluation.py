@@ -12,6 +12,9 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.features import FeatureStore
+from imbdiff.metrics.lpips_diversity import lpips_distance, lpips_report
+from imbdiff.metrics.scopes import scopes
+from imbdiff.metrics.tables import merge
 from imbdiff.pipeline.direct import Watching
 from imbdiff.pipeline.extractors import make_extractors
 from imbdiff.recognition.cas import classification_accuracy_score
@@ -47,6 +50,7 @@ def evaluate_run(
         flip: training images may be mirrored (for the classifiers of CAS).
     """
     options = config.evaluate
+    distance = lpips_distance() if options.lpips else None
     more = make_extractors(options.extractors, options.inception_weights, prepared.train.shape, device)
     if not dist.main:  # the first process trains the judge, the others read it
         dist.barrier()
@@ -62,6 +66,12 @@ def evaluate_run(
         store=FeatureStore(folder / "features", config.evaluate.batch_size, dist), progress=Watching(quiet),
     )  # fmt: skip
     found["judge"] = None if judge is None else judge.to_json()
+    if distance is not None and dist.main:
+        every = list(scopes(prepared.train.class_names, prepared.groups))
+        more_numbers = lpips_report(
+            synthetic, prepared.test, every, reference_name="test", seed=config.seed, distance=distance
+        )
+        merge(found, "LPIPS", more_numbers)
     if config.evaluate.cas and dist.main:
         _add_cas(found, prepared, synthetic, config, flip, device, quiet)
     return found
@@ -87,7 +97,4 @@ def _add_cas(
             synthetic, prepared.train, prepared.test, prepared.groups, plan,
             seeds=seeds, device=device, progress=lambda done, total: bar.update(done),
         )  # fmt: skip
-    found["numbers"] += cas["numbers"]
-    found["yardsticks"] += cas["yardsticks"]
-    found["classes"]["metrics"] += cas["classes"]
-    found["protocol"]["CAS"] = cas["protocol"]
+    merge(found, "CAS", cas)

@@ -17,7 +17,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
 from imbdiff.metrics.rows import Estimate
 from imbdiff.metrics.scopes import scopes
-from imbdiff.metrics.statistics import wilson
+from imbdiff.metrics.statistics import student95, wilson
 from imbdiff.metrics.tables import ClassColumns, number_row
 from imbdiff.recognition.fit import FitPlan, fit, predict
 from imbdiff.runtime.files import digest
@@ -31,7 +31,6 @@ PROTOCOL = (
 MIN_SYNTHETIC = 10
 """Synthetic images of a class, for the class to take part."""
 SOURCE = "Ravuri and Vinyals 2019"
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def classification_accuracy_score(
@@ -117,8 +116,7 @@ def _estimate(right: np.ndarray | None, mine: np.ndarray, n_trained: int) -> Est
     low, high = wilson(round(value * n), n)
     wide = 0.0
     if len(by_seed) > 1:
-        t = T95[min(len(by_seed) - 2, len(T95) - 1)]
-        wide = t * float(by_seed.std(ddof=1)) / math.sqrt(len(by_seed))
+        wide = student95(len(by_seed) - 1) * float(by_seed.std(ddof=1)) / math.sqrt(len(by_seed))
     below, above = math.hypot(max(value - low, 0), wide), math.hypot(max(high - value, 0), wide)
     return Estimate(
         value, max(0.0, value - below), min(1.0, value + above), None, n_trained, n, float(n),
