@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.fit import FitPlan
-from imbdiff.recognition.jobs import ARMS, Job, Progress, run_all
+from imbdiff.recognition.jobs import ARMS, Job, Progress, default_workers, run_all
 from imbdiff.recognition.losses import PRIORS
 from imbdiff.recognition.scores import scores, spread
 from imbdiff.recognition.verdict import choose_control, verdict
@@ -88,7 +86,7 @@ def classify(
         for arm in arms
         for seed in seeds
     ]
-    done = run_all(jobs, workers or _default_workers(device), progress)
+    done = run_all(jobs, workers or default_workers(device), progress)
     rows = []
     for arm in arms:
         runs = [done[arm.name, int(seed)] for seed in seeds]
@@ -147,13 +145,6 @@ def _check(
         raise DataError(
             f"the synthetic images are {synthetic.shape} (H, W, C), the training images {prepared.train.shape}"
         )
-
-
-def _default_workers(device: str) -> int:
-    if torch.device(device).type != "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, 8))
 
 
 def _scored(run: dict[str, Any], prepared: Prepared) -> dict[str, Any]:

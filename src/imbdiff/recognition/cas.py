@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
@@ -20,6 +23,7 @@ from imbdiff.metrics.scopes import scopes
 from imbdiff.metrics.statistics import student95, wilson
 from imbdiff.metrics.tables import ClassColumns, number_row
 from imbdiff.recognition.fit import FitPlan, fit, predict
+from imbdiff.recognition.jobs import default_workers
 from imbdiff.runtime.files import digest
 
 PROTOCOL = (
@@ -62,11 +66,14 @@ def classification_accuracy_score(
     for n, (kind, images, target) in enumerate((("synthetic", synthetic, "numbers"), ("train", train, "yardsticks"))):
         right = None
         if len(classes) >= 2 and len(part):
-            right = np.zeros((len(seeds), len(part)), bool)
-            for s, seed in enumerate(seeds):
-                right[s] = _predicted(images, part, classes, plan, seed, device) == part.labels
-                if progress is not None:
-                    progress(n * len(seeds) + s + 1, 2 * len(seeds))
+            train_one = partial(_predicted, images, part, classes, plan, device=device)
+            with ThreadPoolExecutor(default_workers(device), thread_name_prefix="cas") as pool:
+                rows = []
+                for found in pool.map(train_one, seeds):
+                    rows.append(found == part.labels)
+                    if progress is not None:
+                        progress(n * len(seeds) + len(rows), 2 * len(seeds))
+            right = np.array(rows)
         for scope in scopes(train.class_names, groups):
             members = np.isin(scope.classes, classes)
             common = {
@@ -91,6 +98,8 @@ def _predicted(
     images: ImageSet, test: ImageSet, classes: np.ndarray, plan: FitPlan, seed: int, device: str
 ) -> np.ndarray:
     """(N,) classes of the test images by a classifier of `classes` only."""
+    if torch.device(device).type == "cpu":
+        torch.set_num_threads(1)  # of this thread of the pool only
     place = np.full(len(images.class_names), -1)
     place[classes] = np.arange(len(classes))
     rows = np.flatnonzero(place[images.labels] >= 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -183,3 +184,11 @@ def run_all(jobs: Sequence[Job], workers: int, progress: Progress | None) -> dic
 def _tell(progress: Progress | None, done: int, total: int, job: Job, note: str) -> None:
     if progress is not None:
         progress(done, total, f"{job.arm.name}, seed {job.seed}{note}")
+
+
+def default_workers(device: str) -> int:
+    """Networks trained at a time: one per core on a CPU (one thread each), one on an accelerator."""
+    if torch.device(device).type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, 8))
