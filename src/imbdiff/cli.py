@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -193,7 +194,8 @@ def _evaluate(arguments: Sequence[str]) -> None:
     out = Path(command.out) if command.out else Path(f"evaluation-{stem}")
     found = evaluate_any(
         command.fake, command.reference, command.train,
-        how=_measuring(command.measure), reference_split=command.reference_split, out=out,
+        how=_measuring(command.measure, shlex.join(["imbdiff", "evaluate", *arguments])),
+        reference_split=command.reference_split, out=out,
     )  # fmt: skip
     if Dist.current().main and not command.measure.quiet:
         from rich.console import Console
@@ -202,16 +204,18 @@ def _evaluate(arguments: Sequence[str]) -> None:
 
         for table in numbers_table(found):
             Console().print(table)
+        for warning in (found["memorisation"] or {}).get("warnings", []):
+            print(f"copies: {warning}")
         print(f"report: {out / 'report.html'}")
 
 
-def _measuring(options: Any) -> Any:
+def _measuring(options: Any, command: str | None = None) -> Any:
     from dataclasses import asdict
 
     from imbdiff.pipeline.direct import Measuring
 
     values = asdict(options)
-    return Measuring(extractors=tuple(values.pop("extractor")), **values)
+    return Measuring(extractors=tuple(values.pop("extractor")), command=command, **values)
 
 
 def _reference(arguments: Sequence[str]) -> None:

@@ -22,10 +22,11 @@ from imbdiff.metrics.reference import StoredReference, is_reference, load_refere
 from imbdiff.metrics.scopes import scopes
 from imbdiff.metrics.tables import merge
 from imbdiff.pipeline.extractors import make_extractors
+from imbdiff.reporting.evaluation import build_evaluation
 from imbdiff.runtime.device import make_accelerator, prepare_cpu, resolve_device
 from imbdiff.runtime.dist import Dist, launched
 from imbdiff.runtime.errors import DataError, RunError
-from imbdiff.runtime.files import write_json
+from imbdiff.runtime.files import write_json, write_text
 from imbdiff.runtime.progress import Progress
 
 SHORT = 2.0
@@ -46,6 +47,7 @@ class Measuring:
         device: auto, cpu, cuda or cuda:N.
         seed: of image keys, halvings and clusterings.
         quiet: prints nothing but errors.
+        command: what was typed, to be printed on the page.
     """
 
     extractors: tuple[str, ...] = ()
@@ -57,6 +59,7 @@ class Measuring:
     device: str = "auto"
     seed: int = 0
     quiet: bool = False
+    command: str | None = None
 
     def make(self, shape: tuple[int, int, int]) -> list[Extractor]:
         """The extractors for images of `shape`; errors in names, weights and shapes come here, before any long work."""
@@ -131,6 +134,10 @@ def evaluate_any(
         ))  # fmt: skip
     if folder is not None and dist.main:
         write_json(folder / "metrics.json", found)
+        write_text(folder / "report.html", build_evaluation(
+            found, title=f"{sets['synthetic'].name} against {sets['reference'].name}", command=how.command or "",
+            synthetic=synthetic, train=train_images,
+        ))  # fmt: skip
     return found
 
 

@@ -7,9 +7,11 @@ split.json          the split: counts, ids, hash
 log.jsonl           losses by images seen
 checkpoints/        of each training phase
 previews/           grids of classes by samples while training
+watch.jsonl         numbers measured while training, where that was asked for
 model/              the averaged weights: model.json, model.safetensors
 samples/            class folders of PNGs, manifest.json
 metrics.json        the numbers of the evaluation
+features/, judge/   what they were measured with
 classifier/         the arms of the comparison
 report.html         the page
 stages.json         which stages are complete, from which inputs, and how long they took

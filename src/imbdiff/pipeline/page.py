@@ -72,7 +72,7 @@ def protocol(
             f"{judge['name']}, trained on {judge['trained_on']:,} images before the tail was cut; "
             f"accuracy on the test images {judge['accuracy']:.3f}"
             if judge
-            else "none that has seen balanced data: a fixed random network, for ranking only"
+            else "none of this project that has seen balanced data; the extractors are named with the numbers"
         )
     return rows
 

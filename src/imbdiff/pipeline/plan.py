@@ -70,8 +70,11 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     seen = config.train.steps * config.train.batch_size
     train_seconds = train_second * seen
     sample_seconds = _probe_sampling(model, config, device) * sum(counts)
-    classify_seconds = _probe_classifier(prepared, config, device, arms=5 if sum(counts) else 3)
-    total = train_seconds + sample_seconds + classify_seconds
+    arm_seconds = _probe_classifier(prepared, config, device, arms=1)
+    classify_seconds = arm_seconds * (5 if sum(counts) else 3)
+    # two more trainings per seed: on synthetic images alone and, beside it, on real ones
+    evaluate_seconds = arm_seconds * 2 if sum(counts) and config.evaluate.cas else 0.0
+    total = train_seconds + sample_seconds + evaluate_seconds + classify_seconds
     shown = sorted(range(stats.num_classes), key=lambda k: -stats.counts[k])
     listed = [f"{stats.names[k][:24]} {stats.counts[k]}+{counts[k]}" for k in shown[:12]]
     if len(shown) > 12:
@@ -93,6 +96,10 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
             f"{sum(counts):,} images, {config.sample.sampler}, {config.sample.steps} steps: {duration(sample_seconds)}",
         ),
         ("per class", ", ".join(listed) + " (real+synthetic)"),
+        (
+            "evaluate",
+            f"about {duration(evaluate_seconds)} for classifiers; distances on top: seconds for small features",
+        ),
         ("classify", f"{config.classify.seeds} seeds x {5 if sum(counts) else 3} arms: {duration(classify_seconds)}"),
         ("memory", f"{memory / 2**30:.1f} GiB at the peak of training ({device})"),
         ("in all", f"about {duration(total)} on {device}, from a measured probe; a minute or so of measuring on top"),

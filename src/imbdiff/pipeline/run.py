@@ -241,6 +241,8 @@ class Run:
             )  # fmt: skip
         if self.dist.main:
             write_json(self.folder / "metrics.json", found)
+            for warning in found["memorisation"]["warnings"]:
+                self.say(f"  copies: {warning}")
             self._end("evaluate", inputs, timer.seconds)
 
     def _classify(self, prepared: Prepared) -> None:

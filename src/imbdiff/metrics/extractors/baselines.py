@@ -20,6 +20,7 @@ class RawPixels(Extractor):
         shape: (H, W, C) of the images.
     """
 
+    trained_on_note = "nothing: it has no weights"
     preprocessing = "pixels / 127.5 - 1"
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
@@ -47,6 +48,7 @@ class RandomConv(Extractor):
         device: where it runs; the weights are drawn on the CPU and are the same everywhere.
     """
 
+    trained_on_note = "nothing: its weights are random"
     preprocessing = "pixels / 127.5 - 1, at the size of the image"
 
     def __init__(self, channels: int, seed: int = 0, dim: int = 32, *, device: str | torch.device = "cpu") -> None:
