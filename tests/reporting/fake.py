@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,26 +46,132 @@ def log(rows: int = 400) -> list[dict[str, Any]]:
     return out
 
 
-def metrics() -> dict[str, Any]:
-    """Numbers in the form of `evaluate`."""
-    numbers, yardsticks = [], []
-    for name, extractor, base in (("FD[judge-cnn]", "judge-cnn", 21.4), ("KD[judge-cnn]", "judge-cnn", 0.031)):
-        for scope, factor, n in (("all", 1.0, 600), ("many", 0.7, 180), ("medium", 1.1, 240), ("few", 1.9, 12)):
-            v = base * factor
-            refused = "12 reference images for 64 feature dimensions: at least 65 are needed" if n == 12 else None
-            entry = {
-                "metric": name, "scope": scope, "value": None if refused else v, "low": None if refused else v * 0.9,
-                "high": None if refused else v * 1.12, "n_synthetic": 795, "n_reference": n, "reference": "test",
-                "extractor": extractor, "fingerprint": "3f9ac1d2e4b5a6978812", "direction": "lower",
-                "refused": refused, "ranking_only": False, "judge_saw_reference": False, "classes_left_out": 0,
-            }  # fmt: skip
-            numbers.append(entry)
-            yardsticks.append({**entry, "value": None if refused else v / 4, "n_synthetic": 305})
+SCOPES = {"all": (795, 600), "many": (120, 180), "medium": (372, 240), "few": (303, 180)}
+EXTRACTORS = (("judge-cnn", "3f9ac1d2e4b5a6978812" * 3, False, 64), ("random-conv", "77aa01" * 10, True, 512))
+VALUES = {
+    # number: (direction, value of "all" and what is added per smaller group, value of real images, half width)
+    "FD": ("lower", 21.4, 6.0, 5.0, 2.0), "FD∞": ("lower", 20.1, 6.0, 4.0, 3.0),
+    "KD": ("lower", 0.031, 0.01, 0.004, 0.006),
+    "precision(k=3)": ("higher", 0.82, -0.05, 0.93, 0.04), "recall(k=3)": ("higher", 0.51, -0.12, 0.88, 0.05),
+    "density(k=5)": ("higher", 0.86, -0.05, 0.98, 0.09), "coverage(k=5)": ("higher", 0.74, -0.08, 0.9, 0.04),
+    "F8": ("higher", 0.8, -0.1, 0.95, 0.03), "F1/8": ("higher", 0.9, -0.02, 0.96, 0.02),
+    "diversity": ("nearer 1", 0.88, -0.06, 0.99, 0.03), "vendi": ("higher", 14.2, -2.0, 16.0, 0.4),
+    "agreement": ("higher", 0.91, -0.04, 0.97, 0.02),
+}  # fmt: skip
+AGAINST_TRAIN = ("FD", "FD∞", "KD", "precision(k=3)", "recall(k=3)", "density(k=5)", "coverage(k=5)")
+
+
+def _reason(number: str, n: int) -> str | None:
+    """Why the number of a scope with n images is refused here: Fréchet distances of small groups."""
+    if number == "FD" and n < 400:
+        return f"32 features need an effective n of at least 640 in both sets, here {n}; use FD∞"
+    if number == "F8" or number == "F1/8":
+        return f"200 clusters (20 a class) need at least 1000 images in both sets; here {n} and {n}"
+    return None
+
+
+def _record(
+    number: str, scope: str, n: tuple[int, int], step: int, reference: str, who: int, real: bool
+) -> dict[str, Any]:
+    name, fingerprint, ranking_only, _ = EXTRACTORS[who]
+    direction, value, more, yard, half = VALUES[number]
+    n = (n[0] // 3, n[1]) if real else n
+    refused = _reason(number, min(n))
+    value = yard if real else value + step * more
     return {
-        "protocol": {"reference": "600 balanced test images", "seed": 0, "interval": "95 %"},
+        "metric": f"{number}[{name}]", "scope": scope, "value": None if refused else value,
+        "low": None if refused else value - half, "high": None if refused else value + half, "refused": refused,
+        "n_synthetic": n[0], "n_reference": n[1], "n_effective": float(min(n)), "direction": direction,
+        "reference": reference, "extractor": name, "fingerprint": fingerprint, "ranking_only": ranking_only,
+        "judge_saw_reference": reference == "train" and who == 0, "classes_left_out": 0,
+        "extra": {"small_sample": number == "FD∞" and n[0] < 400} if number == "FD∞" else {},
+    }  # fmt: skip
+
+
+def _cas(scope: str, n: tuple[int, int], step: int, real: bool) -> dict[str, Any]:
+    value = 0.9 if real else 0.87 - 0.06 * step
+    return {
+        **_record("agreement", scope, n, step, "test", 0, real), "metric": "CAS", "value": value, "low": value - 0.03,
+        "high": value + 0.03, "extractor": "resnet, trained on other images", "fingerprint": "d5de" * 10,
+    }  # fmt: skip
+
+
+def metrics(names: tuple[str, ...] = tuple("0123456789"), counts: tuple[int, ...] = COUNTS) -> dict[str, Any]:
+    """Numbers in the form of `evaluate`: two extractors, two references; FD refused for small groups, F8 for all."""
+    numbers, yardsticks = [], []
+    for who in range(len(EXTRACTORS)):
+        for step, (scope, n) in enumerate(SCOPES.items()):
+            for number in VALUES:
+                if number == "agreement" and who == 1:
+                    continue
+                asked = ("label asked for", "labels of the test images") if number == "agreement" else ("test", "test")
+                numbers.append(_record(number, scope, n, step, asked[0], who, False))
+                yardsticks.append(_record(number, scope, n, step, asked[1], who, True))
+                if number in AGAINST_TRAIN:
+                    numbers.append(_record(number, scope, (n[0], 305), step, "train", who, False))
+    for step, (scope, n) in enumerate(SCOPES.items()):
+        numbers.append(_cas(scope, n, step, False))
+        yardsticks.append(_cas(scope, n, step, True))
+    return {
+        "schema": "imbdiff-metrics/1",
+        "protocol": {
+            "class_mix": "weighted to the class mix of the reference",
+            "measures": {"frechet": {"what": "squared Fréchet distance", "source": "Heusel et al. 2017"}},
+            "agreement": "share put into the class asked for", "memorisation": "nearest training images",
+            "reference": "test", "n_reference": 600, "n_synthetic": 795, "n_train": sum(counts), "groups": "by rank",
+            "extractors": [
+                {"name": name, "fingerprint": fingerprint, "role": "judge", "dim": dim, "preprocessing": "none",
+                 "weights": "", "trained_on": "" if ranking else "1,197 images, by hash", "ranking_only": ranking,
+                 "is_fid": False, "verified": None}
+                for name, fingerprint, ranking, dim in EXTRACTORS
+            ],
+            "fingerprints": {"synthetic": "aa" * 32, "reference": "bb" * 32, "train": "cc" * 32},
+            "subsets": "by hash", "seed": 0, "CAS": "accuracy on real images",
+        },
         "numbers": numbers,
         "yardsticks": yardsticks,
-    }
+        "classes": classes(names, counts),
+        "memorisation": None,
+    }  # fmt: skip
+
+
+def classes(names: tuple[str, ...], counts: tuple[int, ...]) -> dict[str, Any]:
+    """Columns over the classes: quality falls with the training count; recall is refused for the smallest tenth."""
+    c, random = len(names), np.random.default_rng(3)
+    share = np.log(np.maximum(counts, 1) + 1) / np.log(max(counts) + 1)
+    smallest = np.argsort(np.asarray(counts), kind="stable")[: max(1, c // 10)]
+    columns = []
+    for of, number, reference in (
+        ("synthetic", "agreement", "label asked for"), ("reference", "agreement", "labels of the test images"),
+        ("synthetic", "KD", "test"), ("train", "KD", "test"), ("synthetic", "recall(k=3)", "test"),
+        ("train", "recall(k=3)", "test"), ("synthetic", "FD∞", "test"),
+    ):  # fmt: skip
+        direction, value, _, yard, half = VALUES[number]
+        mine = yard + 0 * share if of != "synthetic" else value * (0.7 + 0.3 * share)
+        mine = np.clip(mine + 0.1 * half * random.normal(size=c), 0, 1)
+        known = np.ones(c, bool)
+        if number == "recall(k=3)":
+            known[smallest] = False
+        if number == "FD∞":
+            known[:] = False
+        some: list[list[Any]] = [
+            [float(v) if k else None for v, k in zip(values, known, strict=True)]
+            for values in (mine, np.clip(mine - half, 0, 1), np.clip(mine + half, 0, 1))
+        ]
+        name, fingerprint, ranking_only, _ = EXTRACTORS[0]
+        columns.append({
+            "of": of, "metric": f"{number}[{name}]", "reference": reference, "extractor": name,
+            "fingerprint": fingerprint, "direction": direction, "ranking_only": ranking_only,
+            "judge_saw_reference": False, "value": some[0], "low": some[1], "high": some[2],
+            "n_synthetic": [90] * c, "n_reference": [60] * c, "n_effective": [60.0] * c,
+            "refused": [None if k else 0 for k in known], "reasons": [] if known.all() else ["too few; here 4"],
+        })  # fmt: skip
+    third = max(1, c // 3)
+    order = np.argsort(-np.asarray(counts), kind="stable")
+    group = np.empty(c, dtype=object)
+    group[order] = ["many"] * third + ["medium"] * (c - 2 * third) + ["few"] * third if c > 2 else ["many"] * c
+    return {"names": list(names), "group": group.tolist(), "n_synthetic": [90] * c, "n_reference": [60] * c,
+            "n_train": list(counts), "metrics": columns}  # fmt: skip
 
 
 def classifier() -> dict[str, Any]:
@@ -140,6 +248,12 @@ def minimal(stats: ClassStats | None = None) -> ReportData:
     return ReportData("digits", "imbdiff run digits", "ddpm", "digits", stats, Groups.default(stats), run="runs/digits")
 
 
+@cache
+def _memorisation() -> dict[str, Any]:
+    train, synthetic = images()
+    return memorisation_report(synthetic, train, train, Groups.default(train.stats))
+
+
 def full() -> ReportData:
     """A page with every part."""
     train, synthetic = images()
@@ -158,7 +272,7 @@ def full() -> ReportData:
         drawn=tuple(110 - n for n in COUNTS),
         train=train,
         synthetic=synthetic,
-        nearest=memorisation_report(synthetic, train, train, Groups.default(train.stats)),
+        nearest=copy.deepcopy(_memorisation()),
         log=log(),
         metrics=metrics(),
         classifier=classifier(),

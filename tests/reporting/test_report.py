@@ -14,6 +14,7 @@ from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.reporting import plots
 from imbdiff.reporting.compare import build_comparison
 from imbdiff.reporting.content import ReportData
+from imbdiff.reporting.measured import texts
 from imbdiff.reporting.report import build_report
 from imbdiff.reporting.text import clean
 from imbdiff.runtime.errors import DataError
@@ -126,13 +127,17 @@ def test_tone_of_the_verdict_follows_its_groups(outcomes: tuple[str, str], tone:
 
 def test_numbers_stand_with_interval_n_reference_and_extractor(html: str) -> None:
     text = words(html)
-    assert "FD[judge-cnn] (lower is better) · reference: test · extractor: judge-cnn 3f9ac1d2e4b5" in text
-    assert "all 21.40 19.26 to 23.97 5.350 795 600" in text
+    assert "By group: judge-cnn against test" in text
+    assert "all 795 / 600 21.4 19.4 to 23.4 refused 1 20.1 17.1 to 23.1" in text
+    assert "Extractor judge-cnn" in text
+    assert fake.EXTRACTORS[0][1][:16] in text
 
 
-def test_refused_numbers_are_not_printed_but_explained(page: Page) -> None:
-    assert page.text.count("not printed: 12 reference images for 64 feature dimensions") == 2
-    assert "40.66" not in page.text  # the value that the fake would have had
+def test_refused_numbers_are_not_printed_but_explained(html: str) -> None:
+    said = "FD: 32 features need an effective n of at least 640 in both sets, here"
+    assert words(html).count(said) == 4  # once for each extractor and reference
+    assert "F8, F1/8: 200 clusters" in words(html)
+    assert "27.4" not in words(html)  # the value that FD of the largest group would have had
 
 
 def test_arms_are_marked(html: str) -> None:
@@ -308,7 +313,7 @@ def test_images_scaled_down_are_said_to_be(quick: None) -> None:
     assert "not picked; pixels are enlarged, not smoothed. Classes" in words(build_report(enlarged(4)))
 
 
-def test_sentences_are_apart() -> None:
+def test_sentences_are_apart(quick: None) -> None:
     data = fake.full()
     assert data.nearest is not None
     assert data.train is not None
@@ -370,8 +375,8 @@ def test_what_measuring_and_judging_give_is_understood(quick: None) -> None:
     few = judged["per_group"]["few"]["difference"]
     assert f"few hurt −{-100 * few:.1f}" in text
     for entry in measured["numbers"]:
-        shown = entry["refused"] or f"{entry['value']:.3f}"[:4].replace("-", "−")
-        assert shown in html_text(html)
+        value = texts(entry)[0]
+        assert entry["refused"] or value in html_text(html), entry
     assert "synthetic, judged" in text
     assert "exact copies" in text
 
@@ -380,38 +385,6 @@ def html_text(html: str) -> str:
     import html as escapes
 
     return escapes.unescape(words(html))
-
-
-def refused(n: int, *, yardstick: bool) -> ReportData:
-    """The page with every FD refused, or with those of the training images refused in one scope."""
-    measured = fake.metrics()
-    for entry in measured["yardsticks" if yardstick else "numbers"] + ([] if yardstick else measured["yardsticks"]):
-        if entry["metric"].startswith("FD") and (not yardstick or entry["scope"] == "many"):
-            reason = f"64 features need an effective n of at least 129 in both sets, here {n}; use the kernel distance"
-            n += 1
-            entry.update(value=None, low=None, high=None, refused=reason)
-    return replace(fake.full(), metrics=measured)
-
-
-def test_a_table_of_refusals_is_one_sentence(html: str, quick: None) -> None:
-    text = words(build_report(refused(30, yardstick=False)))
-    said = "need an effective n of at least 129 in both sets; use the kernel distance."
-    assert f"Not printed for any scope (all, many, medium, few): 64 features {said}" in text
-    assert text.count("need an effective n of at least 129") == 1
-    assert words(html).count("Not printed for any scope") == 0
-
-
-def test_refused_numbers_of_real_images_have_their_reason(quick: None) -> None:
-    html = build_report(refused(30, yardstick=True))
-    assert 'title="64 features need an effective n of at least 129 in both sets, here 30; ' in html
-    assert "* Real training images, refused for many: 64 features need" in words(html)
-
-
-def test_kinds_of_numbers_are_explained_once(page: Page) -> None:
-    text = page.text[page.text.index("Distance between synthetic and real images") :]
-    assert text.index("FD, the Fréchet distance") < text.index("KD, the kernel distance") < text.index("FD[judge-cnn]")
-    assert text.index("the effective n: the number") == text.index("effective n") - len("the ")
-    assert "Agreement is" not in text
 
 
 def test_scopes_not_measured_say_why_and_do_not_colour_the_headline() -> None:

@@ -92,7 +92,7 @@ def evaluate(
         progress: is told how far things are.
 
     Returns:
-        JSON-able, described by ``metrics.schema.json`` beside this file: "schema"; "protocol"; "numbers", one record
+        JSON-able, described by ``schema/metrics.schema.json``: "schema"; "protocol"; "numbers", one record
         for each metric, scope ("all" or a group) and reference; "yardsticks", the same for the training images in place
         of the synthetic ones; "classes": names, counts and, per metric, columns over the classes; "memorisation".
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from imbdiff.reporting import distances, tables
+from imbdiff.data.imageset import ImageSet
+from imbdiff.reporting import tables
 from imbdiff.reporting.content import ReportData, spread
+from imbdiff.reporting.measured import KINDS, arrow, kind_of, texts
 from imbdiff.reporting.report import render
 from imbdiff.reporting.sprites import Sprite, pack, page_size, scaled_down
 from imbdiff.reporting.tables import Cell
@@ -18,6 +21,7 @@ from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import rng
 
 MAX_CLASSES = 6
+MAX_NUMBERS = 120
 MAX_RUNS = 12
 IMAGES = 8
 
@@ -66,7 +70,9 @@ def differences(runs: Sequence[ReportData]) -> list[str]:
         found.append("The references behind numbers of the same name differ: their distances cannot be compared.")
     for what, key in (("extractors", "fingerprint"), ("reference sizes", "n_reference")):
         if _disagree(runs, key):
-            found.append(f"The {what} behind numbers of the same name differ: their distances cannot be compared.")
+            found.append(
+                f"The {what} behind numbers of the same name differ: these numbers stand on lines of their own."
+            )
     if _disagree(runs, "n_synthetic"):
         found.append(
             "Distances were measured with different numbers of synthetic images, which biases them differently."
@@ -135,13 +141,59 @@ def _arms(runs: Sequence[ReportData]) -> list[CompareRow]:
 
 
 def _metrics(runs: Sequence[ReportData]) -> list[CompareRow]:
-    found: dict[tuple[str, str, bool], dict[int, Cell]] = {}
+    """One line per number and scope that at least one run has, the main numbers first.
+
+    Numbers of equal name stand on one line only if they were made with the same extractor (by fingerprint) against the
+    same reference with equally many reference images; otherwise each has a line of its own, that says what differs.
+    """
+    lines: dict[tuple[str, ...], dict[int, Mapping[str, Any]]] = {}
     for i, run in enumerate(runs):
-        for entry in ((run.metrics or {}).get("numbers") or ())[: distances.MAX_NUMBERS]:
-            direction = f", {entry['direction']} is better" if entry.get("direction") else ""
-            name = clean(f"{entry.get('metric')} (reference: {entry.get('reference')}{direction})")
-            found.setdefault((name, clean(entry.get("scope", "all")), True), {})[i] = distances.metric_cell(entry)
-    return _filled(found, len(runs))
+        for record in (run.metrics or {}).get("numbers") or ():
+            lines.setdefault(_same(record, run.metrics or {}), {})[i] = record
+    twice = Counter(line[:3] for line in lines)
+    order = list(KINDS)
+    made: list[tuple[tuple[Any, ...], CompareRow]] = []
+    for place, (line, found) in enumerate(lines.items()):
+        metric, scope, reference, fingerprint, images, size = line
+        kind = kind_of(metric)
+        record = next(iter(found.values()))
+        if all(r.get("refused") for r in found.values()) or (kind.name in KINDS and not kind.main):
+            continue  # what no run could print, and the lesser numbers, are on the runs' own pages
+        name = f"{clean(metric)} {arrow(record.get('direction'))}".rstrip()
+        if kind.name not in ("agreement", "CAS", "IS"):
+            name += f" against {clean(reference)}"
+        where = clean(scope)
+        if twice[line[:3]] > 1:
+            name += f" (extractor {clean(fingerprint)[:8]}" + (f", images {clean(images)[:8]})" if images else ")")
+            where += f", {clean(size)} reference images" if size not in ("0", "None") else ""
+        cells = tuple(_cell(found[i]) if i in found else Cell(NOTHING) for i in range(len(runs)))
+        rank = order.index(kind.name) if kind.name in order else len(order)
+        sort = (bool(record.get("ranking_only")), reference == "train", rank, place)
+        made.append((sort, CompareRow(name, where, True, cells)))
+    # a number's scopes stay together: the place of its first line counts
+    first: dict[str, tuple[Any, ...]] = {}
+    for sort, row in sorted(made, key=lambda pair: pair[0]):
+        first.setdefault(row.name, sort)
+    made.sort(key=lambda pair: (first[pair[1].name], pair[0]))
+    return [row for _, row in made][:MAX_NUMBERS]
+
+
+def _same(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """What must be equal for two numbers to stand on one line: the last three are extractor, reference and its n."""
+    reference = str(record.get("reference"))
+    fingerprints = (metrics.get("protocol") or {}).get("fingerprints") or {}
+    images = str(fingerprints.get("train" if reference == "train" else "reference") or "")
+    name = str(record.get("metric"))
+    alone = kind_of(name).name in ("agreement", "IS")  # of the synthetic images, whatever the reference
+    size = "0" if alone else str(record.get("n_reference"))
+    return (name, str(record.get("scope")), reference, str(record.get("fingerprint")), "" if alone else images, size)
+
+
+def _cell(record: Mapping[str, Any]) -> Cell:
+    if record.get("refused"):
+        return Cell("refused", clean(record["refused"]), refused=True)
+    value, between = texts(record)
+    return Cell(value, between, f"{number(record.get('n_synthetic'))} images")
 
 
 def _filled(found: dict[tuple[str, str, bool], dict[int, Cell]], n: int) -> list[CompareRow]:
@@ -172,12 +224,12 @@ def _images(runs: Sequence[ReportData]) -> list[tuple[str, list[RunStrip]]]:
     shown = []
     for k in spread(first.by_size, MAX_CLASSES):
         name = first.stats.names[k]
-        shown.append((clean(name), [_strip(clean(run.title), run, name) for run in runs]))
+        shown.append((clean(name), [image_strip(clean(run.title), run.synthetic, name) for run in runs]))
     return shown
 
 
-def _strip(title: str, run: ReportData, name: str) -> RunStrip:
-    images = run.synthetic
+def image_strip(title: str, images: ImageSet | None, name: str) -> RunStrip:
+    """At most 8 images of the class `name`, at random with a fixed seed."""
     if images is None or name not in images.class_names:
         return RunStrip(title, None, 0, 0, 1, 0)
     own = np.flatnonzero(images.labels == images.class_names.index(name))

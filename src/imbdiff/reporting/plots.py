@@ -121,8 +121,8 @@ def class_histogram(
         axes.set_xlim(-0.6, c - 0.4)
         axes.yaxis.set_major_formatter(FuncFormatter(thousands))
         axes.set_ylabel("images" + (", log scale" if log else ""), color=theme.muted, fontsize=8.5)
-        _class_ticks(axes, names, real, figure.get_figwidth() * 96, theme)
-        _group_marks(axes, group, theme)
+        class_ticks(axes, names, real, figure.get_figwidth() * 96, theme)
+        group_marks(axes, group, theme)
 
     what = "log" if log else "linear"
     alt = f"Images per class, real and synthetic stacked, {c} classes sorted by size, {what} scale"
@@ -130,7 +130,7 @@ def class_histogram(
     return plot(alt, draw, (1000, 300 + tall), (400, 260 + tall) if c > 1 else None)
 
 
-def _class_ticks(axes: Any, names: Sequence[str], real: Sequence[int], pixels: float, theme: Theme) -> None:
+def class_ticks(axes: Any, names: Sequence[str], real: Sequence[int], pixels: float, theme: Theme) -> None:
     """Names below the bars where they fit, otherwise ranks."""
     c = len(names)
     if c > 40 or c * 13 > pixels:
@@ -145,7 +145,7 @@ def _class_ticks(axes: Any, names: Sequence[str], real: Sequence[int], pixels: f
     axes.set_xticklabels(texts, parse_math=False, **style)
 
 
-def _group_marks(axes: Any, group: Sequence[str], theme: Theme) -> None:
+def group_marks(axes: Any, group: Sequence[str], theme: Theme) -> None:
     """Names the groups above the bars, where each is one stretch of the size order."""
     starts = [i for i in range(len(group)) if i == 0 or group[i] != group[i - 1]]
     if len(starts) != len(set(group)):  # explicit groups need not follow the size order

@@ -17,8 +17,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from imbdiff.reporting import copies, distances, plots, tables
+from imbdiff.reporting import copies, plots, tables
 from imbdiff.reporting.content import ReportData
+from imbdiff.reporting.quality import quality
 from imbdiff.reporting.sprites import scaled_down
 from imbdiff.reporting.strips import MAX_CLASSES, columns, strips
 from imbdiff.reporting.text import clean, flatten, label, number, shorten
@@ -61,16 +62,14 @@ def build_report(data: ReportData) -> str:
     """The page as HTML text, UTF-8, with no reference to anything outside it.
 
     What was not computed is said so, with the command that computes it. Caps, all stated on the page: 30 classes of
-    images spread over the size ranking, 64 pixels on the longer side of an image, 1,000 rows of classes, 120 numbers,
-    12 loss curves.
+    images spread over the size ranking, 64 pixels on the longer side of an image, 1,000 rows of classes, 12 tables of
+    numbers, 12 loss curves.
     """
     classifier = data.classifier or {}
     scopes = tables.scopes(classifier, data.groups)
     columns_of_arms = ["all", tables.CLASS_MEAN, *scopes[1:]]
     arms = tables.arm_rows(classifier, columns_of_arms)
     nearest = data.nearest or (data.metrics or {}).get("memorisation")
-    found, left_out = distances.metric_tables(data.metrics or {})
-    shown = strips(data)
     return render(
         "report.html.j2",
         data=data,
@@ -81,19 +80,9 @@ def build_report(data: ReportData) -> str:
         histograms=_histograms(data),
         classes=_class_rows(data),
         max_class_rows=MAX_CLASS_ROWS,
-        strips=shown,
-        strip_cap=MAX_CLASSES,
-        scaled_down=scaled_down(data.train.shape) if data.train is not None else "",
-        strip_columns=columns(data.train.shape) if data.train is not None else 0,
-        has_pairs=any(s.pairs for s in shown),
-        has_nearest=any(p.nearest for s in shown for p in s.pairs),
-        has_other=any(p.other for s in shown for p in s.pairs),
-        copies=sum(p.copy for s in shown for p in s.pairs),
+        **images(data),
         curves=_curves(data),
-        metrics=found,
-        metrics_explained=distances.explained(found),
-        metrics_left_out=left_out,
-        metrics_protocol=flatten((data.metrics or {}).get("protocol") or {}),
+        quality=quality(data.metrics),
         scopes=columns_of_arms,
         arms=arms,
         controls=tables.controls_of(classifier),
@@ -108,6 +97,22 @@ def build_report(data: ReportData) -> str:
         max_warnings=MAX_WARNINGS,
         timings=tables.timing_rows(data.timings),
     )
+
+
+def images(data: ReportData) -> dict[str, Any]:
+    """What the section of images is filled with."""
+    shown = strips(data)
+    shape = None if data.train is None else data.train.shape
+    return {
+        "strips": shown,
+        "strip_cap": MAX_CLASSES,
+        "scaled_down": "" if shape is None else scaled_down(shape),
+        "strip_columns": 0 if shape is None else columns(shape),
+        "has_pairs": any(s.pairs for s in shown),
+        "has_nearest": any(p.nearest for s in shown for p in s.pairs),
+        "has_other": any(p.other for s in shown for p in s.pairs),
+        "copies": sum(p.copy for s in shown for p in s.pairs),
+    }
 
 
 def _facts(data: ReportData) -> list[tuple[str, str, str]]:

@@ -162,24 +162,6 @@ def points(value: Any) -> str:
     return signed(None if value is None else 100 * float(value), 1)
 
 
-@dataclass(frozen=True)
-class Closeness:
-    """How near synthetic images of one scope are to the training images, beside held-out real ones."""
-
-    scope: str
-    cells: tuple[str, ...]
-
-
-def closeness_rows(nearest: Mapping[str, Any] | None) -> list[Closeness]:
-    """The summary of `evaluate(...)["nearest"]`: n, medians, exact copies, closeness, nearest of another class."""
-    rows = []
-    for entry in (nearest or {}).get("summary") or ():
-        cells = [number(entry.get(key)) for key in ("n_synthetic", "median_synthetic", "median_held_out")]
-        cells += [number(entry.get(key)) for key in ("exact_copies", "closeness", "other_class_nearest")]
-        rows.append(Closeness(clean(entry.get("scope", "all")), tuple(cells)))
-    return rows
-
-
 def timing_rows(timings: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """(stage, duration, share of the longest in percent); a value may be seconds or {"seconds": ...}."""
     flat = {}
