@@ -51,6 +51,12 @@ def test_measures_every_so_many_images_and_keeps_the_best(watched: Path, config:
         assert torch.equal(a, b), name
 
 
+def test_the_page_says_which_weights_were_kept(watched: Path, config: RunConfig) -> None:
+    run("digits", watched, config, wanted=("report",), quiet=True)
+    kept = json.loads((watched / "checkpoints/best/watched.json").read_text())
+    assert f"those after {kept['images']} images: KD" in (watched / "report.html").read_text()
+
+
 def test_keep_last_and_other_metrics(watched: Path, config: RunConfig, tmp_path: Path) -> None:
     last = override(config, {"watch.keep": "last", "watch.metric": "agreement"})
     run("digits", tmp_path / "run", last, wanted=("train",), quiet=True)

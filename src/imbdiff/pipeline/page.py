@@ -64,6 +64,13 @@ def protocol(
         "Method": f"{config.method}: {method.idea}. {method.source}",
         "Generator": f"{config.train.images:,} images seen, trained {trained}",
     }
+    kept = optional(folder / "checkpoints" / "best" / "watched.json") if config.watch.every else None
+    if kept is not None and config.watch.keep == "best":
+        name, n = config.watch.metric, len(read_jsonl(folder / "watch.jsonl"))
+        rows["Weights kept"] = (
+            f"those after {kept['images']:,} images: {name} {kept[name]['value']:.4g}, the best of {n} measurements on "
+            "validation images by a classifier that saw the training split only"
+        )
     if plan is not None:
         rows["Sampler"] = f"{plan['sampler']}, {plan['steps']} steps, guidance {plan['omega']:g} (0 = none)"
     if metrics is not None:
