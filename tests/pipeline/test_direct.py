@@ -92,6 +92,20 @@ def test_the_command_writes_numbers_and_page_and_goes_on(tmp_path: Path, capsys:
     assert "holds other files" in capsys.readouterr().err
 
 
+def test_the_reference_command_and_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake, real = _write(_digits(60, 0), tmp_path / "fake"), _write(_digits(80, 1), tmp_path / "real")
+    assert main(["reference", str(real), "--out", str(tmp_path / "ref"), "--extractor", "raw-pixels"]) == 0
+    assert "80 images" in capsys.readouterr().out
+    command = ["evaluate", str(fake), "--reference", str(tmp_path / "ref"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--quiet"]) == 0  # with the extractors that it was made with
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["protocol"]["reference"] == str(real)
+    assert [e["name"] for e in found["protocol"]["extractors"]] == ["raw-pixels"]
+    # by an extractor that it was not made with: before any features are taken
+    assert main([*command, "--extractor", "random-conv", "--quiet"]) == 2
+    assert "no features of random-conv, but of raw-pixels" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [

@@ -66,3 +66,6 @@ def check_judges(extractors: Sequence[Extractor], reference: ImageSet | FeatureS
                 "train the judge without them, or take another reference",
             )
         extractor.check(reference.shape)
+        stored = getattr(reference, "stored", None)
+        if stored is not None:
+            stored(extractor)

@@ -40,7 +40,8 @@ class StoredReference:
         class_names: in label order.
         hashes: (N,) of the images.
         shape: (H, W, C) of the images.
-        extractors: name -> fingerprint, of those it has features of.
+        extractors: name -> file, hash, fingerprint, of those it has features of.
+        asked: how these extractors were asked for, to ask for them again; empty where that is not known.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class StoredReference:
     hashes: tuple[str, ...]
     shape: tuple[int, int, int]
     extractors: dict[str, dict[str, Any]]
+    asked: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,6 +92,7 @@ def make_reference(
     folder: Path,
     *,
     name: str,
+    asked: Sequence[str] = (),
     store: FeatureStore | None = None,
     progress: OnImages | None = None,
 ) -> Path:
@@ -97,6 +100,7 @@ def make_reference(
 
     Args:
         name: printed beside every number made with it, such as "cifar10 test".
+        asked: how the extractors were asked for; kept, so that they need not be named again.
         store: where features may lie already.
 
     Raises:
@@ -133,6 +137,7 @@ def make_reference(
         "shape": list(images.shape),
         "class_names": list(images.class_names),
         "extractors": entries,
+        "asked": list(asked),
         "labels": images.labels.tolist(),
         "hashes": list(images.hashes),
     }
@@ -161,7 +166,8 @@ def load_reference(path: str | Path) -> StoredReference:
         h, w, c = (int(v) for v in r["shape"])
         if not (len(labels) == len(hashes) == int(r["images"])) or (len(labels) and labels.max() >= len(names)):
             raise ValueError("labels, hashes and class names do not belong together")
-        return StoredReference(folder, str(r["name"]), labels, names, hashes, (h, w, c), dict(r["extractors"]))
+        return StoredReference(folder, str(r["name"]), labels, names, hashes, (h, w, c), dict(r["extractors"]),
+                               tuple(map(str, r["asked"])))  # fmt: skip
     except DataError:
         raise
     except (ImbdiffError, KeyError, TypeError, ValueError) as error:

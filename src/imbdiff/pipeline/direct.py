@@ -61,13 +61,17 @@ class Measuring:
     quiet: bool = False
     command: str | None = None
 
-    def make(self, shape: tuple[int, int, int]) -> list[Extractor]:
+    @property
+    def names(self) -> list[str]:
+        """The extractors that are asked for, or those that cost nothing."""
+        if self.extractors:
+            return list(self.extractors)
+        cached = self.inception_weights is not None or find_inception_weights() is not None
+        return ["inception", "random-conv"] if cached else ["random-conv"]
+
+    def make(self, shape: tuple[int, int, int], names: list[str] | None = None) -> list[Extractor]:
         """The extractors for images of `shape`; errors in names, weights and shapes come here, before any long work."""
-        names = list(self.extractors)
-        if not names:
-            names = ["random-conv"]
-            if self.inception_weights is not None or find_inception_weights() is not None:
-                names.insert(0, "inception")
+        names = names or self.names
         return make_extractors(names, self.inception_weights, shape, str(resolve_device(self.device)))
 
     def say(self, text: str) -> None:
@@ -116,7 +120,8 @@ def evaluate_any(
     if train_images is not None and len(train_images.class_names) > 1:
         groups = Groups.default(train_images.stats)
     check_sets(synthetic, real, train_images, groups)
-    extractors = how.make(real.shape)
+    known_to = real.asked if isinstance(real, StoredReference) and not how.extractors else ()
+    extractors = how.make(real.shape, list(known_to))
     distance = lpips_distance() if how.lpips else None
     if how.lpips and not isinstance(real, ImageSet):
         raise DataError("LPIPS compares images, and a reference folder has none", "give --reference the images")
@@ -228,7 +233,9 @@ def reference_any(
             done[0] += total if now == total else 0
 
         store = FeatureStore(None, how.batch_size, dist)
-        folder = make_reference(real.images, extractors, Path(out), name=real.name, store=store, progress=count)
+        folder = make_reference(
+            real.images, extractors, Path(out), name=real.name, asked=how.names, store=store, progress=count
+        )
     names = ", ".join(f"{e.name} ({e.dim} features)" for e in extractors)
     how.say(f"reference: {folder}: {len(real.images):,} images of {real.name}, by {names}")
     return folder
