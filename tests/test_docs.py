@@ -100,6 +100,24 @@ def test_the_example_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             delattr(methods, name)
 
 
+def test_the_example_measure_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from imbdiff.metrics import measures
+    from imbdiff.metrics.extractors import RawPixels
+
+    (program,) = blocks(ROOT / "docs" / "metrics.md", "python")
+    monkeypatch.setattr(measures, "MEASURES", dict(measures.MEASURES))
+    exec(compile(program, "metrics.md", "exec"), {})
+    data = imbdiff.prepare("digits", imbalance_factor=20)
+    only = {"shift": measures.MEASURES["shift"]}
+    judge = RawPixels(data.train.shape)
+    found = imbdiff.evaluate(
+        data.train, data.test, data.train, data.groups, [judge], reference_name="test", measures=only
+    )
+    value = next(r["value"] for r in found["numbers"] if r["scope"] == "all" and r["metric"] == "shift[raw-pixels]")
+    assert value > 0
+    assert {r["scope"] for r in found["numbers"]} == {"all", "many", "medium", "few"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):

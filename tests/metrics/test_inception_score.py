@@ -101,10 +101,12 @@ def test_order_changes_nothing() -> None:
 
 
 def test_what_is_no_probability_or_too_few_is_refused() -> None:
-    rows = rows_of(np.zeros(99, int))
-    e = inception_score_measure(np.full((99, 2), 0.5), rows)["IS"]
+    few = rows_of(np.zeros(79, int))
+    e = inception_score_measure(np.full((79, 2), 0.5), few)["IS"]
     assert e.value is None
-    assert "at least 200 images; here 99" in str(e.refused)
+    assert "at least 80 images; here 79" in str(e.refused)
+    rows = rows_of(np.zeros(99, int))
+    assert inception_score_measure(np.full((99, 2), 0.5), rows)["IS"].value == pytest.approx(1)
     for p in (np.full((99, 2), 0.6), np.full((99, 2), np.nan), np.full(99, 0.5), np.tile([1.5, -0.5], (99, 1))):
         with pytest.raises(DataError, match="probabilities"):
             inception_score_measure(p, rows)
