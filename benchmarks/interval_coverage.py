@@ -6,6 +6,9 @@ Worlds: two normal distributions in d dimensions, n rows from each. Their eigenv
 (1/i) or one large among small ones (5 and 0.1); the second differs in its mean, in its variances, or in both. Shares
 are summed up apart for worlds whose distance is more than three standard deviations of its estimate from 0, and for
 those nearer to it. True values: FD in closed form; KD from the moments of normal distributions.
+
+With --per-class K the rows belong to classes of K rows with centres of their own, the same in both sets: halves are
+then taken within the classes. KD is studied at distance 0 only.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from harness import write_result
-from imbdiff.metrics.frechet import frechet
+from imbdiff.metrics.frechet import frechet, frechet_distance
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.rows import Rows
+from imbdiff.metrics.statistics import Moments
 
 SPECTRA = {
     "flat": lambda d: np.linspace(0.5, 2, d),
@@ -67,16 +71,31 @@ def _cubic(m: np.ndarray, a: np.ndarray, u: np.ndarray, b: np.ndarray) -> float:
     return float(1 + 3 * k1 / d + 3 * (k2 + k1**2) / d**2 + (k3 + 3 * k1 * k2 + k1**3) / d**3)
 
 
-def study(d: int, per: float, spectrum: str, difference: str, repetitions: int, seed: int) -> list[dict[str, Any]]:
+def study(
+    d: int, per: float, spectrum: str, difference: str, repetitions: int, seed: int, per_class: int = 0
+) -> list[dict[str, Any]]:
     """One row per number: how often its interval held the truth, was above it, was below it."""
     first, mean, second = world(d, spectrum, difference)
     truth = {"FD∞": true_frechet(first, mean, second), "KD": true_kernel(first, mean, second)}
     n = round(per * d)
+    labels = None
+    if per_class:
+        n -= n % per_class
+        labels = np.arange(n) // per_class
+        centres = np.random.default_rng([seed, d, per_class]).standard_normal((n // per_class, d))
+        between = np.cov(centres, rowvar=False, bias=True)
+        moments = [
+            Moments(2.0, 2.0, m, b)
+            for m, b in ((0 * mean, between + np.diag(first)), (mean, between + np.diag(second)))
+        ]
+        truth = {"FD∞": frechet_distance(*moments)} | ({"KD": 0.0} if difference == "none" else {})
     generator = np.random.default_rng([seed, d, n, *difference.encode(), *spectrum.encode()])
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in truth}
     for _ in range(repetitions):
-        fake = Rows.of(generator.standard_normal((n, d)) * np.sqrt(first))
-        real = Rows.of(mean + generator.standard_normal((n, d)) * np.sqrt(second))
+        x, y = generator.standard_normal((n, d)) * np.sqrt(first), generator.standard_normal((n, d)) * np.sqrt(second)
+        if labels is not None:  # the same centres in both: classes add no distance
+            x, y = x + centres[labels], y + centres[labels]
+        fake, real = Rows.of(x, labels), Rows.of(y + mean, labels)
         numbers = {**frechet(fake, real), **kernel(fake, real)}
         for name in truth:
             e = numbers[name]
@@ -111,6 +130,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=1000)
     parser.add_argument("--dims", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--rows-per-feature", type=float, nargs="+", default=[20])
+    parser.add_argument("--per-class", type=int, default=0, help="rows of a class; 0: no classes")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     start, rows = time.monotonic(), []
@@ -119,8 +139,7 @@ def main() -> None:
             for per in given.rows_per_feature:
                 for spectrum in SPECTRA:
                     for difference in DIFFERENCES:
-                        rows += study(d, per, spectrum, difference, given.repetitions, given.seed)
-                        print(*rows[-2].values(), sep="\t", flush=True)
+                        rows += study(d, per, spectrum, difference, given.repetitions, given.seed, given.per_class)
                         print(*rows[-1].values(), sep="\t", flush=True)
     null = [r["held"] for r in rows if r["difference"] == "none"]
     away = [r["held"] for r in rows if r["truth over spread"] > 3]

@@ -152,6 +152,42 @@ def test_a_copied_training_set_is_caught_by_memorisation_and_by_nothing_else() -
     assert not new["warnings"]
 
 
+def test_a_reference_that_is_called_train_is_no_training_set(sets: Any) -> None:
+    synthetic, reference, train, groups = sets
+    one, other = (
+        evaluate(synthetic, reference, train, groups, [Mean()], reference_name=name) for name in ("test", "train")
+    )
+    assert one["memorisation"] == other["memorisation"]
+    for rows, twins in ((one["numbers"], other["numbers"]), (one["yardsticks"], other["yardsticks"])):
+        assert [r["value"] for r in rows] == [r["value"] for r in twins]
+    assert {r["reference"] for r in other["numbers"]} == {"reference (train)", "train", "label asked for"}
+
+
+def test_training_images_in_the_reference_are_refused_or_left_out_and_said(sets: Any) -> None:
+    _, reference, train, groups = sets
+    with pytest.raises(DataError, match="training set itself"):
+        evaluate(train, train.select(np.arange(len(train))[::-1]), train, groups, [Mean()], reference_name="test")
+    both = ImageSet(
+        np.concatenate([reference.images, train.images]), np.concatenate([reference.labels, train.labels]), NAMES
+    )
+    found = evaluate(train, both, train, groups, [Mean()], reference_name="test")["memorisation"]
+    assert "67 of 167 reference images are training images" in found["warnings"][0]
+    assert found["n_held_out"] == 100
+    # a leaked image in one class does not hide the copies of the others
+    leaked = ImageSet(
+        np.concatenate([reference.images, train.images[:1]]),
+        np.concatenate([reference.labels, train.labels[:1]]),
+        NAMES,
+    )
+    found = evaluate(train, leaked, train, groups, [Mean()], reference_name="test")["memorisation"]
+    assert all(any(f"class '{name}'" in w for w in found["warnings"]) for name in "bcd")
+
+
+def test_two_extractors_of_one_name_are_refused(sets: Any) -> None:
+    with pytest.raises(ConfigError, match="same name"):
+        evaluate(*sets, [Mean(), Mean()], reference_name="test")
+
+
 def test_without_training_images_or_groups(sets: Any) -> None:
     synthetic, reference, _, _ = sets
     found = evaluate(synthetic, reference, None, None, [Mean()], reference_name="test")
@@ -169,14 +205,22 @@ def test_agreement_counts_the_label_asked_for() -> None:
         np.concatenate([dark.images, bright.images]), np.concatenate([dark.labels, bright.labels]), NAMES
     )
     found = evaluate(synthetic, _set((9, 9, 9, 9), 3), train, groups, [Mean()], reference_name="test")
-    assert _find(found["numbers"], "agreement[mean]", "all", "label asked for")["value"] == 0.8
+    assert _find(found["numbers"], "agreement[mean]", "all", "label asked for")["value"] == pytest.approx(0.8)
     many = _find(found["numbers"], "agreement[mean]", "many", "label asked for")
-    assert (many["n_synthetic"], many["value"], many["direction"], many["classes_left_out"]) == (10, 0.8, "higher", 1)
+    assert (many["n_synthetic"], many["direction"], many["classes_left_out"]) == (10, "higher", 1)
+    assert many["value"] == pytest.approx(0.8)
+    # weighted to the class mix of the reference, however many images of each class there are
+    uneven = synthetic.select(np.r_[np.flatnonzero(synthetic.labels == 0), np.flatnonzero(synthetic.labels == 1)[:1]])
+    right = Mean().predict(Mean().features(uneven)) == uneven.labels
+    mixed = evaluate(uneven, _set((9, 9, 9, 9), 3), train, groups, [Mean()], reference_name="test")
+    row = _find(mixed["numbers"], "agreement[mean]", "all", "label asked for")
+    assert row["value"] == pytest.approx((right[:10].mean() + right[10:].mean()) / 2)
+    assert row["n_effective"] == pytest.approx(1 / (0.25 / 10 + 0.25))
     (column,) = [c for c in found["classes"]["metrics"] if c["metric"] == "agreement[mean]" and c["of"] == "synthetic"]
     assert column["value"] == [0.8, 0.8, None, None]
     real = _find(found["yardsticks"], "agreement[mean]", "all", "labels of the test images")
-    assert real["n_synthetic"] == 36
-    only_random = evaluate(synthetic, train, train, groups, [RandomConv(1)], reference_name="test")
+    assert real["n_synthetic"] == 18  # of the classes that both have
+    only_random = evaluate(synthetic, _set((9, 9, 9, 9), 3), train, groups, [RandomConv(1)], reference_name="test")
     assert not [r for r in only_random["numbers"] if "agreement" in r["metric"]]
 
 
@@ -190,7 +234,7 @@ def test_classes_of_a_judge_go_by_name() -> None:
     train = _set((5, 5, 5, 5), 0)
     dark = _set((8, 2, 0, 0), 1, 0, 100)
     found = evaluate(dark, _set((9, 9, 9, 9), 3), train, None, [Named()], reference_name="test")
-    assert _find(found["numbers"], "agreement[mean]", "all", "label asked for")["value"] == 0.8
+    assert _find(found["numbers"], "agreement[mean]", "all", "label asked for")["value"] == pytest.approx(0.5)
     Named.classes = ("a", "b", "c")
     found = evaluate(dark, _set((9, 9, 9, 9), 3), train, None, [Named()], reference_name="test")
     assert not [r for r in found["numbers"] if "agreement" in r["metric"]]

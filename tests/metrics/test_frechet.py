@@ -119,7 +119,10 @@ def test_halves_have_the_class_mix_of_the_whole() -> None:
     a, b = _halves(x, moments_of(x), np.random.default_rng(3))
     again = a.merge(b)
     np.testing.assert_allclose(again.mean, moments_of(x).mean, atol=1e-12)
-    assert a.effective < x.effective * 0.7
+    # the variance of a half is twice that of the whole, whatever the parity of its classes
+    w = x.weights
+    assert a.squares + b.squares == pytest.approx(4 * (w**2).sum())
+    assert min(np.bincount(x.labels)) > 1
 
 
 def test_extrapolation_removes_the_bias_and_the_interval_holds_the_truth() -> None:
@@ -144,6 +147,40 @@ def test_extrapolation_removes_the_bias_and_the_interval_holds_the_truth() -> No
     assert 0.91 <= ((low <= truth) & (truth <= high)).mean() <= 0.99
     lows, highs = np.array(null, dtype=float).T
     assert ((lows <= 0) & (highs >= 0)).mean() >= 0.93
+
+
+@pytest.mark.parametrize("per_class", [2, 3, 5])
+def test_few_images_of_many_classes_leave_no_bias(per_class: int) -> None:
+    """Odd rows of a class are in both halves; without making up for them 3 a class keep a third of the bias."""
+    g = np.random.default_rng(4)
+    classes, d = 900 // per_class, 6
+    z, centres = np.repeat(np.arange(classes), per_class), g.normal(size=(classes, d))
+    mix, values, held = np.ones(classes), [], 0
+    for _ in range(60):
+        x, y = (Rows.of(centres[z] + g.normal(size=(len(z), d)), z, mix) for _ in range(2))
+        e = frechet(x, y, halvings=8)
+        values.append((e["FD"].value, e["FD∞"].value))
+        held += e["FD∞"].low <= 0 <= e["FD∞"].high
+    plain, value = np.array(values, dtype=float).T
+    assert abs(value.mean()) < 3 * value.std() / np.sqrt(len(value))
+    assert abs(value.mean()) < 0.1 * plain.mean()
+    assert held >= 54
+
+
+def test_classes_of_a_single_image_are_refused_where_they_hold_much() -> None:
+    g = np.random.default_rng(5)
+    z = np.r_[np.zeros(170, int), np.arange(1, 31)]
+    x, y = g.normal(size=(200, 3)), g.normal(size=(200, 3))
+    heavy = frechet(Rows.of(x, z, np.full(31, 1.0)), Rows.of(y, np.zeros(200, int)))["FD∞"]
+    assert "single image" in str(heavy.refused) or "effective n" in str(heavy.refused)
+    even = np.bincount(z) / len(z)
+    found = frechet(Rows.of(x, z, even), Rows.of(y, z, even))
+    assert "classes with a single image hold 15 % of the squared weights" in str(found["FD∞"].refused)
+    assert found["FD"].value is not None
+    assert found["FD"].low is None
+    light = np.r_[np.zeros(190, int), np.arange(1, 11)]
+    few = np.bincount(light) / 200
+    assert frechet(Rows.of(x, light, few), Rows.of(y, light, few))["FD∞"].value is not None
 
 
 def test_order_and_seed() -> None:

@@ -104,9 +104,10 @@ def test_small_sets_are_refused_and_small_classes_left_out() -> None:
     assert found.value is None
     assert "at least 20" in str(found.refused)
     x, y = _two_sets(40, 40)
-    labels, half = np.array([0] * 39 + [1]), np.array([0.5, 0.5])
-    found = kernel(Rows.of(x, labels, half), Rows.of(y, np.repeat([0, 1], 20), half))["KD"]
+    labels, mix = np.array([0] * 39 + [1]), np.array([0.97, 0.03])
+    found = kernel(Rows.of(x, labels, mix), Rows.of(y, np.repeat([0, 1], 20), mix))["KD"]
     assert (found.n_synthetic, found.n_reference) == (39, 20)
+    assert found.extra == {"classes_dropped": 1, "weight_used": 0.97}
     assert found.value == pytest.approx(kernel_distance(x[:39], y[:20]), rel=1e-10)
 
 
@@ -132,3 +133,26 @@ def test_order_and_parts() -> None:
     assert kernel(Rows.of(x), Rows.of(y)) == kernel(Rows.of(x[p]), Rows.of(y))
     part = kernel(Rows.of(x), Rows.of(y), max_rows=50)["KD"]
     assert (part.n_synthetic, part.n_reference) == (50, 50)
+
+
+def test_classes_that_cannot_be_paired_are_said_and_refused_where_they_matter() -> None:
+    g = np.random.default_rng(7)
+    z, mix = np.r_[np.zeros(50, int), np.arange(1, 21)], np.full(21, 1 / 21)
+    real = g.normal(size=(840, 3))
+    found = kernel(Rows.of(g.normal(size=(70, 3)), z, mix), Rows.of(real, np.arange(840) % 21, mix))["KD"]
+    assert found.value is None
+    assert "20 classes have fewer than 2 images" in str(found.refused)
+    assert "95 % of the weight" in str(found.refused)
+
+
+def test_a_part_keeps_pairs_of_every_class() -> None:
+    g = np.random.default_rng(8)
+    z = np.repeat(np.arange(30), np.maximum(2, 200 // (1 + np.arange(30))))
+    mix = np.bincount(z) / len(z)
+    x, y = Rows.of(g.normal(size=(len(z), 3)), z, mix), Rows.of(g.normal(size=(len(z), 3)) + (z > 15)[:, None], z, mix)
+    found = kernel(x, y, max_rows=90)["KD"]
+    assert found.n_synthetic == 90
+    assert found.extra == {}
+    rare = (z <= 15) * 1.0  # the rare classes count, however few rows are used
+    same = Rows.of(g.normal(size=(len(z), 3)) * rare[:, None] + (1 - rare)[:, None] * 9, z, mix)
+    assert kernel(x, same, max_rows=90)["KD"].value > 100 * abs(found.value)

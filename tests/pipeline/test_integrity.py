@@ -220,3 +220,17 @@ def test_what_each_stage_was_done_with_is_kept(finished) -> None:  # type: ignor
     assert set(known["stages"]) == {"train", "sample", "evaluate", "classify"}
     assert known["packages"]["torch"]
     assert RunFolder(finished[0]).stages()["train"]["seconds"] > 0
+
+
+def test_other_weights_at_the_same_path_are_another_evaluation(tmp_path: Path, config: RunConfig) -> None:
+    from imbdiff.pipeline.evaluation import evaluation_inputs
+    from imbdiff.pipeline.stages import prepare_data
+
+    prepared = prepare_data("digits", config.data)
+    weights = tmp_path / "weights.pth"
+    asked = override(config, {"evaluate.extractors": [f"cifar-resnet:{weights}"]})
+    hashes = []
+    for content in (b"one", b"two", b"two"):
+        weights.write_bytes(content)
+        hashes.append(evaluation_inputs(prepared, prepared.train, asked, False))
+    assert hashes[0] != hashes[1] == hashes[2]

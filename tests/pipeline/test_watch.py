@@ -17,7 +17,7 @@ from imbdiff.pipeline.run import run
 from imbdiff.pipeline.stages import build_step, prepare_data
 from imbdiff.pipeline.watch import Watch, working_extractor
 from imbdiff.presets import preset
-from imbdiff.runtime.errors import DataError, RunError
+from imbdiff.runtime.errors import ConfigError, DataError, RunError
 from imbdiff.runtime.log import read_jsonl
 from tests.pipeline.conftest import SMALL
 
@@ -112,6 +112,14 @@ def test_a_repeated_measurement_takes_its_place_in_the_log(
     best = watch.best()
     assert best is not None
     assert best[1]["images"] == 64
+
+
+def test_a_metric_that_these_images_cannot_support_is_refused_before_training(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    prepared = prepare_data("digits", config.data)
+    with pytest.raises(ConfigError, match=r"needs \d+ images of either set; here --watch.samples 40"):
+        Watch(prepared, override(config, {"watch.metric": "FD∞"}), tmp_path)
 
 
 def test_too_few_validation_images_are_refused_before_training(tmp_path: Path, config: RunConfig) -> None:

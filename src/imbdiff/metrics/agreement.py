@@ -20,8 +20,8 @@ from imbdiff.metrics.statistics import wilson
 from imbdiff.metrics.tables import number_row
 
 PROTOCOL = (
-    "share of synthetic images that the judge puts into the class asked for; 95 % Wilson interval; beside it the same "
-    "for the reference images"
+    "share of synthetic images that the judge puts into the class asked for, weighted to the class mix; 95 % Wilson "
+    "interval at the effective n; beside it the same for the reference images"
 )
 
 
@@ -34,13 +34,19 @@ class Agreement:
     per_class: list[tuple[dict[str, Any], int, str]] = field(default_factory=list)
 
 
-def share_agreeing(predicted: np.ndarray, labels: np.ndarray) -> Estimate:
-    """Share of `predicted` (N,) that equals `labels` (N,), with its Wilson interval."""
-    n, hits = len(labels), int((predicted == labels).sum())
+def share_agreeing(predicted: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
+    """Share of `predicted` (N,) that equals `labels` (N,), with Wilson's interval.
+
+    Args:
+        weights: (N,) >= 0 of the images; the interval is then that of the effective n, 1 / sum w^2.
+    """
+    n = len(labels)
     if n == 0:
         return Estimate.refuse("no image of these classes")
-    low, high = wilson(hits, n)
-    return Estimate(hits / n, low, high, n_synthetic=n, n_effective=float(n))
+    w = np.full(n, 1 / n) if weights is None else weights / weights.sum()
+    share, effective = float(w @ (predicted == labels)), 1 / float((w * w).sum())
+    low, high = wilson(share * effective, effective)
+    return Estimate(share, low, high, n_synthetic=n, n_effective=effective)
 
 
 def report(
@@ -53,46 +59,70 @@ def report(
     *,
     seed: int = 0,
 ) -> Agreement:
-    """Agreement per scope, and the Inception score of the synthetic images, where the extractor has classes.
+    """Agreement per scope, and the Inception score, where the extractor has classes.
 
-    Agreement needs an extractor whose classes are those of the data set: it is told by their names.
+    Both sets are restricted to the classes that they share and weighted to the class mix of `real`, as for the
+    distances. The Inception score is that of as many images of either set. Agreement needs an extractor whose classes
+    are those of the data set: it is told by their names.
     """
     result = Agreement()
-    common = {
-        "extractor": extractor.name,
-        "fingerprint": extractor.fingerprint,
-        "ranking_only": extractor.ranking_only,
-        "judge_saw_reference": False,
-        "reference": "label asked for",
-    }
     order = _class_order(extractor, names)
-    for rows, yardstick in ((fake, False), (real, True)):
-        features = rows.array
-        predicted = None if order is None else extractor.predict(features)
-        probabilities = extractor.probabilities(features)
-        if extractor.classes is None and probabilities is not None and probabilities.shape[1] != len(names):
-            predicted = None  # a classifier of something else
-        for scope in every:
-            mine = np.isin(rows.labels, scope.classes)
-            missing = int((np.bincount(rows.labels, minlength=len(names))[scope.classes] == 0).sum())
-            own = {**common, "classes_left_out": missing}
-            if order is not None and predicted is not None:
-                found = share_agreeing(order[predicted[mine]], rows.labels[mine])
-                row = number_row(f"agreement[{extractor.name}]", scope.name, found, "higher", own)
-                if yardstick:
-                    row["reference"] = f"labels of the {reference_name} images"
-                _put(result, row, scope, yardstick)
-            if probabilities is not None:
-                part = rows.select(mine)
-                score = inception_score_measure(probabilities[mine], part, seed=seed)["IS"]
-                label = "IS" if extractor.is_fid else f"IS[{extractor.name}]"
+    answers = [_answers(extractor, rows, order) for rows in (fake, real)]
+    if all(predicted is None and probabilities is None for predicted, probabilities in answers):
+        return result
+    for scope in every:
+        *pair, left_out = scope.pair(fake, real, len(names))
+        common = {
+            "extractor": extractor.name,
+            "fingerprint": extractor.fingerprint,
+            "ranking_only": extractor.ranking_only,
+            "judge_saw_reference": False,
+            "classes_left_out": left_out,
+        }
+        n = min(len(rows) for rows in pair)
+        for rows, (predicted, probabilities), yardstick in zip(pair, answers, (False, True), strict=True):
+            if predicted is not None:
+                found = share_agreeing(predicted[rows.index], rows.labels, rows.weights)
+                asked = f"labels of the {reference_name} images" if yardstick else "label asked for"
+                label = f"agreement[{extractor.name}]"
                 _put(
                     result,
-                    number_row(label, scope.name, score, "higher", {**own, "reference": "none"}),
+                    number_row(label, scope.name, found, "higher", {**common, "reference": asked}),
                     scope,
                     yardstick,
                 )
+            if probabilities is not None:
+                part = rows.part(n)
+                score = inception_score_measure(probabilities[part.index], part, seed=seed)["IS"]
+                label = "IS" if extractor.is_fid else f"IS[{extractor.name}]"
+                own = {**common, "reference": f"{reference_name} images" if yardstick else "none"}
+                _put(result, number_row(label, scope.name, score, "higher", own), scope, yardstick)
     return result
+
+
+def _answers(
+    extractor: Extractor, rows: Rows, order: np.ndarray | None, size: int = 8192
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(N,) labels, (N, C) probabilities of the features that `rows` came from; None where there are none.
+
+    In the order that the features are stored in, and read a few at a time.
+    """
+    predicted: list[np.ndarray] = []
+    probabilities: list[np.ndarray] = []
+    for start in range(0, len(rows.features), size):
+        block = np.array(rows.features[start : start + size])
+        p, z = extractor.probabilities(block), extractor.predict(block)
+        if p is None and z is None:
+            return None, None
+        if p is not None:
+            probabilities.append(p.astype(np.float32))
+        # a classifier of as many classes as the data set has, or one that names its classes
+        if z is not None and order is not None and (p is None or p.shape[1] == len(order)):
+            predicted.append(order[z])
+    return (
+        np.concatenate(predicted) if predicted else None,
+        np.concatenate(probabilities) if probabilities else None,
+    )
 
 
 def _put(result: Agreement, row: dict[str, Any], scope: Scope, yardstick: bool) -> None:

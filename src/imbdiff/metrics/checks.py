@@ -45,12 +45,20 @@ def check_sets(
                 f"the {name} images are {images.shape} (H, W, C), the reference {reference.shape}",
                 "bring both to the same size",
             )
+    if train is not None and set(train.hashes) == set(reference.hashes):
+        raise DataError(
+            "the reference is the training set itself: what was copied from it would look perfect",
+            "give as reference images that the generator has not seen, or leave the training images out",
+        )
     if groups is not None and len(groups.of_class) != len(reference.class_names):
         raise DataError(f"the groups are of {len(groups.of_class)} classes, the images of {len(reference.class_names)}")
 
 
 def check_judges(extractors: Sequence[Extractor], reference: ImageSet | FeatureSource) -> None:
     """Raises where there is no extractor, or one may not judge, saw the reference, or cannot read the images."""
+    names = [e.name for e in extractors]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two extractors have the same name: {', '.join(names)}", "give each only once")
     if not extractors:
         raise ConfigError("no extractor to evaluate with", "give at least one, such as RandomConv(channels)")
     for extractor in extractors:

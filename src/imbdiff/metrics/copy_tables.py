@@ -33,12 +33,15 @@ class Side:
     neighbour_labels: np.ndarray | None = None
 
 
-def tables(fake: Side, real: Side, train: ImageSet, groups: Groups, search: CopyFinder) -> dict[str, Any]:
+def tables(
+    fake: Side, real: Side, train: ImageSet, groups: Groups, search: CopyFinder, leaked: np.ndarray
+) -> dict[str, Any]:
     """ "summary" (per scope), "classes" and "warnings", as :func:`memorisation_report` describes them.
 
     Args:
         fake, real: synthetic and held-out images.
         search: what found the near copies; its share among training images stands in where nothing is held out.
+        leaked: (C,) reference images of each class that are training images, and so not among `real`.
     """
     names, n_train = train.class_names, np.bincount(train.labels, minlength=len(train.class_names))
     by_class: dict[int, tuple[float, float, float]] = {}
@@ -61,7 +64,7 @@ def tables(fake: Side, real: Side, train: ImageSet, groups: Groups, search: Copy
                 exact=row["exact_copies"],
                 held=row["n_held_out"],
                 held_near=row["held_out_near_copies"],
-                held_exact=row["held_out_exact_copies"],
+                held_exact=int(leaked[k]),
             )
         )
     summary = []
@@ -101,7 +104,6 @@ def _row(
         "held_out_near_copy_share": rounded(held_near / m) if m else None,
         "held_out_near_copy_high": rounded(wilson(held_near, m)[1]) if m else None,
         "exact_copies": int(fake.exact[mine].sum()),
-        "held_out_exact_copies": int(real.exact[held].sum()),
     }
     if fake.neighbour_labels is not None:
         other = fake.neighbour_labels[mine] != fake.labels[mine]

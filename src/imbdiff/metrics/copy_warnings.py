@@ -23,7 +23,8 @@ LISTED = 20
 RULE = (
     "a class is warned of where its synthetic images have more near copies than its held-out real images explain: "
     "upper tail of the beta-binomial below 0.05 after Holm's correction for the number of classes; prior: 20 images "
-    "with the share of all held-out images, at least 1 %; or where it has exact copies and no held-out image is one"
+    "with the share of all held-out images, at least 1 %; or where it has exact copies and no reference image of the "
+    "class is one too. Reference images that are training images are not held out: they are left out and counted"
 )
 
 
@@ -87,8 +88,7 @@ def suspects(classes: Sequence[Counts], otherwise: float = 0.0) -> list[int]:
         if p[i] > ALPHA / (len(tested) - rank):
             break
         found.add(i)
-    if not any(c.held_exact for c in classes):
-        found |= {i for i in tested if classes[i].exact}
+    found |= {i for i in tested if classes[i].exact and not classes[i].held_exact}
     return sorted(found)
 
 

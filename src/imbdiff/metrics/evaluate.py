@@ -33,6 +33,9 @@ CLASS_MIX = (
 LARGE = 20_000_000
 """Feature values in one set from which BLAS gets all threads, instead of one for each of several scopes at a time."""
 
+MOST_AT_ONCE = 4
+"""Scopes at a time: each may take half a gigabyte."""
+
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -88,7 +91,7 @@ def evaluate(
         seed: of image keys, halvings and clusterings.
         store: keeps features; with several processes each extracts its part. Default: memory only.
         measures: rows of the table.
-        workers: scopes computed at a time; default: the cores. Changes no number.
+        workers: scopes computed at a time; default: the cores, at most 4. Changes no number.
         progress: is told how far things are.
 
     Returns:
@@ -101,6 +104,8 @@ def evaluate(
         DataError: the sets do not share classes or image shape, a set has fewer than two images, a judge was trained on
             the reference, or features are not finite.
     """
+    if reference_name in ("train", "synthetic"):  # these name the other sets beside every number
+        reference_name = f"reference ({reference_name})"
     check_sets(synthetic, reference, train, groups)
     check_judges(extractors, reference)
     store = store or FeatureStore()
@@ -129,18 +134,19 @@ def evaluate(
         yardsticks += found.yardsticks
         for row, k, kind in found.per_class:
             columns.add(row, k, kind)
-        if main_features is None:
-            by = {s.name: s.features for s in sets}
-            held = by[reference_name]
-            main_features = {"extractor": extractor.name, "synthetic": sets[0].features, "held_out": held}
-            main_features["train"] = by.get("train")
+        if main_features is None and train is not None:
+            own, held, seen = (s.features for s in sets)
+            main_features = {"extractor": extractor.name, "synthetic": own, "held_out": held, "train": seen}
     memorised = None
     if train is not None and isinstance(synthetic, ImageSet):
         told("looking for copies", 0, 1)
         held_out = reference if isinstance(reference, ImageSet) else None
         if held_out is None and main_features is not None:
             main_features["held_out"] = None
-        memorised = memorisation_report(synthetic, train, held_out, _one_group(groups, train), features=main_features)
+        if store.dist.main:
+            of = _one_group(groups, train)
+            memorised = memorisation_report(synthetic, train, held_out, of, features=main_features)
+        memorised = store.dist.broadcast(memorised)
         told("looking for copies", 1, 1)
     return {
         "schema": SCHEMA,
@@ -171,7 +177,7 @@ def _extract(
 ) -> list[_Set]:
     """The synthetic images, the reference and, where given, the training images, in this order."""
     todo = [("synthetic", synthetic), (reference_name, reference)]
-    todo += [("train", train)] if train is not None and reference_name != "train" else []
+    todo += [("train", train)] if train is not None else []
     result = []
     for name, source in todo:
         what = f"{extractor.name}: features of {name} images"
@@ -214,8 +220,8 @@ def _compute(jobs: list[_Job], seed: int, workers: int | None, dist: Dist, told:
     """
     mine = jobs[dist.rank :: dist.world]
     told(0, len(mine))
-    large = max(len(j.fake) * j.fake.dim for j in jobs) > LARGE
-    threads = 1 if large else workers or (os.cpu_count() or 1)
+    large = max(max(len(j.fake), len(j.real)) * j.fake.dim for j in jobs) > LARGE
+    threads = 1 if large else workers or min(os.cpu_count() or 1, MOST_AT_ONCE)
 
     def one(job: _Job) -> None:
         if not len(job.fake) or not len(job.real):
@@ -250,6 +256,7 @@ def _described(extractor: Extractor) -> dict[str, Any]:
         "ranking_only": extractor.ranking_only,
         "is_fid": extractor.is_fid,
         "verified": extractor.verified,
+        "classes": "taken to be those of the data set, in order" if extractor.classes is None else "by name",
     }
 
 

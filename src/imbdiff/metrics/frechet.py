@@ -22,6 +22,8 @@ ROWS_PER_FEATURE = 20
 """Effective n / D of both sets from which ``FD`` is printed."""
 ROWS_PER_FEATURE_EXTRAPOLATED = 5
 """The same for ``FD∞``; below 20 it is marked as a small-sample estimate."""
+SINGLE_SHARE = 0.1
+"""Largest share of the squared weights that classes of a single image may hold for ``FD∞``."""
 HALVINGS = 20
 HALVINGS_LARGE = 10
 """Random halvings, and those for more than 512 features, where each costs seconds."""
@@ -49,7 +51,8 @@ def frechet(fake: Rows, real: Rows, *, seed: int = 0, halvings: int | None = Non
     """``FD`` and ``FD∞`` of two sets, each weighted to its class mix.
 
     *Extrapolation.* With h the mean distance of the two random halves of both sets, 2 FD_n - h has no 1/n bias; it is
-    averaged over `halvings` random halvings, each within the classes.
+    averaged over `halvings` random halvings, each within the classes. Of a class with a single image no half can be
+    taken: its share of the bias is taken to be that of its squared weight.
 
     *Interval of FD∞.* The influence function of the distance, psi(x) = 2 (m1 - m2).(x - m1) + |x - m1|^2 -
     (x - m1)^T T (x - m1) with T = S2^{1/2} (S2^{1/2} S1 S2^{1/2})^{-1/2} S2^{1/2}, gives a variance with expectation
@@ -58,7 +61,8 @@ def frechet(fake: Rows, real: Rows, *, seed: int = 0, halvings: int | None = Non
 
     *Interval of FD.* The same widths around FD at this n.
 
-    Refused: FD where an effective n is below 20 D, FD∞ below 5 D. From 5 D to 20 D FD∞ is a small-sample estimate.
+    Refused: FD where an effective n is below 20 D, FD∞ below 5 D and where classes of a single image hold more than
+    10 % of the squared weights. From 5 D to 20 D FD∞ is a small-sample estimate.
     """
     d, n = fake.dim, min(fake.effective, real.effective)
     extra = {"rows_per_feature": round(n / d, 2)}
@@ -76,18 +80,42 @@ def frechet(fake: Rows, real: Rows, *, seed: int = 0, halvings: int | None = Non
         return {name: Estimate.refuse(reason, fake, real, **extra) for name, reason in refused.items()}
     x, y = moments_of(fake), moments_of(real)
     plain = frechet_distance(x, y)
+    single = max(_single_share(fake), _single_share(real))
+    if single > SINGLE_SHARE:
+        reason = (
+            f"classes with a single image hold {100 * single:.0f} % of the squared weights, and how one image scatters "
+            "cannot be known; use the kernel distance, or groups"
+        )
+        return {"FD": _at_this_n(plain, None, refused, fake, real), "FD∞": Estimate.refuse(reason, fake, real, **extra)}
     halves = [_halved(fake, real, x, y, seed, r) for r in range(halvings or _halvings(d))]
-    corrected = 2 * plain - np.asarray(halves)
+    # the halves have `factor` times the bias of the whole: 2, less what single images keep
+    factor = 2 - single
+    corrected = (factor * plain - np.asarray(halves)) / (factor - 1)
     value = float(corrected.mean())
     maps = _Maps.of(x, y)
     v = variance_of_sum(fake, maps.psi(fake, fake=True)) + variance_of_sum(real, maps.psi(real, fake=False))
     low, high = distance_interval(value, plain, v, float(corrected.var(ddof=1)))
     extra |= {"small_sample": "FD" in refused}
-    result = {"FD∞": Estimate.of(value, low, high, fake, real, plain=plain, **extra)}
-    if "FD" in refused:
-        return {"FD": Estimate.refuse(refused["FD"], fake, real), **result}
     around = (max(0.0, plain - (value - low)), plain + (high - value))
-    return {"FD": Estimate.of(plain, *around, fake, real), **result}
+    return {
+        "FD": _at_this_n(plain, around, refused, fake, real),
+        "FD∞": Estimate.of(value, low, high, fake, real, plain=plain, **extra),
+    }
+
+
+def _at_this_n(
+    plain: float, around: tuple[float, float] | None, refused: dict[str, str], fake: Rows, real: Rows
+) -> Estimate:
+    if "FD" in refused:
+        return Estimate.refuse(refused["FD"], fake, real)
+    low, high = around or (None, None)
+    return Estimate.of(plain, low, high, fake, real)
+
+
+def _single_share(rows: Rows) -> float:
+    """Share of the squared weights that rows hold which are alone in their class; 0 where there is one class."""
+    alone = np.bincount(rows.labels)[rows.labels] == 1
+    return float((rows.weights[alone] ** 2).sum() / (rows.weights**2).sum())
 
 
 def _halvings(dim: int) -> int:
@@ -104,7 +132,10 @@ def _halved(fake: Rows, real: Rows, x: Moments, y: Moments, seed: int, number: i
 def _halves(rows: Rows, whole: Moments, generator: np.random.Generator) -> tuple[Moments, Moments]:
     """Moments of two halves with the same class mix: the rows of a class in random pairs, one of a pair in each half.
 
-    The odd row of a class is in both, with half its weight.
+    With signs c = 1 and -1 of the rows of a pair the halves have weights w (1 + c) and w (1 - c). The odd row of a
+    class of n is in both, c = 0, and the others make up for it: c = +-sqrt(n / (n - 1)), so that in every class
+    sum c = 0 and sum c^2 = n, and the variance of a half is exactly twice that of the whole. A class of a single row
+    stays as it is.
     """
     sign = np.zeros(len(rows))
     order = generator.permutation(len(rows))
@@ -115,6 +146,8 @@ def _halves(rows: Rows, whole: Moments, generator: np.random.Generator) -> tuple
     last = np.append(starts[1:], len(rows)) - 1
     odd = last[place[last] % 2 == 0]
     sign[order[odd]] = 0.0
+    n = np.bincount(rows.labels)[rows.labels]
+    sign *= np.where((n % 2 == 1) & (n > 1), np.sqrt(n / np.maximum(n - 1, 1)), 1.0)
     first = moments_of(rows, rows.weights * (1 + sign))
     squares = float((rows.weights**2 * (1 - sign) ** 2).sum())
     return first, whole.complement(first, squares)

@@ -16,6 +16,8 @@ MIN_PER_CLASS = 2
 """Images of a class, in either set, for the class to take part: pairs within the class are needed."""
 MIN_ROWS = 20
 """Images of either set for the number to be printed."""
+LEAST_WEIGHT = 0.95
+"""Share of the class mix that classes with pairs must hold."""
 MAX_ROWS = 4000
 """Rows of either set that are used; of a larger set the ones that :meth:`Rows.part` gives."""
 
@@ -25,7 +27,9 @@ def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     k = np.asarray(x, np.float64) @ np.asarray(y, np.float64).T
     k /= x.shape[1]
     k += 1.0
-    return k * k * k
+    cube = k * k
+    cube *= k
+    return cube
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -46,30 +50,58 @@ def kernel(fake: Rows, real: Rows, *, seed: int = 0, max_rows: int = MAX_ROWS) -
     variance of the degenerate part, is the sum of squares of the kernels centred by class in both arguments (see
     :mod:`imbdiff.metrics.intervals`).
 
-    Refused below 20 images of either set. Classes with a single image in either set are left out of both.
+    Classes with a single image in either set are left out of both; `extra` has how many and the weight of the others,
+    and the number is refused where that is below 95 %. Refused below 20 images of either set.
     """
+    found = _with_pairs(fake, real, max_rows)
+    if isinstance(found, Estimate):
+        return {"KD": found}
+    fake, real, about = found
+    x, y = fake.array.astype(np.float64), real.array.astype(np.float64)
+    wx, wy = fake.weights, real.weights
+    # one kernel matrix at a time: of 4,000 rows each takes 128 MB
+    k = polynomial_kernel(x, y)
+    to_y, to_x = k @ wy, wx @ k
+    quadratic = 4 * _degenerate(k, fake, real)
+    k = polynomial_kernel(x, x)
+    rows_x, biased = _row_means(k, fake), float(wx @ k @ wx)
+    quadratic += 2 * _degenerate(k, fake, fake)
+    k = polynomial_kernel(y, y)
+    rows_y, biased = _row_means(k, real), biased + float(wy @ k @ wy)
+    quadratic += 2 * _degenerate(k, real, real)
+    cross = 2 * float(wx @ to_y)
+    value = float(wx @ rows_x + wy @ rows_y) - cross
+    plug_in = variance_of_sum(fake, 2 * (rows_x - to_y)) + variance_of_sum(real, 2 * (rows_y - to_x))
+    low, high = distance_interval(value, biased - cross, plug_in, quadratic)
+    return {"KD": Estimate.of(value, low, high, fake, real, **about)}
+
+
+def _with_pairs(fake: Rows, real: Rows, max_rows: int) -> tuple[Rows, Rows, dict[str, float]] | Estimate:
+    """Parts of at most `max_rows` of the classes with pairs in both sets, and what was left out; or a refusal."""
+    about: dict[str, float] = {}
     if min(len(fake), len(real)) >= MIN_ROWS:
         c = int(max(fake.labels.max(), real.labels.max())) + 1
-        counts = [np.bincount(r.part(max_rows).labels, minlength=c) for r in (fake, real)]
+        parts = [r.part(max_rows, least=MIN_PER_CLASS) for r in (fake, real)]
+        counts = [np.bincount(r.labels, minlength=c) for r in parts]
         enough = (counts[0] >= MIN_PER_CLASS) & (counts[1] >= MIN_PER_CLASS)
-        fake, real = (r.part(max_rows).select(enough[r.part(max_rows).labels]) for r in (fake, real))
+        weight = float(real.weights[enough[real.labels]].sum())
+        dropped = len(np.unique(real.labels[~enough[real.labels]]))
+        fake, real = (r.select(enough[r.labels]) for r in parts)
+        if dropped:
+            about = {"classes_dropped": dropped, "weight_used": round(weight, 6)}
+        if dropped and weight < LEAST_WEIGHT and min(len(fake), len(real)) >= MIN_ROWS:
+            reason = (
+                f"{dropped} classes have fewer than {MIN_PER_CLASS} images to pair in one of the sets and hold "
+                f"{100 * (1 - weight):.0f} % of the weight; look at groups, or give more images"
+            )
+            return Estimate.refuse(reason, fake, real, **about)
     if min(len(fake), len(real)) < MIN_ROWS:
         reason = (
             f"at least {MIN_ROWS} images in both sets, from classes with at least {MIN_PER_CLASS} in both, are needed; "
             f"here {len(fake)} and {len(real)}"
         )
-        return {"KD": Estimate.refuse(reason, fake, real)}
-    x, y = fake.array.astype(np.float64), real.array.astype(np.float64)
-    wx, wy = fake.weights, real.weights
-    kxx, kyy, kxy = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
-    biased = float(wx @ kxx @ wx + wy @ kyy @ wy - 2 * wx @ kxy @ wy)
-    rows_x, rows_y = _row_means(kxx, fake), _row_means(kyy, real)
-    to_y, to_x = kxy @ wy, wx @ kxy
-    value = float(wx @ rows_x + wy @ rows_y - 2 * wx @ to_y)
-    plug_in = variance_of_sum(fake, 2 * (rows_x - to_y)) + variance_of_sum(real, 2 * (rows_y - to_x))
-    quadratic = 2 * _degenerate(kxx, fake, fake) + 2 * _degenerate(kyy, real, real) + 4 * _degenerate(kxy, fake, real)
-    low, high = distance_interval(value, biased, plug_in, quadratic)
-    return {"KD": Estimate.of(value, low, high, fake, real)}
+        return Estimate.refuse(reason, fake, real, **about)
+    return fake, real, about
 
 
 def _row_means(k: np.ndarray, rows: Rows) -> np.ndarray:

@@ -75,13 +75,13 @@ def memorisation_report(
     Returns:
         JSON-able:
         "space", "limit" (of the ratio; None: too few training images), "neighbours", "cap", "n", "n_synthetic",
-        "n_held_out", "rule";
+        "n_held_out", "n_reference_in_train" (training images among `held_out`, left out), "rule";
         "index" (synthetic images looked up), and as long lists for them "train_index", "distance" (nearest of the same
         class), "any_train_index", "any_distance" (nearest of all), "ratio" (in thumbnails, None: no limit);
         "summary", per scope ("all" or a group), and "classes", per class ("class", "label", "group", "n_train"):
         n_synthetic, n_held_out, median_synthetic, median_held_out, closeness, closeness_low, closeness_high,
         near_copies, near_copy_share, near_copy_low, near_copy_high, held_out_near_copies, held_out_near_copy_share,
-        held_out_near_copy_high, exact_copies, held_out_exact_copies, other_class_nearest; what has no images is None;
+        held_out_near_copy_high, exact_copies, other_class_nearest; what has no images is None;
         "pairs", the closest ones, worst first: "label", "synthetic", "train" (indices), "ratio", "distance" (pixels),
         "near_copy", "exact", "mirrored";
         "warnings", sentences that name classes;
@@ -94,7 +94,7 @@ def memorisation_report(
     _check(synthetic, train, held_out, features)
     chosen = capped_rows(synthetic.labels, CAP, _keys(synthetic))
     part = synthetic.select(chosen)
-    kept = np.empty(0, dtype=np.int64) if held_out is None else capped_rows(held_out.labels, CAP, _keys(held_out))
+    kept, leaked = _held_out(held_out, train)
     held = train.select(kept) if held_out is None else held_out.select(kept)
 
     own, own_distance = nearest_within_class(part, train)
@@ -103,11 +103,9 @@ def memorisation_report(
     any_index, any_distance = found[:, 0], _rms(squared[:, 0], train.shape)
     search = finder(train)
     a, b = (search.find(thumbnails(x.images), thumbnails(x.images, mirrored=True)) for x in (part, held))
-    known = set(train.hashes)
-    held_exact = np.array([key in known for key in held.hashes], dtype=bool)
     sides = (
         Side(part.labels, own_distance, a.near | (any_distance == 0), any_distance == 0, train.labels[any_index]),
-        Side(held.labels, held_distance, b.near | held_exact, held_exact),
+        Side(held.labels, held_distance, b.near, np.zeros(len(held), dtype=bool)),
     )
     return {
         "space": "pixels, root-mean-square difference, 0..1",
@@ -118,16 +116,41 @@ def memorisation_report(
         "n": len(part),
         "n_synthetic": len(synthetic),
         "n_held_out": len(held),
+        "n_reference_in_train": int(leaked.sum()),
         "index": chosen.tolist(),
         "train_index": own.tolist(),
         "distance": [rounded(d) for d in own_distance],
         "any_train_index": any_index.tolist(),
         "any_distance": [rounded(d) for d in any_distance],
         "ratio": [rounded(r) for r in a.ratio],
-        **tables(*sides, train, groups, search),
+        **_warned(tables(*sides, train, groups, search, leaked), leaked, held_out),
         "pairs": _pairs(part, chosen, train, a, sides[0], any_index, any_distance),
-        "features": None if features is None else _in_features(features, chosen, kept, part, held, train, groups),
+        "features": None
+        if features is None
+        else _in_features(features, chosen, kept, part, held, train, groups, leaked),
     }
+
+
+def _held_out(reference: ImageSet | None, train: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the reference that are no training images, at most `CAP`; and (C,) how many of each class are."""
+    if reference is None:
+        return np.empty(0, dtype=np.int64), np.zeros(len(train.class_names), dtype=np.int64)
+    known = set(train.hashes)
+    ours = np.array([key in known for key in reference.hashes], dtype=bool)
+    rows = np.flatnonzero(~ours)
+    kept = rows[capped_rows(reference.labels[rows], CAP, _keys(reference)[rows])]
+    return kept, np.bincount(reference.labels[ours], minlength=len(train.class_names))
+
+
+def _warned(found: dict[str, Any], leaked: np.ndarray, reference: ImageSet | None) -> dict[str, Any]:
+    """With a first warning where the reference is not held out."""
+    n, total = int(leaked.sum()), 0 if reference is None else len(reference)
+    if n > max(1, total // 100):
+        say = f"{n:,} of {total:,} reference images are training images and were left out of this comparison"
+        if n == total:
+            say = "all reference images are training images: nothing is held out to compare with"
+        found["warnings"] = [say, *found["warnings"]]
+    return found
 
 
 def capped_rows(labels: np.ndarray, cap: int, keys: np.ndarray | None = None) -> np.ndarray:
@@ -150,7 +173,7 @@ def capped_rows(labels: np.ndarray, cap: int, keys: np.ndarray | None = None) ->
 
 def _in_features(
     features: Mapping[str, Any], chosen: np.ndarray, kept: np.ndarray, part: ImageSet, held: ImageSet, train: ImageSet,
-    groups: Groups,
+    groups: Groups, leaked: np.ndarray,
 ) -> dict[str, Any]:  # fmt: skip
     base = np.asanyarray(features["train"])
     x = np.asanyarray(features["synthetic"])[chosen]
@@ -170,7 +193,7 @@ def _in_features(
     return {
         "extractor": str(features["extractor"]),
         "limit": rounded(search.limit),
-        **tables(sides[0], sides[1], train, groups, search),
+        **tables(sides[0], sides[1], train, groups, search, leaked),
     }
 
 

@@ -88,6 +88,12 @@ class Rows:
         return len(self.labels)
 
     @property
+    def index(self) -> np.ndarray:
+        """(N,) place of each row in the array that `features` is."""
+        assert self._index is not None
+        return self._index
+
+    @property
     def dim(self) -> int:
         return self.features.shape[1]
 
@@ -127,16 +133,20 @@ class Rows:
         weights = share / max(share.sum(), 1e-300) / np.maximum(counts, 1)
         return replace(kept, weights=weights[kept.labels])
 
-    def part(self, n: int) -> Rows:
+    def part(self, n: int, least: int = 0) -> Rows:
         """At most `n` rows: of each class the ones with the lowest keys, as many as its share of the weight asks for.
 
         Classes that have fewer give all they have, and the others fill up; the shares of the weight stay.
+
+        Args:
+            least: rows that every class gives first, as far as it has them and `n` reaches.
         """
         if len(self) <= n:
             return self
         share = np.bincount(self.labels, self.weights)
         rank = np.arange(len(self)) - np.searchsorted(self.labels, self.labels, side="left")
-        keep = np.sort(np.lexsort((self.labels, (rank + 0.5) / share[self.labels]))[:n])
+        turn = np.where(rank < least, -1.0, (rank + 0.5) / share[self.labels])
+        keep = np.sort(np.lexsort((self.labels, turn))[:n])
         part = self.select(keep)
         counts = np.bincount(part.labels, minlength=len(share))
         left = np.where(counts > 0, share, 0.0)

@@ -146,8 +146,8 @@ def jackknife_half_width(leave_out: Sequence[Sequence[float]]) -> float:
     return float(np.sqrt(variance)) * student95(dof)
 
 
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % Wilson score interval of a share (Wilson 1927); (0, 1) where n = 0."""
+def wilson(successes: float, n: float, z: float = 1.959964) -> tuple[float, float]:
+    """95 % Wilson score interval of a share (Wilson 1927); (0, 1) where n = 0. An effective n need not be whole."""
     if n == 0:
         return 0.0, 1.0
     p = successes / n

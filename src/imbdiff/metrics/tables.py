@@ -25,6 +25,7 @@ def number_row(metric: str, scope: str, estimate: Estimate, direction: str, comm
         "n_effective": estimate.n_effective,
         "direction": direction,
         **common,
+        "classes_left_out": common["classes_left_out"] + int(estimate.extra.get("classes_dropped", 0)),
         "extra": estimate.extra,
     }
 

@@ -21,15 +21,27 @@ from imbdiff.recognition.cas import classification_accuracy_score
 from imbdiff.recognition.fit import FitPlan
 from imbdiff.recognition.judge import judges
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.files import digest
+from imbdiff.runtime.files import digest, sha256_file
 from imbdiff.runtime.progress import Progress
 
 
 def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig, flip: bool) -> str:
     """A hash of everything that decides what the stage gives."""
     options = {k: v for k, v in asdict(config.evaluate).items() if k != "batch_size"}
+    options["files"] = [_contents(n) for n in (*config.evaluate.extractors, config.evaluate.inception_weights or "")]
     cas = [asdict(config.classify), flip] if config.evaluate.cas else []
     return digest([2, synthetic.fingerprint, prepared.manifest["hash"], config.seed, options, *cas])
+
+
+def _contents(name: str) -> list[str]:
+    """Hashes of the files that an extractor's name mentions: another file at the same path is another extractor."""
+    found: list[str] = []
+    for path in (Path(part) for part in (name, *name.split(":")) if part):
+        if path.is_file():
+            found.append(sha256_file(path))
+        elif path.is_dir():
+            found += [sha256_file(p) for p in sorted(path.iterdir()) if p.is_file()]
+    return found
 
 
 def evaluate_run(

@@ -171,6 +171,8 @@ class Run:
         )
         if self.dist.main:
             kept = watch.best() if watch and self.config.watch.keep == "best" else None
+            if watch and self.config.watch.keep == "best" and kept is None:
+                self.say(f"kept: the last weights: no measurement gave a {self.config.watch.metric}")
             if kept is not None:
                 model, found = kept
                 value = found[self.config.watch.metric]["value"]

@@ -22,14 +22,15 @@ from imbdiff.diffusion.model import DiffusionModel, load_model
 from imbdiff.methods import get_method
 from imbdiff.metrics.agreement import share_agreeing
 from imbdiff.metrics.extractors import ClassifierFeatures, Extractor
-from imbdiff.metrics.frechet import frechet
+from imbdiff.metrics.frechet import ROWS_PER_FEATURE_EXTRAPOLATED, frechet
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.scopes import Scope
 from imbdiff.pipeline.samples import make_guidance
 from imbdiff.recognition.fit import FitPlan, fit
 from imbdiff.recognition.losses import class_prior
-from imbdiff.runtime.errors import DataError
+from imbdiff.recognition.networks import build_network
+from imbdiff.runtime.errors import ConfigError, DataError
 from imbdiff.runtime.files import read_json, write_json
 from imbdiff.runtime.log import JsonLog, read_jsonl
 
@@ -57,6 +58,18 @@ class Watch:
                 f"--watch.every needs at least 20 validation images, here are {n}",
                 "raise --data.val_fraction, or leave it out",
             )
+        if self.config.watch.metric == "FD∞":
+            options = self.config.classify
+            shape, classes = self.prepared.train.shape, len(self.prepared.train.class_names)
+            need = ROWS_PER_FEATURE_EXTRAPOLATED * build_network(options.network, shape, classes).feature_dim
+            have = {"--watch.samples": self.config.watch.samples, "validation images": len(self.prepared.val)}
+            short = [f"{name} {n}" for name, n in have.items() if n < need]
+            if short:
+                raise ConfigError(
+                    f"--watch.metric FD∞ with the features of {options.network} needs {need} images of either set; "
+                    f"here {', '.join(short)}",
+                    "use --watch.metric KD",
+                )
         self._extractor: Extractor | None = None
 
     def __call__(self, model: DiffusionModel, seen: int) -> None:
