@@ -15,9 +15,9 @@ from imbdiff.runtime.errors import DataError
 MIN_ROWS = 50
 """Rows of either set, at least; and 2 k + 2, so that a ball is a part of its set.
 
-Digits as pixels, recall(k=3) and coverage(k=5), mean of 20 draws: of random real rows, and of rows of five of the ten
-classes. n = 20: 0.94 and 0.96 against 0.82 and 0.90, within two standard deviations; n = 50: 0.95 and 0.97 against 0.65
-and 0.81, four apart; n = 400: 0.91 and 0.97 against 0.52 and 0.59.
+Digits as pixels, recall(k=3) and coverage(k=5), mean of 20 draws (``benchmarks/small_n.py``): of random real rows, and
+of rows of five of the ten classes. n = 20: 0.93 and 0.98 against 0.80 and 0.93, within two standard deviations; n = 50:
+0.95 and 0.99 against 0.66 and 0.86; n = 400: 0.90 and 0.97 against 0.52 and 0.58.
 """
 DENSE = 256
 """Pairs of one query, on average, above which those that are surely inside are counted by matrix products."""

@@ -32,8 +32,8 @@ CLUSTERS_PER_CLASS = 20
 PER_CLUSTER = 5
 """Rows of either set for each cluster, at least; below, chance differences of the histograms govern the number.
 
-Random halves of the digits (20 clusters without classes, 200 with), where F8 should be 1: 0.52 at 1 row a cluster, 0.81
-at 2, 0.92 to 0.94 at 5, 0.97 at 10, 0.985 at 20.
+Random halves of the digits, where F8 should be 1 (``benchmarks/small_n.py``): 0.54 at 1 row a cluster, 0.84 at 2, 0.96
+at 5, 0.98 at 10.
 """
 CAP = 10_000
 """Rows of each set that are used."""

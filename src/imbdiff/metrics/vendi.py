@@ -6,10 +6,10 @@ between 1 (all rows equal) and n; m groups of equal size without likeness betwee
 
 The similarity is the cosine of features *centred on the mean of the reference*. Plain cosine is near 1 between any two
 rows of features that are never negative, as those behind a ReLU, and the score hardly moves. Measured on 500 digits,
-random ReLU features of 1,024 dimensions, as plain -> centred cosine: all classes 5.0 -> 32, five classes 4.6 -> 24, two
-classes 3.4 -> 12, fifty copies of ten images 3.0 -> 8.3. Features scaled to unit variance give 85, 63, 26, 9.2, but
-there units that are hardly ever active count as much as all others; a Gaussian kernel needs a bandwidth and all n^2
-similarities, and gives 114, 84, 31, 9.0 at half of the median distance.
+random ReLU features of 1,024 dimensions, as plain -> centred cosine (``benchmarks/small_n.py``): ten classes 3.7 -> 26,
+five classes 3.6 -> 21, two classes 2.8 -> 11, fifty copies of ten images 2.6 -> 8.0. Scaling the features to unit
+variance would let units that are hardly ever active count as much as all others, and a Gaussian kernel needs a
+bandwidth and all n^2 similarities.
 """
 
 from __future__ import annotations
