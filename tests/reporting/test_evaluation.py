@@ -63,6 +63,17 @@ def test_with_training_images_the_page_has_pictures_and_copies(sets: tuple[Image
     assert not re.search(r"https?://|url\((?!data:)", html)
 
 
+def test_copies_are_said_beside_the_numbers(sets: tuple[ImageSet, ImageSet]) -> None:
+    train, synthetic = sets
+    test = ImageSet(255 - train.images, train.labels, train.class_names)
+    pages = [
+        page(evaluate(s, test, train, None, [RandomConv(1)], reference_name="b"), synthetic=s, train=train)
+        for s in (train, ImageSet(255 - synthetic.images, synthetic.labels, synthetic.class_names))
+    ]
+    quality = [html[html.index('id="metrics"') : html.index('id="images"')] for html in pages]
+    assert ["near copies of training images" in part for part in quality] == [True, False]
+
+
 def test_without_training_images_or_classes_nothing_is_invented(sets: tuple[ImageSet, ImageSet]) -> None:
     one = [ImageSet(s.images, np.zeros_like(s.labels), ("all",)) for s in sets]
     found = evaluate(one[1], one[0], None, None, [RandomConv(1)], reference_name="real")
