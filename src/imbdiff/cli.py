@@ -190,12 +190,11 @@ def _evaluate(arguments: Sequence[str]) -> None:
     from imbdiff.pipeline.direct import evaluate_any
     from imbdiff.runtime.dist import Dist
 
-    stem = Path(command.fake).resolve().stem or "images"
-    out = Path(command.out) if command.out else Path(f"evaluation-{stem}")
+    out = Path(command.out) if command.out else Path(f"evaluation-{_called(command.fake)}")
     found = evaluate_any(
         command.fake, command.reference, command.train,
         how=_measuring(command.measure, shlex.join(["imbdiff", "evaluate", *arguments])),
-        reference_split=command.reference_split, out=out,
+        fake_split=command.fake_split, reference_split=command.reference_split, out=out,
     )  # fmt: skip
     if Dist.current().main and not command.measure.quiet:
         from rich.console import Console
@@ -207,6 +206,12 @@ def _evaluate(arguments: Sequence[str]) -> None:
         for warning in (found["memorisation"] or {}).get("warnings", []):
             print(f"copies: {warning}")
         print(f"report: {out / 'report.html'}")
+
+
+def _called(source: str) -> str:
+    """What a default --out calls a source: all of a folder's name ("gen.v2"), a file's less its ending."""
+    path = Path(source).expanduser().resolve()
+    return (path.name if path.is_dir() else path.stem) or "images"
 
 
 def _measuring(options: Any, command: str | None = None) -> Any:
@@ -224,8 +229,7 @@ def _reference(arguments: Sequence[str]) -> None:
     command = _parse(ReferenceCommand, "reference", arguments)
     from imbdiff.pipeline.direct import reference_any
 
-    stem = Path(command.source).resolve().stem or "images"
-    out = Path(command.out) if command.out else Path(f"reference-{stem}")
+    out = Path(command.out) if command.out else Path(f"reference-{_called(command.source)}")
     reference_any(command.source, out, how=_measuring(command.measure), split=command.split)
 
 

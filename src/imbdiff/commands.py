@@ -50,9 +50,9 @@ class MeasureOptions:
     inception_weights: str | None = None
     """File with the weights of FID's Inception network; with it, FID is computed."""
     size: int | None = None
-    """Side in pixels to bring all images to. Default: as they are."""
-    resize: Literal["crop", "pad", "stretch"] = "crop"
-    """How to bring them to it."""
+    """Side in pixels to bring all images to. Default: as they are, or as of a reference folder."""
+    resize: Literal["crop", "pad", "stretch"] | None = None
+    """How to bring them to it. Default: crop, or as of a reference folder."""
     lpips: bool = False
     """Also measure LPIPS between images of a class; needs the extra fidelity and weights."""
     batch_size: int = 256
@@ -75,6 +75,8 @@ class EvaluateCommand:
     """Real images to compare with, none of which the generator saw; or what `imbdiff reference` made."""
     train: str | None = None
     """The images that the generator was trained on: for memorisation, groups, and as a second reference."""
+    fake_split: str | None = None
+    """Which split of FAKE. Default: all its images, of all splits."""
     reference_split: str | None = None
     """Which split of the reference. Default: test, where it has one."""
     out: str | None = None

@@ -8,6 +8,7 @@ from PIL import Image
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.plain import ONE_CLASS, align, read_any
+from imbdiff.data.sources import load
 from imbdiff.runtime.errors import DataError
 
 
@@ -72,6 +73,102 @@ def test_arrays_and_npy(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no plain array"):
         read_any(tmp_path / "y.npy")
     assert len(read_any("digits").images) == 1797
+
+
+def _npz(path: Path, **arrays: object) -> Path:
+    np.savez(path, **{k: np.asarray(v) for k, v in arrays.items()})
+    return path
+
+
+X = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("key", ["x", "X", "images", "arr_0", "x_train", "x_test", "train_images"])
+def test_npz_without_labels_is_one_class(tmp_path: Path, key: str) -> None:
+    found = read_any(_npz(tmp_path / "a.npz", **{key: X}, other=[1.5]))
+    assert found.unlabelled
+    np.testing.assert_array_equal(found.images.images[..., 0], X)
+    assert any("ignored" in note and "other" in note for note in found.notes)
+    assert found.name == str(tmp_path / "a.npz")
+
+
+def test_npz_splits_of_images_without_labels(tmp_path: Path) -> None:
+    path = _npz(tmp_path / "a.npz", x_train=X, x_test=X[:2])
+    assert len(read_any(path).images) == 2
+    assert len(read_any(path, "train").images) == 5
+    every = read_any(path, "all")
+    np.testing.assert_array_equal(every.images.images[..., 0], np.concatenate([X, X[:2]]))
+    assert len(set(every.images.ids)) == 7
+    assert every.name == f"{path} train and test"
+    with pytest.raises(DataError, match="no split 'val'"):
+        read_any(path, "val")
+    with pytest.raises(DataError, match="no split 'train'"):
+        read_any(_npz(tmp_path / "b.npz", x_test=X), "train")
+
+
+def test_npz_of_one_class_and_of_classes_that_a_split_lacks(tmp_path: Path) -> None:
+    one = read_any(_npz(tmp_path / "a.npz", x=X, y=[3] * 5))
+    assert (one.images.class_names, one.images.labels.tolist()) == (("3",), [0] * 5)
+    named = read_any(_npz(tmp_path / "b.npz", x=X, y=[2] * 5, class_names=["a", "b", "c"]))
+    assert (named.images.class_names, named.images.labels.tolist()) == (("c",), [0] * 5)
+    text = _npz(tmp_path / "c.npz", x_train=X, y_train=["dog"] * 5, x_test=X[:2], y_test=["dog", "cat"])
+    assert [read_any(text, s).images.labels.tolist() for s in ("train", "test")] == [[1] * 5, [1, 0]]
+    ordered = _npz(tmp_path / "d.npz", x=X, y=["b", "a", "b", "b", "a"], class_names=["b", "z", "a"])
+    found = read_any(ordered).images
+    assert (found.class_names, found.labels.tolist()) == (("b", "a"), [0, 1, 0, 0, 1])
+
+
+def test_npz_that_training_takes_is_read_the_same(tmp_path: Path) -> None:
+    path = _npz(tmp_path / "a.npz", x_train=X, y_train=[4, 0, 2, 0, 4], x_test=X[:2], y_test=[[2], [4]])
+    for split in ("train", "test"):
+        ours, strict = read_any(path, split).images, load(path).read(split)
+        assert ours.fingerprint == strict.fingerprint
+        assert ours.ids == strict.ids
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"x_train": X, "y_train": [0, 1, 0, 1, 0], "x_test": X}, "no y_test"),
+        ({"x": X.astype(float)}, "uint8"),
+        ({"x": X.reshape(5, -1)}, "reshape flat rows"),
+        ({"x": np.array([{"a": 1}] * 5, dtype=object)}, "never unpickled"),
+        ({"x": X, "y": [0, 1, 2, 3, -1]}, "out of range"),
+        ({"x": X, "y": [0, 1, 2, 1, 1], "class_names": ["a", "b"]}, "out of range"),
+        ({"x": X, "y": [0, 1]}, "one label per image"),
+        ({"x_train": X, "y_train": [0] * 5, "x_test": X, "y_test": ["a"] * 5}, "use one kind"),
+        ({"y": [0, 1]}, "no x"),
+        ({"z": X}, "no images"),
+    ],
+)
+def test_npz_that_cannot_be_measured_says_why(tmp_path: Path, arrays: dict[str, object], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read_any(_npz(tmp_path / "a.npz", **arrays))
+    (tmp_path / "b.npz").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="no readable"):
+        read_any(tmp_path / "b.npz")
+
+
+def test_everything_of_a_folder_with_splits(tmp_path: Path) -> None:
+    for seed, split in enumerate(("train", "test")):
+        for k, name in enumerate("ab"):
+            write(tmp_path / "d" / split / name, 2 + seed, seed=2 * seed + k)
+    every = read_any(tmp_path / "d", "all")
+    assert every.images.labels.tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
+    assert len(set(every.images.hashes)) == 10
+    assert every.name.endswith("d train and test")
+    assert read_any(tmp_path / "d" / "train", "all").name == str(tmp_path / "d" / "train")
+
+
+def test_notes_of_a_flat_folder_say_what_is_true(tmp_path: Path) -> None:
+    write(tmp_path / "flat", 4)
+    (tmp_path / "flat" / "notes.txt").write_text("x")
+    notes = read_any(tmp_path / "flat").notes
+    assert notes == (f"ignored in {tmp_path / 'flat'}: 1 file that is no image: notes.txt",)
+    write(tmp_path / "flat" / "a", 2)
+    found = read_any(tmp_path / "flat")
+    assert len(found.images) == 2
+    assert any("4 images outside a class folder" in note for note in found.notes)
 
 
 def test_align_goes_by_name_and_says_what_it_leaves_out() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from imbdiff.metrics import features as features_module
 from imbdiff.metrics.extractors import Extractor, RandomConv
 from imbdiff.metrics.features import FeatureStore
 from imbdiff.metrics.reference import is_reference, load_reference, make_reference
-from imbdiff.runtime.errors import DataError, RunError
+from imbdiff.runtime.errors import ConfigError, DataError, RunError
 
 
 class Counting(Extractor):
@@ -103,6 +107,120 @@ def test_a_stopped_extraction_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     assert fresh.seen == 50
 
 
+def test_the_part_kept_grows_by_what_is_new_and_a_torn_row_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "BLOCK", 8)
+    store = FeatureStore(tmp_path, batch_size=8)
+    alone = FeatureStore().features(_set(), Counting())
+    written: list[int] = []
+    append = features_module._Part.append
+
+    def watched(self: Any, block: np.ndarray) -> None:
+        before = self.path.stat().st_size
+        inode = self.path.stat().st_ino
+        append(self, block)
+        written.append(self.path.stat().st_size - before)
+        assert self.path.stat().st_ino == inode  # the same file goes on: nothing is written again
+
+    monkeypatch.setattr(features_module._Part, "append", watched)
+    with pytest.raises(KeyboardInterrupt):
+        store.features(_set(), Counting(fail_after=24))
+    assert written == [8 * 2 * 4] * 3
+    (part,) = tmp_path.glob("*.begun-0-of-1")
+    with open(part, "ab") as handle:
+        handle.write(b"12345")  # killed within a row
+    other = part.with_name(part.name.replace("0-of-1", "1-of-4"))
+    other.write_bytes(b"left by an earlier call with four processes")
+    rest = Counting()
+    found = store.features(_set(), rest)
+    assert rest.seen == 26
+    assert isinstance(found, np.memmap)
+    np.testing.assert_array_equal(found, alone)
+    assert {p.suffix for p in tmp_path.iterdir()} == {".npy", ".json"}
+
+
+@pytest.mark.parametrize("damage", [b"", b"1 of another key\n" + bytes(800), None])
+def test_a_part_that_does_not_belong_is_begun_again(tmp_path: Path, damage: bytes | None) -> None:
+    part = features_module._Part(tmp_path / "part", "k" * 64, 10, 2)
+    part.append(np.ones((4, 2), np.float32))
+    data = (tmp_path / "part").read_bytes()
+    # None: more rows than this process has images
+    (tmp_path / "part").write_bytes(data + bytes(80) if damage is None else damage)
+    again = features_module._Part(tmp_path / "part", "k" * 64, 10, 2)
+    assert again.done == 0
+    again.append(np.full((3, 2), 7, np.float32))
+    np.testing.assert_array_equal(again.read(1, 5), [[7, 7], [7, 7], [0, 0], [0, 0]])
+
+
+def test_a_full_disk_is_said_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "BLOCK", 8)
+    store = FeatureStore(tmp_path, batch_size=8)
+    calls = []
+
+    def fsync(_: int) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features_module.os, "fsync", fsync)
+        with pytest.raises(RunError, match="no space left while writing"):
+            store.features(_set(), Counting())
+    rest = Counting()
+    store.features(_set(), rest)
+    assert rest.seen <= 50 - 16
+
+
+TWO = """
+import sys, pathlib, torch, numpy as np
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+from imbdiff.metrics import features
+from imbdiff.metrics.features import FeatureStore
+from imbdiff.runtime.dist import Dist
+from tests.metrics.test_features import Counting, _set
+features.BLOCK = 8
+dist, root = Dist.current(), pathlib.Path(sys.argv[1])
+images, alone = _set(51), FeatureStore().features(_set(51), Counting())
+e = Counting()
+for folder in (None, root / "shared", root / f"own-{rank}"):
+    e.seen = 0
+    rows = FeatureStore(folder, 8, dist).features(images, e)
+    assert np.array_equal(rows, alone), (rank, folder)
+    assert e.seen == (26 if rank == 0 else 25), e.seen
+    here = folder is not None and (folder.name == "shared" or rank == 0)
+    assert isinstance(rows, np.memmap) == here, (rank, folder)
+    torch.distributed.barrier()
+    if folder is not None:
+        left = sorted(p.suffix for p in folder.iterdir())
+        assert left == ([".json", ".npy"] if here else []), (rank, left)
+        e.seen = 0
+        again = FeatureStore(folder, 8, dist).features(images, e)
+        assert np.array_equal(again, alone) and e.seen == 0  # the first process has them
+x = np.arange(6, dtype=np.int16).reshape(2, 3) + 10 * rank
+assert np.array_equal(dist.gather_array(x), np.concatenate([x - 10 * rank, x - 10 * rank + 10]))
+assert dist.gather_array(x).dtype == np.int16
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_share_the_work_and_a_folder_or_not(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    (tmp_path / "two.py").write_text(TWO)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*start, str(tmp_path / "two.py"), str(tmp_path)],
+        env=env,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_features_that_are_not_finite_name_the_image(tmp_path: Path) -> None:
     class Broken(Counting):
         def _batch(self, x: np.ndarray) -> np.ndarray:
@@ -167,3 +285,36 @@ def test_reference_refuses_a_folder_with_other_things_and_one_image(tmp_path: Pa
     with pytest.raises(DataError, match="3 channels"):
         make_reference(_set(), [RandomConv(3)], tmp_path / "r", name="r")
     assert not (tmp_path / "r").exists()
+
+
+def test_reference_refuses_other_images_in_its_folder_and_one_name_twice(tmp_path: Path) -> None:
+    images, e = _set(), Counting()
+    with pytest.raises(ConfigError, match="two extractors are called counting"):
+        make_reference(images, [e, Counting()], tmp_path / "ref", name="mine")
+    assert e.seen == 0
+    make_reference(images, [e], tmp_path / "ref", name="mine", size=6, resize="pad")
+    stored = load_reference(tmp_path / "ref")
+    assert (stored.size, stored.resize) == (6, "pad")
+    make_reference(images, [e], tmp_path / "ref", name="mine")  # the same again
+    seen = e.seen
+    with pytest.raises(RunError, match=r"reference of other images \(mine: 50 images\)"):
+        make_reference(_set(seed=1), [e], tmp_path / "ref", name="other")
+    assert e.seen == seen
+    assert load_reference(tmp_path / "ref").hashes == images.hashes
+
+
+def test_names_that_make_one_file_name_keep_their_features_apart(tmp_path: Path) -> None:
+    one, two = Counting(), RandomConv(1)
+    one.name, two.name = "a-b", "a:b"
+    stored = load_reference(make_reference(_set(), [one, two], tmp_path / "ref", name="r"))
+    np.testing.assert_array_equal(stored.stored(one), one.features(_set()))
+    np.testing.assert_array_equal(stored.stored(two), two.features(_set()))
+
+
+def test_a_reference_of_an_earlier_version_says_nothing_of_sizes(tmp_path: Path) -> None:
+    folder = make_reference(_set(), [Counting()], tmp_path / "ref", name="r", size=6, resize="crop")
+    record = json.loads((folder / "reference.json").read_text())
+    del record["size"], record["resize"]
+    (folder / "reference.json").write_text(json.dumps(record))
+    stored = load_reference(folder)
+    assert (stored.size, stored.resize) == (None, None)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imbdiff.cli import main
+from imbdiff.cli import _called, main
 from imbdiff.data.imageset import ImageSet
 from imbdiff.pipeline.direct import Measuring, evaluate_any, reference_any
-from imbdiff.runtime.errors import DataError
+from imbdiff.runtime.errors import ConfigError, DataError, RunError
 
 QUIET = Measuring(quiet=True)
 
@@ -153,3 +153,156 @@ def test_a_folder_that_is_no_run_says_what_to_give(tmp_path: Path, capsys: pytes
     fake = _write(_digits(40, 0), tmp_path / "fake")
     assert main(["evaluate", str(fake)]) == 2
     assert "--reference REAL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--batch-size", "-3"], "--batch-size -3"),
+        (["--size", "0"], "--size 0 is out of range"),
+        (["--size", "3"], "give 4 to 4096 pixels"),
+        (["--size", "4097"], "--size 4097"),
+    ],
+)
+def test_numbers_out_of_range_name_the_option(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["evaluate", "digits", "--reference", "digits"], ["reference", "digits"]):
+        assert main([*command, "--out", str(tmp_path / "out"), *options]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_measuring_refuses_an_unknown_policy_and_takes_the_ends_of_the_range() -> None:
+    with pytest.raises(ConfigError, match="--resize squeeze"):
+        Measuring(resize="squeeze")
+    Measuring(size=4, batch_size=1)
+    Measuring(size=4096)
+
+
+def test_default_folders_tell_sources_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("gen.v1", "gen.v2"):
+        _write(_digits(40, 0), Path(name))
+    np.savez("set.v1.npz", x=_digits(5, 0).images)
+    assert [_called(s) for s in ("gen.v1", "gen.v2/", "set.v1.npz", "digits")] == [
+        "gen.v1",
+        "gen.v2",
+        "set.v1",
+        "digits",
+    ]
+    command = ["--extractor", "raw-pixels", "--quiet"]
+    assert main(["evaluate", "gen.v1", "--reference", "gen.v2", *command]) == 0
+    assert (tmp_path / "evaluation-gen.v1" / "metrics.json").exists()
+    assert main(["reference", "gen.v2", *command]) == 0
+    assert (tmp_path / "reference-gen.v2" / "reference.json").exists()
+
+
+def test_numbers_of_other_images_are_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = Measuring(quiet=True, extractors=("raw-pixels",))
+    real, out = _digits(60, 1), tmp_path / "out"
+    first = evaluate_any(_digits(40, 0), real, how=how, out=out)
+    kept = (out / "metrics.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Measuring, "make", lambda *_: pytest.fail("extractors were made"))
+        with pytest.raises(RunError, match="has the numbers of other images: images against images") as caught:
+            evaluate_any(_digits(40, 2), real, how=how, out=out)
+        assert f"--out {out}-2;" in caught.value.remedy
+        with pytest.raises(RunError, match="other images"):
+            evaluate_any(_digits(40, 0), _digits(60, 3), how=how, out=out)
+    assert (out / "metrics.json").read_bytes() == kept
+    # the folder that it names is taken, and named again the next time
+    evaluate_any(_digits(40, 2), real, how=how, out=tmp_path / "out-2")
+    with pytest.raises(RunError) as caught:
+        evaluate_any(_digits(40, 2), real, how=how, out=out)
+    assert "out-2;" in caught.value.remedy
+    with pytest.raises(RunError) as caught:
+        evaluate_any(_digits(40, 5), real, how=how, out=out)
+    assert "out-3;" in caught.value.remedy
+    # the same images again, by another extractor too
+    again = evaluate_any(_digits(40, 0), real, how=Measuring(quiet=True), out=out)
+    assert again["protocol"]["fingerprints"] == first["protocol"]["fingerprints"]
+    (out / "metrics.json").write_text("{}")
+    with pytest.raises(RunError, match="unknown ones"):
+        evaluate_any(_digits(40, 0), real, how=how, out=out)
+
+
+def test_all_images_of_a_fake_with_splits_unless_one_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write(_digits(60, 0), tmp_path / "fake" / "train")
+    _write(_digits(50, 7), tmp_path / "fake" / "test")
+    real = _write(_digits(80, 1), tmp_path / "real")
+    how = Measuring(quiet=True, extractors=("raw-pixels",))
+    every = evaluate_any(tmp_path / "fake", real, how=how)
+    assert every["protocol"]["n_synthetic"] == 110
+    assert every["protocol"]["synthetic"] == f"{tmp_path / 'fake'} train and test"
+    command = ["evaluate", str(tmp_path / "fake"), "--reference", str(real), "--extractor", "raw-pixels"]
+    assert main([*command, "--fake-split", "test", "--out", str(tmp_path / "out")]) == 0
+    assert f"{tmp_path / 'fake'} test: 50 images" in capsys.readouterr().out
+    # the reference is its test images, as before
+    assert evaluate_any(real, tmp_path / "fake", how=how)["protocol"]["n_reference"] == 50
+
+
+def test_npz_without_labels_against_a_labelled_folder(tmp_path: Path) -> None:
+    np.savez(tmp_path / "fake.npz", _digits(60, 0).images)
+    found = evaluate_any(tmp_path / "fake.npz", _write(_digits(80, 1), tmp_path / "real"), how=QUIET)
+    assert found["classes"]["names"] == ["all images"]
+    assert found["protocol"]["n_synthetic"] == 60
+
+
+@pytest.mark.parametrize("flat", ["reference", "fake"])
+def test_a_stored_reference_and_a_fake_of_which_one_has_no_labels(tmp_path: Path, flat: str) -> None:
+    fake = _write(_digits(60, 0), tmp_path / "fake", flat=flat == "fake")
+    real = _write(_digits(80, 1), tmp_path / "real", flat=flat == "reference")
+    reference_any(real, tmp_path / "ref", how=QUIET)
+    stored = evaluate_any(fake, tmp_path / "ref", _digits(50, 3), how=QUIET)
+    live = evaluate_any(fake, real, _digits(50, 3), how=QUIET)
+    assert stored["classes"]["names"] == live["classes"]["names"] == ["all images"]
+    a, b = (_value(f, "KD[random-conv]", reference=str(real)) for f in (stored, live))
+    assert (a["value"], a["low"]) == (b["value"], b["low"])
+
+
+def test_images_are_resized_as_the_stored_reference_was(tmp_path: Path) -> None:
+    def oblong(n: int, seed: int) -> ImageSet:
+        small = _digits(n, seed)
+        return ImageSet(small.images.repeat(4, 1).repeat(2, 2), small.labels, small.class_names)
+
+    fake, real = (_write(oblong(n, s), tmp_path / name) for n, s, name in ((60, 0, "fake"), (80, 1, "real")))
+    pad = Measuring(quiet=True, extractors=("raw-pixels",), size=8, resize="pad")
+    reference_any(real, tmp_path / "ref", how=pad)
+    record = json.loads((tmp_path / "ref" / "reference.json").read_text())
+    assert (record["size"], record["resize"]) == (8, "pad")
+    unsaid = evaluate_any(fake, tmp_path / "ref", how=QUIET)  # neither size nor policy given
+    live = evaluate_any(fake, real, how=pad)
+    assert unsaid["protocol"]["fingerprints"]["synthetic"] == live["protocol"]["fingerprints"]["synthetic"]
+    assert _value(unsaid, "FD[raw-pixels]")["value"] == _value(live, "FD[raw-pixels]")["value"]
+    assert unsaid["protocol"]["resized"] == live["protocol"]["resized"] == "to 8 x 8 pixels: pad"
+    for options, said in (({"size": 16}, "--size 16, but .* 8 x 8"), ({"resize": "crop"}, "made with --resize pad")):
+        with pytest.raises(ConfigError, match=said):
+            evaluate_any(fake, tmp_path / "ref", how=Measuring(quiet=True, **options))
+    # a reference left as it was: the fake is brought to its size as asked
+    native = _write(_digits(80, 1), tmp_path / "native")
+    reference_any(native, tmp_path / "ref2", how=Measuring(quiet=True, extractors=("raw-pixels",)))
+    with pytest.raises(DataError, match=r"32 x 16 pixels, those of .* 8 x 8") as caught:
+        evaluate_any(fake, tmp_path / "ref2", how=QUIET)
+    assert "give --size 8" in caught.value.remedy
+    found = evaluate_any(fake, tmp_path / "ref2", how=Measuring(quiet=True, size=8, resize="stretch"))
+    assert found["protocol"]["resized"] == "to 8 x 8 pixels: stretch"
+
+
+@pytest.mark.parametrize("name", ["train", "synthetic"])
+def test_a_reference_called_as_another_set_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _write(_digits(80, 1), Path(name))
+    out = tmp_path / "out"
+    found = evaluate_any(_digits(60, 0), name, _digits(50, 2), how=QUIET, out=out)
+    assert found["protocol"]["reference"] == f"reference ({name})"
+    assert {r["reference"] for r in found["numbers"]} >= {f"reference ({name})", "train"}
+    title = (out / "report.html").read_text().partition("<title>")[2].partition("</title>")[0]
+    assert f"against reference ({name})" in title

@@ -166,8 +166,8 @@ class Listing:
 
     def beside(self, folder: Path) -> list[str]:
         """Image files that lie directly in `folder`."""
-        files = [e for e in self._scan(folder, count=False) if not e.is_dir() and self._is_image(e)]
-        return [Path(e.path).relative_to(self.root).as_posix() for e in files]
+        entries = [e for e in self._scan(folder, count=False) if not e.is_dir() and _named_as_image(e)]
+        return [Path(e.path).relative_to(self.root).as_posix() for e in entries]
 
     def _split_folders(self) -> dict[str, Path]:
         found: dict[str, list[Path]] = {}
@@ -244,12 +244,11 @@ class Listing:
         return [Path(entry.path) for entry in self._scan(folder, count=False) if entry.is_dir()]
 
     def _images_beside(self, folder: Path) -> bool:
-        entries = self._scan(folder, count=False)
-        return any(entry.is_file() and Path(entry.name).suffix.lower() in EXTENSIONS for entry in entries)
+        return any(_named_as_image(entry) for entry in self._scan(folder, count=False))
 
     def _is_image(self, entry: os.DirEntry[str]) -> bool:
         # Not a regular file: a pipe or a broken link. Opening a pipe would wait for ever.
-        if Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file():
+        if _named_as_image(entry):
             return True
         self.ignored[OTHER] += 1
         self.not_images.append(Path(entry.path).relative_to(self.root).as_posix())
@@ -308,6 +307,10 @@ class Listing:
         if self.stray_folders:
             notes.append(f"ignored beside train/: the folders {', '.join(self.stray_folders[:20])}")
         return tuple(notes)
+
+
+def _named_as_image(entry: os.DirEntry[str]) -> bool:
+    return Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file()
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,8 @@ class NpzSource(ArraySource):
         self.path = Path(path)
         where = name or str(path)
         headers = _headers(self.path)
-        self._keys = _layout(set(headers), where)
-        used = {key for pair in self._keys.values() for key in pair} | {"class_names"}
+        self._keys = self._find(set(headers), where)
+        used = {key for pair in self._keys.values() for key in pair if key} | {"class_names"}
         objects = sorted(key for key in used & set(headers) if headers[key][1].hasobject)
         if objects:
             raise DataError(
@@ -53,7 +54,8 @@ class NpzSource(ArraySource):
         for split, (x_key, y_key) in self._keys.items():
             shape, dtype = headers[x_key]
             check_images(shape, dtype, f"{where}: {x_key}")
-            raw[split] = check_labels(self._load(y_key), shape[0], f"{where}: {y_key}")
+            if y_key is not None:
+                raw[split] = check_labels(self._load(y_key), shape[0], f"{where}: {y_key}")
             self._shapes[split] = shape
         names = self._load("class_names") if "class_names" in headers else None
         if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
@@ -61,11 +63,21 @@ class NpzSource(ArraySource):
                 f"{where}: class_names has shape {names.shape} {names.dtype}, not (C,) strings",
                 "save np.array(class_names, dtype=str)",
             )
-        class_names, self._labels = encode_labels(raw, None if names is None else names.tolist(), where)
+        class_names, self._labels = self._encode(raw, None if names is None else names.tolist(), where)
         self._ids = {}
         ignored = sorted(set(headers) - used)
         notes = [f"ignored in {where}: the arrays {', '.join(ignored[:20])}"] if ignored else []
         Source.__init__(self, where, class_names, flippable, notes)
+
+    def _find(self, keys: set[str], where: str) -> Mapping[str, tuple[str, str | None]]:
+        """{split: (key of the images, key of the labels)}."""
+        return find_layout(keys, where)
+
+    def _encode(
+        self, raw: Mapping[str, np.ndarray], names: Sequence[str] | None, where: str
+    ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+        """Class names, and {split: (N,) int64 labels} of the labels in the file."""
+        return encode_labels(raw, names, where)
 
     def array(self, split: str) -> np.ndarray:
         return self._load(self._keys[split][0])
@@ -106,7 +118,7 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     return headers
 
 
-def _layout(keys: set[str], where: str) -> dict[str, tuple[str, str]]:
+def find_layout(keys: set[str], where: str) -> dict[str, tuple[str, str]]:
     # A layout whose images are there comes before one of which only the labels are ("X, y" before "x, y").
     begun = [layout for layout in LAYOUTS if layout["train"][0] in keys]
     for layout in begun or [layout for layout in LAYOUTS if layout["train"][1] in keys]:

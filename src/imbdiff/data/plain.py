@@ -1,25 +1,28 @@
 """Any images to measure, with or without classes: folders, arrays, splits of a source. Training is stricter.
 
 What :func:`imbdiff.data.sources.load` refuses because nothing can be learned from it, can be measured: one class only,
-images without class folders, classes that another set lacks.
+images without class folders or without labels, classes that another set lacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from imbdiff.data.folder import SPLIT_FOLDERS, FolderSource, Listing, class_order
+from imbdiff.data.folder import OUTSIDE, SPLIT_FOLDERS, FolderSource, Listing, class_order
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.npz import LAYOUTS, NpzSource, find_layout
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load
 from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError
 
 ONE_CLASS = "all images"
+EVERYTHING = "all"
+"""In place of a split: all images of all splits."""
 
 
 class PlainFolder(FolderSource):
@@ -35,6 +38,7 @@ class PlainFolder(FolderSource):
         classes = {k: v for k, v in listed.classes["train"].items() if v}
         if not classes:
             classes = {ONE_CLASS: listed.beside(self.folder)}
+            listed.ignored.pop(OUTSIDE, None)  # these are the images that are taken
         names = sorted(classes, key=class_order(classes))
         Source.__init__(self, name or str(folder), names, False, listed.warnings())
         self._files = {"train": [path for k in names for path in sorted(classes[k])]}
@@ -42,6 +46,57 @@ class PlainFolder(FolderSource):
             raise DataError(f"there is no image in {folder}", "give a folder of images, or of one folder per class")
         counts = [len(classes[k]) for k in names]
         self._labels = {"train": np.repeat(np.arange(len(names), dtype=np.int64), counts)}
+
+
+class PlainNpz(NpzSource):
+    """An ``.npz`` file of images, with labels or without; one class is enough, and so is a test split.
+
+    Keys and labels are as of :class:`NpzSource`. Without labels the images are one class, "all images", under
+    ``x_train``, ``x_val``, ``x_test`` (or MedMNIST's ``train_images`` and so on), ``images``, ``x``, ``X`` or
+    ``arr_0``, as ``np.savez(file, images)`` names them. Classes without any image are left out.
+
+    Raises:
+        DataError: as of NpzSource; labels of some splits only.
+    """
+
+    def _find(self, keys: set[str], where: str) -> Mapping[str, tuple[str, str | None]]:
+        for layout in (*LAYOUTS, {"train": ("arr_0", "")}):
+            found = {split: pair for split, pair in layout.items() if pair[0] in keys}
+            labelled = [y for _, y in layout.values() if y in keys]
+            if found and not labelled:
+                return {split: (x, None) for split, (x, _) in found.items()}
+            if found and all(x in keys and y in keys for x, y in found.values()):
+                return dict(found)
+        return find_layout(keys, where)  # which says what is missing
+
+    def _encode(
+        self, raw: Mapping[str, np.ndarray], names: Sequence[str] | None, where: str
+    ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+        if not raw:
+            return (ONE_CLASS,), {split: np.zeros(shape[0], np.int64) for split, shape in self.shapes().items()}
+        if len({y.dtype.kind == "U" for y in raw.values()}) > 1:
+            raise DataError(f"{where}: some splits have labels that are strings, others integers", "use one kind")
+        values = np.unique(np.concatenate(list(raw.values())))
+        known = [str(v) for v in values.tolist()] if names is None else [str(name) for name in names]
+        if len(set(known)) < len(known):
+            raise DataError(f"{where}: class names occur twice", "give every class a name of its own")
+        if values.dtype.kind == "U":
+            strange = [v for v in values.tolist() if v not in known]
+        else:
+            strange = [v for v in values.tolist() if v < 0 or (names is not None and v >= len(known))]
+        if strange:
+            raise DataError(
+                f"{where}: labels out of range: {strange[:20]}",
+                "number classes from 0" if names is None else f"there are {len(known)} class names; name all classes",
+            )
+        # in the order of the names given; one that no image has is left out
+        order = values.tolist()
+        if names is not None and values.dtype.kind == "U":
+            order = [name for name in known if name in set(order)]
+        used = tuple(order if values.dtype.kind == "U" else [known[v] if names is not None else str(v) for v in order])
+        rank = {v: k for k, v in enumerate(order)}
+        of_value = np.array([rank[v] for v in values.tolist()], np.int64)
+        return used, {split: of_value[np.searchsorted(values, y)] for split, y in raw.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +130,8 @@ def read_any(source: str | Path | ImageSet | np.ndarray, split: str | None = Non
     Args:
         source: an image set; (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8; "digits"; the path of a folder, of an .npz
             file, or of an .npy file with such an array.
-        split: "train", "val" or "test" of a source that has splits. Default: its test images where it brings some,
-            otherwise all there is.
+        split: "train", "val" or "test" of a source that has splits, or "all": everything there is, of all splits.
+            Default: its test images where it brings some, otherwise all there is.
         size: side in pixels to bring all images to. Default: as they are, if all have one size.
         resize: crop, pad or stretch.
 
@@ -99,15 +154,28 @@ def read_any(source: str | Path | ImageSet | np.ndarray, split: str | None = Non
         names = {f.name.lower() for f in path.iterdir() if f.is_dir()}
         has_splits = any(n in names for n in SPLIT_FOLDERS["train"])
         opened = load(path) if has_splits else PlainFolder(path, text)
+    elif path.suffix.lower() == ".npz" and path.is_file():
+        opened = PlainNpz(path, text)
     else:
         opened = load(source)
-    wanted = split or ("test" if "test" in opened.splits else "train")
-    opened.check_split(wanted)
+    if split == EVERYTHING:
+        wanted = opened.splits
+    else:
+        wanted = (split or ("test" if "test" in opened.splits else opened.splits[0]),)
+        opened.check_split(wanted[0])
     sizes = opened.survey().sizes
     target = next(iter(sizes)) if size is None and len(sizes) == 1 else size
-    sets, notes = opened.read_all(target, resize, splits=(wanted,))
-    name = text if len(opened.splits) == 1 else f"{text} {wanted}"
-    return Measurable(sets[wanted], name, (*opened.warnings, *notes))
+    sets, notes = opened.read_all(target, resize, splits=wanted)
+    name = text if len(opened.splits) == 1 else f"{text} {' and '.join(wanted)}"
+    return Measurable(_joined([sets[one] for one in wanted]), name, (*opened.warnings, *notes))
+
+
+def _joined(sets: Sequence[ImageSet]) -> ImageSet:
+    """The images of several splits of one source, one after the other."""
+    if len(sets) == 1:
+        return sets[0]
+    images, labels = (np.concatenate([getattr(s, what) for s in sets]) for what in ("images", "labels"))
+    return ImageSet(images, labels, sets[0].class_names, tuple(i for s in sets for i in s.ids))
 
 
 def align(images: ImageSet, names: tuple[str, ...], what: str, other: str) -> tuple[ImageSet, str | None]:

@@ -1,7 +1,7 @@
 """Reference statistics: the features of a set of real images, in a folder that `evaluate` takes in place of the images.
 
 ==================  ======================================================================
-reference.json      source, class names, labels, image hashes, extractors, fingerprints
+reference.json      source, class names, labels, image hashes, size and resize, extractors, fingerprints
 NAME.npy            (N, D) float32 feature rows of one extractor, read memory-mapped
 NAME.moments.npz    mu (D,) and sigma (D, D) float64 of all rows, as the field's tools take
 ==================  ======================================================================
@@ -22,7 +22,7 @@ from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.features import FeatureStore, OnImages
 from imbdiff.metrics.rows import Rows
 from imbdiff.metrics.statistics import moments_of
-from imbdiff.runtime.errors import DataError, ImbdiffError, RunError
+from imbdiff.runtime.errors import ConfigError, DataError, ImbdiffError, RunError
 from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json
 
 FORMAT = 1
@@ -42,6 +42,8 @@ class StoredReference:
         shape: (H, W, C) of the images.
         extractors: name -> file, hash, fingerprint, of those it has features of.
         asked: how these extractors were asked for, to ask for them again; empty where that is not known.
+        size: side in pixels that its images were brought to; None: they are as they were, or it is not known.
+        resize: how they were brought to it: crop, pad or stretch; None: not known.
     """
 
     path: Path
@@ -52,13 +54,15 @@ class StoredReference:
     shape: tuple[int, int, int]
     extractors: dict[str, dict[str, Any]]
     asked: tuple[str, ...] = ()
+    size: int | None = None
+    resize: str | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def fingerprint(self) -> str:
-        return digest([list(self.hashes), self.labels.tolist(), list(self.class_names)])
+        return _fingerprint(self)
 
     def stored(self, extractor: Extractor) -> np.ndarray:
         """(N, D) features of `extractor`, memory-mapped.
@@ -93,6 +97,8 @@ def make_reference(
     *,
     name: str,
     asked: Sequence[str] = (),
+    size: int | None = None,
+    resize: str | None = None,
     store: FeatureStore | None = None,
     progress: OnImages | None = None,
 ) -> Path:
@@ -101,10 +107,12 @@ def make_reference(
     Args:
         name: printed beside every number made with it, such as "cifar10 test".
         asked: how the extractors were asked for; kept, so that they need not be named again.
-        store: where features may lie already.
+        size, resize: how the images were brought to their size; kept, to do the same to images compared with them.
+        store: where features may lie already. With several processes, the first one writes.
 
     Raises:
-        RunError: the folder holds something else.
+        ConfigError: two extractors have one name.
+        RunError: the folder holds something else, or the reference of other images.
         DataError: there are fewer than two images.
     """
     folder = Path(folder)
@@ -112,13 +120,21 @@ def make_reference(
         raise DataError(f"a reference needs at least two images, {name} has {len(images)}", "give more images")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / RECORD).exists())):
         raise RunError(f"{folder} exists and is not a reference folder", "give another --out; nothing was changed")
+    names = [e.name for e in extractors]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ConfigError(f"two extractors are called {', '.join(twice)}", "name each extractor once")
+    _refuse_other(folder, images)
     store = store or FeatureStore()
     for extractor in extractors:  # before the first long work
         extractor.check(images.shape)
-    entries = {}
+    entries: dict[str, dict[str, Any]] = {}
     for extractor in extractors:
         rows = store.features(images, extractor, progress)
+        if not store.dist.main:
+            continue
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", extractor.name)
+        if any(e["file"] == f"{stem}.npy" for e in entries.values()):  # "a:b" after "a-b"
+            stem += f"-{extractor.fingerprint[:8]}"
         with atomic(folder / f"{stem}.npy") as aside, open(aside, "wb") as handle:
             np.save(handle, np.asarray(rows))
         moments = moments_of(Rows.of(rows, images.labels, hashes=images.hashes))
@@ -138,11 +154,32 @@ def make_reference(
         "class_names": list(images.class_names),
         "extractors": entries,
         "asked": list(asked),
+        "size": size,
+        "resize": resize,
         "labels": images.labels.tolist(),
         "hashes": list(images.hashes),
     }
-    write_json(folder / RECORD, record)
+    if store.dist.main:
+        write_json(folder / RECORD, record)
+    store.dist.barrier()
     return folder
+
+
+def _fingerprint(images: ImageSet | StoredReference) -> str:
+    return digest([list(images.hashes), images.labels.tolist(), list(images.class_names)])
+
+
+def _refuse_other(folder: Path, images: ImageSet) -> None:
+    """Raises RunError where the folder is a sound reference of other images than these."""
+    try:
+        known = load_reference(folder)
+    except ImbdiffError:
+        return  # there is none, or nothing that can be used
+    if known.fingerprint != _fingerprint(images):
+        raise RunError(
+            f"{folder} is a reference of other images ({known.name}: {len(known):,} images)",
+            "give another --out, or remove it; nothing was changed",
+        )
 
 
 def is_reference(path: str | Path) -> bool:
@@ -167,7 +204,7 @@ def load_reference(path: str | Path) -> StoredReference:
         if not (len(labels) == len(hashes) == int(r["images"])) or (len(labels) and labels.max() >= len(names)):
             raise ValueError("labels, hashes and class names do not belong together")
         return StoredReference(folder, str(r["name"]), labels, names, hashes, (h, w, c), dict(r["extractors"]),
-                               tuple(map(str, r["asked"])))  # fmt: skip
+                               tuple(map(str, r["asked"])), r.get("size"), r.get("resize"))  # fmt: skip
     except DataError:
         raise
     except (ImbdiffError, KeyError, TypeError, ValueError) as error:

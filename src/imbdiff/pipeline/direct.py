@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.plain import Measurable, align, read_any
+from imbdiff.data.plain import read_any
+from imbdiff.data.resize import POLICIES, SMALLEST
 from imbdiff.data.stats import Groups
-from imbdiff.metrics.checks import MODES, check_sets
+from imbdiff.metrics.checks import check_sets
 from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.extractors.inception import find_inception_weights
 from imbdiff.metrics.features import FeatureStore
 from imbdiff.metrics.lpips_diversity import lpips_distance, lpips_report
-from imbdiff.metrics.reference import StoredReference, is_reference, load_reference, make_reference
+from imbdiff.metrics.reference import StoredReference, make_reference
 from imbdiff.metrics.scopes import scopes
 from imbdiff.metrics.tables import merge
 from imbdiff.pipeline.extractors import make_extractors
+from imbdiff.pipeline.sets import read_sets
 from imbdiff.reporting.evaluation import build_evaluation
 from imbdiff.runtime.device import make_accelerator, prepare_cpu, resolve_device
 from imbdiff.runtime.dist import Dist, launched
-from imbdiff.runtime.errors import DataError, RunError
-from imbdiff.runtime.files import write_json, write_text
+from imbdiff.runtime.errors import ConfigError, DataError, RunError
+from imbdiff.runtime.files import read_json, write_json, write_text
 from imbdiff.runtime.progress import Progress
 
+LARGEST = 4096
+"""Pixels that a side may be brought to."""
 SHORT = 2.0
 """Seconds of work from which its end is worth a line."""
 
@@ -41,25 +46,37 @@ class Measuring:
         extractors: names as :func:`make_extractor` takes them; empty: the fixed random network, and FID's Inception
             where its weights are at hand.
         inception_weights: file with FID's Inception weights.
-        size, resize: bring all images to this side in pixels, and how; None: as they are.
+        size, resize: bring all images to this side in pixels, and how: crop (the default), pad or stretch; None: as
+            they are, or as the images of a stored reference were brought to theirs.
         lpips: also LPIPS between images of a class.
         batch_size: images per network call.
         device: auto, cpu, cuda or cuda:N.
         seed: of image keys, halvings and clusterings.
         quiet: prints nothing but errors.
         command: what was typed, to be printed on the page.
+
+    Raises:
+        ConfigError: a number out of range, or a word that is none of these.
     """
 
     extractors: tuple[str, ...] = ()
     inception_weights: str | None = None
     size: int | None = None
-    resize: str = "crop"
+    resize: str | None = None
     lpips: bool = False
     batch_size: int = 256
     device: str = "auto"
     seed: int = 0
     quiet: bool = False
     command: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"--batch-size {self.batch_size} is not a number of images", "give 1 or more")
+        if self.size is not None and not SMALLEST <= self.size <= LARGEST:
+            raise ConfigError(f"--size {self.size} is out of range", f"give {SMALLEST} to {LARGEST} pixels")
+        if self.resize is not None and self.resize not in POLICIES:
+            raise ConfigError(f"--resize {self.resize} is unknown", f"use one of: {', '.join(POLICIES)}")
 
     @property
     def names(self) -> list[str]:
@@ -85,6 +102,7 @@ def evaluate_any(
     train: str | Path | ImageSet | np.ndarray | None = None,
     *,
     how: Measuring | None = None,
+    fake_split: str | None = None,
     reference_split: str | None = None,
     train_split: str | None = "train",
     out: str | Path | None = None,
@@ -95,6 +113,8 @@ def evaluate_any(
         fake: the synthetic images. A run folder means its samples.
         reference: real images, or a folder that `imbdiff reference` made.
         train: the images the generator was trained on, for memorisation, groups and as a second reference.
+        fake_split: which images of `fake`. Default: all it has, of all splits.
+        reference_split: which images of `reference`. Default: its test images where it brings some, otherwise all.
         out: folder for metrics.json, report.html and kept features; a repeated call goes on where it was.
 
     Returns:
@@ -102,16 +122,18 @@ def evaluate_any(
 
     Raises:
         DataError: the sets do not belong together: grey and RGB, other sizes, other classes.
+        ConfigError: a size or resize that contradicts those of a stored reference.
+        RunError: `out` holds other things, or the numbers of other images.
     """
     how = how or Measuring()
     dist = _begin(how.device)
     folder = None if out is None else usable(Path(out))
-    sets = _read(fake, reference, train, how, reference_split, train_split)
-    for name in ("synthetic", "reference", "train"):
-        found = sets.get(name)
+    sets = read_sets(fake, reference, train, (fake_split, reference_split, train_split), how.size, how.resize)
+    for label in ("synthetic", "reference", "train"):
+        found = sets.get(label)
         if found is not None:
             n, shape = len(found.images), "x".join(map(str, found.images.shape))
-            how.say(f"{name}: {found.name}: {n:,} images of {len(found.images.class_names)} classes, {shape}")
+            how.say(f"{label}: {found.name}: {n:,} images of {len(found.images.class_names)} classes, {shape}")
             for note in getattr(found, "notes", ()):
                 how.say(f"  note: {note}")
     synthetic, real, known = sets["synthetic"].images, sets["reference"].images, sets.get("train")
@@ -120,6 +142,11 @@ def evaluate_any(
     if train_images is not None and len(train_images.class_names) > 1:
         groups = Groups.default(train_images.stats)
     check_sets(synthetic, real, train_images, groups)
+    name = sets["reference"].name
+    if name in ("train", "synthetic"):  # these name the other sets beside every number
+        name = f"reference ({name})"
+    if folder is not None:
+        refuse_other(folder, {"synthetic": synthetic.fingerprint, "reference": real.fingerprint})
     known_to = real.asked if isinstance(real, StoredReference) and not how.extractors else ()
     extractors = how.make(real.shape, list(known_to))
     distance = lpips_distance() if how.lpips else None
@@ -129,86 +156,25 @@ def evaluate_any(
     watching = Watching(how.quiet or not dist.main)
     found = evaluate(
         synthetic, real, train_images, groups, extractors,
-        reference_name=sets["reference"].name, seed=how.seed, store=store, progress=watching,
+        reference_name=name, seed=how.seed, store=store, progress=watching,
     )  # fmt: skip
     found["protocol"]["synthetic"] = sets["synthetic"].name
+    made = real if isinstance(real, StoredReference) else None
+    size = how.size or (made.size if made else None)
+    policy = how.resize or (made.resize if made else None) or "crop"
+    found["protocol"]["resized"] = "no" if size is None else f"to {size} x {size} pixels: {policy}"
     if distance is not None and isinstance(real, ImageSet):
         merge(found, "LPIPS", lpips_report(
             synthetic, real, list(scopes(real.class_names, groups)),
-            reference_name=sets["reference"].name, seed=how.seed, distance=distance,
+            reference_name=name, seed=how.seed, distance=distance,
         ))  # fmt: skip
     if folder is not None and dist.main:
         write_json(folder / "metrics.json", found)
         write_text(folder / "report.html", build_evaluation(
-            found, title=f"{sets['synthetic'].name} against {sets['reference'].name}", command=how.command or "",
+            found, title=f"{sets['synthetic'].name} against {name}", command=how.command or "",
             synthetic=synthetic, train=train_images,
         ))  # fmt: skip
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Stored:
-    """A stored reference where a :class:`Measurable` is expected."""
-
-    images: StoredReference
-    name: str
-    notes: tuple[str, ...] = field(default=())
-
-
-def _read(
-    fake: Any, reference: Any, train: Any, how: Measuring, reference_split: str | None, train_split: str | None
-) -> dict[str, Any]:
-    """The sets by name, in the reference's classes; without labels if one of them has none."""
-    stored = not isinstance(reference, ImageSet | np.ndarray) and is_reference(reference)
-    real: Any
-    if stored:
-        opened = load_reference(reference)
-        real = _Stored(opened, opened.name)
-    else:
-        real = read_any(reference, reference_split, how.size, how.resize)
-    synthetic = read_any(_samples(fake), None, how.size, how.resize)
-    more = {} if train is None else {"train": read_any(train, _split_of(train, train_split), how.size, how.resize)}
-    sets: dict[str, Any] = {"synthetic": synthetic, **more}
-    if not stored and (real.unlabelled or synthetic.unlabelled or any(m.unlabelled for m in more.values())):
-        if not all(m.unlabelled for m in (real, *sets.values())):
-            unused = "classes are not used: one of the sets has no class folders"
-            real = replace(real.without_labels(), notes=(*real.notes, unused))
-        sets = {name: m.without_labels() for name, m in sets.items()}
-    for name, m in sets.items():
-        _check_alike(m, real)
-        images, note = align(m.images, real.images.class_names, m.name, real.name)
-        sets[name] = replace(m, images=images, notes=(*m.notes, *([note] if note else [])))
-    return {**sets, "reference": real}
-
-
-def _check_alike(one: Measurable, real: Any) -> None:
-    """Raises DataError where images differ in mode or size from the reference's."""
-    a, b = one.images.shape, real.images.shape
-    if a[2] != b[2]:
-        raise DataError(
-            f"{one.name} is {MODES[a[2]]} and {real.name} is {MODES[b[2]]}",
-            "save both as grey or both as RGB: features of the two cannot be compared",
-        )
-    if a != b:
-        raise DataError(
-            f"the images of {one.name} are {a[0]} x {a[1]} pixels, those of {real.name} {b[0]} x {b[1]}",
-            f"give --size {min(a[0], a[1], b[0], b[1])}, which brings both to one size and is printed in the protocol",
-        )
-
-
-def _samples(fake: Any) -> Any:
-    """The samples of a run folder; anything else as it is."""
-    if isinstance(fake, ImageSet | np.ndarray) or not (Path(fake) / "config.yaml").is_file():
-        return fake
-    samples = Path(fake) / "samples"
-    if not (samples / "manifest.json").is_file():
-        raise RunError(f"the run {fake} has no finished samples", f"run `imbdiff sample {fake}` first")
-    return samples
-
-
-def _split_of(train: Any, split: str | None) -> str | None:
-    """Only sources with splits can be asked for one."""
-    return None if isinstance(train, ImageSet | np.ndarray) else split
 
 
 def reference_any(
@@ -221,7 +187,8 @@ def reference_any(
     """Makes a reference folder of `source`: see :mod:`imbdiff.metrics.reference`."""
     how = how or Measuring()
     dist = _begin(how.device)
-    real = read_any(source, split, how.size, how.resize)
+    resize = how.resize or "crop"
+    real = read_any(source, split, how.size, resize)
     for note in real.notes:
         how.say(f"  note: {note}")
     extractors = how.make(real.images.shape)
@@ -234,8 +201,9 @@ def reference_any(
 
         store = FeatureStore(None, how.batch_size, dist)
         folder = make_reference(
-            real.images, extractors, Path(out), name=real.name, asked=how.names, store=store, progress=count
-        )
+            real.images, extractors, Path(out), name=real.name, asked=how.names, size=how.size, resize=resize,
+            store=store, progress=count,
+        )  # fmt: skip
     names = ", ".join(f"{e.name} ({e.dim} features)" for e in extractors)
     how.say(f"reference: {folder}: {len(real.images):,} images of {real.name}, by {names}")
     return folder
@@ -273,6 +241,35 @@ def usable(folder: Path) -> Path:
     if others:
         raise RunError(f"{folder} holds other files, such as {others[0]!r}", "give an empty or a new folder as --out")
     return folder
+
+
+def refuse_other(folder: Path, fingerprints: dict[str, str]) -> None:
+    """Raises RunError where the numbers in `folder` are of other images, saying which folder to give instead."""
+    known = _protocol_in(folder)
+    if known is None or _same_images(known, fingerprints):
+        return
+    others = (folder.with_name(f"{folder.name}-{k}") for k in itertools.count(2))
+    free = next(p for p in others if not p.exists() or _same_images(_protocol_in(p) or {}, fingerprints))
+    raise RunError(
+        f"{folder / 'metrics.json'} has the numbers of other images: "
+        f"{known.get('synthetic', 'unknown ones')} against {known.get('reference', 'unknown ones')}",
+        f"give --out {free}; nothing was changed",
+    )
+
+
+def _protocol_in(folder: Path) -> dict[str, Any] | None:
+    """The protocol of the numbers that lie there; None: there are none."""
+    path = folder / "metrics.json"
+    found = read_json(path) if path.exists() else None
+    if found is None:
+        return None
+    protocol = found.get("protocol") if isinstance(found, dict) else None
+    return protocol if isinstance(protocol, dict) else {}
+
+
+def _same_images(protocol: dict[str, Any], fingerprints: dict[str, str]) -> bool:
+    known = protocol.get("fingerprints") or {}
+    return {name: known.get(name) for name in fingerprints} == fingerprints
 
 
 def _begin(device: str) -> Dist:

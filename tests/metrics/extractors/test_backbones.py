@@ -91,7 +91,8 @@ def test_timm_with_weights_in_a_file(timm: Any, tmp_path: Path) -> None:
     net = Net(9)
     save_file(net.state_dict(), tmp_path / "w.safetensors")
     found = make_extractor(f"checkpoint:timm:tiny:{tmp_path / 'w.safetensors'}", SHAPE)
-    assert (found.name, found.dim, found.ranking_only, found.is_fid) == ("timm:tiny", 3, True, False)
+    assert found.name == f"timm:tiny:w@{found.fingerprint[:8]}"
+    assert (found.dim, found.ranking_only, found.is_fid) == (3, True, False)
     assert "6 x 4; mean 0.5, 0.4, 0.3; std 0.2, 0.3, 0.4" in found.preprocessing
     x = _images()
     np.testing.assert_allclose(
@@ -127,7 +128,7 @@ def test_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unreachabl
     net = _Square(9)
     torch.save(net.state_dict(), tmp_path / "w.pth")
     found = make_extractor(f"checkpoint:torchvision:tiny:{tmp_path / 'w.pth'}", SHAPE)
-    assert (found.name, found.dim) == ("torchvision:tiny", 3)  # the nine outputs are gone
+    assert (found.name, found.dim) == (f"torchvision:tiny:w@{found.fingerprint[:8]}", 3)  # the nine outputs are gone
     with pytest.raises(ConfigError, match=r"tiny-abcd1234\.pth \(SHA-256 abcd1234\.\.\.\).*no route"):
         make_extractor("torchvision:tiny", SHAPE)
     with pytest.raises(ConfigError, match="no classifier 'tin'") as caught:

@@ -97,7 +97,7 @@ def test_a_checkpoint_of_this_projects_networks(tmp_path: Path) -> None:
 def test_a_cifar_checkpoint_of_the_users_own_claims_no_classes(tmp_path: Path) -> None:
     _saved(tmp_path / "mine.th", 20, classes=6)
     found = make_extractor(f"checkpoint:cifar-resnet20:{tmp_path / 'mine.th'}", SHAPE)
-    assert (found.name, found.classes) == ("cifar-resnet20:mine", None)
+    assert (found.name, found.classes) == (f"cifar-resnet20:mine@{found.fingerprint[:8]}", None)
     assert "CIFAR-10" not in found.trained_on_note
 
 

@@ -65,7 +65,7 @@ EXTRACTORS = (
         "checkpoint:ARCH:FILE",
         "your own weights; ARCH: a network of this project, cifar-resnetNN, inception, timm:NAME, torchvision:NAME",
         "the file (safetensors, or a state dict without Python objects)",
-        "FD[ARCH:FILE]",
+        "FD[ARCH:STEM@HASH]",
     ),
 )
 """What there is, for ``imbdiff methods`` and the documentation."""

@@ -34,6 +34,9 @@ def checkpoint(
 ) -> Extractor:
     """The extractor of a network of a known architecture with the weights in `path`.
 
+    Its name tells files apart, also those of one name: ``resnet-small:model@1a2b3c4d``, the stem of the file and the
+    first eight digits of the fingerprint. FID's Inception keeps its own name.
+
     Args:
         architecture: a name in `networks`, ``cifar-resnetNN``, ``inception``, ``timm:NAME`` or ``torchvision:NAME``.
         path: ``.safetensors``, or a state dict that torch's restricted reader takes.
@@ -53,9 +56,9 @@ def checkpoint(
         weights = read_weights(path)
         network = built[architecture](shape, _count_classes(weights, path, architecture))
         load_into(network, weights, path, f"{architecture} for images {shape}")
-        return ClassifierFeatures(
+        judge = ClassifierFeatures(
             network,
-            f"{architecture}:{path.stem}",
+            architecture,
             role,
             shape=shape,
             classes=classes,
@@ -63,26 +66,28 @@ def checkpoint(
             trained_on_note=trained_on_note,
             device=device,
         )
+        return _named(judge, architecture, path)
     if architecture in {f"cifar-resnet{d}" for d in DEPTHS}:
         found = cifar_resnet(path, int(architecture.removeprefix("cifar-resnet")), device=device)
         found = CifarResNetFeatures(
-            found.cifar,
-            f"{architecture}:{path.stem}",
-            role,
-            classes=classes,
-            trained_on_note=trained_on_note,
-            device=device,
+            found.cifar, architecture, role, classes=classes, trained_on_note=trained_on_note, device=device
         )
         found.trained_on = trained_on
-        return found
+        return _named(found, architecture, path)
     if architecture == "inception":
-        return inception(path, device=device)
+        of_fid = inception(path, device=device)
+        return of_fid if of_fid.is_fid else _named(of_fid, of_fid.name, path)
     library, _, name = architecture.partition(":")
     if library in ("timm", "torchvision") and name:
         make = timm_backbone if library == "timm" else torchvision_backbone
-        return make(name, path, device=device)
+        return _named(make(name, path, device=device), architecture, path)
     names = [*built, "cifar-resnet" + "|".join(map(str, DEPTHS)), "inception", "timm:NAME", "torchvision:NAME"]
     raise ConfigError(f"unknown architecture {architecture!r} of a checkpoint", f"use one of: {', '.join(names)}")
+
+
+def _named(extractor: Extractor, architecture: str, path: Path) -> Extractor:
+    extractor.name = f"{architecture}:{path.stem}@{extractor.fingerprint[:8]}"
+    return extractor
 
 
 def _count_classes(weights: Mapping[str, Tensor], path: Path, architecture: str) -> int:
