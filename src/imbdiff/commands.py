@@ -67,7 +67,9 @@ class MeasureOptions:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Measure synthetic images against real ones: any two folders, .npz or .npy files."""
+    """Measure synthetic images against real ones: any two folders, .npz or .npy files.
+
+    Without --reference: `imbdiff evaluate RUN` measures the samples of a run against its test images."""
 
     fake: tyro.conf.Positional[str]
     """Synthetic images: a folder (of class folders or of images), an .npz or .npy file, or a run folder."""
