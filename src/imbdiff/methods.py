@@ -9,9 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from imbdiff.objectives.alignment import Alignment
 from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.dispersive import Dispersive
+from imbdiff.objectives.reweighting import EffectiveNumber, Focal
+from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.parts import Part
 
@@ -113,6 +117,57 @@ METHODS: dict[str, Method] = {
         cost=2,
         when="a DDPM is already trained: give it as --model.init",
         init="required",
+    ),
+    "ccua": Method(
+        idea="push unconditional features apart, pull conditional and unconditional predictions together; resampled",
+        source="Chen et al., arXiv 2507.09052v2; its U-Net code: both weights 1, tau 0.1, brs_factor 0.1, guidance 1.5",
+        phases=(
+            Phase(
+                "target",
+                lambda: [Denoising(), UnconditionalContrast(tau=0.1, weight=1.0), Alignment(weight=1.0)],
+                (Part(law="tempered", factor=0.1),),
+            ),
+        ),
+        omega=1.5,
+        cost=2,
+        when="rare classes come out all alike, and their images are to share what frequent ones have",
+    ),
+    "ccua-v1": Method(
+        idea="the first version: InfoNCE on unconditional features at all times, and the alignment; not resampled",
+        source="Chen et al., arXiv 2507.09052v1, weights not stated there: those of the later code",
+        phases=(
+            Phase(
+                "target",
+                lambda: [Denoising(), UnconditionalContrast(tau=0.1, time="none", weight=1.0), Alignment(weight=1.0)],
+            ),
+        ),
+        omega=1.5,
+        cost=2,
+        when="to compare with it: what the two losses do without resampling",
+    ),
+    "dispersive": Method(
+        idea="spread the features of a batch, whatever their classes; no further pass",
+        source="Wang and He 2025, arXiv 2506.09027: lambda 0.5, tau 0.5; guidance as in CCUA's code",
+        phases=(Phase("target", lambda: [Denoising(), Dispersive(tau=0.5, weight=0.5)]),),
+        omega=1.5,
+        cost=1,
+        when="as CCUA's contrast, at the cost of DDPM; it knows nothing of classes",
+    ),
+    "ddpm-effective-number": Method(
+        idea="weigh an image's loss by the inverse effective number of images of its class",
+        source="Cui et al., CVPR 2019: beta 0.9999; label dropout and guidance as ddpm",
+        phases=(Phase("target", lambda: [EffectiveNumber(beta=0.9999)]),),
+        omega=0.8,
+        cost=1,
+        when="as a baseline: re-weighting against resampling. Rare images come seldom and then weigh much: noisier",
+    ),
+    "ddpm-focal": Method(
+        idea="weigh an image's loss by how hard it is among images as noisy",
+        source="Focal-R of Yang et al., ICML 2021: beta 0.2, gamma 1; label dropout and guidance as ddpm",
+        phases=(Phase("target", lambda: [Focal(beta=0.2, gamma=1.0)]),),
+        omega=0.8,
+        cost=1,
+        when="as a baseline that does not look at class sizes",
     ),
 }
 

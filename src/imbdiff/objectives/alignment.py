@@ -1,0 +1,72 @@
+"""CCUA's alignment of conditional and unconditional predictions (Chen et al. 2025, arXiv 2507.09052)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.runtime.errors import ConfigError
+
+Time = Literal["noise", "none", "clean"]
+
+
+def time_weight(batch: NoisyBatch, time: Time) -> Tensor:
+    """(B,) in [0, 1]: how much a row counts by its time.
+
+    "noise": the noise level t / T, as the text says and the U-Net code does. "clean": one minus it, what the released
+    transformer code does by accident: its time runs from noise to data, and it weights by that time. "none": 1.
+    """
+    if time == "none":
+        return batch.noise_level.new_ones(len(batch))
+    return batch.noise_level if time == "noise" else 1 - batch.noise_level
+
+
+def check_time(name: str, time: str) -> None:
+    """Refuses a weighting in time that there is not.
+
+    Raises:
+        ConfigError: `time` is none of "noise", "none", "clean".
+    """
+    if time not in get_args(Time):
+        raise ConfigError(f"{name}: unknown weighting in time {time!r}", f"use one of {', '.join(get_args(Time))}")
+
+
+class Alignment(Objective):
+    """Makes the first steps of denoising, where all is noise, insensitive to the class.
+
+        L_i = s_i || eps(x_t, t, y) - eps(x_t, t, null) ||^2,      s_i = t_i / T
+
+    the mean over pixels, with gradients into both branches, equal and opposite at the predictions. Rows whose label was
+    dropped take no part. (From the KL divergence of the two reverse steps, whose own weight in time is left out.)
+
+    Args:
+        time: what s is, see `time_weight`.
+        space: "eps": differences in units of noise whatever the network predicts; "native": as it predicts.
+        weight: the paper's gamma; 1 in the released U-Net script, 0.05 in the transformer's.
+    """
+
+    name = "alignment"
+
+    def __init__(
+        self,
+        *,
+        time: Time = "noise",
+        space: Literal["eps", "native"] = "eps",
+        weight: float = 1.0,
+        part: str = "main",
+    ) -> None:
+        super().__init__(weight=weight, part=part)
+        check_time(self.name, time)
+        self.time, self.space = time, space
+
+    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
+        return [Request("given"), Request("null")]
+
+    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
+        given, null = answers
+        gap = batch.difference(given.pred, null.pred, given, self.space).square().flatten(1).mean(1)
+        return {"gap": time_weight(batch, self.time) * ~batch.dropped * gap}

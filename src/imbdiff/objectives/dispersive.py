@@ -1,0 +1,74 @@
+"""The dispersive loss (Wang and He 2025, arXiv 2506.09027)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.runtime.errors import ConfigError
+
+
+class Dispersive(Objective):
+    """Spreads the features of a batch: a contrastive loss without positives.
+
+        L = log mean over i, j of exp(-D_ij / tau),      D_ij = || z_i - z_j ||^2 / dimension  or  1 - cos(z_i, z_j)
+
+    over all pairs of the rows of all processes, i = j among them, with z = features of (x_t, t, y), flattened. It is
+    between -log n (all far apart) and 0 (all the same). The features come from the very pass that the denoising loss
+    makes; memory is O(rows x all rows).
+
+    Args:
+        tau: temperature; 0.5 in the paper, 1 in the released PyTorch code.
+        distance: "l2", the paper's choice, or "cosine" (the paper's -cos and a constant).
+        tap: the features. The paper takes a quarter of the transformer's depth ("block2" of 12), its PyTorch code the
+            last block; a U-Net's are those of its middle block.
+        weight: the paper's lambda, 0.5; 0.25 in the released PyTorch code.
+    """
+
+    name = "dispersive"
+
+    def __init__(
+        self,
+        *,
+        tau: float = 0.5,
+        distance: Literal["l2", "cosine"] = "l2",
+        tap: str = "mid",
+        weight: float = 0.5,
+        part: str = "main",
+    ) -> None:
+        super().__init__(weight=weight, part=part)
+        if tau <= 0:
+            raise ConfigError(f"{self.name}: tau={tau} must be above 0")
+        if distance not in ("l2", "cosine"):
+            raise ConfigError(f"{self.name}: unknown distance {distance!r}", "use l2 or cosine")
+        self.tau, self.distance, self.tap = tau, distance, tap
+
+    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
+        return [Request("given", taps=(self.tap,), prediction=False)]
+
+    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
+        z = answers[0].taps[self.tap].flatten(1)
+        with torch.autocast(z.device.type, enabled=False):  # differences of large products need all their digits
+            if self.distance == "cosine":
+                z = F.normalize(z, dim=1)
+                everyone = batch.dist.gather(z)
+                far = 1 - z @ everyone.T
+            else:
+                everyone = batch.dist.gather(z)
+                centre = everyone.mean(0).detach()  # moves all alike, so no distance; what is subtracted gets smaller
+                z, everyone = z - centre, everyone - centre
+                squares = z.square().sum(1)[:, None] + everyone.square().sum(1)
+                far = (squares - 2 * z @ everyone.T).clamp_min(0) / z.shape[1]
+        n = len(everyone)
+        every = torch.arange(n, device=z.device)
+        far = far.masked_fill(every[batch.dist.share(n), None] == every, 0.0)
+        # the log of the sum over this process's rows, then over processes: nothing underflows, and no n x n matrix
+        mine = (-far / self.tau).flatten().logsumexp(0)
+        return {"spread": batch.dist.gather(mine[None]).logsumexp(0) - 2 * math.log(n)}

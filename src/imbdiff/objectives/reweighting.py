@@ -1,0 +1,122 @@
+"""Re-weightings of the denoising loss, each in place of `Denoising`: by class size, and by how hard a row is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from imbdiff.data.stats import ClassStats
+from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.runtime.errors import ConfigError
+
+
+def effective_number_weights(counts: Sequence[int], beta: float) -> list[float]:
+    """w_k proportional to (1 - beta) / (1 - beta^n_k), with mean 1 over classes (Cui et al., CVPR 2019, Eq. 4).
+
+    beta = 0: all 1; beta = 1 is the limit, proportional to 1 / n_k.
+    """
+    volume = [n if beta == 1 else -math.expm1(n * math.log(beta)) if beta > 0 else 1.0 for n in counts]
+    scale = len(counts) / sum(1 / v for v in volume)
+    return [scale / v for v in volume]
+
+
+class EffectiveNumber(Objective):
+    """L_i = w(y_i) || f(x_t, t, y_i) - target ||^2 with w the inverse effective number of images of the class.
+
+    The class is the true one, also where the label was dropped: as in resampling, the unconditional branch learns the
+    re-weighted mix of classes too.
+
+    Args:
+        beta: in [0, 1]; 0.9999 for the long-tailed sets of the paper and of the recipes that use it.
+        mean: what has mean 1: the weights of all "classes" (the paper), or of all training "images", which keeps the
+            size of the loss beside other objectives.
+    """
+
+    name = "effective_number"
+
+    def __init__(
+        self,
+        *,
+        beta: float = 0.9999,
+        mean: Literal["classes", "images"] = "classes",
+        weight: float = 1.0,
+        part: str = "main",
+    ) -> None:
+        super().__init__(weight=weight, part=part)
+        if not 0 <= beta <= 1:
+            raise ConfigError(f"{self.name}: beta={beta} is outside [0, 1]")
+        if mean not in ("classes", "images"):
+            raise ConfigError(f"{self.name}: unknown mean {mean!r}", "use classes or images")
+        self.beta, self.mean = beta, mean
+        self._tables: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
+
+    def table(self, stats: ClassStats, device: torch.device) -> Tensor:
+        """(C,) float32 weights, copied to a device once."""
+        if (device, stats.counts) not in self._tables:
+            weights = torch.tensor(effective_number_weights(stats.counts, self.beta), dtype=torch.float64)
+            if self.mean == "images":
+                weights = weights / (weights * torch.tensor(stats.counts)).sum() * stats.total
+            self._tables[device, stats.counts] = weights.float().to(device)
+        return self._tables[device, stats.counts]
+
+    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
+        return [Request("given")]
+
+    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
+        error = (answers[0].pred - batch.target).square().flatten(1).mean(1)
+        return {"mse": self.table(batch.stats, error.device)[batch.labels] * error}
+
+
+class Focal(Objective):
+    """L_i = (tanh(beta r_i / 2) / tanh(beta / 2))^gamma e_i,      e_i = || f(x_t, t, y_i) - target ||^2
+
+    Focal-R (Yang et al., ICML 2021; tanh(x / 2) = 2 sigmoid(x) - 1) for a row in place of a number, scaled to 1 at
+    r = 1, its factor without gradient: for one row that changes the size of the gradient, not its direction.
+
+    How large the error of a row is depends on its noise level far more than on its class. So r_i = sqrt(e_i / mean of
+    e over rows of about the same noise level), over all processes: hard is what is harder than others as noisy.
+
+    Args:
+        beta, gamma: 0.2 and 1 in the authors' code, where r weighs nearly in proportion; gamma = 0 is no weighting.
+        against: "noise_level", or "nothing": r = sqrt(e), as published; it then mostly re-weights times.
+        width: standard deviation of "about the same", in noise levels.
+    """
+
+    name = "focal"
+
+    def __init__(
+        self,
+        *,
+        beta: float = 0.2,
+        gamma: float = 1.0,
+        against: Literal["noise_level", "nothing"] = "noise_level",
+        width: float = 0.05,
+        weight: float = 1.0,
+        part: str = "main",
+    ) -> None:
+        super().__init__(weight=weight, part=part)
+        if beta <= 0 or gamma < 0 or width <= 0:
+            raise ConfigError(f"{self.name}: beta={beta} and width={width} must be above 0, gamma={gamma} at least 0")
+        if against not in ("noise_level", "nothing"):
+            raise ConfigError(f"{self.name}: unknown against={against!r}", "use noise_level or nothing")
+        self.beta, self.gamma, self.against, self.width = beta, gamma, against, width
+
+    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
+        return [Request("given")]
+
+    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
+        error = (answers[0].pred - batch.target).square().flatten(1).mean(1)
+        with torch.no_grad():
+            hardness = error
+            if self.against == "noise_level":
+                s, e = batch.dist.gather(batch.noise_level), batch.dist.gather(hardness)
+                near = (-((batch.noise_level[:, None] - s) / self.width).square() / 2).exp().to(e.dtype)
+                usual = (near * e).sum(1) / near.sum(1)  # a row is near itself, so the divisor is at least 1
+                hardness = hardness / usual.clamp_min(torch.finfo(e.dtype).tiny)
+            factor = (self.beta / 2 * hardness.sqrt()).tanh() / math.tanh(self.beta / 2)
+        return {"mse": factor.pow(self.gamma) * error}

@@ -1,0 +1,1 @@
+"""Every objective against its formula, and against what can be known of it."""
