@@ -14,7 +14,10 @@ from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.dispersive import Dispersive
+from imbdiff.objectives.overlap import ClassOverlap
 from imbdiff.objectives.reweighting import EffectiveNumber, Focal
+from imbdiff.objectives.supervised_contrast import SupervisedContrast
+from imbdiff.objectives.transfer import Transfer
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.parts import Part
@@ -152,6 +155,62 @@ METHODS: dict[str, Method] = {
         omega=1.5,
         cost=1,
         when="as CCUA's contrast, at the cost of DDPM; it knows nothing of classes",
+    ),
+    "t2h": Method(
+        idea="denoise towards a similar image of the batch, of a class at least as frequent",
+        source="Zhang et al., ICLR 2024 (Oriented Calibration); its code: --transfer_mode t2h, batch 128, guidance 1.5",
+        phases=(Phase("target", lambda: [Transfer(direction="t2h")]),),
+        omega=1.5,
+        cost=1,
+        when="large batches and classes that look alike; costs no pass. Worse than DDPM in a rerun at a short budget",
+    ),
+    "t2h-balanced": Method(
+        idea="T2H with all classes equally often in the batch, so that rare images are candidates too",
+        source="Zhang et al., ICLR 2024: its second component, batch resampling",
+        phases=(Phase("target", lambda: [Transfer(direction="t2h")], (Part(law="balanced"),)),),
+        omega=1.5,
+        cost=1,
+        when="as t2h, where rare classes hardly come up in a batch",
+    ),
+    "h2t": Method(
+        idea="denoise towards a similar image of the batch, of a class at most as frequent",
+        source="Zhang et al., ICLR 2024; its code: --transfer_mode h2t, proposed for sampling without conditions",
+        phases=(Phase("target", lambda: [Transfer(direction="h2t")]),),
+        omega=1.5,
+        cost=1,
+        when="unconditional sampling from long-tailed data",
+    ),
+    "transfer": Method(
+        idea="denoise towards any similar image of the batch: a lower-variance score, no direction",
+        source="Zhang et al., ICLR 2024; its code's default --transfer_mode full",
+        phases=(Phase("target", lambda: [Transfer(direction="full")]),),
+        omega=1.5,
+        cost=1,
+        when="as the control of t2h and h2t",
+    ),
+    "coral": Method(
+        idea="supervised contrast of the middle block's features, through a projection that sampling does not see",
+        source="Rodriguez et al., NeurIPS 2025, arXiv 2506.15933; its code: tau 0.1, tau_r 0.3, weight 0.5 x 0.1",
+        phases=(Phase("target", lambda: [Denoising(), SupervisedContrast()]),),
+        omega=0.8,  # NOT FOUND in the reference: the guidance of the baseline; its code's sampler defaults to 0
+        cost=1,
+        when="rare classes come out looking like frequent ones, and batches hold several images of a rare class",
+    ),
+    "diffrop": Method(
+        idea="predictions at one noisy image under its own and another row's label are driven apart",
+        source="Yan et al. 2024, arXiv 2402.10821 (no code); form and weight 0.1 from CCUA's code, at one x_t",
+        phases=(Phase("target", lambda: [Denoising(), ClassOverlap(exact=True)]),),
+        omega=0.8,  # NOT FOUND: the guidance of the baseline
+        cost=2,
+        when="rare classes come out looking like frequent ones",
+    ),
+    "diffrop-released": Method(
+        idea="predictions of rows of different classes, each at its own noisy image, are driven apart",
+        source="CCUA's transformer code (--diffrop 0.1), arXiv 2507.09052: clean rows count most, native units",
+        phases=(Phase("target", lambda: [Denoising(), ClassOverlap(exact=False, time="clean", space="native")]),),
+        omega=0.8,
+        cost=1,
+        when="to repeat numbers of that code; the class plays hardly any part in it",
     ),
     "ddpm-effective-number": Method(
         idea="weigh an image's loss by the inverse effective number of images of its class",

@@ -141,6 +141,11 @@ class Objective(nn.Module):
         self.part = part
         self.draws: dict[str, DrawKind] = {}
 
+    def prepare(self, networks: Mapping[str, nn.Module]) -> None:
+        """Called once, with the networks of the step, before anything is optimised: builds parameters whose shape
+        depends on a network. Does nothing by default."""
+        return
+
     @abstractmethod
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
         """The evaluations that this objective needs."""

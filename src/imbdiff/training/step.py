@@ -46,6 +46,8 @@ class TrainingStep(nn.Module):
         unknown = [name for name in frozen if name not in networks]
         if unknown:
             raise ConfigError(f"the networks {unknown} are to be frozen", f"this method declares {sorted(networks)}")
+        for objective in active:
+            objective.prepare(networks)
         self.networks = nn.ModuleDict(dict(networks))
         self.objectives = nn.ModuleList(active)
         self.frozen = tuple(frozen)

@@ -1,0 +1,84 @@
+"""DiffROP's penalty on the overlap of classes (Yan et al. 2024, arXiv 2402.10821)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from imbdiff.objectives.alignment import Time, check_time, time_weight
+from imbdiff.objectives.batch import NoisyBatch, PermutationDraw
+from imbdiff.objectives.contract import Answer, Labels, Objective, Request
+from imbdiff.runtime.errors import ConfigError
+
+
+class ClassOverlap(Objective):
+    """Drives the predictions for different classes apart: one reverse step should tell which class it denoises.
+
+        L = 1 / (1 + d),      d = mean over all rows of s_i [y_i != y_j] || eps_i - eps_j ||^2,      s_i = t_i / T
+
+    with j another row drawn at random and the mean over pixels. The two reverse steps are Gaussians of one variance, so
+    that their KL divergence at one x_t is the squared distance of their predicted noises, up to a factor of time:
+
+        exact      eps_i = eps(x_t, t, y_i), eps_j = eps(x_t, t, y_j) at row i's own x_t and t: twice the passes.
+                   Rows whose label was dropped take no part.
+        released   eps_j is what was predicted for row j, at *its* x_t and t: no extra pass, but the distance is mostly
+                   that of two images' noises, which the denoising loss fixes. The class plays hardly any part.
+
+    The authors published no code; "released" is the form in the code of CCUA (arXiv 2507.09052), which shares an author
+    with the paper. There s is the time of a flow that runs from noise to data, so that clean rows count most:
+    ``ClassOverlap(exact=False, time="clean", space="native")``. Pairs lie on one random cycle through all rows of all
+    processes: a row never meets itself, and a permutation of the batch changes nothing. The term is one number for the
+    global batch, in (0, 1].
+
+    Args:
+        exact: which of the two.
+        time: what s is, see `time_weight`.
+        space: "eps": differences of predicted noises whatever the network predicts; "native": as it predicts.
+        weight: 0.1 in the released code.
+    """
+
+    name = "overlap"
+
+    def __init__(
+        self,
+        *,
+        exact: bool = True,
+        time: Time = "noise",
+        space: Literal["eps", "native"] = "eps",
+        weight: float = 0.1,
+        part: str = "main",
+    ) -> None:
+        super().__init__(weight=weight, part=part)
+        check_time(self.name, time)
+        if space not in ("eps", "native"):
+            raise ConfigError(f"{self.name}: unknown space {space!r}", "use eps or native")
+        self.exact, self.time = exact, time
+        self.space: Literal["eps", "native"] = space
+        self.draws = {"cycle": PermutationDraw()}
+
+    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
+        if not self.exact:
+            return [Request("given")]
+        return [Request("given"), Request(Labels("overlap", self.partners(batch, batch.labels)))]
+
+    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
+        own = answers[0]
+        applies = batch.labels != self.partners(batch, batch.labels)
+        if self.exact:
+            applies = applies & ~batch.dropped
+            apart = batch.difference(own.pred, answers[1].pred, own, self.space)
+        else:
+            native = self.space == "native"
+            eps = own.pred if native else batch.process.to_eps(own.pred, batch.x_t, batch.t)
+            apart = eps - self.partners(batch, eps)
+        d = time_weight(batch, self.time) * applies * apart.square().flatten(1).mean(1)
+        return {"overlap": 1 / (1 + batch.dist.gather(d).mean())}
+
+    def partners(self, batch: NoisyBatch, x: Tensor) -> Tensor:
+        """(B, ...) the rows of the gathered `x` that this process's rows are paired with: the next on the cycle."""
+        order = batch.dist.gather(batch.draws["cycle"]).argsort()
+        after = torch.empty_like(order).index_copy_(0, order, order.roll(-1))
+        return batch.dist.gather(x).index_select(0, after[batch.dist.share(len(after))])
