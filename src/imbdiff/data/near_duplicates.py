@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.nearest import Nearest
+from imbdiff.data.nearest import Nearest, hash_keys
 from imbdiff.runtime.errors import DataError
 
 SIDE = 8
@@ -106,7 +106,7 @@ class CopyFinder:
         for i, key in enumerate(hashes):
             first.setdefault(key, i)
         self.rows = np.array(list(first.values()), dtype=np.int64)
-        keys = _keys(list(first))
+        keys = hash_keys(list(first))
         self.base = Nearest(rows if len(self.rows) == len(rows) else rows[self.rows], keys)
         self.limit: float = float("nan")
         self.own: np.ndarray = np.full(len(rows), np.nan)
@@ -244,7 +244,7 @@ def across(first: ImageSet, second: ImageSet, *, cap: int = CAP) -> Across:
         raise DataError(f"images of {first.shape} and {second.shape} (H, W, C) cannot be compared", "resize them")
     if not len(first) or not len(second):
         return Across((), 0, len(second), None)
-    rows = np.sort(np.argsort(_keys(second.hashes), kind="stable")[:cap])
+    rows = np.sort(np.argsort(hash_keys(second.hashes), kind="stable")[:cap])
     x = second.images[rows]
     search = finder(first)
     found = search.find(thumbnails(x), thumbnails(x, mirrored=True))
@@ -257,8 +257,3 @@ def across(first: ImageSet, second: ImageSet, *, cap: int = CAP) -> Across:
     pairs.sort(key=lambda pair: (not pair.exact, pair.ratio, pair.second))
     limit = search.limit if np.isfinite(search.limit) else None
     return Across(tuple(pairs), len(rows), len(second), limit)
-
-
-def _keys(hashes: Sequence[str]) -> np.ndarray:
-    """(N,) uint64 that follow the hashes: the order of images that does not depend on the order of files."""
-    return np.array([int(key[:16], 16) for key in hashes], dtype=np.uint64)

@@ -7,6 +7,8 @@ depends on neither blocks nor threads, and memory stays O(block).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 UNIT = 2.0**-24  # rounding error of single precision
@@ -128,3 +130,8 @@ class Nearest:
             difference = q[row[part]].astype(kind) - self.base[col[part]].astype(kind)
             result[part] = (difference * difference).sum(axis=1)
         return result
+
+
+def hash_keys(hashes: Sequence[str]) -> np.ndarray:
+    """(N,) uint64 that follow the hashes: the order of images that does not depend on the order of files."""
+    return np.array([int(key[:16], 16) for key in hashes], dtype=np.uint64)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Z95 = 1.959963984540054
+from imbdiff.metrics.statistics import Z95
 
 
 def closeness(synthetic: np.ndarray, held_out: np.ndarray) -> float:

@@ -115,6 +115,7 @@ def evaluate(
     yardsticks: list[dict[str, Any]] = []
     columns = ClassColumns(len(names))
     main_features: dict[str, Any] | None = None
+    directions = {number: way for m in measures.values() for number, way in m.directions.items()}
     told = progress or (lambda what, done, total: None)
     for extractor in extractors:
         sets = _extract(synthetic, reference, train, extractor, reference_name, seed, store, told)
@@ -122,9 +123,8 @@ def evaluate(
         _compute(jobs, seed, workers, store.dist, partial(told, f"measuring with {extractor.name}"))
         for job in jobs:
             for number, estimate in job.found.items():
-                direction = next(m.directions[number] for m in measures.values() if number in m.directions)
                 label = named(number, extractor.name, extractor.is_fid)
-                row = number_row(label, job.scope.name, estimate, direction, job.common)
+                row = number_row(label, job.scope.name, estimate, directions[number], job.common)
                 if job.scope.kind == "class":
                     columns.add(row, int(job.scope.classes[0]), "train" if job.yardstick else "synthetic")
                 else:

@@ -82,7 +82,7 @@ class FeatureStore:
         shape = (len(images), extractor.dim)
         if self.folder is None:
             return self._own(images, extractor, None, key, progress)
-        path = Path(self.folder) / f"{_safe(extractor.name)}-{key[:24]}.npy"
+        path = Path(self.folder) / f"{file_stem(extractor.name)[:60]}-{key[:24]}.npy"
         found = _read(path, key, shape)
         if not self.dist.broadcast(found is not None):  # the first process decides: the others may not see its folder
             self._own(images, extractor, path, key, progress)
@@ -261,5 +261,6 @@ def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
         return None
 
 
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60]
+def file_stem(name: str) -> str:
+    """An extractor's name as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)

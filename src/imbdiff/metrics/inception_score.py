@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from imbdiff.metrics.neighbour_measures import left_out_weights
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.statistics import jackknife_half_width
 from imbdiff.runtime.errors import DataError
@@ -62,7 +61,7 @@ def inception_score_measure(
             "use more images or fewer splits"
         )
         return {"IS": Estimate.refuse(reason, fake, None, splits=splits)}
-    means = _scores(p, _by_key(fake, splits), splits, left_out_weights(fake)).mean(axis=1)
+    means = _scores(p, _by_key(fake, splits), splits, fake.left_out_weights()).mean(axis=1)
     value, half = float(means[-1]), jackknife_half_width([list(means[:-1])])
     # between 1 and the number of classes by definition
     low, high = max(1.0, value - half), min(float(p.shape[1]), value + half)

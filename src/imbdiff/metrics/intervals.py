@@ -17,8 +17,8 @@ import math
 import numpy as np
 
 from imbdiff.metrics.rows import Rows
+from imbdiff.metrics.statistics import Z95
 
-Z95 = 1.959963984540054
 CHI2_95 = 5.023886187314888
 
 

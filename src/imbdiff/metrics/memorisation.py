@@ -13,7 +13,7 @@ import numpy as np
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.near_duplicates import CopyFinder, Found, finder, thumbnails
-from imbdiff.data.nearest import Nearest
+from imbdiff.data.nearest import Nearest, hash_keys
 from imbdiff.data.stats import Groups
 from imbdiff.metrics.copy_tables import Side, rounded, tables
 from imbdiff.metrics.copy_warnings import RULE
@@ -45,7 +45,7 @@ def nearest_within_class(queries: ImageSet, base: ImageSet) -> tuple[np.ndarray,
     """
     index = np.full(len(queries), -1, dtype=np.int64)
     distance = np.full(len(queries), np.nan)
-    keys = _keys(base)
+    keys = hash_keys(base.hashes)
     for k in np.unique(queries.labels):
         rows, mine = np.flatnonzero(base.labels == k), np.flatnonzero(queries.labels == k)
         if len(rows):
@@ -92,14 +92,14 @@ def memorisation_report(
         DataError: images of different shapes, features that do not belong to the images, no image at all.
     """
     _check(synthetic, train, held_out, features)
-    chosen = capped_rows(synthetic.labels, CAP, _keys(synthetic))
+    chosen = capped_rows(synthetic.labels, CAP, hash_keys(synthetic.hashes))
     part = synthetic.select(chosen)
     kept, leaked = _held_out(held_out, train)
     held = train.select(kept) if held_out is None else held_out.select(kept)
 
     own, own_distance = nearest_within_class(part, train)
     _, held_distance = nearest_within_class(held, train)
-    found, squared = Nearest(train.images, _keys(train)).search(part.images)
+    found, squared = Nearest(train.images, hash_keys(train.hashes)).search(part.images)
     any_index, any_distance = found[:, 0], _rms(squared[:, 0], train.shape)
     search = finder(train)
     a, b = (search.find(thumbnails(x.images), thumbnails(x.images, mirrored=True)) for x in (part, held))
@@ -138,7 +138,7 @@ def _held_out(reference: ImageSet | None, train: ImageSet) -> tuple[np.ndarray, 
     known = set(train.hashes)
     ours = np.array([key in known for key in reference.hashes], dtype=bool)
     rows = np.flatnonzero(~ours)
-    kept = rows[capped_rows(reference.labels[rows], CAP, _keys(reference)[rows])]
+    kept = rows[capped_rows(reference.labels[rows], CAP, hash_keys(reference.hashes)[rows])]
     return kept, np.bincount(reference.labels[ours], minlength=len(train.class_names))
 
 
@@ -179,7 +179,7 @@ def _in_features(
     x = np.asanyarray(features["synthetic"])[chosen]
     y = np.asanyarray(features["held_out"])[kept] if len(kept) else base[:0]
     search = CopyFinder(base, train.hashes)
-    keys = _keys(train)
+    keys = hash_keys(train.hashes)
     sides = []
     for rows, images in ((x, part), (y, held)):
         distance = np.full(len(rows), np.nan)
@@ -205,7 +205,7 @@ def _pairs(
     index = np.where(side.exact | ~np.isfinite(found.ratio), any_index, found.index)
     mirrored = found.mirrored & (index == found.index) & ~side.exact
     score = np.where(side.exact, -1.0, np.where(np.isfinite(found.ratio), found.ratio, any_distance))
-    order = np.lexsort((_keys(part), score))
+    order = np.lexsort((hash_keys(part.hashes), score))
     rank = np.empty(len(part), dtype=np.int64)
     by_class = order[np.argsort(part.labels[order], kind="stable")]
     counts = np.bincount(part.labels)
@@ -245,10 +245,6 @@ def _check(synthetic: ImageSet, train: ImageSet, held_out: ImageSet | None, feat
         n, given = 0 if images is None else len(images), 0 if rows is None else len(rows)
         if n != given:
             raise DataError(f"features of {given} {name} images, but there are {n} of them")
-
-
-def _keys(images: ImageSet) -> np.ndarray:
-    return np.array([int(key[:16], 16) for key in images.hashes], dtype=np.uint64)
 
 
 def _rms(squared: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

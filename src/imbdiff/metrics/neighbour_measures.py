@@ -9,7 +9,7 @@ import numpy as np
 from imbdiff.metrics.neighbours import CAP, Pairs, add_by, ball_radii, within
 from imbdiff.metrics.points import PAIRS, Points
 from imbdiff.metrics.rows import Estimate, Rows
-from imbdiff.metrics.statistics import jackknife_half_width
+from imbdiff.metrics.statistics import jackknife_half_width, wilson
 from imbdiff.runtime.errors import DataError
 
 MIN_ROWS = 50
@@ -21,7 +21,6 @@ of rows of five of the ten classes. n = 20: 0.93 and 0.98 against 0.80 and 0.93,
 """
 DENSE = 256
 """Pairs of one query, on average, above which those that are surely inside are counted by matrix products."""
-Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +141,7 @@ def neighbour_measures(
         return {name: Estimate.refuse(reason, fake, real) for name in names}
     f, r = Points(fake, fake.groups()), Points(real, real.groups())
     inside = count_inside(f, r, k, dense_k, chunk)
-    wf, wr = f.total(left_out_weights(fake)), r.total(left_out_weights(real))
+    wf, wr = f.total(fake.left_out_weights()), r.total(real.left_out_weights())
     result = {}
     if k is not None:
         left = _leave_outs(wf, inside.precision > 0, None)
@@ -153,34 +152,11 @@ def neighbour_measures(
         left = _leave_outs(wf, inside.density, None)
         value, half = float(left[0][-1]) / dense_k, _half(left) / dense_k
         # at density 0 no fake row lies in any ball: the share of rows that could is at most Wilson's
-        half = max(half, wilson_share(0.0, fake.effective)[1] / dense_k)
+        half = max(half, wilson(0.0, fake.effective)[1] / dense_k)
         result[names[-2]] = Estimate.of(value, max(0.0, value - half), value + half, fake, real, k=dense_k)
         left = _leave_outs(wr, inside.coverage_fake > 0, inside.coverage_real > 0)[::-1]
         result[names[-1]] = _share(left, real, fake, real, dense_k)
     return result
-
-
-def left_out_weights(rows: Rows) -> np.ndarray:
-    """(N, G + 1) weights of rows with each group left out (0 for its own rows) and, in the last column, with none.
-
-    The shares of the classes stay; a class that a group holds all of gives its share to the others.
-    """
-    groups = rows.groups()
-    keep = np.ones((len(rows), int(groups.max()) + 2))
-    keep[np.arange(len(rows)), groups] = 0.0
-    share = np.bincount(rows.labels, rows.weights)
-    left = np.zeros((len(share), keep.shape[1]))
-    np.add.at(left, rows.labels, keep * rows.weights[:, None])
-    w = keep * rows.weights[:, None] * (share[:, None] / np.where(left > 0, left, 1.0))[rows.labels]
-    return w / w.sum(axis=0)
-
-
-def wilson_share(p: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927) of a share `p` of an effective number `n` of rows, which need not be whole."""
-    z2 = Z95 * Z95
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, min(p, float(centre - half))), min(1.0, max(p, float(centre + half)))
 
 
 def _leave_outs(w: np.ndarray, by_other: np.ndarray, by_own: np.ndarray | None) -> list[np.ndarray]:
@@ -199,5 +175,5 @@ def _half(left: list[np.ndarray]) -> float:
 
 def _share(left: list[np.ndarray], averaged: Rows, fake: Rows, real: Rows, k: int) -> Estimate:
     value, half = min(1.0, max(0.0, float(left[0][-1]))), _half(left)
-    low, high = wilson_share(value, averaged.effective)
+    low, high = wilson(value * averaged.effective, averaged.effective)
     return Estimate.of(value, max(0.0, min(low, value - half)), min(1.0, max(high, value + half)), fake, real, k=k)

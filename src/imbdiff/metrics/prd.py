@@ -20,7 +20,6 @@ from __future__ import annotations
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from imbdiff.metrics.neighbour_measures import left_out_weights
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.statistics import jackknife_half_width
 from imbdiff.runtime.errors import ConfigError, DataError
@@ -150,8 +149,8 @@ def prd_measure(
         )
         return {name: Estimate.refuse(reason, fake, real, **about) for name in ("F8", "F1/8")}
     found = cluster(np.concatenate([fake.array, real.array]), clusters, runs, seed)
-    q = _histograms(found[:, :n], clusters, left_out_weights(fake))
-    p = _histograms(found[:, n:], clusters, left_out_weights(real))
+    q = _histograms(found[:, :n], clusters, fake.left_out_weights())
+    p = _histograms(found[:, n:], clusters, real.left_out_weights())
     whole_p, whole_q = p[:, -1:], q[:, -1:]
     left = [_both(whole_p, q), _both(p, whole_q)]
     result = {}

@@ -9,7 +9,6 @@ NAME.moments.npz    mu (D,) and sigma (D, D) float64 of all rows, as the field's
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.metrics.extractors import Extractor
-from imbdiff.metrics.features import FeatureStore, OnImages
+from imbdiff.metrics.features import FeatureStore, OnImages, file_stem
 from imbdiff.metrics.rows import Rows
 from imbdiff.metrics.statistics import moments_of
 from imbdiff.runtime.errors import ConfigError, DataError, ImbdiffError, RunError
@@ -132,7 +131,7 @@ def make_reference(
         rows = store.features(images, extractor, progress)
         if not store.dist.main:
             continue
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", extractor.name)
+        stem = file_stem(extractor.name)
         if any(e["file"] == f"{stem}.npy" for e in entries.values()):  # "a:b" after "a-b"
             stem += f"-{extractor.fingerprint[:8]}"
         with atomic(folder / f"{stem}.npy") as aside, open(aside, "wb") as handle:

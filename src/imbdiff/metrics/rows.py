@@ -105,23 +105,20 @@ class Rows:
     @property
     def array(self) -> np.ndarray:
         """(N, D) features in order, as one array in memory, of the type they are stored in."""
-        assert self._index is not None
-        return self.features[self._index]
+        return self.features[self.index]
 
     def blocks(self, size: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(n, D) float64 features and their (n,) row numbers, `size` rows at a time."""
-        assert self._index is not None
         for start in range(0, len(self), size):
             rows = np.arange(start, min(start + size, len(self)))
-            yield self.features[self._index[rows]].astype(np.float64), rows
+            yield self.features[self.index[rows]].astype(np.float64), rows
 
     def select(self, keep: np.ndarray) -> Rows:
         """The rows `keep`, (n,) ascending row numbers or an (N,) mask; weights are scaled to sum to 1 again."""
-        assert self._index is not None
         w = self.weights[keep]
         w = w / w.sum() if len(w) else w
         return replace(
-            self, labels=self.labels[keep], keys=self.keys[keep], weights=w, _index=self._index[keep]
+            self, labels=self.labels[keep], keys=self.keys[keep], weights=w, _index=self.index[keep]
         )  # fmt: skip
 
     def mixed(self, proportions: np.ndarray) -> Rows:
@@ -155,6 +152,20 @@ class Rows:
     def groups(self, groups: int = GROUPS) -> np.ndarray:
         """(N,) int64 jackknife group 0..groups-1 of each row; the rows of a class spread as evenly as can be."""
         return np.arange(len(self)) % groups
+
+    def left_out_weights(self) -> np.ndarray:
+        """(N, G + 1) weights of rows with each group left out (0 for its own rows) and, in the last column, with none.
+
+        The shares of the classes stay; a class that a group holds all of gives its share to the others.
+        """
+        groups = self.groups()
+        keep = np.ones((len(self), int(groups.max()) + 2))
+        keep[np.arange(len(self)), groups] = 0.0
+        share = np.bincount(self.labels, self.weights)
+        left = np.zeros((len(share), keep.shape[1]))
+        np.add.at(left, self.labels, keep * self.weights[:, None])
+        w = keep * self.weights[:, None] * (share[:, None] / np.where(left > 0, left, 1.0))[self.labels]
+        return w / w.sum(axis=0)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ import numpy as np
 
 from imbdiff.metrics.rows import Rows
 
+Z95 = 1.959963984540054
+"""Two-sided 95 % point of the normal distribution."""
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -146,7 +149,7 @@ def jackknife_half_width(leave_out: Sequence[Sequence[float]]) -> float:
     return float(np.sqrt(variance)) * student95(dof)
 
 
-def wilson(successes: float, n: float, z: float = 1.959964) -> tuple[float, float]:
+def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     """95 % Wilson score interval of a share (Wilson 1927); (0, 1) where n = 0. An effective n need not be whole."""
     if n == 0:
         return 0.0, 1.0

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from imbdiff.metrics.neighbour_measures import left_out_weights
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.statistics import jackknife_half_width
 from imbdiff.runtime.errors import DataError
@@ -64,7 +63,7 @@ def vendi(fake: Rows, real: Rows, *, seed: int = 0, cap: int = CAP) -> dict[str,
     centre = real.weights @ x
     reference = _score(_directions(x, centre), real.weights)
     z = _directions(fake.array.astype(np.float64), centre)
-    scores = [_score(z, w) for w in left_out_weights(fake).T]
+    scores = [_score(z, w) for w in fake.left_out_weights().T]
     value, half = scores[-1], jackknife_half_width([[float(np.log(s)) for s in scores[:-1]]])
     low, high = max(1.0, value * float(np.exp(-half))), min(float(n), value * float(np.exp(half)))
     extra = {"reference_vendi": reference, "ratio": value / reference, "kernel": "cosine around the reference mean"}

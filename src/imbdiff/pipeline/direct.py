@@ -26,8 +26,8 @@ from imbdiff.metrics.tables import merge
 from imbdiff.pipeline.extractors import make_extractors
 from imbdiff.pipeline.sets import read_sets
 from imbdiff.reporting.evaluation import build_evaluation
-from imbdiff.runtime.device import make_accelerator, prepare_cpu, resolve_device
-from imbdiff.runtime.dist import Dist, launched
+from imbdiff.runtime.device import resolve_device, start
+from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError, DataError, RunError
 from imbdiff.runtime.files import read_json, write_json, write_text
 from imbdiff.runtime.progress import Progress
@@ -126,7 +126,7 @@ def evaluate_any(
         RunError: `out` holds other things, or the numbers of other images.
     """
     how = how or Measuring()
-    dist = _begin(how.device)
+    dist = start(how.device)
     folder = None if out is None else usable(Path(out))
     sets = read_sets(fake, reference, train, (fake_split, reference_split, train_split), how.size, how.resize)
     for label in ("synthetic", "reference", "train"):
@@ -142,9 +142,6 @@ def evaluate_any(
     if train_images is not None and len(train_images.class_names) > 1:
         groups = Groups.default(train_images.stats)
     check_sets(synthetic, real, train_images, groups)
-    name = sets["reference"].name
-    if name in ("train", "synthetic"):  # these name the other sets beside every number
-        name = f"reference ({name})"
     if folder is not None:
         refuse_other(folder, {"synthetic": synthetic.fingerprint, "reference": real.fingerprint})
     known_to = real.asked if isinstance(real, StoredReference) and not how.extractors else ()
@@ -156,8 +153,9 @@ def evaluate_any(
     watching = Watching(how.quiet or not dist.main)
     found = evaluate(
         synthetic, real, train_images, groups, extractors,
-        reference_name=name, seed=how.seed, store=store, progress=watching,
+        reference_name=sets["reference"].name, seed=how.seed, store=store, progress=watching,
     )  # fmt: skip
+    name = found["protocol"]["reference"]
     found["protocol"]["synthetic"] = sets["synthetic"].name
     made = real if isinstance(real, StoredReference) else None
     size = how.size or (made.size if made else None)
@@ -186,7 +184,7 @@ def reference_any(
 ) -> Path:
     """Makes a reference folder of `source`: see :mod:`imbdiff.metrics.reference`."""
     how = how or Measuring()
-    dist = _begin(how.device)
+    dist = start(how.device)
     resize = how.resize or "crop"
     real = read_any(source, split, how.size, resize)
     for note in real.notes:
@@ -270,10 +268,3 @@ def _protocol_in(folder: Path) -> dict[str, Any] | None:
 def _same_images(protocol: dict[str, Any], fingerprints: dict[str, str]) -> bool:
     known = protocol.get("fingerprints") or {}
     return {name: known.get(name) for name in fingerprints} == fingerprints
-
-
-def _begin(device: str) -> Dist:
-    prepare_cpu()
-    if launched():
-        make_accelerator(device)
-    return Dist.current()

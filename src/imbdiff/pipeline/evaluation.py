@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from imbdiff.config import RunConfig
-from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.metrics.evaluate import evaluate
@@ -15,10 +14,10 @@ from imbdiff.metrics.features import FeatureStore
 from imbdiff.metrics.lpips_diversity import lpips_distance, lpips_report
 from imbdiff.metrics.scopes import scopes
 from imbdiff.metrics.tables import merge
+from imbdiff.pipeline import stages
 from imbdiff.pipeline.direct import Watching
 from imbdiff.pipeline.extractors import make_extractors
 from imbdiff.recognition.cas import classification_accuracy_score
-from imbdiff.recognition.fit import FitPlan
 from imbdiff.recognition.judge import judges
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.files import digest, sha256_file
@@ -99,10 +98,7 @@ def _add_cas(
     quiet: bool,
 ) -> None:
     options = config.classify
-    plan = FitPlan(
-        network=options.network, steps=options.steps, batch_size=options.batch_size, learning_rate=0.1,
-        augmentation=Augmentation(flip=flip, shift=options.shift),
-    )  # fmt: skip
+    plan = stages.classifier_plan(options, flip=flip)
     seeds = tuple(range(config.seed, config.seed + options.seeds))
     with Progress("classifiers on synthetic images alone", 2 * len(seeds), "classifiers", quiet=quiet) as bar:
         cas = classification_accuracy_score(

@@ -20,7 +20,7 @@ from imbdiff.pipeline import stages
 from imbdiff.pipeline.samples import make_guidance
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.presets import choose_preset, preset
-from imbdiff.recognition.fit import FitPlan, fit
+from imbdiff.recognition.fit import fit
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.progress import duration
@@ -164,10 +164,7 @@ def _probe_classifier(prepared: Prepared, config: RunConfig, device: torch.devic
     """Seconds of all arms and seeds."""
 
     def seconds(steps: int) -> float:
-        plan = FitPlan(
-            network=config.classify.network, steps=steps, batch_size=config.classify.batch_size,
-            learning_rate=0.1, augmentation=Augmentation(shift=config.classify.shift),
-        )  # fmt: skip
+        plan = stages.classifier_plan(config.classify, steps=steps)
         began = time.perf_counter()
         fit(prepared.train, plan, seed=0, device=str(device), name="probe")
         return time.perf_counter() - began

@@ -22,8 +22,8 @@ from imbdiff.pipeline.preview import preview_grid
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.pipeline.watch import Watch
 from imbdiff.reporting.content import ReportData
-from imbdiff.runtime.device import make_accelerator, prepare_cpu, resolve_device
-from imbdiff.runtime.dist import Dist, launched
+from imbdiff.runtime.device import resolve_device, start
+from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, sha256_file, write_bytes, write_json, write_text
 from imbdiff.runtime.log import read_jsonl
@@ -67,10 +67,7 @@ class Run:
         Raises:
             ImbdiffError: the folder is of another run or data, or a stage it needs is missing.
         """
-        prepare_cpu()
-        if launched():
-            make_accelerator(self.config.device)
-        self.dist = Dist.current()
+        self.dist = start(self.config.device)
         check_options(self.config, training="train" in wanted)
         self.folder.check_usable(self.source)
         if self.folder.exists:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from imbdiff.config import NOT_DECISIVE, DataConfig, RunConfig
+from imbdiff.config import NOT_DECISIVE, ClassifyConfig, DataConfig, RunConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
@@ -25,6 +25,7 @@ from imbdiff.diffusion.model import DiffusionModel, build_model, load_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.methods import Method, Phase, get_method
 from imbdiff.pipeline import samples
+from imbdiff.recognition.fit import FitPlan
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import RunError
@@ -249,3 +250,11 @@ def weights_identity(model: DiffusionModel) -> str:
     for name, value in sorted(model.state_dict().items()):
         h.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
+
+
+def classifier_plan(options: ClassifyConfig, *, flip: bool = False, steps: int | None = None) -> FitPlan:
+    """How one classifier of the comparison is trained, for classifiers beside it; `steps` in place of the options'."""
+    return FitPlan(
+        network=options.network, steps=steps or options.steps, batch_size=options.batch_size, learning_rate=0.1,
+        augmentation=Augmentation(flip=flip, shift=options.shift),
+    )  # fmt: skip

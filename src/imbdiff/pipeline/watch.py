@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from imbdiff.config import RunConfig
-from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
@@ -26,8 +25,9 @@ from imbdiff.metrics.frechet import ROWS_PER_FEATURE_EXTRAPOLATED, frechet
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.scopes import Scope
+from imbdiff.pipeline import stages
 from imbdiff.pipeline.samples import make_guidance
-from imbdiff.recognition.fit import FitPlan, fit
+from imbdiff.recognition.fit import fit
 from imbdiff.recognition.losses import class_prior
 from imbdiff.recognition.networks import build_network
 from imbdiff.runtime.errors import ConfigError, DataError
@@ -71,6 +71,7 @@ class Watch:
                     "use --watch.metric KD",
                 )
         self._extractor: Extractor | None = None
+        self._real: Rows | None = None
 
     def __call__(self, model: DiffusionModel, seen: int) -> None:
         """Measures `model`, writes a line, and keeps the model if it is the best so far."""
@@ -96,9 +97,10 @@ class Watch:
         labels = np.sort(present[np.arange(self.config.watch.samples) % len(present)])
         images = self._draw(model, labels)
         fake = self._rows(images)
-        real = self._rows(val)
+        if self._real is None:
+            self._real = self._rows(val)
         every = Scope("all", "all", np.arange(len(val.class_names)))
-        a, b, _ = every.pair(fake, real, len(val.class_names))
+        a, b, _ = every.pair(fake, self._real, len(val.class_names))
         predicted = self._extractor.predict(fake.array)
         assert predicted is not None
         return {**kernel(a, b), **frechet(a, b), "agreement": share_agreeing(predicted, fake.labels)}
@@ -136,10 +138,7 @@ class Watch:
 def working_extractor(prepared: Prepared, config: RunConfig, device: str) -> Extractor:
     """A classifier of the comparison's network, trained on the training split alone with balanced softmax."""
     options = config.classify
-    plan = FitPlan(
-        network=options.network, steps=options.steps, batch_size=options.batch_size, learning_rate=0.1,
-        augmentation=Augmentation(shift=options.shift),
-    )  # fmt: skip
+    plan = stages.classifier_plan(options)
     train = prepared.train
     prior = class_prior("train", train.labels, None, 1.0, len(train.class_names))
     network = fit(train, plan, prior=prior, seed=config.seed, device=device, name="working extractor")

@@ -6,7 +6,7 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from imbdiff.runtime.dist import launched
+from imbdiff.runtime.dist import Dist, launched
 from imbdiff.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,3 +74,11 @@ def prepare_cpu() -> None:
     import torch
 
     torch.set_flush_denormal(True)
+
+
+def start(device: str) -> Dist:
+    """Before the first work of a command: settles the CPU, and joins the other processes where there are some."""
+    prepare_cpu()
+    if launched():
+        make_accelerator(device)
+    return Dist.current()
