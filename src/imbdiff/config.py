@@ -7,10 +7,10 @@ saved in full as ``config.yaml`` in the run folder. Importing this module costs 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from imbdiff.overrides import override as override
 from imbdiff.runtime.errors import ConfigError
 
 #: options of training that change how it is watched or where it fits, not what it aims at; they may differ on resume
@@ -94,6 +94,8 @@ class TrainConfig:
     """Images over which the learning rate rises linearly; at most a tenth of the run."""
     clip: float = 1.0
     """Largest norm of the gradient."""
+    ada: float | None = None
+    """Probability of each geometric change (ADA), of which the network is told; 0.12 in CBDM. Default: the method's."""
     label_dropout: float = 0.1
     """Share of rows trained without their label, for classifier-free guidance."""
     dropout_per: Literal["sample", "batch"] = "sample"
@@ -123,6 +125,7 @@ class TrainConfig:
         )
         _check(0 < self.lr < 1, f"train.lr={self.lr} must be in (0, 1)")
         _check(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
+        _check(self.ada is None or 0 <= self.ada <= 1, f"train.ada={self.ada} must be in [0, 1]")
         _check(0 < self.ema_half_life <= 1, f"train.ema_half_life={self.ema_half_life} must be in (0, 1]")
         _check(self.clip > 0, f"train.clip={self.clip} must be above 0")
         _check(self.warmup_images >= 0, f"train.warmup_images={self.warmup_images} must be at least 0")
@@ -136,6 +139,11 @@ class TrainConfig:
         """Optimizer steps."""
         return -(-self.images // self.batch_size)
 
+    @property
+    def compared(self) -> int:
+        """Rows that a loss which compares rows sees at a time: all processes' rows of one micro-batch."""
+        return self.batch_size // self.accumulate
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -144,20 +152,26 @@ class SampleConfig:
     strategy: str = "auto"
     """How many, as in imbalanced-learn: auto (fill every class to the largest), minority, not minority, not majority,
     all, a number in (0, 1] (fill to that share of the largest), or NAME=TOTAL,NAME=TOTAL (target totals)."""
-    sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler"] = "dpm++"
-    """Solver."""
-    steps: int = 20
-    """Solver steps."""
+    sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler"] | None = None
+    """Solver. Default: the method's where it has one, otherwise dpm++."""
+    steps: int | None = None
+    """Solver steps. Default: the method's where it has some, otherwise 20."""
     omega: float | None = None
     """Strength of classifier-free guidance, 0 = none. Default: the method's."""
+    prototype_scale: float | None = None
+    """Strength of prototype guidance (DiffRC), 0 = none. Default: the method's, for models that have a guide."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels within which to guide."""
     batch_size: int = 64
     """Images per network call."""
 
     def __post_init__(self) -> None:
-        _check(self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
+        _check(self.steps is None or self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
         _check(self.batch_size >= 1, f"sample.batch_size={self.batch_size} must be at least 1")
+        _check(
+            self.prototype_scale is None or self.prototype_scale >= 0,
+            f"sample.prototype_scale={self.prototype_scale} must be at least 0",
+        )
         low, high = self.interval
         _check(0 <= low <= high <= 1, f"sample.interval={self.interval} must be 0 <= low <= high <= 1")
 
@@ -260,72 +274,3 @@ def to_dict(config: Any) -> dict[str, Any]:
     plain["sample"]["interval"] = list(plain["sample"]["interval"])
     plain["evaluate"]["extractors"] = list(plain["evaluate"]["extractors"])
     return plain
-
-
-T = TypeVar("T")
-
-
-def override(config: T, values: Mapping[str, Any], where: str = "") -> T:
-    """`config` with some fields replaced: {"seed": 1, "train": {"lr": 1e-3}} or {"train.lr": 1e-3}.
-
-    Raises:
-        ConfigError: an unknown name (with the nearest known one) or a value of the wrong type.
-    """
-    known = {f.name: f for f in dataclasses.fields(config)}  # type: ignore[arg-type]
-    hints = get_type_hints(type(config))
-    nested: dict[str, dict[str, Any]] = {}
-    direct: dict[str, Any] = {}
-    for key, value in values.items():
-        head, _, rest = str(key).partition(".")
-        if head not in known:
-            import difflib
-
-            near = difflib.get_close_matches(head, known, n=1)
-            hint = f"did you mean {where}{near[0]}?" if near else f"known here: {', '.join(known)}"
-            raise ConfigError(f"unknown option {where}{key}", hint)
-        if rest:
-            nested.setdefault(head, {})[rest] = value
-        elif dataclasses.is_dataclass(hints[head]):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}{head} is a group of options, not {value!r}")
-            nested.setdefault(head, {}).update(value)
-        else:
-            direct[head] = _convert(value, hints[head], where + head)
-    for head, inner in nested.items():
-        direct[head] = override(getattr(config, head), inner, f"{where}{head}.")
-    return dataclasses.replace(config, **direct)  # type: ignore[type-var]
-
-
-def _convert(value: Any, hint: Any, name: str) -> Any:
-    options = get_args(hint) if get_origin(hint) is not None and type(None) in get_args(hint) else (hint,)
-    for option in options:
-        if option is type(None):
-            if value is None:
-                return None
-        elif get_origin(option) is Literal:
-            if value in get_args(option):
-                return value
-        elif get_origin(option) is tuple:
-            inner = get_args(option)
-            if inner[-1] is Ellipsis and isinstance(value, list | tuple):
-                return tuple(_convert(v, inner[0], name) for v in value)
-            if isinstance(value, list | tuple) and len(value) == len(inner):
-                return tuple(_convert(v, h, name) for v, h in zip(value, inner, strict=True))
-        elif option is float:
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
-            if isinstance(value, str):  # YAML reads 1e-4 as text
-                try:
-                    return float(value)
-                except ValueError:
-                    pass
-        elif option is int:
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value
-            if isinstance(value, float) and value.is_integer():
-                return int(value)
-        elif isinstance(value, option):
-            return value
-    choices = [str(c) for o in options if get_origin(o) is Literal for c in get_args(o)]
-    expected = " or ".join(choices) if choices else str(getattr(hint, "__name__", hint))
-    raise ConfigError(f"{name}={value!r} is not valid", f"expected {expected}")

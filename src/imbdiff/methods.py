@@ -5,13 +5,8 @@ To add one: write its objective in ``objectives/`` and a row here (docs/methods.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
 from imbdiff.objectives.alignment import Alignment
 from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.dispersive import Dispersive
 from imbdiff.objectives.overlap import ClassOverlap
@@ -19,52 +14,9 @@ from imbdiff.objectives.reweighting import EffectiveNumber, Focal
 from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.objectives.transfer import Transfer
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
+from imbdiff.recipe import Method, Phase, combine
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.parts import Part
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One training within a method.
-
-    Attributes:
-        name: names its folder; the last phase gives the model that is sampled.
-        objectives: makes the objectives.
-        parts: how the parts of a batch are drawn.
-        start: the phase whose result this one starts from, None for new weights.
-        frozen: phases whose results take part without being trained, under their phase's name as network.
-        share: of the run's images that this phase sees.
-    """
-
-    name: str
-    objectives: Callable[[], list[Objective]]
-    parts: tuple[Part, ...] = (Part(),)
-    start: str | None = None
-    frozen: tuple[str, ...] = ()
-    share: float = 1.0
-
-
-@dataclass(frozen=True)
-class Method:
-    """A recipe.
-
-    Attributes:
-        idea: one line.
-        source: the publication, or code, that its constants are from.
-        phases: trained in order.
-        omega: strength of classifier-free guidance that the source evaluates with.
-        cost: training cost in forward passes per image, against 1 for DDPM.
-        when: when to choose it.
-        init: "any" starts from new weights; "required" needs a saved model to start from.
-    """
-
-    idea: str
-    source: str
-    phases: tuple[Phase, ...]
-    omega: float
-    cost: float
-    when: str
-    init: Literal["any", "required"] = "any"
 
 
 def _plain(part: Part) -> tuple[Phase, ...]:
@@ -232,15 +184,17 @@ METHODS: dict[str, Method] = {
 
 
 def get_method(name: str) -> Method:
-    """The method of that name.
+    """The method of that name, or of several names joined by "+": see `imbdiff.recipe.combine`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or those named exclude each other.
     """
-    if name not in METHODS:
-        import difflib
+    names = name.split("+")
+    for one in names:
+        if one not in METHODS:
+            import difflib
 
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(METHODS)}"
-        raise ConfigError(f"unknown method {name!r}", hint)
-    return METHODS[name]
+            near = difflib.get_close_matches(one, METHODS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(METHODS)}"
+            raise ConfigError(f"unknown method {one!r}", hint)
+    return METHODS[name] if len(names) == 1 else combine([(one, METHODS[one]) for one in names])

@@ -82,8 +82,8 @@ def check_objective(
 
     Checks: terms are scalars or one value per row and finite; gradients are finite and flow into the model and into
     the objective's own parameters; the same batch gives the same loss; requests do not depend on values; a batch of one
-    row, one class, all labels dropped, and both ends of time work; no global random state is read; weight 0 makes no
-    request; permuting rows and draws permutes the terms.
+    row, one class, all labels dropped, and both ends of time work; bfloat16 gives the same up to its digits; no global
+    random state is read; weight 0 makes no request; permuting rows and draws permutes the terms.
     """
     for name in processes:
         process = PROCESSES[name]
@@ -96,6 +96,7 @@ def check_objective(
 
         _check_values(objective, process, fresh, say)
         _check_edges(objective, process, fresh, say)
+        _check_bfloat16(objective, process, fresh, say)
         if equivariant:
             _check_permutation(objective, process, fresh, say)
         silent = copy.deepcopy(objective)
@@ -177,6 +178,16 @@ def _check_edges(objective: Objective, process: Process, fresh: Fresh, say: Say)
         loss, grads = _run(fresh(), batch)
         assert torch.isfinite(loss), say(f"{what}: the loss is not finite")
         assert all(bool(g.isfinite().all()) for g in grads.values()), say(f"{what}: a gradient is not finite")
+
+
+def _check_bfloat16(objective: Objective, process: Process, fresh: Fresh, say: Say) -> None:
+    batch = example_batch(objective, process)
+    loss, _ = _run(fresh(), batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, grads = _run(fresh(), batch)
+    assert half.dtype.itemsize >= 4, say("the loss under bfloat16 is not float32")
+    assert torch.allclose(half, loss, rtol=0.1, atol=1e-3), say(f"bfloat16 gives {half}, float32 {loss}")
+    assert all(bool(g.isfinite().all()) for g in grads.values()), say("under bfloat16 a gradient is not finite")
 
 
 def _check_permutation(objective: Objective, process: Process, fresh: Fresh, say: Say) -> None:

@@ -12,7 +12,7 @@ import io
 import numpy as np
 import pytest
 
-from imbdiff.metrics.neighbour_measures import left_out_weights, neighbour_measures, wilson_share
+from imbdiff.metrics.neighbour_measures import neighbour_measures
 from imbdiff.metrics.precision_recall import precision_recall, precision_recall_measure
 from imbdiff.metrics.rows import Rows
 from imbdiff.metrics.statistics import jackknife_half_width, wilson
@@ -87,7 +87,7 @@ def test_measure_equals_brute_force_with_every_group_left_out(ties: bool) -> Non
         x, y = np.round(x), np.round(y)
     real = Rows.of(x, g.integers(0, 2, 90), np.array([0.3, 0.7]))
     fake = Rows.of(y, g.integers(0, 2, 75), np.array([0.3, 0.7]))
-    wf, wr, fx, rx = left_out_weights(fake), left_out_weights(real), fake.array, real.array
+    wf, wr, fx, rx = fake.left_out_weights(), real.left_out_weights(), fake.array, real.array
     whole = brute(fx, rx, wf[:, -1], wr[:, -1], 3, 5)
     left: list[list[tuple[float, ...]]] = [[], []]
     for group in range(20):
@@ -103,7 +103,7 @@ def test_measure_equals_brute_force_with_every_group_left_out(ties: bool) -> Non
         assert (e.n_synthetic, e.n_reference) == (75, 90)
         low, high = whole[i] - half, whole[i] + half
         if "density" not in name:
-            w = wilson_share(min(1.0, whole[i]), rows.effective)
+            w = wilson(min(1.0, whole[i]) * rows.effective, rows.effective)
             low, high = max(0.0, min(low, w[0])), min(1.0, max(high, w[1]))
         assert (e.low, e.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
 
@@ -160,7 +160,7 @@ def test_left_out_weights_keep_the_class_mix() -> None:
     labels = np.r_[np.zeros(50, int), np.ones(30, int), 2]
     mix = np.array([0.2, 0.5, 0.3])
     rows = Rows.of(np.arange(81.0)[:, None], labels, mix)
-    w = left_out_weights(rows)
+    w = rows.left_out_weights()
     assert w.shape == (81, 21)
     for g in range(20):
         assert (w[rows.groups() == g, g] == 0).all()

@@ -15,7 +15,7 @@ from imbdiff.diffusion.backbones import Backbone, DiTBackbone, MLPBackbone, Taps
 from imbdiff.diffusion.codec import Codec, IdentityCodec
 from imbdiff.diffusion.process import Process, process_from_json
 from imbdiff.runtime.errors import ConfigError, RunError, listing
-from imbdiff.runtime.files import atomic, read_json, write_json
+from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json
 from imbdiff.runtime.streams import seed_of
 
 KINDS: dict[str, type[UNetBackbone] | type[DiTBackbone] | type[MLPBackbone]] = {
@@ -109,6 +109,8 @@ class DiffusionModel(nn.Module):
         self.backbone = backbone
         self.process = process
         self.codec = codec
+        #: what guides the sampling of this model, where its method trains such a network
+        self.guide: nn.Module | None = None
 
     @property
     def num_classes(self) -> int:
@@ -229,6 +231,13 @@ def load_weights(model: DiffusionModel, path: Path) -> None:
             "start from a model with the same backbone, image shape and number of classes",
         )
     model.backbone.load_state_dict(state)
+
+
+def saved_identity(folder: Path) -> str:
+    """A hash of the weights in a folder that `DiffusionModel.save` wrote, a guide's included."""
+    parts = [Path(folder) / name for name in ("model.safetensors", "guide.safetensors")]
+    found = [sha256_file(path) for path in parts if path.exists()]
+    return found[0] if len(found) == 1 else digest(found)
 
 
 def spec_from_folder(folder: Path) -> dict[str, Any]:

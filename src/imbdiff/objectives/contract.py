@@ -126,12 +126,14 @@ class Objective(nn.Module):
 
     Attributes:
         name: prefix of its terms in the log.
+        base: whether it is, or stands for, the denoising loss: a step has one of these.
         weight: factor of all its terms; at 0 it makes no request, as if it were left out.
         part: the part of the step's batch that it reads.
         draws: the named random draws that it needs, drawn for the global batch.
     """
 
     name: str = "objective"
+    base: bool = False
 
     def __init__(self, *, weight: float = 1.0, part: str = "main") -> None:
         super().__init__()

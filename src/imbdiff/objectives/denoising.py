@@ -17,6 +17,7 @@ class Denoising(Objective):
     """
 
     name = "denoising"
+    base = True
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
         return [Request("given")]

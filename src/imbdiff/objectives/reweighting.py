@@ -38,6 +38,7 @@ class EffectiveNumber(Objective):
     """
 
     name = "effective_number"
+    base = True
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class Focal(Objective):
     """
 
     name = "focal"
+    base = True
 
     def __init__(
         self,

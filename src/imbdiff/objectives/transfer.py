@@ -39,6 +39,7 @@ class Transfer(Objective):
     """
 
     name = "transfer"
+    base = True
 
     def __init__(
         self, *, direction: Direction = "t2h", tau: float = 0.0, weight: float = 1.0, part: str = "main"

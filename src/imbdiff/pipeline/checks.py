@@ -9,6 +9,7 @@ from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import get_method
+from imbdiff.pipeline.samples import sampling
 from imbdiff.pipeline.stages import init_folder, new_model
 from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.recognition.networks import NETWORKS, build_network
@@ -25,7 +26,8 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     """
     method = get_method(config.method)
     resolve_device(config.device)
-    make_scheduler(config.sample.sampler, PROCESSES[config.model.process], config.sample.steps)
+    how = sampling(config)
+    make_scheduler(how.sampler, PROCESSES[config.model.process], how.steps)
     if config.model.backbone not in ("auto", *BACKBONES):
         known = ", ".join(["auto", *BACKBONES])
         raise ConfigError(f"unknown backbone {config.model.backbone!r}", f"choose one of {known}")
@@ -57,8 +59,8 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
     images_to_draw(config.sample.strategy, prepared.stats)
     method = get_method(config.method)
     process = PROCESSES[config.model.process]
-    omega = method.omega if config.sample.omega is None else config.sample.omega
-    ClassifierFree(omega, prepared.stats.num_classes, process, config.sample.interval)
+    how = sampling(config)
+    ClassifierFree(how.omega, prepared.stats.num_classes, process, how.interval)
     if training:
         new_model(prepared, config)
         for phase in method.phases:

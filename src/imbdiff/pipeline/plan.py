@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,18 +14,18 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
-from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.methods import get_method
 from imbdiff.pipeline import stages
-from imbdiff.pipeline.samples import make_guidance
+from imbdiff.pipeline.samples import sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.presets import choose_preset, preset
+from imbdiff.recipe import Phase
 from imbdiff.recognition.fit import fit
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.progress import duration
 from imbdiff.training.parts import make_loaders
-from imbdiff.training.step import TrainingStep
+from imbdiff.training.trainer import Trainable
 
 
 def default_preset(side: int, device: str = "auto") -> str:
@@ -63,12 +63,16 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     device = resolve_device(config.device)
     stats = prepared.stats
     counts = images_to_draw(config.sample.strategy, stats)
-    step = stages.build_step(get_method(config.method).phases[0], prepared, config)
-    model = step.networks["model"]
-    parameters = sum(p.numel() for p in model.parameters())
-    train_second, memory = _probe_training(step, prepared, config, device)
+    method, how = get_method(config.method), sampling(config)
+    model = stages.new_model(prepared, config)
+    parameters = model.num_parameters
+    train_seconds, memory = 0.0, 0.0
+    for phase in method.phases:
+        second, used = _probe_training(phase, prepared, config, device)
+        options = stages.phase_config(phase, config)
+        train_seconds += second * options.steps * options.batch_size
+        memory = max(memory, used)
     seen = config.train.steps * config.train.batch_size
-    train_seconds = train_second * seen
     sample_seconds = _probe_sampling(model, config, device) * sum(counts)
     arm_seconds = _probe_classifier(prepared, config, device, arms=1)
     classify_seconds = arm_seconds * (5 if sum(counts) else 3)
@@ -79,7 +83,6 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     listed = [f"{stats.names[k][:24]} {stats.counts[k]}+{counts[k]}" for k in shown[:12]]
     if len(shown) > 12:
         listed.append(f"and {len(shown) - 12} more classes")
-    method = get_method(config.method)
     rows = (
         (
             "source",
@@ -93,7 +96,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         ("train", f"{seen:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}"),
         (
             "draw",
-            f"{sum(counts):,} images, {config.sample.sampler}, {config.sample.steps} steps: {duration(sample_seconds)}",
+            f"{sum(counts):,} images, {how.sampler}, {how.steps} steps: {duration(sample_seconds)}",
         ),
         ("per class", ", ".join(listed) + " (real+synthetic)"),
         (
@@ -107,15 +110,13 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     return Plan(rows, total)
 
 
-def _probe_training(
-    step: TrainingStep, prepared: Prepared, config: RunConfig, device: torch.device
-) -> tuple[float, float]:
-    """Seconds per image, and peak memory in bytes."""
-    step = step.to(device)
-    model = step.networks["model"]
-    assert isinstance(model, DiffusionModel)
+def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device: torch.device) -> tuple[float, float]:
+    """Seconds per image of one phase, and peak memory in bytes."""
+    earlier = {name: stages.new_model(prepared, config) for name in {phase.start, *phase.frozen} if name}
+    step = stages.build_step(phase, prepared, config, earlier).to(device)
+    model = cast(Trainable, step.networks["model"])
     loaders = make_loaders(
-        get_method(config.method).phases[0].parts, prepared.train, prepared.groups, config.train.batch_size,
+        phase.parts, prepared.train, prepared.groups, config.train.batch_size,
         seed=0, dist=Dist(), accumulate=config.train.accumulate, device=device,
     )  # fmt: skip
     optimizer = torch.optim.Adam([p for p in step.parameters() if p.requires_grad], fused=True)
@@ -150,14 +151,14 @@ def _probe_training(
 def _probe_sampling(model: Any, config: RunConfig, device: torch.device) -> float:
     """Seconds per image."""
     model = model.to(device).eval()
-    guidance = make_guidance(model, config.sample, get_method(config.method).omega)
-    n, steps = config.sample.batch_size, min(2, config.sample.steps)
-    options: dict[str, Any] = {"sampler": config.sample.sampler, "guidance": guidance, "batch_size": n}
+    how = sampling(config)
+    n, steps = how.batch_size, min(2, how.steps)
+    options: dict[str, Any] = {"sampler": how.sampler, "guidance": how.guidance(model), "batch_size": n}
     labels = [0] * n
     generate(model, labels, range(n), steps=steps, **options)
     began = time.perf_counter()
     generate(model, labels, range(n), steps=steps, **options)
-    return (time.perf_counter() - began) / n * config.sample.steps / steps
+    return (time.perf_counter() - began) / n * how.steps / steps
 
 
 def _probe_classifier(prepared: Prepared, config: RunConfig, device: torch.device, arms: int) -> float:

@@ -8,8 +8,7 @@ from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.methods import get_method
-from imbdiff.pipeline.samples import encode_png, make_guidance
+from imbdiff.pipeline.samples import encode_png, sampling
 from imbdiff.reporting.sprites import sample_grid
 
 CLASSES, PER_CLASS, STEPS = 10, 6, 20
@@ -20,10 +19,10 @@ def preview_grid(model: DiffusionModel, config: RunConfig) -> bytes:
     stats = model.spec.stats
     largest = np.argsort(-np.asarray(stats.counts), kind="stable")[:CLASSES]
     labels = np.repeat(np.sort(largest), PER_CLASS)
-    guidance = make_guidance(model, config.sample, get_method(config.method).omega)
-    sampler, steps = config.sample.sampler, min(config.sample.steps, STEPS)
+    how = sampling(config)
     images = generate(
-        model, labels, np.arange(len(labels)), sampler=sampler, steps=steps, guidance=guidance, batch_size=30
-    )
+        model, labels, np.arange(len(labels)), sampler=how.sampler, steps=min(how.steps, STEPS),
+        guidance=how.guidance(model), batch_size=30,
+    )  # fmt: skip
     grid = sample_grid(ImageSet(images, labels, stats.names), per_class=PER_CLASS, max_classes=CLASSES)
     return encode_png(np.asarray(grid.convert("RGB")))

@@ -13,7 +13,8 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.model import DiffusionModel, load_model
+from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity
+from imbdiff.methods import get_method
 from imbdiff.pipeline import samples, stages
 from imbdiff.pipeline.checks import check_fit, check_options
 from imbdiff.pipeline.folder import RunFolder, repeat_command
@@ -25,7 +26,7 @@ from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.device import resolve_device, start
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
-from imbdiff.runtime.files import digest, sha256_file, write_bytes, write_json, write_text
+from imbdiff.runtime.files import digest, write_bytes, write_json, write_text
 from imbdiff.runtime.log import read_jsonl
 from imbdiff.runtime.progress import Progress, Timer, duration
 
@@ -171,16 +172,19 @@ class Run:
             if watch and self.config.watch.keep == "best" and kept is None:
                 self.say(f"kept: the last weights: no measurement gave a {self.config.watch.metric}")
             if kept is not None:
-                model, found = kept
+                (best, found), guide = kept, model.guide
+                model = best
+                model.guide = guide
                 value = found[self.config.watch.metric]["value"]
                 self.say(f"kept: the weights after {found['images']:,} images, {self.config.watch.metric} {value:.4g}")
             model.save(self.folder / "model")
             before = stages.seen_by_init(self.config)
             seen = None if before is None else sorted({*prepared.train.hashes, *before})
             write_json(self.folder / "model" / "trained_on.json", {"image_hashes": seen})
-            rows = read_jsonl(self.folder / "log.jsonl")
-            weights = sha256_file(self.folder / "model" / "model.safetensors")
-            seconds = rows[-1]["seconds"] if rows else 0.0
+            method = get_method(self.config.method)
+            logs = [read_jsonl(self.folder / stages.log_name(method, phase)) for phase in method.phases]
+            weights = saved_identity(self.folder / "model")
+            seconds = sum(rows[-1]["seconds"] for rows in logs if rows)
             self._end("train", identity, seconds, parameters=model.num_parameters, weights=weights)
         self.dist.barrier()
 
@@ -188,13 +192,14 @@ class Run:
         folder = self.folder / "model"
         if not all((folder / name).exists() for name in ("model.json", "model.safetensors", "trained_on.json")):
             return False
-        return sha256_file(folder / "model.safetensors") == self.folder.stages()["train"]["weights"]
+        return saved_identity(folder) == self.folder.stages()["train"]["weights"]
 
     def _sample(self, prepared: Prepared) -> None:
         weights_file = self._needs("model/model.safetensors", "run")
         counts = images_to_draw(self.config.sample.strategy, prepared.stats)
         names = prepared.train.class_names
-        todo = stages.sampling_plan(names, counts, self.config, identity=sha256_file(weights_file))
+        how = samples.sampling(self.config)
+        todo = samples.plan(counts, names, how, self.config.seed, saved_identity(weights_file.parent))
         inputs = digest(todo)
         folder = self.folder / "samples"
         if not self._begin("sample", inputs, lambda: samples.finished(folder, todo)):
@@ -204,7 +209,7 @@ class Run:
         self.dist.barrier()
         with Timer() as timer:
             model = load_model(weights_file.parent, device=resolve_device(self.config.device))
-            samples.draw(model, todo, folder, self.config.sample, quiet=self.quiet)
+            samples.draw(model, todo, folder, how, quiet=self.quiet)
         if self.dist.main:
             self._end("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))
         self.dist.barrier()

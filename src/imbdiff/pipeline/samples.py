@@ -11,18 +11,20 @@ import io
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from imbdiff.config import SampleConfig
+from imbdiff.config import RunConfig
 from imbdiff.data.folders import safe_class_dirs
 from imbdiff.data.imageset import ImageSet
 from imbdiff.diffusion.generate import generate_batches
 from imbdiff.diffusion.guidance import ClassifierFree, Guidance
 from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.methods import get_method
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import atomic, read_json, write_json
@@ -30,15 +32,39 @@ from imbdiff.runtime.progress import Progress
 from imbdiff.runtime.streams import seed_of
 
 
-def make_guidance(model: DiffusionModel, config: SampleConfig, omega: float) -> Guidance:
-    """Classifier-free guidance as the configuration says; `omega` is used where it leaves that open."""
-    strength = omega if config.omega is None else config.omega
-    return ClassifierFree(strength, model.null, model.process, config.interval)
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn, with everything settled that a configuration leaves to the method."""
+
+    sampler: str
+    steps: int
+    omega: float
+    interval: tuple[float, float]
+    batch_size: int
+    prototype_scale: float
+
+    def guidance(self, model: DiffusionModel) -> Guidance:
+        """Classifier-free guidance, and that of the model's guide if it has one."""
+        return ClassifierFree(self.omega, model.null, model.process, self.interval)
 
 
-def plan(
-    counts: Sequence[int], names: Sequence[str], config: SampleConfig, omega: float, seed: int, identity: str
-) -> dict[str, Any]:
+def sampling(config: RunConfig) -> Sampling:
+    """What the configuration says; where it leaves that open, what the method says, and otherwise dpm++ in 20 steps."""
+    method, options = get_method(config.method), config.sample
+    own = method.sampler
+    if own in ("ddpm", "ddim") and config.model.process == "flow":
+        own = "euler"
+    return Sampling(
+        sampler=options.sampler or own or "dpm++",
+        steps=options.steps or method.steps or 20,
+        omega=method.omega if options.omega is None else options.omega,
+        interval=options.interval,
+        batch_size=options.batch_size,
+        prototype_scale=method.prototype_scale if options.prototype_scale is None else options.prototype_scale,
+    )
+
+
+def plan(counts: Sequence[int], names: Sequence[str], how: Sampling, seed: int, identity: str) -> dict[str, Any]:
     """What is to be drawn: one row per image, with its class, seed and file."""
     rows = []
     for k, (n, folder) in enumerate(zip(counts, safe_class_dirs(names), strict=True)):
@@ -47,18 +73,13 @@ def plan(
         "identity": identity,
         "class_names": list(names),
         "counts": list(counts),
-        "sampler": config.sampler,
-        "steps": config.steps,
-        "omega": omega if config.omega is None else config.omega,
-        "interval": list(config.interval),
-        "batch_size": config.batch_size,
+        **asdict(how),
+        "interval": list(how.interval),
         "images": rows,
     }
 
 
-def draw(
-    model: DiffusionModel, todo: dict[str, Any], folder: Path, config: SampleConfig, *, quiet: bool = False
-) -> None:
+def draw(model: DiffusionModel, todo: dict[str, Any], folder: Path, how: Sampling, *, quiet: bool = False) -> None:
     """Draws what `plan` says into `folder`; batches whose files all exist are not drawn again.
 
     Under ``torchrun`` every process draws its share of the batches; the images are the same as one process gives.
@@ -71,18 +92,18 @@ def draw(
         _open(folder, todo)
     dist.barrier()
     rows = todo["images"]
-    size = config.batch_size
+    size = how.batch_size
     batches = range(-(-len(rows) // size))
     missing = [b for b in batches if not all(_readable(folder / r["file"]) for r in rows[b * size : (b + 1) * size])]
     dist.barrier()  # nobody draws before everybody has looked
     mine = missing[dist.rank :: dist.world]
-    guidance = make_guidance(model, config, todo["omega"])
+    guidance = how.guidance(model)
     labels = np.array([r["label"] for r in rows], dtype=np.int64)
     seeds = np.array([r["seed"] for r in rows], dtype=np.int64)
     done = len(rows) - sum(len(rows[b * size : (b + 1) * size]) for b in missing)
     with Progress("sample", len(rows), start=done, quiet=quiet or not dist.main) as progress:
         for indices, images in generate_batches(
-            model, labels, seeds, sampler=config.sampler, steps=config.steps, guidance=guidance,
+            model, labels, seeds, sampler=how.sampler, steps=how.steps, guidance=guidance,
             batch_size=size, only=mine,
         ):  # fmt: skip
             for i, image in zip(indices, images, strict=True):

@@ -9,28 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from imbdiff.config import NOT_DECISIVE, ClassifyConfig, DataConfig, RunConfig
+from imbdiff.config import NOT_DECISIVE, ClassifyConfig, DataConfig, RunConfig, TrainConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.model import DiffusionModel, build_model, load_model
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.methods import Method, Phase, get_method
+from imbdiff.methods import get_method
 from imbdiff.pipeline import samples
+from imbdiff.recipe import Method, Phase
 from imbdiff.recognition.fit import FitPlan
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, read_json, sha256_file
 from imbdiff.runtime.log import JsonLog
+from imbdiff.runtime.streams import seed_of
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.trainer import OnPreview, Trainer
 
@@ -131,7 +134,7 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
 
 
 def build_step(
-    phase: Phase, prepared: Prepared, config: RunConfig, trained: dict[str, DiffusionModel] | None = None
+    phase: Phase, prepared: Prepared, config: RunConfig, trained: Mapping[str, nn.Module] | None = None
 ) -> TrainingStep:
     """The training step of one phase; `trained` are the results of earlier phases, by name."""
     import copy
@@ -139,6 +142,9 @@ def build_step(
     trained = trained or {}
     start = trained[phase.start] if phase.start else None
     model = copy.deepcopy(start).train() if start is not None else new_model(prepared, config)
+    if phase.make is not None:
+        assert isinstance(model, DiffusionModel)
+        model = phase.make(model, seed_of(config.seed, "phase", phase.name)).train()
     networks: dict[str, nn.Module] = {"model": model, **{name: trained[name] for name in phase.frozen}}
     return TrainingStep(networks, phase.objectives(), frozen=phase.frozen, max_rows=config.train.max_rows)
 
@@ -168,41 +174,47 @@ def train(
     method: Method = get_method(config.method)
     mirrored = bool(config.data.flip) if flip is None else flip
     identity = training_identity(prepared, config, mirrored)
-    trained: dict[str, DiffusionModel] = {}
-    for number, phase in enumerate(method.phases):
+    trained: dict[str, nn.Module] = {}
+    for phase in method.phases:
         place = None if folder is None else folder / "checkpoints" / phase.name
-        log = None if folder is None else JsonLog(folder / _log_name(method.phases, number))
-        amount = max(config.train.batch_size, round(config.train.images * phase.share))
+        final = phase is method.target
         trainer = Trainer(
             step=build_step(phase, prepared, config, trained),
             data=prepared.train,
             groups=prepared.groups,
             parts=phase.parts,
-            config=_with_images(config, amount).train,
+            config=phase_config(phase, config),
             seed=config.seed,
             device=config.device,
             store=None if place is None else CheckpointStore(place),
-            log=log,
+            log=None if folder is None else JsonLog(folder / log_name(method, phase)),
             augmentation=Augmentation(flip=mirrored),
-            on_preview=on_preview,
-            on_watch=on_watch if number == len(method.phases) - 1 else None,
+            on_preview=on_preview if phase.gives == "model" else None,
+            on_watch=on_watch if final else None,
             watch_images=config.watch.every,
             identity=digest([identity, phase.name]),
+            finish=phase.finish,
             quiet=quiet,
             say=say,
         )
         trained[phase.name] = trainer.run()
-    return trained[method.phases[-1].name]
+    model = trained[method.target.name]
+    assert isinstance(model, DiffusionModel)
+    model.guide = next((trained[phase.name] for phase in method.phases if phase.gives == "guide"), None)
+    return model
 
 
-def _log_name(phases: Sequence[Phase], number: int) -> str:
-    return "log.jsonl" if number == len(phases) - 1 else f"log-{phases[number].name}.jsonl"
+def log_name(method: Method, phase: Phase) -> str:
+    """The log of a phase, in the run folder."""
+    return "log.jsonl" if phase is method.target else f"log-{phase.name}.jsonl"
 
 
-def _with_images(config: RunConfig, images: int) -> RunConfig:
-    from imbdiff.config import override
-
-    return override(config, {"train.images": images})
+def phase_config(phase: Phase, config: RunConfig) -> TrainConfig:
+    """The options of one phase: its share of the images, and its label dropout where it has one."""
+    changed: dict[str, Any] = {"images": max(config.train.batch_size, round(config.train.images * phase.share))}
+    if phase.label_dropout is not None:
+        changed["label_dropout"] = phase.label_dropout
+    return replace(config.train, **changed)
 
 
 def training_identity(prepared: Prepared, config: RunConfig, flip: bool) -> str:
@@ -217,12 +229,6 @@ def training_identity(prepared: Prepared, config: RunConfig, flip: bool) -> str:
     return digest([prepared.manifest["hash"], config.method, config.seed, model, options, flip, *watch])
 
 
-def sampling_plan(names: Sequence[str], counts: Sequence[int], config: RunConfig, *, identity: str) -> dict[str, Any]:
-    """What is to be drawn, see `samples.plan`; `identity` says from which model."""
-    omega = get_method(config.method).omega
-    return samples.plan(counts, names, config.sample, omega, config.seed, identity)
-
-
 def sample(
     model: DiffusionModel, counts: Sequence[int], config: RunConfig, folder: Path | None = None, *, quiet: bool = False
 ) -> ImageSet:
@@ -235,12 +241,13 @@ def sample(
         The images, ordered by class; their ids are file names.
     """
     channels, height, width = model.spec.shape
-    todo = sampling_plan(model.spec.stats.names, counts, config, identity=weights_identity(model))
+    how = samples.sampling(config)
+    todo = samples.plan(counts, model.spec.stats.names, how, config.seed, weights_identity(model))
     model = model.to(resolve_device(config.device))
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         where = Path(place) / "samples" if folder is None else Path(place)
         if not samples.finished(where, todo):
-            samples.draw(model, todo, where, config.sample, quiet=quiet)
+            samples.draw(model, todo, where, how, quiet=quiet)
         return samples.load_samples(where, (height, width, channels), model.spec.stats.names)
 
 

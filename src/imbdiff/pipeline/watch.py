@@ -18,7 +18,6 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel, load_model
-from imbdiff.methods import get_method
 from imbdiff.metrics.agreement import share_agreeing
 from imbdiff.metrics.extractors import ClassifierFeatures, Extractor
 from imbdiff.metrics.frechet import ROWS_PER_FEATURE_EXTRAPOLATED, frechet
@@ -26,7 +25,7 @@ from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.scopes import Scope
 from imbdiff.pipeline import stages
-from imbdiff.pipeline.samples import make_guidance
+from imbdiff.pipeline.samples import sampling
 from imbdiff.recognition.fit import fit
 from imbdiff.recognition.losses import class_prior
 from imbdiff.recognition.networks import build_network
@@ -114,10 +113,10 @@ class Watch:
         return load_model(folder), found
 
     def _draw(self, model: DiffusionModel, labels: np.ndarray) -> ImageSet:
-        guidance = make_guidance(model, self.config.sample, get_method(self.config.method).omega)
+        how = sampling(self.config)
         images = generate(
-            model, labels, np.arange(len(labels)), sampler=self.config.sample.sampler, steps=self.config.sample.steps,
-            guidance=guidance, batch_size=self.config.sample.batch_size,
+            model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps,
+            guidance=how.guidance(model), batch_size=how.batch_size,
         )  # fmt: skip
         return ImageSet(images, labels.astype(np.int64), self.prepared.train.class_names)
 

@@ -32,7 +32,7 @@ MAX_TERMS = 12
 MAX_CLASS_ROWS = 1000
 NOT_TERMS = frozenset(
     {"step", "images", "epoch", "lr", "learning_rate", "time", "wall", "wall_s", "seconds", "elapsed", "images_per_s"}
-    | {"images_per_second", "grad_norm", "gradient_norm", "memory", "rank"}
+    | {"images_per_second", "grad_norm", "gradient_norm", "memory", "rank", "batch", "compared"}
 )  # columns of the training log that are not losses
 
 

@@ -82,3 +82,17 @@ def start(device: str) -> Dist:
     if launched():
         make_accelerator(device)
     return Dist.current()
+
+
+def set_backends(deterministic: bool) -> None:
+    """Fast arithmetic on a GPU, or deterministic arithmetic."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = not deterministic
+        torch.backends.cudnn.allow_tf32 = not deterministic
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.deterministic = deterministic
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic)

@@ -42,6 +42,13 @@ class Part:
     group_size: int = 0
     of: Literal["all", "head", "non-head"] = "all"
 
+    @property
+    def words(self) -> str:
+        """How it draws, in words."""
+        law = f"{self.law} ({self.factor:g})" if self.law == "tempered" else self.law
+        grouped = f", {self.groups} groups of {self.group_size}" if self.groups else ""
+        return law + grouped + ("" if self.of == "all" else f", from {self.of} classes")
+
     def check(self, batch_size: int, world: int, accumulate: int) -> None:
         """Refuses a part that cannot be divided evenly.
 

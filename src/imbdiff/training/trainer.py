@@ -6,12 +6,11 @@ dropout alone and is reseeded at every micro-step; so what follows a checkpoint 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,12 @@ from imbdiff.config import TrainConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
+from imbdiff.diffusion.codec import Codec
 from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.process import Process
+from imbdiff.objectives.contract import Objective
 from imbdiff.runtime.checkpoint import Checkpoint, CheckpointStore
-from imbdiff.runtime.device import make_accelerator
+from imbdiff.runtime.device import make_accelerator, set_backends
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog, read_jsonl
@@ -33,6 +35,13 @@ from imbdiff.training.parts import Part, make_loaders
 from imbdiff.training.step import TrainingStep
 
 OnPreview = Callable[[DiffusionModel, int], None]
+
+
+class Trainable(Protocol):
+    """What a network that is trained says beside being a module: how its images are encoded and noised."""
+
+    codec: Codec
+    process: Process
 
 
 @dataclass
@@ -52,6 +61,7 @@ class Trainer:
         augmentation: of the training images.
         on_preview: called with the averaged model and the images seen, on the first process.
         on_watch: the same, every `watch_images` images and at the end.
+        finish: what the averaged network becomes when it is handed out; gets the objectives too.
         identity: a hash of what the run is; a checkpoint of another is refused.
         say: where notices go.
     """
@@ -71,11 +81,12 @@ class Trainer:
     watch_images: int = 0
     identity: str = ""
     target: str = "model"
+    finish: Callable[[Any, Sequence[Objective]], nn.Module] | None = None
     quiet: bool = False
     say: Callable[[str], None] = print
 
-    def run(self) -> DiffusionModel:
-        """Trains from the newest checkpoint, or from the start, to the end; returns the averaged model in eval mode.
+    def run(self) -> nn.Module:
+        """Trains from the newest checkpoint, or from the start, to the end; returns the averaged network in eval mode.
 
         Raises:
             NonFiniteLossError: a loss or gradient is not finite; nothing was updated with it.
@@ -84,14 +95,14 @@ class Trainer:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             return self._run()
 
-    def _run(self) -> DiffusionModel:
+    def _run(self) -> nn.Module:
         from diffusers.training_utils import EMAModel
 
         config = self.config
         accelerator = make_accelerator(self.device, config.precision)
         self.dist = Dist.current()
         device: torch.device = accelerator.device
-        _set_backends(config.deterministic)
+        set_backends(config.deterministic)
         self.step.to(device)
         if config.channels_last:
             self.step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -100,7 +111,7 @@ class Trainer:
             seed=self.seed, dist=self.dist, accumulate=config.accumulate, device=device,
         )  # fmt: skip
         model = self.step.networks[self.target]
-        assert isinstance(model, DiffusionModel)
+        data = cast(Trainable, model)
         parameters = {n: p for n, p in self.step.named_parameters() if p.requires_grad}
         averaged = [p for p in model.parameters() if p.requires_grad]
         decay = 0.5 ** (1 / max(config.ema_half_life * config.steps, 1e-9))
@@ -115,6 +126,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         counted = 0
         began = time.monotonic() - self._earlier()
+        self._say_batch()
         title = f"train {self.target}" if self.target != "model" else "train"
         with Progress(
             title, config.steps * config.batch_size, start=first * config.batch_size,
@@ -129,7 +141,7 @@ class Trainer:
                     torch.manual_seed(seed_of(self.seed, "dropout", step, micro, self.dist.rank))
                     batches = {
                         loader.part.name: loader.load(
-                            step, micro, codec=model.codec, process=model.process,
+                            step, micro, codec=data.codec, process=data.process,
                             draws=self.step.draws(loader.part.name), augmentation=self.augmentation,
                             label_dropout=config.label_dropout, dropout_per=config.dropout_per,
                             channels_last=config.channels_last,
@@ -171,7 +183,7 @@ class Trainer:
                 # these first: killed before the checkpoint, a resumed run comes by here again
                 for wanted, call in ((due.preview, self.on_preview), (due.watch, self.on_watch)):
                     if wanted and call and self.dist.main:
-                        call(self._averaged(model, averaged, ema), seen)
+                        call(cast(DiffusionModel, self._averaged(model, averaged, ema)), seen)
                 if due.checkpoint and self.store and self.dist.main:
                     self.store.save(seen, self._state(parameters, optimizer, ema), self._meta(step + 1, ema))
         return self._averaged(model, averaged, ema)
@@ -221,8 +233,8 @@ class Trainer:
     def _meta(self, step: int, ema: Any) -> dict[str, Any]:
         return {"step": step, "ema_step": ema.optimization_step, "identity": self.identity}
 
-    def _averaged(self, model: DiffusionModel, averaged: list[nn.Parameter], ema: Any) -> DiffusionModel:
-        """A copy of the model with the averaged weights; the training weights are not touched."""
+    def _averaged(self, model: nn.Module, averaged: list[nn.Parameter], ema: Any) -> nn.Module:
+        """A finished copy of the network with the averaged weights; the training weights are not touched."""
         import copy
 
         result = copy.deepcopy(model).eval()
@@ -231,7 +243,7 @@ class Trainer:
             for p, shadow in zip(own, ema.shadow_params, strict=True):
                 p.copy_(shadow)
                 p.grad = None
-        return result
+            return result if self.finish is None else self.finish(result, self.step.active).eval()
 
     def _check_finite(self, losses: Mapping[str, Tensor], sums: Mapping[str, Tensor], step: int) -> None:
         if bool(torch.isfinite(losses["grad_norm"])) and bool(torch.isfinite(sums["loss"])):
@@ -253,8 +265,17 @@ class Trainer:
         mean = self.dist.total(torch.stack([sums[n] / counted for n in names])) / self.dist.world
         row = dict(zip(names, (float(v) for v in mean.tolist()), strict=True))
         if self.log and self.dist.main:
-            self.log.write(step=step + 1, images=seen, lr=lr, seconds=round(seconds, 3), **row)
+            batch = {"batch": self.config.batch_size, "compared": self.config.compared}
+            self.log.write(step=step + 1, images=seen, lr=lr, seconds=round(seconds, 3), **batch, **row)
         return row
+
+    def _say_batch(self) -> None:
+        config = self.config
+        if config.compared < config.batch_size and self.dist.main and not self.quiet:
+            self.say(
+                f"batches of {config.batch_size} in {config.accumulate} micro-batches: losses that compare rows with "
+                f"each other (contrasts, transfer) compare {config.compared}"
+            )
 
 
 def _check_used(parameters: Mapping[str, Tensor]) -> None:
@@ -322,14 +343,3 @@ def _restore(found: Checkpoint, parameters: Mapping[str, Tensor], optimizer: tor
             moments.setdefault(name, {})[kind] = value
     for n, own in moments.items():
         optimizer.state[parameters[n]] = {kind: v.to(parameters[n].device) for kind, v in own.items()}
-
-
-def _set_backends(deterministic: bool) -> None:
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = not deterministic
-        torch.backends.cudnn.allow_tf32 = not deterministic
-        torch.backends.cudnn.benchmark = not deterministic
-        torch.backends.cudnn.deterministic = deterministic
-        if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(deterministic)

@@ -1,0 +1,187 @@
+"""What a training method is made of, and how methods are combined: `imbdiff.methods` is the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.objectives.contract import Objective
+from imbdiff.objectives.denoising import Denoising
+from imbdiff.runtime.errors import ConfigError
+from imbdiff.training.parts import Part
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training within a method.
+
+    Attributes:
+        name: names its folder of checkpoints.
+        objectives: makes the objectives; the network that is trained is called "model" in their requests.
+        parts: how the parts of a batch are drawn.
+        start: the phase whose result this one starts from, None for new weights.
+        frozen: phases whose results take part without being trained, under their phase's name as network.
+        share: of the run's images that this phase sees.
+        make: the network to train, from the model that it starts from and a seed; default: that model itself.
+        finish: what the phase gives, from the averaged network and the trained objectives; default: that network.
+        label_dropout: in place of the configured one; 1 trains without labels.
+        gives: "model", to sample from or for later phases; "guide", what guides the sampling of the last model.
+    """
+
+    name: str
+    objectives: Callable[[], list[Objective]]
+    parts: tuple[Part, ...] = (Part(),)
+    start: str | None = None
+    frozen: tuple[str, ...] = ()
+    share: float = 1.0
+    make: Callable[[DiffusionModel, int], nn.Module] | None = None
+    finish: Callable[[Any, Sequence[Objective]], nn.Module] | None = None
+    label_dropout: float | None = None
+    gives: Literal["model", "guide"] = "model"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe.
+
+    Attributes:
+        idea: one line.
+        source: the publication, or code, that its constants are from.
+        phases: trained in order.
+        omega: strength of classifier-free guidance that the source evaluates with.
+        cost: training cost in forward passes per image, against 1 for DDPM.
+        when: when to choose it.
+        init: "any" starts from new weights; "required" needs a saved model to start from.
+        sampler, steps: what the source draws with, where that is part of the method; None: the package's own.
+        prototype_scale: strength of prototype guidance, for methods whose phases give a guide.
+        ada: probability of each geometric change of an image that the network is told about; 0: none.
+    """
+
+    idea: str
+    source: str
+    phases: tuple[Phase, ...]
+    omega: float
+    cost: float
+    when: str
+    init: Literal["any", "required"] = "any"
+    sampler: str | None = None
+    steps: int | None = None
+    prototype_scale: float = 0.0
+    ada: float = 0.0
+
+    @property
+    def target(self) -> Phase:
+        """The phase that gives the model that is sampled."""
+        return next(phase for phase in reversed(self.phases) if phase.gives == "model")
+
+    @property
+    def needs(self) -> str:
+        """What it needs beside images and labels, in words."""
+        found = []
+        if self.init == "required":
+            found.append("a trained model (--model.init)")
+        if any(part.of == "head" for phase in self.phases for part in phase.parts):
+            found.append("many-shot classes and others")
+        return ", ".join(found)
+
+
+def combine(named: Sequence[tuple[str, Method]]) -> Method:
+    """One method of the objectives of several: "cbdm+ccua" trains with the losses of both, in merged passes.
+
+    The denoising loss is taken once, or replaced by the one loss that replaces it (T2H, re-weighting). The rows are
+    drawn by the law of the one method that has a law other than the natural. Of a method with several phases the others
+    join the one whose model is sampled. Guidance, sampler and steps are those of the first.
+
+    Raises:
+        ConfigError: they exclude each other; the message says in what.
+    """
+    names = [name for name, _ in named]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"a method is named twice in {'+'.join(names)}", "name each once")
+    staged = [(name, m) for name, m in named if len(m.phases) > 1]
+    if len(staged) > 1:
+        raise ConfigError(
+            f"{' and '.join(name for name, _ in staged)} have several phases of training each",
+            "combine one of them with methods of one phase",
+        )
+    _, host = (staged or list(named))[0]
+    first = named[0][1]
+    target = host.target
+    joined = [(name, m.target) for name, m in named]
+    phase = replace(
+        target,
+        objectives=lambda: _objectives(joined),
+        parts=_parts(joined),
+        **{field: _only(joined, field, words) for field, words in _SINGLE.items()},
+    )
+    if phase.label_dropout == 1:
+        raise ConfigError(f"{'+'.join(names)}: one of them trains without labels, the others need them")
+    _objectives(joined)  # refuses what does not go together
+    return Method(
+        idea=" + ".join(m.idea for _, m in named),
+        source="; ".join(m.source for _, m in named),
+        phases=tuple(phase if p is target else p for p in host.phases),
+        omega=first.omega,
+        cost=1 + sum(m.cost - 1 for _, m in named),
+        when="a combination of methods",
+        init="required" if any(m.init == "required" for _, m in named) else "any",
+        sampler=first.sampler or host.sampler,
+        steps=first.steps or host.steps,
+        prototype_scale=host.prototype_scale,
+        ada=max(m.ada for _, m in named),
+    )
+
+
+_SINGLE = {"make": "a network of its own", "finish": "a last step of its own", "label_dropout": "a label dropout"}
+
+
+def _only(joined: Sequence[tuple[str, Phase]], field: str, words: str) -> Any:
+    having = [(name, getattr(phase, field)) for name, phase in joined if getattr(phase, field) is not None]
+    if any(value != having[0][1] for _, value in having):
+        raise ConfigError(f"{' and '.join(name for name, _ in having)} each bring {words}", "take one of them")
+    return having[0][1] if having else None
+
+
+def _parts(joined: Sequence[tuple[str, Phase]]) -> tuple[Part, ...]:
+    found: dict[str, tuple[str, Part]] = {}
+    for name, phase in joined:
+        for part in phase.parts:
+            if part == Part():
+                found.setdefault(part.name, ("", part))
+                continue
+            owner, other = found.get(part.name, ("", Part()))
+            if owner and other != part:
+                raise ConfigError(
+                    f"{owner} draws its rows {other.words}, {name} draws them {part.words}: a batch has one law",
+                    "take one of them",
+                )
+            found[part.name] = (name, part)
+    return tuple(part for _, part in found.values())
+
+
+def _objectives(joined: Sequence[tuple[str, Phase]]) -> list[Objective]:
+    """The objectives of all; the same one once, and of the losses that stand for the denoising loss one."""
+    found: dict[str, tuple[str, Objective]] = {}
+    for name, phase in joined:
+        for objective in phase.objectives():
+            owner, other = found.setdefault(objective.name, (name, objective))
+            if other is not objective and _constants(other) != _constants(objective):
+                raise ConfigError(
+                    f"{owner} and {name} both bring {objective.name}, with other constants: "
+                    f"{_constants(other)} and {_constants(objective)}",
+                    "take one of them",
+                )
+    bases = [(name, o) for name, o in found.values() if o.base and not isinstance(o, Denoising)]
+    if len(bases) > 1:
+        raise ConfigError(
+            f"{' and '.join(name for name, _ in bases)} each replace the denoising loss", "take one of them"
+        )
+    return [o for _, o in found.values() if not (bases and isinstance(o, Denoising))]
+
+
+def _constants(objective: Objective) -> dict[str, Any]:
+    return {k: v for k, v in vars(objective).items() if not k.startswith("_") and k != "training"}
