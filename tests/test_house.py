@@ -109,3 +109,24 @@ def test_reseeding_torch_happens_in_two_places_only() -> None:
     """Network dropout in the trainer, and weights of new networks inside a fork."""
     found = {p.name for p in SOURCES if "torch.manual_seed(" in re.sub(r"#[^\n]*", "", p.read_text())}
     assert found <= {"trainer.py", "model.py"}
+
+
+def test_every_objective_goes_through_the_conformance_checks() -> None:
+    """A new loss cannot be forgotten: some test hands it to `check_objective`."""
+    import importlib
+    import inspect
+    import pkgutil
+
+    import imbdiff.objectives
+    from imbdiff.objectives.contract import Objective
+
+    found = {
+        name
+        for module in pkgutil.iter_modules(imbdiff.objectives.__path__)
+        for name, kind in vars(importlib.import_module(f"imbdiff.objectives.{module.name}")).items()
+        if inspect.isclass(kind) and issubclass(kind, Objective) and kind is not Objective
+    }
+    assert {"Denoising", "ClassBalancing", "UnconditionalContrast", "Transfer"} <= found
+    checked = [text for text in (p.read_text() for p in (ROOT / "tests").rglob("*.py")) if "check_objective(" in text]
+    missing = [name for name in found if not any(re.search(rf"\b{name}\(", text) for text in checked)]
+    assert not missing, f"no test hands {missing} to check_objective"

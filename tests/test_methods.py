@@ -10,11 +10,16 @@ import torch
 
 import imbdiff
 from imbdiff.config import override
+from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.methods import METHODS
+from imbdiff.methods import METHODS, get_method
 from imbdiff.objectives.contract import Objective
+from imbdiff.objectives.denoising import Denoising
+from imbdiff.recipe import Phase
+from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.parts import Part
-from tests.contract.cases import make_batches, make_step
+from imbdiff.training.step import TrainingStep
+from tests.contract.cases import N, make_batches, make_step
 from tests.pipeline.conftest import SMALL
 
 ONE_PHASE = [
@@ -33,6 +38,8 @@ def objectives(name: str) -> dict[str, Any]:
 def test_every_row_takes_a_step_at_its_stated_cost(name: str, kind: str) -> None:
     phase = METHODS[name].phases[0]
     step = make_step(phase.objectives(), PROCESSES[kind], dtype=torch.float32)
+    if phase.make is not None:
+        step.networks["model"] = phase.make(step.networks["model"], 1)  # type: ignore[arg-type]
     batches = make_batches(step, PROCESSES[kind], dtype=torch.float32)
     out = step(batches)
     out["loss"].backward()
@@ -69,6 +76,69 @@ def test_the_rows_of_the_baselines_have_their_constants() -> None:
     focal = objectives("ddpm-focal")["focal"]
     assert objectives("ddpm-focal").keys() == {"focal"}
     assert (focal.beta, focal.gamma, focal.against) == (0.2, 1.0, "noise_level")
+
+
+def three_phases(name: str) -> dict[str, Phase]:
+    phases = METHODS[name].phases
+    assert [phase.name for phase in phases] == ["source", "target", "encoder"]
+    return {phase.name: phase for phase in phases}
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddpm-v", "flow"])
+@pytest.mark.parametrize("name", ["diffrc", "diffrc-paper"])
+def test_every_phase_of_diffrc_takes_a_step_at_its_stated_cost(name: str, kind: str) -> None:
+    """Rows per image of the run: a source's, the target's with as many grouped rows again and the source's of them."""
+    cost, rows = 0.0, {"source": 1, "target": 3, "encoder": 1}
+    for phase in METHODS[name].phases:
+        step = make_step(phase.objectives() if not phase.make else [Denoising()], PROCESSES[kind], dtype=torch.float32)
+        assert set(step.frozen) == set(phase.frozen)
+        if phase.make:
+            model = step.networks["model"]
+            assert isinstance(model, DiffusionModel)
+            step = TrainingStep({"model": phase.make(model, 3)}, phase.objectives())
+        out = step(make_batches(step, PROCESSES[kind], dtype=torch.float32))
+        out["loss"].backward()
+        assert all(bool(v.isfinite()) for v in out.values())
+        trained = [p for p in step.parameters() if p.requires_grad]
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in trained)
+        assert step.usage.rows / N == rows[phase.name]
+        cost += phase.share * step.usage.rows / N
+    assert sum(phase.share for phase in METHODS[name].phases) == pytest.approx(1)
+    assert cost == pytest.approx(METHODS[name].cost)
+
+
+@pytest.mark.parametrize(("name", "dropout"), [("diffrc-paper", 1.0), ("diffrc", None)])
+def test_the_rows_of_diffrc_have_the_papers_constants(name: str, dropout: float | None) -> None:
+    phases, method = three_phases(name), METHODS[name]
+    source, target, encoder = phases["source"], phases["target"], phases["encoder"]
+    assert (source.parts, source.label_dropout, source.start) == ((Part(of="head"),), 1.0, None)
+    assert (target.start, target.frozen, target.label_dropout) == ("source", ("source",), dropout)
+    assert (target.finish is None) == (source.finish is None) == (dropout is None)
+    grouped = Part("grouped", groups=8, group_size=8, of="non-head")
+    assert target.parts == (Part(), grouped)
+    made = {o.name: o for o in target.objectives()}
+    assert made.keys() == {"denoising", "pair_diversity"}
+    assert (made["pair_diversity"].gamma, made["pair_diversity"].weight) == (0.1, 0.5)
+    (contrast,) = encoder.objectives()
+    assert (contrast.tau, contrast.momentum, contrast.prior) == (0.07, 0.999, True)
+    assert (encoder.gives, encoder.start, encoder.parts) == ("guide", None, (Part(),))
+    assert method.target is target
+    assert method.prototype_scale == 0.6
+    paper = name == "diffrc-paper"
+    assert (method.sampler, method.steps) == (("ddpm", 250) if paper else (None, None))
+    assert method.omega == (0.0 if paper else 0.8)
+    assert "many-shot" in method.needs
+
+
+def test_diffrc_goes_with_methods_of_one_phase_but_not_without_labels() -> None:
+    both = get_method("cbdm+diffrc")
+    assert [phase.name for phase in both.phases] == ["source", "target", "encoder"]
+    assert [o.name for o in both.target.objectives()] == ["denoising", "class_balancing", "pair_diversity"]
+    assert both.prototype_scale == 0.6
+    with pytest.raises(ConfigError, match="without labels"):
+        get_method("cbdm+diffrc-paper")
+    with pytest.raises(ConfigError, match="several phases"):
+        get_method("diffrc+diffrc-paper")
 
 
 @pytest.mark.parametrize("name", ["ccua", "dispersive", "ddpm-effective-number", "ddpm-focal"])

@@ -160,6 +160,10 @@ class SampleConfig:
     """Strength of classifier-free guidance, 0 = none. Default: the method's."""
     prototype_scale: float | None = None
     """Strength of prototype guidance (DiffRC), 0 = none. Default: the method's, for models that have a guide."""
+    prototype_norm: Literal["l2", "rms", "none"] = "l2"
+    """Length of its gradient per image: 1 (as in the paper), that of noise (55 at 32 pixels), or as it is."""
+    prototype_adaptive: bool = False
+    """Guide less, down to a strength of 0.2, where the encoder already sees the wanted class."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels within which to guide."""
     batch_size: int = 64

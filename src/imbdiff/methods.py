@@ -5,11 +5,21 @@ To add one: write its objective in ``objectives/`` and a row here (docs/methods.
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
+from imbdiff.diffusion.encoder import PrototypeEncoder
+from imbdiff.diffusion.low_rank import LowRankModel, merged
+from imbdiff.diffusion.unlabelled import forget_labels
 from imbdiff.objectives.alignment import Alignment
+from imbdiff.objectives.capacity import CapacityManipulation
 from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.dispersive import Dispersive
 from imbdiff.objectives.overlap import ClassOverlap
+from imbdiff.objectives.pair_diversity import PairDiversity
+from imbdiff.objectives.prototype_contrast import PrototypeContrast, with_prototypes
 from imbdiff.objectives.reweighting import EffectiveNumber, Focal
 from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.objectives.transfer import Transfer
@@ -21,6 +31,47 @@ from imbdiff.training.parts import Part
 
 def _plain(part: Part) -> tuple[Phase, ...]:
     return (Phase("target", lambda: [Denoising()], (part,)),)
+
+
+def _diffrc(label_dropout: float | None) -> tuple[Phase, ...]:
+    """DiffRC's three trainings; `label_dropout` is the target's, 1 trains it without labels.
+
+    A model that nothing trained with labels forgets its random class vectors. A target with labels keeps them to start
+    from: from zero vectors a short training hardly learns them (methods' ledger).
+    """
+
+    def unlabelled(model: Any, _: Any) -> nn.Module:
+        return forget_labels(model)
+
+    finish = unlabelled if label_dropout == 1 else None
+    return (
+        Phase(
+            "source",
+            lambda: [Denoising()],
+            (Part(of="head"),),
+            share=0.4,
+            label_dropout=1.0,
+            finish=finish,
+        ),
+        Phase(
+            "target",
+            lambda: [Denoising(), PairDiversity(gamma=0.1, weight=0.5)],
+            (Part(), Part("grouped", groups=8, group_size=8, of="non-head")),
+            start="source",
+            frozen=("source",),
+            share=0.45,
+            label_dropout=label_dropout,
+            finish=finish,
+        ),
+        Phase(
+            "encoder",
+            lambda: [PrototypeContrast(tau=0.07, momentum=0.999)],
+            share=0.15,
+            make=PrototypeEncoder.like,
+            finish=with_prototypes,
+            gives="guide",
+        ),
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -72,6 +123,15 @@ METHODS: dict[str, Method] = {
         cost=2,
         when="a DDPM is already trained: give it as --model.init",
         init="required",
+    ),
+    "cbdm-ada": Method(
+        idea="CBDM on images that are turned, scaled, stretched and moved at random, of which the network is told",
+        source="CBDM's code (--augm): each change with probability 0.12, 500k steps of 48; guidance 1.4",
+        phases=(Phase("target", lambda: [Denoising(), ClassBalancing(tau=1.0, gamma=0.25, law="prior")]),),
+        omega=1.4,
+        cost=2,
+        when="few images and a long training, where CBDM would learn them by heart",
+        ada=0.12,
     ),
     "ccua": Method(
         idea="push unconditional features apart, pull conditional and unconditional predictions together; resampled",
@@ -164,6 +224,36 @@ METHODS: dict[str, Method] = {
         cost=1,
         when="to repeat numbers of that code; the class plays hardly any part in it",
     ),
+    "cm": Method(
+        idea="low-rank capacity on top of the weights: frequent classes do without it, rare ones differ by it; merged",
+        source="Hong et al., ICLR 2026: lambda 1, rank ratio 0.1; reported of its code: scale 0.5, weights 1 and 0.2",
+        phases=(
+            Phase(
+                "target",
+                lambda: [Denoising(), CapacityManipulation()],
+                make=LowRankModel.of,
+                finish=merged,
+            ),
+        ),
+        omega=1.5,
+        cost=2,
+        when="rare classes are to keep a share of the network; in a rerun at a short budget it beat DDPM, CBDM and T2H",
+    ),
+    "cm-oc": Method(
+        idea="CM, and the denoising target may lead to a similar image of a class at least as frequent (t2h)",
+        source="as CM's code is reported to be released (transfer_x0=true): Hong et al., ICLR 2026, no code seen",
+        phases=(
+            Phase(
+                "target",
+                lambda: [Transfer(direction="t2h"), CapacityManipulation()],
+                make=LowRankModel.of,
+                finish=merged,
+            ),
+        ),
+        omega=1.5,
+        cost=2,
+        when="to repeat what is released under that name; in the rerun behind plain cm",
+    ),
     "ddpm-effective-number": Method(
         idea="weigh an image's loss by the inverse effective number of images of its class",
         source="Cui et al., CVPR 2019: beta 0.9999; label dropout and guidance as ddpm",
@@ -179,6 +269,26 @@ METHODS: dict[str, Method] = {
         omega=0.8,
         cost=1,
         when="as a baseline that does not look at class sizes",
+    ),
+    "diffrc-paper": Method(
+        idea="without labels: head classes first, then all, keeping their variety; classes by guidance alone",
+        source="Fu, He, Hu 2023: gamma 0.1, lambda 0.5, m 0.999, tau 0.07, s 0.6, 250 steps; shares, groups: ours",
+        phases=_diffrc(label_dropout=1.0),
+        omega=0.0,
+        cost=1.9,
+        when="to repeat the paper. At its strength of guidance most images are of another class than the one asked for",
+        sampler="ddpm",
+        steps=250,
+        prototype_scale=0.6,
+    ),
+    "diffrc": Method(
+        idea="the model for all classes starts from one of the head classes and keeps its variety; labels and guidance",
+        source="Fu, He, Hu 2023, with a class-conditional target and the guidance of ddpm beside its own: ours",
+        phases=_diffrc(label_dropout=None),
+        omega=0.8,  # there is none in the paper: that of the baseline
+        cost=1.9,
+        when="rare classes share what the frequent ones have, and come out all alike",
+        prototype_scale=0.6,
     ),
 }
 

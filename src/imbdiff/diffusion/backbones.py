@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbdiff.diffusion.conditioner import Conditioner, LabelPassthrough, VectorConditioner
+from imbdiff.diffusion.conditioner import AugmentationConditioner, Conditioner, LabelPassthrough, VectorConditioner
 from imbdiff.runtime.errors import ConfigError
 
 Taps = dict[str, Tensor]
@@ -35,15 +35,27 @@ class Backbone(nn.Module):
     Attributes:
         tap_names: taps that may be asked for.
         num_classes: C; the null label, "no class", is C.
+        augmentation: maps the vector of a geometric change, in networks that were built with ``augment`` in their
+            arguments; None in others.
     """
 
     tap_names: tuple[str, ...]
     conditioner: Conditioner
     num_classes: int
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.augmentation: AugmentationConditioner | None = None
+
     @abstractmethod
     def forward(
-        self, x_t: Tensor, time: Tensor, labels: Tensor, taps: Sequence[str] = (), predict_rows: int | None = None
+        self,
+        x_t: Tensor,
+        time: Tensor,
+        labels: Tensor,
+        taps: Sequence[str] = (),
+        predict_rows: int | None = None,
+        augment: Tensor | None = None,
     ) -> tuple[Tensor, Taps]:
         """Evaluates the network.
 
@@ -53,15 +65,30 @@ class Backbone(nn.Module):
             labels: (B,) int64 in [0, C], C = null.
             taps: names of intermediate features to return for all rows.
             predict_rows: only the first so many rows need a prediction; the others stop after the taps.
+            augment: (B, 9) what was done to the images (`imbdiff.data.geometric`); None and zeros: nothing.
 
         Returns:
             prediction (predict_rows or B, c, h, w) and the taps by name.
+
+        Raises:
+            ConfigError: an unknown tap, or `augment` for a network that was built without a layer for it.
         """
 
     def check_taps(self, taps: Sequence[str]) -> None:
         unknown = [tap for tap in taps if tap not in self.tap_names]
         if unknown:
             raise ConfigError(f"{type(self).__name__} has no tap {unknown}", f"it has {list(self.tap_names)}")
+
+    def told(self, embedding: Tensor, augment: Tensor | None) -> Tensor:
+        """(B, d) the embedding, with what the network is told of geometric changes added."""
+        if augment is None:
+            return embedding
+        if self.augmentation is None:
+            raise ConfigError(
+                "this network was built without a layer for geometric changes (ADA)",
+                "build it with augment=True, or train without: --train.ada 0",
+            )
+        return embedding + self.augmentation(augment).to(embedding.dtype)
 
 
 class UNetBackbone(Backbone):
@@ -73,7 +100,7 @@ class UNetBackbone(Backbone):
     Args:
         shape: (c, h, w) of one input.
         num_classes: C.
-        config: keyword arguments of `UNet2DModel`.
+        config: keyword arguments of `UNet2DModel`; ``augment=True`` beside them: a layer for geometric changes.
     """
 
     tap_names = ("mid",)
@@ -82,6 +109,8 @@ class UNetBackbone(Backbone):
         super().__init__()
         from diffusers.models.unets.unet_2d import UNet2DModel
 
+        config = dict(config)
+        augment = config.pop("augment", False)
         channels, height, width = shape
         stride = 2 ** (len(config["block_out_channels"]) - 1)
         self.pad = (-width % stride, -height % stride)
@@ -91,16 +120,26 @@ class UNetBackbone(Backbone):
         self.net = UNet2DModel(
             sample_size=size, in_channels=channels, out_channels=channels, class_embed_type="identity", **config
         )
-        self.conditioner = VectorConditioner(num_classes, config["block_out_channels"][0] * 4)
+        dim = config["block_out_channels"][0] * 4
+        self.conditioner = VectorConditioner(num_classes, dim)
+        if augment:  # last, so that the other weights are drawn as without it
+            self.augmentation = AugmentationConditioner(dim)
 
     def forward(
-        self, x_t: Tensor, time: Tensor, labels: Tensor, taps: Sequence[str] = (), predict_rows: int | None = None
+        self,
+        x_t: Tensor,
+        time: Tensor,
+        labels: Tensor,
+        taps: Sequence[str] = (),
+        predict_rows: int | None = None,
+        augment: Tensor | None = None,
     ) -> tuple[Tensor, Taps]:
         self.check_taps(taps)
         net, n = self.net, len(x_t) if predict_rows is None else predict_rows
         height, width = x_t.shape[-2:]
         h = F.pad(x_t, (0, self.pad[0], 0, self.pad[1]), mode="replicate") if any(self.pad) else x_t
         emb = net.time_embedding(net.time_proj(time).to(x_t.dtype)) + self.conditioner(labels).to(x_t.dtype)
+        emb = self.told(emb, augment)
         h = net.conv_in(h)
         skips = [h]
         for block in net.down_blocks:
@@ -132,6 +171,13 @@ class DiTBackbone(Backbone):
         super().__init__()
         from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
+        if config.get("augment"):
+            raise ConfigError(
+                "the DiT backbone cannot be told of geometric changes (ADA): diffusers' DiT embeds time and class "
+                "inside every block, and has no place to add a vector",
+                "choose a U-Net (--model.backbone), or train without: --train.ada 0",
+            )
+        config = {k: v for k, v in config.items() if k != "augment"}
         channels, height, width = shape
         if height != width or height % config.get("patch_size", 2):
             raise ConfigError(
@@ -149,10 +195,18 @@ class DiTBackbone(Backbone):
         self.conditioner = LabelPassthrough(num_classes)
 
     def forward(
-        self, x_t: Tensor, time: Tensor, labels: Tensor, taps: Sequence[str] = (), predict_rows: int | None = None
+        self,
+        x_t: Tensor,
+        time: Tensor,
+        labels: Tensor,
+        taps: Sequence[str] = (),
+        predict_rows: int | None = None,
+        augment: Tensor | None = None,
     ) -> tuple[Tensor, Taps]:
         self.check_taps(taps)
         net, n = self.net, len(x_t) if predict_rows is None else predict_rows
+        if augment is not None:
+            raise ConfigError("the DiT backbone cannot be told of geometric changes (ADA)", "choose a U-Net")
         ids = self.conditioner(labels)
         last = max((int(tap.removeprefix("block")) for tap in taps), default=-1)
         found: Taps = {}
@@ -178,7 +232,13 @@ class DiTBackbone(Backbone):
 
 
 class MLPBackbone(Backbone):
-    """A small fully connected network for low-dimensional worlds and for tests: two hidden layers."""
+    """A small fully connected network for low-dimensional worlds and for tests: two hidden layers.
+
+    Args:
+        config: ``width`` of the hidden layers; ``waves``: also give it sin and cos of pi / 2 2^k x, k = 0 .. waves - 1,
+            for worlds with detail finer than about 0.1; ``stem``: so many more hidden layers, before the condition
+            is added and the tap is taken. 0 of both is the plain network, with the same weights.
+    """
 
     tap_names = ("mid",)
 
@@ -191,17 +251,32 @@ class MLPBackbone(Backbone):
         self.conditioner = VectorConditioner(num_classes, width)
         frequencies = torch.exp(torch.linspace(0, 7, 8)) * 0.001
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.inner = nn.Linear(dim + 16, width)
+        waves = int(config.get("waves", 0))
+        self.register_buffer("waves", torch.pi / 2 * 2.0 ** torch.arange(waves), persistent=False)
+        first = nn.Linear(dim * (1 + 2 * waves) + 16, width)
+        stem = [layer for _ in range(int(config.get("stem", 0))) for layer in (nn.SiLU(), nn.Linear(width, width))]
+        self.inner = nn.Sequential(first, *stem) if stem else first
         self.outer = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dim))
+        if config.get("augment"):
+            self.augmentation = AugmentationConditioner(width)
 
     def forward(
-        self, x_t: Tensor, time: Tensor, labels: Tensor, taps: Sequence[str] = (), predict_rows: int | None = None
+        self,
+        x_t: Tensor,
+        time: Tensor,
+        labels: Tensor,
+        taps: Sequence[str] = (),
+        predict_rows: int | None = None,
+        augment: Tensor | None = None,
     ) -> tuple[Tensor, Taps]:
         self.check_taps(taps)
         n = len(x_t) if predict_rows is None else predict_rows
         assert isinstance(self.frequencies, Tensor)
+        assert isinstance(self.waves, Tensor)
         angle = (time[:, None] * self.frequencies).to(x_t.dtype)
-        h = torch.cat([x_t.flatten(1), angle.sin(), angle.cos()], 1)
-        h = self.inner(h) + self.conditioner(labels).to(x_t.dtype)
+        x = x_t.flatten(1)
+        phase = (x[:, :, None] * self.waves.to(x.dtype)).flatten(1)
+        h = torch.cat([x, angle.sin(), angle.cos(), phase.sin(), phase.cos()], 1)
+        h = self.told(self.inner(h) + self.conditioner(labels).to(x_t.dtype), augment)
         found: Taps = {"mid": h} if "mid" in taps else {}
         return self.outer(h[:n]).reshape(n, *self.shape), found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
         "a small transformer for latents or square images",
     ),
     "mlp": ("mlp", {"width": 128}, "points and toy worlds"),
+    "mlp-fine": ("mlp", {"width": 192, "waves": 5, "stem": 1}, "points whose density has detail finer than 0.1"),
 }
 
 
@@ -129,24 +131,30 @@ class DiffusionModel(nn.Module):
         taps: Sequence[str] = (),
         predict_rows: int | None = None,
         capacity: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> tuple[Tensor, Taps]:
         """See `Backbone.forward`. `capacity` (B,) is for networks with a low-rank part that can be switched off."""
         if capacity is not None:
             raise ConfigError("this network has one capacity only", "use a method's own network for capacity='base'")
-        return self.backbone(x_t, self.process.model_time(t), labels, taps, predict_rows)
+        return self.backbone(x_t, self.process.model_time(t), labels, taps, predict_rows, augment)
 
     @property
     def num_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+        """Those that train; a guide's are not counted."""
+        return sum(p.numel() for name, p in self.named_parameters() if p.requires_grad and name[:6] != "guide.")
 
     def save(self, folder: Path) -> None:
-        """Writes ``model.json`` and ``model.safetensors``; whole or not at all."""
+        """Writes ``model.json`` and ``model.safetensors``; whole or not at all. A guide goes beside them."""
         from safetensors.torch import save_file
+
+        from imbdiff.diffusion.encoder import save_guide
 
         state = {k: v.detach().cpu().contiguous() for k, v in self.backbone.state_dict().items()}
         with atomic(Path(folder) / "model.safetensors") as aside:
             save_file(state, aside)
-        write_json(Path(folder) / "model.json", self.spec.to_json())
+        save_guide(self.guide, Path(folder))
+        guided = {} if self.guide is None else {"guide": True}  # so that a guide that was lost is noticed
+        write_json(Path(folder) / "model.json", {**self.spec.to_json(), **guided})
 
 
 def build_model(
@@ -157,6 +165,7 @@ def build_model(
     *,
     seed: int = 0,
     dropout: float | None = None,
+    augment: bool = False,
 ) -> DiffusionModel:
     """A new model with weights drawn from `seed`; no global random state is read or left changed.
 
@@ -166,15 +175,18 @@ def build_model(
         shape: (C, H, W) of the images.
         stats: class statistics of the training labels.
         dropout: in place of the backbone's own.
+        augment: with a layer that is told of geometric changes of the images; the other weights are the same.
 
     Raises:
-        ConfigError: unknown backbone, or one that does not fit `shape`.
+        ConfigError: unknown backbone, or one that does not fit `shape` or `augment`.
     """
     if backbone not in BACKBONES:
         raise ConfigError(f"unknown backbone {backbone!r}", f"choose one of {', '.join(BACKBONES)}")
     kind, config, _ = BACKBONES[backbone]
     if dropout is not None and kind != "mlp":
         config = {**config, "dropout": dropout}
+    if augment:
+        config = {**config, "augment": True}
     return from_spec(ModelSpec(kind, config, shape, process.to_json(), stats), seed=seed)
 
 
@@ -186,23 +198,42 @@ def from_spec(spec: ModelSpec, *, seed: int = 0) -> DiffusionModel:
     return DiffusionModel(spec, backbone, process_from_json(dict(spec.process)), IdentityCodec(spec.shape))
 
 
+def without_augmentation(model: DiffusionModel) -> DiffusionModel:
+    """The model without its layer for geometric changes: the same predictions for images as they are.
+
+    A copy; `model` itself where there is no such layer.
+    """
+    if model.backbone.augmentation is None:
+        return model
+    spec = replace(model.spec, config={k: v for k, v in model.spec.config.items() if k != "augment"})
+    backbone = copy.deepcopy(model.backbone)
+    backbone.augmentation = None
+    return DiffusionModel(spec, backbone, model.process, model.codec).train(model.training)
+
+
 def load_model(folder: Path, *, device: torch.device | str = "cpu") -> DiffusionModel:
     """Loads a folder that `DiffusionModel.save` wrote; in eval mode.
 
     Raises:
-        RunError: the folder holds no model, or its weights do not fit its description.
+        RunError: the folder holds no model, or its weights do not fit its description; the same of its guide.
     """
     folder = Path(folder)
     if not (folder / "model.json").exists():
         raise RunError(f"{folder} holds no model (model.json is missing)", "give a folder that `imbdiff train` wrote")
+    described = read_json(folder / "model.json")
     try:
-        model = from_spec(ModelSpec.from_json(read_json(folder / "model.json")))
+        model = from_spec(ModelSpec.from_json(described))
+        guided = described.get("guide", False)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
             f"{folder / 'model.json'} does not describe a model: {type(error).__name__} {error}",
             "restore it; if another version of imbdiff wrote it, load it with that one",
         ) from error
     load_weights(model, folder / "model.safetensors")
+    if guided:
+        from imbdiff.diffusion.encoder import load_guide
+
+        model.guide = load_guide(folder)
     return model.to(device).eval()
 
 

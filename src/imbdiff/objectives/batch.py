@@ -74,6 +74,7 @@ class NoisyBatch:
         process, stats, null: the noising process, the training set's class statistics, the null label.
         draws: the named draws of the objectives, each (B, ...).
         dist: collectives; `dist.gather` is differentiable, the identity on one process.
+        augment: (B, 9) the geometric change that each row's image had, of which networks are told; None: none had one.
     """
 
     x0: Tensor
@@ -90,6 +91,7 @@ class NoisyBatch:
     null: int
     draws: Mapping[str, Tensor]
     dist: Dist
+    augment: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -143,6 +145,7 @@ def noisy_batch(
     group: Tensor | None = None,
     groups: int = 0,
     dist: Dist | None = None,
+    augment: Tensor | None = None,
 ) -> NoisyBatch:
     """Noises a batch. Everything random is drawn for the global batch, then cut to this process's rows.
 
@@ -157,6 +160,7 @@ def noisy_batch(
         dropout_per: "sample": one coin per row. "batch": one for all rows, as the released code of this field does it.
         group: (B,) numbers in [0, groups) of class groups: rows of a group share one t.
         groups: number of class groups in the global batch; 0 if rows are not grouped.
+        augment: (B, 9) the geometric changes that were made to `x0`.
     """
     n = len(x0) if size is None else size
     rows = slice(0, n) if share is None else share
@@ -190,4 +194,5 @@ def noisy_batch(
         null=null,
         draws=made,
         dist=dist or Dist(),
+        augment=augment,
     )

@@ -8,6 +8,8 @@ batch and divides by its size. *Coupled*: either (B,) as well, each row's share 
 processes by `batch.dist.gather`; or a scalar, the same on every process, already a mean over the gathered rows. In all
 cases the gradient that data parallelism averages is that of the loss over the global batch.
 
+Entries of `terms` that the objective names in `monitors` have the same form; they are logged, and no part of the loss.
+
 Every process must make the same requests and call the same collectives at every step, so neither may depend on values
 in the batch.
 """
@@ -130,10 +132,12 @@ class Objective(nn.Module):
         weight: factor of all its terms; at 0 it makes no request, as if it were left out.
         part: the part of the step's batch that it reads.
         draws: the named random draws that it needs, drawn for the global batch.
+        monitors: names of entries of `terms` that are only logged.
     """
 
     name: str = "objective"
     base: bool = False
+    monitors: tuple[str, ...] = ()
 
     def __init__(self, *, weight: float = 1.0, part: str = "main") -> None:
         super().__init__()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from imbdiff.data.geometric import CONDITION_SIZE
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.contract import Answer, Draw, Labels, Request, Usage
 from imbdiff.runtime.errors import ConfigError
@@ -56,6 +57,12 @@ class _Evaluation:
             )
         return self.take(batch.draws[condition.name])
 
+    @property
+    def augment(self) -> Tensor:
+        """What was done to the images, whatever labels are asked for; zeros for a batch of unchanged ones."""
+        change = self.batch.augment
+        return self.batch.x_t.new_zeros(len(self), CONDITION_SIZE) if change is None else self.take(change)
+
     def __len__(self) -> int:
         return len(self.batch) if self.index is None else len(self.index)
 
@@ -78,7 +85,8 @@ def evaluate(
     """Answers requests.
 
     Args:
-        networks: name -> network, called as ``network(x_t, t, labels, taps, predict_rows, capacity)``.
+        networks: name -> network, called as ``network(x_t, t, labels, taps, predict_rows)``; with ``capacity=`` where a
+            request wants less than the full one, and with ``augment=`` where images were changed geometrically.
         batches: part name -> batch.
         asked: (part, request) pairs.
         max_rows: the most rows of one pass; more are cut into chunks.
@@ -165,13 +173,15 @@ def _one_pass(
     x = torch.cat([e.take(e.batch.x_t) for e in items])
     t = torch.cat([e.take(e.batch.t) for e in items])
     labels = torch.cat([e.labels for e in items])
-    capacity = None
+    extra: dict[str, Tensor] = {}
     if any(e.request.capacity == "base" for e in items):
-        capacity = torch.cat([x.new_full((len(e),), float(e.request.capacity == "full")) for e in items])
+        extra["capacity"] = torch.cat([x.new_full((len(e),), float(e.request.capacity == "full")) for e in items])
+    if any(e.batch.augment is not None for e in items):
+        extra["augment"] = torch.cat([e.augment for e in items])
     taps = tuple(sorted(set().union(*(e.taps for e in items))))
     predicted = sum(len(e) for e in items if e.prediction)
     with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-        prediction, found = _chunked(network, x, t, labels, taps, predicted, capacity, max_rows)
+        prediction, found = _chunked(network, x, t, labels, taps, predicted, extra, max_rows)
 
     answers: dict[Key, Answer] = {}
     start = 0
@@ -194,17 +204,16 @@ def _chunked(
     labels: Tensor,
     taps: tuple[str, ...],
     predicted: int,
-    capacity: Tensor | None,
+    extra: Mapping[str, Tensor],
     max_rows: int | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    extra = {} if capacity is None else {"capacity": capacity}
     if max_rows is None or len(x) <= max_rows:
         return network(x, t, labels, taps, predicted, **extra)
     predictions, found = [], []
     for start in range(0, len(x), max_rows):
         rows = slice(start, start + max_rows)
         here = max(0, min(predicted - start, len(x[rows])))
-        part: dict[str, Any] = {} if capacity is None else {"capacity": capacity[rows]}
+        part: dict[str, Any] = {name: value[rows] for name, value in extra.items()}
         arguments = (x[rows], t[rows], labels[rows], taps, here)
         if torch.is_grad_enabled():
             p, f = checkpoint(network, *arguments, use_reentrant=False, preserve_rng_state=True, **part)

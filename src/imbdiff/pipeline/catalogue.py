@@ -21,7 +21,7 @@ def as_json() -> dict[str, Any]:
                 "idea": m.idea,
                 "cost": m.cost,
                 "omega": m.omega,
-                "needs": "a trained model" if m.init == "required" else "",
+                "needs": m.needs,
                 "when": m.when,
                 "source": m.source,
             }

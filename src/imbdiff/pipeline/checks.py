@@ -15,6 +15,7 @@ from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.recognition.networks import NETWORKS, build_network
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import ConfigError
+from imbdiff.training.parts import check_groups
 
 
 def check_options(config: RunConfig, *, training: bool = True) -> None:
@@ -66,4 +67,6 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
         for phase in method.phases:
             for part in phase.parts:
                 part.check(config.train.batch_size, world, config.train.accumulate)
+                part.classes(prepared.groups)
+            check_groups(phase.parts, phase.objectives())
     build_network(config.classify.network, prepared.train.shape, prepared.stats.num_classes)

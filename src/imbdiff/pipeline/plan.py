@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -72,6 +72,8 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         options = stages.phase_config(phase, config)
         train_seconds += second * options.steps * options.batch_size
         memory = max(memory, used)
+        if phase.gives == "guide" and phase.make is not None:  # an untrained one costs as much
+            model.guide = phase.make(model, 0).eval()
     seen = config.train.steps * config.train.batch_size
     sample_seconds = _probe_sampling(model, config, device) * sum(counts)
     arm_seconds = _probe_classifier(prepared, config, device, arms=1)
@@ -129,6 +131,7 @@ def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device:
                     loader.part.name: loader.load(
                         i, micro, codec=model.codec, process=model.process, draws=step.draws(loader.part.name),
                         augmentation=Augmentation(), label_dropout=0.1, dropout_per="sample",
+                        geometric=stages.geometric(phase, config),
                     )
                     for loader in loaders
                 }  # fmt: skip
@@ -151,14 +154,15 @@ def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device:
 def _probe_sampling(model: Any, config: RunConfig, device: torch.device) -> float:
     """Seconds per image."""
     model = model.to(device).eval()
-    how = sampling(config)
-    n, steps = how.batch_size, min(2, how.steps)
+    steps = min(2, sampling(config).steps)
+    how = replace(sampling(config), steps=steps)
+    n = how.batch_size
     options: dict[str, Any] = {"sampler": how.sampler, "guidance": how.guidance(model), "batch_size": n}
     labels = [0] * n
     generate(model, labels, range(n), steps=steps, **options)
     began = time.perf_counter()
     generate(model, labels, range(n), steps=steps, **options)
-    return (time.perf_counter() - began) / n * how.steps / steps
+    return (time.perf_counter() - began) / n * sampling(config).steps / steps
 
 
 def _probe_classifier(prepared: Prepared, config: RunConfig, device: torch.device, arms: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from imbdiff.config import RunConfig
@@ -19,9 +21,9 @@ def preview_grid(model: DiffusionModel, config: RunConfig) -> bytes:
     stats = model.spec.stats
     largest = np.argsort(-np.asarray(stats.counts), kind="stable")[:CLASSES]
     labels = np.repeat(np.sort(largest), PER_CLASS)
-    how = sampling(config)
+    how = replace(sampling(config), steps=min(sampling(config).steps, STEPS))
     images = generate(
-        model, labels, np.arange(len(labels)), sampler=how.sampler, steps=min(how.steps, STEPS),
+        model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps,
         guidance=how.guidance(model), batch_size=30,
     )  # fmt: skip
     grid = sample_grid(ImageSet(images, labels, stats.names), per_class=PER_CLASS, max_classes=CLASSES)

@@ -21,9 +21,11 @@ from PIL import Image
 from imbdiff.config import RunConfig
 from imbdiff.data.folders import safe_class_dirs
 from imbdiff.data.imageset import ImageSet
+from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.generate import generate_batches
-from imbdiff.diffusion.guidance import ClassifierFree, Guidance
+from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided
 from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.prototype_guidance import Norm, prototype_guidance
 from imbdiff.methods import get_method
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
@@ -42,10 +44,19 @@ class Sampling:
     interval: tuple[float, float]
     batch_size: int
     prototype_scale: float
+    prototype_norm: Norm
+    prototype_adaptive: bool
 
     def guidance(self, model: DiffusionModel) -> Guidance:
         """Classifier-free guidance, and that of the model's guide if it has one."""
-        return ClassifierFree(self.omega, model.null, model.process, self.interval)
+        free = ClassifierFree(self.omega, model.null, model.process, self.interval)
+        if not isinstance(model.guide, PrototypeEncoder) or self.prototype_scale == 0:
+            return free
+        outer = prototype_guidance(
+            model.guide, self.prototype_scale, sampler=self.sampler, steps=self.steps,
+            norm=self.prototype_norm, adaptive=self.prototype_adaptive, interval=self.interval,
+        )  # fmt: skip
+        return Guided(outer, free)
 
 
 def sampling(config: RunConfig) -> Sampling:
@@ -61,6 +72,8 @@ def sampling(config: RunConfig) -> Sampling:
         interval=options.interval,
         batch_size=options.batch_size,
         prototype_scale=method.prototype_scale if options.prototype_scale is None else options.prototype_scale,
+        prototype_norm=options.prototype_norm,
+        prototype_adaptive=options.prototype_adaptive,
     )
 
 

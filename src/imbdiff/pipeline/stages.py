@@ -19,10 +19,11 @@ from torch import nn
 
 from imbdiff.config import NOT_DECISIVE, ClassifyConfig, DataConfig, RunConfig, TrainConfig
 from imbdiff.data.augment import Augmentation
+from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared, prepare
-from imbdiff.diffusion.model import DiffusionModel, build_model, load_model
+from imbdiff.diffusion.model import DiffusionModel, build_model, load_model, without_augmentation
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.methods import get_method
 from imbdiff.pipeline import samples
@@ -34,6 +35,7 @@ from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, read_json, sha256_file
 from imbdiff.runtime.log import JsonLog
 from imbdiff.runtime.streams import seed_of
+from imbdiff.training.parts import check_groups
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.trainer import OnPreview, Trainer
 
@@ -95,18 +97,35 @@ def seen_by_init(config: RunConfig) -> set[str] | None:
     return None if hashes is None else set(hashes)
 
 
+def ada(config: RunConfig) -> float:
+    """Probability of each geometric change that networks are told of: as configured, otherwise the method's."""
+    return get_method(config.method).ada if config.train.ada is None else config.train.ada
+
+
+def geometric(phase: Phase, config: RunConfig) -> Geometric | None:
+    """The geometric changes of a phase's images. A guide sees none: it guides upright images and is told nothing."""
+    p = ada(config)
+    return Geometric(p) if p > 0 and phase.gives == "model" else None
+
+
 def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
     """The model that training starts from: new weights, or those of ``model.init``.
 
+    Under ADA it has a layer that is told of geometric changes, otherwise none.
+
     Raises:
-        RunError: the saved model does not fit these images, classes or process.
+        RunError: the saved model does not fit these images, classes or process, or lacks that layer.
+        ConfigError: the backbone cannot be told.
     """
     height, width, channels = prepared.train.shape
     shape = (channels, height, width)
     if config.model.init is None:
         backbone = choose_backbone(config, prepared.train.shape)
         process = PROCESSES[config.model.process]
-        return build_model(backbone, process, shape, prepared.stats, seed=config.seed, dropout=config.model.dropout)
+        return build_model(
+            backbone, process, shape, prepared.stats,
+            seed=config.seed, dropout=config.model.dropout, augment=ada(config) > 0,
+        )  # fmt: skip
     folder = init_folder(config.model.init)
     model = load_model(folder)
     leaked = set(prepared.test.hashes) & (seen_by_init(config) or set())
@@ -128,9 +147,14 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
             f"the model in {folder} cannot be continued here: {'; '.join(problems)}",
             "use the same --data.size and --model.process as that model, on the same classes",
         )
+    if ada(config) > 0 and model.backbone.augmentation is None:
+        raise RunError(
+            f"the model in {folder} has no layer that is told of geometric changes (ADA)",
+            f"train it with --train.ada {ada(config):g} too, or continue without: --train.ada 0",
+        )
     fresh = DiffusionModel(type(found)(found.kind, found.config, shape, found.process, prepared.stats),
                            model.backbone, model.process, model.codec)  # fmt: skip
-    return fresh.train()
+    return (fresh if ada(config) > 0 else without_augmentation(fresh)).train()
 
 
 def build_step(
@@ -144,9 +168,12 @@ def build_step(
     model = copy.deepcopy(start).train() if start is not None else new_model(prepared, config)
     if phase.make is not None:
         assert isinstance(model, DiffusionModel)
+        model = model if geometric(phase, config) else without_augmentation(model)
         model = phase.make(model, seed_of(config.seed, "phase", phase.name)).train()
     networks: dict[str, nn.Module] = {"model": model, **{name: trained[name] for name in phase.frozen}}
-    return TrainingStep(networks, phase.objectives(), frozen=phase.frozen, max_rows=config.train.max_rows)
+    objectives = phase.objectives()
+    check_groups(phase.parts, objectives)
+    return TrainingStep(networks, objectives, frozen=phase.frozen, max_rows=config.train.max_rows)
 
 
 def train(
@@ -165,8 +192,8 @@ def train(
     Args:
         folder: where ``checkpoints/`` and ``log.jsonl`` go; with it, a repeated call continues.
         flip: mirror training images at random; default: as ``config.data.flip`` says, otherwise not.
-        on_preview: called now and then with the averaged model and the images seen.
-        on_watch: the same in the last phase, every `config.watch.every` images.
+        on_preview: called now and then, while the model to be sampled trains, with its average and the images seen.
+        on_watch: the same, every `config.watch.every` images.
 
     Returns:
         The model with averaged weights, in eval mode.
@@ -178,6 +205,7 @@ def train(
     for phase in method.phases:
         place = None if folder is None else folder / "checkpoints" / phase.name
         final = phase is method.target
+        told = geometric(phase, config)
         trainer = Trainer(
             step=build_step(phase, prepared, config, trained),
             data=prepared.train,
@@ -188,8 +216,10 @@ def train(
             device=config.device,
             store=None if place is None else CheckpointStore(place),
             log=None if folder is None else JsonLog(folder / log_name(method, phase)),
-            augmentation=Augmentation(flip=mirrored),
-            on_preview=on_preview if phase.gives == "model" else None,
+            # geometric changes mirror too, and say so
+            augmentation=Augmentation(flip=mirrored and told is None),
+            geometric=told,
+            on_preview=on_preview if final else None,
             on_watch=on_watch if final else None,
             watch_images=config.watch.every,
             identity=digest([identity, phase.name]),

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from imbdiff.data.augment import Augmentation
+from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.samplers import BatchSampler, GroupedSampler
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.codec import Codec
 from imbdiff.diffusion.process import Process
 from imbdiff.objectives.batch import DrawKind, NoisyBatch, noisy_batch
+from imbdiff.objectives.contract import Objective
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
@@ -64,6 +66,39 @@ class Part:
                 f"choose a multiple of {world * accumulate}",
             )
 
+    def classes(self, groups: Groups) -> Sequence[int]:
+        """The classes that it draws from.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        of = np.asarray(groups.of_class)
+        chosen = {"all": of >= 0, "head": of == 0, "non-head": of != 0}[self.of]
+        classes = np.flatnonzero(chosen).tolist()
+        if not classes:
+            raise ConfigError(
+                f"the part {self.name!r} draws from {self.of} classes, and there are none ({groups.rule})",
+                "choose other groups, or a method that does not need them",
+            )
+        return classes
+
+
+def check_groups(parts: Sequence[Part], objectives: Sequence[Objective]) -> None:
+    """Refuses class groups too small for an objective that compares the rows of a group (`smallest_group`).
+
+    Raises:
+        ConfigError: naming the objective and the part.
+    """
+    sizes = {part.name: part.group_size if part.groups else 0 for part in parts}
+    for objective in objectives:
+        least, size = getattr(objective, "smallest_group", 0), sizes.get(objective.part, 0)
+        if size < least and objective.weight > 0:
+            raise ConfigError(
+                f"{objective.name} compares the rows of a class group, and the part {objective.part!r} has groups of "
+                f"{size} rows: with fewer than {least} it is 0",
+                f"give it a part with groups, and a group_size of at least {least}",
+            )
+
 
 class PartLoader:
     """Makes this process's rows of a part, for any step: a pure function of (seed, step).
@@ -90,7 +125,7 @@ class PartLoader:
     ) -> None:
         self.part, self.data, self.images, self.labels = part, data, images, labels
         self.seed, self.dist, self.accumulate = seed, dist, accumulate
-        allowed = _classes(part, groups)
+        allowed = part.classes(groups)
         self.size = part.groups * part.group_size if part.groups else batch_size
         part.check(batch_size, dist.world, accumulate)
         self.rows_of: np.ndarray | None = None
@@ -126,6 +161,7 @@ class PartLoader:
         label_dropout: float,
         dropout_per: Literal["sample", "batch"],
         channels_last: bool = False,
+        geometric: Geometric | None = None,
     ) -> NoisyBatch:
         """This process's micro-batch `micro` of the part at `step`."""
         index, group = self.indices(step)
@@ -137,6 +173,12 @@ class PartLoader:
         labels = self.labels.index_select(0, rows)
         drawn = augmentation.draw(self.size, torch_rng(self.seed, "augment", self.part.name, step))
         x0 = codec.encode(augmentation.apply(x, drawn[share].to(x.device)))
+        change = None
+        if geometric is not None:
+            # after encoding, so that nothing is rounded; both are linear, and the weights of a pixel sum to 1
+            change = geometric.draw(self.size, torch_rng(self.seed, "geometric", self.part.name, step))[share]
+            x0 = geometric.apply(x0, change)
+            change = change.to(x.device)
         if channels_last:
             x0 = x0.contiguous(memory_format=torch.channels_last)
         return noisy_batch(
@@ -155,6 +197,7 @@ class PartLoader:
             group=None if group is None else torch.from_numpy(group[share]).to(x.device),
             groups=self.part.groups,
             dist=self.dist,
+            augment=change,
         )
 
 
@@ -176,15 +219,3 @@ def make_loaders(
         PartLoader(part, data, images, labels, groups, batch_size, seed=seed, dist=dist, accumulate=accumulate)
         for part in parts
     ]
-
-
-def _classes(part: Part, groups: Groups) -> Sequence[int]:
-    of = np.asarray(groups.of_class)
-    chosen = {"all": of >= 0, "head": of == 0, "non-head": of != 0}[part.of]
-    classes = np.flatnonzero(chosen).tolist()
-    if not classes:
-        raise ConfigError(
-            f"the part {part.name!r} draws from {part.of} classes, and there are none ({groups.rule})",
-            "choose other groups, or a method that does not need them",
-        )
-    return classes

@@ -88,7 +88,8 @@ class TrainingStep(nn.Module):
         """Named losses, each a scalar; "loss" is what to differentiate.
 
         Its gradient, averaged over processes, is the gradient of the weighted sum of all terms over the global batch
-        divided by that batch's size. The other entries are the terms by "objective/term", unweighted, without gradient.
+        divided by that batch's size. The other entries are the terms by "objective/term", unweighted, without gradient,
+        and among them what objectives monitor, which is no part of "loss".
         """
         asked: list[tuple[str, Request]] = []
         spans: list[slice] = []
@@ -114,6 +115,7 @@ class TrainingStep(nn.Module):
                     )
                 value = term.mean()  # processes hold equal shares, so the mean of their means is the global mean
                 losses[f"{objective.name}/{name}"] = value.detach()
-                total = total + objective.weight * value
+                if name not in objective.monitors:
+                    total = total + objective.weight * value
         assert isinstance(total, torch.Tensor)
         return {"loss": total, **losses}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from imbdiff.config import TrainConfig
 from imbdiff.data.augment import Augmentation
+from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.codec import Codec
@@ -30,6 +31,7 @@ from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog, read_jsonl
 from imbdiff.runtime.progress import Progress
 from imbdiff.runtime.streams import seed_of
+from imbdiff.training.cadence import make_cadence
 from imbdiff.training.learning_rate import learning_rate
 from imbdiff.training.parts import Part, make_loaders
 from imbdiff.training.step import TrainingStep
@@ -59,6 +61,7 @@ class Trainer:
         store: where checkpoints go; None: none are written.
         log: where losses go; None: nowhere.
         augmentation: of the training images.
+        geometric: changes of the training images that the networks are told of; None: none.
         on_preview: called with the averaged model and the images seen, on the first process.
         on_watch: the same, every `watch_images` images and at the end.
         finish: what the averaged network becomes when it is handed out; gets the objectives too.
@@ -76,6 +79,7 @@ class Trainer:
     store: CheckpointStore | None = None
     log: JsonLog | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
+    geometric: Geometric | None = None
     on_preview: OnPreview | None = None
     on_watch: OnPreview | None = None
     watch_images: int = 0
@@ -122,7 +126,7 @@ class Trainer:
         wrapped: nn.Module = accelerator.prepare_model(self.step)
         wrapped.train()
 
-        cadence = _cadence(config, self.watch_images)
+        cadence = make_cadence(config, self.watch_images)
         sums: dict[str, Tensor] = {}
         counted = 0
         began = time.monotonic() - self._earlier()
@@ -144,7 +148,7 @@ class Trainer:
                             step, micro, codec=data.codec, process=data.process,
                             draws=self.step.draws(loader.part.name), augmentation=self.augmentation,
                             label_dropout=config.label_dropout, dropout_per=config.dropout_per,
-                            channels_last=config.channels_last,
+                            channels_last=config.channels_last, geometric=self.geometric,
                         )
                         for loader in loaders
                     }  # fmt: skip
@@ -286,41 +290,6 @@ def _check_used(parameters: Mapping[str, Tensor]) -> None:
             f"{len(unused)} trainable parameters take no part in the loss, such as {unused[0]}",
             "add an objective that needs them, or freeze their network",
         )
-
-
-@dataclass(frozen=True)
-class _Due:
-    log: bool
-    checkpoint: bool
-    preview: bool
-    watch: bool
-
-
-@dataclass(frozen=True)
-class _Cadence:
-    """Steps between log lines, checkpoints, previews and measurements."""
-
-    log: int
-    checkpoint: int
-    preview: int
-    watch: int
-
-    def due(self, step: int, config: TrainConfig) -> _Due:
-        last = step == config.steps - 1
-        checkpoint = last or (step + 1) % self.checkpoint == 0
-        preview = self.preview > 0 and (last or (step + 1) % self.preview == 0)
-        # the log is written at every checkpoint, so that a resumed run's averages start where the first one's did
-        watch = self.watch > 0 and (last or (step + 1) % self.watch == 0)
-        return _Due(checkpoint or (step + 1) % self.log == 0, checkpoint, preview, watch)
-
-
-def _cadence(config: TrainConfig, watch_images: int) -> _Cadence:
-    def steps(images: int | None, share: int) -> int:
-        return max(1, (images or config.images // share) // config.batch_size)
-
-    preview = 0 if config.preview_images == 0 else steps(config.preview_images, 5)
-    watch = 0 if watch_images == 0 else steps(watch_images, 1)
-    return _Cadence(steps(config.log_images, 200), steps(config.checkpoint_images, 20), preview, watch)
 
 
 def _restore(found: Checkpoint, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: Any) -> None:

@@ -1,0 +1,219 @@
+"""The encoder that guides sampling towards classes: half a backbone, a head, and one prototype per class (DiffRC)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imbdiff.diffusion.backbones import DiTBackbone, MLPBackbone, Taps, UNetBackbone
+from imbdiff.diffusion.codec import Codec
+from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec
+from imbdiff.diffusion.process import Process
+from imbdiff.diffusion.unlabelled import NoCondition
+from imbdiff.runtime.errors import ConfigError, RunError, listing
+from imbdiff.runtime.files import atomic, read_json, write_json
+from imbdiff.runtime.streams import seed_of, torch_rng
+
+DIM, TAU = 128, 0.07
+
+
+class PrototypeEncoder(nn.Module):
+    """A feature f(x_t, t) of unit length, and how far it is from the prototype of a class.
+
+    The network is the encoder half of a backbone, without labels: of a U-Net the down path and the middle block, of a
+    DiT the first half of its blocks, of an MLP its first layer; then SiLU, the mean over pixels or tokens, and a linear
+    layer (of an MLP two, with SiLU between them). The other half is left out, so that every parameter trains.
+
+    It is trained as a network of its own (`imbdiff.objectives.prototype_contrast`), to which it answers the tap
+    "features", (B, dim), and no prediction.
+
+    Args:
+        spec: of the model that it is to guide; process, codec and class statistics are that model's.
+        dim: of the feature.
+        tau: temperature of L_PC.
+        seed: of the initial weights; no global random state is read or left changed.
+
+    Attributes:
+        prototypes: (C, dim) of unit length; zero for a class that was never seen.
+        prior: (C,) class frequencies of the training set.
+    """
+
+    prototypes: Tensor
+    prior: Tensor
+    process: Process
+    codec: Codec
+
+    def __init__(self, spec: ModelSpec, *, dim: int = DIM, tau: float = TAU, seed: int = 0) -> None:
+        super().__init__()
+        if dim < 1 or not 0 < tau < float("inf"):
+            raise ConfigError(f"the encoder's dim={dim} and tau={tau} must be above 0")
+        # what the model is told of geometric changes, it is not: to it they are ordinary augmentation
+        spec = replace(spec, config={k: v for k, v in spec.config.items() if k != "augment"})
+        model = from_spec(spec, seed=seed_of(seed, "encoder"))
+        self.spec, self.process, self.codec, self.dim, self.tau = spec, model.process, model.codec, dim, tau
+        self.backbone, self.tap = _half(model)
+        width = self._width()
+        hidden = [_linear(width, width, seed, "hidden"), nn.SiLU()] if isinstance(self.backbone, MLPBackbone) else []
+        self.before = nn.Sequential(nn.SiLU(), *hidden)
+        self.head = _linear(width, dim, seed, "head")
+        self.register_buffer("prototypes", torch.zeros(spec.stats.num_classes, dim))
+        self.register_buffer("prior", torch.from_numpy(spec.stats.prior).float())
+
+    @classmethod
+    def like(cls, model: DiffusionModel, seed: int) -> PrototypeEncoder:
+        """A new encoder for images, process and classes of `model`; its weights are drawn from `seed`."""
+        return cls(model.spec, seed=seed)
+
+    def _width(self) -> int:
+        """Channels of the tap."""
+        x = torch.zeros(1, *self.spec.shape)
+        t = torch.zeros(1)
+        with torch.no_grad():
+            self.backbone.eval()
+            _, taps = self.backbone(x, t, torch.zeros(1, dtype=torch.int64), (self.tap,), 0)
+            self.backbone.train()
+        h = taps[self.tap]
+        return h.shape[1] if h.ndim != 3 else h.shape[2]
+
+    def features(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """(B, dim) features of unit length, of x_t (B, c, h, w) at times t (B,) of the process."""
+        labels = torch.zeros(len(x_t), dtype=torch.int64, device=x_t.device)
+        _, taps = self.backbone(x_t, self.process.model_time(t), labels, (self.tap,), 0)
+        h = self.before(taps[self.tap])
+        h = h.flatten(2).mean(2) if h.ndim == 4 else h.mean(1) if h.ndim == 3 else h
+        f = self.head(h)
+        return F.normalize(f if f.dtype == torch.float64 else f.float(), dim=1)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        taps: Sequence[str] = (),
+        predict_rows: int | None = None,
+        capacity: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> tuple[Tensor, Taps]:
+        """The tap "features"; labels, capacity and geometric changes do not matter to it.
+
+        Raises:
+            ConfigError: a prediction or another tap is asked for.
+        """
+        if predict_rows != 0 or tuple(taps) != ("features",):
+            raise ConfigError(
+                f"the guidance encoder was asked for {'a prediction and ' if predict_rows != 0 else ''}taps {taps}",
+                'it gives Request("null", taps=("features",), prediction=False) alone',
+            )
+        return x_t[:0], {"features": self.features(x_t, t)}
+
+    def loss(self, x_t: Tensor, t: Tensor, labels: Tensor, prior: bool = True) -> Tensor:
+        """(B,) the prototype contrastive loss, Eq. 12 with c_y in its numerator:
+
+            L_PC = -log( pi_y exp(f c_y / tau) / sum_j pi_j exp(f c_j / tau) ),    f = f(x_t, t)
+
+        Args:
+            labels: (B,) in [0, C]; where it is C, "no class", the loss is 0.
+            prior: False leaves pi out, which pushes a rare class no longer mostly away from frequent ones.
+        """
+        logits = prototype_logits(self.features(x_t, t), self.prototypes, self.tau, self.prior if prior else None)
+        rows = F.cross_entropy(logits, labels.clamp_max(len(self.prior) - 1), reduction="none")
+        return torch.where(labels < len(self.prior), rows, 0)
+
+
+def prototype_logits(features: Tensor, prototypes: Tensor, tau: float, prior: Tensor | None) -> Tensor:
+    """(B, C) f c_j / tau + log pi_j: what Eq. 12 takes the softmax of."""
+    logits = features @ prototypes.to(features.dtype).T / tau
+    return logits if prior is None else logits + prior.to(features.dtype).log()
+
+
+def _half(model: DiffusionModel) -> tuple[nn.Module, str]:
+    """The backbone of a fresh model without what comes after the tap, and without labels; and the tap's name."""
+    backbone = model.backbone
+    nothing = NoCondition(backbone.num_classes)
+    if isinstance(backbone, DiTBackbone):
+        net = backbone.net
+        net.transformer_blocks = net.transformer_blocks[: max(1, len(net.transformer_blocks) // 2)]
+        for block in net.transformer_blocks:
+            block.norm1.emb.class_embedder = nothing
+        net.norm_out = net.proj_out_1 = net.proj_out_2 = None
+        return backbone, f"block{len(net.transformer_blocks) - 1}"
+    backbone.conditioner = nothing
+    if isinstance(backbone, UNetBackbone):
+        backbone.net.up_blocks = nn.ModuleList()
+        backbone.net.conv_norm_out = backbone.net.conv_out = None
+    elif isinstance(backbone, MLPBackbone):
+        backbone.outer = nn.Sequential()
+    else:
+        raise ConfigError(f"no encoder is known for {type(backbone).__name__}", "use a U-Net, a DiT or an MLP")
+    return backbone, "mid"
+
+
+def _linear(width: int, out: int, seed: int, name: str) -> nn.Linear:
+    """A linear layer with torch's usual initial law, from a generator of its own."""
+    layer = nn.utils.skip_init(nn.Linear, width, out)
+    generator = torch_rng(seed, "encoder", name)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.uniform_(-(width**-0.5), width**-0.5, generator=generator)
+    return layer
+
+
+def save_guide(guide: nn.Module | None, folder: Path) -> None:
+    """Writes ``guide.json`` and ``guide.safetensors``; without a guide, those of an earlier model are removed.
+
+    Raises:
+        ConfigError: a guide of another kind.
+    """
+    from safetensors.torch import save_file
+
+    weights, described = Path(folder) / "guide.safetensors", Path(folder) / "guide.json"
+    if guide is None:
+        weights.unlink(missing_ok=True)
+        described.unlink(missing_ok=True)
+        return
+    if not isinstance(guide, PrototypeEncoder):
+        raise ConfigError(f"a guide of type {type(guide).__name__} cannot be saved", "use a PrototypeEncoder")
+    with atomic(weights) as aside:
+        save_file({k: v.detach().cpu().contiguous() for k, v in guide.state_dict().items()}, aside)
+    write_json(described, {"kind": "prototypes", "dim": guide.dim, "tau": guide.tau, "spec": guide.spec.to_json()})
+
+
+def load_guide(folder: Path) -> PrototypeEncoder:
+    """Loads what `save_guide` wrote; in eval mode, its weights fixed.
+
+    Raises:
+        RunError: a file is missing or damaged, or the weights do not fit the description.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    weights, described = Path(folder) / "guide.safetensors", Path(folder) / "guide.json"
+    remedy = "restore it, or train again"
+    for path in (described, weights):
+        if not path.exists():
+            raise RunError(f"{path} is missing: the model in {folder} is sampled with a guide", remedy)
+    value = read_json(described)
+    try:
+        if value["kind"] != "prototypes":
+            raise ValueError(f"kind {value['kind']!r} is not known")
+        guide = PrototypeEncoder(ModelSpec.from_json(value["spec"]), dim=int(value["dim"]), tau=float(value["tau"]))
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise RunError(f"{described} does not describe a guide: {type(error).__name__} {error}", remedy) from error
+    try:
+        state = load_file(weights)
+    except SafetensorError as error:
+        raise RunError(f"{weights} is damaged: {error}", remedy) from error
+    own = guide.state_dict()
+    wrong = [f"{k}: missing" for k in own if k not in state] + [
+        f"{k}: not in this guide" for k in state if k not in own
+    ]
+    wrong += [f"{k}: {tuple(state[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    if wrong:
+        raise RunError(f"the weights in {weights} do not fit their description:\n{listing(wrong, 8)}", remedy)
+    guide.load_state_dict(state)
+    return guide.requires_grad_(False).eval()

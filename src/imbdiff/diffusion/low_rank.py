@@ -1,0 +1,243 @@
+"""Low-rank capacity that can be switched off row by row and is merged into the weights when training ends.
+
+Capacity manipulation (CM; Hong et al., ICLR 2026) gives some layers a second, small set of weights,
+
+    W = W_g + scale B A,      A: rank x in,  B: out x rank,  rank = max(1, round(rank_ratio min(in, out)))
+
+(a convolution's `in` is channels x kernel area), here in the second half of a network:
+
+=========== ====================================================================================================
+backbone    layers
+=========== ====================================================================================================
+U-Net       all convolutions of ``up_blocks``: those of the residual blocks, their shortcuts, and the up-samplers
+DiT         linear layers of attention and feed-forward in the second half of the blocks
+MLP         both linear layers behind the hidden layer
+=========== ====================================================================================================
+
+A starts as torch's layers do, B at zero: the network starts as it was. In a pass with `capacity` (B,) of zeros and ones
+a row gets W_g x + capacity scale B (A x), so that rows with and without the low-rank part share a pass. What is saved
+and sampled is the merged network, a plain `DiffusionModel`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imbdiff.diffusion.backbones import Backbone, DiTBackbone, MLPBackbone, Taps, UNetBackbone
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.streams import torch_rng
+
+
+class Switch:
+    """Which rows use the low-rank parts, while a forward pass lasts; one object for all layers of a network.
+
+    Attributes:
+        rows: (B,) 0 or 1; None: all rows do.
+    """
+
+    rows: Tensor | None = None
+
+    def apply(self, h: Tensor) -> Tensor:
+        """(n, ...) -> the same, zeros where a row is switched off. Rows are only ever cut off at the end."""
+        if self.rows is None:
+            return h
+        return h * self.rows[: len(h)].to(h.dtype).reshape(-1, *(1,) * (h.ndim - 1))
+
+
+class LowRankConv2d(nn.Conv2d):
+    """A convolution with a low-rank part: `down`, (rank, in, k, k), of the same geometry, then `up`, (out, rank, 1, 1).
+
+    It takes over the parameters of `layer`.
+    """
+
+    def __init__(self, layer: nn.Conv2d, switch: Switch, rank: int, scale: float, generator: torch.Generator) -> None:
+        super().__init__(**_geometry(layer), device="meta")
+        self.weight, self.bias, self.switch, self.scale = layer.weight, layer.bias, switch, scale
+        self.down = _uniform(layer.weight, (rank, *layer.weight.shape[1:]), generator)
+        self.up = nn.Parameter(layer.weight.new_zeros(layer.out_channels, rank, 1, 1))
+        self.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        low = F.conv2d(input, self.down, None, self.stride, self.padding, self.dilation)
+        return super().forward(input) + F.conv2d(self.scale * self.switch.apply(low), self.up)
+
+    def plain(self, scale: float) -> nn.Conv2d:
+        """The layer with W_g + scale B A."""
+        layer = nn.Conv2d(**_geometry(self), device="meta")
+        layer.weight, layer.bias = _merged(self, scale), self.bias
+        return layer.train(self.training)
+
+
+class LowRankLinear(nn.Linear):
+    """A linear layer with a low-rank part: `down`, (rank, in), then `up`, (out, rank).
+
+    It takes over the parameters of `layer`.
+    """
+
+    def __init__(self, layer: nn.Linear, switch: Switch, rank: int, scale: float, generator: torch.Generator) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        self.weight, self.bias, self.switch, self.scale = layer.weight, layer.bias, switch, scale
+        self.down = _uniform(layer.weight, (rank, layer.in_features), generator)
+        self.up = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
+        self.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        low = F.linear(input, self.down)
+        return super().forward(input) + F.linear(self.scale * self.switch.apply(low), self.up)
+
+    def plain(self, scale: float) -> nn.Linear:
+        """The layer with W_g + scale B A."""
+        layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        layer.weight, layer.bias = _merged(self, scale), self.bias
+        return layer.train(self.training)
+
+
+class LowRankModel(DiffusionModel):
+    """A diffusion model whose second half has low-rank capacity on top of its weights; see the module's text.
+
+    Made by `of`. Its parameters are those of the model that it was made from, under the same names, and a ``down`` and
+    an ``up`` beside the weight of every layer with a low-rank part.
+
+    Attributes:
+        scale: factor of B A.
+        switch: what its layers read `capacity` from; None outside a forward pass.
+    """
+
+    scale: float
+    switch: Switch
+
+    @classmethod
+    def of(cls, model: DiffusionModel, seed: int, rank_ratio: float = 0.1, scale: float = 0.5) -> LowRankModel:
+        """`model` with new low-rank parts; a copy, that gives the same predictions to the bit.
+
+        Args:
+            model: is left as it is. Of a model with low-rank parts the merged one is taken.
+            seed: of the initial A; no global random state is read or changed.
+            rank_ratio: rank of a layer as a share of its full rank, in (0, 1]; 0.1 as reported of the authors.
+            scale: factor of B A, above 0; 0.5 as reported of the authors' release.
+
+        Raises:
+            ConfigError: a ratio or scale out of range, or a backbone without known layers for it.
+        """
+        if not 0 < rank_ratio <= 1:
+            raise ConfigError(f"rank_ratio={rank_ratio} is outside (0, 1]", "use 0.1")
+        if not 0 < scale < float("inf"):
+            raise ConfigError(f"the scale {scale} of the low-rank part must be finite and above 0", "use 0.5")
+        plain = model.merged() if isinstance(model, LowRankModel) else model
+        made = cls(plain.spec, copy.deepcopy(plain.backbone), plain.process, plain.codec)
+        made.scale, made.switch = scale, Switch()
+        for name in expandable(made.backbone):
+            layer = made.backbone.get_submodule(name)
+            full = min(len(layer.weight), layer.weight[0].numel())  # type: ignore[arg-type, index]
+            part = (made.switch, max(1, round(rank_ratio * full)), scale, torch_rng(seed, "low_rank", name))
+            new = LowRankConv2d(layer, *part) if isinstance(layer, nn.Conv2d) else LowRankLinear(_linear(layer), *part)
+            made.backbone.set_submodule(name, new)
+        return made.train(model.training)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        taps: Sequence[str] = (),
+        predict_rows: int | None = None,
+        capacity: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> tuple[Tensor, Taps]:
+        """See `Backbone.forward`. `capacity` (B,): 1 for rows with the low-rank part, 0 for those without it.
+
+        None is 1 for all rows.
+        Nothing of it outlives the call, also where that ends early: recomputed chunks bring their own.
+
+        Raises:
+            ConfigError: `capacity` has another number of rows than x_t.
+        """
+        if capacity is not None and capacity.shape != (len(x_t),):
+            raise ConfigError(f"capacity of shape {tuple(capacity.shape)} for {len(x_t)} rows", "give one number a row")
+        before, self.switch.rows = self.switch.rows, capacity
+        try:
+            return super().forward(x_t, t, labels, taps, predict_rows, augment=augment)
+        finally:
+            self.switch.rows = before
+
+    def merged(self) -> DiffusionModel:
+        """A plain model with W_g + scale B A, independent of this one: what is saved, exported and sampled."""
+        return self._plain(self.scale)
+
+    def base(self) -> DiffusionModel:
+        """A plain model with W_g alone, independent of this one: what `capacity` 0 evaluates."""
+        return self._plain(0.0)
+
+    def _plain(self, scale: float) -> DiffusionModel:
+        backbone = copy.deepcopy(self.backbone)
+        for name, layer in list(backbone.named_modules()):
+            if isinstance(layer, LowRankConv2d | LowRankLinear):
+                backbone.set_submodule(name, layer.plain(scale))
+        return DiffusionModel(self.spec, backbone, self.process, self.codec).train(self.training)
+
+    def save(self, folder: Path) -> None:
+        """Writes the merged model."""
+        self.merged().save(folder)
+
+
+def merged(model: LowRankModel, objectives: Sequence[nn.Module]) -> DiffusionModel:
+    """`LowRankModel.merged` as a phase's last step."""
+    return model.merged()
+
+
+def expandable(backbone: Backbone) -> list[str]:
+    """Names of the layers of `backbone` that get a low-rank part; see the module's text.
+
+    Raises:
+        ConfigError: another kind of backbone.
+    """
+    found: list[tuple[str, type[nn.Module]]] = []
+    if isinstance(backbone, UNetBackbone):
+        found = [("net.up_blocks.", nn.Conv2d)]
+    elif isinstance(backbone, MLPBackbone):
+        found = [("outer.", nn.Linear)]
+    elif isinstance(backbone, DiTBackbone):
+        blocks = range(len(backbone.net.transformer_blocks))
+        later = blocks[len(blocks) // 2 :]
+        found = [(f"net.transformer_blocks.{i}.{place}", nn.Linear) for i in later for place in ("attn1.", "ff.")]
+    else:
+        raise ConfigError(f"{type(backbone).__name__} has no layers known to take a low-rank part")
+    return [
+        name
+        for name, module in backbone.named_modules()
+        if any(name.startswith(start) and isinstance(module, kind) for start, kind in found)
+    ]
+
+
+def _linear(layer: nn.Module) -> nn.Linear:
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _geometry(layer: nn.Conv2d) -> dict[str, Any]:
+    """Arguments of a convolution of the same geometry. One group and zeros around: all that the backbones have."""
+    assert (layer.groups, layer.padding_mode) == (1, "zeros")
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
+
+
+def _uniform(like: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> nn.Parameter:
+    """The initial law of torch's layers, U(-b, b) with b = 1 / sqrt(in); drawn on the CPU, the same on all devices."""
+    bound = like[0].numel() ** -0.5
+    values = (2 * torch.rand(shape, generator=generator) - 1) * bound
+    return nn.Parameter(values.to(like))
+
+
+@torch.no_grad()
+def _merged(layer: LowRankConv2d | LowRankLinear, scale: float) -> nn.Parameter:
+    product = layer.up.double().flatten(1) @ layer.down.double().flatten(1)
+    weight = layer.weight.double() + scale * product.reshape(layer.weight.shape)
+    return nn.Parameter(weight.to(layer.weight))

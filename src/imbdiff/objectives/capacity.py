@@ -1,0 +1,95 @@
+"""Capacity manipulation, CM (Hong et al., ICLR 2026)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import inf
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from imbdiff.data.stats import ClassStats
+from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.runtime.errors import ConfigError
+
+
+class CapacityManipulation(Objective):
+    """Keeps the low-rank capacity of a network for rare classes: see `imbdiff.diffusion.low_rank`.
+
+        g_i = || eps(x_t, t, y; W_g + s B A) - eps(x_t, t, y; W_g) ||^2
+        consistent:   consistency w_con(y) g_i,         w_con(y) = C N_y / sum_c N_c
+        diverse:     -diversity w_div(y) phi(g_i),      w_div(y) = C / (N_y sum_c 1 / N_c)
+
+    the mean over pixels, in eps units. Frequent classes are to do with W_g alone what they do with all weights, rare
+    ones to differ. Both weights have mean 1 over classes and are 1 where classes are equally frequent: with
+    consistency = diversity and no bound nothing is left then, exactly.
+
+    The paper's diverse term, phi(g) = g, has no lower bound: where diversity w_div > consistency w_con it pays to drive
+    the predictions of W_g alone away for ever, which nothing else looks at. Here phi(g) = g / (1 + g / bound): g to
+    first order where g is far below `bound`, never above `bound`. The loss of a row is then at least
+    -diversity w_div(y) bound, and a class settles near g = bound (sqrt(diversity w_div / (consistency w_con)) - 1).
+
+    The entry "gap" of the log is the mean of g, no part of the loss: where it is not small against `bound`, the bound
+    is at work.
+
+    The network must have a capacity to switch off (`LowRankModel`); W_g is trained by the denoising loss of the whole,
+    W_g + s B A, alone it has none. Rows whose label was dropped take no part. The two predictions have dropout masks
+    of their own, as those of two passes have: with dropout 0.1 that is most of g in short runs (g is not 0 even while
+    B is), and the consistent term then mainly makes the network insensitive to dropout. ``--model.dropout 0`` leaves
+    the low-rank part alone in g.
+
+    Args:
+        consistency, diversity: factors of the two terms; 1 and 0.2 as reported of the authors' release.
+        bound: of phi, in units of the noise's variance; `math.inf`: the paper's.
+        detach_base: no gradient into the prediction of W_g alone, which makes it an anchor (W_g still gets the gradient
+            of the other branch). Default: into both, equal and opposite, the formula as it stands.
+        space: "eps": differences in units of noise whatever the network predicts; "native": as it predicts.
+        weight: the paper's lambda, about 1.
+    """
+
+    name = "capacity"
+    monitors = ("gap",)
+
+    def __init__(
+        self,
+        *,
+        consistency: float = 1.0,
+        diversity: float = 0.2,
+        bound: float = 0.1,
+        detach_base: bool = False,
+        space: Literal["eps", "native"] = "eps",
+        weight: float = 1.0,
+        part: str = "main",
+    ) -> None:
+        super().__init__(weight=weight, part=part)
+        if not (0 <= consistency < inf and 0 <= diversity < inf):
+            raise ConfigError(f"CM's consistency={consistency} and diversity={diversity} must be finite and at least 0")
+        if not bound > 0:
+            raise ConfigError(f"the bound {bound} of CM's diverse term must be above 0", "use math.inf for no bound")
+        self.consistency, self.diversity, self.bound = consistency, diversity, bound
+        self.detach_base, self.space = detach_base, space
+
+    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
+        return [Request("given"), Request("given", capacity="base", grad=not self.detach_base)]
+
+    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
+        full, base = answers
+        gap = batch.difference(full.pred, base.pred, full, self.space).square().flatten(1).mean(1) * ~batch.dropped
+        w = class_weights(batch.stats, gap.device)[:, batch.labels].to(gap.dtype)
+        return {
+            "consistent": self.consistency * w[0] * gap,
+            "diverse": -self.diversity * w[1] * (gap / (1 + gap / self.bound)),
+            "gap": gap.detach(),
+        }
+
+
+@lru_cache(maxsize=16)
+def class_weights(stats: ClassStats, device: torch.device) -> Tensor:
+    """(2, C) float64: w_con and w_div; one copy per device: no host-to-device copy in the loop."""
+    n = torch.tensor(stats.counts, dtype=torch.float64)
+    # w_div as C / sum_c (N_y / N_c), so that equal counts give 1 to the bit
+    weights = torch.stack([len(n) * n / n.sum(), len(n) / (n[:, None] / n).sum(1)])
+    return weights.to(device)

@@ -1,0 +1,81 @@
+"""DiffRC's pair-wise diversity loss (Fu, He, Hu 2023, Eq. 6-10; S2 of the reference)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.runtime.errors import ConfigError
+
+FAR = -1e9  # a logit that no softmax gives weight to, and yet finite: a row with nobody to compare with stays finite
+
+
+class PairDiversity(Objective):
+    """Keeps, within a class, the similarities of predicted images that a source model sees.
+
+        p_i^sou = softmax_{j != i} cos(x0_sou^i, x0_sou^j)
+        p_i^tar = softmax_{j != i} cos(x0_tar^i, x0_tar^j) / (1 + gamma N_k)
+        L_i     = KL(p_i^tar || p_i^sou)                                                            (Eq. 7-9)
+
+    with x0 the clean image that a prediction implies (Eq. 6), j over the other rows of i's class group, N_k the
+    training images of its class. Both models see the same x_t, and all rows of a group share one t. The source is asked
+    without label, as it was trained; the gradient goes through p_tar alone. Groups of fewer than three rows give 0: a
+    softmax over one similarity is 1. Rows outside any group give 0 too. The paper sums over rows; the mean over the
+    rows of the part, which is here, does not depend on how many are drawn.
+
+    A larger N_k flattens p_tar, so that matching asks for target similarities (1 + gamma N_k) times as sharp as the
+    source's; gamma = 0 compares the two models plainly. Costs as many rows of the model, and of the source without
+    gradient, as its part has; the similarities of rows of different groups are computed and dropped.
+
+    Args:
+        gamma: 0.1 in the paper; at least 0.
+        weight: lambda of Eq. 10, the best of 0.1, 0.3, 0.5, 0.7, 0.9 in the paper.
+        source: name of the frozen network that was trained first.
+        condition: the target's label: "given" (as the batch has it, dropped ones included) or "null".
+        part: a part drawn in class groups.
+    """
+
+    name = "pair_diversity"
+    #: rows that a class group must have for this to be more than 0
+    smallest_group = 3
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 0.1,
+        weight: float = 0.5,
+        source: str = "source",
+        condition: Literal["given", "null"] = "given",
+        part: str = "grouped",
+    ) -> None:
+        super().__init__(weight=weight, part=part)
+        if not 0 <= gamma < float("inf"):
+            raise ConfigError(f"pair-wise diversity: gamma={gamma} must be finite and at least 0")
+        self.gamma, self.source = float(gamma), source
+        self.condition: Literal["given", "null"] = condition
+
+    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
+        return [Request(self.condition), Request("null", network=self.source, grad=False)]
+
+    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
+        rows = torch.arange(len(batch), device=batch.labels.device)
+        pair = (batch.group[:, None] == batch.group) & (batch.group >= 0) & (rows[:, None] != rows)
+        counts = torch.tensor(batch.stats.counts, device=rows.device)[batch.labels]
+        target = self._log_p(batch, answers[0], pair, 1 + self.gamma * counts)
+        source = self._log_p(batch, answers[1], pair, torch.ones_like(counts)).detach()
+        return {"kl": (target.exp() * (target - source)).masked_fill(~pair, 0).sum(1)}
+
+    @staticmethod
+    def _log_p(batch: NoisyBatch, answer: Answer, pair: Tensor, temperature: Tensor) -> Tensor:
+        """(B, B) log probabilities over the columns where `pair`."""
+        x0 = batch.process.to_x0(answer.pred, batch.x_t.to(answer.pred.dtype), batch.t)
+        with torch.autocast(x0.device.type, enabled=False):  # cosines need more digits than bfloat16 has
+            x0 = F.normalize(x0.flatten(1), dim=1)
+            logits = x0 @ x0.T / temperature[:, None].to(x0.dtype)
+        return logits.masked_fill(~pair, FAR).log_softmax(1)

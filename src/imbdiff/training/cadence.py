@@ -1,0 +1,47 @@
+"""When a run logs, saves, shows previews and measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from imbdiff.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done after a step."""
+
+    log: bool
+    checkpoint: bool
+    preview: bool
+    watch: bool
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Steps between log lines, checkpoints, previews and measurements."""
+
+    log: int
+    checkpoint: int
+    preview: int
+    watch: int
+
+    def due(self, step: int, config: TrainConfig) -> Due:
+        """What is to be done after step number `step`, from 0; everything after the last."""
+        last = step == config.steps - 1
+        checkpoint = last or (step + 1) % self.checkpoint == 0
+        preview = self.preview > 0 and (last or (step + 1) % self.preview == 0)
+        # the log is written at every checkpoint, so that a resumed run's averages start where the first one's did
+        watch = self.watch > 0 and (last or (step + 1) % self.watch == 0)
+        return Due(checkpoint or (step + 1) % self.log == 0, checkpoint, preview, watch)
+
+
+def make_cadence(config: TrainConfig, watch_images: int) -> Cadence:
+    """The cadence that the options give, in steps: images between two of a kind, at least one step."""
+
+    def steps(images: int | None, share: int) -> int:
+        return max(1, (images or config.images // share) // config.batch_size)
+
+    preview = 0 if config.preview_images == 0 else steps(config.preview_images, 5)
+    watch = 0 if watch_images == 0 else steps(watch_images, 1)
+    return Cadence(steps(config.log_images, 200), steps(config.checkpoint_images, 20), preview, watch)

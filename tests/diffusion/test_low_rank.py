@@ -1,0 +1,331 @@
+"""Low-rank capacity: the network as it was at the start, row by row, merged at the end, and trained in between."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import imbdiff
+from imbdiff.config import RunConfig, override
+from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.backbones import UNetBackbone
+from imbdiff.diffusion.low_rank import LowRankConv2d, LowRankLinear, LowRankModel, expandable
+from imbdiff.diffusion.model import DiffusionModel, build_model, load_model
+from imbdiff.diffusion.process import PROCESSES
+from imbdiff.integrations.pipeline import to_pipeline
+from imbdiff.methods import METHODS
+from imbdiff.objectives.batch import NoisyBatch, noisy_batch
+from imbdiff.objectives.capacity import CapacityManipulation
+from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
+from imbdiff.pipeline.stages import build_step, prepare_data, train
+from imbdiff.runtime.checkpoint import CheckpointStore
+from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.log import read_jsonl
+from imbdiff.training.step import TrainingStep
+from tests.pipeline.conftest import SMALL
+
+STATS = ClassStats(("a", "b", "c"), (9, 4, 2))
+SHAPES = {"mlp": (1, 2, 3), "unet-8": (3, 8, 8), "dit-tiny": (4, 8, 8)}
+each_backbone = pytest.mark.parametrize("name", SHAPES)
+CAPACITY = torch.tensor([1.0, 0, 0, 1, 0, 1])
+
+
+def plain(name: str, seed: int = 1, dropout: float | None = None) -> DiffusionModel:
+    return build_model(name, PROCESSES["ddpm"], SHAPES[name], STATS, seed=seed, dropout=dropout).eval()
+
+
+def at_work(name: str, dropout: float | None = None, **options: float) -> LowRankModel:
+    """With B away from zero."""
+    model = LowRankModel.of(plain(name, dropout=dropout), 3, **options)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if key.endswith(".up"):
+                p.copy_(0.5 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+def inputs(name: str, n: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(n, *SHAPES[name], generator=generator),
+        torch.randint(0, 1000, (n,), generator=generator),
+        torch.randint(0, 4, (n,), generator=generator),
+    )
+
+
+@torch.no_grad()
+@each_backbone
+def test_it_starts_as_the_network_was_to_the_bit(name: str) -> None:
+    model = plain(name)
+    before, state = torch.random.get_rng_state(), copy.deepcopy(model.state_dict())
+    first, second, other = (LowRankModel.of(model, seed) for seed in (3, 3, 4))
+    assert torch.equal(before, torch.random.get_rng_state())
+    expected = model(*inputs(name))[0]
+    for made in (first, first.merged(), first.base(), LowRankModel.of(first, 7)):
+        assert torch.equal(made(*inputs(name))[0], expected)
+    assert torch.equal(first(*inputs(name), (), None, CAPACITY)[0], expected)
+    same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
+    assert all(same)
+    downs = [key for key, _ in first.named_parameters() if key.endswith(".down")]
+    assert len(downs) == len(expandable(model.backbone)) > 0
+    for key in downs:
+        a, b = first.get_parameter(key), other.get_parameter(key)
+        assert not torch.equal(a, b)
+        bound = a[0].numel() ** -0.5
+        assert 0.8 * bound < float(a.abs().max()) <= bound
+    for p in first.parameters():
+        p.add_(1)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()), "the model it was made from changed"
+
+
+def test_the_layers_are_those_of_the_second_half() -> None:
+    unet = plain("unet-8").backbone
+    assert isinstance(unet, UNetBackbone)
+    names = expandable(unet)
+    wanted = []
+    for i, block in enumerate(unet.net.up_blocks):
+        for j, resnet in enumerate(block.resnets):
+            kinds = ["conv1", "conv2"] + ["conv_shortcut"] * (resnet.conv_shortcut is not None)
+            wanted += [f"net.up_blocks.{i}.resnets.{j}.{kind}" for kind in kinds]
+        wanted += [f"net.up_blocks.{i}.upsamplers.0.conv"] * (block.upsamplers is not None)
+    assert len(wanted) >= 9
+    assert sorted(names) == sorted(wanted)
+    assert expandable(plain("mlp").backbone) == ["outer.1", "outer.3"]
+    dit = expandable(plain("dit-tiny").backbone)
+    assert {key.split(".")[2] for key in dit} == {"2", "3"}
+    assert sorted(key.split(".", 3)[3] for key in dit if key.split(".")[2] == "2") == [
+        "attn1.to_k", "attn1.to_out.0", "attn1.to_q", "attn1.to_v", "ff.net.0.proj", "ff.net.2",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="no layers known"):
+        expandable(nn.Identity())  # type: ignore[arg-type]
+
+
+def test_rank_is_a_share_of_the_full_rank_and_at_least_one() -> None:
+    for ratio, ranks in ((0.1, (13, 1)), (0.004, (1, 1)), (1.0, (128, 6))):
+        outer = LowRankModel.of(plain("mlp"), 0, rank_ratio=ratio).backbone.outer
+        assert tuple(outer[i].down.shape for i in (1, 3)) == ((ranks[0], 128), (ranks[1], 128))  # type: ignore[index]
+        assert tuple(outer[i].up.shape for i in (1, 3)) == ((128, ranks[0]), (6, ranks[1]))  # type: ignore[index]
+    layer = LowRankModel.of(plain("unet-8"), 0).backbone.get_submodule("net.up_blocks.0.resnets.0.conv1")
+    assert isinstance(layer, LowRankConv2d)
+    assert (tuple(layer.weight.shape), tuple(layer.down.shape)) == ((64, 128, 3, 3), (6, 128, 3, 3))
+    for options in ({"rank_ratio": 0.0}, {"rank_ratio": 1.5}, {"scale": 0.0}, {"scale": float("inf")}):
+        with pytest.raises(ConfigError, match="rank"):
+            LowRankModel.of(plain("mlp"), 0, **options)
+
+
+@torch.no_grad()
+@each_backbone
+@pytest.mark.parametrize("scale", [0.5, 0.2])
+def test_merged_is_unmerged(name: str, scale: float) -> None:
+    model = at_work(name, scale=scale)
+    full, capacity_off = model(*inputs(name))[0], model(*inputs(name), (), None, torch.zeros(6))[0]
+    single = model.merged()
+    assert type(single) is DiffusionModel
+    assert not single.training
+    assert not any(isinstance(m, LowRankConv2d | LowRankLinear) for m in single.modules())
+    assert {k: v.shape for k, v in single.state_dict().items()} == {
+        k: v.shape for k, v in plain(name).state_dict().items()
+    }
+    assert float((single(*inputs(name))[0] - full).abs().max()) < 1e-5
+    assert torch.equal(model.base()(*inputs(name))[0], capacity_off)
+    assert torch.equal(capacity_off, plain(name)(*inputs(name))[0])
+    assert float((full - capacity_off).abs().max()) > 0.03
+    for p in single.parameters():
+        p.zero_()
+    assert torch.equal(model(*inputs(name))[0], full), "the merged model is not independent"
+
+
+def test_the_merged_weight_is_the_sum_it_should_be() -> None:
+    for name, place in (("mlp", "outer.1"), ("unet-8", "net.up_blocks.1.upsamplers.0.conv")):
+        if name == "unet-8":
+            place = next(key for key in expandable(plain(name).backbone) if "conv1" in key)
+        model = at_work(name, scale=0.25)
+        layer = model.backbone.get_submodule(place)
+        w, a, b = (getattr(layer, key).detach().double() for key in ("weight", "down", "up"))
+        got = model.merged().backbone.get_submodule(place).weight
+        for o in (0, 3):
+            for i in (0, 5):
+                expected = w[o, i] + 0.25 * sum(b[o, r].squeeze() * a[r, i] for r in range(len(a)))
+                assert torch.allclose(got[o, i].detach().double(), expected, atol=1e-7)  # type: ignore[index]
+
+
+@torch.no_grad()
+@each_backbone
+@pytest.mark.parametrize("n", [None, 4, 0])
+def test_rows_with_and_without_share_a_pass(name: str, n: int | None) -> None:
+    """Also where rows behind the first n stop after their taps."""
+    model = at_work(name)
+    tap = model.backbone.tap_names[-1]
+    x, t, y = inputs(name)
+    mixed, taps = model(x, t, y, (tap,), n, CAPACITY)
+    with_it, tap_with = model(x, t, y, (tap,))
+    without, tap_without = model.base()(x, t, y, (tap,))
+    on = CAPACITY.bool()
+
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(on.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    assert torch.allclose(mixed, pick(with_it, without)[:n], atol=2e-5, rtol=0)
+    assert len(mixed) == (6 if n is None else n)
+    assert torch.allclose(taps[tap], pick(tap_with[tap], tap_without[tap]), atol=2e-5, rtol=0)
+    if name == "dit-tiny":
+        assert not torch.allclose(tap_with[tap], tap_without[tap], atol=1e-2)
+
+
+@torch.no_grad()
+@each_backbone
+def test_nothing_of_a_call_outlives_it(name: str) -> None:
+    model = at_work(name)
+    full = model(*inputs(name))[0]
+    model(*inputs(name), (), None, torch.zeros(6))
+    assert model.switch.rows is None
+    assert torch.equal(model(*inputs(name))[0], full)
+    with pytest.raises(ConfigError, match="no tap"):
+        model(*inputs(name), ("nowhere",), None, torch.zeros(6))
+    assert torch.equal(model(*inputs(name))[0], full)
+    with pytest.raises(ConfigError, match=r"\(5,\) for 6 rows"):
+        model(*inputs(name), (), None, torch.zeros(5))
+    twin = copy.deepcopy(model)
+    assert twin.switch is not model.switch
+    off = twin(*inputs(name), (), None, torch.zeros(6))[0]
+    assert torch.equal(off, twin.base()(*inputs(name))[0]), "the copy's layers read another switch than its own"
+    assert not torch.allclose(off, full, atol=1e-2)
+
+
+def batch_for(name: str, objectives: TrainingStep, rows: int = 6) -> NoisyBatch:
+    generator = torch.Generator().manual_seed(1)
+    return noisy_batch(
+        torch.randn(rows, *SHAPES[name], generator=generator, dtype=torch.float64),
+        torch.arange(rows) % 3,
+        process=PROCESSES["ddpm"], stats=STATS, seed=4, step=0, draws=objectives.draws(), label_dropout=0.3,
+    )  # fmt: skip
+
+
+@each_backbone
+def test_chunks_that_are_recomputed_equal_one_pass(name: str) -> None:
+    """Six rows three times over, in chunks of five: full, base, and some that stop after their taps. Between forward
+    and backward the network is used with another capacity."""
+    results = []
+    for max_rows in (None, 5):
+        model = at_work(name, dropout=0.0 if name.startswith("unet") else None)
+        tap = {"dit-tiny": "block1"}.get(name, "mid")
+        objectives = [Denoising(), CapacityManipulation(), UnconditionalContrast(tap=tap)]
+        step = TrainingStep({"model": model}, objectives, max_rows=max_rows).double()
+        out = step({"main": batch_for(name, step)})
+        with torch.no_grad():
+            x, t, y = inputs(name)
+            model(x.double(), t, y, (), None, torch.zeros(6))
+        out["loss"].backward()
+        assert model.switch.rows is None
+        results.append((out, {key: p.grad for key, p in step.named_parameters()}))
+    (whole, grads), (cut, cut_grads) = results
+    assert float(whole["capacity/gap"]) > 1e-3
+    for key, value in whole.items():
+        assert torch.allclose(cut[key], value, rtol=1e-9), key
+    for key, grad in grads.items():
+        got = cut_grads[key]
+        assert grad is not None
+        assert got is not None, key
+        assert torch.allclose(got, grad, rtol=1e-7, atol=1e-12), key
+
+
+@each_backbone
+def test_every_parameter_takes_part_in_the_first_step(name: str) -> None:
+    """B is zero then, so that A's gradient is zero too, and yet there: data parallelism waits for it."""
+    model = LowRankModel.of(plain(name, dropout=0.0 if name.startswith("unet") else None), 3)
+    step = TrainingStep({"model": model}, [Denoising(), CapacityManipulation()]).double()
+    step({"main": batch_for(name, step)})["loss"].backward()
+    ups = [p.grad for key, p in model.named_parameters() if key.endswith(".up")]
+    assert all(p.grad is not None for p in model.parameters())
+    assert all(g is not None for g in ups)
+    assert any(float(g.norm()) > 0 for g in ups if g is not None)
+
+
+@torch.no_grad()
+def test_half_precision_keeps_rows_apart() -> None:
+    model = at_work("unet-8")
+    exact = model(*inputs("unet-8"), (), None, CAPACITY)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(*inputs("unet-8"), (), None, CAPACITY)[0]
+        off = model(*inputs("unet-8"), (), None, torch.zeros(6))[0]
+        base = model.base()(*inputs("unet-8"))[0]
+    assert rough.dtype == torch.bfloat16
+    assert float((rough - exact).abs().mean()) < 0.05 * float(exact.abs().mean())
+    assert torch.equal(off, base)
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    changed = {**SMALL, "train": {**SMALL["train"], "images": 16 * 6, "preview_images": 16}, "method": "cm"}  # type: ignore[dict-item]
+    return override(imbdiff.preset("tiny"), changed)
+
+
+def test_saved_is_the_merged_network_and_can_be_exported(tmp_path: Path) -> None:
+    model = at_work("unet-8")
+    model.save(tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert type(loaded) is DiffusionModel
+    with torch.no_grad():
+        saved = model.merged()(*inputs("unet-8"))[0]
+        assert torch.equal(loaded(*inputs("unet-8"))[0], saved)
+        x, t, y = inputs("unet-8")
+        exported = to_pipeline(loaded).unet(x, t, class_labels=y).sample
+    assert torch.allclose(exported, saved, atol=1e-5)
+
+
+def test_a_run_resumes_to_the_bit_and_gives_a_plain_model(tmp_path: Path, config: RunConfig) -> None:
+    """Killed and called again, and from new; then another starts from what it saved."""
+
+    class StopError(Exception):
+        pass
+
+    def stop(model: DiffusionModel, images: int) -> None:
+        assert type(model) is DiffusionModel
+        if images >= 16 * 4:
+            raise StopError
+
+    prepared = prepare_data("digits", config.data)
+    whole = train(prepared, config, tmp_path / "a", quiet=True)
+    with pytest.raises(StopError):
+        train(prepared, config, tmp_path / "b", on_preview=stop, quiet=True)
+    checkpoint = CheckpointStore(tmp_path / "b" / "checkpoints" / "target").latest()
+    assert checkpoint is not None
+    ups = [v for k, v in checkpoint.tensors.items() if k.startswith("step.") and k.endswith(".up")]
+    assert ups
+    assert all(float(v.abs().max()) > 0 for v in ups), "the low-rank part was not trained"
+    again = train(prepared, config, tmp_path / "b", quiet=True)
+    assert type(whole) is type(again) is DiffusionModel
+    for (key, a), (other, b) in zip(whole.state_dict().items(), again.state_dict().items(), strict=True):
+        assert key == other
+        assert torch.equal(a, b), key
+    logs = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(tmp_path / f / "log.jsonl")]
+        for f in ("a", "b")
+    ]
+    assert logs[0] == logs[1]
+    assert {"capacity/consistent", "capacity/diverse", "capacity/gap", "denoising/mse"} <= set(logs[0][-1])
+
+    whole.save(tmp_path / "saved")
+    step = build_step(METHODS["cm"].target, prepared, override(config, {"model": {"init": str(tmp_path / "saved")}}))
+    start = step.networks["model"]
+    assert isinstance(start, LowRankModel)
+    assert start.training
+    assert all(not p.any() for key, p in start.named_parameters() if key.endswith(".up"))
+    x, t, y = torch.randn(3, *whole.spec.shape), torch.tensor([1, 500, 900]), torch.tensor([0, 5, 10])
+    with torch.no_grad():
+        assert torch.equal(start.eval()(x, t, y)[0], whole.eval()(x, t, y)[0])
+
+
+def test_a_run_on_digits_saves_and_draws_a_plain_model(tmp_path: Path, config: RunConfig) -> None:
+    config = override(config, {"train": {"images": 16 * 3, "preview_images": 0}, "sample": {"steps": 1}})
+    imbdiff.run("digits", tmp_path / "run", config, wanted=("train", "sample"), quiet=True)
+    model = load_model(tmp_path / "run" / "model")
+    assert type(model) is DiffusionModel
+    assert (tmp_path / "run" / "samples" / "manifest.json").exists()
+    assert '"capacity/gap"' in (tmp_path / "run" / "log.jsonl").read_text()

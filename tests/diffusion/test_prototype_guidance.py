@@ -1,0 +1,221 @@
+"""DiffRC's guidance: its sign, that it is Eq. 13 on the real scheduler, and that rows do not depend on each other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from imbdiff.diffusion.encoder import PrototypeEncoder
+from imbdiff.diffusion.generate import generate
+from imbdiff.diffusion.guidance import ClassifierFree, Guided
+from imbdiff.diffusion.model import build_model
+from imbdiff.diffusion.process import PROCESSES
+from imbdiff.diffusion.prototype_guidance import PrototypeGuidance, prototype_guidance
+from imbdiff.diffusion.schedulers import make_scheduler, process_times
+from imbdiff.runtime.errors import ConfigError
+from tests.contract.oracles import ABAR
+
+from .test_encoder import STATS, encoder, images
+
+NULL = 3
+
+
+def noise(n: int, seed: int = 7) -> Tensor:
+    return torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def unit_gradient(net: PrototypeEncoder, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """Row by row: nothing of the guidance."""
+    out = []
+    for i in range(len(x)):
+        row = x[i : i + 1].clone().requires_grad_()
+        (g,) = torch.autograd.grad(net.loss(row, t[i : i + 1], y[i : i + 1])[0], row)
+        out.append(g[0] / math.sqrt(float((g**2).sum())))
+    return torch.stack(out)
+
+
+def exact(scheduler: Any) -> Any:
+    """The scheduler with float64 tables, without clipping of the clean image."""
+    scheduler.alphas_cumprod = torch.tensor(ABAR, dtype=torch.float64)
+    scheduler.one = torch.ones((), dtype=torch.float64)
+    scheduler.register_to_config(clip_sample=False)
+    return scheduler
+
+
+def ancestral(kind: str, steps: int, step: int, scale: float = 0.6) -> tuple[Tensor, ...]:
+    """One ancestral step with and without guidance and the same noise, and what it takes to check it."""
+    net = encoder("mlp", kind)
+    scheduler = exact(make_scheduler("ddpm", net.process, steps))
+    x, y = 2 * images(), torch.tensor([0, 1, 2, 2, 1])
+    timestep = scheduler.timesteps[step]
+    t = timestep.expand(5)
+    guidance = prototype_guidance(net, scale, sampler="ddpm", steps=steps)
+    prediction = noise(5)
+    ends = []
+    for p in (prediction, guidance(x, t, y, lambda *_: prediction)):
+        options = {"generator": torch.Generator().manual_seed(0), "return_dict": False}
+        ends.append(scheduler.step(p, timestep, x, **options)[0])
+    here = int(timestep)
+    after = ABAR[int(scheduler.timesteps[step + 1])] if step + 1 < len(scheduler.timesteps) else 1.0
+    variance = 1 - ABAR[here] / after
+    return ends[0], ends[1], -scale * variance * unit_gradient(net, x, t, y), x, t, y
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddpm-v"])
+@pytest.mark.parametrize(("steps", "step"), [(1000, 0), (250, 0), (250, 100), (250, 248), (250, 249), (20, 3), (7, 5)])
+def test_an_ancestral_step_is_equation_13(kind: str, steps: int, step: int) -> None:
+    """x_{t-1} = mu + sqrt(Sigma) z - s Sigma g, whatever the distance between the sampler's times."""
+    plain, guided, shift, *_ = ancestral(kind, steps, step)
+    assert torch.allclose(guided - plain, shift, rtol=1e-6, atol=1e-9 * float(shift.abs().max()))
+    assert float(shift.abs().max()) > 1e-5
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddpm-v"])
+def test_a_step_leads_towards_the_wanted_class(kind: str) -> None:
+    """The sign: as it stands in the paper, the loss would rise."""
+    net = encoder("mlp", kind)
+    for steps, step in ((250, 30), (250, 100), (20, 10)):
+        plain, guided, _, x, t, y = ancestral(kind, steps, step)
+        assert bool((net.loss(guided, t, y) < net.loss(plain, t, y)).all())
+        assert bool((net.loss(x + (guided - plain), t, y) < net.loss(x, t, y)).all())
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddpm-v", "flow"])
+def test_solvers_are_guided_by_the_score(kind: str) -> None:
+    """eps' = eps + s sigma g in units of noise, under every process."""
+    net = encoder("mlp", kind)
+    x, y, prediction = images(), torch.tensor([0, 1, 2, 2, 1]), noise(5)
+    for level in (0.05, 0.5, 0.9):
+        t = torch.full((5,), level) if kind == "flow" else torch.full((5,), int(1000 * level))
+        sigma = t[0].item() if kind == "flow" else math.sqrt(1 - ABAR[int(t[0])])
+        guided = prototype_guidance(net, 0.7, sampler="dpm++", steps=20)(x, t, y, lambda *_: prediction)
+        shift = net.process.to_eps(guided, x, t) - net.process.to_eps(prediction, x, t)
+        assert torch.allclose(shift, 0.7 * sigma * unit_gradient(net, x, t, y), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(("norm", "length"), [("l2", 1.0), ("rms", 8.0), ("none", None)])
+def test_norms(norm: Any, length: float | None) -> None:
+    net, x, t, y = encoder("mlp"), images(), torch.full((5,), 400), torch.tensor([0, 1, 2, 2, 1])
+    loss, g = PrototypeGuidance(net, 1.0, norm=norm).gradient(x, t, y)
+    assert torch.allclose(loss, net.loss(x, t, y))
+    rows = g.flatten(1).norm(dim=1)
+    if length is not None:
+        assert torch.allclose(rows, torch.full((5,), length).double())
+    else:
+        assert float(rows.max() / rows.min()) > 1.001
+    assert torch.allclose(g / rows.reshape(-1, 1, 1, 1), unit_gradient(net, x, t, y))
+
+
+def shift(guidance: PrototypeGuidance, labels: list[int], t: int = 400, x: Tensor | None = None) -> Tensor:
+    """How far each row's prediction is moved, in units of sigma g."""
+    x = images(len(labels)) if x is None else x
+    prediction = noise(len(labels))
+    moved = guidance(x, torch.full((len(labels),), t), torch.tensor(labels), lambda *_: prediction) - prediction
+    return moved.flatten(1).norm(dim=1) / math.sqrt(1 - ABAR[t])
+
+
+def test_scales_per_class_and_rows_that_are_left_alone_to_the_bit() -> None:
+    net = encoder("mlp")
+    found = shift(PrototypeGuidance(net, [0.0, 0.5, 2.0]), [0, 1, 2, NULL, 1])
+    assert found.tolist() == pytest.approx([0, 0.5, 2, 0, 0.5], rel=1e-6)
+    assert float(found[0]) == 0
+    assert float(found[3]) == 0
+    assert shift(PrototypeGuidance(net, 0.3), [0, NULL, 2]).tolist() == pytest.approx([0.3, 0, 0.3], rel=1e-6)
+
+
+def test_adaptive_scales_fall_to_a_fifth_where_the_encoder_is_sure() -> None:
+    net, x = encoder("mlp"), images(3)
+    y = [0, 1, 2]
+    p = (-net.loss(x, torch.full((3,), 400), torch.tensor(y))).exp().tolist()
+    assert max(p) > 3 * min(p)
+    expected = [0.2 + 1.8 * (1 - q) for q in p]
+    assert shift(PrototypeGuidance(net, 2.0, adaptive=True), y, x=x).tolist() == pytest.approx(expected, rel=1e-6)
+    # at 0.2 and below there is nothing to adapt
+    assert shift(PrototypeGuidance(net, 0.1, adaptive=True), y, x=x).tolist() == pytest.approx([0.1] * 3, rel=1e-6)
+
+
+def test_the_prior_changes_what_a_rare_class_is_pushed_from() -> None:
+    net, x, t, y = encoder("mlp"), images(), torch.full((5,), 400), torch.full((5,), 1)
+    with_prior, without = (PrototypeGuidance(net, 1.0, prior=p).gradient(x, t, y) for p in (True, False))
+    assert torch.allclose(without[0], net.loss(x, t, y, prior=False))
+    cosine = (with_prior[1] * without[1]).flatten(1).sum(1)
+    assert float(cosine.max()) < 0.999
+
+
+@pytest.mark.parametrize(("t", "guided"), [(299, False), (300, True), (700, True), (701, False)])
+def test_outside_the_interval_nothing_happens(t: int, guided: bool) -> None:
+    found = shift(PrototypeGuidance(encoder("mlp"), 1.0, interval=(0.3, 0.7)), [0, 1, 2], t)
+    assert bool((found > 0.5).all()) if guided else bool((found == 0).all())
+
+
+def test_it_nests_around_classifier_free_guidance() -> None:
+    net, calls = encoder("mlp"), []
+
+    def predict(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        calls.append(y.tolist())
+        return x + y.reshape(-1, 1, 1, 1)
+
+    x, t, y = images(3), torch.full((3,), 400), torch.tensor([0, 1, 2])
+    free, outer = ClassifierFree(0.5, NULL, net.process), PrototypeGuidance(net, 0.6)
+    both = Guided(outer, free)(x, t, y, predict)
+    assert calls == [[0, 1, 2, 3, 3, 3]]
+    expected = free(x, t, y, predict) + 0.6 * math.sqrt(1 - ABAR[400]) * unit_gradient(net, x, t, y)
+    assert torch.allclose(both, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("process", "sampler"), [("ddpm", "ddpm"), ("ddpm-cosine-v", "dpm++"), ("flow", "euler")])
+def test_images_do_not_depend_on_what_is_drawn_beside_them(process: str, sampler: str) -> None:
+    model = build_model("unet-8", PROCESSES[process], (1, 8, 8), STATS, seed=1).eval()
+    net = encoder("unet-8", process).float()
+    guidance = prototype_guidance(net, 20.0, sampler=sampler, steps=4, adaptive=True)
+    labels, seeds = np.array([0, 1, 2, NULL, 2, 1]), np.arange(6)
+    options: dict[str, Any] = {"sampler": sampler, "steps": 4, "batch_size": 4}
+    first = generate(model, labels, seeds, guidance=guidance, **options)
+    assert torch.is_grad_enabled()
+    assert all(p.grad is None for p in (*model.parameters(), *net.parameters()))
+    order = np.array([4, 0, 5, 3, 2, 1])
+    assert np.array_equal(generate(model, labels[order], seeds[order], guidance=guidance, **options), first[order])
+    alone = generate(model, labels[2:3], seeds[2:3], guidance=guidance, **options)
+    assert np.array_equal(alone[0], first[2])
+    plain = generate(model, labels, seeds, **options)
+    changed = [not np.array_equal(a, b) for a, b in zip(first, plain, strict=True)]
+    assert changed == [True, True, True, False, True, True]
+
+
+def test_the_models_prediction_is_not_differentiated() -> None:
+    seen = []
+
+    def predict(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        seen.append((torch.is_grad_enabled(), x.requires_grad))
+        return x
+
+    with torch.no_grad():
+        out = PrototypeGuidance(encoder("mlp"), 1.0)(images(), torch.full((5,), 400), torch.zeros(5).long(), predict)
+    assert seen == [(False, False)]
+    assert not out.requires_grad
+
+
+def test_bad_values_are_refused() -> None:
+    net = encoder("mlp")
+    for options in (
+        {"scale": -0.1},
+        {"scale": math.nan},
+        {"scale": [1.0, 2.0]},
+        {"scale": 1.0, "norm": "l1"},
+        {"scale": 1.0, "interval": (0.6, 0.4)},
+    ):
+        with pytest.raises(ConfigError):
+            PrototypeGuidance(net, **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="ancestral"):
+        PrototypeGuidance(encoder("mlp", "flow"), 1.0, times=(3, 2, 1))
+    made = prototype_guidance(net, 1.0, sampler="ddpm", steps=250)
+    times = process_times(make_scheduler("ddpm", net.process, 250), net.process)
+    assert made.times == tuple(times.tolist())
+    with pytest.raises(ConfigError, match="none of them at time 998"):
+        shift(made, [0, 1], t=998)
+    assert prototype_guidance(net, 1.0, sampler="dpm++", steps=20).times == ()

@@ -1,0 +1,220 @@
+"""DiffRC from the command's side: three trainings in one run, its guide kept with the model, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import imbdiff
+from imbdiff import cli
+from imbdiff.config import RunConfig, override
+from imbdiff.data.stats import Groups
+from imbdiff.diffusion.encoder import PrototypeEncoder
+from imbdiff.diffusion.generate import generate
+from imbdiff.diffusion.guidance import ClassifierFree, Guided
+from imbdiff.diffusion.model import DiffusionModel, load_model
+from imbdiff.diffusion.prototype_guidance import PrototypeGuidance
+from imbdiff.methods import METHODS
+from imbdiff.objectives.pair_diversity import PairDiversity
+from imbdiff.pipeline import samples, stages
+from imbdiff.pipeline.checks import check_fit
+from imbdiff.recipe import Phase
+from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.files import read_json
+from imbdiff.runtime.log import read_jsonl
+from imbdiff.training.parts import Part
+from imbdiff.training.trainer import Trainer
+from tests.pipeline.conftest import SMALL
+
+ROWS = ("diffrc", "diffrc-paper")
+
+
+def config_of(method: str, **options: Any) -> RunConfig:
+    made = override(imbdiff.preset("tiny"), {**SMALL, "method": method})
+    return override(made, {"train.images": 16 * 20, "sample.strategy": "0.1", **options})
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("diffrc") / request.param
+    imbdiff.run("digits", folder, config_of(request.param), wanted=("train", "sample"), quiet=True)
+    return request.param, folder
+
+
+def test_three_trainings_that_see_the_runs_images_together(done: tuple[str, Path]) -> None:
+    _, folder = done
+    source, encoder, target = (read_jsonl(folder / f"log{n}.jsonl") for n in ("-source", "-encoder", ""))
+    assert [rows[-1]["images"] for rows in (source, target, encoder)] == [128, 144, 48]
+    assert "denoising/mse" in source[0]
+    assert "pair_diversity/kl" not in source[0]
+    assert all(row["pair_diversity/kl"] > 0 for row in target[1:])
+    assert "prototype_contrast/loss" in encoder[0]
+    assert "denoising/mse" not in encoder[0]
+
+
+def test_the_guide_is_kept_with_the_model_and_changes_the_images(done: tuple[str, Path]) -> None:
+    name, folder = done
+    model = load_model(folder / "model")
+    assert isinstance(model.guide, PrototypeEncoder)
+    lengths = model.guide.prototypes.norm(dim=1)
+    assert bool(((lengths - 1).abs() < 1e-5).logical_or(lengths == 0).all())
+    assert int((lengths > 0).sum()) >= 5
+    how = samples.sampling(config_of(name))
+    guidance = how.guidance(model)
+    assert isinstance(guidance, Guided)
+    assert isinstance(guidance.outer, PrototypeGuidance)
+    assert (guidance.outer.scale, guidance.outer.norm, guidance.outer.adaptive) == (0.6, "l2", False)
+    assert isinstance(guidance.inner, ClassifierFree)
+    assert guidance.inner.omega == (0.0 if name == "diffrc-paper" else 0.8)
+    ancestral = name == "diffrc-paper"
+    assert len(guidance.outer.times) == (3 if ancestral else 0)
+    assert how.sampler == ("ddpm" if ancestral else "dpm++")
+    assert isinstance(replace(how, prototype_scale=0.0).guidance(model), ClassifierFree)
+
+    def drawn(scale: float) -> np.ndarray:
+        strong = replace(how, prototype_scale=scale, prototype_norm="rms")
+        return generate(model, [9] * 4, range(4), sampler=how.sampler, steps=3, guidance=strong.guidance(model))
+
+    assert not np.array_equal(drawn(0.0), drawn(5.0))
+
+
+def test_what_was_drawn_says_how(done: tuple[str, Path]) -> None:
+    name, folder = done
+    found = read_json(folder / "samples" / "manifest.json")
+    assert (found["prototype_scale"], found["prototype_norm"], found["prototype_adaptive"]) == (0.6, "l2", False)
+    assert sum(found["counts"]) == len(found["images"]) > 0
+    for changed in ({"prototype_norm": "rms"}, {"prototype_adaptive": True}):
+        how = samples.sampling(override(config_of(name), {"sample": changed}))
+        todo = samples.plan(found["counts"], found["class_names"], how, 0, found["identity"])
+        assert not samples.finished(folder / "samples", todo)
+
+
+def test_a_model_without_labels_knows_none(done: tuple[str, Path]) -> None:
+    name, folder = done
+    model = load_model(folder / "model")
+    x = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = torch.full((10,), 500)
+    with torch.no_grad():
+        given = model(x, t, torch.arange(10))[0]
+        null = model(x, t, torch.full((10,), 10))[0]
+    assert torch.equal(given, null) == (name == "diffrc-paper")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_target_starts_from_the_source(name: str) -> None:
+    """With class vectors of zero where it learns no labels; random ones where it does: from zero they grow slowly."""
+    config = config_of(name)
+    prepared = stages.prepare_data("digits", config.data)
+    phases = {phase.name: phase for phase in METHODS[name].phases}
+    step = stages.build_step(phases["source"], prepared, config)
+    finish = phases["source"].finish
+    source = finish(step.networks["model"], step.active) if finish else step.networks["model"]
+    target = stages.build_step(phases["target"], prepared, config, {"source": source})
+    assert target.networks["source"] is source
+    assert not any(p.requires_grad for p in source.parameters())
+    model = target.networks["model"]
+    assert isinstance(model, DiffusionModel)
+    assert all(p.requires_grad for p in model.parameters())
+    vectors = model.backbone.conditioner.table.detach().norm(dim=1)  # type: ignore[operator, union-attr]
+    assert bool((vectors == 0).all()) if name == "diffrc-paper" else bool((vectors > 1).all())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), source.parameters(), strict=True))
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_stopped_between_phases_it_goes_on_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("diffrc-paper", **{"train.images": 16 * 6})
+    prepared = stages.prepare_data("digits", config.data)
+    real, log_row, stepped, last = Trainer.run, Trainer._log_row, set(), [""]
+
+    def stopping(self: Trainer) -> Any:
+        assert self.log is not None
+        result = real(self)
+        if self.log.path.name == last[0]:
+            raise StoppedError
+        return result
+
+    def counting(self: Trainer, *args: Any) -> Any:
+        assert self.log is not None
+        stepped.add(self.log.path.name)
+        return log_row(self, *args)
+
+    monkeypatch.setattr(Trainer, "run", stopping)
+    monkeypatch.setattr(Trainer, "_log_row", counting)
+    whole = stages.train(prepared, config, tmp_path / "a", quiet=True)
+    for end, expected in (
+        ("log-source.jsonl", {"log-source.jsonl"}),
+        ("log.jsonl", {"log.jsonl"}),  # phases that were finished take no step
+        ("", {"log-encoder.jsonl"}),
+    ):
+        stepped.clear()
+        last[0] = end
+        if end:
+            with pytest.raises(StoppedError):
+                stages.train(prepared, config, tmp_path / "b", quiet=True)
+        else:
+            again = stages.train(prepared, config, tmp_path / "b", quiet=True)
+        assert stepped == expected
+    assert stages.weights_identity(again) == stages.weights_identity(whole)
+
+
+def test_a_new_run_from_a_guided_model_does_not_carry_its_guide(done: tuple[str, Path]) -> None:
+    _, folder = done
+    config = config_of("ddpm", **{"model.init": str(folder), "data.imbalance_factor": 20.0})
+    prepared = stages.prepare_data("digits", config.data)
+    assert stages.new_model(prepared, config).guide is None
+
+
+def test_a_lost_guide_is_noticed(done: tuple[str, Path], tmp_path: Path) -> None:
+    import shutil
+
+    _, folder = done
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "guide.safetensors").unlink()
+    (tmp_path / "model" / "guide.json").unlink()
+    with pytest.raises(RunError, match="guide"):
+        load_model(tmp_path / "model")
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"data.imbalance_factor": 20, "classify.steps": 2, "classify.seeds": 1, "sample.batch_size": 8}
+    arguments = ["run", "digits", "--out", str(tmp_path / "run"), "--preset", "tiny", "--method", "diffrc-paper"]
+    arguments += [x for name, value in options.items() for x in (f"--{name}", str(value))]
+    assert cli.main([*arguments, "--device", "cpu", "--dry_run"]) in (0, None)
+    said = capsys.readouterr().out
+    assert "diffrc-paper: without labels" in said
+    assert "ddpm, 250 steps" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_without_head_classes_are_refused_before_training() -> None:
+    config = config_of("diffrc")
+    prepared = stages.prepare_data("digits", config.data)
+    check_fit(prepared, config)
+    for of_class, missing in (([1] * 10, "head"), ([0] * 10, "non-head")):
+        flat = replace(prepared, groups=Groups(("many", "medium", "few"), tuple(of_class), "by hand"))
+        with pytest.raises(ConfigError, match=f"draws from {missing} classes, and there are none \\(by hand\\)"):
+            check_fit(flat, config)
+        check_fit(flat, override(config, {"method": "ddpm"}))
+
+
+def test_groups_that_cannot_be_divided_or_are_too_small_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("diffrc")
+    prepared = stages.prepare_data("digits", config.data)
+    with pytest.raises(ConfigError, match="8 class groups of part 'grouped'"):
+        check_fit(prepared, config, world=16)
+    target = METHODS["diffrc"].target
+    small: Phase = replace(target, parts=(Part(), Part("grouped", groups=8, group_size=2)))
+    monkeypatch.setitem(METHODS, "diffrc", replace(METHODS["diffrc"], phases=(small,)))
+    with pytest.raises(ConfigError, match="groups of 2 rows"):
+        check_fit(prepared, config)
+    with pytest.raises(ConfigError, match="groups of 2 rows"):
+        stages.build_step(replace(small, start=None, frozen=()), prepared, config)
+    assert PairDiversity.smallest_group == 3
