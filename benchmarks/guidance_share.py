@@ -102,11 +102,9 @@ def main() -> None:
         trained = time.monotonic()
         model = stages.train(prepared, config, quiet=True)
         assert isinstance(model.guide, PrototypeEncoder)
-        result[method] = {
-            "training seconds": round(time.monotonic() - trained),
-            "test images at their own prototype": recognised(model.guide, prepared.test),
-            "table": shares(model, config, prepared, judge, given.per_class),
-        }
+        result[f"{method}: training seconds"] = round(time.monotonic() - trained)
+        result[f"{method}: test images at their own prototype"] = recognised(model.guide, prepared.test)
+        result[method] = shares(model, config, prepared, judge, given.per_class)
     result["judge's accuracy on the test images"] = round(judge.accuracy, 3) if judge else None
     result["seconds"] = round(time.monotonic() - began)
     notes = (

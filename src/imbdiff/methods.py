@@ -288,6 +288,8 @@ METHODS: dict[str, Method] = {
         omega=0.8,  # there is none in the paper: that of the baseline
         cost=1.9,
         when="rare classes share what the frequent ones have, and come out all alike",
+        sampler="ddpm",
+        steps=250,
         prototype_scale=0.6,
     ),
 }
