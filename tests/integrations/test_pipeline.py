@@ -246,3 +246,15 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="exists already"):
         to_diffusers(build("unet-8", "ddpm", (1, 8, 8)), tmp_path / "x")
     assert (tmp_path / "x" / "mine").read_text() == "keep"
+
+
+def test_a_guide_is_left_out_with_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    from imbdiff.diffusion.encoder import PrototypeEncoder
+
+    model = build_model("unet-8", DDPM(), (1, 8, 8), STATS).eval()
+    to_pipeline(model)
+    assert not [w for w in recwarn if "not exported" in str(w.message)]
+    model.guide = PrototypeEncoder.like(model, 0)
+    with pytest.warns(UserWarning, match="guide of this model is not exported"):
+        pipe = to_pipeline(model)
+    assert not [name for name, _ in pipe.unet.named_parameters() if "prototypes" in name or "head" in name]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,16 @@ def _build(kind: Any, options: dict[str, Any], state: dict[str, Tensor]) -> Any:
 
 
 def to_pipeline(model: DiffusionModel, *, sampler: str | None = None) -> ImbalancedDiffusionPipeline:
-    """A diffusers pipeline with a copy of the model's weights; see `to_diffusers`."""
+    """A diffusers pipeline with a copy of the model's weights; see `to_diffusers`.
+
+    A guide (DiffRC) has no place there: it is left out, with a warning.
+    """
+    if model.guide is not None:
+        warnings.warn(
+            "the guide of this model is not exported: diffusers will draw without prototype guidance, which a model "
+            "trained without labels needs to draw a class at all",
+            stacklevel=2,
+        )
     if isinstance(model.process, DDPM) and model.process.num_steps != 1000:
         raise ConfigError(
             f"diffusers' networks count time in training steps; this model has {model.process.num_steps}, not 1,000"
