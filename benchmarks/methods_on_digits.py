@@ -6,6 +6,11 @@ Same split, network, images seen, learning rate, sampler and number of synthetic
 initial weights and draws. Each generator is sampled without guidance and with its method's own. DDPM is trained once
 more for the CPU time of the dearest method. Nothing here is chosen by looking at the test images.
 A run that was finished before is not repeated: the folder may be kept.
+
+With `--validation` the reference are validation images of another split, and variants of methods may be named: that is
+how constants are looked at.
+
+    python benchmarks/methods_on_digits.py --validation --factors 50 --seeds 2 --methods ddpm-brs "cbdm, tau 0.1"
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import argparse
 import multiprocessing
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +32,38 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.methods import METHODS
+from imbdiff.methods import METHODS, get_method
 from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.metrics.statistics import student95
+from imbdiff.objectives.class_balancing import ClassBalancing
+from imbdiff.objectives.contract import Objective
+from imbdiff.objectives.denoising import Denoising
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.samples import sampling
 from imbdiff.recognition.judge import judges
 from imbdiff.runtime.files import read_json, write_json
 from results_file import ROOT, write_result
 
+
+def _cbdm(tau: float) -> list[Objective]:
+    return [Denoising(), ClassBalancing(tau=tau)]
+
+
 COMPARED = ("ddpm", "ddpm-brs", "cbdm", "ccua", "diffrc", "t2h", "coral")
+VARIANTS = {
+    f"cbdm{more}, tau {tau:g}": replace(
+        METHODS["cbdm"],
+        phases=(
+            replace(
+                METHODS["cbdm"].target, objectives=partial(_cbdm, tau), parts=get_method(f"cbdm{more}").target.parts
+            ),
+        ),
+    )
+    for more in ("", "+ddpm-brs")
+    for tau in (0.03, 0.1, 0.3, 1.0)
+}
+METHODS.update(VARIANTS)  # in this program alone
 LONG = "ddpm, as long as the dearest"
 #: metric as `evaluate` names it -> heading
 NUMBERS = {"FD∞": "FD∞", "KD": "KD", "precision(k=3)": "precision", "recall(k=3)": "recall",
@@ -44,8 +71,9 @@ NUMBERS = {"FD∞": "FD∞", "KD": "KD", "precision(k=3)": "precision", "recall(
 SCOPES = ("all", "many", "medium", "few")
 
 
-def configured(method: str, factor: float, seed: int, images: int) -> RunConfig:
-    values = {"data.imbalance_factor": float(factor), "method": method, "seed": seed, "train.images": images}
+def configured(job: dict[str, Any]) -> RunConfig:
+    values = {"data.imbalance_factor": float(job["factor"]), "method": job["method"], "seed": job["seed"],
+              "train.images": job["images"], "data.split_seed": 1 if job["validation"] else 0}  # fmt: skip
     return override(preset("demo"), values)
 
 
@@ -59,40 +87,45 @@ def one(job: dict[str, Any]) -> dict[str, Any]:
     if path.exists():
         return read_json(path)
     torch.set_num_threads(1)
-    config = configured(job["method"], job["factor"], job["seed"], job["images"])
+    config = configured(job)
     prepared = stages.prepare_data("digits", config.data)
     wall, cpu = time.perf_counter(), time.process_time()
     model = stages.train(prepared, config, quiet=True)
     found = {**job, "wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
     omegas = dict.fromkeys([0.0, sampling(config).omega])
-    found["drawn"] = [measured(model, prepared, config, omega, job["per_class"]) for omega in omegas]
+    found["drawn"] = [measured(model, prepared, config, omega, job) for omega in omegas]
     write_json(path, found)
     print(f"{path.parent.name} {path.stem}: {found['cpu_s']:.0f} CPU s", flush=True)
     return found
 
 
 def measured(
-    model: DiffusionModel, prepared: Prepared, config: RunConfig, omega: float, per_class: int
+    model: DiffusionModel, prepared: Prepared, config: RunConfig, omega: float, job: dict[str, Any]
 ) -> dict[str, Any]:
-    """Draws `per_class` images of every class with the sampler that all methods share, and measures them."""
+    """Draws as many images of every class with the sampler that all methods share, and measures them."""
     how = replace(sampling(config), sampler="dpm++", steps=20, omega=omega)
     classes = len(prepared.train.class_names)
-    labels = np.repeat(np.arange(classes), per_class)
+    labels = np.repeat(np.arange(classes), job["per_class"])
     images = generate(
         model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps, guidance=how.guidance(model),
         batch_size=100,
     )  # fmt: skip
     synthetic = ImageSet(images, labels, prepared.train.class_names)
-    extractors, judge = judges(prepared)
+    reference = prepared.val if job["validation"] else prepared.test
+    assert reference is not None
+    assert prepared.pool is not None
+    unseen = set(reference.hashes)  # validation images are in the pool otherwise
+    seen = [i for i, h in enumerate(prepared.pool.hashes) if h not in unseen]
+    extractors, judge = judges(replace(prepared, pool=prepared.pool.select(seen)))
     assert judge is not None
     report = evaluate(
-        synthetic, prepared.test, prepared.train, prepared.groups, extractors[:1], reference_name="test",
+        synthetic, reference, prepared.train, prepared.groups, extractors[:1], reference_name="held out",
         measures=MEASURES, seed=config.seed, workers=1,
     )  # fmt: skip
     rows = {}
     for row in report["numbers"]:
         name = row["metric"].split("[")[0]
-        if name in NUMBERS and row["reference"] in ("test", "label asked for"):
+        if name in NUMBERS and row["reference"] in ("held out", "label asked for"):
             rows[f"{NUMBERS[name]} {row['scope']}"] = row["value"]
     for row in report["memorisation"]["summary"]:
         rows[f"closeness {row['scope']}"] = row["closeness"]
@@ -102,6 +135,7 @@ def measured(
 def jobs_of(given: argparse.Namespace) -> list[dict[str, Any]]:
     """By seed first, so that what is there at any moment can be compared."""
     common = {"folder": str(given.folder), "per_class": given.per_class, "images": given.images}
+    common["validation"] = given.validation
     return [
         {**common, "name": method, "method": method, "factor": factor, "seed": seed}
         for seed in range(given.seeds)
@@ -154,18 +188,19 @@ def spread(values: list[float | None]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=COMPARED, choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=COMPARED, choices=METHODS, metavar="METHOD")
     parser.add_argument("--factors", nargs="+", type=float, default=(20.0, 50.0))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=45_000)
     parser.add_argument("--per-class", type=int, default=60)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "methods_on_digits")
+    parser.add_argument("--validation", action="store_true", help="measure against validation images, of another split")
     parser.add_argument("--no-result", action="store_true", help="train and measure, write no result file")
     given = parser.parse_args()
     with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
         found = list(pool.imap(one, jobs_of(given)))
-        if "ddpm" in given.methods and len(given.methods) > 1 and not given.no_result:
+        if "ddpm" in given.methods and len(given.methods) > 1 and not (given.no_result or given.validation):
             found += list(pool.imap(one, long_jobs(found, given)))
     if given.no_result:
         return
@@ -175,7 +210,8 @@ def main() -> None:
         for guided in (False, True)
     }
     config = {k: v for k, v in vars(given).items() if k not in ("folder", "workers")}
-    write_result("methods_on_digits", result, config=config, notes=NOTES)
+    topic = "methods_on_digits_validation" if given.validation else "methods_on_digits"
+    write_result(topic, result, config=config, notes=NOTES)
 
 
 NOTES = """Judge: a network of another architecture trained on the balanced pool before the tail was cut; reference: 600

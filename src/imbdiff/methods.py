@@ -204,7 +204,7 @@ METHODS: dict[str, Method] = {
         idea="supervised contrast of the middle block's features, through a projection that sampling does not see",
         source="Rodriguez et al., NeurIPS 2025, arXiv 2506.15933; its code: tau 0.1, tau_r 0.3, weight 0.5 x 0.1",
         phases=(Phase("target", lambda: [Denoising(), SupervisedContrast()]),),
-        omega=0.8,  # NOT FOUND in the reference: the guidance of the baseline; its code's sampler defaults to 0
+        omega=0.8,  # stated nowhere: the guidance of the baseline; its code defaults to 0
         cost=1,
         when="rare classes come out looking like frequent ones, and batches hold several images of a rare class",
     ),
@@ -212,7 +212,7 @@ METHODS: dict[str, Method] = {
         idea="predictions at one noisy image under its own and another row's label are driven apart",
         source="Yan et al. 2024, arXiv 2402.10821 (no code); form and weight 0.1 from CCUA's code, at one x_t",
         phases=(Phase("target", lambda: [Denoising(), ClassOverlap(exact=True)]),),
-        omega=0.8,  # NOT FOUND: the guidance of the baseline
+        omega=0.8,  # stated nowhere: the guidance of the baseline
         cost=2,
         when="rare classes come out looking like frequent ones",
     ),

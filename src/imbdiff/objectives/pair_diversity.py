@@ -1,4 +1,4 @@
-"""DiffRC's pair-wise diversity loss (Fu, He, Hu 2023, Eq. 6-10; S2 of the reference)."""
+"""DiffRC's pair-wise diversity loss (Fu, He, Hu 2023, Eq. 6-10)."""
 
 from __future__ import annotations
 
