@@ -85,25 +85,30 @@ def one(job: dict[str, Any]) -> dict[str, Any]:
         / f"{job['name'].replace(', ', '-').replace(' ', '_')}-{job['seed']}.json"
     )
     if path.exists():
-        return read_json(path)
+        found = read_json(path)
+        if {k: v for k, v in found.items() if k in job and k != "folder"} == {
+            k: v for k, v in job.items() if k != "folder"
+        }:
+            return found
     torch.set_num_threads(1)
     config = configured(job)
     prepared = stages.prepare_data("digits", config.data)
     wall, cpu = time.perf_counter(), time.process_time()
     model = stages.train(prepared, config, quiet=True)
     found = {**job, "wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-    omegas = dict.fromkeys([0.0, sampling(config).omega])
-    found["drawn"] = [measured(model, prepared, config, omega, job) for omega in omegas]
+    found["drawn"] = [measured(model, prepared, config, guided, job) for guided in (False, True)]
     write_json(path, found)
     print(f"{path.parent.name} {path.stem}: {found['cpu_s']:.0f} CPU s", flush=True)
     return found
 
 
 def measured(
-    model: DiffusionModel, prepared: Prepared, config: RunConfig, omega: float, job: dict[str, Any]
+    model: DiffusionModel, prepared: Prepared, config: RunConfig, guided: bool, job: dict[str, Any]
 ) -> dict[str, Any]:
     """Draws as many images of every class with the sampler that all methods share, and measures them."""
-    how = replace(sampling(config), sampler="dpm++", steps=20, omega=omega)
+    how = replace(sampling(config), sampler="dpm++", steps=20)
+    if not guided:
+        how = replace(how, omega=0.0, prototype_scale=0.0)
     classes = len(prepared.train.class_names)
     labels = np.repeat(np.arange(classes), job["per_class"])
     images = generate(
@@ -129,7 +134,7 @@ def measured(
             rows[f"{NUMBERS[name]} {row['scope']}"] = row["value"]
     for row in report["memorisation"]["summary"]:
         rows[f"closeness {row['scope']}"] = row["closeness"]
-    return {"omega": omega, "judge_accuracy": judge.accuracy, "n": len(labels), "numbers": rows}
+    return {"omega": how.omega, "judge_accuracy": judge.accuracy, "n": len(labels), "numbers": rows}
 
 
 def jobs_of(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -164,7 +169,7 @@ def summary(found: list[dict[str, Any]], factor: float, guided: bool) -> list[di
         runs = [r for r in found if r["name"] == name and r["factor"] == factor]
         if not runs:
             continue
-        drawn = [r["drawn"][-1 if guided else 0] for r in runs]
+        drawn = [r["drawn"][guided] for r in runs]
         row: dict[str, Any] = {
             "method": name, "omega": drawn[0]["omega"], "seeds": len(runs), "images": runs[0]["images"],
             "CPU s": float(np.mean([r["cpu_s"] for r in runs])),

@@ -120,5 +120,11 @@ def test_the_example_measure_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        linked = page.parent / target if target else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if anchor:
+            text = re.sub(r"^```.*?^```", "", linked.read_text(), flags=re.S | re.M)
+            heads = [h.strip().lower() for h in re.findall(r"^#+ (.*)$", text, flags=re.M)]
+            known = {re.sub(r"[^\w\- ]", "", h).replace(" ", "-") for h in heads}
+            assert anchor in known, f"{page.name} links to #{anchor} of {linked.name}"

@@ -155,7 +155,7 @@ class SampleConfig:
     sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler"] | None = None
     """Solver. Default: the method's where it has one, otherwise dpm++."""
     steps: int | None = None
-    """Solver steps. Default: the method's where it has some, otherwise 20."""
+    """Solver steps. Default: the method's where it has some and draws with its own solver, otherwise 20."""
     omega: float | None = None
     """Strength of classifier-free guidance, 0 = none. Default: the method's."""
     prototype_scale: float | None = None

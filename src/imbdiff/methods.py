@@ -276,7 +276,7 @@ METHODS: dict[str, Method] = {
         phases=_diffrc(label_dropout=1.0),
         omega=0.0,
         cost=1.9,
-        when="to repeat the paper. At its strength of guidance most images are of another class than the one asked for",
+        when="to repeat the paper. In short trainings its guidance leaves most images in other classes than asked for",
         sampler="ddpm",
         steps=250,
         prototype_scale=0.6,

@@ -53,7 +53,8 @@ class Method:
         source: the publication, or code, that its constants are from.
         phases: trained in order.
         omega: strength of classifier-free guidance that the source evaluates with.
-        cost: training cost in forward passes per image, against 1 for DDPM.
+        cost: training cost in forward passes per image, against 1 for DDPM; of a combination an upper bound, since
+            passes that several losses ask for are made once.
         when: when to choose it.
         init: "any" starts from new weights; "required" needs a saved model to start from.
         sampler, steps: what the source draws with, where that is part of the method; None: the package's own.
@@ -119,14 +120,15 @@ def combine(named: Sequence[tuple[str, Method]]) -> Method:
         **{field: _only(joined, field, words) for field, words in _SINGLE.items()},
     )
     if phase.label_dropout == 1:
-        raise ConfigError(f"{'+'.join(names)}: one of them trains without labels, the others need them")
+        unlabelled = next(name for name, m in named if m.target.label_dropout == 1)
+        raise ConfigError(f"{unlabelled} trains without labels and is not combined", "combine the others")
     _objectives(joined)  # refuses what does not go together
     return Method(
         idea=" + ".join(m.idea for _, m in named),
         source="; ".join(m.source for _, m in named),
         phases=tuple(phase if p is target else p for p in host.phases),
         omega=first.omega,
-        cost=1 + sum(m.cost - 1 for _, m in named),
+        cost=host.cost + target.share * sum(m.cost - 1 for _, m in named if m is not host),
         when="a combination of methods",
         init="required" if any(m.init == "required" for _, m in named) else "any",
         sampler=first.sampler or host.sampler,

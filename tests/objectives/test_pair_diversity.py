@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.contract import Answer
 from imbdiff.objectives.denoising import Denoising
-from imbdiff.objectives.pair_diversity import PairDiversity
+from imbdiff.objectives.pair_diversity import PairDiversity, class_counts
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import check_objective
 from imbdiff.training.parts import Part, check_groups
@@ -39,6 +40,23 @@ def formula(raw: Raw, networks: Any, gamma: float, null: bool) -> Tensor:
             p, q = a / sum(tar), b / sum(sou)
             total = total + p * (p / q).log()
     return total / raw.n
+
+
+def test_counts_are_copied_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = class_counts(STATS, torch.device("cpu"))
+    assert first.tolist() == list(STATS.counts)
+    assert class_counts(STATS, torch.device("cpu")) is first
+    assert class_counts(ClassStats(STATS.names, STATS.counts[::-1]), torch.device("cpu")) is not first
+    step = make_step([PairDiversity()], PROCESSES["ddpm"])
+    batches = make_batches(step, PROCESSES["ddpm"])
+    step(batches)
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise AssertionError("made anew, and copied to the device, in every step")
+
+    monkeypatch.setattr(torch, "tensor", refused)
+    monkeypatch.setattr(torch, "from_numpy", refused)
+    step(batches)
 
 
 @pytest.mark.parametrize("kind", KINDS)

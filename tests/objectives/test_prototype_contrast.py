@@ -20,7 +20,7 @@ from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.contract import Answer
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.pair_diversity import PairDiversity
-from imbdiff.objectives.prototype_contrast import PrototypeContrast, with_prototypes
+from imbdiff.objectives.prototype_contrast import PrototypeContrast, class_prior, with_prototypes
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import SHAPE, check_objective
@@ -44,6 +44,23 @@ def new_step(kind: str, **options: Any) -> TrainingStep:
 
 def batch_of(step: TrainingStep, kind: str, seed: int = 46, **options: Any) -> NoisyBatch:
     return make_batches(step, PROCESSES[kind], seed=seed, **options)["main"]
+
+
+def test_frequencies_are_copied_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = class_prior(STATS, torch.device("cpu"))
+    assert first.tolist() == pytest.approx([n / sum(STATS.counts) for n in STATS.counts])
+    assert class_prior(STATS, torch.device("cpu")) is first
+    step = new_step("ddpm")
+    step.objectives[0].prepare(step.networks)
+    batches = make_batches(step, PROCESSES["ddpm"])
+    step(batches)
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise AssertionError("made anew, and copied to the device, in every step")
+
+    monkeypatch.setattr(torch, "tensor", refused)
+    monkeypatch.setattr(torch, "from_numpy", refused)
+    step(batches)
 
 
 def formula(

@@ -17,12 +17,14 @@ from imbdiff.data.stats import Groups
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.guidance import ClassifierFree, Guided
-from imbdiff.diffusion.model import DiffusionModel, load_model
+from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity
 from imbdiff.diffusion.prototype_guidance import PrototypeGuidance
 from imbdiff.methods import METHODS
 from imbdiff.objectives.pair_diversity import PairDiversity
 from imbdiff.pipeline import samples, stages
-from imbdiff.pipeline.checks import check_fit
+from imbdiff.pipeline.checks import check_fit, check_options
+from imbdiff.pipeline.folder import RunFolder
+from imbdiff.pipeline.page import protocol
 from imbdiff.recipe import Phase
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import read_json
@@ -181,6 +183,122 @@ def test_a_lost_guide_is_noticed(done: tuple[str, Path], tmp_path: Path) -> None
     (tmp_path / "model" / "guide.json").unlink()
     with pytest.raises(RunError, match="guide"):
         load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("lost", ["guide.json", "guide.safetensors"])
+def test_a_run_that_lost_its_guide_makes_it_again(
+    done: tuple[str, Path], lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    name, folder = done
+    shutil.copytree(folder, tmp_path / "run")
+    monkeypatch.setattr(Trainer, "_log_row", None)  # all phases are there, finished: nothing is trained
+    before = saved_identity(folder / "model")
+    (tmp_path / "run" / "model" / lost).unlink()
+    imbdiff.run("digits", tmp_path / "run", config_of(name), wanted=("train",), quiet=True)
+    assert isinstance(load_model(tmp_path / "run" / "model").guide, PrototypeEncoder)
+    assert saved_identity(tmp_path / "run" / "model") == before
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut"])
+def test_a_new_run_does_not_need_the_guide_of_the_model_it_starts_from(
+    done: tuple[str, Path], damage: str, tmp_path: Path
+) -> None:
+    import shutil
+
+    _, folder = done
+    shutil.copytree(folder / "model", tmp_path / "model")
+    weights = tmp_path / "model" / "guide.safetensors"
+    weights.unlink() if damage == "lost" else weights.write_bytes(b"1234")
+    config = config_of("ddpm", **{"model.init": str(tmp_path / "model")})
+    prepared = stages.prepare_data("digits", config.data)
+    assert stages.new_model(prepared, config).guide is None
+    with pytest.raises(RunError, match="guide"):
+        load_model(tmp_path / "model")
+
+
+def test_the_page_says_how_the_guide_was_used(done: tuple[str, Path]) -> None:
+    name, folder = done
+    config = config_of(name)
+    plan = read_json(folder / "samples" / "manifest.json")
+    omega = METHODS[name].omega
+    row = f"ddpm, 3 steps, guidance {omega:g} (0 = none), prototype guidance 0.6 (0 = none; gradient: l2)"
+    assert protocol(RunFolder(folder), config, plan, None)["Sampler"] == row
+    adaptive = {**plan, "prototype_adaptive": True, "prototype_norm": "rms", "prototype_scale": 2.0}
+    found = protocol(RunFolder(folder), config, adaptive, None)["Sampler"]
+    assert "prototype guidance 2 (0 = none; gradient: rms, less where the class is seen already)" in found
+    other = config_of("cbdm")
+    todo = samples.plan([1], ["a"], samples.sampling(other), 0, "x")
+    assert "prototype" not in protocol(RunFolder(folder), other, todo, None)["Sampler"]
+
+
+def test_plans_of_other_methods_say_nothing_of_prototypes() -> None:
+    plain = samples.plan([1], ["a"], samples.sampling(config_of("cbdm")), 0, "x")
+    assert set(plain) == {
+        "identity", "class_names", "counts", "sampler", "steps", "omega", "interval", "batch_size", "images",
+    }  # fmt: skip
+    guided = samples.plan([1], ["a"], samples.sampling(config_of("cbdm+diffrc")), 0, "x")
+    assert set(guided) - set(plain) == {"prototype_scale", "prototype_norm", "prototype_adaptive"}
+    assert guided["prototype_scale"] == 0.6
+
+
+OPTIONS = {"prototype_scale": 3.0, "prototype_norm": "rms", "prototype_adaptive": True}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_a_guide_are_refused_where_there_is_none(option: str) -> None:
+    given = {f"sample.{option}": OPTIONS[option]}
+    for training in (True, False):
+        check_options(config_of("cbdm+diffrc", **given), training=training)
+        with pytest.raises(ConfigError, match=f"--sample.{option}: the method ddpm trains no guide"):
+            check_options(config_of("ddpm", **given), training=training)
+    check_options(config_of("ddpm"))
+
+
+def test_sampling_again_with_a_guide_that_there_is_none_of_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of("ddpm")
+    RunFolder(tmp_path).save_config("digits", config)
+    before = (tmp_path / "config.yaml").read_bytes()
+    assert cli.main(["sample", str(tmp_path), "--sample.prototype_scale", "3"]) != 0
+    assert "the method ddpm trains no guide" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_a_model_without_labels_is_not_watched() -> None:
+    watched = {"watch.every": 64}
+    with pytest.raises(ConfigError, match="without labels"):
+        check_options(config_of("diffrc-paper", **watched))
+    check_options(config_of("diffrc-paper"))
+    check_options(config_of("diffrc-paper", **watched), training=False)
+    check_options(config_of("diffrc", **watched))
+
+
+def test_the_methods_steps_go_with_its_sampler() -> None:
+    def drawn(**options: Any) -> tuple[str, int]:
+        how = samples.sampling(config_of("diffrc", **{"sample.steps": None, **options}))
+        return how.sampler, how.steps
+
+    assert drawn() == ("ddpm", 250)
+    assert drawn(**{"sample.sampler": "ddpm"}) == ("ddpm", 250)
+    assert drawn(**{"sample.sampler": "dpm++"}) == ("dpm++", 20)
+    assert drawn(**{"sample.sampler": "dpm++", "sample.steps": 30}) == ("dpm++", 30)
+    assert drawn(**{"model.process": "flow"}) == ("euler", 250)
+    assert drawn(**{"model.process": "flow", "sample.sampler": "dpm++"}) == ("dpm++", 20)
+
+
+def test_every_phase_is_checked_before_the_first_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For users of `train`, who do not pass the command's checks: the last phases' parts cannot be drawn here."""
+    config = config_of("diffrc")
+    prepared = stages.prepare_data("digits", config.data)
+    monkeypatch.setattr(Trainer, "run", None)
+    all_head = replace(prepared, groups=Groups(("many", "medium", "few"), (0,) * 10, "by hand"))
+    with pytest.raises(ConfigError, match="draws from non-head classes"):
+        stages.train(all_head, config, quiet=True)
+    with pytest.raises(ConfigError, match="8 class groups of part 'grouped'"):
+        stages.train(prepared, override(config, {"train.accumulate": 16}), quiet=True)
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

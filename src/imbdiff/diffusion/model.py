@@ -211,8 +211,11 @@ def without_augmentation(model: DiffusionModel) -> DiffusionModel:
     return DiffusionModel(spec, backbone, model.process, model.codec).train(model.training)
 
 
-def load_model(folder: Path, *, device: torch.device | str = "cpu") -> DiffusionModel:
+def load_model(folder: Path, *, device: torch.device | str = "cpu", guide: bool = True) -> DiffusionModel:
     """Loads a folder that `DiffusionModel.save` wrote; in eval mode.
+
+    Args:
+        guide: False leaves the model's guide unread: for training on from its weights, which needs none.
 
     Raises:
         RunError: the folder holds no model, or its weights do not fit its description; the same of its guide.
@@ -230,7 +233,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> Diffusion
             "restore it; if another version of imbdiff wrote it, load it with that one",
         ) from error
     load_weights(model, folder / "model.safetensors")
-    if guided:
+    if guided and guide:
         from imbdiff.diffusion.encoder import load_guide
 
         model.guide = load_guide(folder)

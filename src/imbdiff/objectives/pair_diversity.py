@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imbdiff.data.stats import ClassStats
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.contract import Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
@@ -66,7 +68,7 @@ class PairDiversity(Objective):
     def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
         rows = torch.arange(len(batch), device=batch.labels.device)
         pair = (batch.group[:, None] == batch.group) & (batch.group >= 0) & (rows[:, None] != rows)
-        counts = torch.tensor(batch.stats.counts, device=rows.device)[batch.labels]
+        counts = class_counts(batch.stats, rows.device)[batch.labels]
         target = self._log_p(batch, answers[0], pair, 1 + self.gamma * counts)
         source = self._log_p(batch, answers[1], pair, torch.ones_like(counts)).detach()
         return {"kl": (target.exp() * (target - source)).masked_fill(~pair, 0).sum(1)}
@@ -79,3 +81,9 @@ class PairDiversity(Objective):
             x0 = F.normalize(x0.flatten(1), dim=1)
             logits = x0 @ x0.T / temperature[:, None].to(x0.dtype)
         return logits.masked_fill(~pair, FAR).log_softmax(1)
+
+
+@lru_cache(maxsize=16)
+def class_counts(stats: ClassStats, device: torch.device) -> Tensor:
+    """(C,) int64 images per class; one copy per device: no host-to-device copy in the loop."""
+    return torch.tensor(stats.counts, device=device)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.encoder import PrototypeEncoder, prototype_logits
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.contract import Answer, Objective, Request
@@ -91,7 +93,7 @@ class PrototypeContrast(Objective):
             seen = before.norm(dim=1, keepdim=True) > TINY
             if self.training:
                 self.sums.copy_(after)
-            prior = torch.from_numpy(batch.stats.prior).to(f) if self.prior else None
+            prior = class_prior(batch.stats, f.device).to(f) if self.prior else None
             logits = prototype_logits(f, _unit(torch.where(seen, before, after)), self.tau, prior)
             return {"loss": F.cross_entropy(logits, batch.labels, reduction="none")}
 
@@ -109,6 +111,12 @@ class PrototypeContrast(Objective):
         # 1 - m^n by expm1: with little weight n, m^n rounds to 1
         share = -torch.expm1(n * math.log(self.momentum))
         return self.sums + share * (mean - self.sums)
+
+
+@lru_cache(maxsize=16)
+def class_prior(stats: ClassStats, device: torch.device) -> Tensor:
+    """(C,) class frequencies; one copy per device: no host-to-device copy in the loop."""
+    return torch.from_numpy(stats.prior).to(device)
 
 
 def with_prototypes(encoder: PrototypeEncoder, objectives: Sequence[Objective]) -> PrototypeEncoder:

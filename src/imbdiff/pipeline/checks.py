@@ -8,14 +8,13 @@ from imbdiff.diffusion.guidance import ClassifierFree
 from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
-from imbdiff.methods import get_method
-from imbdiff.pipeline.samples import sampling
-from imbdiff.pipeline.stages import init_folder, new_model
+from imbdiff.methods import METHODS, get_method
+from imbdiff.pipeline.samples import is_guided, prototype_options, sampling
+from imbdiff.pipeline.stages import check_phases, init_folder, new_model
 from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.recognition.networks import NETWORKS, build_network
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import ConfigError
-from imbdiff.training.parts import check_groups
 
 
 def check_options(config: RunConfig, *, training: bool = True) -> None:
@@ -23,7 +22,7 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
 
     Raises:
         ConfigError: an unknown method, backbone, classifier or strategy, a sampler that does not fit the process, a
-            device that is not there, or no model to start from.
+            device that is not there, options that have no effect on the method, or no model to start from.
     """
     method = get_method(config.method)
     resolve_device(config.device)
@@ -35,8 +34,22 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     if config.classify.network not in NETWORKS:
         raise ConfigError(f"unknown classifier {config.classify.network!r}", f"choose one of {', '.join(NETWORKS)}")
     check_strategy(config.sample.strategy)
+    unused = prototype_options(config)
+    if unused and not is_guided(method):
+        guided = " or ".join(name for name, m in METHODS.items() if is_guided(m))
+        raise ConfigError(
+            f"{', '.join(unused)}: the method {config.method} trains no guide, so that this has no effect",
+            f"leave it out, or train by {guided}",
+        )
     if not training:
         return
+    if config.watch.every and method.target.label_dropout == 1:
+        raise ConfigError(
+            f"--watch.every {config.watch.every}: {config.method} trains its model without labels, and the guide that "
+            "leads images to classes comes last: what is drawn while training has nothing to do with the classes asked "
+            "for",
+            "leave --watch.every out",
+        )
     if config.model.init is None and method.init == "required":
         raise ConfigError(
             f"the method {config.method} starts from a trained model", "give its folder as --model.init RUN/model"
@@ -58,15 +71,10 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
         ImbdiffError: naming the option.
     """
     images_to_draw(config.sample.strategy, prepared.stats)
-    method = get_method(config.method)
     process = PROCESSES[config.model.process]
     how = sampling(config)
     ClassifierFree(how.omega, prepared.stats.num_classes, process, how.interval)
     if training:
         new_model(prepared, config)
-        for phase in method.phases:
-            for part in phase.parts:
-                part.check(config.train.batch_size, world, config.train.accumulate)
-                part.classes(prepared.groups)
-            check_groups(phase.parts, phase.objectives())
+        check_phases(prepared, config, world=world)
     build_network(config.classify.network, prepared.train.shape, prepared.stats.num_classes)

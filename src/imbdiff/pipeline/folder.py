@@ -4,11 +4,11 @@
 config.yaml         the resolved configuration and the source
 environment.json    versions and hardware
 split.json          the split: counts, ids, hash
-log.jsonl           losses by images seen
+log.jsonl           losses by images seen; of a method's other trainings: log-NAME.jsonl
 checkpoints/        of each training phase
 previews/           grids of classes by samples while training
 watch.jsonl         numbers measured while training, where that was asked for
-model/              the averaged weights: model.json, model.safetensors
+model/              the averaged weights: model.json, model.safetensors; of a guide: guide.json, guide.safetensors
 samples/            class folders of PNGs, manifest.json
 metrics.json        the numbers of the evaluation
 features/, judge/   what they were measured with

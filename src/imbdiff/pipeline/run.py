@@ -13,7 +13,7 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity
+from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity, spec_from_folder
 from imbdiff.methods import get_method
 from imbdiff.pipeline import samples, stages
 from imbdiff.pipeline.checks import check_fit, check_options
@@ -191,6 +191,9 @@ class Run:
     def _model_whole(self) -> bool:
         folder = self.folder / "model"
         if not all((folder / name).exists() for name in ("model.json", "model.safetensors", "trained_on.json")):
+            return False
+        guide = ("guide.json", "guide.safetensors") if spec_from_folder(folder).get("guide") else ()
+        if not all((folder / name).exists() for name in guide):
             return False
         return saved_identity(folder) == self.folder.stages()["train"]["weights"]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imbdiff.config import RunConfig
+from imbdiff.config import RunConfig, SampleConfig
 from imbdiff.data.folders import safe_class_dirs
 from imbdiff.data.imageset import ImageSet
 from imbdiff.diffusion.encoder import PrototypeEncoder
@@ -27,6 +27,7 @@ from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.prototype_guidance import Norm, prototype_guidance
 from imbdiff.methods import get_method
+from imbdiff.recipe import Method
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import atomic, read_json, write_json
@@ -36,21 +37,24 @@ from imbdiff.runtime.streams import seed_of
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn, with everything settled that a configuration leaves to the method."""
+    """How images are drawn, with everything settled that a configuration leaves to the method.
+
+    `prototype_scale` is None where neither the method nor the configuration says anything of prototype guidance.
+    """
 
     sampler: str
     steps: int
     omega: float
     interval: tuple[float, float]
     batch_size: int
-    prototype_scale: float
+    prototype_scale: float | None
     prototype_norm: Norm
     prototype_adaptive: bool
 
     def guidance(self, model: DiffusionModel) -> Guidance:
         """Classifier-free guidance, and that of the model's guide if it has one."""
         free = ClassifierFree(self.omega, model.null, model.process, self.interval)
-        if not isinstance(model.guide, PrototypeEncoder) or self.prototype_scale == 0:
+        if not isinstance(model.guide, PrototypeEncoder) or not self.prototype_scale:
             return free
         outer = prototype_guidance(
             model.guide, self.prototype_scale, sampler=self.sampler, steps=self.steps,
@@ -59,19 +63,37 @@ class Sampling:
         return Guided(outer, free)
 
 
+def is_guided(method: Method) -> bool:
+    """Whether the method trains a guide for sampling."""
+    return any(phase.gives == "guide" for phase in method.phases)
+
+
+def prototype_options(config: RunConfig) -> list[str]:
+    """The options of prototype guidance that the configuration sets, as they are written."""
+    names = ("prototype_scale", "prototype_norm", "prototype_adaptive")
+    default = SampleConfig()
+    return [f"--sample.{n}" for n in names if getattr(config.sample, n) != getattr(default, n)]
+
+
 def sampling(config: RunConfig) -> Sampling:
-    """What the configuration says; where it leaves that open, what the method says, and otherwise dpm++ in 20 steps."""
+    """What the configuration says; where it leaves that open, what the method says, and otherwise dpm++ in 20 steps.
+
+    A method's number of steps goes with its sampler; another one takes 20.
+    """
     method, options = get_method(config.method), config.sample
     own = method.sampler
     if own in ("ddpm", "ddim") and config.model.process == "flow":
         own = "euler"
+    own = own or "dpm++"
+    sampler = options.sampler or own
+    scale = method.prototype_scale if is_guided(method) else None
     return Sampling(
-        sampler=options.sampler or own or "dpm++",
-        steps=options.steps or method.steps or 20,
+        sampler=sampler,
+        steps=options.steps or (method.steps if sampler == own else None) or 20,
         omega=method.omega if options.omega is None else options.omega,
         interval=options.interval,
         batch_size=options.batch_size,
-        prototype_scale=method.prototype_scale if options.prototype_scale is None else options.prototype_scale,
+        prototype_scale=scale if options.prototype_scale is None else options.prototype_scale,
         prototype_norm=options.prototype_norm,
         prototype_adaptive=options.prototype_adaptive,
     )
@@ -79,6 +101,9 @@ def sampling(config: RunConfig) -> Sampling:
 
 def plan(counts: Sequence[int], names: Sequence[str], how: Sampling, seed: int, identity: str) -> dict[str, Any]:
     """What is to be drawn: one row per image, with its class, seed and file."""
+    settled = {**asdict(how), "interval": list(how.interval)}
+    if how.prototype_scale is None:
+        settled = {k: v for k, v in settled.items() if not k.startswith("prototype_")}
     rows = []
     for k, (n, folder) in enumerate(zip(counts, safe_class_dirs(names), strict=True)):
         rows += [{"file": f"{folder}/{i:06d}.png", "label": k, "seed": seed_of(seed, "sample", k, i)} for i in range(n)]
@@ -86,8 +111,7 @@ def plan(counts: Sequence[int], names: Sequence[str], how: Sampling, seed: int, 
         "identity": identity,
         "class_names": list(names),
         "counts": list(counts),
-        **asdict(how),
-        "interval": list(how.interval),
+        **settled,
         "images": rows,
     }
 

@@ -31,6 +31,7 @@ from imbdiff.recipe import Method, Phase
 from imbdiff.recognition.fit import FitPlan
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
+from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, read_json, sha256_file
 from imbdiff.runtime.log import JsonLog
@@ -127,7 +128,7 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
             seed=config.seed, dropout=config.model.dropout, augment=ada(config) > 0,
         )  # fmt: skip
     folder = init_folder(config.model.init)
-    model = load_model(folder)
+    model = load_model(folder, guide=False)  # this run trains its own, or has none
     leaked = set(prepared.test.hashes) & (seen_by_init(config) or set())
     if leaked:
         raise RunError(
@@ -176,6 +177,19 @@ def build_step(
     return TrainingStep(networks, objectives, frozen=phase.frozen, max_rows=config.train.max_rows)
 
 
+def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> None:
+    """Refuses parts of a batch that cannot be drawn, of every phase, before the first is trained.
+
+    Raises:
+        ConfigError: a batch that cannot be divided, classes that there are none of, or class groups that are too small.
+    """
+    for phase in get_method(config.method).phases:
+        for part in phase.parts:
+            part.check(config.train.batch_size, world, config.train.accumulate)
+            part.classes(prepared.groups)
+        check_groups(phase.parts, phase.objectives())
+
+
 def train(
     prepared: Prepared,
     config: RunConfig,
@@ -197,8 +211,12 @@ def train(
 
     Returns:
         The model with averaged weights, in eval mode.
+
+    Raises:
+        ConfigError: a phase's parts cannot be drawn; before anything is trained.
     """
     method: Method = get_method(config.method)
+    check_phases(prepared, config, world=Dist.current().world)
     mirrored = bool(config.data.flip) if flip is None else flip
     identity = training_identity(prepared, config, mirrored)
     trained: dict[str, nn.Module] = {}
@@ -252,6 +270,8 @@ def training_identity(prepared: Prepared, config: RunConfig, flip: bool) -> str:
     from dataclasses import asdict
 
     options = {k: v for k, v in asdict(config.train).items() if k not in NOT_DECISIVE}
+    if options["ada"] is None:  # the method's: as in runs from before there was this option
+        del options["ada"]
     model = asdict(config.model)
     if config.model.init is not None:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
