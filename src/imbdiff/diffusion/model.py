@@ -136,7 +136,8 @@ class DiffusionModel(nn.Module):
         """See `Backbone.forward`. `capacity` (B,) is for networks with a low-rank part that can be switched off."""
         if capacity is not None:
             raise ConfigError("this network has one capacity only", "use a method's own network for capacity='base'")
-        return self.backbone(x_t, self.process.model_time(t), labels, taps, predict_rows, augment)
+        told = {} if augment is None else {"augment": augment}  # a backbone of your own need not know of it
+        return self.backbone(x_t, self.process.model_time(t), labels, taps, predict_rows, **told)
 
     @property
     def num_parameters(self) -> int:
