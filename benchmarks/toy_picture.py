@@ -16,6 +16,7 @@ from toy_mixture import NEAR, SHARE, World
 OWN, NONE, SEEN, BORROWED, OUTSIDE = "#1f4e9c", "#9db4d8", "#1f4e9c", "#2a9d4a", "#d1402f"
 PANELS = (
     ("covered", "modes covered (higher is better)"),
+    ("borrowed", "of unseen ones: borrowed (higher)"),
     ("precision", "precision (higher is better)"),
     ("distance", "distance (lower is better)"),
 )
@@ -32,13 +33,15 @@ def overview(values: Values, interval: Callable[[Sequence[float]], tuple[float, 
     """
     names = list(values)
     y = np.arange(len(names))[::-1]
-    figure, axes = plt.subplots(1, 3, figsize=(11, 1.5 + 0.27 * len(names)), dpi=110, sharey=True, layout="constrained")
+    size = (13, 1.5 + 0.27 * len(names))
+    figure, axes = plt.subplots(1, len(PANELS), figsize=size, dpi=110, sharey=True, layout="constrained")
     for panel, (measure, title) in zip(axes, PANELS, strict=True):
         for guidance, offset, colour, label in (
             ("own", 0.14, OWN, "the method's own guidance"),
             ("none", -0.14, NONE, "no guidance"),
         ):
-            found = np.array([interval(values[name][guidance][measure]) for name in names])
+            given = [values[name][guidance].get(measure) for name in names]
+            found = np.array([interval(v) if v else (np.nan, np.nan) for v in given])
             panel.errorbar(
                 found[:, 0],
                 y + offset,
@@ -91,8 +94,8 @@ def rarest(world: World, k: int, shown: np.ndarray, drawn: Mapping[str, np.ndarr
         for centre in np.delete(world.modes, k, axis=0).reshape(-1, 2):
             panel.add_patch(plt.Circle(centre, size, color="#ececec", linewidth=0))
         for m, centre in enumerate(world.modes[k]):
-            style = "-" if m in seen else (0, (1.5, 1.2))
-            panel.add_patch(plt.Circle(centre, size, fill=False, color="black", linewidth=0.8, linestyle=style))
+            edge = "black" if m in seen else BORROWED
+            panel.add_patch(plt.Circle(centre, size, fill=False, color=edge, linewidth=0.8))
         mode = world.mode(k, x)
         known = np.isin(mode, seen[seen >= 0])
         for chosen, colour in ((mode < 0, OUTSIDE), ((mode >= 0) & ~known, BORROWED), (known & (mode >= 0), SEEN)):
@@ -108,7 +111,7 @@ def rarest(world: World, k: int, shown: np.ndarray, drawn: Mapping[str, np.ndarr
     marks = [
         _mark("mode of the class that its training points show", markerfacecolor="none", color="black"),
         _mark("sample in such a mode", color=SEEN),
-        _mark("mode that they do not show", markerfacecolor="none", color="black", alpha=0.4),
+        _mark("mode that they do not show", markerfacecolor="none", color=BORROWED),
         _mark("sample in such a mode (borrowed)", color=BORROWED),
         _mark("mode of another class", color="#dddddd"),
         _mark("sample in no mode of the class", color=OUTSIDE),
