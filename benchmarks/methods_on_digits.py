@@ -81,6 +81,7 @@ def one(job: dict[str, Any]) -> dict[str, Any]:
     """Trains, draws and measures one generator, unless that was done before; gives what was found."""
     path = (
         Path(job["folder"])
+        / ("validation" if job["validation"] else "test")
         / f"{job['factor']:g}"
         / f"{job['name'].replace(', ', '-').replace(' ', '_')}-{job['seed']}.json"
     )
