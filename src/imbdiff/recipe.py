@@ -80,6 +80,11 @@ class Method:
         return next(phase for phase in reversed(self.phases) if phase.gives == "model")
 
     @property
+    def guided(self) -> bool:
+        """Whether it trains a guide for sampling."""
+        return any(phase.gives == "guide" for phase in self.phases)
+
+    @property
     def needs(self) -> str:
         """What it needs beside images and labels, in words."""
         found = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,14 +259,21 @@ def run(case: str, kind: str, dist: Dist | None = None, **options: Any) -> Resul
     )
 
 
-def two_processes(rank: int, folder: str) -> None:
-    """Runs every case under every process on one of two processes and leaves the results in `folder`."""
+@contextmanager
+def one_of_two(rank: int, folder: str) -> Iterator[Dist]:
+    """This process as one of two, that meet in `folder`."""
     torch.set_num_threads(1)
     if sys.platform == "linux":  # never ask what this machine is called
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = torch.distributed.FileStore(str(Path(folder) / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    results = {(case, kind): vars(run(case, kind, Dist.current())) for case in CASES for kind in KINDS}
-    torch.save(results, Path(folder) / f"rank{rank}.pt")
+    yield Dist.current()
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def two_processes(rank: int, folder: str) -> None:
+    """Runs every case under every process on one of two processes and leaves the results in `folder`."""
+    with one_of_two(rank, folder) as dist:
+        results = {(case, kind): vars(run(case, kind, dist)) for case in CASES for kind in KINDS}
+        torch.save(results, Path(folder) / f"rank{rank}.pt")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import check_objective
 from imbdiff.training.parts import Part
 from imbdiff.training.step import TrainingStep
-from tests.contract.cases import SHAPE, STATS, make_batches
+from tests.contract.cases import SHAPE, STATS, make_batches, one_of_two
 from tests.contract.oracles import Raw
 
 from .against_formula import KINDS, answer, example, gradients, leaf
@@ -271,19 +269,13 @@ def run(kind: str, dist: Dist) -> Result:
     }
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    if sys.platform == "linux":  # never ask what this machine is called
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = torch.distributed.FileStore(str(Path(folder) / "store"), 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    torch.save({kind: run(kind, Dist.current()) for kind in ("ddpm", "flow")}, Path(folder) / f"rank{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+def worker(rank: int, folder: str) -> None:
+    with one_of_two(rank, folder) as dist:
+        torch.save({kind: run(kind, dist) for kind in ("ddpm", "flow")}, Path(folder) / f"rank{rank}.pt")
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)
     found = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for kind in ("ddpm", "flow"):
         losses, grads = run(kind, Dist())

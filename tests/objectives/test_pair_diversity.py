@@ -12,10 +12,10 @@ from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.batch import NoisyBatch, class_counts
 from imbdiff.objectives.contract import Answer
 from imbdiff.objectives.denoising import Denoising
-from imbdiff.objectives.pair_diversity import PairDiversity, class_counts
+from imbdiff.objectives.pair_diversity import PairDiversity
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import check_objective
 from imbdiff.training.parts import Part, check_groups

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,17 @@ from torch import Tensor
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import PROCESSES, Process
-from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.batch import NoisyBatch, class_prior
 from imbdiff.objectives.contract import Answer
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.pair_diversity import PairDiversity
-from imbdiff.objectives.prototype_contrast import PrototypeContrast, class_prior, with_prototypes
+from imbdiff.objectives.prototype_contrast import PrototypeContrast, with_prototypes
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import SHAPE, check_objective
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.trainer import Trainer
-from tests.contract.cases import LABELS, STATS, N, make_batches, make_step
+from tests.contract.cases import LABELS, STATS, N, make_batches, make_step, one_of_two
 from tests.contract.oracles import Raw
 from tests.training.test_trainer import CONFIG, StopError, data, stop_at
 from tests.training.test_trainer import trainer as of_a_model
@@ -289,19 +287,13 @@ def run(name: str, kind: str, dist: Dist) -> Result:
 CASES = [(name, kind) for name in ("prototypes", "pairs") for kind in ("ddpm", "flow")]
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    if sys.platform == "linux":  # never ask what this machine is called
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = torch.distributed.FileStore(str(Path(folder) / "store"), 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    torch.save({case: run(*case, Dist.current()) for case in CASES}, Path(folder) / f"rank{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+def worker(rank: int, folder: str) -> None:
+    with one_of_two(rank, folder) as dist:
+        torch.save({case: run(*case, dist) for case in CASES}, Path(folder) / f"rank{rank}.pt")
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)
     on_two = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for case in CASES:
         losses, grads, sums = run(*case, Dist())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from imbdiff.objectives.dispersive import Dispersive
 from imbdiff.objectives.reweighting import EffectiveNumber, Focal
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.runtime.dist import Dist
-from tests.contract.cases import make_batches, make_step
+from tests.contract.cases import make_batches, make_step, one_of_two
 
 OBJECTIVES: dict[str, list[Objective]] = {
     "contrast": [Denoising(), UnconditionalContrast()],
@@ -43,21 +41,15 @@ def run(name: str, kind: str, dist: Dist) -> Result:
     return {n: dist.total(v) / dist.world for n, v in out.items()}, grads
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    if sys.platform == "linux":  # never ask what this machine is called
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = torch.distributed.FileStore(str(Path(folder) / "store"), 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    torch.save({(n, k): run(n, k, Dist.current()) for n in OBJECTIVES for k in KINDS}, Path(folder) / f"rank{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+def worker(rank: int, folder: str) -> None:
+    with one_of_two(rank, folder) as dist:
+        torch.save({(n, k): run(n, k, dist) for n in OBJECTIVES for k in KINDS}, Path(folder) / f"rank{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def on_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Result]]:
     folder: Path = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(one_of_two, args=(str(folder),), nprocs=2)
+    torch.multiprocessing.spawn(worker, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

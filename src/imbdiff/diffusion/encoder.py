@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from imbdiff.diffusion.backbones import DiTBackbone, MLPBackbone, Taps, UNetBackbone
 from imbdiff.diffusion.codec import Codec
-from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec
+from imbdiff.diffusion.features import linear, pooled
+from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec, misfits
 from imbdiff.diffusion.process import Process
 from imbdiff.diffusion.unlabelled import NoCondition
 from imbdiff.runtime.errors import ConfigError, RunError, listing
@@ -58,9 +59,13 @@ class PrototypeEncoder(nn.Module):
         self.spec, self.process, self.codec, self.dim, self.tau = spec, model.process, model.codec, dim, tau
         self.backbone, self.tap = _half(model)
         width = self._width()
-        hidden = [_linear(width, width, seed, "hidden"), nn.SiLU()] if isinstance(self.backbone, MLPBackbone) else []
+        hidden = (
+            [linear(width, width, torch_rng(seed, "encoder", "hidden")), nn.SiLU()]
+            if isinstance(self.backbone, MLPBackbone)
+            else []
+        )
         self.before = nn.Sequential(nn.SiLU(), *hidden)
-        self.head = _linear(width, dim, seed, "head")
+        self.head = linear(width, dim, torch_rng(seed, "encoder", "head"))
         self.register_buffer("prototypes", torch.zeros(spec.stats.num_classes, dim))
         self.register_buffer("prior", torch.from_numpy(spec.stats.prior).float())
 
@@ -77,16 +82,13 @@ class PrototypeEncoder(nn.Module):
             self.backbone.eval()
             _, taps = self.backbone(x, t, torch.zeros(1, dtype=torch.int64), (self.tap,), 0)
             self.backbone.train()
-        h = taps[self.tap]
-        return h.shape[1] if h.ndim != 3 else h.shape[2]
+        return pooled(taps[self.tap]).shape[1]
 
     def features(self, x_t: Tensor, t: Tensor) -> Tensor:
         """(B, dim) features of unit length, of x_t (B, c, h, w) at times t (B,) of the process."""
         labels = torch.zeros(len(x_t), dtype=torch.int64, device=x_t.device)
         _, taps = self.backbone(x_t, self.process.model_time(t), labels, (self.tap,), 0)
-        h = self.before(taps[self.tap])
-        h = h.flatten(2).mean(2) if h.ndim == 4 else h.mean(1) if h.ndim == 3 else h
-        f = self.head(h)
+        f = self.head(pooled(self.before(taps[self.tap])))
         return F.normalize(f if f.dtype == torch.float64 else f.float(), dim=1)
 
     def forward(
@@ -153,16 +155,6 @@ def _half(model: DiffusionModel) -> tuple[nn.Module, str]:
     return backbone, "mid"
 
 
-def _linear(width: int, out: int, seed: int, name: str) -> nn.Linear:
-    """A linear layer with torch's usual initial law, from a generator of its own."""
-    layer = nn.utils.skip_init(nn.Linear, width, out)
-    generator = torch_rng(seed, "encoder", name)
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.uniform_(-(width**-0.5), width**-0.5, generator=generator)
-    return layer
-
-
 def save_guide(guide: nn.Module | None, folder: Path) -> None:
     """Writes ``guide.json`` and ``guide.safetensors``; without a guide, those of an earlier model are removed.
 
@@ -208,11 +200,7 @@ def load_guide(folder: Path) -> PrototypeEncoder:
         state = load_file(weights)
     except SafetensorError as error:
         raise RunError(f"{weights} is damaged: {error}", remedy) from error
-    own = guide.state_dict()
-    wrong = [f"{k}: missing" for k in own if k not in state] + [
-        f"{k}: not in this guide" for k in state if k not in own
-    ]
-    wrong += [f"{k}: {tuple(state[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    wrong = misfits(state, guide.state_dict())
     if wrong:
         raise RunError(f"the weights in {weights} do not fit their description:\n{listing(wrong, 8)}", remedy)
     guide.load_state_dict(state)

@@ -252,20 +252,24 @@ def load_weights(model: DiffusionModel, path: Path) -> None:
         raise RunError(f"{path} does not exist", "give the folder of a saved model") from error
     except SafetensorError as error:
         raise RunError(f"{path} is damaged: {error}", "restore it, or train again") from error
-    own = model.backbone.state_dict()
-    wrong = [f"{k}: missing" for k in own if k not in state]
-    wrong += [f"{k}: not in this model" for k in state if k not in own]
-    wrong += [
-        f"{k}: {tuple(state[k].shape)} here, {tuple(own[k].shape)} in the model"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
+    wrong = misfits(state, model.backbone.state_dict())
     if wrong:
         raise RunError(
             f"the weights in {path} do not fit this model:\n{listing(wrong, 8)}",
             "start from a model with the same backbone, image shape and number of classes",
         )
     model.backbone.load_state_dict(state)
+
+
+def misfits(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """A line for each of the tensors of a file that does not fit those of a network; empty if all fit."""
+    wrong = [f"{k}: missing" for k in own if k not in found]
+    wrong += [f"{k}: not in this model" for k in found if k not in own]
+    return wrong + [
+        f"{k}: {tuple(found[k].shape)} here, {tuple(own[k].shape)} in the model"
+        for k in own
+        if k in found and found[k].shape != own[k].shape
+    ]
 
 
 def saved_identity(folder: Path) -> str:

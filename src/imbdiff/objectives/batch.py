@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import torch
@@ -18,6 +19,20 @@ from imbdiff.diffusion.process import Process, expand
 from imbdiff.objectives.contract import Answer
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.streams import torch_rng
+
+FAR = -1e9  # a logit that no softmax gives weight to, and yet finite: a row with nobody to compare with stays finite
+
+
+@lru_cache(maxsize=16)
+def class_counts(stats: ClassStats, device: torch.device) -> Tensor:
+    """(C,) int64 images per class; one copy per device: no host-to-device copy in the loop."""
+    return torch.tensor(stats.counts, device=device)
+
+
+@lru_cache(maxsize=16)
+def class_prior(stats: ClassStats, device: torch.device) -> Tensor:
+    """(C,) float64 class frequencies; one copy per device as well."""
+    return torch.from_numpy(stats.prior).to(device)
 
 
 class DrawKind(Protocol):

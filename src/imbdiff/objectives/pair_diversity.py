@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbdiff.data.stats import ClassStats
-from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.batch import FAR, NoisyBatch, class_counts
 from imbdiff.objectives.contract import Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
-
-FAR = -1e9  # a logit that no softmax gives weight to, and yet finite: a row with nobody to compare with stays finite
 
 
 class PairDiversity(Objective):
@@ -81,9 +77,3 @@ class PairDiversity(Objective):
             x0 = F.normalize(x0.flatten(1), dim=1)
             logits = x0 @ x0.T / temperature[:, None].to(x0.dtype)
         return logits.masked_fill(~pair, FAR).log_softmax(1)
-
-
-@lru_cache(maxsize=16)
-def class_counts(stats: ClassStats, device: torch.device) -> Tensor:
-    """(C,) int64 images per class; one copy per device: no host-to-device copy in the loop."""
-    return torch.tensor(stats.counts, device=device)

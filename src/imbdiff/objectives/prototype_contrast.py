@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.encoder import PrototypeEncoder, prototype_logits
-from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.batch import NoisyBatch, class_prior
 from imbdiff.objectives.contract import Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 
@@ -111,12 +109,6 @@ class PrototypeContrast(Objective):
         # 1 - m^n by expm1: with little weight n, m^n rounds to 1
         share = -torch.expm1(n * math.log(self.momentum))
         return self.sums + share * (mean - self.sums)
-
-
-@lru_cache(maxsize=16)
-def class_prior(stats: ClassStats, device: torch.device) -> Tensor:
-    """(C,) class frequencies; one copy per device: no host-to-device copy in the loop."""
-    return torch.from_numpy(stats.prior).to(device)
 
 
 def with_prototypes(encoder: PrototypeEncoder, objectives: Sequence[Objective]) -> PrototypeEncoder:

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbdiff.diffusion.features import linear, pooled
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.batch import FAR, NoisyBatch
 from imbdiff.objectives.contract import Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
-
-FAR = -1e9  # a logit that no softmax gives weight to, and yet finite: a row with nobody to compare with stays finite
 
 
 class SupervisedContrast(Objective):
@@ -66,7 +65,7 @@ class SupervisedContrast(Objective):
             raise ConfigError(f"the projection from {width} to {dim} dimensions needs at least 1 of both")
         self.tau, self.tau_r, self.drop, self.released = tau, tau_r, drop, released
         self.tap, self.dim, self.seed = tap, dim, seed
-        self.register_module("head", None if width is None else _projection(width, dim, seed))
+        self.register_module("head", None if width is None else self._projection(width))
 
     def prepare(self, networks: Mapping[str, nn.Module]) -> None:
         """Builds the projection for the features of `networks["model"]`, if no width was given.
@@ -84,7 +83,11 @@ class SupervisedContrast(Objective):
             with torch.no_grad():
                 _, taps = model.eval()(x, t, torch.full_like(t, model.null, dtype=torch.int64), (self.tap,), 0)
             model.train(was)
-            self.head = _projection(_pooled(taps[self.tap]).shape[1], self.dim, self.seed).to(like)
+            self.head = self._projection(pooled(taps[self.tap]).shape[1]).to(like)
+
+    def _projection(self, width: int) -> nn.Linear:
+        """g, from a generator of its own."""
+        return linear(width, self.dim, torch_rng(self.seed, "objective", "supervised_contrast", width, self.dim))
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
         return [Request("given", taps=(self.tap,), prediction=False)]
@@ -92,7 +95,7 @@ class SupervisedContrast(Objective):
     def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
         if self.head is None:
             raise ConfigError(f"{self.name} has no projection", "give `width`, or call `prepare` before training")
-        h = _pooled(answers[0].taps[self.tap])
+        h = pooled(answers[0].taps[self.tap])
         with torch.autocast(h.device.type, enabled=False):  # cosines over 0.1 need more digits than bfloat16 has
             z = F.normalize(self.head(h), dim=1)
             everyone, labels = batch.dist.gather(z), batch.dist.gather(batch.labels)
@@ -108,18 +111,3 @@ class SupervisedContrast(Objective):
             having = batch.dist.gather(partner.any(1)).sum().clamp_min(1)
             return {"supcon": batch.dist.gather(in_time).mean() * batch.dist.gather(contrast).sum() / having}
         return {"supcon": in_time * contrast}
-
-
-def _projection(width: int, dim: int, seed: int) -> nn.Linear:
-    """A linear layer with torch's usual initial law, from a generator of its own."""
-    layer = nn.utils.skip_init(nn.Linear, width, dim)
-    generator = torch_rng(seed, "objective", "supervised_contrast", width, dim)
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.uniform_(-(width**-0.5), width**-0.5, generator=generator)
-    return layer
-
-
-def _pooled(h: Tensor) -> Tensor:
-    """(B, c): the mean over pixels of (B, c, h, w), over tokens of (B, tokens, c); (B, c) as it is."""
-    return h.flatten(2).mean(2) if h.ndim == 4 else h.mean(1) if h.ndim == 3 else h

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.process import MIN_DIVISOR, expand
-from imbdiff.objectives.batch import NoisyBatch, UniformDraw
+from imbdiff.objectives.batch import NoisyBatch, UniformDraw, class_counts
 from imbdiff.objectives.contract import Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 
@@ -78,7 +76,7 @@ class Transfer(Objective):
         """
         if candidates is None:
             candidates = batch.dist.gather(batch.x0)
-        counts = _counts(batch.stats, batch.x0.device)
+        counts = class_counts(batch.stats, batch.x0.device).double()
         here, there = counts[batch.labels], counts[batch.dist.gather(batch.labels)]
         a, s = batch.process.coefficients(batch.t)
         a = a.clamp_min(MIN_DIVISOR)
@@ -98,9 +96,3 @@ class Transfer(Objective):
             return z
         accepted = there[z] >= here if self.direction == "t2h" else there[z] <= here
         return torch.where(accepted, z, own)
-
-
-@lru_cache(maxsize=16)
-def _counts(stats: ClassStats, device: torch.device) -> Tensor:
-    """(C,) float64 images per class; one copy per device: no host-to-device copy in the loop."""
-    return torch.tensor(stats.counts, dtype=torch.float64, device=device)

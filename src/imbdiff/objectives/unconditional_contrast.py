@@ -9,11 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbdiff.objectives.alignment import Time, check_time, time_weight
-from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.batch import FAR, NoisyBatch
 from imbdiff.objectives.contract import Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
-
-FAR = -1e9  # a logit without weight in any softmax, and yet finite: a row without others stays finite
 
 
 class UnconditionalContrast(Objective):

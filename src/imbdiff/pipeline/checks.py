@@ -9,7 +9,7 @@ from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import METHODS, get_method
-from imbdiff.pipeline.samples import is_guided, prototype_options, sampling
+from imbdiff.pipeline.samples import prototype_options, sampling
 from imbdiff.pipeline.stages import check_phases, init_folder, new_model
 from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.recognition.networks import NETWORKS, build_network
@@ -35,8 +35,8 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
         raise ConfigError(f"unknown classifier {config.classify.network!r}", f"choose one of {', '.join(NETWORKS)}")
     check_strategy(config.sample.strategy)
     unused = prototype_options(config)
-    if unused and not is_guided(method):
-        guided = " or ".join(name for name, m in METHODS.items() if is_guided(m))
+    if unused and not method.guided:
+        guided = " or ".join(name for name, m in METHODS.items() if m.guided)
         raise ConfigError(
             f"{', '.join(unused)}: the method {config.method} trains no guide, so that this has no effect",
             f"leave it out, or train by {guided}",

@@ -12,7 +12,6 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.methods import get_method
 from imbdiff.pipeline.folder import RunFolder, repeat_command
-from imbdiff.pipeline.samples import is_guided
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.files import read_json
 from imbdiff.runtime.log import read_jsonl
@@ -74,7 +73,7 @@ def protocol(
         )
     if plan is not None:
         rows["Sampler"] = f"{plan['sampler']}, {plan['steps']} steps, guidance {plan['omega']:g} (0 = none)"
-        if is_guided(method):
+        if method.guided:
             adaptive = ", less where the class is seen already" if plan["prototype_adaptive"] else ""
             rows["Sampler"] += (
                 f", prototype guidance {plan['prototype_scale']:g} (0 = none; "

@@ -21,7 +21,8 @@ def preview_grid(model: DiffusionModel, config: RunConfig) -> bytes:
     stats = model.spec.stats
     largest = np.argsort(-np.asarray(stats.counts), kind="stable")[:CLASSES]
     labels = np.repeat(np.sort(largest), PER_CLASS)
-    how = replace(sampling(config), steps=min(sampling(config).steps, STEPS))
+    how = sampling(config)
+    how = replace(how, steps=min(how.steps, STEPS))
     images = generate(
         model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps,
         guidance=how.guidance(model), batch_size=30,

@@ -172,8 +172,8 @@ class Run:
             if watch and self.config.watch.keep == "best" and kept is None:
                 self.say(f"kept: the last weights: no measurement gave a {self.config.watch.metric}")
             if kept is not None:
-                (best, found), guide = kept, model.guide
-                model = best
+                guide = model.guide
+                model, found = kept
                 model.guide = guide
                 value = found[self.config.watch.metric]["value"]
                 self.say(f"kept: the weights after {found['images']:,} images, {self.config.watch.metric} {value:.4g}")

@@ -27,7 +27,6 @@ from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.prototype_guidance import Norm, prototype_guidance
 from imbdiff.methods import get_method
-from imbdiff.recipe import Method
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import atomic, read_json, write_json
@@ -63,11 +62,6 @@ class Sampling:
         return Guided(outer, free)
 
 
-def is_guided(method: Method) -> bool:
-    """Whether the method trains a guide for sampling."""
-    return any(phase.gives == "guide" for phase in method.phases)
-
-
 def prototype_options(config: RunConfig) -> list[str]:
     """The options of prototype guidance that the configuration sets, as they are written."""
     names = ("prototype_scale", "prototype_norm", "prototype_adaptive")
@@ -86,7 +80,7 @@ def sampling(config: RunConfig) -> Sampling:
         own = "euler"
     own = own or "dpm++"
     sampler = options.sampler or own
-    scale = method.prototype_scale if is_guided(method) else None
+    scale = method.prototype_scale if method.guided else None
     return Sampling(
         sampler=sampler,
         steps=options.steps or (method.steps if sampler == own else None) or 20,
