@@ -26,11 +26,12 @@ class DataConfig:
     resize: Literal["crop", "pad", "stretch"] = "crop"
     """How: scale the short side and crop, scale the long side and pad, or stretch."""
     imbalance_factor: float | None = None
-    """Make a balanced set long-tailed: largest / smallest class count. 100 and 0.01 mean the same."""
-    profile: Literal["exponential", "pareto", "step"] = "exponential"
-    """Shape of the tail that imbalance_factor makes."""
-    protocol: Literal["imbdiff", "cifar-lt"] = "imbdiff"
-    """cifar-lt draws exactly the image lists of the CIFAR-LT literature."""
+    """Make a balanced set long-tailed: largest / smallest class count. 100 and 0.01 mean the same. Default: the
+    benchmark's, otherwise as it is."""
+    profile: Literal["exponential", "pareto", "step"] | None = None
+    """Shape of the tail that imbalance_factor makes. Default: the benchmark's, otherwise exponential."""
+    protocol: Literal["imbdiff", "cifar-lt"] | None = None
+    """cifar-lt draws exactly the image lists of the CIFAR-LT literature. Default: the source's, otherwise imbdiff."""
     test_fraction: float = 0.2
     """Share of each class held out for testing where the source has no test split."""
     test_per_class: int | None = None
@@ -39,6 +40,8 @@ class DataConfig:
     """Share held out for choosing between classifiers, from classes that can spare it."""
     split_seed: int = 0
     """Seed of the split."""
+    cache: str | None = None
+    """Folder for the decoded images of large sets, or off. Default: the user's cache folder, from 512 MiB."""
     flip: bool | None = None
     """Mirror images at random while training. Default: what is known to be safe for the source."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,7 @@ from PIL import Image
 from imbdiff.data.decode import eight_bit
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.resize import Target, fit
+from imbdiff.data.scan import Scan, pixel_hash, smaller
 from imbdiff.data.source import Source, Survey, check_classes
 from imbdiff.runtime.errors import DataError, listing
 
@@ -94,13 +95,14 @@ class ArraySource(Source):
             modes[mode] = modes.get(mode, 0) + n
         return Survey(sizes, modes, set(modes) == {"L"})
 
-    def hashes(self, split: str) -> tuple[list[str | None], dict[str, str]]:
+    def scan(self, split: str) -> Scan:
         x = self.array(split)
-        target = Target(x.shape[1], x.shape[2], "crop")
-        images, bad = self._decode(split, target, self.survey().grey)
-        return [hashlib.sha256(repr(i.shape).encode() + i.tobytes()).hexdigest()[:32] for i in images], bad
+        images, bad = self._decode(split, Target(x.shape[1], x.shape[2], "crop"), self.survey().grey)
+        return Scan([pixel_hash(i) for i in images], np.stack([smaller(i) for i in images]), bad)
 
-    def _decode(self, split: str, target: Target, grey: bool) -> tuple[np.ndarray, dict[str, str]]:
+    def _decode(
+        self, split: str, target: Target, grey: bool, store: Path | None = None
+    ) -> tuple[np.ndarray, dict[str, str]]:
         x = self.array(split)
         if x.ndim == 3:
             x = x[..., None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -27,6 +28,10 @@ _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and 
 _EXIF_ORIENTATION = 0x0112
 
 
+File = Path | BinaryIO
+"""What is decoded: a file by its path, or bytes that can be read and sought."""
+
+
 class UnusableImageError(ValueError):
     """One file that cannot be used, and why; collected and reported together with all others."""
 
@@ -40,14 +45,14 @@ class Header:
     grey: bool
 
 
-def read_header(path: Path) -> Header:
+def read_header(file: File) -> Header:
     """Height, width and mode of an image file, without decoding its pixels.
 
     Raises:
         UnusableImageError: empty, unreadable, no image, or too large to be decoded safely.
     """
     try:
-        with _open(path) as image:
+        with _open(file) as image:
             w, h = image.size
             if _orientation(image) in _TURNED:
                 w, h = h, w
@@ -58,11 +63,11 @@ def read_header(path: Path) -> Header:
         raise UnusableImageError(_reason(error)) from error
 
 
-def decode(path: Path, target: Target | None, grey: bool) -> np.ndarray:
+def decode(file: File, target: Target | None, grey: bool) -> np.ndarray:
     """The pixels of an image file.
 
     Args:
-        path: the file.
+        file: the file, or its bytes.
         target: the size to bring it to; None keeps its own.
         grey: one channel instead of three.
 
@@ -73,7 +78,7 @@ def decode(path: Path, target: Target | None, grey: bool) -> np.ndarray:
         UnusableImageError: empty, truncated, no image, too large, or of a kind whose values have no set range.
     """
     try:
-        with _open(path) as image:
+        with _open(file) as image:
             image.load()
             flat = eight_bit(ImageOps.exif_transpose(image))
         flat = flat.convert("L" if grey else "RGB")
@@ -104,10 +109,10 @@ def eight_bit(image: Image.Image) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
-def is_dark(path: Path) -> bool:
+def is_dark(file: File) -> bool:
     """Whether a 16-bit file uses less than an eighth of the range, as 12-bit data do that were saved unscaled."""
     try:
-        with _open(path) as image:
+        with _open(file) as image:
             return image.mode in _DEEP_MODES and int(np.asarray(image).max(initial=0)) < 8192
     except Exception:  # a damaged file says nothing here; decoding reports it
         return True
@@ -118,10 +123,12 @@ def is_deep(mode: str) -> bool:
     return mode in _DEEP_MODES
 
 
-def _open(path: Path) -> Image.Image:
-    if path.stat().st_size == 0:
+def _open(file: File) -> Image.Image:
+    if (file.stat().st_size if isinstance(file, Path) else file.seek(0, 2)) == 0:
         raise UnusableImageError("empty file (0 bytes)")
-    image = Image.open(path, formats=FORMATS)
+    if not isinstance(file, Path):
+        file.seek(0)
+    image = Image.open(file, formats=FORMATS)
     w, h = image.size
     if w * h > MOST_PIXELS:
         image.close()

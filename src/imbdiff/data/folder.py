@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from imbdiff.data.decode import EXTENSIONS, UnusableImageError, decode, is_dark, is_deep, read_header
-from imbdiff.data.resize import Target
-from imbdiff.data.source import Source, Survey, check_classes
+from imbdiff.data.decode import EXTENSIONS
+from imbdiff.data.encoded import EncodedSource, PathReader, Records
+from imbdiff.data.source import check_classes
 from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError, listing
 
@@ -29,10 +26,8 @@ OUTSIDE = ("image outside a class folder", "images outside a class folder")
 LINKED = ("linked folder inside a class", "linked folders inside a class")
 NAMED = 3  # files that are no images, named in the warning
 
-T = TypeVar("T")
 
-
-class FolderSource(Source):
+class FolderSource(EncodedSource):
     """Image files in class folders. Files are listed when it is opened and decoded when they are read.
 
     With a folder ``train`` inside, the splits are the folders ``train``, ``val`` (or ``valid``, ``validation``) and
@@ -51,8 +46,8 @@ class FolderSource(Source):
         listed = Listing(self.folder)
         names = sorted(listed.classes["train"], key=class_order(listed.classes["train"]))
         super().__init__(name or str(folder), names, flippable, listed.warnings())
-        self._files: dict[str, list[str]] = {}
-        self._labels: dict[str, np.ndarray] = {}
+        self.reader = PathReader(self.folder)
+        self.records = {}
         for split, classes in listed.classes.items():
             strange = sorted(set(classes) - set(names))
             if strange:
@@ -60,82 +55,17 @@ class FolderSource(Source):
                     f"these classes are in {split} but not in train:\n{listing(map(repr, strange))}",
                     "add training images of them, or remove these folders",
                 )
-            self._files[split] = [path for name in names for path in sorted(classes.get(name, ()))]
             counts = [len(classes.get(name, ())) for name in names]
-            self._labels[split] = np.repeat(np.arange(len(names), dtype=np.int64), counts)
+            self.records[split] = class_records(names, classes)
             if split == "train":
                 check_classes(np.asarray(counts), names, self.name)
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self._files)
 
-    def labels(self, split: str = "train") -> np.ndarray:
-        self.check_split(split)
-        return self._labels[split].copy()
-
-    def ids(self, split: str = "train") -> tuple[str, ...]:
-        self.check_split(split)
-        return tuple(self._files[split])
-
-    def survey(self) -> Survey:
-        return self._survey
-
-    @cached_property
-    def _survey(self) -> Survey:
-        names = [name for split in self.splits for name in self._files[split]]
-        headers, bad = self._each(names, read_header)
-        good = [header for header in headers if header is not None]
-        deep = [name for name, header in zip(names, headers, strict=True) if header and is_deep(header.mode)][:64]
-        if deep and all(self._each(deep, is_dark)[0]):
-            self.warnings += (
-                "the 16-bit images use less than an eighth of the range 0..65535 and come out nearly black: "
-                "save 10- or 12-bit data scaled to 16 or 8 bits",
-            )
-        return Survey(
-            dict(Counter(header.size for header in good)),
-            dict(Counter(header.mode for header in good)),
-            all(header.grey for header in good),
-            bad,
-            {n: (header.size, header.mode) for n, header in zip(names, headers, strict=True) if header is not None},
-        )
-
-    def hashes(self, split: str) -> tuple[list[str | None], dict[str, str]]:
-        grey = self.survey().grey
-
-        def pixels(path: Path) -> str:
-            x = decode(path, None, grey)
-            return hashlib.sha256(repr(x.shape).encode() + x.tobytes()).hexdigest()[:32]
-
-        return self._each(self._files[split], pixels)
-
-    def _decode(self, split: str, target: Target, grey: bool) -> tuple[np.ndarray, dict[str, str]]:
-        names = self._files[split]
-        images = np.zeros((len(names), *target.shape, 1 if grey else 3), dtype=np.uint8)
-        rows = {name: i for i, name in enumerate(names)}
-
-        def put(path: Path, name: str) -> bool:
-            images[rows[name]] = decode(path, target, grey)
-            return True
-
-        return images, self._each(names, put, named=True)[1]
-
-    def _each(
-        self, names: list[str], work: Callable[..., T], named: bool = False
-    ) -> tuple[list[T | None], dict[str, str]]:
-        """`work` on every file, in threads (Pillow decodes outside the interpreter lock); results in files' order."""
-
-        def one(name: str) -> tuple[T | None, str]:
-            path = self.folder / name
-            try:
-                return (work(path, name) if named else work(path)), ""
-            except UnusableImageError as error:
-                return None, str(error)
-
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            results = list(pool.map(one, names))
-        bad = {name: why for name, (_, why) in zip(names, results, strict=True) if why}
-        return [value for value, _ in results], bad
+def class_records(names: Sequence[str], classes: Mapping[str, Sequence[str]]) -> Records:
+    """The files of all classes, class by class in the order of `names`, each sorted by name."""
+    files = [path for name in names for path in sorted(classes.get(name, ()))]
+    counts = [len(classes.get(name, ())) for name in names]
+    return Records(files, np.repeat(np.arange(len(names), dtype=np.int64), counts))
 
 
 class Listing:

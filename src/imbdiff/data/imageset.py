@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from imbdiff.data.rows import Rows
 from imbdiff.data.stats import ClassStats
 from imbdiff.runtime.errors import DataError
 
@@ -18,7 +19,8 @@ class ImageSet:
     """Decoded images of one size, with labels.
 
     Attributes:
-        images: (N, H, W, C) uint8, C = 1 (grey) or 3 (RGB).
+        images: (N, H, W, C) uint8, C = 1 (grey) or 3 (RGB): an array, or :class:`~imbdiff.data.rows.Rows`, which read
+            like one and stay on disk.
         labels: (N,) int64 in [0, len(class_names)).
         class_names: in label order.
         ids: (N,) a stable name of each image: its path below the source, or "train/17". Filled in where not given.
@@ -55,7 +57,9 @@ class ImageSet:
         """The images at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
         ids = tuple(self.ids[i] for i in indices.tolist())
-        return ImageSet(self.images[indices], self.labels[indices], self.class_names, ids)
+        x = self.images
+        images = x.take(indices) if isinstance(x, Rows) else x[indices]
+        return ImageSet(images, self.labels[indices], self.class_names, ids)
 
     @cached_property
     def stats(self) -> ClassStats:
@@ -65,12 +69,15 @@ class ImageSet:
     @cached_property
     def hashes(self) -> tuple[str, ...]:
         """(N,) a hash of the pixels of each image: equal for exact duplicates."""
+        known = self.images.hashes() if isinstance(self.images, Rows) else None
+        if known is not None:
+            return known
         return tuple(hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()[:32] for x in self.images)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of shapes, pixels, labels and class names, in order."""
+        """A hash of shapes, pixels, labels and class names, in order; not of ids."""
         h = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
-        h.update(np.ascontiguousarray(self.images).tobytes())
+        h.update(bytes.fromhex("".join(self.hashes)))
         h.update(np.ascontiguousarray(self.labels).tobytes())
         return h.hexdigest()

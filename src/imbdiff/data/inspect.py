@@ -58,8 +58,9 @@ def inspect(
     bad = dict(survey.bad)
     same: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
     for split in opened.splits:
-        hashes, bad_here = opened.hashes(split)
-        bad |= bad_here
+        scan = opened.scan(split)
+        hashes = scan.hashes
+        bad |= scan.bad
         usable = [label for label, key in zip(opened.labels(split).tolist(), hashes, strict=True) if key is not None]
         counts[split] = np.bincount(np.array(usable, dtype=np.int64), minlength=len(names)).tolist()
         for key, name, label in zip(hashes, opened.ids(split), opened.labels(split).tolist(), strict=True):

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from imbdiff.data.folder import OUTSIDE, SPLIT_FOLDERS, FolderSource, Listing, class_order
+from imbdiff.data.encoded import PathReader
+from imbdiff.data.folder import OUTSIDE, SPLIT_FOLDERS, FolderSource, Listing, class_order, class_records
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.npz import LAYOUTS, NpzSource, find_layout
+from imbdiff.data.rows import join
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load
 from imbdiff.data.words import counted
@@ -41,11 +43,10 @@ class PlainFolder(FolderSource):
             listed.ignored.pop(OUTSIDE, None)  # these are the images that are taken
         names = sorted(classes, key=class_order(classes))
         Source.__init__(self, name or str(folder), names, False, listed.warnings())
-        self._files = {"train": [path for k in names for path in sorted(classes[k])]}
-        if not self._files["train"]:
+        self.reader = PathReader(self.folder)
+        self.records = {"train": class_records(names, classes)}
+        if not self.records["train"].ids:
             raise DataError(f"there is no image in {folder}", "give a folder of images, or of one folder per class")
-        counts = [len(classes[k]) for k in names]
-        self._labels = {"train": np.repeat(np.arange(len(names), dtype=np.int64), counts)}
 
 
 class PlainNpz(NpzSource):
@@ -174,8 +175,8 @@ def _joined(sets: Sequence[ImageSet]) -> ImageSet:
     """The images of several splits of one source, one after the other."""
     if len(sets) == 1:
         return sets[0]
-    images, labels = (np.concatenate([getattr(s, what) for s in sets]) for what in ("images", "labels"))
-    return ImageSet(images, labels, sets[0].class_names, tuple(i for s in sets for i in s.ids))
+    labels = np.concatenate([s.labels for s in sets])
+    return ImageSet(join([s.images for s in sets]), labels, sets[0].class_names, tuple(i for s in sets for i in s.ids))
 
 
 def align(images: ImageSet, names: tuple[str, ...], what: str, other: str) -> tuple[ImageSet, str | None]:
@@ -201,7 +202,7 @@ def align(images: ImageSet, names: tuple[str, ...], what: str, other: str) -> tu
         dropped = len(images) - len(keep)
         note = f"{counted(dropped, 'image')} of {what} left out: {other} has no class {_some(strange)}"
     ids = tuple(images.ids[i] for i in keep.tolist())
-    return ImageSet(images.images[keep], labels[keep], names, ids), note
+    return ImageSet(images.select(keep).images, labels[keep], names, ids), note
 
 
 def _some(names: Sequence[str]) -> str:

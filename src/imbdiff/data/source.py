@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
+from imbdiff.data import cache as caches
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.resize import Size, Target, resolve
-from imbdiff.data.stats import ClassStats
+from imbdiff.data.scan import Scan
+from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError, listing
 
@@ -38,23 +41,44 @@ class Survey:
     headers: dict[str, tuple[tuple[int, int], str]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Defaults:
+    """How a source is split unless :func:`imbdiff.data.splits.prepare` is told otherwise; see there.
+
+    Attributes:
+        imbalance_factor: of the tail that is cut; None = no tail is cut.
+        profile, protocol, order: of the tail.
+        n_max: images of the largest class after the cut.
+        test_per_class: balanced test images per class that are held out.
+        groups: the partition of the classes, from the statistics of the training images.
+        notes: what one has to know about them, such as another set of the same name in the literature.
+    """
+
+    imbalance_factor: float | None = None
+    profile: str = "exponential"
+    protocol: str = "imbdiff"
+    order: str | None = None
+    n_max: int | None = None
+    test_per_class: int | None = None
+    groups: Callable[[ClassStats], Groups] | None = None
+    notes: tuple[str, ...] = ()
+
+
 class Source(ABC):
     """Labelled images in one or more splits. Open one with :func:`imbdiff.data.sources.load`.
 
     Attributes:
         name: "digits", or the path as it was given.
-        kind: "digits", "folder", "npz" or "arrays".
+        kind: "digits", "folder", "npz", "arrays" and so on.
         class_names: (C,) in label order.
         splits: always "train"; where the source brings them, "val" and "test".
         flippable: images may be mirrored in augmentation.
+        defaults: how :func:`prepare` splits unless told otherwise.
         warnings: what was ignored or changed on opening.
-        test_per_class: balanced test images per class that :func:`prepare` holds out unless told otherwise.
-        n_max: images of the largest class after a long-tail profile, unless told otherwise.
     """
 
     kind: str
-    test_per_class: int | None = None
-    n_max: int | None = None
+    defaults: Defaults = Defaults()
 
     def __init__(
         self, name: str, class_names: Sequence[str], flippable: bool = False, warnings: Sequence[str] = ()
@@ -81,12 +105,17 @@ class Source(ABC):
         """Sizes, modes and unusable files of all splits."""
 
     @abstractmethod
-    def hashes(self, split: str) -> tuple[list[str | None], dict[str, str]]:
-        """(N,) hash of each image's pixels in its own size (None if unusable), and {id: why} of the unusable."""
+    def scan(self, split: str) -> Scan:
+        """Hashes and small versions of the images of a split: decodes each once."""
 
     @abstractmethod
-    def _decode(self, split: str, target: Target, grey: bool) -> tuple[np.ndarray, dict[str, str]]:
-        """(N, H, W, C) uint8 of a split and {id: why} of the unusable files, whose rows mean nothing."""
+    def _decode(
+        self, split: str, target: Target, grey: bool, store: Path | None = None
+    ) -> tuple[np.ndarray, dict[str, str]]:
+        """(N, H, W, C) uint8 of a split and {id: why} of the unusable files, whose rows mean nothing.
+
+        `store` is a folder for decoded images, if they are to be kept on disk.
+        """
 
     @cached_property
     def stats(self) -> ClassStats:
@@ -116,11 +145,22 @@ class Source(ABC):
         return sets[split]
 
     def read_all(
-        self, size: Size | None = None, resize: str = "crop", splits: Sequence[str] | None = None
+        self,
+        size: Size | None = None,
+        resize: str = "crop",
+        splits: Sequence[str] | None = None,
+        cache: str | Path | None = None,
     ) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
         """The decoded images of all (or the given) splits in one size and one number of channels, and notes.
 
         Unusable files of all these splits are listed in one error.
+
+        Args:
+            size: as for :meth:`read`.
+            resize: as for :meth:`read`.
+            splits: of `splits`; None = all.
+            cache: folder where decoded images of files are kept, so that they need not fit into memory; None = the
+                user's cache folder for sets of at least 512 MiB decoded; "off" = memory.
         """
         splits = self.splits if splits is None else tuple(splits)
         for split in splits:
@@ -129,10 +169,12 @@ class Source(ABC):
         if survey.bad:
             self._refuse(self.all_bad())
         target, notes = resolve(survey.sizes, size, resize, self.name)
+        total = sum(len(self.labels(split)) for split in splits)
+        store = caches.chosen(cache, total * target.height * target.width * (1 if survey.grey else 3))
         bad: dict[str, str] = {}
         sets = {}
         for split in splits:
-            images, bad_here = self._decode(split, target, survey.grey)
+            images, bad_here = self._decode(split, target, survey.grey, store)
             bad |= bad_here
             if not bad:
                 sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split))
@@ -144,7 +186,7 @@ class Source(ABC):
         """{id: why} of every unusable image of every split: decodes them all."""
         bad = dict(self.survey().bad)
         for split in self.splits:
-            bad |= self.hashes(split)[1]
+            bad |= self.scan(split).bad
         return bad
 
     def check_split(self, split: str) -> None:

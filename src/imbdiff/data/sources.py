@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from imbdiff.data.arrays import ArraySource
 from imbdiff.data.folder import FolderSource
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.npz import NpzSource
-from imbdiff.data.source import Source, Survey
+from imbdiff.data.source import Defaults, Source, Survey
+from imbdiff.data.spec import Spec
 from imbdiff.runtime.errors import DataError
 
 __all__ = ["ArraySource", "DigitsSource", "FolderSource", "NpzSource", "Source", "Survey", "load"]
@@ -41,18 +43,47 @@ def load(
         if len(source) != 2:
             raise DataError(f"a tuple of {len(source)} values is no source", "give a pair of arrays (X, y)")
         return ArraySource({"train": source}, flippable=flip)
-    if source == "digits":
-        return DigitsSource(flip)
     if not isinstance(source, str | Path):
         raise DataError(f"a {type(source).__name__} is no source", "give 'digits', a path, or a pair of arrays (X, y)")
-    path = Path(source).expanduser()
+    spec = Spec.parse(str(source), SCHEMES)
+    opened = _open(spec, flip)
+    if flippable is not None:
+        opened.flippable = flippable
+    return opened
+
+
+SCHEMES: dict[str, str] = {}
+"""{prefix: module} of sources that are named, not lying at a path; each module has ``open_source(spec, flippable)``."""
+ENDINGS: dict[str, str] = {}
+"""{ending of a file's name: module}."""
+NAMES: dict[str, str] = {}
+"""{name: module} of the built-in names and benchmarks."""
+
+
+def _open(spec: Spec, flippable: bool) -> Source:
+    if spec.scheme:
+        return import_module(SCHEMES[spec.scheme]).open_source(spec, flippable)
+    if spec.rest == "digits":
+        spec.finish(())
+        return DigitsSource(flippable)
+    if spec.rest in NAMES:
+        return import_module(NAMES[spec.rest]).open_source(spec, flippable)
+    path = Path(spec.rest).expanduser()
+    for ending, module in ENDINGS.items():
+        if path.name.lower().endswith(ending) and not path.is_dir():
+            return import_module(module).open_source(spec, flippable)
     if path.is_dir():
-        return FolderSource(path, str(source), flip)
+        spec.finish(())
+        return FolderSource(path, spec.text, flippable)
     if path.suffix.lower() == ".npz" and path.is_file():
-        return NpzSource(path, str(source), flip)
+        spec.finish(())
+        return NpzSource(path, spec.text, flippable)
     if path.exists():
-        raise DataError(f"{source} is neither a folder nor an .npz file", "give a folder of class folders, or an .npz")
-    raise DataError(f"{source} does not exist", "give 'digits', a folder of class folders, or the path of an .npz file")
+        raise DataError(f"{spec.text} is neither a folder nor an .npz file", REMEDY)
+    raise DataError(f"{spec.text} does not exist", REMEDY)
+
+
+REMEDY = "give 'digits', a folder of class folders, or the path of an .npz file"
 
 
 class DigitsSource(ArraySource):
@@ -63,8 +94,7 @@ class DigitsSource(ArraySource):
     """
 
     kind = "digits"
-    test_per_class = 60
-    n_max = 110
+    defaults = Defaults(test_per_class=60, n_max=110)
 
     def __init__(self, flippable: bool = False) -> None:
         from sklearn.datasets import load_digits

@@ -63,8 +63,8 @@ def prepare(
     size: Size | None = None,
     resize: str = "crop",
     imbalance_factor: float | None = None,
-    profile: str = "exponential",
-    protocol: str = "imbdiff",
+    profile: str | None = None,
+    protocol: str | None = None,
     order: str | None = None,
     n_max: int | None = None,
     test_fraction: float = 0.2,
@@ -72,6 +72,7 @@ def prepare(
     val_fraction: float = 0.1,
     groups: GroupRule | None = None,
     seed: int = 0,
+    cache: str | Path | None = None,
 ) -> Prepared:
     """Splits a source.
 
@@ -87,17 +88,21 @@ def prepare(
         source: as for :func:`load`.
         size: of all images, int or (height, width); None = one common size, see :mod:`imbdiff.data.resize`.
         resize: crop, pad or stretch.
-        imbalance_factor: largest / smallest training class; None = as the source is. 0.01 means 100.
-        profile: exponential, pareto or step.
-        protocol: "imbdiff" or "cifar-lt", see :func:`long_tail`. The literature's lists are those of seed 0.
-        order: "label" or "size"; None = label for a balanced source, size for another.
+        imbalance_factor: largest / smallest training class; None = the source's default (benchmarks have one),
+            otherwise as the source is. 0.01 means 100.
+        profile: exponential, pareto or step; None = the source's default, otherwise exponential.
+        protocol: "imbdiff" or "cifar-lt", see :func:`long_tail`; None = the source's default, otherwise imbdiff. The
+            literature's lists are those of seed 0.
+        order: "label" or "size"; None = the source's default, otherwise label for a balanced source, size for another.
         n_max: images of the largest class; None = digits 110, cifar-lt N / C, otherwise the most that all classes can
             serve, less `val_fraction` if validation has to come from what is dropped.
         test_fraction: in [0, 1); ignored where the source has a test split.
         test_per_class: in place of the fraction.
         val_fraction: in [0, 1); 0 = no validation split.
-        groups: Groups, {name: class names}, or a function of the training statistics; None = Groups.default.
+        groups: Groups, {name: class names}, or a function of the training statistics; None = the source's default,
+            otherwise Groups.default.
         seed: of every draw.
+        cache: where decoded images are kept, see :meth:`Source.read_all`.
 
     Raises:
         DataError: unusable images, a class without images, nothing left for the test.
@@ -106,14 +111,17 @@ def prepare(
     holdout.check_fraction("test_fraction", test_fraction)
     holdout.check_fraction("val_fraction", val_fraction)
     opened = load(source)
-    sets, notes = opened.read_all(size, resize)
+    own = opened.defaults
+    sets, notes = opened.read_all(size, resize, cache=cache)
     full = sets["train"]
-    warnings = [*opened.warnings, *notes, *_tiny_classes(full.stats, "test" in sets)]
+    warnings = [*opened.warnings, *own.notes, *notes, *_tiny_classes(full.stats, "test" in sets)]
 
     rest, test, test_from = _hold_out_test(opened, sets, test_fraction, test_per_class, seed)
     kept, cut = np.arange(len(rest)), {}
+    imbalance_factor = own.imbalance_factor if imbalance_factor is None else imbalance_factor
+    profile, protocol = profile or own.profile, protocol or own.protocol
     if imbalance_factor is not None:
-        order = order or ("label" if opened.balanced else "size")
+        order = order or own.order or ("label" if opened.balanced else "size")
         if n_max is None:
             reserve = 0.0 if "val" in sets else val_fraction
             n_max = _default_n_max(opened, rest.stats, profile, protocol, imbalance_factor, order, reserve)
@@ -141,7 +149,7 @@ def prepare(
     pool = rest if cut and opened.balanced else None
 
     stats = train.stats
-    partition = _groups(groups, stats)
+    partition = _groups(groups or own.groups, stats)
     tested = np.bincount(test.labels, minlength=stats.num_classes)
     claimable = tuple(bool(t > 0 and n > holdout.TINY) for t, n in zip(tested, full.stats.counts, strict=True))
     untested = [name for name, t in zip(stats.names, tested, strict=True) if t == 0]
@@ -164,7 +172,8 @@ def prepare(
         "groups": partition.to_json(),
         "claimable": list(claimable),
     }
-    deciding = ("shape", "class_names", "counts", "ids", "digests", "groups", "claimable")
+    # not the ids: the same images from another kind of source are the same split
+    deciding = ("shape", "class_names", "counts", "digests", "groups", "claimable")
     manifest["hash"] = digest({key: manifest[key] for key in deciding})
     return Prepared(train, val, test, pool, stats, partition, claimable, tuple(warnings), manifest)
 
@@ -187,7 +196,7 @@ def _hold_out_test(
     full = sets["train"]
     if "test" in sets:
         return full, sets["test"], "given"
-    per_class = opened.test_per_class if per_class is None else per_class
+    per_class = opened.defaults.test_per_class if per_class is None else per_class
     wanted = holdout.test_counts(full.stats.counts, fraction, per_class, full.class_names)
     if not any(wanted):
         raise DataError(
@@ -210,8 +219,8 @@ def _default_n_max(
     if protocol == "cifar-lt":
         return None
     most = largest_n_max(stats.counts, profile, factor, order)
-    if opened.n_max is not None and opened.n_max <= most:
-        return opened.n_max
+    if opened.defaults.n_max is not None and opened.defaults.n_max <= most:
+        return opened.defaults.n_max
     return max(1, round(most * (1 - reserve)))
 
 

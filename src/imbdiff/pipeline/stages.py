@@ -54,6 +54,7 @@ def prepare_data(source: str | Path | Source | ImageSet, config: DataConfig) -> 
         test_per_class=config.test_per_class,
         val_fraction=config.val_fraction,
         seed=config.split_seed,
+        cache=config.cache,
     )
 
 

@@ -1,4 +1,4 @@
-"""The classifier's loop: the images are one uint8 tensor on the device, augmented there, and steps are counted."""
+"""The classifier's loop: images are augmented on the device, and steps are counted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from imbdiff.data.augment import Augmentation
+from imbdiff.data.gather import Gather
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.samplers import BatchSampler
 from imbdiff.metrics.extractors import to_unit
@@ -94,7 +95,7 @@ def fit(
     network = build_network(plan.network, images.shape, len(images.class_names), seed).to(device)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
-    data = torch.from_numpy(np.array(images.images.transpose(0, 3, 1, 2), order="C")).to(device)
+    data = Gather(images.images, device)
     labels = torch.from_numpy(np.array(images.labels)).to(device)
     row_weights = None if weights is None else torch.from_numpy(weights / weights.mean()).float().to(device)
     adjustment = None if prior is None else log_prior(prior, device)
@@ -107,9 +108,12 @@ def fit(
         nesterov=plan.momentum > 0,
     )
     for step in range(plan.steps):
-        rows = torch.from_numpy(sampler.indices(step)).to(device)
+        index = sampler.indices(step)
+        if not data.on_device:
+            data.ahead(sampler.indices(step + 1))
+        rows = torch.from_numpy(index).to(device)
         draws = plan.augmentation.draw(plan.batch_size, torch_rng(seed, "classifier augmentation", step))
-        x = plan.augmentation.apply(data[rows], draws.to(device)).float() / 127.5 - 1
+        x = plan.augmentation.apply(data.rows(index), draws.to(device)).float() / 127.5 - 1
         logits = network(x.contiguous(memory_format=torch.channels_last))
         y = labels[rows]
         per_row = cross_entropy(logits, y) if adjustment is None else balanced_softmax(logits, y, adjustment)

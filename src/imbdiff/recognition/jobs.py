@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.rows import join
 from imbdiff.recognition.fit import FitPlan, fit, predict
 from imbdiff.recognition.losses import class_prior
 from imbdiff.runtime.errors import RunError
@@ -142,7 +143,7 @@ class Job:
 def joined(train: ImageSet, synthetic: ImageSet, weight: float) -> tuple[ImageSet, np.ndarray]:
     """Real and synthetic images as one set, and (N,) float64 weights: 1 and `weight`."""
     both = ImageSet(
-        np.concatenate([train.images, synthetic.images]),
+        join([train.images, synthetic.images]),
         np.concatenate([train.labels, synthetic.labels]),
         train.class_names,
         (*(f"real/{i}" for i in train.ids), *(f"synthetic/{i}" for i in synthetic.ids)),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from imbdiff.data.augment import Augmentation
+from imbdiff.data.gather import Gather
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.samplers import BatchSampler, GroupedSampler
@@ -103,10 +104,8 @@ def check_groups(parts: Sequence[Part], objectives: Sequence[Objective]) -> None
 class PartLoader:
     """Makes this process's rows of a part, for any step: a pure function of (seed, step).
 
-    The images are one uint8 tensor on the device.
-
     Args:
-        images: (N, C, H, W) uint8, on the device.
+        images: of all images, see :class:`~imbdiff.data.gather.Gather`; images on disk are read one micro-batch ahead.
         labels: (N,) int64, on the device.
     """
 
@@ -114,7 +113,7 @@ class PartLoader:
         self,
         part: Part,
         data: ImageSet,
-        images: Tensor,
+        images: Gather,
         labels: Tensor,
         groups: Groups,
         batch_size: int,
@@ -149,6 +148,12 @@ class PartLoader:
         index = self.sampler.indices(step)
         return (index if self.rows_of is None else self.rows_of[index]), None
 
+    def _share(self, micro: int) -> slice:
+        """This process's rows of the global batch in one micro-batch."""
+        n = self.size // (self.dist.world * self.accumulate)
+        start = (self.dist.rank * self.accumulate + micro) * n
+        return slice(start, start + n)
+
     def load(
         self,
         step: int,
@@ -165,12 +170,13 @@ class PartLoader:
     ) -> NoisyBatch:
         """This process's micro-batch `micro` of the part at `step`."""
         index, group = self.indices(step)
-        n = self.size // (self.dist.world * self.accumulate)
-        start = (self.dist.rank * self.accumulate + micro) * n
-        share = slice(start, start + n)
-        rows = torch.from_numpy(index[share]).to(self.images.device)
-        x = self.images.index_select(0, rows)
-        labels = self.labels.index_select(0, rows)
+        share = self._share(micro)
+        x = self.images.rows(index[share])
+        if not self.images.on_device:
+            last = micro + 1 == self.accumulate
+            following = self.indices(step + 1)[0] if last else index
+            self.images.ahead(following[self._share(0 if last else micro + 1)])
+        labels = self.labels.index_select(0, torch.from_numpy(index[share]).to(self.labels.device))
         drawn = augmentation.draw(self.size, torch_rng(self.seed, "augment", self.part.name, step))
         x0 = codec.encode(augmentation.apply(x, drawn[share].to(x.device)))
         change = None
@@ -212,8 +218,8 @@ def make_loaders(
     accumulate: int = 1,
     device: torch.device,
 ) -> list[PartLoader]:
-    """A loader per part, on one copy of the images on the device."""
-    images = torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous().to(device)
+    """A loader per part, on one copy of the images where they fit on the device."""
+    images = Gather(data.images, device)
     labels = torch.from_numpy(data.labels).to(device)
     return [
         PartLoader(part, data, images, labels, groups, batch_size, seed=seed, dist=dist, accumulate=accumulate)

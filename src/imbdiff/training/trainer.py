@@ -110,7 +110,7 @@ class Trainer:
         self.step.to(device)
         if config.channels_last:
             self.step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        loaders = make_loaders(
+        self.loaders = loaders = make_loaders(
             self.parts, self.data, self.groups, config.batch_size,
             seed=self.seed, dist=self.dist, accumulate=config.accumulate, device=device,
         )  # fmt: skip
@@ -269,7 +269,10 @@ class Trainer:
         mean = self.dist.total(torch.stack([sums[n] / counted for n in names])) / self.dist.world
         row = dict(zip(names, (float(v) for v in mean.tolist()), strict=True))
         if self.log and self.dist.main:
-            batch = {"batch": self.config.batch_size, "compared": self.config.compared}
+            batch: dict[str, Any] = {"batch": self.config.batch_size, "compared": self.config.compared}
+            disk = {id(p.images): p.images.waited for p in self.loaders if not p.images.on_device}
+            if disk:
+                batch["waited"] = round(sum(disk.values()), 3)  # seconds, for images on disk, since the start
             self.log.write(step=step + 1, images=seen, lr=lr, seconds=round(seconds, 3), **batch, **row)
         return row
 

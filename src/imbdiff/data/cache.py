@@ -1,0 +1,205 @@
+"""Decoded images in a file: made once at the training size, resumed where it was stopped, checked by hash.
+
+A cache is a folder: ``images.u8``, the images one after the other; ``journal.jsonl``, one line for each chunk of images
+that is complete, with a hash of its bytes and of each of its images; ``about.json``. Workers write a chunk into its
+place and only then is its line written, so a process killed at any moment leaves nothing that is taken for complete.
+Opening a cache reads all of it once and compares hashes; a chunk that fails is made again.
+
+The folder's name is a hash of the names of the images, of what their files' sizes and times are, and of the target: a
+source that changed gets a new folder. Old ones may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+
+from imbdiff.data.decode import UnusableImageError, decode
+from imbdiff.data.parallel import in_chunks
+from imbdiff.data.resize import Target
+from imbdiff.data.rows import StoredImages
+from imbdiff.runtime.errors import DataError
+from imbdiff.runtime.files import is_disk_full, write_json
+from imbdiff.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from imbdiff.data.encoded import Reader
+
+VERSION = 1
+LEAST = 512 * 2**20
+"""Bytes of decoded images from which a source keeps them on disk unless told otherwise."""
+CHUNK_BYTES = 4 * 2**20
+
+
+def default_folder() -> Path:
+    """``IMBDIFF_CACHE``, otherwise ``imbdiff`` in the user's cache folder."""
+    given = os.environ.get("IMBDIFF_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imbdiff"
+
+
+def chosen(option: str | Path | None, nbytes: int) -> Path | None:
+    """The folder for caches, or None for none.
+
+    Args:
+        option: "off", a folder, or None: the default folder for `nbytes` of at least 512 MiB.
+    """
+    if option == "off":
+        return None
+    if option is not None:
+        return Path(option).expanduser()
+    return default_folder() if nbytes >= LEAST else None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Decodes images at places, in a worker."""
+
+    reader: Reader
+    target: Target
+    grey: bool
+
+    def __call__(self, places: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:
+        """(n, H, W, C) uint8 and {number: why} of the unusable, whose rows are black."""
+        x = np.zeros((len(places), *self.target.shape, 1 if self.grey else 3), dtype=np.uint8)
+        bad = {}
+        for i, place in enumerate(places):
+            try:
+                x[i] = decode(self.reader.open(place), self.target, self.grey)
+            except (UnusableImageError, OSError) as error:
+                bad[i] = str(error)
+        return x, bad
+
+
+def decoded(
+    folder: Path, shape: tuple[int, int, int, int], decoding: Decoding, places: Sequence[Any], ids: Sequence[str],
+    about: dict[str, Any],
+) -> tuple[StoredImages, dict[str, str]]:  # fmt: skip
+    """The images at `places`, made or found in `folder`.
+
+    Args:
+        shape: (N, H, W, C) of all.
+        decoding: makes a chunk.
+        about: written beside them, for people.
+
+    Returns:
+        The stored images, and {id: why} of the unusable; chunks with unusable images are not kept as complete.
+
+    Raises:
+        DataError: the disk is full, or the folder cannot be written.
+    """
+    n, *image = shape
+    per = max(1, min(1024, CHUNK_BYTES // int(np.prod(image))))
+    starts = range(0, n, per)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            store = _Store(folder, shape, per)
+            store.start(about)
+            todo = [start for start in starts if start not in store.done]
+            bad: dict[str, str] = {}
+            if todo:
+                tasks = [(decoding, store.data, start, list(places[start : start + per])) for start in todo]
+                with Progress("decode", n, start=n - sum(min(per, n - s) for s in todo)) as bar:
+                    for start, (line, wrong) in zip(todo, in_chunks(_make, tasks, len(todo) * per), strict=True):
+                        if wrong:
+                            bad |= {ids[start + i]: why for i, why in wrong.items()}
+                        else:
+                            store.add(line)
+                        bar.update(bar.done + min(per, n - start))
+            return StoredImages(store.data, shape, store.keys()), bad
+    except OSError as error:
+        if is_disk_full(error):
+            raise DataError(f"no space left for decoded images in {folder}", _REMEDY) from error
+        raise DataError(f"cannot keep decoded images in {folder}: {error.strerror or error}", _REMEDY) from error
+
+
+_REMEDY = "free some space, or name another folder for them: --data.cache DIR (off: keep them in memory)"
+
+
+class _Store:
+    """The files of one cache, in the hands of the process that holds its lock."""
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int, int], per: int) -> None:
+        self.folder, self.shape, self.per = folder, shape, per
+        self.data, self.journal = folder / "images.u8", folder / "journal.jsonl"
+        self.image_bytes = int(np.prod(shape[1:]))
+        self.done: dict[int, dict[str, Any]] = {}
+
+    def start(self, about: dict[str, Any]) -> None:
+        """Finds what is complete, and makes room for the rest."""
+        size = self.shape[0] * self.image_bytes
+        if self.data.exists() and self.data.stat().st_size == size:
+            self.done = {line["start"]: line for line in self._lines() if self._holds(line)}
+        if len(self.done) * self.per < self.shape[0]:
+            missing = size - len(self.done) * self.per * self.image_bytes
+            if not self.done and shutil.disk_usage(self.folder).free < missing:
+                raise DataError(f"{missing / 2**30:.1f} GiB of decoded images do not fit into {self.folder}", _REMEDY)
+            with open(self.data, "ab"):
+                pass
+            os.truncate(self.data, size)
+            # begins anew with the lines that hold: a torn last line would swallow the next one
+            text = "".join(json.dumps(line) + "\n" for line in self.done.values())
+            aside = self.folder / "journal.partial"
+            aside.write_text(text)
+            os.replace(aside, self.journal)
+            write_json(self.folder / "about.json", {**about, "version": VERSION, "shape": list(self.shape)})
+
+    def add(self, line: dict[str, Any]) -> None:
+        with open(self.journal, "a") as handle:
+            handle.write(json.dumps(line) + "\n")
+        self.done[line["start"]] = line
+
+    def keys(self) -> np.ndarray:
+        """(N, 16) uint8 hashes of the images; zeros where a chunk is missing."""
+        keys = np.zeros((self.shape[0], 16), np.uint8)
+        for start, line in self.done.items():
+            here = np.frombuffer(bytes.fromhex(line["hashes"]), np.uint8).reshape(-1, 16)
+            keys[start : start + len(here)] = here
+        return keys
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        if not self.journal.exists():
+            return
+        with open(self.journal, errors="replace") as handle:
+            for text in handle:
+                try:
+                    line = json.loads(text)
+                except json.JSONDecodeError:
+                    continue  # torn by a kill
+                if isinstance(line, dict) and {"start", "digest", "hashes"} <= line.keys():
+                    yield line
+
+    def _holds(self, line: dict[str, Any]) -> bool:
+        start = line["start"]
+        n = min(self.per, self.shape[0] - start)
+        if start % self.per or n <= 0 or len(line["hashes"]) != 32 * n:
+            return False
+        with open(self.data, "rb") as handle:
+            handle.seek(start * self.image_bytes)
+            return _digest(handle.read(n * self.image_bytes)) == line["digest"]
+
+
+def _make(decoding: Decoding, path: Path, start: int, places: Sequence[Any]) -> tuple[dict[str, Any], dict[int, str]]:
+    """Decodes a chunk and writes it into its place; gives its line of the journal."""
+    x, bad = decoding(places)
+    data = x.tobytes()
+    with open(path, "r+b") as handle:
+        handle.seek(start * (x[0].nbytes if len(x) else 0))
+        handle.write(data)
+    hashes = "".join(hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in x)
+    return {"start": start, "digest": _digest(data), "hashes": hashes}, bad
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,0 +1,209 @@
+"""Sources of encoded image files, wherever these lie: in a folder, an archive, a table, shards.
+
+A source of this kind lists its images with labels when it is opened, and names a *reader* that gives an image's encoded
+bytes. Headers, pixels, hashes and the cache of decoded images are the same for all of them, and are here.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imbdiff.data import cache
+from imbdiff.data.decode import File, Header, UnusableImageError, decode, is_dark, is_deep, read_header
+from imbdiff.data.parallel import chunks, in_chunks
+from imbdiff.data.resize import Target
+from imbdiff.data.rows import Rows
+from imbdiff.data.scan import SMALL, Scan, pixel_hash, smaller
+from imbdiff.data.source import Source, Survey
+from imbdiff.runtime.files import digest
+from imbdiff.runtime.progress import Progress
+
+PROGRESS_FROM = 20_000  # images from which it is worth saying how far one is
+
+
+class Reader(ABC):
+    """Gives the encoded bytes of an image. It travels to worker processes, so it holds names and not open files."""
+
+    @abstractmethod
+    def open(self, place: Any) -> File:
+        """The image at `place`: a path, or bytes that can be read and sought.
+
+        Raises:
+            UnusableImageError, OSError: it cannot be read; the message says why.
+        """
+
+    @abstractmethod
+    def stamp(self, place: Any) -> str:
+        """What changes when the image at `place` does, found without reading it: size and time, or a checksum."""
+
+
+@dataclass(frozen=True)
+class PathReader(Reader):
+    """Files below a folder; places are paths below it with forward slashes."""
+
+    root: Path
+
+    def open(self, place: str) -> File:
+        return self.root / place
+
+    def stamp(self, place: str) -> str:
+        try:
+            found = os.stat(self.root / place)
+        except OSError as error:
+            return str(error.errno)
+        return f"{found.st_size} {found.st_mtime_ns}"
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """The images of a split, in the order of the source.
+
+    Attributes:
+        ids: (N,) stable names.
+        labels: (N,) int64.
+        places: (N,) what the reader opens; the ids themselves where None.
+    """
+
+    ids: Sequence[str]
+    labels: np.ndarray
+    places: Sequence[Any] | None = None
+
+    @property
+    def opened(self) -> Sequence[Any]:
+        return self.ids if self.places is None else self.places
+
+
+class EncodedSource(Source):
+    """Base of the sources of encoded files. A subclass sets `reader` and `records` and calls ``Source.__init__``."""
+
+    reader: Reader
+    records: dict[str, Records]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.records)
+
+    def labels(self, split: str = "train") -> np.ndarray:
+        self.check_split(split)
+        return self.records[split].labels.copy()
+
+    def ids(self, split: str = "train") -> tuple[str, ...]:
+        self.check_split(split)
+        return tuple(self.records[split].ids)
+
+    def survey(self) -> Survey:
+        return self._survey
+
+    @cached_property
+    def _survey(self) -> Survey:
+        headers: dict[str, Header] = {}
+        bad: dict[str, str] = {}
+        deep: list[Any] = []
+        seen: dict[Header, Header] = {}  # the same few headers a million times
+        for records in self.records.values():
+            for found, place in zip(self._each(_headers, records, "headers"), records.opened, strict=True):
+                name, header, why = found
+                if header is None:
+                    bad[name] = why
+                    continue
+                headers[name] = seen.setdefault(header, header)
+                if is_deep(header.mode) and len(deep) < 64:
+                    deep.append(place)
+        if deep and all(is_dark(self.reader.open(place)) for place in deep):
+            self.warnings += (
+                "the 16-bit images use less than an eighth of the range 0..65535 and come out nearly black: "
+                "save 10- or 12-bit data scaled to 16 or 8 bits",
+            )
+        often = Counter(headers.values())
+        sizes: Counter[tuple[int, int]] = Counter()
+        modes: Counter[str] = Counter()
+        for header, n in often.items():
+            sizes[header.size] += n
+            modes[header.mode] += n
+        brief = {header: (header.size, header.mode) for header in often}
+        return Survey(
+            dict(sizes), dict(modes), all(header.grey for header in often), bad,
+            {name: brief[header] for name, header in headers.items()},
+        )  # fmt: skip
+
+    def scan(self, split: str) -> Scan:
+        grey = self.survey().grey
+        records = self.records[split]
+        small = np.zeros((len(records.ids), SMALL, SMALL, 1 if grey else 3), dtype=np.uint8)
+        keys: list[str | None] = []
+        bad: dict[str, str] = {}
+        for i, (name, found, why) in enumerate(self._each(_scanned, records, f"look at {split}", grey)):
+            if found is None:
+                keys.append(None)
+                bad[name] = why
+            else:
+                keys.append(found[0])
+                small[i] = found[1]
+        return Scan(keys, small, bad)
+
+    def _decode(
+        self, split: str, target: Target, grey: bool, store: Path | None = None
+    ) -> tuple[np.ndarray, dict[str, str]]:
+        records = self.records[split]
+        shape = (*target.shape, 1 if grey else 3)
+        places = list(records.opened)
+        if store is not None:
+            stamps = [self.reader.stamp(place) for place in places]
+            key = digest([cache.VERSION, list(records.ids), stamps, list(shape), target.policy])
+            stored, bad = cache.decoded(
+                store / key[:32], (len(places), *shape), cache.Decoding(self.reader, target, grey), places, records.ids,
+                about={"source": str(self.name), "split": split, "policy": target.policy},
+            )  # fmt: skip
+            return Rows([stored], np.arange(len(places))), bad  # type: ignore[return-value]
+        images = np.zeros((len(places), *shape), dtype=np.uint8)
+        bad = {}
+        done = 0
+        decoding = cache.Decoding(self.reader, target, grey)
+        parts = chunks(places)
+        for x, wrong in in_chunks(decoding, [(part,) for part in parts], len(places)):
+            images[done : done + len(x)] = x
+            bad |= {records.ids[done + i]: why for i, why in wrong.items()}
+            done += len(x)
+        return images, bad
+
+    def _each(self, work: Any, records: Records, what: str, *more: Any) -> Any:
+        """(id, result or None, why not) of every image of a split, in order."""
+        n = len(records.ids)
+        tasks = [(self.reader, part, *more) for part in chunks(records.opened)]
+        done = 0
+        with Progress(what, n, quiet=n < PROGRESS_FROM) as bar:
+            for results in in_chunks(work, tasks, n):
+                for found, why in results:
+                    yield records.ids[done], found, why
+                    done += 1
+                bar.update(done)
+
+
+def _headers(reader: Reader, places: Sequence[Any]) -> list[tuple[Header | None, str]]:
+    return [_attempt(lambda place=place: read_header(reader.open(place))) for place in places]
+
+
+def _scanned(reader: Reader, places: Sequence[Any], grey: bool) -> list[tuple[tuple[str, np.ndarray] | None, str]]:
+    """The hash of an image's pixels in its own size, and a small version of it."""
+
+    def one(place: Any) -> tuple[str, np.ndarray]:
+        x = decode(reader.open(place), None, grey)
+        return pixel_hash(x), smaller(x)
+
+    return [_attempt(lambda place=place: one(place)) for place in places]
+
+
+def _attempt(work: Any) -> tuple[Any, str]:
+    try:
+        return work(), ""
+    except (UnusableImageError, OSError) as error:
+        return None, str(error)

@@ -1,0 +1,45 @@
+"""The same work on many images: in threads where there are few, in processes where there are many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import joblib
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+CHUNK = 256
+"""Images per task."""
+PROCESSES_FROM = 4096
+"""Images from which starting processes (a second or two) pays: most of the work on small images is Python's own."""
+
+
+def workers(n: int) -> int:
+    """Processes for `n` images; 1 = threads do."""
+    return joblib.cpu_count() if n >= PROCESSES_FROM else 1
+
+
+def chunks(items: Sequence[T], size: int = CHUNK) -> list[Sequence[T]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def in_chunks(work: Callable[..., R], tasks: Sequence[Sequence[object]], n: int) -> Iterator[R]:
+    """``work(*task)`` of every task, in order, as they come.
+
+    Args:
+        work: picklable; it gets one task's arguments.
+        tasks: the arguments of each task.
+        n: images in all tasks together, which decides about threads or processes.
+    """
+    processes = min(workers(n), len(tasks))
+    if processes > 1:
+        # loky: no fork of a process that runs threads, and scripts need no `if __name__ == "__main__"`
+        pool = joblib.Parallel(n_jobs=processes, backend="loky", return_as="generator", batch_size=1)
+        yield from pool(joblib.delayed(work)(*task) for task in tasks)
+        return
+    with ThreadPoolExecutor(min(8, joblib.cpu_count())) as threads:
+        # Pillow decodes outside the interpreter lock
+        yield from threads.map(lambda task: work(*task), tasks)

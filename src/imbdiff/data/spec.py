@@ -1,0 +1,92 @@
+"""What a source is called on the command line: a name or path, and options behind a question mark.
+
+    photos/                              a folder
+    train.csv?root=images&label=dx       a list of files, with the column of the labels
+    hf:uoft-cs/cifar100?label=fine_label a set of the Hugging Face hub
+    cifar100-lt?root=data                a benchmark, below a folder of one's own
+
+The whole text is what a run folder remembers, so every verb takes it. A path that exists is a path, also with a
+question mark in its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from imbdiff.runtime.errors import ConfigError
+
+
+@dataclass
+class Spec:
+    """A source as it was written.
+
+    Attributes:
+        text: the whole of it; messages call the source so.
+        scheme: "hf", "torchvision" and so on, "" for a path or name.
+        rest: without scheme and options.
+        options: {name: value} of what stands behind the question mark.
+    """
+
+    text: str
+    scheme: str = ""
+    rest: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str, schemes: Iterable[str] = ()) -> Spec:
+        """Reads `text`; `schemes` are the prefixes that count as such (a Windows path has a colon too).
+
+        Raises:
+            ConfigError: an option without a value, or given twice.
+        """
+        rest, mark, query = text, "", ""
+        if not Path(text).expanduser().exists():
+            rest, mark, query = text.partition("?")
+        scheme, colon, after = rest.partition(":")
+        if not colon or scheme not in set(schemes):
+            scheme, after = "", rest
+        try:
+            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(mark))
+        except ValueError as error:
+            raise ConfigError(
+                f"the options of {text!r} cannot be read: {error}", "write SOURCE?name=value&name=value"
+            ) from error
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise ConfigError(f"an option of {text!r} is given twice", "give each once")
+        return cls(text, scheme, after, dict(pairs))
+
+    def take(self, name: str, default: str | None = None) -> str | None:
+        """The value of an option, which is then used up."""
+        return self.options.pop(name, default)
+
+    def flag(self, name: str) -> bool:
+        """An option that is 1, true, yes or on, or 0, false, no or off.
+
+        Raises:
+            ConfigError: neither.
+        """
+        value = (self.take(name) or "0").lower()
+        if value in ("1", "true", "yes", "on"):
+            return True
+        if value in ("0", "false", "no", "off"):
+            return False
+        raise ConfigError(f"{name}={value} in {self.text!r} is neither yes nor no", f"write {name}=1, or leave it out")
+
+    def finish(self, known: Iterable[str]) -> None:
+        """Refuses options that nobody took.
+
+        Args:
+            known: the options that sources of this kind take, for the message.
+
+        Raises:
+            ConfigError: naming them.
+        """
+        if self.options:
+            takes = ", ".join(sorted(known))
+            raise ConfigError(
+                f"{self.text}: unknown option {', '.join(self.options)}",
+                f"sources of this kind take: {takes}" if takes else "sources of this kind take no options",
+            )
