@@ -42,8 +42,9 @@ class DataConfig:
     """Seed of the split."""
     cache: str | None = None
     """Folder for the decoded images of large sets, or off. Default: the user's cache folder, from 512 MiB."""
-    flip: bool | None = None
-    """Mirror images at random while training. Default: what is known to be safe for the source."""
+    augment: Literal["auto", "none", "mirror", "turns"] = "auto"
+    """What leaves the meaning of the images as it is and is done to them at random in all training: nothing, mirroring,
+    or mirroring and quarter turns. auto: mirroring where the source is known to allow it, otherwise nothing."""
 
     def __post_init__(self) -> None:
         _check(self.size is None or 4 <= self.size <= 1024, f"data.size={self.size} must be in 4..1024")
@@ -202,12 +203,18 @@ class ClassifyConfig:
     filled to one size the latter is flat, and the arm repeats the one with cross-entropy."""
     shift: int = 1
     """Move training images by up to so many pixels at random."""
+    jitter: float = 0.0
+    """Change brightness and contrast of training images by up to this share at random."""
+    erase: int = 0
+    """Side in pixels of a grey square put over training images at random."""
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, f"classify.steps={self.steps} must be at least 1")
         _check(self.batch_size >= 2, f"classify.batch_size={self.batch_size} must be at least 2")
         _check(self.seeds >= 1, f"classify.seeds={self.seeds} must be at least 1")
         _check(self.shift >= 0, f"classify.shift={self.shift} must be at least 0")
+        _check(0 <= self.jitter < 1, f"classify.jitter={self.jitter} must be in [0, 1)")
+        _check(self.erase >= 0, f"classify.erase={self.erase} must be at least 0")
         _check(0 < self.synthetic_weight <= 1, "classify.synthetic_weight must be in (0, 1]")
 
 

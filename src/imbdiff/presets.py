@@ -70,7 +70,7 @@ PRESETS: dict[str, Preset] = {
         idea="the field's protocol for CIFAR-LT at imbalance factor 100: 300,000 steps of 64, 35.7 M parameters",
         expect="not run yet: days on one GPU",
         overrides={
-            "data": {"imbalance_factor": 100.0, "protocol": "cifar-lt", "flip": True},
+            "data": {"imbalance_factor": 100.0, "protocol": "cifar-lt", "augment": "mirror"},
             "model": {"backbone": "unet-32"},
             "train": {"images": 19_200_000, "warmup_images": 320_000, "ema_half_life": 0.023},
             "sample": {"sampler": "ddpm", "steps": 1000},

@@ -232,5 +232,5 @@ def test_other_weights_at_the_same_path_are_another_evaluation(tmp_path: Path, c
     hashes = []
     for content in (b"one", b"two", b"two"):
         weights.write_bytes(content)
-        hashes.append(evaluation_inputs(prepared, prepared.train, asked, False))
+        hashes.append(evaluation_inputs(prepared, prepared.train, asked))
     assert hashes[0] != hashes[1] == hashes[2]

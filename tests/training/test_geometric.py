@@ -175,18 +175,18 @@ def test_images_that_may_be_mirrored_are_mirrored_once_and_said_to_be(
     seen: list[Trainer] = []
     real = Trainer.run
     monkeypatch.setattr(Trainer, "run", lambda self: (seen.append(self), real(self))[1])
-    model = stages.train(digits, configured(train={"ada": ada}), flip=True, quiet=True)
+    model = stages.train(digits, configured(train={"ada": ada}, data={"augment": "mirror"}), quiet=True)
     assert [t.augmentation for t in seen] == [plain]
     assert [t.geometric for t in seen] == [Geometric(ada) if ada else None]
     assert (model.backbone.augmentation is not None) == (ada > 0)
 
 
 def test_what_training_gives_depends_on_it(digits: Prepared) -> None:
-    found = {stages.training_identity(digits, configured(train={"ada": ada}), False) for ada in (None, 0.1, 0.2)}
+    found = {stages.training_identity(digits, configured(train={"ada": ada})) for ada in (None, 0.1, 0.2)}
     assert len(found) == 3
     config = configured(train={"ada": None})
     options = {k: v for k, v in asdict(config.train).items() if k not in (*NOT_DECISIVE, "ada")}
-    before = [digits.manifest["hash"], config.method, config.seed, asdict(config.model), options, False]
+    before = [digits.manifest["hash"], config.method, config.seed, asdict(config.model), options, "none"]
     assert digest(before) in found  # as before there was the option: such runs continue
     models = [stages.train(digits, configured(train={"ada": ada}), quiet=True) for ada in (0.1, 0.6, 0.6)]
     assert not same(models[0], models[1])

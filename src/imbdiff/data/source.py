@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError, listing
 
 BALANCED_WITHIN = 1.5
+
+Symmetry = Literal["none", "mirror", "turns"]
+"""What leaves the meaning of images as it is: nothing, mirroring left and right, or mirroring and quarter turns."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Source(ABC):
         kind: "digits", "folder", "npz", "arrays" and so on.
         class_names: (C,) in label order.
         splits: always "train"; where the source brings them, "val" and "test".
-        flippable: images may be mirrored in augmentation.
+        flippable: images may be mirrored in augmentation; False where that is not known.
         defaults: how :func:`prepare` splits unless told otherwise.
         warnings: what was ignored or changed on opening.
     """

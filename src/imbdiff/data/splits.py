@@ -44,6 +44,7 @@ class Prepared:
         warnings: what the user has to know: tiny classes, duplicates, sizes changed, files ignored.
         manifest: JSON-able: source, protocol, seed, class names, counts, ids and digests per split, duplicates, where
             val and test come from, and "hash": one hash of everything that decides the outcome, free of paths.
+        flippable: the source is known to allow mirroring.
     """
 
     train: ImageSet
@@ -55,6 +56,7 @@ class Prepared:
     claimable: tuple[bool, ...]
     warnings: tuple[str, ...]
     manifest: dict[str, Any]
+    flippable: bool = False
 
 
 def prepare(
@@ -175,7 +177,7 @@ def prepare(
     # not the ids: the same images from another kind of source are the same split
     deciding = ("shape", "class_names", "counts", "digests", "groups", "claimable")
     manifest["hash"] = digest({key: manifest[key] for key in deciding})
-    return Prepared(train, val, test, pool, stats, partition, claimable, tuple(warnings), manifest)
+    return Prepared(train, val, test, pool, stats, partition, claimable, tuple(warnings), manifest, opened.flippable)
 
 
 def _tiny_classes(stats: ClassStats, test_given: bool) -> list[str]:

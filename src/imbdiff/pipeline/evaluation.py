@@ -24,11 +24,11 @@ from imbdiff.runtime.files import digest, sha256_file
 from imbdiff.runtime.progress import Progress
 
 
-def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig, flip: bool) -> str:
+def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig) -> str:
     """A hash of everything that decides what the stage gives."""
     options = {k: v for k, v in asdict(config.evaluate).items() if k != "batch_size"}
     options["files"] = [_contents(n) for n in (*config.evaluate.extractors, config.evaluate.inception_weights or "")]
-    cas = [asdict(config.classify), flip] if config.evaluate.cas else []
+    cas = [asdict(config.classify), stages.symmetry_of(prepared, config)] if config.evaluate.cas else []
     return digest([2, synthetic.fingerprint, prepared.manifest["hash"], config.seed, options, *cas])
 
 
@@ -49,7 +49,6 @@ def evaluate_run(
     config: RunConfig,
     folder: Path,
     *,
-    flip: bool,
     device: str,
     dist: Dist,
     quiet: bool = False,
@@ -58,7 +57,6 @@ def evaluate_run(
 
     Args:
         folder: of the run: features are kept in ``features/``, the judge in ``judge/``.
-        flip: training images may be mirrored (for the classifiers of CAS).
     """
     options = config.evaluate
     distance = lpips_distance() if options.lpips else None
@@ -84,7 +82,7 @@ def evaluate_run(
         )
         merge(found, "LPIPS", more_numbers)
     if config.evaluate.cas and dist.main:
-        _add_cas(found, prepared, synthetic, config, flip, device, quiet)
+        _add_cas(found, prepared, synthetic, config, device, quiet)
     return found
 
 
@@ -93,12 +91,11 @@ def _add_cas(
     prepared: Prepared,
     synthetic: ImageSet,
     config: RunConfig,
-    flip: bool,
     device: str,
     quiet: bool,
 ) -> None:
     options = config.classify
-    plan = stages.classifier_plan(options, flip=flip)
+    plan = stages.classifier_plan(options, symmetry=stages.symmetry_of(prepared, config))
     seeds = tuple(range(config.seed, config.seed + options.seeds))
     with Progress("classifiers on synthetic images alone", 2 * len(seeds), "classifiers", quiet=quiet) as bar:
         cas = classification_accuracy_score(

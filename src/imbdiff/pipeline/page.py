@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from imbdiff.config import RunConfig, to_dict
+from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.methods import get_method
+from imbdiff.pipeline import stages
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.files import read_json
@@ -46,7 +48,7 @@ def report_data(
         classifier=optional(folder / "classifier" / "results.json") if "classify" in done else None,
         timings={k: v["seconds"] for k, v in done.items()},
         run=str(folder.path),
-        protocol=protocol(folder, config, plan, metrics),
+        protocol={**protocol(folder, config, plan, metrics), "Augmentation": augmentation(prepared, config)},
     )
 
 
@@ -88,6 +90,20 @@ def protocol(
             else "none of this project that has seen balanced data; the extractors are named with the numbers"
         )
     return rows
+
+
+def augmentation(prepared: Prepared, config: RunConfig) -> str:
+    """What was done to training images, and why it may be."""
+    symmetry = stages.symmetry_of(prepared, config)
+    p = stages.ada(config)
+    shown = Augmentation.of(symmetry).words() if not p else f"geometric changes with probability {p:g}, told of them"
+    why = (
+        f"--data.augment {config.data.augment}"
+        if config.data.augment != "auto"
+        else f"this source is {'known' if prepared.flippable else 'not known'} to allow mirroring"
+    )
+    classifiers = stages.classifier_augmentation(config.classify, symmetry).words()
+    return f"images shown to the generator: {shown}; to classifiers: {classifiers} ({why})"
 
 
 def optional(path: Path) -> dict[str, Any] | None:

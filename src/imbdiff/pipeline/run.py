@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from imbdiff.config import RunConfig
-from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
@@ -85,7 +84,6 @@ class Run:
     def _prepare(self) -> Prepared:
         with Timer() as timer:
             opened = load(self.source)
-            self._flip = stages.may_flip(opened, self.config.data)
             prepared = stages.prepare_data(opened, self.config.data)
         stats = prepared.stats
         val = "none" if prepared.val is None else str(len(prepared.val))
@@ -146,7 +144,7 @@ class Run:
     # -- training, sampling and measuring: on every process
 
     def _train(self, prepared: Prepared) -> None:
-        identity = stages.training_identity(prepared, self.config, self._flip)
+        identity = stages.training_identity(prepared, self.config)
         if not self._begin("train", identity, self._model_whole):
             return
 
@@ -161,7 +159,6 @@ class Run:
             prepared,
             self.config,
             self.folder.path,
-            flip=self._flip,
             on_preview=preview if self.config.train.preview_images != 0 else None,
             on_watch=watch,
             quiet=self.quiet,
@@ -237,14 +234,14 @@ class Run:
                 self.folder.forget("evaluate")
             self.say("evaluate: there are no synthetic images to measure")
             return
-        inputs = evaluation_inputs(prepared, synthetic, self.config, self._flip)
+        inputs = evaluation_inputs(prepared, synthetic, self.config)
         if not self._begin("evaluate", inputs, (self.folder / "metrics.json").exists):
             return
         self.say("evaluate: training the judge and measuring" if prepared.pool is not None else "evaluate: measuring")
         with Timer() as timer:
             found = evaluate_run(
                 prepared, synthetic, self.config, self.folder.path,
-                flip=self._flip, device=str(resolve_device(self.config.device)), dist=self.dist, quiet=self.quiet,
+                device=str(resolve_device(self.config.device)), dist=self.dist, quiet=self.quiet,
             )  # fmt: skip
         if self.dist.main:
             write_json(self.folder / "metrics.json", found)
@@ -258,7 +255,15 @@ class Run:
         synthetic = self.synthetic(prepared)
         options = self.config.classify
         shown = None if synthetic is None else synthetic.fingerprint
-        inputs = digest([shown, prepared.manifest["hash"], asdict(options), self._flip, self.config.seed])
+        inputs = digest(
+            [
+                shown,
+                prepared.manifest["hash"],
+                asdict(options),
+                stages.symmetry_of(prepared, self.config),
+                self.config.seed,
+            ]
+        )
         if not self._begin("classify", inputs, (self.folder / "classifier" / "results.json").exists):
             return
         arms = 3 if synthetic is None else 5
@@ -274,7 +279,7 @@ class Run:
                 network=options.network,
                 synthetic_weight=options.synthetic_weight,
                 prior=options.prior,
-                augmentation=Augmentation(flip=self._flip, shift=options.shift),
+                augmentation=stages.classifier_augmentation(options, stages.symmetry_of(prepared, self.config)),
                 device=str(resolve_device(self.config.device)),
                 folder=self.folder / "classifier",
                 progress=lambda done, total, note: progress.update(done, note),

@@ -21,7 +21,7 @@ from imbdiff.config import NOT_DECISIVE, ClassifyConfig, DataConfig, RunConfig, 
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.source import Source
+from imbdiff.data.source import Source, Symmetry
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.model import DiffusionModel, build_model, load_model, without_augmentation
 from imbdiff.diffusion.process import PROCESSES
@@ -58,9 +58,11 @@ def prepare_data(source: str | Path | Source | ImageSet, config: DataConfig) -> 
     )
 
 
-def may_flip(opened: Source, config: DataConfig) -> bool:
-    """Whether images are mirrored while training: as configured, otherwise as is known to be safe for the source."""
-    return opened.flippable if config.flip is None else config.flip
+def symmetry_of(prepared: Prepared, config: RunConfig) -> Symmetry:
+    """What may be done to images while training: as configured, otherwise as is known to be safe for the source."""
+    if config.data.augment == "auto":
+        return "mirror" if prepared.flippable else "none"
+    return config.data.augment
 
 
 def choose_backbone(config: RunConfig, shape: tuple[int, int, int]) -> str:
@@ -196,7 +198,6 @@ def train(
     config: RunConfig,
     folder: Path | None = None,
     *,
-    flip: bool | None = None,
     on_preview: OnPreview | None = None,
     on_watch: OnPreview | None = None,
     quiet: bool = False,
@@ -206,7 +207,6 @@ def train(
 
     Args:
         folder: where ``checkpoints/`` and ``log.jsonl`` go; with it, a repeated call continues.
-        flip: mirror training images at random; default: as ``config.data.flip`` says, otherwise not.
         on_preview: called now and then, while the model to be sampled trains, with its average and the images seen.
         on_watch: the same, every `config.watch.every` images.
 
@@ -218,8 +218,7 @@ def train(
     """
     method: Method = get_method(config.method)
     check_phases(prepared, config, world=Dist.current().world)
-    mirrored = bool(config.data.flip) if flip is None else flip
-    identity = training_identity(prepared, config, mirrored)
+    identity = training_identity(prepared, config)
     trained: dict[str, nn.Module] = {}
     for phase in method.phases:
         place = None if folder is None else folder / "checkpoints" / phase.name
@@ -235,8 +234,8 @@ def train(
             device=config.device,
             store=None if place is None else CheckpointStore(place),
             log=None if folder is None else JsonLog(folder / log_name(method, phase)),
-            # geometric changes mirror too, and say so
-            augmentation=Augmentation(flip=mirrored and told is None),
+            # geometric changes mirror and turn too, and say so
+            augmentation=Augmentation.of(symmetry_of(prepared, config) if told is None else "none"),
             geometric=told,
             on_preview=on_preview if final else None,
             on_watch=on_watch if final else None,
@@ -266,7 +265,7 @@ def phase_config(phase: Phase, config: RunConfig) -> TrainConfig:
     return replace(config.train, **changed)
 
 
-def training_identity(prepared: Prepared, config: RunConfig, flip: bool) -> str:
+def training_identity(prepared: Prepared, config: RunConfig) -> str:
     """A hash of everything that decides what training gives: contents, not paths."""
     from dataclasses import asdict
 
@@ -277,7 +276,9 @@ def training_identity(prepared: Prepared, config: RunConfig, flip: bool) -> str:
     if config.model.init is not None:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
     watch = [asdict(config.watch)] if config.watch.every else []
-    return digest([prepared.manifest["hash"], config.method, config.seed, model, options, flip, *watch])
+    return digest(
+        [prepared.manifest["hash"], config.method, config.seed, model, options, symmetry_of(prepared, config), *watch]
+    )
 
 
 def sample(
@@ -310,9 +311,14 @@ def weights_identity(model: DiffusionModel) -> str:
     return h.hexdigest()
 
 
-def classifier_plan(options: ClassifyConfig, *, flip: bool = False, steps: int | None = None) -> FitPlan:
+def classifier_augmentation(options: ClassifyConfig, symmetry: Symmetry) -> Augmentation:
+    """What is done to the training images of classifiers: more than a generator may see."""
+    return Augmentation.of(symmetry, shift=options.shift, jitter=options.jitter, erase=options.erase)
+
+
+def classifier_plan(options: ClassifyConfig, *, symmetry: Symmetry = "none", steps: int | None = None) -> FitPlan:
     """How one classifier of the comparison is trained, for classifiers beside it; `steps` in place of the options'."""
     return FitPlan(
         network=options.network, steps=steps or options.steps, batch_size=options.batch_size, learning_rate=0.1,
-        augmentation=Augmentation(flip=flip, shift=options.shift),
+        augmentation=classifier_augmentation(options, symmetry),
     )  # fmt: skip

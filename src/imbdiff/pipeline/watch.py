@@ -137,7 +137,7 @@ class Watch:
 def working_extractor(prepared: Prepared, config: RunConfig, device: str) -> Extractor:
     """A classifier of the comparison's network, trained on the training split alone with balanced softmax."""
     options = config.classify
-    plan = stages.classifier_plan(options)
+    plan = stages.classifier_plan(options, symmetry=stages.symmetry_of(prepared, config))
     train = prepared.train
     prior = class_prior("train", train.labels, None, 1.0, len(train.class_names))
     network = fit(train, plan, prior=prior, seed=config.seed, device=device, name="working extractor")
