@@ -80,11 +80,13 @@ def decode(file: File, target: Target | None, grey: bool) -> np.ndarray:
     try:
         with _open(file) as image:
             image.load()
-            flat = eight_bit(ImageOps.exif_transpose(image))
-        flat = flat.convert("L" if grey else "RGB")
-        if target is not None:
-            flat = fit(flat, target)
-        x = np.array(flat, dtype=np.uint8)
+            # each step that has nothing to do is left out: with small images they cost as much as decoding
+            flat = eight_bit(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
+            mode = "L" if grey else "RGB"
+            flat = flat if flat.mode == mode else flat.convert(mode)
+            if target is not None:
+                flat = fit(flat, target)
+            x = np.array(flat, dtype=np.uint8)
         return x[:, :, None] if x.ndim == 2 else x
     except UnusableImageError:
         raise
@@ -106,7 +108,8 @@ def eight_bit(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         opaque = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
         return opaque.convert("L") if grey else opaque
-    return image.convert("L" if grey else "RGB")
+    mode = "L" if grey else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def is_dark(file: File) -> bool:

@@ -1,0 +1,45 @@
+import pytest
+
+from imbdiff.data.sources import load
+from imbdiff.data.spec import Spec
+from imbdiff.runtime.errors import ConfigError, DataError
+from tests.data.making import folder
+
+
+def test_parts_of_a_source():
+    spec = Spec.parse("hf:org/name?label=fine_label&streaming=1", ("hf",))
+    assert (spec.scheme, spec.rest, spec.options) == ("hf", "org/name", {"label": "fine_label", "streaming": "1"})
+    assert (spec.take("label"), spec.flag("streaming"), spec.flag("other")) == ("fine_label", True, False)
+    spec.finish(())
+    plain = Spec.parse("photos/cats", ("hf",))
+    assert (plain.scheme, plain.rest, plain.options) == ("", "photos/cats", {})
+    assert Spec.parse(r"C:\photos", ("hf",)).rest == r"C:\photos"
+    assert Spec.parse("a.csv?root=a%26b%20c").options == {"root": "a&b c"}
+
+
+def test_a_path_that_exists_is_a_path(tmp_path):
+    odd = folder(tmp_path / "what?root=x", {"a": 2, "b": 2})
+    assert load(odd).class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x?root", "cannot be read"),
+        ("x?a=1&a=2", "given twice"),
+        ("digits?root=1", "unknown option root"),
+    ],
+)
+def test_options_that_make_no_sense(text, says):
+    with pytest.raises(ConfigError, match=says):
+        load(text)
+    with pytest.raises(ConfigError, match="neither yes nor no"):
+        Spec.parse("x?streaming=maybe").flag("streaming")
+
+
+def test_options_of_a_folder_are_refused(tmp_path):
+    folder(tmp_path / "set", {"a": 2, "b": 2})
+    with pytest.raises(ConfigError, match="take no options"):
+        load(f"{tmp_path / 'set'}?label=x")
+    with pytest.raises(DataError, match="does not exist"):
+        load("nowhere?label=x")
