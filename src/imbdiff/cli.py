@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HELP = f"""imbdiff {__version__}: class-conditional diffusion for long-tailed image data
 
   imbdiff run SOURCE        everything: prepare, train, sample, evaluate, classify, report
-  imbdiff inspect SOURCE    what is in an image set: classes, sizes, damage, duplicates
+  imbdiff inspect SOURCE    what is in an image set: classes, sizes, damage, duplicates, labels
   imbdiff train SOURCE      train the generator only
   imbdiff sample RUN        draw the images that classes lack
   imbdiff evaluate RUN      measure them
@@ -138,8 +138,10 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
 def default_out(source: str, config: RunConfig) -> Path:
     """runs/SOURCE-METHOD-SEED."""
     from imbdiff.data.folders import safe_class_dir
+    from imbdiff.data.sources import SCHEMES
+    from imbdiff.data.spec import Spec
 
-    return Path("runs") / safe_class_dir(f"{Path(source).stem or 'source'}-{config.method}-{config.seed}")
+    return Path("runs") / safe_class_dir(f"{Spec.parse(source, SCHEMES).short}-{config.method}-{config.seed}")
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -237,15 +239,20 @@ def _inspect(arguments: Sequence[str]) -> None:
     from imbdiff.commands import InspectCommand
 
     command = _parse(InspectCommand, "inspect", arguments)
-    from imbdiff.data.inspect import format_inspection, inspect
+    from imbdiff.pipeline.inspection import inspect_any
 
-    report = inspect(command.source, size=command.size)
+    written = inspect_any(
+        command.source, size=command.size, cost=command.cost, out=command.out, page=command.page,
+        command=shlex.join(["imbdiff", "inspect", *arguments]),
+    )  # fmt: skip
     if command.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
-    else:
-        from rich.console import Console
+        print(json.dumps(written.report, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
 
-        Console().print(format_inspection(report))
+    Console().print(written.text)
+    for path in written.files:
+        print(f"written: {path}")
 
 
 def _compare(arguments: Sequence[str]) -> None:

@@ -101,14 +101,20 @@ class ReferenceCommand:
 
 @dataclass(frozen=True)
 class InspectCommand:
-    """What is in an image set: classes, sizes, modes, damaged files, duplicates."""
+    """What is in an image set: classes, sizes, damaged files, duplicates, odd labels, whether it may be mirrored."""
 
     source: tyro.conf.Positional[str]
     """A folder of class folders, an .npz file, or digits."""
     size: Annotated[int | None, tyro.conf.arg(aliases=["--data.size"])] = None
     """Side in pixels to bring all images to."""
+    out: str | None = None
+    """Folder for a page with pictures (report.html) and the complete report (inspection.json)."""
+    page: str | None = None
+    """File for the page alone, such as inspection.html."""
+    cost: bool = False
+    """Also measure what a run with default options would cost: reads all images, takes a minute or so."""
     json: bool = False
-    """Print JSON."""
+    """Print the complete report as JSON."""
 
 
 @dataclass(frozen=True)

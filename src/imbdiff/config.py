@@ -228,6 +228,9 @@ class EvaluateConfig:
     """File with the weights of FID's Inception network; with it, FID is computed."""
     cas: bool = True
     """Train classifiers on the synthetic images alone and test them on real ones."""
+    balanced: bool | None = None
+    """Also measure against the balanced set that the tail was cut from, the literature's reference. Default: for
+    benchmarks."""
     lpips: bool = False
     """Also measure LPIPS between images of a class; needs the extra fidelity and weights."""
     batch_size: int = 256

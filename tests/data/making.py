@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tarfile
+import zipfile
+from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -31,3 +35,29 @@ def arrays(counts: list[int], side: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """Grey images, all different, and labels in shuffled order."""
     y = np.random.default_rng(1).permutation(np.repeat(np.arange(len(counts)), counts))
     return noise(len(y), side, side, seed=2), y
+
+
+def encoded(image: Image.Image | np.ndarray, format: str = "PNG", **options: object) -> bytes:
+    """An image file, as bytes."""
+    buffer = BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def zipped(path: Path, members: dict[str, bytes] | Iterable[tuple[str | zipfile.ZipInfo, bytes]]) -> Path:
+    """A zip file of these members."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items() if isinstance(members, dict) else members:
+            archive.writestr(name, data)
+    return path
+
+
+def tarred(path: Path, members: dict[str, bytes] | Iterable[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
+    """A tar file of these members, in their order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items() if isinstance(members, dict) else members:
+            info = tarfile.TarInfo(name) if isinstance(name, str) else name
+            info.size = len(data)
+            archive.addfile(info, BytesIO(data))
+    return path

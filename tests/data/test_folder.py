@@ -233,6 +233,16 @@ def test_links_inside_the_folder_are_images(tmp_path):
     assert any("1 linked folder inside" in note for note in source.warnings)
 
 
+def test_links_in_a_circle_and_to_nothing_are_no_images(tmp_path):
+    folder(tmp_path, {"a": 1, "b": 1})
+    (tmp_path / "a" / "1.png").symlink_to(tmp_path / "a" / "1.png")
+    (tmp_path / "b" / "1.png").symlink_to("gone.png")
+    (tmp_path / "c").symlink_to(tmp_path / "c")
+    source = load(tmp_path)
+    assert source.ids() == ("a/000.png", "b/000.png")
+    assert any("3 files that are no images: a/1.png, b/1.png, c" in note for note in source.warnings)
+
+
 def test_pipes_are_not_opened(tmp_path):
     folder(tmp_path, {"a": 1, "b": 1})
     os.mkfifo(tmp_path / "a" / "pipe.png")
@@ -270,9 +280,9 @@ def test_unknown_split_and_missing_path(tmp_path):
         load(folder(tmp_path / "set", {"a": 1, "b": 1})).read("test")
     with pytest.raises(DataError, match="does not exist"):
         load(tmp_path / "nothing")
-    (tmp_path / "file.zip").write_text("")
+    (tmp_path / "file.xyz").write_text("")
     with pytest.raises(DataError, match="neither a folder nor"):
-        load(tmp_path / "file.zip")
+        load(tmp_path / "file.xyz")
 
 
 def test_balanced_within_a_half(tmp_path):

@@ -11,8 +11,9 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 from imbdiff.data.arrays import ArraySource
+from imbdiff.data.findings.text import format_inspection
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.inspect import format_inspection, inspect
+from imbdiff.data.inspect import inspect
 from imbdiff.data.near_duplicates import RATIO, CopyFinder, across, finder, limit_of, thumbnails
 from imbdiff.runtime.errors import DataError
 

@@ -43,3 +43,42 @@ def test_options_of_a_folder_are_refused(tmp_path):
         load(f"{tmp_path / 'set'}?label=x")
     with pytest.raises(DataError, match="does not exist"):
         load("nowhere?label=x")
+
+
+def test_absolute_paths_can_be_opened_from_anywhere(tmp_path, monkeypatch):
+    folder(tmp_path / "data" / "my set", {"a": 2, "b": 2})
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "org").mkdir()
+    monkeypatch.chdir(tmp_path)
+    here = str(tmp_path)
+    wanted = {
+        "data/my set": f"{here}/data/my set",
+        "digits": "digits",
+        "cifar100-lt?root=data&factor=50": f"cifar100-lt?root={here}/data&factor=50",
+        "lists/{0..3}.tar?val=lists/v*.tar": f"{here}/lists/{{0..3}}.tar?val={here}/lists/v*.tar",
+        "hf:data": f"hf:{here}/data",
+        "hf:data?test=data&root=data": f"hf:{here}/data?test=data&root={here}/data",
+        "{lists,data}/x.tar": f"{here}/{{lists,data}}/x.tar",
+        "torchvision:data": "torchvision:data",
+        "x" * 300: "x" * 300,
+        "hf:org/name?label=a b": "hf:org/name?label=a b",
+        "nowhere/x.csv": "nowhere/x.csv",
+    }
+    for text, absolute in wanted.items():
+        assert Spec.parse(text, ("hf", "torchvision")).absolute() == absolute
+        assert Spec.parse(absolute, ("hf", "torchvision")).absolute() == absolute
+    odd = Spec.parse("x.csv?root=a%26b+c")
+    assert odd.options == {"root": "a&b+c"}
+    assert Spec.parse(odd.absolute()).options == odd.options
+
+
+def test_what_a_run_is_called_after():
+    found = {
+        text: Spec.parse(text, ("hf",)).short for text in ("a/b.tar.gz", "cifar100-lt?root=/x/y", "hf:org/name", ".")
+    }
+    assert found == {
+        "a/b.tar.gz": "b.tar",
+        "cifar100-lt?root=/x/y": "cifar100-lt",
+        "hf:org/name": "name",
+        ".": "source",
+    }

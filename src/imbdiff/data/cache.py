@@ -1,7 +1,7 @@
 """Decoded images in a file: made once at the training size, resumed where it was stopped, checked by hash.
 
 A cache is a folder: ``images.u8``, the images one after the other; ``journal.jsonl``, one line for each chunk of images
-that is complete, with a hash of its bytes and of each of its images; ``about.json``. Workers write a chunk into its
+that is complete, with a hash of each of its images; ``about.json``. Workers write a chunk into its
 place and only then is its line written, so a process killed at any moment leaves nothing that is taken for complete.
 Opening a cache reads all of it once and compares hashes; a chunk that fails is made again.
 
@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,15 @@ class Decoding:
                 bad[i] = str(error)
         return x, bad
 
+    def task(self, places: Sequence[Any]) -> tuple[Decoding, Sequence[Any]]:
+        """What a worker gets for a chunk of images; see ``Reader.bring``."""
+        reader, brought = self.reader.bring(places)
+        return replace(self, reader=reader), brought
+
+
+def run(decoding: Decoding, places: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:
+    return decoding(places)
+
 
 def decoded(
     folder: Path, shape: tuple[int, int, int, int], decoding: Decoding, places: Sequence[Any], ids: Sequence[str],
@@ -109,9 +118,10 @@ def decoded(
             todo = [start for start in starts if start not in store.done]
             bad: dict[str, str] = {}
             if todo:
-                tasks = [(decoding, store.data, start, list(places[start : start + per])) for start in todo]
+                tasks = ((store.data, start, *decoding.task(places[start : start + per])) for start in todo)
+                at_once = 0 if decoding.reader.streams else len(todo) * per
                 with Progress("decode", n, start=n - sum(min(per, n - s) for s in todo)) as bar:
-                    for start, (line, wrong) in zip(todo, in_chunks(_make, tasks, len(todo) * per), strict=True):
+                    for start, (line, wrong) in zip(todo, in_chunks(_make, tasks, at_once), strict=True):
                         if wrong:
                             bad |= {ids[start + i]: why for i, why in wrong.items()}
                         else:
@@ -177,7 +187,11 @@ class _Store:
                     line = json.loads(text)
                 except json.JSONDecodeError:
                     continue  # torn by a kill
-                if isinstance(line, dict) and {"start", "digest", "hashes"} <= line.keys():
+                if (
+                    isinstance(line, dict)
+                    and isinstance(line.get("start"), int)
+                    and isinstance(line.get("hashes"), str)
+                ):
                     yield line
 
     def _holds(self, line: dict[str, Any]) -> bool:
@@ -187,19 +201,22 @@ class _Store:
             return False
         with open(self.data, "rb") as handle:
             handle.seek(start * self.image_bytes)
-            return _digest(handle.read(n * self.image_bytes)) == line["digest"]
+            data = handle.read(n * self.image_bytes)
+        return len(data) == n * self.image_bytes and _hashes(data, n) == line["hashes"]
 
 
-def _make(decoding: Decoding, path: Path, start: int, places: Sequence[Any]) -> tuple[dict[str, Any], dict[int, str]]:
+def _make(path: Path, start: int, decoding: Decoding, places: Sequence[Any]) -> tuple[dict[str, Any], dict[int, str]]:
     """Decodes a chunk and writes it into its place; gives its line of the journal."""
     x, bad = decoding(places)
     data = x.tobytes()
     with open(path, "r+b") as handle:
         handle.seek(start * (x[0].nbytes if len(x) else 0))
         handle.write(data)
-    hashes = "".join(hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in x)
-    return {"start": start, "digest": _digest(data), "hashes": hashes}, bad
+    return {"start": start, "hashes": _hashes(data, len(x))}, bad
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def _hashes(data: bytes, n: int) -> str:
+    """The hashes of `n` images that lie one after the other, as :attr:`ImageSet.hashes` has them, joined."""
+    size = len(data) // n
+    whole = memoryview(data)
+    return "".join(hashlib.sha256(whole[i * size : (i + 1) * size]).hexdigest()[:32] for i in range(n))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,14 @@ PROGRESS_FROM = 20_000  # images from which it is worth saying how far one is
 
 
 class Reader(ABC):
-    """Gives the encoded bytes of an image. It travels to worker processes, so it holds names and not open files."""
+    """Gives the encoded bytes of an image. It travels to worker processes, so it holds names and not open files.
+
+    Attributes:
+        streams: images come one after the other and not by their places (a network's stream, say): they are read in
+            the process that asks for them, in order, and this reader does not travel.
+    """
+
+    streams = False
 
     @abstractmethod
     def open(self, place: Any) -> File:
@@ -44,6 +51,10 @@ class Reader(ABC):
     @abstractmethod
     def stamp(self, place: Any) -> str:
         """What changes when the image at `place` does, found without reading it: size and time, or a checksum."""
+
+    def bring(self, places: Sequence[Any]) -> tuple[Reader, Sequence[Any]]:
+        """The reader and the places that a worker gets for the images at `places`; called in their order."""
+        return self, places
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ class EncodedSource(Source):
         deep: list[Any] = []
         seen: dict[Header, Header] = {}  # the same few headers a million times
         for records in self.records.values():
-            for found, place in zip(self._each(_headers, records, "headers"), records.opened, strict=True):
+            for found, place in zip(self._look(records), records.opened, strict=True):
                 name, header, why = found
                 if header is None:
                     bad[name] = why
@@ -168,20 +179,24 @@ class EncodedSource(Source):
         bad = {}
         done = 0
         decoding = cache.Decoding(self.reader, target, grey)
-        parts = chunks(places)
-        for x, wrong in in_chunks(decoding, [(part,) for part in parts], len(places)):
+        tasks = (decoding.task(part) for part in chunks(places))
+        for x, wrong in in_chunks(cache.run, tasks, 0 if self.reader.streams else len(places)):
             images[done : done + len(x)] = x
             bad |= {records.ids[done + i]: why for i, why in wrong.items()}
             done += len(x)
         return images, bad
 
+    def _look(self, records: Records) -> Iterable[tuple[str, Header | None, str]]:
+        """(id, header or None, why not) of every image of a split, in order."""
+        return self._each(_headers, records, "headers")
+
     def _each(self, work: Any, records: Records, what: str, *more: Any) -> Any:
         """(id, result or None, why not) of every image of a split, in order."""
         n = len(records.ids)
-        tasks = [(self.reader, part, *more) for part in chunks(records.opened)]
+        tasks = ((*self.reader.bring(part), *more) for part in chunks(records.opened))
         done = 0
         with Progress(what, n, quiet=n < PROGRESS_FROM) as bar:
-            for results in in_chunks(work, tasks, n):
+            for results in in_chunks(work, tasks, 0 if self.reader.streams else n):
                 for found, why in results:
                     yield records.ids[done], found, why
                     done += 1

@@ -1,72 +1,97 @@
-"""What is in a source, before anything is done with it: classes, sizes, damaged files, duplicates."""
+"""What is in a source, before anything is done with it: classes, sizes, damage, duplicates, labels, symmetry."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from imbdiff.data.findings import alike, label_problems
+from imbdiff.data.findings.class_names import name_problems
+from imbdiff.data.findings.look import Look, look
+from imbdiff.data.findings.size_advice import suggest_resize, suggest_size
+from imbdiff.data.findings.symmetry import symmetry
 from imbdiff.data.folders import display_name
 from imbdiff.data.holdout import TINY
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.near_duplicates import across
-from imbdiff.data.resize import SMALLEST, Size, Target, parse_size, resolve, suggest
+from imbdiff.data.resize import Size
 from imbdiff.data.source import BALANCED_WITHIN, Source
 from imbdiff.data.sources import load
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.data.words import counted
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+VERSION = 2
+"""Of the report's layout; 1 was the one without the number."""
+BETAS = (0.999, 0.9999)
+NAMED = 10
+NEARLY_SQUARE = 1.1
 
-SHOWN_CLASSES = 30
-SHOWN_ROWS = 10
-LARGEST_SEARCH = 100_000
-"""Images of all splits together up to which near duplicates are looked for: half a minute at 60,000 on one core."""
-KEPT_PAIRS = 1_000
-"""Near duplicates that the report lists, the most alike; it counts all."""
-_SEARCH_SIDE = 32
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """The report, and what it was made from, for pictures.
+
+    Attributes:
+        report: as :func:`inspect` gives it.
+        source: what was inspected.
+        looks: {split: its usable images}.
+    """
+
+    report: dict[str, Any]
+    source: Source
+    looks: dict[str, Look]
 
 
 def inspect(
     source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarray], *, size: Size | None = None
 ) -> dict[str, Any]:
-    """Looks at every image of a source; damaged ones are reported, not raised.
+    """Looks at every image of a source once; damaged ones are reported, not raised. Nothing is changed or written.
 
     Args:
         source: as for :func:`load`.
         size: the size the user has in mind; None = suggest one.
 
     Returns:
-        A JSON-able dictionary: source, classes (name, group, counts per split), images (per split), imbalance_factor,
-        balanced, group_rule, sizes [height, width, images] with the most frequent first, modes, channels, bad
-        {id: why}, duplicates (groups of equal images within a split or across splits, compared in their own size),
-        near_duplicates (per split other than train: first, second, looked_up, total, near, limit and the pairs, [id in
-        first, id in second, ratio]; exact duplicates are not among them; None where the source is too large),
-        suggested_size, warnings. Unusable files are in "bad" and in no count; the imbalance factor is that of the
-        classes with a usable training image.
+        A JSON-able dictionary. Unusable files are in "bad" and in no count; ids name images.
+
+        * version: 2. source: name, kind, splits.
+        * classes: name, group, counts per split, share of the usable training images, effective {"0.999", "0.9999":
+          effective number of samples (1 - beta^n) / (1 - beta), Cui et al. 2019}.
+        * images per split; imbalance_factor of the classes with a usable training image; balanced; group_rule;
+          normalised_entropy of the class shares (1: balanced); gini of the class counts (0: balanced).
+        * sizes [height, width, images], the most frequent first; modes; channels; suggested_size with size_reason;
+          resize: policy (crop or pad), cut_much (images of which crop cuts off more than a quarter), images.
+        * bad {id: why}.
+        * duplicates: groups of images that are equal in their own size, within a split or across splits.
+        * near_duplicates per split other than train, and near_duplicates_within per split: first, second, looked_up,
+          total, near, beyond_chance (clearly more than 1 % of the images), limit, neighbours and pairs [id in first, id
+          in second, ratio], at most 1,000, the most alike first; exact duplicates are not among them, and count once
+          within a split. See :mod:`imbdiff.data.near_duplicates`.
+        * labels: names [{names, why}]; duplicates and near_duplicates [{images, classes}] with more than one label;
+          single, copies, flat (names of classes of one image, of mostly exact copies, of images of one flat colour);
+          flat_images; suspicious, see :func:`imbdiff.data.label_problems.suspicious`, with ids and class names.
+        * symmetry: see :func:`imbdiff.data.symmetry.symmetry`.
+        * warnings: sentences.
 
     Raises:
         DataError: the source cannot be opened at all.
     """
+    return examine(source, size=size).report
+
+
+def examine(
+    source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarray], *, size: Size | None = None
+) -> Inspection:
+    """As :func:`inspect`, with what pictures are made from."""
     opened = load(source)
     survey = opened.survey()
-    names = opened.class_names
-    counts: dict[str, list[int]] = {}
-    bad = dict(survey.bad)
-    same: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
-    for split in opened.splits:
-        scan = opened.scan(split)
-        hashes = scan.hashes
-        bad |= scan.bad
-        usable = [label for label, key in zip(opened.labels(split).tolist(), hashes, strict=True) if key is not None]
-        counts[split] = np.bincount(np.array(usable, dtype=np.int64), minlength=len(names)).tolist()
-        for key, name, label in zip(hashes, opened.ids(split), opened.labels(split).tolist(), strict=True):
-            if key is not None:
-                same[key].append((split, name, label))
-    copies = [found for found in same.values() if len(found) > 1]
+    looks, bad = look(opened)
+    names, train = opened.class_names, looks["train"]
+    counts = {s: np.bincount(images.labels, minlength=len(names)).tolist() for s, images in looks.items()}
     # a file may be damaged behind a sound header: the survey still counts it
     sizes, modes = Counter(survey.sizes), Counter(survey.modes)
     for name in bad:
@@ -75,169 +100,142 @@ def inspect(
             sizes[header_size] -= 1
             modes[mode] -= 1
     sizes, modes = +sizes, +modes
-    present = [n for n in counts["train"] if n]
-    factor = max(present) / min(present) if present else 1.0
-    groups = Groups.default(ClassStats(tuple(names), tuple(max(1, n) for n in counts["train"])))
-    suggested, size_notes = _suggest(sizes, size)
-    tiny = [name for name, n in zip(names, counts["train"], strict=True) if 0 < n <= TINY]
-    lost = [name for name, n in zip(names, counts["train"], strict=True) if not n]
-    warnings = [*opened.warnings, *size_notes]
-    if lost:
-        warnings.append(f"no usable training image of {', '.join(display_name(name) for name in lost[:SHOWN_ROWS])}")
-    if tiny:
-        have, images = counted(len(tiny), "class has", "classes have"), counted(TINY, "image")
-        warnings.append(f"{have} at most {images}: kept in training, left out of tests and claims")
-    if any(len({label for _, _, label in found}) > 1 for found in copies):
-        warnings.append("some images occur under more than one class: at least one of the labels is wrong")
-    near, said = _near_duplicates(opened, bad, survey.grey, sizes)
-    warnings += said
-    return {
+    suggested, why, notes = suggest_size(sizes, size)
+    resize, more = suggest_resize(sizes, suggested)
+    copies = alike.copies(looks)
+    searches = {split: alike.finder(images) for split, images in looks.items()}
+    near, said = _across(looks, searches)
+    inside, pairs = {}, {}
+    for split, images in looks.items():
+        inside[split], pairs[split] = alike.within(images, searches[split])
+    search = searches["train"]
+    votes = label_problems.suspicious(train, search.among if search else None, len(names))
+    square = sum(n for (h, w), n in sizes.items() if max(h, w) <= NEARLY_SQUARE * min(h, w)) > sum(sizes.values()) / 2
+    labels = {
+        "names": [{"names": group, "why": reason} for group, reason in name_problems(names)],
+        "duplicates": label_problems.conflicting(copies, names),
+        "near_duplicates": _near_conflicts(train, pairs["train"], names),
+        **label_problems.odd_classes(train, names),
+        "flat_images": sum(int(images.flat.sum()) for images in looks.values()),
+        "suspicious": _named(votes, train, names),
+    }
+    report = {
+        "version": VERSION,
         "source": {"name": opened.name, "kind": opened.kind, "splits": list(opened.splits)},
-        "classes": [
-            {
-                "name": name,
-                "group": groups.names[groups.of_class[k]],
-                "counts": {split: counts[split][k] for split in opened.splits},
-            }
-            for k, name in enumerate(names)
-        ],
-        "images": {split: sum(counts[split]) for split in opened.splits},
-        "imbalance_factor": factor,
-        "balanced": not lost and factor <= BALANCED_WITHIN,
-        "group_rule": groups.rule,
+        **_classes(names, counts, opened.splits),
         "sizes": [[h, w, n] for (h, w), n in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))],
         "modes": dict(modes),
         "channels": 1 if survey.grey else 3,
+        "suggested_size": list(suggested) if suggested else None,
+        "size_reason": why,
+        "resize": resize,
         "bad": bad,
         "duplicates": {
             "within": [[name for _, name, _ in found] for found in copies if len({s for s, _, _ in found}) == 1],
             "across": [[name for _, name, _ in found] for found in copies if len({s for s, _, _ in found}) > 1],
         },
         "near_duplicates": near,
-        "suggested_size": list(suggested) if suggested else None,
-        "warnings": warnings,
+        "near_duplicates_within": list(inside.values()),
+        "labels": labels,
+        "symmetry": symmetry(train, len(names), square),
+    }
+    report["warnings"] = [*opened.warnings, *notes, *more, *_warnings(names, counts["train"], labels), *said]
+    return Inspection(report, opened, looks)
+
+
+def _classes(names: Sequence[str], counts: dict[str, list[int]], splits: Sequence[str]) -> dict[str, Any]:
+    """The part of the report on class sizes."""
+    n = np.asarray(counts["train"], dtype=np.float64)
+    present, total = n[n > 0], max(1.0, n.sum())
+    factor = float(present.max() / present.min()) if len(present) else 1.0
+    groups = Groups.default(ClassStats(tuple(names), tuple(max(1, k) for k in counts["train"])))
+    shares = present / total
+    c = len(n)
+    ranks = np.arange(1, c + 1)
+    return {
+        "classes": [
+            {
+                "name": name,
+                "group": groups.names[groups.of_class[k]],
+                "counts": {split: counts[split][k] for split in splits},
+                "share": n[k] / total,
+                "effective": {str(beta): effective(counts["train"][k], beta) for beta in BETAS},
+            }
+            for k, name in enumerate(names)
+        ],
+        "images": {split: sum(counts[split]) for split in splits},
+        "imbalance_factor": factor,
+        "balanced": len(present) == c and factor <= BALANCED_WITHIN,
+        "group_rule": groups.rule,
+        "normalised_entropy": float(-(shares * np.log(shares)).sum() / np.log(c)) if c > 1 and len(shares) else 1.0,
+        "gini": float((2 * ranks - c - 1) @ np.sort(n) / (c * total)),
     }
 
 
-def _near_duplicates(
-    opened: Source, bad: dict[str, str], grey: bool, sizes: dict[tuple[int, int], int]
-) -> tuple[list[dict[str, Any]] | None, list[str]]:
+def effective(n: int, beta: float) -> float:
+    """Effective number of `n` images, (1 - beta^n) / (1 - beta): Cui et al. 2019, "Class-balanced loss"."""
+    return float(-np.expm1(n * np.log(beta)) / (1 - beta))
+
+
+def _across(
+    looks: dict[str, Look], searches: dict[str, alike.CopyFinder | None]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Images of the other splits that look like training images, and what to say about them."""
-    others = [split for split in opened.splits if split != "train"]
-    if not others or not sizes:
-        return [], []
-    total = sum(len(opened.ids(split)) for split in opened.splits)
-    if total > LARGEST_SEARCH:
-        return None, [f"near duplicates were not looked for: more than {LARGEST_SEARCH:,} images"]
-    h, w = max(sizes, key=lambda size: (sizes[size], size))
-    alike = len(sizes) == 1 and max(h, w) <= 2 * _SEARCH_SIDE
-    # the search looks at 8 x 8 blocks, so that little is lost in small pictures, and proportions do not matter
-    target = Target(h, w, "stretch") if alike else Target(_SEARCH_SIDE, _SEARCH_SIDE, "stretch")
-
-    def read(split: str) -> ImageSet:
-        images, _ = opened._decode(split, target, grey)
-        usable = np.array([i for i, name in enumerate(opened.ids(split)) if name not in bad], dtype=np.int64)
-        return ImageSet(images, opened.labels(split), opened.class_names, opened.ids(split)).select(usable)
-
-    train, rows, notes = read("train"), [], []
-    for split in others:
-        found = across(train, read(split))
-        pairs = [[pair.first, pair.second, round(pair.ratio, 4)] for pair in found.pairs if not pair.exact]
-        rows.append(
-            {
-                "first": "train",
-                "second": split,
-                "looked_up": found.looked_up,
-                "total": found.total,
-                "near": len(pairs),
-                "limit": found.limit,
-                "pairs": pairs[:KEPT_PAIRS],
-            }
-        )
-        sentence = found.sentence("train", split)
-        notes += [sentence] if sentence else []
+    rows, notes = [], []
+    for split, images in looks.items():
+        if split != "train" and len(images) and len(looks["train"]):
+            row, found = alike.across(looks["train"], searches["train"], images)
+            rows.append(row)
+            sentence = found.sentence("train", split)
+            notes += [sentence] if sentence else []
     return rows, notes
 
 
-def _suggest(sizes: dict[tuple[int, int], int], asked: Size | None) -> tuple[tuple[int, int] | None, list[str]]:
-    """(height, width), and what to say about it."""
-    if asked is not None:
-        height, width = parse_size(asked)
-        smaller = sum(n for (h, w), n in sizes.items() if h < height or w < width)
-        are = counted(smaller, "image is", "images are")
-        return (height, width), [f"{are} smaller than {height} x {width} and would be enlarged"] if smaller else []
-    if not sizes:
-        return None, []
-    side = suggest(sizes)
-    if side in sizes and len(sizes) == 1:
-        return side, []
-    choose = f"choose one with --data.size {side[0]} (--data.resize crop|pad|stretch)"
-    if len(sizes) > 1:
-        return side, [f"{len(sizes)} different sizes: {choose}"]
-    if min(only := next(iter(sizes))) < SMALLEST:
-        return side, [f"images of {only[0]} x {only[1]} pixels are too small: {choose}"]
-    unasked, _ = resolve(sizes, None, "crop", "")
-    return side, [f"images larger than 64 pixels: {choose}; unasked they become {unasked.height} x {unasked.width}"]
+def _near_conflicts(train: Look, pairs: list[tuple[int, int]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Near duplicates inside train that carry different labels, the most alike first; as many as pairs are listed."""
+    return [
+        {"images": [train.ids[a], train.ids[b]], "classes": [names[train.labels[a]], names[train.labels[b]]]}
+        for a, b in pairs
+        if train.labels[a] != train.labels[b]
+    ][: alike.KEPT_PAIRS]
 
 
-def format_inspection(report: dict[str, Any]) -> RenderableType:
-    """The report for a terminal: at most 30 classes (the 20 largest, the 10 smallest) and 10 rows of any list."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    splits = report["source"]["splits"]
-    table = Table("class", "group", *(splits if len(splits) > 1 else ["images"]), title_justify="left")
-    classes = sorted(report["classes"], key=lambda row: -row["counts"]["train"])
-    hidden = max(0, len(classes) - SHOWN_CLASSES)
-    for i, row in enumerate(classes):
-        if hidden and i == SHOWN_CLASSES - SHOWN_ROWS:
-            table.add_row(Text(f"... {counted(hidden, 'more class', 'more classes')}"), *[""] * (len(splits) + 1))
-        if hidden and SHOWN_CLASSES - SHOWN_ROWS <= i < len(classes) - SHOWN_ROWS:
-            continue
-        # Text, not str: rich would read markup in a class called "[red]"
-        table.add_row(Text(display_name(row["name"], 40)), row["group"], *[str(row["counts"][s]) for s in splits])
-    if len(splits) > 1:
-        images = ", ".join(f"{n} {split}" for split, n in report["images"].items()) + " images"
-    else:
-        images = counted(sum(report["images"].values()), "image")
-    if report["bad"]:
-        images += f"; not counted: {counted(len(report['bad']), 'unusable file')}"
-    head = [
-        f"{display_name(report['source']['name'], 200)} ({report['source']['kind']}): "
-        f"{counted(len(classes), 'class', 'classes')}, {images}",
-        f"imbalance factor {report['imbalance_factor']:.1f}; groups: {report['group_rule']}",
-    ]
-    tail = [
-        "sizes (height x width): "
-        + _capped([f"{h} x {w} ({n})" for h, w, n in report["sizes"]], ", ")
-        + f"; {'grey' if report['channels'] == 1 else 'colour'}; modes "
-        + ", ".join(f"{mode} ({n})" for mode, n in sorted(report["modes"].items())),
-    ]
-    if report["suggested_size"]:
-        height, width = report["suggested_size"]
-        tail.append(
-            f"suggested size: {height} x {width}; larger sizes cost time in proportion to the pixels: "
-            f"{2 * height} x {2 * width} takes 4 times as long"
-        )
-    if report["bad"]:
-        rows = [f"{display_name(name, 120)}: {display_name(why, 200)}" for name, why in sorted(report["bad"].items())]
-        tail.append(f"{counted(len(rows), 'unusable file')}:\n  " + _capped(rows, "\n  "))
-    for kind, where in (("within", "within a split"), ("across", "across splits")):
-        rows = [" = ".join(display_name(name, 120) for name in found[:4]) for found in report["duplicates"][kind]]
-        if rows:
-            tail.append(f"{counted(len(rows), 'group')} of exact duplicates {where}:\n  " + _capped(rows, "\n  "))
-    for row in report.get("near_duplicates") or ():
-        if row["near"]:
-            alike = [f"{display_name(a, 120)} ~ {display_name(b, 120)} ({ratio:.2f})" for a, b, ratio in row["pairs"]]
-            alike += ["..."] * (row["near"] - len(alike))
-            part = "" if row["looked_up"] == row["total"] else f" (looked up: {row['looked_up']:,} of {row['total']:,})"
-            head_line = f"{counted(row['near'], 'near duplicate')} of {row['first']} in {row['second']}{part}"
-            tail.append(f"{head_line}, the most alike first:\n  " + _capped(alike, "\n  "))
-    tail += [f"note: {note}" for note in report["warnings"]]
-    return Group(*[Text(line) for line in head], table, *[Text(line) for line in tail])
+def _named(votes: dict[str, Any], train: Look, names: Sequence[str]) -> dict[str, Any]:
+    """`votes` with names in place of numbers."""
+    return votes | {
+        "not_judged": [names[k] for k in votes["not_judged"]],
+        "images": [
+            {
+                "image": train.ids[row["row"]],
+                "label": names[row["label"]],
+                "other": names[row["other"]],
+                "votes": row["votes"],
+                "neighbours": [train.ids[j] for j in row["neighbours"]],
+            }
+            for row in votes["images"]
+        ],
+    }
 
 
-def _capped(rows: list[str], separator: str) -> str:
-    more = len(rows) - SHOWN_ROWS
-    return separator.join(rows[:SHOWN_ROWS]) + (f"{separator}... and {more} more" if more > 0 else "")
+def _warnings(names: Sequence[str], train: list[int], labels: dict[str, Any]) -> list[str]:
+    tiny = [name for name, n in zip(names, train, strict=True) if 0 < n <= TINY]
+    lost = [name for name, n in zip(names, train, strict=True) if not n]
+    notes = []
+    if lost:
+        notes.append(f"no usable training image of {listed(lost)}")
+    if tiny:
+        have, images = counted(len(tiny), "class has", "classes have"), counted(TINY, "image")
+        notes.append(f"{have} at most {images}: kept in training, left out of tests and claims")
+    if labels["duplicates"]:
+        notes.append("some images occur under more than one class: at least one of the labels is wrong")
+    if labels["copies"]:
+        notes.append(f"mostly exact copies of few images: {listed(labels['copies'])}")
+    if labels["flat"]:
+        notes.append(f"only images of one flat colour: {listed(labels['flat'])}")
+    return notes
+
+
+def listed(names: Sequence[str]) -> str:
+    """At most 10 names on one line."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(display_name(name) for name in names[:NAMED]) + more

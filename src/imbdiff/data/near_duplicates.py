@@ -16,6 +16,7 @@ image that the set holds dozens of times nearly but not exactly equal: they are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,21 @@ def thumbnails(images: np.ndarray, mirrored: bool = False) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
+class Among:
+    """Images of a set, each looked up among the others.
+
+    Attributes:
+        rows: (n,) int64 numbers of the images, those of the lowest hashes; of equal images the first one.
+        found: what was found, row by row.
+        neighbours: (n, k) int64 numbers of the k = 50 nearest images, mirrored forms not counted, nearest first.
+    """
+
+    rows: np.ndarray
+    found: Found
+    neighbours: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Found:
     """For each query its nearest row.
 
@@ -85,10 +101,12 @@ class CopyFinder:
         rows: (M, D) thumbnails or features of the set.
         hashes: (M,) hashes of its images; of equal images the first one stands for all.
         mirrored: (n,) image numbers -> (n, D) rows of the mirrored images; not given: mirrored copies do not count.
+        lookups: images of the set to look up among the others; the first 2,000 of them set the limit.
 
     Attributes:
         limit: ratio below which an image is a near copy; NaN where the set has fewer than 3 different images.
         own: (M,) ratios of the calibrating images, each among the others; NaN of all other images.
+        among: the images that were looked up among the others; None where the set has fewer than 4 different images.
 
     Raises:
         DataError: no image, or rows and hashes that do not belong together.
@@ -99,6 +117,7 @@ class CopyFinder:
         rows: np.ndarray,
         hashes: Sequence[str],
         mirrored: Callable[[np.ndarray], np.ndarray] | None = None,
+        lookups: int = CALIBRATION,
     ) -> None:
         if len(rows) != len(hashes) or not len(rows):
             raise DataError(f"{len(rows)} rows for {len(hashes)} images to be searched", "give at least one of each")
@@ -110,31 +129,42 @@ class CopyFinder:
         self.base = Nearest(rows if len(self.rows) == len(rows) else rows[self.rows], keys)
         self.limit: float = float("nan")
         self.own: np.ndarray = np.full(len(rows), np.nan)
+        self.among: Among | None = None
         if len(self.rows) >= FEWEST + 1:
-            own = np.argsort(keys, kind="stable")[:CALIBRATION]
+            own = np.argsort(keys, kind="stable")[:lookups]
             chosen = self.rows[own]
-            ratio = self._nearest(rows[chosen], None if mirrored is None else mirrored(chosen), exclude=own)[2]
-            self.own[chosen] = ratio
-            self.limit = limit_of(ratio)
+            turned = None if mirrored is None else mirrored(chosen)
+            index, distance, ratio, flips, plain = self._nearest(rows[chosen], turned, exclude=own)
+            self.own[chosen[:CALIBRATION]] = ratio[:CALIBRATION]
+            self.limit = limit_of(ratio[:CALIBRATION])
+            found = Found(self.rows[index], distance, ratio, flips, self._near(distance, ratio))
+            self.among = Among(chosen, found, self.rows[plain])
         elif len(self.rows) == FEWEST:
             self.limit = RATIO
 
     def find(self, rows: np.ndarray, mirrored: np.ndarray | None = None) -> Found:
         """The nearest image of each row (N, D), or of its mirrored form (N, D)."""
-        index, distance, ratio, turned = self._nearest(rows, mirrored)
-        near = (distance == 0) | (ratio < self.limit if np.isfinite(self.limit) else False)
-        return Found(self.rows[index], distance, ratio, turned, near)
+        index, distance, ratio, turned, _ = self._nearest(rows, mirrored)
+        return Found(self.rows[index], distance, ratio, turned, self._near(distance, ratio))
+
+    def _near(self, distance: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+        return (distance == 0) | (ratio < self.limit if np.isfinite(self.limit) else False)
 
     def _nearest(
         self, rows: np.ndarray, mirrored: np.ndarray | None, exclude: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Index, distance, ratio and whether mirrored as in :class:`Found`, and the k nearest, not mirrored."""
         if not len(rows):
-            return np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0, bool)
+            return np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0, bool), np.empty((0, 0), np.int64)
         k = min(NEIGHBOURS, len(self.base) - (exclude is not None))
-        index, squared = self.base.search(rows, k, exclude=exclude)
+        forms = [rows] if mirrored is None else [rows, mirrored]
+        with ThreadPoolExecutor(len(forms)) as threads:  # numpy works outside the interpreter lock
+            found = list(threads.map(lambda form: self.base.search(form, k, exclude=exclude), forms))
+        index, squared = found[0]
+        plain = index
         turned = np.zeros(len(rows), dtype=bool)
         if mirrored is not None:
-            index2, squared2 = self.base.search(mirrored, k, exclude=exclude)
+            index2, squared2 = found[1]
             turned = squared2[:, 0] < squared[:, 0]
             index, squared = self._union(index, squared, index2, squared2)
         distance = np.sqrt(squared / self.base.dim)
@@ -142,7 +172,7 @@ class CopyFinder:
         if k >= FEWEST - 1 and len(self.base) >= FEWEST:
             usual = distance[:, 1:].mean(axis=1)
             ratio = np.where(distance[:, 0] == 0, 0.0, distance[:, 0] / np.maximum(usual, 1e-300))
-        return index[:, 0], distance[:, 0], ratio, turned
+        return index[:, 0], distance[:, 0], ratio, turned, plain
 
     def _union(
         self, index: np.ndarray, squared: np.ndarray, index2: np.ndarray, squared2: np.ndarray
@@ -220,13 +250,18 @@ class Across:
         """
         n = self.looked_up
         near = sum(not pair.exact for pair in self.pairs)
-        if near <= 0.01 * n + 1.96 * (0.01 * 0.99 * n) ** 0.5 + 0.5:
+        if not beyond_chance(near, n):
             return ""
         of = f"{n:,}" if n == self.total else f"{n:,} looked up of {self.total:,}"
         return (
             f"{near:,} of {of} images of {second} look like near duplicates of images of {first} "
             f"({100 * near / n:.1f} %): if they are, numbers on {second} are too good"
         )
+
+
+def beyond_chance(near: int, looked_up: int) -> bool:
+    """Whether `near` of `looked_up` images is clearly more than the 1 % that may lie below the limit by chance."""
+    return near > 0.01 * looked_up + 1.96 * (0.01 * 0.99 * looked_up) ** 0.5 + 0.5
 
 
 def across(first: ImageSet, second: ImageSet, *, cap: int = CAP) -> Across:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import joblib
@@ -26,20 +27,27 @@ def chunks(items: Sequence[T], size: int = CHUNK) -> list[Sequence[T]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def in_chunks(work: Callable[..., R], tasks: Sequence[Sequence[object]], n: int) -> Iterator[R]:
-    """``work(*task)`` of every task, in order, as they come.
+def in_chunks(work: Callable[..., R], tasks: Iterable[Sequence[object]], n: int) -> Iterator[R]:
+    """``work(*task)`` of every task, in order, as they come. Only a few tasks are taken ahead of those that are done.
 
     Args:
         work: picklable; it gets one task's arguments.
         tasks: the arguments of each task.
         n: images in all tasks together, which decides about threads or processes.
     """
-    processes = min(workers(n), len(tasks))
+    processes = min(workers(n), -(-n // CHUNK))
     if processes > 1:
         # loky: no fork of a process that runs threads, and scripts need no `if __name__ == "__main__"`
         pool = joblib.Parallel(n_jobs=processes, backend="loky", return_as="generator", batch_size=1)
         yield from pool(joblib.delayed(work)(*task) for task in tasks)
         return
-    with ThreadPoolExecutor(min(8, joblib.cpu_count())) as threads:
+    count = min(8, joblib.cpu_count())
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(count) as threads:
         # Pillow decodes outside the interpreter lock
-        yield from threads.map(lambda task: work(*task), tasks)
+        for task in tasks:
+            waiting.append(threads.submit(work, *task))
+            if len(waiting) > 2 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

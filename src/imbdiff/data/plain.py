@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from imbdiff.data.encoded import PathReader
-from imbdiff.data.folder import OUTSIDE, SPLIT_FOLDERS, FolderSource, Listing, class_order, class_records
+from imbdiff.data.folder import FolderSource, FolderTree
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.layout import OUTSIDE, SPLIT_FOLDERS, Listing, class_order, class_records
 from imbdiff.data.npz import LAYOUTS, NpzSource, find_layout
 from imbdiff.data.rows import join
 from imbdiff.data.source import Source
@@ -36,10 +37,10 @@ class PlainFolder(FolderSource):
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
         self.folder = Path(folder)
-        listed = Listing(self.folder, strict=False)
+        listed = Listing(FolderTree(self.folder), strict=False)
         classes = {k: v for k, v in listed.classes["train"].items() if v}
         if not classes:
-            classes = {ONE_CLASS: listed.beside(self.folder)}
+            classes = {ONE_CLASS: listed.beside()}
             listed.ignored.pop(OUTSIDE, None)  # these are the images that are taken
         names = sorted(classes, key=class_order(classes))
         Source.__init__(self, name or str(folder), names, False, listed.warnings())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image
 
 SMALL = 8
 """Pixels along each side of the small versions."""
@@ -33,6 +33,21 @@ def pixel_hash(x: np.ndarray) -> str:
 
 
 def smaller(x: np.ndarray) -> np.ndarray:
-    """(8, 8, C) uint8: the means of the blocks of an image (H, W, C) uint8, as Pillow's box filter gives them."""
-    image = Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x)
-    return np.asarray(image.resize((SMALL, SMALL), Image.Resampling.BOX)).reshape(SMALL, SMALL, x.shape[-1])
+    """(8, 8, C) uint8: the means over 8 x 8 equal rectangles of an image (H, W, C) uint8.
+
+    A pixel on the border of two rectangles counts in each by its share, so that the mirror image gives the mirrored
+    means, whatever the size (Pillow's box filter counts whole pixels, on one side).
+    """
+    h, w, c = x.shape
+    rows = (_weights(h) @ x.reshape(h, -1).astype(np.float32)).reshape(SMALL, w, c)
+    means = np.einsum("kw,iwc->ikc", _weights(w), rows)
+    return np.rint(means).clip(0, 255).astype(np.uint8)
+
+
+@lru_cache(256)
+def _weights(n: int) -> np.ndarray:
+    """(8, n) float32: the share of each of `n` pixels in the mean over each eighth of the length."""
+    edges = np.arange(SMALL + 1) * (n / SMALL)
+    pixel = np.arange(n)
+    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return (np.maximum(overlap, 0) * (SMALL / n)).astype(np.float32)

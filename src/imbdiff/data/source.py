@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from imbdiff.data import cache as caches
+from imbdiff.data.folders import display_name
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.resize import Size, Target, resolve
 from imbdiff.data.scan import Scan
@@ -55,6 +56,8 @@ class Defaults:
         n_max: images of the largest class after the cut.
         test_per_class: balanced test images per class that are held out.
         groups: the partition of the classes, from the statistics of the training images.
+        short: a class with fewer images than the profile asks for keeps all of them (protocol cifar-lt); otherwise that
+            is an error.
         notes: what one has to know about them, such as another set of the same name in the literature.
     """
 
@@ -65,6 +68,7 @@ class Defaults:
     n_max: int | None = None
     test_per_class: int | None = None
     groups: Callable[[ClassStats], Groups] | None = None
+    short: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -198,7 +202,7 @@ class Source(ABC):
             raise DataError(f"{self.name} has no split {split!r}", f"it has: {', '.join(self.splits)}")
 
     def _refuse(self, bad: dict[str, str]) -> None:
-        rows = [f"{name}: {why}" for name, why in sorted(bad.items())]
+        rows = [f"{display_name(name, 200)}: {display_name(why, 200)}" for name, why in sorted(bad.items())]
         raise DataError(
             f"{len(bad)} of the images of {self.name} cannot be used:\n{listing(rows, 100)}",
             "replace or remove these files",

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from imbdiff.data.arrays import ArraySource
+from imbdiff.data.benchmarks.table import BENCHMARKS
 from imbdiff.data.folder import FolderSource
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.npz import NpzSource
+from imbdiff.data.shards.names import PACKED, shards_of_folder
 from imbdiff.data.source import Defaults, Source, Survey
 from imbdiff.data.spec import Spec
 from imbdiff.runtime.errors import DataError
@@ -25,8 +27,8 @@ def load(
 
     Args:
         source: "digits" (scikit-learn's 1,797 handwritten digits, 8 x 8, grey, no download; a folder of that name is
-            "./digits"), the path of a folder of class folders or of an .npz file, an ImageSet, a pair (X, y) of
-            arrays as in :class:`ArraySource`, or a source, which is returned as it is.
+            "./digits"); a path or name of any kind that docs/sources.md lists, with its options behind a question mark;
+            an ImageSet; a pair (X, y) of arrays as in :class:`ArraySource`; or a source, which is returned as it is.
         flippable: whether images mean the same when mirrored; None = no.
 
     Raises:
@@ -52,11 +54,25 @@ def load(
     return opened
 
 
-SCHEMES: dict[str, str] = {}
+SCHEMES: dict[str, str] = {
+    "hf": "imbdiff.data.hub.opening",
+    "torchvision": "imbdiff.data.torchvision_sets",
+    **dict.fromkeys(("https", "http", "file"), "imbdiff.data.shards.remote"),
+    **dict.fromkeys(("pipe", "s3", "gs", "hdfs", "ais", "ftp"), "imbdiff.data.shards.remote"),  # refused, with a reason
+}
 """{prefix: module} of sources that are named, not lying at a path; each module has ``open_source(spec, flippable)``."""
-ENDINGS: dict[str, str] = {}
+ENDINGS: dict[str, str] = {
+    ".txt": "imbdiff.data.listed.lists",
+    ".csv": "imbdiff.data.listed.lists",
+    ".tsv": "imbdiff.data.listed.lists",
+    ".parquet": "imbdiff.data.listed.lists",
+    ".zip": "imbdiff.data.archive",
+    **dict.fromkeys((".tar", ".tar}", *PACKED), "imbdiff.data.shards.local"),
+}
 """{ending of a file's name: module}."""
-NAMES: dict[str, str] = {}
+NAMES: dict[str, str] = {
+    **dict.fromkeys(BENCHMARKS, "imbdiff.data.benchmarks"),
+}
 """{name: module} of the built-in names and benchmarks."""
 
 
@@ -72,6 +88,8 @@ def _open(spec: Spec, flippable: bool) -> Source:
     for ending, module in ENDINGS.items():
         if path.name.lower().endswith(ending) and not path.is_dir():
             return import_module(module).open_source(spec, flippable)
+    if shards_of_folder(path):
+        return import_module("imbdiff.data.shards.local").open_source(spec, flippable)
     if path.is_dir():
         spec.finish(())
         return FolderSource(path, spec.text, flippable)
@@ -79,11 +97,14 @@ def _open(spec: Spec, flippable: bool) -> Source:
         spec.finish(())
         return NpzSource(path, spec.text, flippable)
     if path.exists():
-        raise DataError(f"{spec.text} is neither a folder nor an .npz file", REMEDY)
+        raise DataError(f"{spec.text} is neither a folder nor a file of a kind that is read", REMEDY)
     raise DataError(f"{spec.text} does not exist", REMEDY)
 
 
-REMEDY = "give 'digits', a folder of class folders, or the path of an .npz file"
+REMEDY = (
+    "give 'digits', a folder of class folders or a .zip file of them, an .npz or .parquet file, or a list of files "
+    "with labels (.txt, .csv, .tsv)"
+)
 
 
 class DigitsSource(ArraySource):

@@ -11,12 +11,17 @@ question mark in its name.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 from imbdiff.runtime.errors import ConfigError
+
+PATHS = frozenset({"root", "val", "test", "names", "list"})
+"""Options that name files or folders."""
 
 
 @dataclass
@@ -43,13 +48,14 @@ class Spec:
             ConfigError: an option without a value, or given twice.
         """
         rest, mark, query = text, "", ""
-        if not Path(text).expanduser().exists():
+        if not os.path.exists(Path(text).expanduser()):  # unlike Path.exists, False for names that are too long
             rest, mark, query = text.partition("?")
         scheme, colon, after = rest.partition(":")
         if not colon or scheme not in set(schemes):
             scheme, after = "", rest
         try:
-            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(mark))
+            # a plus is a plus here: it is common in file names
+            pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(mark))
         except ValueError as error:
             raise ConfigError(
                 f"the options of {text!r} cannot be read: {error}", "write SOURCE?name=value&name=value"
@@ -57,6 +63,32 @@ class Spec:
         if len({name for name, _ in pairs}) < len(pairs):
             raise ConfigError(f"an option of {text!r} is given twice", "give each once")
         return cls(text, scheme, after, dict(pairs))
+
+    def absolute(self) -> str:
+        """The same source with absolute paths, so that it can be opened from anywhere.
+
+        The path itself and the options that name files or folders (``root``, ``names``, ``list``, and without a prefix
+        ``val`` and ``test``, which name splits in a hub's set) are changed where they exist, or for a pattern where the
+        folder in front of it does. An address, and what stands behind ``torchvision:``, is no path.
+        """
+
+        def place(text: str) -> str:
+            path = Path(text).expanduser()
+            start = re.split(r"[*?\[{]", str(path), maxsplit=1)[0]
+            pattern = start != str(path) and os.path.isdir(os.path.dirname(start) or ".")
+            return os.path.abspath(path) if os.path.exists(path) or pattern else text
+
+        colon = f"{self.scheme}:" if self.scheme else ""
+        known = PATHS - {"val", "test"} if self.scheme else PATHS
+        options = {k: place(v) if k in known and v else v for k, v in self.options.items()}
+        query = "&".join(f"{k}={quote(v, safe='/:,{}[]*+ ')}" for k, v in options.items())
+        rest = place(self.rest) if self.scheme in ("", "hf") else self.rest
+        return f"{colon}{rest}" + (f"?{query}" if query else "")
+
+    @property
+    def short(self) -> str:
+        """What a run folder is called after: the name of the file or folder without its ending, or of the set."""
+        return Path(self.rest).stem or "source"
 
     def take(self, name: str, default: str | None = None) -> str | None:
         """The value of an option, which is then used up."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from imbdiff.data import duplicates, holdout, near_duplicates
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.profiles import largest_n_max, long_tail, parse_imbalance_factor
+from imbdiff.data.profiles import about_cut, about_short, largest_n_max, long_tail, parse_imbalance_factor
 from imbdiff.data.resize import Size
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load
@@ -135,7 +135,11 @@ def prepare(
             seed=seed,
             order=order,
             n_max=n_max,
+            short=own.short,
         )
+        warnings += about_cut(own.imbalance_factor, imbalance_factor)
+        if own.short and protocol == "cifar-lt":
+            warnings += about_short(rest.stats.counts, rest.class_names, imbalance_factor, profile, n_max)
         cut = {
             "imbalance_factor": parse_imbalance_factor(imbalance_factor),
             "profile": profile,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from imbdiff.data.benchmarks.table import BENCHMARKS
 from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import METHODS
@@ -28,6 +29,7 @@ def as_json() -> dict[str, Any]:
             for name, m in METHODS.items()
         },
         "presets": {n: {"for": p.idea, "expect": p.expect} for n, p in PRESETS.items()},
+        "benchmarks": {n: {"what": b.what, "from": b.get} for n, b in BENCHMARKS.items()},
         "backbones": {n: {"for": idea} for n, (_, _, idea) in BACKBONES.items()},
         "samplers": {n: {"what": what, "steps": steps} for n, (what, _, steps) in SAMPLERS.items()},
         "extractors": {e.form: {"what": e.what, "needs": e.needs, "number": e.number} for e in EXTRACTORS},

@@ -71,6 +71,7 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
         ImbdiffError: naming the option.
     """
     images_to_draw(config.sample.strategy, prepared.stats)
+    against_balanced(prepared, config)
     process = PROCESSES[config.model.process]
     how = sampling(config)
     ClassifierFree(how.omega, prepared.stats.num_classes, process, how.interval)
@@ -78,3 +79,20 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
         new_model(prepared, config)
         check_phases(prepared, config, world=world)
     build_network(config.classify.network, prepared.train.shape, prepared.stats.num_classes)
+
+
+def against_balanced(prepared: Prepared, config: RunConfig) -> bool:
+    """Whether images are measured against the balanced set too, the literature's reference: for benchmarks, or asked.
+
+    Raises:
+        ConfigError: it was asked for, and the tail was not cut from a balanced set.
+    """
+    wanted = config.evaluate.balanced
+    if wanted and prepared.pool is None:
+        raise ConfigError(
+            "--evaluate.balanced: there is no balanced training set, because no tail was cut from one",
+            "leave it out; the reference is the test split",
+        )
+    if wanted is None:
+        return prepared.pool is not None and prepared.manifest["source"]["kind"] == "benchmark"
+    return wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
-from imbdiff.metrics.evaluate import evaluate
+from imbdiff.metrics.evaluate import OnProgress, evaluate
+from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.features import FeatureStore
 from imbdiff.metrics.lpips_diversity import lpips_distance, lpips_report
 from imbdiff.metrics.scopes import scopes
 from imbdiff.metrics.tables import merge
 from imbdiff.pipeline import stages
+from imbdiff.pipeline.checks import against_balanced
 from imbdiff.pipeline.direct import Watching
 from imbdiff.pipeline.extractors import make_extractors
 from imbdiff.recognition.cas import classification_accuracy_score
@@ -22,6 +25,9 @@ from imbdiff.recognition.judge import judges
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.files import digest, sha256_file
 from imbdiff.runtime.progress import Progress
+
+BALANCED = "balanced training set"
+"""What the second reference is called beside its numbers."""
 
 
 def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig) -> str:
@@ -69,11 +75,13 @@ def evaluate_run(
     known = {e.name for e in ours}
     extractors = [*ours, *(e for e in more if e.name not in known)]
     quiet = quiet or not dist.main
+    store, watching = FeatureStore(folder / "features", config.evaluate.batch_size, dist), Watching(quiet)
     found = evaluate(
         synthetic, prepared.test, prepared.train, prepared.groups, extractors,
-        reference_name="test", seed=config.seed,
-        store=FeatureStore(folder / "features", config.evaluate.batch_size, dist), progress=Watching(quiet),
+        reference_name="test", seed=config.seed, store=store, progress=watching,
     )  # fmt: skip
+    if against_balanced(prepared, config):
+        _add_balanced(found, prepared, synthetic, extractors, config.seed, store, watching)
     found["judge"] = None if judge is None else judge.to_json()
     if distance is not None and dist.main:
         every = list(scopes(prepared.train.class_names, prepared.groups))
@@ -84,6 +92,36 @@ def evaluate_run(
     if config.evaluate.cas and dist.main:
         _add_cas(found, prepared, synthetic, config, device, quiet)
     return found
+
+
+def _add_balanced(
+    found: dict[str, Any],
+    prepared: Prepared,
+    synthetic: ImageSet,
+    extractors: Sequence[Extractor],
+    seed: int,
+    store: FeatureStore,
+    progress: OnProgress,
+) -> None:
+    """Numbers against all images that the tail was cut from, overall and by group, beside those against the test split.
+
+    The generator saw some of these images, and who was trained on any of them does not judge against them.
+    """
+    assert prepared.pool is not None
+    seen = [e.name for e in extractors if not e.trained_on.isdisjoint(prepared.pool.hashes)]
+    able = [e for e in extractors if e.name not in seen]
+    who = f"; {', '.join(seen)} was trained on them and does not judge here" if seen else ""
+    found["protocol"]["second reference"] = (
+        f"{BALANCED}: the {len(prepared.pool):,} images that the tail was cut from, the literature's reference; "
+        f"the generator was trained on {len(prepared.train):,} of them{who}"
+    )
+    found["protocol"]["fingerprints"][BALANCED] = prepared.pool.fingerprint
+    if able:
+        more = evaluate(
+            synthetic, prepared.pool, None, prepared.groups, able,
+            reference_name=BALANCED, seed=seed, store=store, progress=progress,
+        )  # fmt: skip
+        found["numbers"] += [row for row in more["numbers"] if row["reference"] == BALANCED]
 
 
 def _add_cas(

@@ -10,7 +10,8 @@ from typing import Any
 
 from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.sources import load
+from imbdiff.data.sources import SCHEMES, load
+from imbdiff.data.spec import Spec
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity, spec_from_folder
 from imbdiff.methods import get_method
@@ -51,8 +52,7 @@ class Run:
     _read: tuple[str, ImageSet] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if Path(self.source).exists():
-            self.source = str(Path(self.source).resolve())
+        self.source = Spec.parse(self.source, SCHEMES).absolute()
 
     def say(self, text: str) -> None:
         if not self.quiet and self.dist.main:
@@ -255,15 +255,8 @@ class Run:
         synthetic = self.synthetic(prepared)
         options = self.config.classify
         shown = None if synthetic is None else synthetic.fingerprint
-        inputs = digest(
-            [
-                shown,
-                prepared.manifest["hash"],
-                asdict(options),
-                stages.symmetry_of(prepared, self.config),
-                self.config.seed,
-            ]
-        )
+        symmetry = stages.symmetry_of(prepared, self.config)
+        inputs = digest([shown, prepared.manifest["hash"], asdict(options), symmetry, self.config.seed])
         if not self._begin("classify", inputs, (self.folder / "classifier" / "results.json").exists):
             return
         arms = 3 if synthetic is None else 5
@@ -279,7 +272,7 @@ class Run:
                 network=options.network,
                 synthetic_weight=options.synthetic_weight,
                 prior=options.prior,
-                augmentation=stages.classifier_augmentation(options, stages.symmetry_of(prepared, self.config)),
+                augmentation=stages.classifier_augmentation(options, symmetry),
                 device=str(resolve_device(self.config.device)),
                 folder=self.folder / "classifier",
                 progress=lambda done, total, note: progress.update(done, note),

@@ -182,7 +182,7 @@ def _same(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[str, .
     """What must be equal for two numbers to stand on one line: the last three are extractor, reference and its n."""
     reference = str(record.get("reference"))
     fingerprints = (metrics.get("protocol") or {}).get("fingerprints") or {}
-    images = str(fingerprints.get("train" if reference == "train" else "reference") or "")
+    images = str(fingerprints.get(reference) or fingerprints.get("reference") or "")
     name = str(record.get("metric"))
     alone = kind_of(name).name in ("agreement", "IS")  # of the synthetic images, whatever the reference
     size = "0" if alone else str(record.get("n_reference"))

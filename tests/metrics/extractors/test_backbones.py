@@ -240,7 +240,7 @@ def test_a_package_that_does_not_import_is_explained(monkeypatch: pytest.MonkeyP
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match="nms does not exist") as caught:
-        optional("half_installed_package", "timm")
+        optional("half_installed_package", "timm", "this extractor")
     assert "torchvision" in caught.value.remedy
 
 

@@ -9,7 +9,6 @@ Their features come from other images: for ranking only.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,10 @@ from torch.nn import functional
 from imbdiff.metrics.extractors.base import Extractor, as_tensor, check_rgb, hash_weights, normalise, to_rgb
 from imbdiff.metrics.extractors.weights import download, load_into, read_weights, require_network
 from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.optional import optional
+
+# what needs a library that is not there, and what else there is
+WHAT, OTHERWISE = "this extractor", "use hf:FOLDER"
 
 HUB = "https://huggingface.co"
 CODE = 1
@@ -93,7 +96,7 @@ def timm_backbone(name: str, weights: Path | None = None, *, device: str | torch
         ConfigError: timm is not installed, knows no such model, or its weights are neither here nor within reach.
         DataError: the file does not hold that model.
     """
-    timm = optional("timm", "timm")
+    timm = optional("timm", "timm", WHAT, OTHERWISE)
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         near = ", ".join(timm.list_models(f"*{base[:6]}*")[:5])
@@ -128,7 +131,7 @@ def torchvision_backbone(name: str, weights: Path | None = None, *, device: str 
         ConfigError: torchvision is not installed, knows no such model, or its weights are neither here nor in reach.
         DataError: the file does not hold that model.
     """
-    models = optional("torchvision.models", "torchvision")
+    models = optional("torchvision.models", "torchvision", WHAT, OTHERWISE)
     if name not in models.list_models(module=models):
         near = ", ".join(m for m in models.list_models(module=models) if m.startswith(name[:4]))
         raise ConfigError(f"torchvision has no classifier {name!r}", f"near: {near or 'none'}")
@@ -171,7 +174,7 @@ def hf_backbone(source: str, *, device: str | torch.device = "cpu") -> Backbone:
         ConfigError: transformers is not installed, or the repository is neither in the cache nor within reach.
         DataError: the folder does not hold such a model.
     """
-    transformers = optional("transformers", "hf")
+    transformers = optional("transformers", "hf", WHAT, OTHERWISE)
     folder = Path(source) if Path(source).is_dir() else _hub_folder(source)
     size, mean, std = _hf_preprocessing(folder)
     try:
@@ -225,7 +228,7 @@ def _hf_preprocessing(folder: Path) -> tuple[tuple[int, int], list[float], list[
 
 def _hub_folder(repository: str) -> Path:
     """Where the files of a repository lie on this machine, after a download where they do not."""
-    hub = optional("huggingface_hub", "hf")
+    hub = optional("huggingface_hub", "hf", WHAT, OTHERWISE)
     wanted = ["*.json", "*.safetensors"]
     try:
         found = Path(hub.snapshot_download(repository, local_files_only=True, allow_patterns=wanted))
@@ -244,7 +247,7 @@ def _hub_folder(repository: str) -> Path:
 def _need_on_hub(repository: str, url: str, what: str, remedy: str) -> None:
     """Raises ConfigError at once where timm's weights are neither cached nor within reach."""
     if repository:
-        hub = optional("huggingface_hub", "hf")
+        hub = optional("huggingface_hub", "hf", WHAT, OTHERWISE)
         names = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
         if any(isinstance(hub.try_to_load_from_cache(repository.split("@")[0], n), str) for n in names):
             return
@@ -272,20 +275,3 @@ def _head_names(timm: Any, name: str) -> tuple[str, ...]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def optional(module: str, extra: str) -> Any:
-    """The module `module`, or a ConfigError that says how to install it."""
-    package = module.partition(".")[0]
-    remedy = f"pip install 'imbalanced-diffusion[{extra}]'"
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = (error.name or package).partition(".")[0]
-        raise ConfigError(f"{missing} is not installed, and this extractor needs it", remedy) from error
-    except RuntimeError as error:
-        # PyPI's torchvision beside a CPU build of torch, and all that import it
-        raise ConfigError(
-            f"{package} is installed but does not import: {_first_line(error)}",
-            "install the torchvision built for this torch (https://pytorch.org, same index as torch), or use hf:FOLDER",
-        ) from error

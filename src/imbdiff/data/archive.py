@@ -1,0 +1,287 @@
+"""Zip files of class folders: ``photos.zip`` with ``cat/1.png``, or ``train/cat/1.png``, read without unpacking.
+
+Zip files come from anywhere, so nothing in them is believed: names that lead out of the archive, links, encrypted
+members, names that occur twice and images that would unpack to more than any image needs are refused on opening.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from os.path import splitext
+from pathlib import Path
+from typing import BinaryIO
+
+from imbdiff.data.decode import EXTENSIONS, UnusableImageError
+from imbdiff.data.encoded import EncodedSource, Reader, Records
+from imbdiff.data.folders import display_name
+from imbdiff.data.layout import (
+    HIDDEN,
+    OTHER,
+    SPLIT_FOLDERS,
+    Entry,
+    Listing,
+    Tree,
+    is_hidden,
+    named_as_image,
+    split_records,
+)
+from imbdiff.data.listed.paths import LONGEST_NAME, plain_parts, why_unsafe
+from imbdiff.data.source import Source
+from imbdiff.data.spec import Spec
+from imbdiff.data.words import counted
+from imbdiff.runtime.errors import DataError, listing
+
+LARGEST = 256 * 2**20
+"""Bytes that one image may unpack to."""
+LARGEST_RATIO, RATIO_FROM = 1000, 16 * 2**20
+"""Bytes unpacked for each packed one that an image of more than 16 MiB may have; deflate reaches 1032 on zeros."""
+# zipfile unpacks these in pieces of a stated size; others it unpacks without a limit
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_UTF8 = 0x800
+_ENCRYPTED = 0x2041  # by the old cipher, by a strong one, or the directory too
+
+
+def open_source(spec: Spec, flippable: bool) -> Source:
+    spec.finish(())
+    return ZipSource(Path(spec.rest).expanduser(), spec.text, flippable)
+
+
+class ZipSource(EncodedSource):
+    """Image files in class folders inside a ``.zip`` file; the rules are those of a folder.
+
+    Where everything lies in a single folder, as in photos.zip/photos/cat/1.png, that one is the root, and the names of
+    the images are those below it.
+
+    Raises:
+        DataError: no such file, or no zip file; members that are refused, all listed; what a folder is refused for.
+    """
+
+    kind = "zip"
+
+    def __init__(self, path: Path, name: str | None = None, flippable: bool = False) -> None:
+        where = name or str(path)
+        self.reader = ZipReader.of(path, where)
+        members = _members(self.reader, where)
+        root = _root(MemberTree(members))
+        start = f"{root}/" if root else ""
+        inside = {path[len(start) :]: place for path, place in members.items() if path.startswith(start)}
+        listed = Listing(MemberTree(inside, where))
+        beside = [path for path in members if not path.startswith(start) and not start.startswith(path)]
+        listed.ignored[HIDDEN] += len({path.split("/")[0] for path in beside if _is_hidden(path)})
+        listed.not_images += (others := [path for path in beside if not _is_hidden(path)])
+        listed.ignored[OTHER] += len(others)
+        names, records = split_records(listed, where)
+        self.records = {
+            split: Records(found.ids, found.labels, [inside[name] for name in found.ids])
+            for split, found in records.items()
+        }
+        notes = [f"the classes are the folders inside {root}/, the only folder in {where}"] if root else []
+        super().__init__(where, names, flippable, (*notes, *listed.warnings()))
+
+
+class MemberTree(Tree):
+    """The folders that the names of an archive's members imply.
+
+    Args:
+        members: paths below the root, with forward slashes, for which :func:`why_unsafe` has nothing to say; those of
+            folders end with a slash.
+        name: what messages call the root.
+    """
+
+    def __init__(self, members: Iterable[str], name: str = "the archive") -> None:
+        self.name = name
+        self._found: dict[str, list[Entry]] = {"": []}
+        for path in members:
+            parent, _, own = path.rpartition("/")
+            self._enter(parent)
+            if own:
+                self._found[parent].append(Entry(own, path, False, True))
+        for entries in self._found.values():
+            entries.sort(key=lambda entry: entry.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def entries(self, folder: str) -> list[Entry]:
+        return self._found[folder]
+
+    def inner(self, folder: str) -> str:
+        return f"an archive of what is in {folder}/"
+
+    def _enter(self, folder: str) -> None:
+        """Makes a folder and those above it."""
+        new = []
+        while folder not in self._found:
+            self._found[folder] = []
+            new.append(folder)
+            folder = folder.rpartition("/")[0]
+        for path in new:
+            parent, _, own = path.rpartition("/")
+            self._found[parent].append(Entry(own, path, True, False))
+
+
+@dataclass(frozen=True)
+class ZipReader(Reader):
+    """Members of a zip file; places are their names as `zipfile` has them.
+
+    Attributes:
+        path: the archive.
+        size, time: its size in bytes and time of change in nanoseconds when it was opened; another is another archive.
+    """
+
+    path: str
+    size: int
+    time: int
+
+    @classmethod
+    def of(cls, path: Path, where: str) -> ZipReader:
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{where} cannot be opened: {_reason(error)}", "check its name and permissions") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{where} is no file", "give the path of a .zip file")
+        return cls(str(path), found.st_size, found.st_mtime_ns)
+
+    def open(self, place: str) -> BinaryIO:
+        try:
+            archive = self._archive()
+            # `read(n)` unpacks no more than n bytes, whatever the packed data hold, and then compares the checksum
+            with archive.lock, archive.file.open(place) as member:
+                return BytesIO(member.read(archive.file.getinfo(place).file_size))
+        except Exception as error:  # zipfile raises anything on damaged archives
+            raise UnusableImageError(f"cannot be read from the archive: {_reason(error)}") from error
+
+    def stamp(self, place: str) -> str:
+        try:
+            info = self._archive().file.getinfo(place)
+        except Exception as error:  # it changed or vanished; opening says so
+            return _reason(error)
+        return f"{info.CRC:08x} {info.file_size}"
+
+    def infos(self) -> list[zipfile.ZipInfo]:
+        """The archive's directory. Raises anything on damaged archives."""
+        return self._archive().file.infolist()
+
+    def _archive(self) -> _Archive:
+        return _opened(self.path, self.size, self.time, os.getpid())
+
+
+class _Archive:
+    """An open zip file. Its lock is there because ZipFile counts its open members without one."""
+
+    def __init__(self, path: str, size: int, time: int) -> None:
+        found = os.stat(path)
+        if (found.st_size, found.st_mtime_ns) != (size, time):
+            raise UnusableImageError("the archive has changed since it was listed")
+        self.lock = threading.Lock()
+        self.file = zipfile.ZipFile(path)
+
+
+@lru_cache(maxsize=8)
+def _opened(path: str, size: int, time: int, process: int) -> _Archive:
+    # by process, because an open file that two processes share has one position
+    return _Archive(path, size, time)
+
+
+def _members(reader: ZipReader, where: str) -> dict[str, str]:
+    """{path: name as zipfile has it} of an archive's members, without empty parts and dots.
+
+    Raises:
+        DataError: no zip file, or members that are refused, all of them listed.
+    """
+    try:
+        infos = reader.infos()
+    except Exception as error:  # as above
+        raise DataError(
+            f"{where} is no readable zip file: {_reason(error)}", "download or pack it again; it may be cut off"
+        ) from error
+    members: dict[str, str] = {}
+    refused = []
+    for info in infos:
+        name = _name(info)
+        path = plain_parts(name)
+        why = _why_refused(info, name) or ("more than one member of this name" if path in members else "")
+        if why:
+            refused.append(f"{display_name(name, 200)}: {why}")
+        elif path:
+            members[path] = info.filename
+    if refused:
+        raise DataError(
+            f"{counted(len(refused), 'member')} of {where} cannot be used:\n{listing(refused)}",
+            "unpack it with a program that you trust, look at these files, and give the folder",
+        )
+    return members
+
+
+def _why_refused(info: zipfile.ZipInfo, name: str) -> str:
+    if "\0" in info.orig_filename:
+        return "control characters in its name"
+    hidden = _is_hidden(name)
+    unsafe = why_unsafe(display_name(name, LONGEST_NAME + 1) if hidden else name)  # macOS has a hidden "Icon\r"
+    if unsafe or hidden:
+        return unsafe
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind == stat.S_IFLNK:
+        return "a symbolic link"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "neither a file nor a folder"
+    if info.flag_bits & _ENCRYPTED:
+        return "encrypted"
+    if splitext(name)[1].lower() not in EXTENSIONS:
+        return ""  # never unpacked
+    if info.compress_type not in _METHODS:
+        return f"packed by method {info.compress_type}; only stored and deflated images are read"
+    if info.file_size > LARGEST:
+        return f"unpacks to {info.file_size:,} bytes, more than {LARGEST:,}"
+    if info.file_size > max(RATIO_FROM, LARGEST_RATIO * info.compress_size):
+        return f"unpacks from {info.compress_size:,} to {info.file_size:,} bytes: may be a decompression bomb"
+    return ""
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """A member's name. Names that do not say that they are UTF-8 often are: macOS packs them so."""
+    if info.flag_bits & _UTF8:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
+
+
+def _is_hidden(path: str) -> bool:
+    return any(is_hidden(part) for part in path.split("/") if part != ".")
+
+
+def _root(tree: MemberTree) -> str:
+    """The folder that holds the class or split folders: inside folders that lie alone, as archives often have one."""
+    root = ""
+    while True:
+        folders, images = _inside(tree, root)
+        if len(folders) != 1 or images:
+            return root
+        (inner,) = folders
+        is_split = any(inner.rpartition("/")[2].lower() in names for names in SPLIT_FOLDERS.values())
+        deeper, images = _inside(tree, inner)
+        if is_split or images or not deeper:
+            return root
+        root = inner
+
+
+def _inside(tree: MemberTree, folder: str) -> tuple[list[str], bool]:
+    """The folders in a folder that are not hidden, and whether images lie beside them."""
+    shown = [entry for entry in tree.entries(folder) if not is_hidden(entry.name)]
+    return [entry.path for entry in shown if entry.folder], any(named_as_image(entry) for entry in shown)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""What `imbdiff inspect` finds, one question per file."""

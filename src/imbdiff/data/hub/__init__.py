@@ -1,0 +1,1 @@
+"""Sets of the Hugging Face hub, and folders that its library reads."""

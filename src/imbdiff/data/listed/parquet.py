@@ -1,0 +1,196 @@
+"""Parquet files: tables of paths, and tables that hold the encoded images, as the Hugging Face hub's do."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from imbdiff.data.decode import UnusableImageError
+from imbdiff.data.encoded import Reader
+from imbdiff.data.folders import display_name
+from imbdiff.data.listed.tables import Table
+from imbdiff.runtime.errors import ConfigError, DataError
+
+BATCH = 32
+"""Rows that are in memory at a time."""
+
+
+class ParquetTable(Table):
+    """The columns of a ``.parquet`` file; those of labels are read when they are asked for.
+
+    Raises:
+        DataError: no Parquet file, a damaged one, or one without rows.
+        ConfigError: pyarrow is not installed.
+    """
+
+    def __init__(self, path: Path, where: str) -> None:
+        self.where = where
+        self._file = open_parquet(path, where)
+        self._schema = self._file.schema_arrow
+        self.names = tuple(self._schema.names)
+        self.rows = self._file.metadata.num_rows
+        if not self.rows:
+            raise DataError(f"{where} has no rows", "give a table with one row for each image")
+
+    def column(self, name: str) -> list[str]:
+        import pyarrow as pa
+
+        field = self._field(name)
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+        if not (text or whole or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+            raise DataError(
+                f"the column {name!r} of {self.where} holds {field.type}, neither text nor numbers",
+                "name another column: image=NAME, label=NAME",
+            )
+        try:
+            cells = self._file.read(columns=[name], use_threads=False).column(0).to_pylist()
+        except Exception as error:  # pyarrow raises anything on damaged files
+            raise self._damaged(name, display_name(str(error), 200)) from error
+        if len(cells) != self.rows:
+            raise self._damaged(name, f"it has {len(cells)} cells in {self.rows} rows")
+        ignored = {-1} if self.class_names(name) else set()  # the hub's mark for no label
+        return ["" if cell is None or cell in ignored else _text(cell) for cell in cells]
+
+    def line(self, row: int) -> str:
+        return f"row {row}"
+
+    def holds_images(self, name: str) -> bool:
+        import pyarrow as pa
+
+        def binary(kind: Any) -> bool:
+            return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+        kind = self._field(name).type
+        if pa.types.is_struct(kind):
+            inner = [kind.field(i) for i in range(kind.num_fields)]
+            return any(field.name == "bytes" and binary(field.type) for field in inner)
+        return binary(kind)
+
+    def class_names(self, name: str) -> list[str] | None:
+        try:
+            features = json.loads((self._schema.metadata or {})[b"huggingface"])["info"]["features"]
+            found = features[name]
+            names = found["names"] if found["_type"] == "ClassLabel" else None
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return None
+        return names if isinstance(names, list) and names and all(isinstance(n, str) for n in names) else None
+
+    def _damaged(self, name: str, why: str) -> DataError:
+        return DataError(f"the column {name!r} of {self.where} is damaged: {why}", "download or write it again")
+
+    def _field(self, name: str) -> Any:
+        if self.names.count(name) > 1:
+            raise DataError(f"{self.where} has {self.names.count(name)} columns called {name!r}", "rename one of them")
+        return self._schema.field(name)
+
+
+def open_parquet(path: str | Path, where: str) -> Any:
+    """A pyarrow ParquetFile. Raises as :class:`ParquetTable`."""
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ConfigError(
+            f"{where}: pyarrow, which reads Parquet, is not installed", "pip install 'imbalanced-diffusion[hf]'"
+        ) from error
+    try:
+        # a buffer, so that a column is read in pieces; row groups may be as large as the file
+        return pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
+    except Exception as error:  # as above
+        raise DataError(
+            f"{where} is no readable Parquet file: {display_name(str(error), 200)}", "download or write it again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class CellReader(Reader):
+    """Encoded images in cells of Parquet files; places are (number of the file, row).
+
+    Every thread reads forward from where it last was, a few rows at a time, so memory does not grow with the file or
+    its row groups.
+
+    Attributes:
+        files: (path, column, size in bytes, time of change in nanoseconds) of each file.
+    """
+
+    files: tuple[tuple[str, str, int, int], ...]
+
+    @classmethod
+    def of(cls, files: Sequence[tuple[Path, str]]) -> CellReader:
+        stats = [os.stat(path) for path, _ in files]
+        return cls(
+            tuple((str(p), column, s.st_size, s.st_mtime_ns) for (p, column), s in zip(files, stats, strict=True))
+        )
+
+    def open(self, place: tuple[int, int]) -> BinaryIO:
+        number, row = place
+        key = (*self.files[number], os.getpid())
+        try:
+            cursor = getattr(_LOCAL, "cursor", None)
+            if cursor is None or cursor.key != key:
+                cursor = _LOCAL.cursor = _Cursor(key)
+            cell = cursor.cell(row)
+        except UnusableImageError:
+            raise
+        except Exception as error:  # as above
+            _LOCAL.cursor = None
+            raise UnusableImageError(f"cannot be read from the table: {display_name(str(error), 200)}") from error
+        elsewhere = ""
+        if isinstance(cell, dict):
+            elsewhere = f", it names the file {display_name(str(cell['path']))}" if cell.get("path") else ""
+            cell = cell.get("bytes")
+        if not isinstance(cell, bytes):
+            raise UnusableImageError("the cell holds no image" + elsewhere)
+        return BytesIO(cell)
+
+    def stamp(self, place: tuple[int, int]) -> str:
+        number, row = place
+        _, _, size, time = self.files[number]
+        return f"{size} {time} {row}"
+
+
+_LOCAL = threading.local()
+
+
+class _Cursor:
+    """A place in a column of a file, from which one reads on."""
+
+    def __init__(self, key: tuple[str, str, int, int, int]) -> None:
+        self.key = key
+        path, self.column, size, time, _ = key
+        found = os.stat(path)
+        if (found.st_size, found.st_mtime_ns) != (size, time):
+            raise UnusableImageError("the table has changed since it was opened")
+        self.file = open_parquet(path, path)
+        meta = self.file.metadata
+        self.starts = np.cumsum([0] + [meta.row_group(i).num_rows for i in range(meta.num_row_groups)])
+        self.group = -1
+        self.start = self.end = 0  # rows of the batch at hand
+
+    def cell(self, row: int) -> Any:
+        group = int(np.searchsorted(self.starts, row, side="right")) - 1
+        if group != self.group or row < self.start:
+            self.batches = self.file.iter_batches(BATCH, row_groups=[group], columns=[self.column], use_threads=False)
+            self.group = group
+            self.start = self.end = int(self.starts[group])
+        while row >= self.end:
+            self.batch = next(self.batches).column(0)
+            self.start, self.end = self.end, self.end + len(self.batch)
+        return self.batch[row - self.start].as_py()
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, bool):
+        return str(int(cell))
+    if isinstance(cell, float):
+        return "" if cell != cell else str(int(cell)) if cell.is_integer() else str(cell)
+    return str(cell)

@@ -1,0 +1,1 @@
+"""WebDataset shards, on a disk or on a server."""

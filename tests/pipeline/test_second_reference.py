@@ -1,0 +1,67 @@
+"""Benchmarks are measured against the test split and, as the literature does, against the balanced training set."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+
+from imbdiff.config import override
+from imbdiff.data.arrays import ArraySource
+from imbdiff.data.splits import Prepared, prepare
+from imbdiff.metrics.extractors import RandomConv
+from imbdiff.metrics.extractors.baselines import RawPixels
+from imbdiff.metrics.schema import load_schema
+from imbdiff.pipeline import evaluation
+from imbdiff.pipeline.evaluation import BALANCED, evaluate_run
+from imbdiff.presets import preset
+from imbdiff.runtime.dist import Dist
+
+
+class Benchmark(ArraySource):
+    kind = "benchmark"
+
+
+def prepared_set() -> Prepared:
+    generator = np.random.default_rng(0)
+    y = np.arange(300) % 3
+    x = (generator.integers(0, 128, (300, 8, 8)) + 40 * y[:, None, None]).astype(np.uint8)
+    return prepare(Benchmark({"train": (x[:180], y[:180]), "test": (x[180:], y[180:])}), imbalance_factor=5)
+
+
+@pytest.mark.parametrize(("balanced", "wanted"), [(None, True), (False, False)])
+def test_both_references_stand_beside_the_numbers(tmp_path, monkeypatch, balanced, wanted):
+    prepared = prepared_set()
+    judge, seen = RandomConv(1, dim=8), RawPixels((8, 8, 1))
+    seen.trained_on = frozenset(prepared.pool.hashes[:1])
+    monkeypatch.setattr(evaluation, "judges", lambda *a, **k: ([seen, judge], None))
+    config = override(preset("tiny"), {"evaluate": {"cas": False, "balanced": balanced}, "device": "cpu"})
+    # the "synthetic" images are the balanced set itself: its distance to that is 0, to the test images it is not
+    found = evaluate_run(prepared, prepared.pool, config, tmp_path, device="cpu", dist=Dist(), quiet=True)
+    Draft202012Validator(load_schema()).validate(json.loads(json.dumps(found)))
+    rows = [row for row in found["numbers"] if row["reference"] == BALANCED]
+    assert bool(rows) is wanted
+    assert ("second reference" in found["protocol"]) is wanted
+    if not wanted:
+        return
+    assert {row["n_reference"] for row in rows if row["scope"] == "all"} == {len(prepared.pool)} == {180}
+    assert {row["extractor"] for row in rows} == {judge.name}
+    assert not any(row["judge_saw_reference"] for row in rows)
+    assert {row["scope"] for row in rows} >= {"all", *prepared.groups.present}
+    said = found["protocol"]["second reference"]
+    assert "the 180 images that the tail was cut from" in said
+    assert f"the generator was trained on {len(prepared.train)} of them; {seen.name} was trained on them" in said
+    assert found["protocol"]["fingerprints"][BALANCED] == prepared.pool.fingerprint
+
+    def value(metric: str, reference: str) -> float:
+        name = f"{metric}[{judge.name}]"
+        return next(
+            row["value"]
+            for row in found["numbers"]
+            if (row["metric"], row["scope"], row["reference"]) == (name, "all", reference)
+        )
+
+    assert abs(value("FD", BALANCED)) < 1e-3
+    assert value("precision(k=3)", BALANCED) == 1 > value("precision(k=3)", "test")
