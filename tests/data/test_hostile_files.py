@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import imbdiff
+from imbdiff.data.folders import display_name
 from imbdiff.runtime.errors import DataError, ImbdiffError
 from tests.data.making import encoded, noise, zipped
 
