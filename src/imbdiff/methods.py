@@ -81,6 +81,7 @@ METHODS: dict[str, Method] = {
         phases=_plain(Part(law="natural")),
         omega=0.8,
         cost=1,
+        time=1.00,
         when="the baseline",
     ),
     "ddpm-brs": Method(
@@ -89,6 +90,7 @@ METHODS: dict[str, Method] = {
         phases=_plain(Part(law="tempered", factor=0.1)),
         omega=0.8,
         cost=1,
+        time=1.00,
         when="the default: as cheap as DDPM, and rare classes are seen often enough to be learnt in a short run",
     ),
     "ddpm-sqrt": Method(
@@ -97,6 +99,7 @@ METHODS: dict[str, Method] = {
         phases=_plain(Part(law="sqrt")),
         omega=0.8,
         cost=1,
+        time=0.99,
         when="between natural and balanced",
     ),
     "ddpm-balanced": Method(
@@ -105,6 +108,7 @@ METHODS: dict[str, Method] = {
         phases=_plain(Part(law="balanced")),
         omega=0.8,
         cost=1,
+        time=0.99,
         when="mild imbalance; with a few images per class it learns those by heart",
     ),
     "cbdm": Method(
@@ -113,6 +117,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [Denoising(), ClassBalancing(tau=1.0, gamma=0.25, law="prior")]),),
         omega=1.6,
         cost=2,
+        time=1.77,
         when="longer training: at short budgets it has been seen to lose to DDPM",
     ),
     "cbdm-finetune": Method(
@@ -121,6 +126,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [Denoising(), ClassBalancing(tau=1.0, gamma=0.25, law="uniform")]),),
         omega=2.0,
         cost=2,
+        time=1.79,
         when="a DDPM is already trained: give it as --model.init",
         init="required",
     ),
@@ -130,6 +136,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [Denoising(), ClassBalancing(tau=1.0, gamma=0.25, law="prior")]),),
         omega=1.4,
         cost=2,
+        time=1.77,
         when="few images and a long training, where CBDM would learn them by heart",
         ada=0.12,
     ),
@@ -145,6 +152,7 @@ METHODS: dict[str, Method] = {
         ),
         omega=1.5,
         cost=2,
+        time=1.79,
         when="rare classes come out all alike, and their images are to share what frequent ones have",
     ),
     "ccua-v1": Method(
@@ -158,6 +166,7 @@ METHODS: dict[str, Method] = {
         ),
         omega=1.5,
         cost=2,
+        time=1.79,
         when="to compare with it: what the two losses do without resampling",
     ),
     "dispersive": Method(
@@ -166,6 +175,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [Denoising(), Dispersive(tau=0.5, weight=0.5)]),),
         omega=1.5,
         cost=1,
+        time=1.02,
         when="as CCUA's contrast, at the cost of DDPM; it knows nothing of classes",
     ),
     "t2h": Method(
@@ -174,6 +184,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [Transfer(direction="t2h")]),),
         omega=1.5,
         cost=1,
+        time=1.00,
         when="large batches and classes that look alike; costs no pass. Worse than DDPM in a rerun at a short budget",
     ),
     "t2h-balanced": Method(
@@ -182,6 +193,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [Transfer(direction="t2h")], (Part(law="balanced"),)),),
         omega=1.5,
         cost=1,
+        time=1.01,
         when="as t2h, where rare classes hardly come up in a batch",
     ),
     "h2t": Method(
@@ -190,6 +202,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [Transfer(direction="h2t")]),),
         omega=1.5,
         cost=1,
+        time=1.01,
         when="unconditional sampling from long-tailed data",
     ),
     "transfer": Method(
@@ -198,6 +211,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [Transfer(direction="full")]),),
         omega=1.5,
         cost=1,
+        time=1.00,
         when="as the control of t2h and h2t",
     ),
     "coral": Method(
@@ -206,6 +220,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [Denoising(), SupervisedContrast()]),),
         omega=0.8,  # stated nowhere: the guidance of the baseline; its code defaults to 0
         cost=1,
+        time=1.01,
         when="rare classes come out looking like frequent ones, and batches hold several images of a rare class",
     ),
     "diffrop": Method(
@@ -214,6 +229,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [Denoising(), ClassOverlap(exact=True)]),),
         omega=0.8,  # stated nowhere: the guidance of the baseline
         cost=2,
+        time=1.78,
         when="rare classes come out looking like frequent ones",
     ),
     "diffrop-released": Method(
@@ -222,6 +238,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [Denoising(), ClassOverlap(exact=False, time="clean", space="native")]),),
         omega=0.8,
         cost=1,
+        time=1.00,
         when="to repeat numbers of that code; the class plays hardly any part in it",
     ),
     "cm": Method(
@@ -237,6 +254,7 @@ METHODS: dict[str, Method] = {
         ),
         omega=1.5,
         cost=2,
+        time=2.26,
         when="rare classes are to keep a share of the network; in a rerun at a short budget it beat DDPM, CBDM and T2H",
     ),
     "cm-oc": Method(
@@ -252,6 +270,7 @@ METHODS: dict[str, Method] = {
         ),
         omega=1.5,
         cost=2,
+        time=2.27,
         when="to repeat what is released under that name; in the rerun behind plain cm",
     ),
     "ddpm-effective-number": Method(
@@ -260,6 +279,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [EffectiveNumber(beta=0.9999)]),),
         omega=0.8,
         cost=1,
+        time=0.99,
         when="as a baseline: re-weighting against resampling. Rare images come seldom and then weigh much: noisier",
     ),
     "ddpm-focal": Method(
@@ -268,6 +288,7 @@ METHODS: dict[str, Method] = {
         phases=(Phase("target", lambda: [Focal(beta=0.2, gamma=1.0)]),),
         omega=0.8,
         cost=1,
+        time=1.00,
         when="as a baseline that does not look at class sizes",
     ),
     "diffrc-paper": Method(
@@ -276,6 +297,7 @@ METHODS: dict[str, Method] = {
         phases=_diffrc(label_dropout=1.0),
         omega=0.0,
         cost=1.9,
+        time=1.40,
         when="to repeat the paper. In short trainings its guidance leaves most images in other classes than asked for",
         sampler="ddpm",
         steps=250,
@@ -287,6 +309,7 @@ METHODS: dict[str, Method] = {
         phases=_diffrc(label_dropout=None),
         omega=0.8,  # there is none in the paper: that of the baseline
         cost=1.9,
+        time=1.40,
         when="rare classes share what the frequent ones have, and come out all alike",
         sampler="ddpm",
         steps=250,

@@ -55,6 +55,8 @@ class Method:
         omega: strength of classifier-free guidance that the source evaluates with.
         cost: training cost in forward passes per image, against 1 for DDPM; of a combination an upper bound, since
             passes that several losses ask for are made once.
+        time: measured time of training on an image, against 1 for DDPM: digits on a CPU (benchmarks/method_costs.py,
+            in benchmarks/results); None of a combination.
         when: when to choose it.
         init: "any" starts from new weights; "required" needs a saved model to start from.
         sampler, steps: what the source draws with, where that is part of the method; None: the package's own.
@@ -73,6 +75,7 @@ class Method:
     steps: int | None = None
     prototype_scale: float = 0.0
     ada: float = 0.0
+    time: float | None = None
 
     @property
     def target(self) -> Phase:

@@ -21,6 +21,7 @@ def as_json() -> dict[str, Any]:
             name: {
                 "idea": m.idea,
                 "cost": m.cost,
+                "time": m.time,
                 "omega": m.omega,
                 "needs": m.needs,
                 "when": m.when,
@@ -50,5 +51,6 @@ def as_text(width: int = 110) -> str:
                     text = value if key in ("idea", "for", "what") else f"{key}: {value}"
                     lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="        ")
         lines.append("")
-    lines.append("cost: forward passes per training image; omega: strength of classifier-free guidance, 0 = none")
+    lines.append("cost: forward passes per training image; time: of training on an image, measured, against DDPM's;")
+    lines.append("omega: strength of classifier-free guidance, 0 = none")
     return "\n".join(lines)
