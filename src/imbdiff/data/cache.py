@@ -208,14 +208,14 @@ class _Store:
 def _make(path: Path, start: int, decoding: Decoding, places: Sequence[Any]) -> tuple[dict[str, Any], dict[int, str]]:
     """Decodes a chunk and writes it into its place; gives its line of the journal."""
     x, bad = decoding(places)
-    data = x.tobytes()
+    data = x.data.cast("B")
     with open(path, "r+b") as handle:
         handle.seek(start * (x[0].nbytes if len(x) else 0))
         handle.write(data)
     return {"start": start, "hashes": _hashes(data, len(x))}, bad
 
 
-def _hashes(data: bytes, n: int) -> str:
+def _hashes(data: bytes | memoryview, n: int) -> str:
     """The hashes of `n` images that lie one after the other, as :attr:`ImageSet.hashes` has them, joined."""
     size = len(data) // n
     whole = memoryview(data)

@@ -204,7 +204,13 @@ class EncodedSource(Source):
 
 
 def _headers(reader: Reader, places: Sequence[Any]) -> list[tuple[Header | None, str]]:
-    return [_attempt(lambda place=place: read_header(reader.open(place))) for place in places]
+    seen: dict[Header, Header] = {}  # equal ones travel back to the main process once a chunk
+
+    def one(place: Any) -> Header:
+        header = read_header(reader.open(place))
+        return seen.setdefault(header, header)
+
+    return [_attempt(lambda place=place: one(place)) for place in places]
 
 
 def _scanned(reader: Reader, places: Sequence[Any], grey: bool) -> list[tuple[tuple[str, np.ndarray] | None, str]]:
