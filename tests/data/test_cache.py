@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -140,3 +141,44 @@ def test_processes_give_what_threads_give(images, tmp_path, monkeypatch):
     assert source.scan("train").hashes == load(images).scan("train").hashes
     on_disk, _ = source.read_all(cache=tmp_path / "kept")
     assert on_disk["train"].hashes == want.hashes
+
+
+@pytest.mark.parametrize("odd", [None, "size", "damaged", "deep"])
+@pytest.mark.parametrize("size", [None, 6])
+def test_headers_of_a_large_set_are_not_read_and_yet_all_is_found(tmp_path, monkeypatch, odd, size):
+    from imbdiff.data import encoded
+
+    source = folder(tmp_path / "set", {"a": 20, "b": 9})
+    odd_one = source / "a" / "013.png"
+    if odd == "size":
+        write(odd_one, np.full((9, 8, 3), 5, np.uint8))
+    elif odd == "damaged":
+        odd_one.write_bytes(odd_one.read_bytes()[:-30])
+    elif odd == "deep":
+        write(odd_one, np.full((8, 8), 900, np.uint16))
+    want = None
+    with pytest.raises(DataError) if odd == "damaged" or (odd == "size" and size is None) else contextlib.nullcontext():
+        want = load(source).read_all(size=size, cache="off")[0]["train"]
+    monkeypatch.setattr(encoded, "GUESS_FROM", 10)
+    monkeypatch.setattr(encoded, "SAMPLE", 4)  # every seventh: not the odd one
+    for cached in ("off", tmp_path / "kept", tmp_path / "kept"):
+        opened = load(source)
+        if want is None:
+            with pytest.raises(DataError, match="different sizes" if odd == "size" else "013.png"):
+                opened.read_all(size=size, cache=cached)
+        else:
+            found = opened.read_all(size=size, cache=cached)[0]["train"]
+            assert found.hashes == want.hashes
+            assert ("_survey" in opened.__dict__) == (odd == "size" and size is None)
+
+
+def test_a_cache_of_mixed_sizes_is_not_taken_for_one_of_one_size(tmp_path, monkeypatch):
+    from imbdiff.data import encoded
+
+    source = folder(tmp_path / "set", {"a": 20, "b": 9})
+    write(source / "a" / "013.png", np.full((9, 8, 3), 5, np.uint8))
+    monkeypatch.setattr(encoded, "GUESS_FROM", 10)
+    monkeypatch.setattr(encoded, "SAMPLE", 4)
+    load(source).read_all(size=8, cache=tmp_path / "kept")
+    with pytest.raises(DataError, match="different sizes"):
+        load(source).read_all(cache=tmp_path / "kept")

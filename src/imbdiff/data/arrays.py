@@ -101,7 +101,12 @@ class ArraySource(Source):
         return Scan([pixel_hash(i) for i in images], np.stack([smaller(i) for i in images]), bad)
 
     def _decode(
-        self, split: str, target: Target, grey: bool, store: Path | None = None
+        self,
+        split: str,
+        target: Target,
+        grey: bool,
+        store: Path | None = None,
+        own: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, dict[str, str]]:
         x = self.array(split)
         if x.ndim == 3:

@@ -63,11 +63,12 @@ def chosen(option: str | Path | None, nbytes: int) -> Path | None:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decodes images at places, in a worker."""
+    """Decodes images at places, in a worker; with `own`, only images of that (height, width)."""
 
     reader: Reader
     target: Target
     grey: bool
+    own: tuple[int, int] | None = None
 
     def __call__(self, places: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:
         """(n, H, W, C) uint8 and {number: why} of the unusable, whose rows are black."""
@@ -75,7 +76,7 @@ class Decoding:
         bad = {}
         for i, place in enumerate(places):
             try:
-                x[i] = decode(self.reader.open(place), self.target, self.grey)
+                x[i] = decode(self.reader.open(place), self.target, self.grey, self.own)
             except (UnusableImageError, OSError) as error:
                 bad[i] = str(error)
         return x, bad

@@ -63,13 +63,14 @@ def read_header(file: File) -> Header:
         raise UnusableImageError(_reason(error)) from error
 
 
-def decode(file: File, target: Target | None, grey: bool) -> np.ndarray:
+def decode(file: File, target: Target | None, grey: bool, own: tuple[int, int] | None = None) -> np.ndarray:
     """The pixels of an image file.
 
     Args:
         file: the file, or its bytes.
         target: the size to bring it to; None keeps its own.
         grey: one channel instead of three.
+        own: the (height, width) that it must have; None = any.
 
     Returns:
         (H, W, 1 or 3) uint8.
@@ -84,6 +85,8 @@ def decode(file: File, target: Target | None, grey: bool) -> np.ndarray:
             flat = eight_bit(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
             mode = "L" if grey else "RGB"
             flat = flat if flat.mode == mode else flat.convert(mode)
+            if own is not None and (flat.height, flat.width) != own:
+                raise UnusableImageError(f"{flat.height} x {flat.width} pixels in place of {own[0]} x {own[1]}")
             if target is not None:
                 flat = fit(flat, target)
             x = np.array(flat, dtype=np.uint8)

@@ -27,6 +27,8 @@ from imbdiff.data.source import Source, Survey
 from imbdiff.runtime.files import digest
 from imbdiff.runtime.progress import Progress
 
+GUESS_FROM = 4096  # images from which a second look at every file is worth avoiding
+SAMPLE = 256  # images of a split that stand for all, until they are decoded
 PROGRESS_FROM = 20_000  # images from which it is worth saying how far one is
 
 
@@ -162,29 +164,49 @@ class EncodedSource(Source):
         return Scan(keys, small, bad)
 
     def _decode(
-        self, split: str, target: Target, grey: bool, store: Path | None = None
+        self,
+        split: str,
+        target: Target,
+        grey: bool,
+        store: Path | None = None,
+        own: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, dict[str, str]]:
         records = self.records[split]
         shape = (*target.shape, 1 if grey else 3)
         places = list(records.opened)
         if store is not None:
             stamps = [self.reader.stamp(place) for place in places]
-            key = digest([cache.VERSION, list(records.ids), stamps, list(shape), target.policy])
+            key = digest([cache.VERSION, list(records.ids), stamps, list(shape), target.policy, *(own or ())])
             stored, bad = cache.decoded(
-                store / key[:32], (len(places), *shape), cache.Decoding(self.reader, target, grey), places, records.ids,
+                store / key[:32], (len(places), *shape), cache.Decoding(self.reader, target, grey, own), places,
+                records.ids,
                 about={"source": str(self.name), "split": split, "policy": target.policy},
             )  # fmt: skip
             return Rows([stored], np.arange(len(places))), bad  # type: ignore[return-value]
         images = np.zeros((len(places), *shape), dtype=np.uint8)
         bad = {}
         done = 0
-        decoding = cache.Decoding(self.reader, target, grey)
+        decoding = cache.Decoding(self.reader, target, grey, own)
         tasks = (decoding.task(part) for part in chunks(places))
         for x, wrong in in_chunks(cache.run, tasks, 0 if self.reader.streams else len(places)):
             images[done : done + len(x)] = x
             bad |= {records.ids[done + i]: why for i, why in wrong.items()}
             done += len(x)
         return images, bad
+
+    def _guess(self) -> tuple[dict[tuple[int, int], int], bool] | None:
+        n = sum(len(records.ids) for records in self.records.values())
+        if n < GUESS_FROM or self.reader.streams or "_survey" in self.__dict__:
+            return None  # a header costs little, or is known
+        found = []
+        for records in self.records.values():
+            step = max(1, len(records.ids) // SAMPLE)
+            found += [header for header, _ in _headers(self.reader, records.opened[::step])]
+        sizes = {header.size for header in found if header is not None}
+        colour = any(header is not None and not header.grey for header in found)
+        if None in found or len(sizes) != 1 or not colour or any(h is not None and is_deep(h.mode) for h in found):
+            return None  # that all are grey is known only when all were looked at
+        return {sizes.pop(): n}, False
 
     def _look(self, records: Records) -> Iterable[tuple[str, Header | None, str]]:
         """(id, header or None, why not) of every image of a split, in order."""

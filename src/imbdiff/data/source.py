@@ -118,11 +118,16 @@ class Source(ABC):
 
     @abstractmethod
     def _decode(
-        self, split: str, target: Target, grey: bool, store: Path | None = None
+        self,
+        split: str,
+        target: Target,
+        grey: bool,
+        store: Path | None = None,
+        own: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, dict[str, str]]:
         """(N, H, W, C) uint8 of a split and {id: why} of the unusable files, whose rows mean nothing.
 
-        `store` is a folder for decoded images, if they are to be kept on disk.
+        `store` is a folder for decoded images, if they are to be kept on disk; `own` the size that all must have.
         """
 
     @cached_property
@@ -173,22 +178,49 @@ class Source(ABC):
         splits = self.splits if splits is None else tuple(splits)
         for split in splits:
             self.check_split(split)
+        guessed = self._guess()
+        if guessed is not None:
+            sizes, grey = guessed
+            target, notes = resolve(sizes, size, resize, self.name)
+            own = next(iter(sizes)) if size is None else None
+            sets, bad = self._read(splits, target, grey, cache, own)
+            if not bad:
+                return sets, notes
         survey = self.survey()
         if survey.bad:
             self._refuse(self.all_bad())
         target, notes = resolve(survey.sizes, size, resize, self.name)
-        total = sum(len(self.labels(split)) for split in splits)
-        store = caches.chosen(cache, total * target.height * target.width * (1 if survey.grey else 3))
-        bad: dict[str, str] = {}
-        sets = {}
-        for split in splits:
-            images, bad_here = self._decode(split, target, survey.grey, store)
-            bad |= bad_here
-            if not bad:
-                sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split))
+        sets, bad = self._read(splits, target, survey.grey, cache)
         if bad:
             self._refuse(bad)
         return sets, notes
+
+    def _read(
+        self,
+        splits: Sequence[str],
+        target: Target,
+        grey: bool,
+        cache: str | Path | None,
+        own: tuple[int, int] | None = None,
+    ) -> tuple[dict[str, ImageSet], dict[str, str]]:
+        """The decoded splits, and {id: why} of the unusable images; with `own`, images of another size are unusable."""
+        total = sum(len(self.labels(split)) for split in splits)
+        store = caches.chosen(cache, total * target.height * target.width * (1 if grey else 3))
+        bad: dict[str, str] = {}
+        sets = {}
+        for split in splits:
+            images, bad_here = self._decode(split, target, grey, store, own)
+            bad |= bad_here
+            if not bad:
+                sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split))
+        return sets, bad
+
+    def _guess(self) -> tuple[dict[tuple[int, int], int], bool] | None:
+        """One size, and whether all images are grey, as a sample has them; None where headers have to be read.
+
+        Decoding finds out whether the guess was right, so that not every file needs to be opened twice.
+        """
+        return None
 
     def all_bad(self) -> dict[str, str]:
         """{id: why} of every unusable image of every split: decodes them all."""
