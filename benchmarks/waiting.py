@@ -74,7 +74,7 @@ def main() -> None:
     print(result)
     if not given.no_result:
         config_row = {k: v for k, v in vars(given).items() if k not in ("folder", "no_result")}
-        write_result("waiting", result, config=config_row, notes=(__doc__ or "").split("\n\n", 2)[2])
+        write_result("waiting", {"measured": result}, config=config_row, notes=(__doc__ or "").split("\n\n", 2)[2])
 
 
 if __name__ == "__main__":
