@@ -30,7 +30,8 @@ HELP = f"""imbdiff {__version__}: class-conditional diffusion for long-tailed im
   imbdiff methods           training methods, presets, backbones, samplers
   imbdiff doctor            check this installation
 
-SOURCE is a folder with one sub-folder of images per class, an .npz file, or digits (built in).
+SOURCE is a folder with one sub-folder of images per class, a zip, npz, list, table or tar file, hf:NAME, the name of
+a benchmark (imbdiff methods), or digits (built in); its options stand behind a question mark: docs/sources.md.
 RUN is a folder that `imbdiff run` or `imbdiff train` made. The same command continues a run that was stopped.
 
   imbdiff run digits --preset demo     an example, in minutes

@@ -17,7 +17,7 @@ class RunCommand:
     """Prepare, train, sample, evaluate, classify and report, in one run folder. Repeat it to continue it."""
 
     source: tyro.conf.Positional[str]
-    """A folder of class folders, an .npz file, or digits."""
+    """A folder of class folders, a zip, npz, list, table or tar file, hf:NAME, a benchmark, digits: docs/sources.md."""
     out: str | None = None
     """Run folder. Default: runs/SOURCE-METHOD-SEED."""
     config: str | None = None
@@ -104,7 +104,7 @@ class InspectCommand:
     """What is in an image set: classes, sizes, damaged files, duplicates, odd labels, whether it may be mirrored."""
 
     source: tyro.conf.Positional[str]
-    """A folder of class folders, an .npz file, or digits."""
+    """A folder of class folders, a zip, npz, list, table or tar file, hf:NAME, a benchmark, digits: docs/sources.md."""
     size: Annotated[int | None, tyro.conf.arg(aliases=["--data.size"])] = None
     """Side in pixels to bring all images to."""
     out: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def examine(
     report = {
         "version": VERSION,
         "source": {"name": opened.name, "kind": opened.kind, "splits": list(opened.splits)},
-        **_classes(names, counts, opened.splits),
+        **_classes(names, counts, opened.splits, opened.defaults.groups),
         "sizes": [[h, w, n] for (h, w), n in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))],
         "modes": dict(modes),
         "channels": 1 if survey.grey else 3,
@@ -143,12 +143,17 @@ def examine(
     return Inspection(report, opened, looks)
 
 
-def _classes(names: Sequence[str], counts: dict[str, list[int]], splits: Sequence[str]) -> dict[str, Any]:
+def _classes(
+    names: Sequence[str],
+    counts: dict[str, list[int]],
+    splits: Sequence[str],
+    rule: Callable[[ClassStats], Groups] | None,
+) -> dict[str, Any]:
     """The part of the report on class sizes."""
     n = np.asarray(counts["train"], dtype=np.float64)
     present, total = n[n > 0], max(1.0, n.sum())
     factor = float(present.max() / present.min()) if len(present) else 1.0
-    groups = Groups.default(ClassStats(tuple(names), tuple(max(1, k) for k in counts["train"])))
+    groups = (rule or Groups.default)(ClassStats(tuple(names), tuple(max(1, k) for k in counts["train"])))
     shares = present / total
     c = len(n)
     ranks = np.arange(1, c + 1)

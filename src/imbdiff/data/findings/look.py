@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from imbdiff.data.cache import Decoding
+from imbdiff.data.cache import Decoding, run
 from imbdiff.data.encoded import EncodedSource
 from imbdiff.data.parallel import chunks, in_chunks
 from imbdiff.data.resize import Target
@@ -80,5 +80,6 @@ def pictures(source: Source, split: str, rows: np.ndarray, target: Target, grey:
     places = source.records[split].opened
     wanted = [places[i] for i in rows.tolist()]
     decoding = Decoding(source.reader, target, grey)
-    parts = [x for x, _ in in_chunks(decoding, [(part,) for part in chunks(wanted, 16)], len(wanted))]
+    tasks = (decoding.task(part) for part in chunks(wanted, 16))
+    parts = [x for x, _ in in_chunks(run, tasks, 0 if source.reader.streams else len(wanted))]
     return np.concatenate(parts) if parts else np.empty((0, *target.shape, 1 if grey else 3), np.uint8)

@@ -120,9 +120,9 @@ def _labels(labels: dict[str, Any]) -> list[str]:
     names = [f"{', '.join(display_name(n, 60) for n in row['names'][:6])}: {row['why']}" for row in labels["names"]]
     if names:
         lines.append("class names to look at:\n  " + _capped(names, "\n  "))
-    for kind, what in (("duplicates", "exact copies"), ("near_duplicates", "near duplicates")):
+    for kind, what, sign in (("duplicates", "exact copies", " = "), ("near_duplicates", "near duplicates", " ~ ")):
         rows = [
-            " = ".join(f"{display_name(image, 120)} [{display_name(name, 30)}]" for image, name in one_of_each(row)[:4])
+            sign.join(f"{display_name(image, 120)} [{display_name(name, 30)}]" for image, name in one_of_each(row)[:4])
             for row in labels[kind]
         ]
         if rows:
