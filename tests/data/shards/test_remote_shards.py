@@ -11,7 +11,7 @@ from imbdiff.data.shards import download
 from imbdiff.data.sources import load
 from imbdiff.runtime.errors import ConfigError, DataError
 from tests.data.making import encoded, noise, tarred
-from tests.data.test_shards import samples, two_shards
+from tests.data.shards.test_shards import samples, two_shards
 
 
 @pytest.fixture(autouse=True)

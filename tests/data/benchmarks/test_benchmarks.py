@@ -20,8 +20,8 @@ from imbdiff.pipeline.checks import against_balanced
 from imbdiff.pipeline.stages import prepare_data, symmetry_of
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, DataError
+from tests.data.benchmarks.test_cifar import binary
 from tests.data.making import noise, write
-from tests.data.test_cifar import binary
 
 WORDNET = ["n01443537", "n01629819", "n02012849", "n03126707"]
 
