@@ -179,10 +179,12 @@ def _objectives(joined: Sequence[tuple[str, Phase]]) -> list[Objective]:
     for name, phase in joined:
         for objective in phase.objectives():
             owner, other = found.setdefault(objective.name, (name, objective))
-            if other is not objective and _constants(other) != _constants(objective):
+            first, second = _constants(other), _constants(objective)
+            if other is not objective and first != second:
+                differ = [k for k in first if first[k] != second.get(k)]
                 raise ConfigError(
                     f"{owner} and {name} both bring {objective.name}, with other constants: "
-                    f"{_constants(other)} and {_constants(objective)}",
+                    + ", ".join(f"{k} {first[k]} and {second.get(k)}" for k in differ),
                     "take one of them",
                 )
     bases = [(name, o) for name, o in found.values() if o.base and not isinstance(o, Denoising)]
