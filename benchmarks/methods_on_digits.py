@@ -236,7 +236,8 @@ NOTES = """Judge: a network of another architecture trained on the balanced pool
 balanced test images that neither it nor any generator saw; per class as many synthetic images as said, weighted to the
 reference's class mix. Mean over seeds of initial weights and draws, with the half-width of the 95 % interval of that
 mean (Student); one split. FD∞ and KD: lower is better. CPU and wall seconds of training on one thread were taken beside
-other work, and compare with nothing: method_costs has ratios. Sampler: dpm++ in 20 steps for all, also for methods whose paper uses more."""
+other work, and compare with nothing: method_costs has ratios. Sampler: dpm++ in 20 steps for all, also for methods
+whose paper uses more."""
 
 if __name__ == "__main__":
     main()

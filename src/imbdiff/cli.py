@@ -139,10 +139,9 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
 def default_out(source: str, config: RunConfig) -> Path:
     """runs/SOURCE-METHOD-SEED."""
     from imbdiff.data.folders import safe_class_dir
-    from imbdiff.data.sources import SCHEMES
-    from imbdiff.data.spec import Spec
+    from imbdiff.data.sources import parse
 
-    return Path("runs") / safe_class_dir(f"{Spec.parse(source, SCHEMES).short}-{config.method}-{config.seed}")
+    return Path("runs") / safe_class_dir(f"{parse(source).short}-{config.method}-{config.seed}")
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -1,9 +1,13 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from imbdiff.data import cache, parallel
@@ -118,6 +122,77 @@ def test_bad_files_are_all_named_and_looked_at_again(images, tmp_path):
     assert np.array_equal(np.asarray(sets["train"].images), load(images).read("train").images)
 
 
+def test_sets_that_agree_in_names_sizes_and_times_have_caches_of_their_own(tmp_path):
+    for i, name in enumerate(("one", "other")):
+        for k in range(6):
+            path = write(tmp_path / name / "ab"[k % 2] / f"{k}.bmp", np.full((8, 8, 3), 10 * i + k, np.uint8))
+            os.utime(path, (0, 0))
+    for name in ("one", "other"):
+        found = load(tmp_path / name).read_all(cache=tmp_path / "kept")[0]["train"]
+        assert np.array_equal(np.asarray(found.images), load(tmp_path / name).read("train").images)
+
+
+def test_the_same_file_names_in_two_splits(tmp_path):
+    """Of two lists that lie in folders of their own: nothing is taken for the other."""
+    for split, side in (("train", 16), ("test", 32)):
+        rows = []
+        for k in range(6):
+            write(tmp_path / split / f"{k}.png", np.full((side, side, 3), 10 * k, np.uint8))
+            rows.append(f"{k}.png {k % 2}")
+        (tmp_path / split / "list.txt").write_text("\n".join(rows))
+    text = f"{tmp_path / 'train/list.txt'}?test={tmp_path / 'test/list.txt'}"
+    assert load(text).survey().sizes == {(16, 16): 6, (32, 32): 6}
+    with pytest.raises(DataError, match="different sizes"):
+        load(text).read_all()
+
+
+def test_a_killed_build_is_continued_and_its_workers_end(tmp_path):
+    source = folder(tmp_path / "set", {"a": 400, "b": 200}, size=(32, 32))
+    program = (
+        "import sys; from imbdiff.data import cache, parallel; from imbdiff.data.sources import load\n"
+        "parallel.PROCESSES_FROM = 10; parallel.joblib.cpu_count = lambda: 2; cache.CHUNK_BYTES = 32 * 32 * 3 * 20\n"
+        "load(sys.argv[1]).read_all(cache=sys.argv[2])"
+    )
+    for name, kills in (("calm", 0), ("stormy", 2)):
+        command = [sys.executable, "-c", program, str(source), str(tmp_path / name)]
+        for kill in range(kills):
+            child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            lines = 3 * (kill + 1)
+            while child.poll() is None:
+                journals = list((tmp_path / name).rglob("journal.jsonl"))
+                if journals and len(journals[0].read_bytes().splitlines()) >= lines:
+                    break
+                time.sleep(0.005)
+            workers = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
+            child.kill()
+            child.wait()
+            _gone, alive = psutil.wait_procs(workers, timeout=10)
+            assert not alive
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    calm, stormy = stores(tmp_path / "calm"), stores(tmp_path / "stormy")
+    assert (calm[0] / "images.u8").read_bytes() == (stormy[0] / "images.u8").read_bytes()
+    assert sorted((calm[0] / "journal.jsonl").read_text().splitlines()) == sorted(
+        (stormy[0] / "journal.jsonl").read_text().splitlines()
+    )
+
+
+def test_two_processes_decode_once(tmp_path):
+    source = folder(tmp_path / "set", {"a": 300, "b": 100}, size=(24, 24))
+    program = (
+        "import sys; from imbdiff.data import cache; from imbdiff.data.sources import load\n"
+        "real, made = cache._make, []\n"
+        "cache._make = lambda *task: (made.append(1), real(*task))[1]\n"
+        "cache.CHUNK_BYTES = 24 * 24 * 3 * 20\n"
+        "sets, _ = load(sys.argv[1]).read_all(cache=sys.argv[2])\n"
+        "print(len(made), sets['train'].fingerprint)"
+    )
+    command = [sys.executable, "-c", program, str(source), str(tmp_path / "kept")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(2)]
+    found = [child.communicate()[0].split() for child in both]
+    assert sorted(int(made) for made, _ in found) == [0, 20]
+    assert found[0][1] == found[1][1] == load(source).read("train").fingerprint
+
+
 def test_no_room(images, tmp_path, monkeypatch):
     class Usage:
         free = 1000
@@ -166,6 +241,7 @@ def test_headers_of_a_large_set_are_not_read_and_yet_all_is_found(tmp_path, monk
         if want is None:
             with pytest.raises(DataError, match="different sizes" if odd == "size" else "013.png"):
                 opened.read_all(size=size, cache=cached)
+            assert odd != "size" or not stores(tmp_path / "kept")  # nothing stays of a guess that was wrong
         else:
             found = opened.read_all(size=size, cache=cached)[0]["train"]
             assert found.hashes == want.hashes

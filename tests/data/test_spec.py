@@ -1,6 +1,6 @@
 import pytest
 
-from imbdiff.data.sources import load
+from imbdiff.data.sources import load, parse
 from imbdiff.data.spec import Spec
 from imbdiff.runtime.errors import ConfigError, DataError
 from tests.data.making import folder
@@ -70,6 +70,25 @@ def test_absolute_paths_can_be_opened_from_anywhere(tmp_path, monkeypatch):
     odd = Spec.parse("x.csv?root=a%26b+c")
     assert odd.options == {"root": "a&b+c"}
     assert Spec.parse(odd.absolute()).options == odd.options
+
+
+def test_a_built_in_name_is_no_path_also_where_a_folder_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(folder(tmp_path, {"digits/a": 3, "digits/b": 3, "cifar10/a": 1}))
+    for text in ("digits", "cifar10?root=nowhere"):
+        assert parse(text).absolute() == text
+    assert load("digits").kind == "digits"
+    assert parse("./digits").absolute() == str(tmp_path / "digits")
+    assert load(parse("./digits").absolute()).kind == "folder"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["~nobody-of-that-name/x", "x.csv?root=~nobody-of-that-name", "a\0b", "a\0.tar", "\udcff", "x" * 5000, "y" * 300],
+)
+@pytest.mark.parametrize("ending", ["", ".csv", ".zip", ".tar", ".npz"])
+def test_names_that_cannot_be_a_path(text, ending):
+    with pytest.raises((ConfigError, DataError)):
+        load(text + ending)
 
 
 def test_what_a_run_is_called_after():

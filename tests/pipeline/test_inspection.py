@@ -80,6 +80,9 @@ def test_places_that_cannot_be_written_are_refused_first(
     assert "is a folder" in capsys.readouterr().err
     assert main(["inspect", "digits", "--out", str(tmp_path / "file")]) == 2
     assert "is a file" in capsys.readouterr().err
+    assert main(["inspect", "digits", "--out", str(tmp_path / "file" / "x")]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+    assert main(["inspect", "digits", "--page="]) == 2
 
 
 def test_the_cost_is_measured_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

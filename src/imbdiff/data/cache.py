@@ -11,22 +11,25 @@ source that changed gets a new folder. Old ones may be deleted at any time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from imbdiff.data.decode import UnusableImageError, decode
 from imbdiff.data.parallel import in_chunks
 from imbdiff.data.resize import Target
 from imbdiff.data.rows import StoredImages
+from imbdiff.data.spec import user_path
 from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.files import is_disk_full, write_json
 from imbdiff.runtime.progress import Progress
@@ -44,7 +47,7 @@ def default_folder() -> Path:
     """``IMBDIFF_CACHE``, otherwise ``imbdiff`` in the user's cache folder."""
     given = os.environ.get("IMBDIFF_CACHE")
     if given:
-        return Path(given).expanduser()
+        return user_path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imbdiff"
 
 
@@ -57,7 +60,7 @@ def chosen(option: str | Path | None, nbytes: int) -> Path | None:
     if option == "off":
         return None
     if option is not None:
-        return Path(option).expanduser()
+        return user_path(option)
     return default_folder() if nbytes >= LEAST else None
 
 
@@ -109,11 +112,12 @@ def decoded(
         DataError: the disk is full, or the folder cannot be written.
     """
     n, *image = shape
-    per = max(1, min(1024, CHUNK_BYTES // int(np.prod(image))))
+    # a task of a stream holds the encoded images, which are larger
+    per = max(1, min(64 if decoding.reader.streams else 1024, CHUNK_BYTES // int(np.prod(image))))
     starts = range(0, n, per)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
+        with _locked(folder):
             store = _Store(folder, shape, per)
             store.start(about)
             todo = [start for start in starts if start not in store.done]
@@ -123,6 +127,9 @@ def decoded(
                 at_once = 0 if decoding.reader.streams else len(todo) * per
                 with Progress("decode", n, start=n - sum(min(per, n - s) for s in todo)) as bar:
                     for start, (line, wrong) in zip(todo, in_chunks(_make, tasks, at_once), strict=True):
+                        if wrong and decoding.own is not None:  # the guess of one size was wrong, or a file is damaged
+                            shutil.rmtree(folder, ignore_errors=True)
+                            return StoredImages(store.data, shape, store.keys()), {ids[start + min(wrong)]: "other"}
                         if wrong:
                             bad |= {ids[start + i]: why for i, why in wrong.items()}
                         else:
@@ -133,6 +140,21 @@ def decoded(
         if is_disk_full(error):
             raise DataError(f"no space left for decoded images in {folder}", _REMEDY) from error
         raise DataError(f"cannot keep decoded images in {folder}: {error.strerror or error}", _REMEDY) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time works on a cache; the others wait, and say so."""
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=2)
+    except Timeout:
+        print(f"waiting for another process that decodes into {folder}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 _REMEDY = "free some space, or name another folder for them: --data.cache DIR (off: keep them in memory)"
@@ -186,7 +208,7 @@ class _Store:
             for text in handle:
                 try:
                     line = json.loads(text)
-                except json.JSONDecodeError:
+                except (ValueError, RecursionError):
                     continue  # torn by a kill
                 if (
                     isinstance(line, dict)
@@ -198,7 +220,7 @@ class _Store:
     def _holds(self, line: dict[str, Any]) -> bool:
         start = line["start"]
         n = min(self.per, self.shape[0] - start)
-        if start % self.per or n <= 0 or len(line["hashes"]) != 32 * n:
+        if start < 0 or start % self.per or n <= 0 or len(line["hashes"]) != 32 * n:
             return False
         with open(self.data, "rb") as handle:
             handle.seek(start * self.image_bytes)

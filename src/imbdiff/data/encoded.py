@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import __version__ as pillow
 
 from imbdiff.data import cache
 from imbdiff.data.decode import File, Header, UnusableImageError, decode, is_dark, is_deep, read_header
@@ -122,6 +123,7 @@ class EncodedSource(Source):
         bad: dict[str, str] = {}
         deep: list[Any] = []
         seen: dict[Header, Header] = {}  # the same few headers a million times
+        often: Counter[Header] = Counter()
         for records in self.records.values():
             for found, place in zip(self._look(records), records.opened, strict=True):
                 name, header, why = found
@@ -129,6 +131,7 @@ class EncodedSource(Source):
                     bad[name] = why
                     continue
                 headers[name] = seen.setdefault(header, header)
+                often[headers[name]] += 1
                 if is_deep(header.mode) and len(deep) < 64:
                     deep.append(place)
         if deep and all(is_dark(self.reader.open(place)) for place in deep):
@@ -136,7 +139,6 @@ class EncodedSource(Source):
                 "the 16-bit images use less than an eighth of the range 0..65535 and come out nearly black: "
                 "save 10- or 12-bit data scaled to 16 or 8 bits",
             )
-        often = Counter(headers.values())
         sizes: Counter[tuple[int, int]] = Counter()
         modes: Counter[str] = Counter()
         for header, n in often.items():
@@ -171,12 +173,16 @@ class EncodedSource(Source):
         store: Path | None = None,
         own: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, dict[str, str]]:
+        from imbdiff.data.sources import parse  # which knows all kinds, this one among them
+
         records = self.records[split]
         shape = (*target.shape, 1 if grey else 3)
         places = list(records.opened)
         if store is not None:
             stamps = [self.reader.stamp(place) for place in places]
-            key = digest([cache.VERSION, list(records.ids), stamps, list(shape), target.policy, *(own or ())])
+            # the place too: files of two sets may agree in names, sizes and times
+            where = [parse(self.name).absolute(), self.kind, pillow]
+            key = digest([cache.VERSION, *where, list(records.ids), stamps, list(shape), target.policy, *(own or ())])
             stored, bad = cache.decoded(
                 store / key[:32], (len(places), *shape), cache.Decoding(self.reader, target, grey, own), places,
                 records.ids,

@@ -73,8 +73,8 @@ def inspect(
           within a split. See :mod:`imbdiff.data.near_duplicates`.
         * labels: names [{names, why}]; duplicates and near_duplicates [{images, classes}] with more than one label;
           single, copies, flat (names of classes of one image, of mostly exact copies, of images of one flat colour);
-          flat_images; suspicious, see :func:`imbdiff.data.label_problems.suspicious`, with ids and class names.
-        * symmetry: see :func:`imbdiff.data.symmetry.symmetry`.
+          flat_images; suspicious, see `findings.label_problems.suspicious`, with ids and class names.
+        * symmetry: see `findings.symmetry.symmetry`.
         * warnings: sentences.
 
     Raises:

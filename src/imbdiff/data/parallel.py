@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import joblib
@@ -27,6 +31,22 @@ def chunks(items: Sequence[T], size: int = CHUNK) -> list[Sequence[T]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
+def _while_alive(work: Callable[..., R], *task: object) -> R:
+    """`work` in a worker process that ends with the one that started it, however that one ends."""
+    _watch()
+    return work(*task)
+
+
+@cache
+def _watch() -> None:
+    def until_orphaned(parent: int) -> None:
+        while os.getppid() == parent:  # of a killed process the workers would wait for work for ever
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=until_orphaned, args=(os.getppid(),), daemon=True).start()
+
+
 def in_chunks(work: Callable[..., R], tasks: Iterable[Sequence[object]], n: int) -> Iterator[R]:
     """``work(*task)`` of every task, in order, as they come. Only a few tasks are taken ahead of those that are done.
 
@@ -39,7 +59,7 @@ def in_chunks(work: Callable[..., R], tasks: Iterable[Sequence[object]], n: int)
     if processes > 1:
         # loky: no fork of a process that runs threads, and scripts need no `if __name__ == "__main__"`
         pool = joblib.Parallel(n_jobs=processes, backend="loky", return_as="generator", batch_size=1)
-        yield from pool(joblib.delayed(work)(*task) for task in tasks)
+        yield from pool(joblib.delayed(_while_alive)(work, *task) for task in tasks)
         return
     count = min(8, joblib.cpu_count())
     waiting: deque[Future[R]] = deque()

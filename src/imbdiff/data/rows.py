@@ -51,7 +51,7 @@ class Rows:
     ) -> None:
         self.blocks = tuple(blocks)
         self.index = np.asarray(index, dtype=np.int64)
-        self.block = np.zeros(len(self.index), np.uint8) if block is None else np.asarray(block, dtype=np.uint8)
+        self.block = np.zeros(len(self.index), np.int32) if block is None else np.asarray(block, dtype=np.int32)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -122,7 +122,7 @@ def join(parts: Sequence[np.ndarray | Rows]) -> np.ndarray:
     index, block = [], []
     for part in parts:
         rows = part if isinstance(part, Rows) else Rows([part], np.arange(len(part)))
-        block.append(rows.block + np.uint8(len(blocks)))
+        block.append(rows.block + len(blocks))
         index.append(rows.index)
         blocks += rows.blocks
     return Rows(blocks, np.concatenate(index), np.concatenate(block))  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from importlib import import_module
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.npz import NpzSource
 from imbdiff.data.shards.names import PACKED, shards_of_folder
 from imbdiff.data.source import Defaults, Source, Survey
-from imbdiff.data.spec import Spec
+from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import DataError
 
 __all__ = ["ArraySource", "DigitsSource", "FolderSource", "NpzSource", "Source", "Survey", "load"]
@@ -47,8 +48,13 @@ def load(
         return ArraySource({"train": source}, flippable=flip)
     if not isinstance(source, str | Path):
         raise DataError(f"a {type(source).__name__} is no source", "give 'digits', a path, or a pair of arrays (X, y)")
-    spec = Spec.parse(str(source), SCHEMES)
-    opened = _open(spec, flip)
+    spec = parse(str(source))
+    try:
+        opened = _open(spec, flip)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise DataError(f"{spec.text[:80]}... does not exist: the name is too long", REMEDY) from error
     if flippable is not None:
         opened.flippable = flippable
     return opened
@@ -76,6 +82,11 @@ NAMES: dict[str, str] = {
 """{name: module} of the built-in names and benchmarks."""
 
 
+def parse(text: str) -> Spec:
+    """A source as it is written on the command line, in its parts."""
+    return Spec.parse(text, SCHEMES, ("digits", *NAMES))
+
+
 def _open(spec: Spec, flippable: bool) -> Source:
     if spec.scheme:
         return import_module(SCHEMES[spec.scheme]).open_source(spec, flippable)
@@ -84,7 +95,7 @@ def _open(spec: Spec, flippable: bool) -> Source:
         return DigitsSource(flippable)
     if spec.rest in NAMES:
         return import_module(NAMES[spec.rest]).open_source(spec, flippable)
-    path = Path(spec.rest).expanduser()
+    path = user_path(spec.rest)
     for ending, module in ENDINGS.items():
         if path.name.lower().endswith(ending) and not path.is_dir():
             return import_module(module).open_source(spec, flippable)
@@ -102,8 +113,8 @@ def _open(spec: Spec, flippable: bool) -> Source:
 
 
 REMEDY = (
-    "give 'digits', a folder of class folders or a .zip file of them, an .npz or .parquet file, or a list of files "
-    "with labels (.txt, .csv, .tsv)"
+    "give a folder of class folders, a zip, npz, parquet or tar file, a list or table of files (.txt, .csv, .tsv), "
+    "hf:NAME, torchvision:NAME, the name of a benchmark, or digits: docs/sources.md"
 )
 
 

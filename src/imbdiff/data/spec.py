@@ -24,6 +24,26 @@ PATHS = frozenset({"root", "val", "test", "names", "list"})
 """Options that name files or folders."""
 
 
+def user_path(text: str | Path) -> Path:
+    """A path, with ``~`` and ``~name`` as the shell reads them.
+
+    Raises:
+        ConfigError: there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: {error}", "give the path itself, or ./~name for a folder of that name") from error
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass
 class Spec:
     """A source as it was written.
@@ -33,22 +53,30 @@ class Spec:
         scheme: "hf", "torchvision" and so on, "" for a path or name.
         rest: without scheme and options.
         options: {name: value} of what stands behind the question mark.
+        built_in: it is a built-in name.
     """
 
     text: str
     scheme: str = ""
     rest: str = ""
     options: dict[str, str] = field(default_factory=dict)
+    built_in: bool = False
 
     @classmethod
-    def parse(cls, text: str, schemes: Iterable[str] = ()) -> Spec:
-        """Reads `text`; `schemes` are the prefixes that count as such (a Windows path has a colon too).
+    def parse(cls, text: str, schemes: Iterable[str] = (), names: Iterable[str] = ()) -> Spec:
+        """Reads `text`.
+
+        Args:
+            schemes: the prefixes that count as such (a Windows path has a colon too).
+            names: built-in names: these are no paths, also where a folder is called so.
 
         Raises:
-            ConfigError: an option without a value, or given twice.
+            ConfigError: an option without a value, or given twice; a name that is not valid text.
         """
+        if "\0" in text or not _is_text(text):
+            raise ConfigError(f"{text!a} is not valid UTF-8 text", "rename the file or folder")
         rest, mark, query = text, "", ""
-        if not os.path.exists(Path(text).expanduser()):  # unlike Path.exists, False for names that are too long
+        if not os.path.exists(user_path(text)):  # unlike Path.exists, False for names that are too long
             rest, mark, query = text.partition("?")
         scheme, colon, after = rest.partition(":")
         if not colon or scheme not in set(schemes):
@@ -62,7 +90,7 @@ class Spec:
             ) from error
         if len({name for name, _ in pairs}) < len(pairs):
             raise ConfigError(f"an option of {text!r} is given twice", "give each once")
-        return cls(text, scheme, after, dict(pairs))
+        return cls(text, scheme, after, dict(pairs), not scheme and after in set(names))
 
     def absolute(self) -> str:
         """The same source with absolute paths, so that it can be opened from anywhere.
@@ -73,7 +101,7 @@ class Spec:
         """
 
         def place(text: str) -> str:
-            path = Path(text).expanduser()
+            path = user_path(text)
             start = re.split(r"[*?\[{]", str(path), maxsplit=1)[0]
             pattern = start != str(path) and os.path.isdir(os.path.dirname(start) or ".")
             return os.path.abspath(path) if os.path.exists(path) or pattern else text
@@ -82,7 +110,7 @@ class Spec:
         known = PATHS - {"val", "test"} if self.scheme else PATHS
         options = {k: place(v) if k in known and v else v for k, v in self.options.items()}
         query = "&".join(f"{k}={quote(v, safe='/:,{}[]*+ ')}" for k, v in options.items())
-        rest = place(self.rest) if self.scheme in ("", "hf") else self.rest
+        rest = place(self.rest) if self.scheme in ("", "hf") and not self.built_in else self.rest
         return f"{colon}{rest}" + (f"?{query}" if query else "")
 
     @property

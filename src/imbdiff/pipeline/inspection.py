@@ -60,10 +60,16 @@ def inspect_any(
         ConfigError: `page` is a folder, or `out` a file; before anything is read.
         DataError: the source cannot be opened.
     """
-    if page is not None and Path(page).is_dir():
-        raise ConfigError(f"{page} is a folder", "give --page a file, such as inspection.html, or --out a folder")
+    if page is not None and (not str(page) or Path(page).is_dir()):
+        raise ConfigError(f"{page or repr(page)} is a folder or nothing", "give --page a file, such as inspection.html")
     if out is not None and Path(out).is_file():
         raise ConfigError(f"{out} is a file", "give --out a folder, or --page a file")
+    folders = ([] if page is None else [Path(page).parent]) + ([] if out is None else [Path(out)])
+    for folder in folders:
+        try:  # before everything is decoded
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be made: {error.strerror}", "choose another place") from error
     seen = examine(source, size=size)
     seen.report["run"] = estimate = run_estimate(seen, cost=cost)
     files = [Path(page)] if page is not None else []

@@ -10,8 +10,7 @@ from typing import Any
 
 from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.sources import SCHEMES, load
-from imbdiff.data.spec import Spec
+from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity, spec_from_folder
 from imbdiff.methods import get_method
@@ -52,7 +51,7 @@ class Run:
     _read: tuple[str, ImageSet] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.source = Spec.parse(self.source, SCHEMES).absolute()
+        self.source = parse(self.source).absolute()
 
     def say(self, text: str) -> None:
         if not self.quiet and self.dist.main:
@@ -84,6 +83,8 @@ class Run:
     def _prepare(self) -> Prepared:
         with Timer() as timer:
             opened = load(self.source)
+            if opened.kind == "benchmark":  # with the root that an environment variable may have named
+                self.source = parse(opened.name).absolute()
             prepared = stages.prepare_data(opened, self.config.data)
         stats = prepared.stats
         val = "none" if prepared.val is None else str(len(prepared.val))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ import pytest
 from imbdiff.config import override
 from imbdiff.data.benchmarks.groups import ccua_thirds, shots, thirds
 from imbdiff.data.benchmarks.table import BENCHMARKS
+from imbdiff.data.benchmarks.trees import image_files
 from imbdiff.data.profiles import long_tail
 from imbdiff.data.sources import NAMES, load
 from imbdiff.data.splits import prepare
 from imbdiff.data.stats import ClassStats
 from imbdiff.pipeline.catalogue import as_text
 from imbdiff.pipeline.checks import against_balanced
+from imbdiff.pipeline.folder import RunFolder
+from imbdiff.pipeline.run import Run
 from imbdiff.pipeline.stages import prepare_data, symmetry_of
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, DataError
@@ -164,7 +168,15 @@ def test_where_the_files_are_looked_for(tmp_path, monkeypatch):
         load("cifar10-lt")
     binary(tmp_path, 10, 40)
     monkeypatch.setenv("IMBDIFF_DATASETS", str(tmp_path))
-    assert load("cifar10-lt").name == "cifar10-lt"
+    for text, name in (("cifar10-lt", "cifar10-lt?root="), ("cifar10-lt?factor=2", "cifar10-lt?factor=2&root=")):
+        found = load(text)
+        assert found.name == name + str(tmp_path)
+        assert load(found.name).ids() == found.ids()  # from anywhere, whatever the variable says
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setenv("IMBDIFF_DATASETS", tmp_path.name)
+    assert load("cifar10-lt").name == f"cifar10-lt?root={tmp_path}"
+    monkeypatch.setenv("IMBDIFF_DATASETS", str(tmp_path))
+    assert load(f"cifar10-lt?root={tmp_path}").name == f"cifar10-lt?root={tmp_path}"
     with pytest.raises(DataError, match=r"no such folder: root=.*elsewhere"):
         load(f"cifar10-lt?root={tmp_path / 'elsewhere'}")
     with pytest.raises(DataError) as caught:
@@ -477,3 +489,23 @@ def test_inaturalist(tmp_path, form):
         (tmp_path / "train2018.json").write_text('{"images": [{"id": 1, "file_name": "x"}], "annotations": []}')
         with pytest.raises(DataError, match=r"train2018\.json is no annotation file"):
             load(f"inaturalist2018?root={tmp_path}")
+
+
+def test_pipes_and_folders_are_no_images(tmp_path):
+    picture(tmp_path / "a.png", 0)
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").mkdir()
+    (tmp_path / "d.png").symlink_to("a.png")
+    (tmp_path / "e.png").symlink_to("b.png")
+    (tmp_path / "f.png").symlink_to("nowhere")
+    assert image_files(tmp_path) == ["a.png", "d.png", "f.png"]  # the last is unusable, and said to be
+
+
+def test_a_run_keeps_the_root_that_the_variable_named(tmp_path, monkeypatch):
+    binary(tmp_path / "sets", 10, 40)
+    monkeypatch.setenv("IMBDIFF_DATASETS", str(tmp_path / "sets"))
+    run = Run(RunFolder(tmp_path / "run"), "cifar10-lt?factor=2", override(preset("tiny"), {}), True)
+    run._prepare()
+    assert run.source == f"cifar10-lt?factor=2&root={tmp_path / 'sets'}"
+    monkeypatch.delenv("IMBDIFF_DATASETS")
+    assert len(load(run.source).labels()) > 0

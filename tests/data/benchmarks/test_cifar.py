@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pickle
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +247,14 @@ def test_the_real_cifar10_cut_by_name(tmp_path):
 def test_the_ready_made_cifar100_lt_has_our_counts():
     data = real("cifar100lt100")
     assert tuple(np.bincount(data["y_train"])) == profile_counts("exponential", 500, 100, 100)
+
+
+def test_values_nested_through_the_memo_are_not_written_out(tmp_path):
+    """A tuple of two times the one before, 30 times over: 110 bytes whose text has a thousand million parts."""
+    nested = b")" + b"".join(b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(30))
+    path = tmp_path / "bad"
+    path.write_bytes(b"\x80\x02c_codecs\nencode\n" + nested + b"\x85R.")
+    started = time.process_time()
+    with pytest.raises(DataError, match=r"encode of \(tuple\)"):
+        read_values(path)
+    assert time.process_time() - started < 5

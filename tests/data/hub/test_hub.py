@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imbdiff.data.decode import UnusableImageError
 from imbdiff.data.hub import opening as hub
+from imbdiff.data.hub import stored, streamed
 from imbdiff.data.hub.columns import which_splits
 from imbdiff.data.sources import load
 from imbdiff.runtime.errors import ConfigError, DataError
@@ -324,3 +326,48 @@ def test_grey_and_palette(tmp_path):
     source = load(f"hf:{parquet(tmp_path / 'x', train=table)}")
     assert source.survey().modes == {"L": 2, "P": 2}
     assert source.read().images.shape[-1] in (1, 3)
+
+
+@pytest.mark.parametrize("path", ["sub", "a\0b", "n" * 5000, "loop"])
+def test_paths_of_a_stream_that_name_no_file(tmp_path, path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    wanted = hub.Wanted("hf:x", tmp_path, "", None, None, None, None, None, {})
+    with pytest.raises(UnusableImageError):
+        streamed._bytes({"bytes": None, "path": str(tmp_path / path)}, wanted)
+
+
+@pytest.mark.parametrize(("error", "kind"), [(IsADirectoryError, UnusableImageError), (TimeoutError, DataError)])
+def test_the_network_is_no_fault_of_an_image(monkeypatch, error, kind):
+    import datasets.utils.file_utils
+
+    def failing(*_):
+        raise error("no")
+
+    monkeypatch.setattr(datasets.utils.file_utils, "xopen", failing)
+    wanted = hub.Wanted("hf:x", None, "o/n", None, None, None, None, None, {})
+    with pytest.raises(kind):
+        streamed._bytes({"bytes": None, "path": "hf://datasets/o/n@main/a.png"}, wanted)
+
+
+def test_class_names_that_are_no_text():
+    features = rows(2).features.copy()
+    features["label"] = type("ClassLabel", (), {"names": ["a", "\ud800"]})()
+    wanted = hub.Wanted("hf:x", None, "o/n", None, None, None, None, None, {})
+    with pytest.raises(DataError, match=r"name 1: .*not valid text"):
+        hub.columns_of(features, wanted)
+
+
+def test_files_of_two_splits_with_equal_paths(tmp_path, monkeypatch):
+    """Splits of the hub may lie below folders of their own in the library's cache."""
+    tables = {}
+    for k, split in enumerate(("train", "test")):
+        paths = [write(tmp_path / split / f"{i}.png", noise(5, 6, 3, seed=10 * k + i)) for i in range(2)]
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        tables[split] = datasets.Dataset.from_dict({"image": [str(p) for p in paths], "label": [0, 1]}, features)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(stored, "load_sets", lambda _: tables)
+    source = stored.HubSource(hub.Wanted("hf:o/n", None, "o/n", None, None, None, None, None, {}))
+    assert source.ids() == ("0.png", "1.png")
+    assert source.ids("test") == ("test/0.png", "test/1.png")
+    assert np.array_equal(source.read("test").images[1], noise(5, 6, 3, seed=11))

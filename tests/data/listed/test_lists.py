@@ -389,3 +389,37 @@ def test_damaged_images_have_the_names_of_the_list(root):
 def test_from_python_options_are_a_dictionary(root):
     put(root / "l.txt", "a/000.png 0\na/001.png 1\n")
     assert ListSource(root / "l.txt", {"root": str(root)}).ids() == ("a/000.png", "a/001.png")
+
+
+def test_ids_differ_across_splits(tmp_path):
+    """Two folders with files of the same names; some ids are taken by what would be their new name."""
+    for k, part in enumerate(("one", "two")):
+        for i in range(3):
+            write(tmp_path / part / f"{i}.png", noise(4, 4, 3, seed=10 * k + i))
+        put(tmp_path / part / "l.txt", "0.png 0\n1.png 1\n")
+    write(tmp_path / "one" / "val" / "0.png", noise(4, 4, 3, seed=90))
+    put(tmp_path / "one" / "l.txt", "0.png 0\nval/0.png 1\n2.png 1\n")
+    source = load(tmp_path / "one" / "l.txt", val=tmp_path / "two" / "l.txt")
+    assert source.ids() == ("0.png", "val/0.png", "2.png")
+    assert source.ids("val") == ("val/val/0.png", "1.png")
+    assert np.array_equal(source.read("val").images[0], noise(4, 4, 3, seed=10))
+
+
+def test_one_file_in_two_splits_keeps_its_id(tmp_path, root):
+    put(root / "v.txt", "a/000.png 0\n")
+    source = load(put(root / "l.txt", "a/000.png 0\na/001.png 1\n"), val=root / "v.txt")
+    assert source.ids("val") == ("a/000.png",)
+
+
+@pytest.mark.parametrize("names", ['["\\ud800", "b"]', '{"0": "\\udc00x", "1": "b"}'])
+def test_class_names_that_are_no_text(tmp_path, root, names):
+    path = put(root / "l.txt", "a/000.png 0\na/001.png 1\n")
+    message = refused(path, names=put(tmp_path / "n.json", names))
+    assert "name 0: '\\ud" in message
+    assert "is not valid text" in message
+    message.encode()
+
+
+def test_class_names_of_many_characters(tmp_path, root):
+    path = put(root / "l.txt", "a/000.png 0\na/001.png 1\n")
+    assert "has 1,001 characters" in refused(path, names=put(tmp_path / "n.txt", "x" * 1001 + "\nb"))

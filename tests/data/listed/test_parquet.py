@@ -216,3 +216,75 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         reader.open((0, row))
         most = max(most, pool.bytes_allocated())
     assert most < 8 * 2**20
+
+
+def test_one_huge_label_is_neither_repeated_nor_shown(tmp_path):
+    """300 rows whose codes mean one text of 2 MB: half a gigabyte, were each row given its own."""
+    labels = pa.DictionaryArray.from_arrays([0] * 299 + [1], ["a" * 2_000_000, "b"])
+    path = tmp_path / "t.parquet"
+    columns = {"image": CELLS[:1] * 300, "label": labels}
+    written(path, columns, compression="zstd", store_schema=False)  # it is plain text to who reads it
+    assert pq.read_schema(path).field("label").type == pa.string()
+    plain = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(plain)
+    pa.set_memory_pool(pool)
+    try:
+        message = refused(path)
+    finally:
+        pa.set_memory_pool(plain)
+    assert "one of 2,000,000 bytes" in message
+    assert len(message) < 500
+    assert 2_000_000 < pool.max_memory() < 32 * 2**20
+    path = written(path, {"image": CELLS[:2], "label": ["x" * 1001, "y"]})
+    assert "1 label of more than 1,000 characters" in refused(path)
+    path = written(path, {"image": CELLS[:2], "label": ["x" * 1000, "y"]})
+    assert sources.load(path).class_names == ("x" * 1000, "y")
+
+
+def test_columns_that_claim_too_much_text_are_not_read(tmp_path, monkeypatch):
+    path = written(tmp_path / "t.parquet", {"image": CELLS[:2], "label": ["x" * 9000, "y"]}, use_dictionary=False)
+    monkeypatch.setattr(parquet, "LONGEST_TEXT", 2)  # 8 KiB in all
+    monkeypatch.setattr(parquet.ParquetTable, "_cells", lambda *_: pytest.fail("read"))
+    assert "more text than labels" in refused(path)
+
+
+@pytest.mark.parametrize("rows", [1, 100])
+def test_cells_that_are_too_large_are_unusable(tmp_path, cells, rows, monkeypatch):
+    large = CELLS[0] + bytes(100_000)
+    cells[4] = {"bytes": large, "path": None} if isinstance(cells[4], dict) else large
+    path = written(tmp_path / "t.parquet", {"image": cells, "label": LABELS}, row_group_size=rows, compression="none")
+    assert not sources.load(path).all_bad()
+    monkeypatch.setattr(parquet, "LARGEST", 100_000)
+    bad = sources.load(path).all_bad()
+    assert set(bad) == {"t.parquet:4"}
+    assert "more than 0 MiB" in bad["t.parquet:4"]
+
+
+def test_row_groups_that_unpack_to_far_more_are_unusable(tmp_path, monkeypatch):
+    cells = [*CELLS[:4], *(cell + bytes(50_000) for cell in CELLS[4:8])]
+    path = written(
+        tmp_path / "t.parquet", {"image": cells, "label": LABELS[:8]}, row_group_size=4, compression="zstd",
+        use_dictionary=False,
+    )  # fmt: skip
+    assert not sources.load(path).all_bad()
+    monkeypatch.setattr(parquet, "LARGEST", 150_000)
+    bad = sources.load(path).all_bad()
+    assert set(bad) == {f"t.parquet:{i}" for i in range(4, 8)}
+    assert "unpacks to far more" in bad["t.parquet:5"]
+
+
+def test_class_names_that_are_no_text(tmp_path):
+    features = hub({"label": {"names": ["a", "b\ud800", "c"], "_type": "ClassLabel"}})
+    message = refused(written(tmp_path / "t.parquet", {"image": CELLS, "label": LABELS}, features))
+    assert r"name 1: 'b\ud800' is not valid text" in message
+    message.encode()
+
+
+def test_equal_ids_of_two_tables(tmp_path):
+    (tmp_path / "v").mkdir()
+    for at, part in (("t.parquet", slice(0, 6)), ("v/t.parquet", slice(6, 11))):
+        written(tmp_path / at, {"image": CELLS[part], "label": LABELS[part]})
+    source = sources.load(f"{tmp_path / 't.parquet'}?test={tmp_path / 'v' / 't.parquet'}")
+    assert source.ids()[:2] == ("t.parquet:0", "t.parquet:1")
+    assert source.ids("test") == tuple(f"test/t.parquet:{i}" for i in range(5))
+    assert np.array_equal(source.read("test").images, np.stack(PIXELS[6:]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imbdiff.data import cache
-from imbdiff.data.shards import download
+from imbdiff.data.shards import download, stream
 from imbdiff.data.sources import load
 from imbdiff.runtime.errors import ConfigError, DataError
 from tests.data.making import encoded, noise, tarred
@@ -211,3 +211,28 @@ def test_addresses_with_passwords_or_other_schemes():
 def test_addresses_that_are_none(text):
     with pytest.raises(DataError, match=r"no address|cannot be read"):
         load(text)
+
+
+def test_connections_are_closed_after_a_pass(tmp_path):
+    with Server(two_shards(tmp_path / "s")).serving() as url:
+        source = load(f"{url}/train-{{0..1}}.tar")
+        x = source.read().images  # also where nothing is kept
+        source.reader.open(source.records["train"].opened[0])
+        assert not source.reader._file.closed
+        first, _ = source.read_all(cache="off")
+        assert source.reader._file.closed
+        source.reader.open(source.records["train"].opened[0])
+        source.scan("train")
+        assert source.reader._file.closed
+        assert np.array_equal(source.read().images, x)  # and opened again
+    assert np.array_equal(first["train"].images, x)
+
+
+def test_images_that_are_too_large_are_unusable(tmp_path, monkeypatch):
+    with Server(two_shards(tmp_path / "s")).serving() as url:
+        source = load(f"{url}/train-{{0..1}}.tar")
+        sizes = [size for *_, size in source.records["train"].opened]
+        monkeypatch.setattr(stream, "LARGEST", max(sizes) - 1)
+        bad = source.scan("train").bad
+    assert set(bad) == {name for name, size in zip(source.ids(), sizes, strict=True) if size == max(sizes)}
+    assert all("more than 0 MiB" in why for why in bad.values())

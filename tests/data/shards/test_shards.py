@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import tarfile
 
@@ -327,7 +328,7 @@ def test_shard_cut_after_indexing_and_bad_image(tmp_path):
         source.read_all(size=4)
     before = source.reader.stamp(source.records["train"].opened[0])
     path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(DataError, match=r"0000\.png: the shard was cut off"):
+    with pytest.raises(DataError, match=r"0000\.png: the shard has changed"):
         source.read_all(size=4)
     assert source.reader.stamp(source.records["train"].opened[0]) != before
 
@@ -337,3 +338,26 @@ def test_kept_on_disk(tmp_path):
     kept, _ = source.read_all(cache=tmp_path / "kept")
     plain, _ = source.read_all(cache="off")
     assert np.array_equal(np.asarray(kept["train"].images), plain["train"].images)
+
+
+def test_a_shard_that_is_written_again_is_not_read(tmp_path):
+    """Of the same size, so that other images would lie where those of the index lay."""
+    path = tmp_path / "a.tar"
+    tarred(path, samples([0, 1, 0]))
+    source = load(path)
+    assert source.read().images.shape == (3, 4, 5, 3)
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+    bad = source.scan("train").bad
+    assert set(bad) == set(source.ids())
+    assert all("changed since it was indexed" in why for why in bad.values())
+
+
+def test_workers_get_the_states_of_their_shards_only(tmp_path):
+    reader = load(two_shards(tmp_path)).reader
+    place = (str(tmp_path / "train-1.tar"), 0, 10)
+    small, places = reader.bring([place, place])
+    assert (list(small.states), list(places)) == ([str(tmp_path / "train-1.tar")], [place, place])

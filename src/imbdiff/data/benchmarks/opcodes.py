@@ -173,7 +173,9 @@ def _made(role: str, arguments: tuple[Any, ...]) -> Any:
         return _of(arguments[0], str).encode("latin-1")
     if role == "dtype" and _text(arguments[0]) == "u1":
         return _Bytes()
-    raise _Refused(f"its arrays are not of bytes: {role} of {str(arguments)[:40]}")
+    # by their types: the values may be nested through the memo, and their text exponentially long
+    kinds = ", ".join(type(argument).__name__ for argument in arguments[:4])
+    raise _Refused(f"its arrays are not of bytes: {role} of ({kinds})")
 
 
 def _filled(state: tuple[Any, ...]) -> np.ndarray:

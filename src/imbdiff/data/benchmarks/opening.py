@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import quote
 
 from imbdiff.data.benchmarks.table import BENCHMARKS, Benchmark
 from imbdiff.data.profiles import parse_imbalance_factor
@@ -60,7 +61,8 @@ def open_source(spec: Spec, flippable: bool) -> Source:
     """
     name = spec.rest
     row = BENCHMARKS[name]
-    root, factor, lists = spec.take("root") or os.environ.get(VARIABLE), spec.take("factor"), spec.take("list")
+    given, factor, lists = spec.take("root"), spec.take("factor"), spec.take("list")
+    root = given or os.environ.get(VARIABLE)
     spec.finish(("root", "factor", "list"))
     defaults = row.defaults if factor is None else _with_factor(name, row, factor)
     if lists is not None and not row.lists:
@@ -78,6 +80,9 @@ def open_source(spec: Spec, flippable: bool) -> Source:
     layout = import_module(f"imbdiff.data.benchmarks.{MODULES.get(row.layout, row.layout)}")
     places = Places(name, folders["root"], folders.get("list"), row.get)
     source: Source = getattr(layout, f"read_{row.layout}")(spec.text, places)
+    if not given:  # so that the name says where the images came from, whatever the variable says later
+        mark = "&" if "?" in spec.text else "?"
+        source.name = f"{spec.text}{mark}root={quote(os.path.abspath(folders['root']), safe='/:,{}[]*+ ')}"
     source.defaults = defaults
     source.warnings = (*source.warnings, *_differences(name, row, source))
     return source

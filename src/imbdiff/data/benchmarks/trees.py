@@ -98,11 +98,20 @@ def images_of(root: Path, folder: str, names: Sequence[str], inner: str = "") ->
 
 
 def image_files(folder: Path) -> list[str]:
-    """Sorted names of the image files directly in a folder; none if it is not there."""
+    """Sorted names of the image files directly in a folder; none if it is not there.
+
+    Pipes, devices and folders are left out: opening a pipe waits for ever. Links that lead nowhere are kept and are
+    unusable later, rather than missing without a word.
+    """
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if os.path.splitext(e.name)[1].lower() in EXTENSIONS and e.name[0] != ".")
+        named = [e for e in entries if os.path.splitext(e.name)[1].lower() in EXTENSIONS and e.name[0] != "."]
+        return sorted(e.name for e in named if e.is_file(follow_symlinks=False) or _may_be_file(e.path))
+
+
+def _may_be_file(path: str) -> bool:
+    return os.path.isfile(path) or not os.path.exists(path)
 
 
 def read_list(path: Path) -> Listed:

@@ -18,7 +18,7 @@ import numpy as np
 from imbdiff.data.arrays import encode_labels
 from imbdiff.data.decode import UnusableImageError
 from imbdiff.data.hub import columns as hub_columns
-from imbdiff.data.listed.labels import Names, encode, read_names
+from imbdiff.data.listed.labels import Names, checked_names, encode, read_names
 from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec
 from imbdiff.data.words import counted
@@ -181,7 +181,7 @@ def columns_of(features: Mapping[str, Any], wanted: Wanted) -> Columns:
     image = hub_columns.image_column(features, wanted.image, wanted.text)
     label = hub_columns.label_column(features, wanted.label, wanted.text)
     own = hub_columns.class_names(features[label])
-    return Columns(image, label, None if own is None else tuple(own))
+    return Columns(image, label, None if own is None else tuple(checked_names(own, wanted.text)))
 
 
 def encoded_only(dataset: Any, columns: Columns) -> Any:

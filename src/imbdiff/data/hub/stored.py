@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +15,7 @@ from imbdiff.data.decode import File
 from imbdiff.data.encoded import EncodedSource, PathReader, Reader, Records
 from imbdiff.data.hub import columns as hub_columns
 from imbdiff.data.hub.opening import Wanted, class_labels, columns_of, encoded_only, image_bytes, load_sets
+from imbdiff.data.listed.lists import apart
 from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError, listing
 from imbdiff.runtime.files import digest
@@ -44,6 +45,13 @@ class HubSource(EncodedSource):
         self.records, readers = {}, {}
         for ours, y in labels.items():
             readers[ours], self.records[ours] = _images(used[ours], columns.image, ours, y, wanted)
+        # paths of splits may begin at different folders
+        files = {
+            ours: [(getattr(readers[ours], "root", ours), place) for _, place in records.opened]
+            for ours, records in self.records.items()
+        }
+        ids = apart({ours: records.ids for ours, records in self.records.items()}, files)
+        self.records = {ours: replace(records, ids=ids[ours]) for ours, records in self.records.items()}
         self.reader = SplitReader(readers)
         super().__init__(where, names, flippable, (*notes, *more))
 

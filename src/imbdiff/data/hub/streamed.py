@@ -14,6 +14,7 @@ from imbdiff.data.hub import columns as hub_columns
 from imbdiff.data.hub.opening import Wanted, class_labels, columns_of, encoded_only, first_line, image_bytes, load_sets
 from imbdiff.data.shards import indexes
 from imbdiff.data.shards.stream import StreamedSource, StreamReader, unpack_headers
+from imbdiff.data.shards.tar_index import LARGEST
 from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.files import digest
 from imbdiff.runtime.progress import Progress
@@ -75,6 +76,10 @@ class HubReader(StreamReader):
             self._next += 1
             if self._next > row:
                 return _bytes(cell[0], self.wanted)
+
+    def close(self) -> None:
+        with self._one:
+            self._rows, self._split, self._next = iter(()), "", 0
 
     def stamp(self, place: tuple[str, int]) -> str:
         return f"{self.state} {place[0]} {place[1]}"
@@ -141,7 +146,16 @@ def _bytes(cell: Any, wanted: Wanted) -> bytes:
     if path is None:
         return image_bytes(cell)
     if wanted.path is not None:
-        inside = Path(path).resolve().is_relative_to(wanted.path.resolve())
+        try:
+            inside = Path(path).resolve().is_relative_to(wanted.path.resolve())
+            if inside and os.path.exists(path) and not os.path.isfile(path):
+                raise UnusableImageError(f"{path!r} is no ordinary file")
+            if inside and os.path.getsize(path) > LARGEST:
+                raise UnusableImageError(f"{path!r} has more than {LARGEST // 2**20} MiB")
+        except FileNotFoundError:
+            raise UnusableImageError(f"{path!r} does not exist") from None
+        except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL byte, links in a circle
+            raise UnusableImageError(f"{path!r} cannot be read: {first_line(error)}") from error
     else:  # hf://datasets/OWNER/NAME@REVISION/cat/1.jpg, or zip://cat/1.jpg::hf://...
         archive, mark, outer = path.rpartition("::")
         inside = outer.startswith(f"hf://datasets/{wanted.repository}@")
@@ -155,6 +169,14 @@ def _bytes(cell: Any, wanted: Wanted) -> bytes:
             return file.read()
     except FileNotFoundError:
         raise UnusableImageError(f"{path!r} does not exist") from None
+    except OSError as error:
+        if wanted.path is None and not isinstance(error, IsADirectoryError | NotADirectoryError):
+            # the network's, which must not stay in the index as the fault of this image
+            raise DataError(
+                f"{wanted.text}: reading {path!r} failed: {first_line(error)}",
+                "check the network and start again: what was decoded is kept",
+            ) from error
+        raise UnusableImageError(f"{path!r} cannot be read: {first_line(error)}") from error
 
 
 def _identity(wanted: Wanted) -> Any:

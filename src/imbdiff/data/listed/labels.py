@@ -19,6 +19,8 @@ from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError, listing
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}(\.0+)?")
+LONGEST_LABEL = 1000
+"""Characters of a label or class name."""
 _LARGEST_FILE = 64 * 2**20
 
 Names = Sequence[str] | Mapping[str, str]
@@ -50,6 +52,14 @@ def encode(raw: Mapping[str, Sequence[str]], names: Names | None, where: str) ->
         DataError: negative labels, labels without a name, classes without training image, classes that only val or
             test has, fewer than two classes.
     """
+    for split, own in raw.items():
+        long = [f"{split}: {display_name(text, 40)} ({len(text):,} characters)" for text in dict.fromkeys(own)
+                if len(text) > LONGEST_LABEL]  # fmt: skip
+        if long:
+            raise DataError(
+                f"{where}: {counted(len(long), 'label')} of more than {LONGEST_LABEL:,} characters:\n{listing(long)}",
+                "choose the column or file of the labels, or shorten them",
+            )
     integers = all(_INTEGER.fullmatch(text) for found in raw.values() for text in set(found))
     key = _number if integers else _nfc
     values: dict[str, set[Any]] = {split: {key(text) for text in set(found)} for split, found in raw.items()}
@@ -108,8 +118,37 @@ def read_names(path: Path, where: str) -> Names:
             f"{where}: {counted(len(wrong), 'class name')} that are empty or no text" if wrong else f"{where} is empty",
             "give every class a name",
         )
-    clean = [_nfc(name) for name in listed]
+    clean = [_nfc(name) for name in checked_names(listed, where)]
     return dict(zip(found, clean, strict=True)) if isinstance(found, dict) else clean
+
+
+def checked_names(names: Sequence[str], where: str) -> list[str]:
+    """Class names as they are, once all of them can be written as text.
+
+    Raises:
+        DataError: names that no UTF-8 stands for (half of a surrogate pair, as JSON's ``\\ud800``) or that are longer
+            than 1,000 characters; all listed.
+    """
+    wrong = []
+    for k, name in enumerate(names):
+        if not _is_text(name):
+            wrong.append(f"name {k}: {display_name(ascii(name), 100)} is not valid text")
+        elif len(name) > LONGEST_LABEL:
+            wrong.append(f"name {k}: {display_name(name, 40)} has {len(name):,} characters")
+    if wrong:
+        raise DataError(
+            f"{where}: {counted(len(wrong), 'class name')} that cannot be used:\n{listing(wrong)}",
+            "write the names as UTF-8 text",
+        )
+    return list(names)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _numbered(values: set[Any], where: str, notes: list[str]) -> list[tuple[Any, str]]:

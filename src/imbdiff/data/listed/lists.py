@@ -16,7 +16,7 @@ from typing import Any
 from imbdiff.data.encoded import EncodedSource, PathReader, Reader, Records
 from imbdiff.data.folders import display_name
 from imbdiff.data.listed.columns import image_column, label_columns, label_texts, split_column, splits_of
-from imbdiff.data.listed.labels import Names, encode, read_names
+from imbdiff.data.listed.labels import Names, checked_names, encode, read_names
 from imbdiff.data.listed.paths import find_files
 from imbdiff.data.listed.tables import Table, read_table
 from imbdiff.data.source import Source
@@ -62,10 +62,12 @@ class ListSource(EncodedSource):
         self.kind = "parquet" if held == {True} else "list"
         self.reader, rows, notes = _embedded(lists) if held == {True} else _named(lists, path, given)
         kept = _once(rows, where, notes)
+        ids = apart({split: [row.id for row in found] for split, found in kept.items()},
+                    {split: [row.place for row in found] for split, found in kept.items()})  # fmt: skip
         encoded = encode({split: [row.label for row in found] for split, found in kept.items()},
                          _class_names(lists, path, given), where)  # fmt: skip
         self.records = {
-            split: Records([row.id for row in found], encoded.labels[split], [row.place for row in found])
+            split: Records(ids[split], encoded.labels[split], [row.place for row in found])
             for split, found in kept.items()
         }
         super().__init__(where, encoded.names, flippable, (*notes, *encoded.notes))
@@ -175,7 +177,28 @@ def _class_names(lists: Sequence[_List], path: Path, given: Mapping[str, str | N
         )
     if known[0] is None and len(lists[0].columns) > 1:
         return lists[0].columns
-    return known[0]
+    return None if known[0] is None else checked_names(known[0], str(lists[0].file))
+
+
+def apart(ids: Mapping[str, Sequence[str]], files: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
+    """Ids that differ across splits: one that an earlier split has for another file gets the split's name in front.
+
+    Args:
+        ids: {split: (N,) ids}, train first; all different within a split.
+        files: {split: (N,)} what tells files apart.
+    """
+    first: dict[str, Any] = {}
+    taken = {name for own in ids.values() for name in own}
+    found: dict[str, list[str]] = {}
+    for split, own in ids.items():
+        found[split] = []
+        for name, file in zip(own, files[split], strict=True):
+            if first.setdefault(name, file) != file:
+                while name in taken:
+                    name = f"{split}/{name}"
+                taken.add(name)
+            found[split].append(name)
+    return found
 
 
 def _once(rows: Mapping[str, list[_Row]], where: str, notes: list[str]) -> dict[str, list[_Row]]:

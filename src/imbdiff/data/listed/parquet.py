@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,8 +19,15 @@ from imbdiff.data.folders import display_name
 from imbdiff.data.listed.tables import Table
 from imbdiff.runtime.errors import ConfigError, DataError
 
-BATCH = 32
-"""Rows that are in memory at a time."""
+BATCH = 1
+"""Cells of images that are in memory at a time; more would hardly be quicker, and each may have LARGEST bytes."""
+LARGEST = 256 * 2**20
+"""Bytes of a cell."""
+LARGEST_RATIO = 100
+"""A row group of more than LARGEST bytes that is packed better than so is refused: images hardly get smaller."""
+LONGEST_TEXT = 4096
+"""Characters of a cell of text."""
+_TEXTS = 4096  # rows of text in memory at a time
 
 
 class ParquetTable(Table):
@@ -32,7 +39,7 @@ class ParquetTable(Table):
     """
 
     def __init__(self, path: Path, where: str) -> None:
-        self.where = where
+        self.where, self._path = where, path
         self._file = open_parquet(path, where)
         self._schema = self._file.schema_arrow
         self.names = tuple(self._schema.names)
@@ -52,8 +59,11 @@ class ParquetTable(Table):
                 f"the column {name!r} of {self.where} holds {field.type}, neither text nor numbers",
                 "name another column: image=NAME, label=NAME",
             )
+        self._check_size(name)
         try:
-            cells = self._file.read(columns=[name], use_threads=False).column(0).to_pylist()
+            cells = list(self._cells(name, text))
+        except DataError:
+            raise
         except Exception as error:  # pyarrow raises anything on damaged files
             raise self._damaged(name, display_name(str(error), 200)) from error
         if len(cells) != self.rows:
@@ -85,6 +95,38 @@ class ParquetTable(Table):
             return None
         return names if isinstance(names, list) and names and all(isinstance(n, str) for n in names) else None
 
+    def _check_size(self, name: str) -> None:
+        """Refuses a column by what its file says of its size, before anything is unpacked."""
+        chunks = list(_chunks(self._file.metadata, name))
+        size = sum(chunk.total_uncompressed_size for chunk in chunks)
+        if _is_bomb(chunks) or size > 4 * LONGEST_TEXT * max(
+            self.rows, 1024
+        ):  # UTF-8 has at most 4 bytes for a character
+            raise self._too_long(name, f"{size:,} bytes in {self.rows:,} rows")
+
+    def _cells(self, name: str, text: bool) -> Iterator[Any]:
+        """The cells of a column. Text comes as codes, so that one that is repeated is there once."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        file = open_parquet(self._path, self.where, [name]) if text else self._file
+        for batch in file.iter_batches(_TEXTS, columns=[name], use_threads=False):
+            column = batch.column(0)
+            if not pa.types.is_dictionary(column.type):
+                yield from column.to_pylist()
+                continue
+            longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+            if text and longest > 4 * LONGEST_TEXT:
+                raise self._too_long(name, f"one of {longest:,} bytes")
+            known = column.dictionary.to_pylist()
+            yield from (None if code is None else known[code] for code in column.indices.to_pylist())
+
+    def _too_long(self, name: str, why: str) -> DataError:
+        return DataError(
+            f"the column {name!r} of {self.where} holds more text than labels or paths have: {why}",
+            "name another column: image=NAME, label=NAME",
+        )
+
     def _damaged(self, name: str, why: str) -> DataError:
         return DataError(f"the column {name!r} of {self.where} is damaged: {why}", "download or write it again")
 
@@ -94,8 +136,22 @@ class ParquetTable(Table):
         return self._schema.field(name)
 
 
-def open_parquet(path: str | Path, where: str) -> Any:
-    """A pyarrow ParquetFile. Raises as :class:`ParquetTable`."""
+def _chunks(metadata: Any, name: str, groups: Sequence[int] | None = None) -> Iterator[Any]:
+    """What the footer says of a column in each row group, or some; of one with parts, of each part."""
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    own = [i for i, path in enumerate(paths) if path == name or path.startswith(name + ".")]
+    for group in range(metadata.num_row_groups) if groups is None else groups:
+        row_group = metadata.row_group(group)
+        yield from (row_group.column(i) for i in own)
+
+
+def _is_bomb(chunks: Sequence[Any]) -> bool:
+    size = sum(chunk.total_uncompressed_size for chunk in chunks)
+    return size > LARGEST and size > LARGEST_RATIO * sum(chunk.total_compressed_size for chunk in chunks)
+
+
+def open_parquet(path: str | Path, where: str, codes: Sequence[str] = ()) -> Any:
+    """A pyarrow ParquetFile; columns of text in `codes` come as a dictionary and codes. Raises as the table."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
@@ -104,7 +160,7 @@ def open_parquet(path: str | Path, where: str) -> Any:
         ) from error
     try:
         # a buffer, so that a column is read in pieces; row groups may be as large as the file
-        return pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
+        return pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False, read_dictionary=list(codes))
     except Exception as error:  # as above
         raise DataError(
             f"{where} is no readable Parquet file: {display_name(str(error), 200)}", "download or write it again"
@@ -177,7 +233,11 @@ class _Cursor:
         self.start = self.end = 0  # rows of the batch at hand
 
     def cell(self, row: int) -> Any:
+        import pyarrow as pa
+
         group = int(np.searchsorted(self.starts, row, side="right")) - 1
+        if group != self.group and _is_bomb(list(_chunks(self.file.metadata, self.column, [group]))):
+            raise UnusableImageError("its row group unpacks to far more bytes than images do")
         if group != self.group or row < self.start:
             self.batches = self.file.iter_batches(BATCH, row_groups=[group], columns=[self.column], use_threads=False)
             self.group = group
@@ -185,7 +245,16 @@ class _Cursor:
         while row >= self.end:
             self.batch = next(self.batches).column(0)
             self.start, self.end = self.end, self.end + len(self.batch)
-        return self.batch[row - self.start].as_py()
+        cell = self.batch[row - self.start]
+        # asked before it is copied
+        data = cell["bytes"] if isinstance(cell, pa.StructScalar) and cell.is_valid and "bytes" in cell else cell
+        if (
+            isinstance(data, pa.BinaryScalar | pa.LargeBinaryScalar)
+            and data.is_valid
+            and data.as_buffer().size > LARGEST
+        ):
+            raise UnusableImageError(f"{data.as_buffer().size:,} bytes, more than {LARGEST // 2**20} MiB")
+        return cell.as_py()
 
 
 def _text(cell: Any) -> str:

@@ -68,16 +68,28 @@ def splits_of(pattern: str, others: Mapping[str, str], where: str) -> dict[str, 
 
 @dataclass(frozen=True)
 class ShardReader(Reader):
-    """Images in local tar files; a place is (path of the shard, first byte, number of bytes)."""
+    """Images in local tar files; a place is (path of the shard, first byte, number of bytes).
+
+    Attributes:
+        states: {path: (size in bytes, time of change in nanoseconds)} of the shards when they were indexed.
+    """
+
+    states: Mapping[str, tuple[int, int]]
 
     def open(self, place: tuple[str, int, int]) -> BinaryIO:
         path, offset, size = place
         with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            if (found.st_size, found.st_mtime_ns) != self.states[path]:
+                raise UnusableImageError("the shard has changed since it was indexed")
             file.seek(offset)
             data = file.read(size)
         if len(data) < size:
             raise UnusableImageError("the shard was cut off after it had been indexed")
         return BytesIO(data)
+
+    def bring(self, places: Sequence[tuple[str, int, int]]) -> tuple[Reader, Sequence[tuple[str, int, int]]]:
+        return ShardReader({path: self.states[path] for path, *_ in places}), places
 
     def stamp(self, place: tuple[str, int, int]) -> str:
         path, offset, _ = place
@@ -118,7 +130,7 @@ class ShardSource(EncodedSource):
         paths = [path for own in shards.values() for path in own]
         found = dict(zip(paths, _indexed(paths, choice), strict=True))
         check_indexes(found, name)
-        self.reader = ShardReader()
+        self.reader = ShardReader({path: index["state"] for path, index in found.items()})
         texts = {split: [text for path in own for text in found[path]["labels"]] for split, own in shards.items()}
         class_names, codes, notes = class_labels(texts, names, name)
         root = common_folder(paths)
@@ -190,8 +202,9 @@ def class_labels(
 
 
 def _indexed(paths: Sequence[str], choice: Choice) -> list[dict[str, Any]]:
-    """The index of each shard, kept or made now; those with many bytes in processes."""
+    """The index of each shard, kept or made now, with its "state" of then; those with many bytes in processes."""
     found: dict[str, dict[str, Any]] = {}
+    states: dict[str, tuple[int, int]] = {}
     todo: list[tuple[str, Any, int]] = []
     for path in paths:
         try:
@@ -199,6 +212,7 @@ def _indexed(paths: Sequence[str], choice: Choice) -> list[dict[str, Any]]:
         except OSError as error:
             found[path] = {"damage": f"cannot be read: {error.strerror}"}
             continue
+        states[path] = (stat.st_size, stat.st_mtime_ns)
         key = ["shard", VERSION, os.path.abspath(path), stat.st_size, stat.st_mtime_ns, asdict(choice)]
         kept = indexes.recall(key)
         if kept is None:
@@ -211,7 +225,7 @@ def _indexed(paths: Sequence[str], choice: Choice) -> list[dict[str, Any]]:
         for (path, key, _), index in zip(todo, in_chunks(_index, tasks, guess), strict=True):
             found[path] = index if "damage" in index else indexes.keep(key, index)
             bar.update(bar.done + 1)
-    return [found[path] for path in paths]
+    return [{**found[path], "state": states.get(path)} for path in paths]
 
 
 def _index(path: str, size: int, choice: Choice) -> dict[str, Any]:

@@ -85,6 +85,11 @@ class RemoteReader(StreamReader):
             raise
         return data
 
+    def close(self) -> None:
+        with self._one:
+            self._file.close()
+            self._url = ""
+
     def stamp(self, place: tuple[str, int, int]) -> str:
         url, offset, _ = place
         return f"{self.states[url]} {offset}"

@@ -15,11 +15,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from imbdiff.data.cache import default_folder
 from imbdiff.data.decode import Header, UnusableImageError
 from imbdiff.data.encoded import EncodedSource, Reader, Records
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.resize import Size
+from imbdiff.data.scan import Scan
+from imbdiff.data.shards.tar_index import LARGEST
+from imbdiff.data.source import Survey
 
 
 class BytesReader(Reader):
@@ -51,17 +56,26 @@ class StreamReader(Reader):
             DataError: nothing more can be read.
         """
 
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of connections and buffers; a later fetch opens what it needs anew."""
+
     def open(self, place: Any) -> BinaryIO:
+        return BytesIO(self._fetched(place))
+
+    def _fetched(self, place: Any) -> bytes:
         with self._one:
-            return BytesIO(self.fetch(place))
+            data = self.fetch(place)
+        if len(data) > LARGEST:
+            raise UnusableImageError(f"{len(data):,} bytes, more than {LARGEST // 2**20} MiB")
+        return data
 
     def bring(self, places: Sequence[Any]) -> tuple[Reader, Sequence[Any]]:
         return BytesReader(), [self._attempt(place) for place in places]
 
     def _attempt(self, place: Any) -> bytes | str:
         try:
-            with self._one:
-                return self.fetch(place)
+            return self._fetched(place)
         except UnusableImageError as error:
             return str(error)
 
@@ -73,7 +87,26 @@ class StreamedSource(EncodedSource):
         found: {split: for each image its header, or why it cannot be used}, from the first pass.
     """
 
+    reader: StreamReader
     found: Mapping[str, Sequence[Header | str]]
+
+    def survey(self) -> Survey:
+        try:
+            return super().survey()
+        finally:
+            self.reader.close()  # here and below: no connection stays open between two passes
+
+    def scan(self, split: str) -> Scan:
+        try:
+            return super().scan(split)
+        finally:
+            self.reader.close()
+
+    def _decode(self, *args: Any, **more: Any) -> tuple[np.ndarray, dict[str, str]]:
+        try:
+            return super()._decode(*args, **more)
+        finally:
+            self.reader.close()
 
     def read_all(
         self,
