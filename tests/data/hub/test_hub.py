@@ -263,7 +263,8 @@ def test_what_is_asked_of_the_hub(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["hf:/no/where", "hf:a/b/c", "hf:", "hf:../x"])
-def test_neither_folder_nor_id(text):
+def test_neither_folder_nor_id(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         load(text)
 
