@@ -18,7 +18,7 @@ from os.path import splitext
 from pathlib import Path
 from typing import BinaryIO
 
-from imbdiff.data.decode import EXTENSIONS, UnusableImageError
+from imbdiff.data.decode import EXTENSIONS, LARGEST, UnusableImageError
 from imbdiff.data.encoded import EncodedSource, Reader, Records
 from imbdiff.data.folders import display_name
 from imbdiff.data.layout import (
@@ -34,12 +34,10 @@ from imbdiff.data.layout import (
 )
 from imbdiff.data.listed.paths import LONGEST_NAME, plain_parts, why_unsafe
 from imbdiff.data.source import Source
-from imbdiff.data.spec import Spec
+from imbdiff.data.spec import Spec, user_path
 from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError, listing
 
-LARGEST = 256 * 2**20
-"""Bytes that one image may unpack to."""
 LARGEST_RATIO, RATIO_FROM = 1000, 16 * 2**20
 """Bytes unpacked for each packed one that an image of more than 16 MiB may have; deflate reaches 1032 on zeros."""
 # zipfile unpacks these in pieces of a stated size; others it unpacks without a limit
@@ -50,7 +48,7 @@ _ENCRYPTED = 0x2041  # by the old cipher, by a strong one, or the directory too
 
 def open_source(spec: Spec, flippable: bool) -> Source:
     spec.finish(())
-    return ZipSource(Path(spec.rest).expanduser(), spec.text, flippable)
+    return ZipSource(user_path(spec.rest), spec.text, flippable)
 
 
 class ZipSource(EncodedSource):

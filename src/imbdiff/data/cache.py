@@ -5,8 +5,8 @@ that is complete, with a hash of each of its images; ``about.json``. Workers wri
 place and only then is its line written, so a process killed at any moment leaves nothing that is taken for complete.
 Opening a cache reads all of it once and compares hashes; a chunk that fails is made again.
 
-The folder's name is a hash of the names of the images, of what their files' sizes and times are, and of the target: a
-source that changed gets a new folder. Old ones may be deleted at any time.
+The folder's name is a hash of the source, of the names of its images, of what their files' sizes and times are, and of
+the target: a source that changed gets a new folder. Old ones may be deleted at any time.
 """
 
 from __future__ import annotations

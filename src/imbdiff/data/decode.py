@@ -22,6 +22,9 @@ EXTENSIONS = frozenset(
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 MOST_PIXELS = 89_478_485  # Pillow's own warning limit: 256 MiB of RGB
 
+LARGEST = 256 * 2**20
+"""Bytes that an encoded image may have in an archive, a table or a stream, unpacked there."""
+
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 _DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width

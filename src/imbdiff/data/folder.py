@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 
 from imbdiff.data.encoded import EncodedSource, PathReader
 from imbdiff.data.layout import Entry, Listing, Tree, below, split_records
-from imbdiff.data.words import counted
+from imbdiff.data.words import counted, is_text
 from imbdiff.runtime.errors import DataError, listing
 
 
@@ -56,7 +55,7 @@ class FolderTree(Tree):
         return sorted(made, key=lambda entry: entry.name)
 
     def accept(self, entry: Entry) -> bool:
-        if not _is_text(entry.name):
+        if not is_text(entry.name):
             self.garbled.add(ascii(str(self.root / entry.path)))
             return False
         if entry.link and not is_inside(os.path.realpath(self.root / entry.path), self.real_root):
@@ -92,12 +91,3 @@ class FolderTree(Tree):
 def is_inside(path: str, root: str) -> bool:
     """Whether a path is `root` or below it; both without links and dots."""
     return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
-
-
-@cache
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -279,9 +280,28 @@ def across(first: ImageSet, second: ImageSet, *, cap: int = CAP) -> Across:
         raise DataError(f"images of {first.shape} and {second.shape} (H, W, C) cannot be compared", "resize them")
     if not len(first) or not len(second):
         return Across((), 0, len(second), None)
-    rows = np.sort(np.argsort(hash_keys(second.hashes), kind="stable")[:cap])
-    x = second.images[rows]
-    search = finder(first)
+    return look_up(finder(first), first, second, second.images, cap)
+
+
+class Named(Protocol):
+    """Images with ids and hashes, an image set or what else knows them."""
+
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+
+    @property
+    def hashes(self) -> tuple[str, ...]: ...
+
+
+def look_up(search: CopyFinder, first: Named, second: Named, images: np.ndarray, most: int) -> Across:
+    """Those of at most `most` images of `second`, the ones of the lowest hashes, that are near duplicates of `first`.
+
+    Args:
+        search: of the images of `first`.
+        images: (N, H, W, C) uint8 of `second`, or small versions of them if `search` holds such.
+    """
+    rows = np.sort(np.argsort(hash_keys(second.hashes), kind="stable")[:most])
+    x = images[rows]
     found = search.find(thumbnails(x), thumbnails(x, mirrored=True))
     pairs = []
     for i in np.flatnonzero(found.near).tolist():
@@ -291,4 +311,4 @@ def across(first: ImageSet, second: ImageSet, *, cap: int = CAP) -> Across:
         pairs.append(Pair(first.ids[j], second.ids[row], ratio, exact, bool(found.mirrored[i])))
     pairs.sort(key=lambda pair: (not pair.exact, pair.ratio, pair.second))
     limit = search.limit if np.isfinite(search.limit) else None
-    return Across(tuple(pairs), len(rows), len(second), limit)
+    return Across(tuple(pairs), len(rows), len(second.ids), limit)

@@ -20,6 +20,7 @@ from imbdiff.data.npz import LAYOUTS, NpzSource, find_layout
 from imbdiff.data.rows import join
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load
+from imbdiff.data.spec import user_path
 from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError
 
@@ -144,7 +145,7 @@ def read_any(source: str | Path | ImageSet | np.ndarray, split: str | None = Non
         return Measurable(source, "images")
     if isinstance(source, np.ndarray):
         return Measurable(_of_array(source, "the array"), "array")
-    path, text = Path(source).expanduser(), str(source)
+    path, text = user_path(source), str(source)
     if path.suffix.lower() == ".npy" and path.is_file():
         try:
             array = np.load(path, mmap_mode="r")

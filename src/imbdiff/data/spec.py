@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
+from imbdiff.data.words import is_text
 from imbdiff.runtime.errors import ConfigError
 
 PATHS = frozenset({"root", "val", "test", "names", "list"})
@@ -34,14 +35,6 @@ def user_path(text: str | Path) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ConfigError(f"{text}: {error}", "give the path itself, or ./~name for a folder of that name") from error
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @dataclass
@@ -73,7 +66,7 @@ class Spec:
         Raises:
             ConfigError: an option without a value, or given twice; a name that is not valid text.
         """
-        if "\0" in text or not _is_text(text):
+        if "\0" in text or not is_text(text):
             raise ConfigError(f"{text!a} is not valid UTF-8 text", "rename the file or folder")
         rest, mark, query = text, "", ""
         if not os.path.exists(user_path(text)):  # unlike Path.exists, False for names that are too long

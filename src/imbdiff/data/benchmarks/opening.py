@@ -12,7 +12,7 @@ from urllib.parse import quote
 from imbdiff.data.benchmarks.table import BENCHMARKS, Benchmark
 from imbdiff.data.profiles import parse_imbalance_factor
 from imbdiff.data.source import Defaults, Source
-from imbdiff.data.spec import Spec
+from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 VARIABLE = "IMBDIFF_DATASETS"
@@ -73,7 +73,7 @@ def open_source(spec: Spec, flippable: bool) -> Source:
             f"{name} is a benchmark, and no folder with its files is given{here}",
             f"write '{name}?root=FOLDER', or set the environment variable {VARIABLE}; one gets it from: {row.get}",
         )
-    folders = {"root": Path(root).expanduser(), **({"list": Path(lists).expanduser()} if lists else {})}
+    folders = {"root": user_path(root), **({"list": user_path(lists)} if lists else {})}
     gone = [f"{option}={path}" for option, path in folders.items() if not path.is_dir()]
     if gone:
         raise DataError(f"{name}: no such folder: {', '.join(gone)}", f"one gets {name} from: {row.get}")

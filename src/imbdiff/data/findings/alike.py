@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from imbdiff.data.findings.look import Look
-from imbdiff.data.near_duplicates import CAP, NEIGHBOURS, Across, CopyFinder, Pair, beyond_chance, thumbnails
-from imbdiff.data.nearest import hash_keys
+from imbdiff.data.near_duplicates import CAP, NEIGHBOURS, Across, CopyFinder, Pair, beyond_chance, look_up, thumbnails
 
 KEPT_PAIRS = 1_000
 """Near duplicates of two splits that the report lists, the most alike; it counts all."""
@@ -78,19 +77,8 @@ def across(first: Look, search: CopyFinder | None, second: Look) -> tuple[dict[s
     """The row of the report on images of `second` that look like images of `first`, and all that was found."""
     if search is None or not len(second):
         found = Across((), 0, len(second), None)
-        return _row(first.split, second.split, found), found
-    rows = np.sort(np.argsort(hash_keys(second.hashes), kind="stable")[: lookups(len(first), PAIRS // 2)])
-    x = second.small[rows]
-    seen = search.find(thumbnails(x), thumbnails(x, mirrored=True))
-    pairs = []
-    for i in np.flatnonzero(seen.near).tolist():
-        a, b = int(seen.index[i]), int(rows[i])
-        ratio = float(seen.ratio[i]) if np.isfinite(seen.ratio[i]) else 0.0
-        same = first.hashes[a] == second.hashes[b]
-        pairs.append(Pair(first.ids[a], second.ids[b], ratio, same, bool(seen.mirrored[i])))
-    pairs.sort(key=lambda pair: (not pair.exact, pair.ratio, pair.second))
-    limit = search.limit if np.isfinite(search.limit) else None
-    found = Across(tuple(pairs), len(rows), len(second), limit)
+    else:
+        found = look_up(search, first, second, second.small, lookups(len(first), PAIRS // 2))
     return _row(first.split, second.split, found), found
 
 

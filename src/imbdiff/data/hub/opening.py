@@ -20,7 +20,7 @@ from imbdiff.data.decode import UnusableImageError
 from imbdiff.data.hub import columns as hub_columns
 from imbdiff.data.listed.labels import Names, checked_names, encode, read_names
 from imbdiff.data.source import Source
-from imbdiff.data.spec import Spec
+from imbdiff.data.spec import Spec, user_path
 from imbdiff.data.words import counted
 from imbdiff.runtime.errors import ConfigError, DataError, ImbdiffError, listing
 from imbdiff.runtime.optional import optional
@@ -74,7 +74,7 @@ def _wanted(spec: Spec) -> Wanted:
     config, revision, image, label = (spec.take(key) for key in ("config", "revision", "image", "label"))
     spec.finish(KNOWN)
     # absolute, because the library takes "csv" or "parquet" for a kind of files and not for a folder
-    path = Path(spec.rest or "?").expanduser().absolute()
+    path = user_path(spec.rest or "?").absolute()
     inside = os.path.isdir(path)  # no error for names that are too long
     if not inside:
         if os.path.exists(path):
@@ -89,7 +89,7 @@ def _wanted(spec: Spec) -> Wanted:
         path if inside else None,
         "" if inside else spec.rest,
         config, revision, image, label,
-        None if names is None else read_names(Path(names).expanduser(), names),
+        None if names is None else read_names(user_path(names), names),
         {ours: name for ours, name in splits.items() if name is not None},
     )  # fmt: skip
 
@@ -207,7 +207,7 @@ def class_labels(
 
     Raises:
         DataError: training images without labels, all or some; another split of which some are labelled; what
-            :func:`imbdiff.data.labels.encode` refuses.
+            :func:`imbdiff.data.listed.labels.encode` refuses.
     """
     kept, notes = {}, []
     partly = []

@@ -8,13 +8,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from imbdiff.data.decode import UnusableImageError, read_header
+from imbdiff.data.decode import LARGEST, UnusableImageError, read_header
 from imbdiff.data.encoded import Records
 from imbdiff.data.hub import columns as hub_columns
 from imbdiff.data.hub.opening import Wanted, class_labels, columns_of, encoded_only, first_line, image_bytes, load_sets
 from imbdiff.data.shards import indexes
 from imbdiff.data.shards.stream import StreamedSource, StreamReader, unpack_headers
-from imbdiff.data.shards.tar_index import LARGEST
 from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.files import digest
 from imbdiff.runtime.progress import Progress
@@ -27,7 +26,7 @@ class HubStream(StreamedSource):
     """A streamed Hugging Face data set: passed over once for labels and headers, and once to decode.
 
     Raises:
-        DataError: what :class:`~imbdiff.data.hub.HubSource` refuses; a connection that breaks.
+        DataError: what :class:`~imbdiff.data.hub.stored.HubSource` refuses; a connection that breaks.
     """
 
     kind = "hf stream"

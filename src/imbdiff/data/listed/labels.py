@@ -15,7 +15,7 @@ import numpy as np
 from imbdiff.data.folders import display_name
 from imbdiff.data.listed.tables import check_file, repeated
 from imbdiff.data.source import check_classes
-from imbdiff.data.words import counted
+from imbdiff.data.words import counted, is_text
 from imbdiff.runtime.errors import DataError, listing
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}(\.0+)?")
@@ -131,7 +131,7 @@ def checked_names(names: Sequence[str], where: str) -> list[str]:
     """
     wrong = []
     for k, name in enumerate(names):
-        if not _is_text(name):
+        if not is_text(name):
             wrong.append(f"name {k}: {display_name(ascii(name), 100)} is not valid text")
         elif len(name) > LONGEST_LABEL:
             wrong.append(f"name {k}: {display_name(name, 40)} has {len(name):,} characters")
@@ -141,14 +141,6 @@ def checked_names(names: Sequence[str], where: str) -> list[str]:
             "write the names as UTF-8 text",
         )
     return list(names)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _numbered(values: set[Any], where: str, notes: list[str]) -> list[tuple[Any, str]]:

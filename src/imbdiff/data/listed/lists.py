@@ -20,7 +20,7 @@ from imbdiff.data.listed.labels import Names, checked_names, encode, read_names
 from imbdiff.data.listed.paths import find_files
 from imbdiff.data.listed.tables import Table, read_table
 from imbdiff.data.source import Source
-from imbdiff.data.spec import Spec
+from imbdiff.data.spec import Spec, user_path
 from imbdiff.data.words import counted
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
@@ -30,7 +30,7 @@ OPTIONS = ("root", "image", "label", "split", "val", "test", "names", "extension
 def open_source(spec: Spec, flippable: bool) -> Source:
     options = {name: spec.take(name) for name in OPTIONS}
     spec.finish(OPTIONS)
-    return ListSource(Path(spec.rest).expanduser(), options, spec.text, flippable)
+    return ListSource(user_path(spec.rest), options, spec.text, flippable)
 
 
 class ListSource(EncodedSource):
@@ -114,7 +114,7 @@ def _files(path: Path, given: Mapping[str, str | None]) -> dict[str, Path]:
 
 def _near(given: str, path: Path) -> Path:
     """A path in an option: from the working folder, as SOURCE itself, or else from the list's folder."""
-    direct = Path(given).expanduser()
+    direct = user_path(given)
     beside = path.parent / direct
     return beside if not os.path.lexists(direct) and os.path.lexists(beside) else direct
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from imbdiff.data.decode import UnusableImageError
+from imbdiff.data.decode import LARGEST, UnusableImageError
 from imbdiff.data.encoded import Reader
 from imbdiff.data.folders import display_name
 from imbdiff.data.listed.tables import Table
@@ -21,8 +21,6 @@ from imbdiff.runtime.errors import ConfigError, DataError
 
 BATCH = 1
 """Cells of images that are in memory at a time; more would hardly be quicker, and each may have LARGEST bytes."""
-LARGEST = 256 * 2**20
-"""Bytes of a cell."""
 LARGEST_RATIO = 100
 """A row group of more than LARGEST bytes that is packed better than so is refused: images hardly get smaller."""
 LONGEST_TEXT = 4096

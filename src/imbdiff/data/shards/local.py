@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -24,7 +23,7 @@ from imbdiff.data.shards import indexes
 from imbdiff.data.shards import names as shard_names
 from imbdiff.data.shards.tar_index import VERSION, Choice, DamagedTarError, index_tar
 from imbdiff.data.source import Source
-from imbdiff.data.spec import Spec
+from imbdiff.data.spec import Spec, user_path
 from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError, listing
 from imbdiff.runtime.progress import Progress
@@ -104,13 +103,13 @@ class ShardSource(EncodedSource):
     """Local WebDataset shards.
 
     Labels are the ``.cls`` member of a sample (an integer or text), otherwise a key of its ``.json``; they become
-    classes as :func:`imbdiff.data.labels.encode` says.
+    classes as :func:`imbdiff.data.listed.labels.encode` says.
 
     Args:
         shards: {split: paths of its tar files}.
         name: how messages call it.
         choice: which members are images and labels.
-        names: a file of class names, see :func:`imbdiff.data.labels.read_names`.
+        names: a file of class names, see :func:`imbdiff.data.listed.labels.read_names`.
 
     Raises:
         DataError: shards that are damaged, cut off or compressed; samples without image or label, with several images,
@@ -197,7 +196,7 @@ def class_labels(
     for split, own in texts.items():
         if not own:
             raise DataError(f"{where}: the {split} split has no image", "check the shards of this split")
-    found = labels.encode(texts, names and labels.read_names(Path(names).expanduser(), names), where)
+    found = labels.encode(texts, names and labels.read_names(user_path(names), names), where)
     return found.names, found.labels, found.notes
 
 

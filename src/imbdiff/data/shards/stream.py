@@ -18,12 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from imbdiff.data.cache import default_folder
-from imbdiff.data.decode import Header, UnusableImageError
+from imbdiff.data.decode import LARGEST, Header, UnusableImageError
 from imbdiff.data.encoded import EncodedSource, Reader, Records
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.resize import Size
 from imbdiff.data.scan import Scan
-from imbdiff.data.shards.tar_index import LARGEST
 from imbdiff.data.source import Survey
 
 

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, BinaryIO
 
-from imbdiff.data.decode import EXTENSIONS, UnusableImageError, read_header
+from imbdiff.data.decode import EXTENSIONS, LARGEST, UnusableImageError, read_header
 from imbdiff.runtime.errors import ConfigError
 
 VERSION = 1
 """Raised whenever what an index holds changes."""
-LARGEST = 256 * 2**20
 LARGEST_LABEL = 2**20
 LONGEST_LABEL = 1000
 IMAGES = frozenset(ending[1:] for ending in EXTENSIONS)
