@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, write_bytes, write_json, write_text
 from imbdiff.runtime.log import read_jsonl
-from imbdiff.runtime.progress import Progress, Timer, duration
+from imbdiff.runtime.progress import Timer, duration
 
 STAGES = ("train", "sample", "evaluate", "classify", "report")
 
@@ -251,33 +251,14 @@ class Run:
             self._end("evaluate", inputs, timer.seconds)
 
     def _classify(self, prepared: Prepared) -> None:
-        from imbdiff.recognition.arms import classify
+        from imbdiff.pipeline.recognising import classification_inputs, classify_run
 
         synthetic = self.synthetic(prepared)
-        options = self.config.classify
-        shown = None if synthetic is None else synthetic.fingerprint
-        symmetry = stages.symmetry_of(prepared, self.config)
-        inputs = digest([shown, prepared.manifest["hash"], asdict(options), symmetry, self.config.seed])
+        inputs = classification_inputs(prepared, synthetic, self.config)
         if not self._begin("classify", inputs, (self.folder / "classifier" / "results.json").exists):
             return
-        arms = 3 if synthetic is None else 5
-        with Timer() as timer, Progress(
-            "classify", arms * options.seeds, "classifiers", quiet=self.quiet, every=20
-        ) as progress:  # fmt: skip
-            result = classify(
-                prepared,
-                synthetic,
-                steps=options.steps,
-                batch_size=options.batch_size,
-                seeds=tuple(range(self.config.seed, self.config.seed + options.seeds)),
-                network=options.network,
-                synthetic_weight=options.synthetic_weight,
-                prior=options.prior,
-                augmentation=stages.classifier_augmentation(options, symmetry),
-                device=str(resolve_device(self.config.device)),
-                folder=self.folder / "classifier",
-                progress=lambda done, total, note: progress.update(done, note),
-            )
+        with Timer() as timer:
+            result = classify_run(prepared, synthetic, self.config, self.folder.path, quiet=self.quiet)
         write_json(self.folder / "classifier" / "results.json", result)
         self._end("classify", inputs, timer.seconds)
         self.say(f"verdict: {result['verdict']['sentence']}" if result.get("verdict") else "classify: done")
