@@ -185,6 +185,23 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class CurateConfig:
+    """Choosing among synthetic images."""
+
+    policy: str = "none"
+    """Which are kept: none (all), agreement, confident, in-distribution, approximate, not-out, no-copies, diverse, or
+    several joined by +, such as agreement+no-copies."""
+    draw: float = 1.0
+    """Candidates to draw per image wanted."""
+    confidence: float = 0.5
+    """Least probability of the class asked for, in the policy confident."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.draw <= 10, f"curate.draw={self.draw} must be in 1..10")
+        _check(0 < self.confidence < 1, f"curate.confidence={self.confidence} must be in (0, 1)")
+
+
+@dataclass(frozen=True)
 class ClassifyConfig:
     """Training the classifiers of the comparison."""
 
@@ -276,6 +293,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    curate: CurateConfig = field(default_factory=CurateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
 

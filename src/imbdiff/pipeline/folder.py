@@ -38,7 +38,7 @@ from imbdiff.runtime.errors import ConfigError, RunError, listing
 from imbdiff.runtime.files import is_disk_full, read_json, write_json, write_text
 
 #: options that may change between two calls on one run folder: they concern later stages or the machine
-LATER = ("sample", "evaluate", "classify", "device", "preset")
+LATER = ("sample", "curate", "evaluate", "classify", "device", "preset")
 HARMLESS = tuple(f"train.{name}" for name in NOT_DECISIVE)
 #: stage -> it and the stages that build on it
 FOLLOWERS = {
