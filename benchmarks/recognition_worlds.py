@@ -62,11 +62,21 @@ WORLDS = {
     "digits-50": World(None, None, "demo", {"data.imbalance_factor": 50.0, "train.images": 45_000}),
     "fashion": World(
         "fashion_mnist", 400, "tiny",
-        {"data.imbalance_factor": 100.0, "data.size": 16, "train.images": 45_000},
+        {"data.imbalance_factor": 100.0, "data.size": 16, "train.images": 30_000},
         methods=("ddpm", "cbdm"), triples=3,
     ),
+    # the field's protocol, for a GPU: hours per generator
+    "cifar100-lt": World(
+        "cifar100lt100", None, "standard", {"data.augment": "mirror"},
+        methods=("ddpm", "ddpm-brs", "cbdm", "ccua", "diffrc", "t2h", "coral"), triples=3,
+    ),
+    "cifar10-lt": World(
+        "cifar10", None, "standard",
+        {"data.augment": "mirror", "data.imbalance_factor": 100.0, "data.protocol": "cifar-lt"},
+        methods=("ddpm", "ddpm-brs", "cbdm", "ccua", "diffrc", "t2h", "coral"), triples=3,
+    ),
     "lesions": World(
-        "ham10000_sub32", None, "small", {"model.backbone": "unet-8", "train.images": 12_000}, triples=1
+        "ham10000_sub32", None, "small", {"model.backbone": "unet-8", "train.images": 8_000}, triples=1
     ),
 }  # fmt: skip
 
@@ -120,10 +130,10 @@ def prepared(world: str, triple: int) -> Prepared:
     return stages.prepare_data(source(world, triple), config.data)
 
 
-def generator(world: str, method: str, triple: int) -> tuple[DiffusionModel, float]:
-    """The trained generator and its training's CPU seconds; trained on one thread if it is not there yet."""
+def generator(world: str, method: str, triple: int, device: str = "cpu") -> tuple[DiffusionModel, float]:
+    """The trained generator and its training's CPU seconds; trained if it is not there yet, on a CPU by one thread."""
     folder = KEPT / "generators" / world / f"{method}-{triple}"
-    config, data = configured(world, method, triple), prepared(world, triple)
+    config, data = override(configured(world, method, triple), {"device": device}), prepared(world, triple)
     identity = stages.training_identity(data, config)
     facts = read_json(folder / "facts.json") if (folder / "facts.json").exists() else None
     if facts is None or facts["identity"] != identity:

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 HELP = f"""imbdiff {__version__}: class-conditional diffusion for long-tailed image data
 
-  imbdiff run SOURCE        everything: prepare, train, sample, evaluate, classify, report
+  imbdiff run SOURCE        everything: prepare, train, sample, curate, evaluate, classify, report
   imbdiff inspect SOURCE    what is in an image set: classes, sizes, damage, duplicates, labels
   imbdiff train SOURCE      train the generator only
   imbdiff sample RUN        draw the images that classes lack
+  imbdiff curate RUN        choose which of them are kept
   imbdiff evaluate RUN      measure them
   imbdiff evaluate FAKE --reference REAL    measure any images against others, without a run
   imbdiff reference SOURCE  make reference statistics of real images
   imbdiff classify RUN      train classifiers with and without them, and compare
+  imbdiff study RUN         how many synthetic images, which and used how: try a grid, choose on validation images
   imbdiff report RUN        write the page again
   imbdiff compare RUN RUN   several runs on one page
   imbdiff methods           training methods, presets, backbones, samplers
@@ -123,10 +125,12 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
     out = Path(command.out) if command.out else default_out(command.source, config)
     if command.dry_run:
         from imbdiff.pipeline.checks import check_fit, check_options
+        from imbdiff.pipeline.curation import check_curation
         from imbdiff.pipeline.plan import make_plan
         from imbdiff.pipeline.stages import prepare_data
 
         check_options(config)
+        check_curation(config)
         prepared = prepare_data(command.source, config.data)
         check_fit(prepared, config)
         for warning in prepared.warnings:
@@ -169,7 +173,7 @@ def _later(verb: str) -> Callable[[Sequence[str]], None]:
         folder.check_only(command.options, verb)
         from imbdiff.pipeline.run import Run
 
-        wanted = ("report",) if verb == "report" else (verb, "report")
+        wanted = {"report": ("report",), "sample": ("sample", "curate", "report")}.get(verb, (verb, "report"))
         Run(folder, source, command.options, command.quiet).execute(wanted)
 
     return call
@@ -276,6 +280,19 @@ def _compare(arguments: Sequence[str]) -> None:
     print(f"comparison: {command.out}")
 
 
+def _study(arguments: Sequence[str]) -> None:
+    from imbdiff.commands import StudyCommand
+
+    command = _parse(StudyCommand, "study", arguments)
+    from dataclasses import asdict
+
+    from imbdiff.pipeline.study import StudyOptions, study
+
+    values = asdict(command)
+    path, out, dry_run, quiet = (values.pop(name) for name in ("run", "out", "dry_run", "quiet"))
+    study(path, StudyOptions(**values), out=out, dry_run=dry_run, quiet=quiet)
+
+
 def _methods(arguments: Sequence[str]) -> None:
     from imbdiff.commands import MethodsCommand
 
@@ -302,9 +319,11 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "inspect": _inspect,
     "train": _train,
     "sample": _later("sample"),
+    "curate": _later("curate"),
     "evaluate": _evaluate,
     "reference": _reference,
     "classify": _later("classify"),
+    "study": _study,
     "report": _later("report"),
     "compare": _compare,
     "methods": _methods,

@@ -14,7 +14,7 @@ Options = Annotated[RunConfig, tyro.conf.arg(name="")]
 
 @dataclass(frozen=True)
 class RunCommand:
-    """Prepare, train, sample, evaluate, classify and report, in one run folder. Repeat it to continue it."""
+    """Prepare, train, sample, curate, evaluate, classify and report, in one run folder. Repeat it to continue it."""
 
     source: tyro.conf.Positional[str]
     """A folder of class folders, a zip, npz, list, table or tar file, hf:NAME, a benchmark, digits: docs/sources.md."""
@@ -115,6 +115,40 @@ class InspectCommand:
     """Also measure what a run with default options would cost: reads all images, takes a minute or so."""
     json: bool = False
     """Print the complete report as JSON."""
+
+
+@dataclass(frozen=True)
+class StudyCommand:
+    """How many synthetic images, which of them and used how: a grid of classifiers, chosen among on validation images.
+
+    Every number is combined with every curation, recipe, weight and schedule. Network, steps and augmentation are those
+    of the run's classify options; arms without synthetic images are always added. Repeat it to continue it; a larger
+    grid takes over what a smaller one trained."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder, whose generator is trained."""
+    numbers: tuple[str, ...] = ("0.25", "0.5", "1.0")
+    """How many images, each a word of --sample.strategy: 0.5, auto, effective=0.9, NAME=TOTAL,NAME=TOTAL."""
+    curation: tuple[str, ...] = ("none", "agreement+no-copies")
+    """Which of them are kept, each a --curate.policy."""
+    recipes: tuple[str, ...] = ("ce", "balanced-softmax")
+    """Recipes with synthetic images; `imbdiff methods` lists them."""
+    weights: tuple[float, ...] = (1.0,)
+    """Weights of a synthetic image in the loss, in (0, 1]."""
+    schedules: tuple[Literal["mixed", "real-last", "head-last"], ...] = ("mixed",)
+    """When synthetic images are seen, each a --classify.synthetic_schedule."""
+    seeds: int | None = None
+    """Classifiers per cell and arm. Default: the run's --classify.seeds."""
+    draw: float = 1.5
+    """Candidates per image wanted, where they are curated."""
+    reveal_test: bool = False
+    """Also show the test accuracy of every cell, marked as exploratory. It chooses nothing."""
+    out: str | None = None
+    """Study folder. Default: study in the run folder."""
+    dry_run: bool = False
+    """Print the size of the grid and how long it would take; write nothing."""
+    quiet: bool = False
+    """Print errors only."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from imbdiff.options import ClassifyConfig as ClassifyConfig
+from imbdiff.options import CurateConfig as CurateConfig
+from imbdiff.options import EvaluateConfig as EvaluateConfig
+from imbdiff.options import SampleConfig as SampleConfig
+from imbdiff.options import WatchConfig as WatchConfig
+from imbdiff.options import check as _check
 from imbdiff.overrides import override as override
-from imbdiff.runtime.errors import ConfigError
 
 #: options of training that change how it is watched or where it fits, not what it aims at; they may differ on resume
 NOT_DECISIVE = ("checkpoint_images", "preview_images", "log_images", "max_rows")
@@ -150,132 +155,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    """Drawing synthetic images."""
-
-    strategy: str = "auto"
-    """How many, as in imbalanced-learn: auto (fill every class to the largest), minority, not minority, not majority,
-    all, a number in (0, 1] (fill to that share of the largest), or NAME=TOTAL,NAME=TOTAL (target totals)."""
-    sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler"] | None = None
-    """Solver. Default: the method's where it has one, otherwise dpm++."""
-    steps: int | None = None
-    """Solver steps. Default: the method's where it has some and draws with its own solver, otherwise 20."""
-    omega: float | None = None
-    """Strength of classifier-free guidance, 0 = none. Default: the method's."""
-    prototype_scale: float | None = None
-    """Strength of prototype guidance (DiffRC), 0 = none. Default: the method's, for models that have a guide."""
-    prototype_norm: Literal["l2", "rms", "none"] = "l2"
-    """Length of its gradient per image: 1 (as in the paper), that of noise (55 at 32 pixels), or as it is."""
-    prototype_adaptive: bool = False
-    """Guide less, down to a strength of 0.2, where the encoder already sees the wanted class."""
-    interval: tuple[float, float] = (0.0, 1.0)
-    """Noise levels within which to guide."""
-    batch_size: int = 64
-    """Images per network call."""
-
-    def __post_init__(self) -> None:
-        _check(self.steps is None or self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
-        _check(self.batch_size >= 1, f"sample.batch_size={self.batch_size} must be at least 1")
-        _check(
-            self.prototype_scale is None or self.prototype_scale >= 0,
-            f"sample.prototype_scale={self.prototype_scale} must be at least 0",
-        )
-        low, high = self.interval
-        _check(0 <= low <= high <= 1, f"sample.interval={self.interval} must be 0 <= low <= high <= 1")
-
-
-@dataclass(frozen=True)
-class CurateConfig:
-    """Choosing among synthetic images."""
-
-    policy: str = "none"
-    """Which are kept: none (all), agreement, confident, in-distribution, approximate, not-out, no-copies, diverse, or
-    several joined by +, such as agreement+no-copies."""
-    draw: float = 1.0
-    """Candidates to draw per image wanted."""
-    confidence: float = 0.5
-    """Least probability of the class asked for, in the policy confident."""
-
-    def __post_init__(self) -> None:
-        _check(1 <= self.draw <= 10, f"curate.draw={self.draw} must be in 1..10")
-        _check(0 < self.confidence < 1, f"curate.confidence={self.confidence} must be in (0, 1)")
-
-
-@dataclass(frozen=True)
-class ClassifyConfig:
-    """Training the classifiers of the comparison."""
-
-    network: str = "resnet-small"
-    """Classifier network."""
-    steps: int = 500
-    """Optimizer steps of every classifier, in every arm."""
-    batch_size: int = 128
-    """Images per step."""
-    seeds: int = 3
-    """Classifiers per arm."""
-    synthetic_weight: float = 1.0
-    """Weight of a synthetic image in the loss."""
-    prior: Literal["train", "effective"] = "train"
-    """Prior of balanced softmax with synthetic images: real counts, or real + weight x synthetic. Where classes are
-    filled to one size the latter is flat, and the arm repeats the one with cross-entropy."""
-    shift: int = 1
-    """Move training images by up to so many pixels at random."""
-    jitter: float = 0.0
-    """Change brightness and contrast of training images by up to this share at random."""
-    erase: int = 0
-    """Side in pixels of a grey square put over training images at random."""
-
-    def __post_init__(self) -> None:
-        _check(self.steps >= 1, f"classify.steps={self.steps} must be at least 1")
-        _check(self.batch_size >= 2, f"classify.batch_size={self.batch_size} must be at least 2")
-        _check(self.seeds >= 1, f"classify.seeds={self.seeds} must be at least 1")
-        _check(self.shift >= 0, f"classify.shift={self.shift} must be at least 0")
-        _check(0 <= self.jitter < 1, f"classify.jitter={self.jitter} must be in [0, 1)")
-        _check(self.erase >= 0, f"classify.erase={self.erase} must be at least 0")
-        _check(0 < self.synthetic_weight <= 1, "classify.synthetic_weight must be in (0, 1]")
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Measuring the synthetic images."""
-
-    extractors: tuple[str, ...] = ()
-    """More judges beside the trained one and the random network, such as inception, timm:NAME, hf:NAME."""
-    inception_weights: str | None = None
-    """File with the weights of FID's Inception network; with it, FID is computed."""
-    cas: bool = True
-    """Train classifiers on the synthetic images alone and test them on real ones."""
-    balanced: bool | None = None
-    """Also measure against the balanced set that the tail was cut from, the literature's reference. Default: for
-    benchmarks."""
-    lpips: bool = False
-    """Also measure LPIPS between images of a class; needs the extra fidelity and weights."""
-    batch_size: int = 256
-    """Images per network call."""
-
-    def __post_init__(self) -> None:
-        _check(self.batch_size >= 1, f"evaluate.batch_size={self.batch_size} must be at least 1")
-
-
-@dataclass(frozen=True)
-class WatchConfig:
-    """Measuring while the diffusion model trains, on validation images, and keeping the best weights."""
-
-    every: int = 0
-    """Images between two measurements; 0: none."""
-    samples: int = 512
-    """Images to draw each time, the same labels and seeds."""
-    metric: Literal["KD", "FD∞", "agreement"] = "KD"
-    """What decides, by a classifier that saw the training split only, against validation images."""
-    keep: Literal["best", "last"] = "best"
-    """Which averaged weights become the model."""
-
-    def __post_init__(self) -> None:
-        _check(self.every >= 0, f"watch.every={self.every} must be at least 0")
-        _check(self.samples >= 20, f"watch.samples={self.samples} must be at least 20")
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """Everything that one run does."""
 
@@ -298,14 +177,11 @@ class RunConfig:
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message, "correct this option")
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested dictionaries of plain values, for YAML and hashes."""
     plain = dataclasses.asdict(config)
     plain["sample"]["interval"] = list(plain["sample"]["interval"])
     plain["evaluate"]["extractors"] = list(plain["evaluate"]["extractors"])
+    for name in ("recipes", "synthetic"):
+        plain["classify"][name] = list(plain["classify"][name])
     return plain

@@ -9,7 +9,7 @@ import pytest
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.cas import MIN_SYNTHETIC, classification_accuracy_score
-from imbdiff.recognition.fit import FitPlan
+from imbdiff.recognition.plan import FitPlan
 from tests.recognition.conftest import make_set
 
 PLAN = FitPlan(steps=40, batch_size=24)

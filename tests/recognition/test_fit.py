@@ -8,8 +8,10 @@ import torch
 
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
-from imbdiff.recognition.fit import FitPlan, fit, predict
+from imbdiff.recognition.fit import fit
 from imbdiff.recognition.networks import Classifier
+from imbdiff.recognition.plan import FitPlan
+from imbdiff.recognition.predict import predict
 from imbdiff.runtime.errors import ConfigError, NonFiniteLossError
 
 from .conftest import NAMES, make_set

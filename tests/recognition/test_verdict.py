@@ -213,3 +213,89 @@ def test_too_few_test_images_altogether_give_no_verdict() -> None:
         "Whether synthetic images helped was not measured: 13 test images; at least 20 test images are needed."
     )
     assert {row["outcome"] for row in found["per_group"].values()} == {"not measured"}
+
+
+def _won(test: ImageSet, **won_and_lost: tuple[int, int]) -> dict[str, np.ndarray]:
+    """CE is right on half of every class; the arm wins and loses so many images of each class, in every seed."""
+    right = np.arange(len(test)) % 50 < 25
+    arm = right.copy()
+    for name, (won, lost) in won_and_lost.items():
+        own = np.flatnonzero(test.labels == NAMES.index(name))
+        arm[own[25 : 25 + won]], arm[own[:lost]] = True, False
+    return {
+        name: np.tile(np.where(hits, test.labels, (test.labels + 1) % 4), (3, 1))
+        for name, hits in (("CE", right), ("arm", arm))
+    }
+
+
+def test_all_but_the_declared_comparison_are_corrected_for_their_number(test_set: ImageSet, groups: Groups) -> None:
+    made = _won(test_set, c=(7, 2), d=(7, 2))
+    predictions = {"CE": made["CE"], PRIMARY: made["arm"], "synthetic + CE": made["arm"]}
+
+    def of(arms: list[str]) -> dict[str, Any]:
+        return verdict(predictions, test_set, groups, (True,) * 4, _control(["CE"]), PRIMARY, arms)
+
+    both = of([PRIMARY, "synthetic + CE"])
+    few = test_set.labels >= 2
+    difference = (made["arm"][:, few] == test_set.labels[few]).astype(int) - (
+        made["CE"][:, few] == test_set.labels[few]
+    )
+    _, low, high = paired_interval(difference, test_set.labels[few])
+    assert low > 0  # by itself, it is above 0
+    declared, row = both["per_group"]["all"], both["per_group"]["few"]
+    assert (declared["outcome"], declared["corrected"]) == ("helped", False)
+    assert declared["p_adjusted"] == declared["p"] < 0.05
+    # the same images won in the other arm, over all test images: corrected, and no longer above 0
+    other = both["other_arms"]["synthetic + CE"]
+    assert other["all"]["p"] == declared["p"]
+    for corrected in (row, other["all"], other["few"]):
+        assert corrected["corrected"]
+        assert corrected["outcome"] == "no difference"
+        assert 0.01 < corrected["p"] < 0.05 < corrected["p_adjusted"] <= 1
+        assert corrected["low"] <= 0 < corrected["high"]
+    assert row["low"] < low
+    assert row["high"] > high
+    # "many" never differs: an interval without width counts in the family, so that M = 5
+    assert both["per_group"]["many"]["p"] is None
+    assert (
+        "The 5 other comparisons (groups, other arms) are corrected for their number by Holm's method" in both["rule"]
+    )
+    assert "by group, corrected for 5 comparisons: no difference for few" in both["sentence"]
+    smallest = min(row["p"] for row in (row, other["all"], other["few"]))
+    assert min(one["p_adjusted"] for one in (row, other["all"], other["few"])) == pytest.approx(5 * smallest)
+    # a family of two: more is left of it
+    assert of([PRIMARY])["per_group"]["few"]["p_adjusted"] == pytest.approx(2 * row["p"])
+    assert "The 2 other comparisons" in of([PRIMARY])["rule"]
+
+
+@pytest.mark.parametrize("controls", [["CE"], ["CE", "balanced softmax"]])
+def test_adjusted_p_and_interval_say_the_same(test_set: ImageSet, groups: Groups, controls: list[str]) -> None:
+    seen = set()
+    for step in range(6):
+        made = {"CE": (0.6,) * 4, "balanced softmax": (0.62, 0.6, 0.5, 0.5)}
+        arms = {name: made[name] for name in controls}
+        arms |= {PRIMARY: (0.57, 0.53, 0.62 + 0.05 * step, 0.6), "synthetic + CE": (0.47 + 0.05 * step,) * 4}
+        found = _run(test_set, groups, arms, controls)
+        for block in (found["per_group"], *found["other_arms"].values()):
+            for row in block.values():
+                seen.add(row["outcome"])
+                assert (row["p_adjusted"] < 0.05) == (row["outcome"] != "no difference")
+                assert (row["p_adjusted"] < 0.05) == (row["low"] > 0 or row["high"] < 0)
+                assert row["p"] <= row["p_adjusted"]
+    assert seen == {"helped", "hurt", "no difference"}
+
+
+def test_nothing_is_lost_overall_where_the_interval_excludes_a_loss_of_a_point(
+    test_set: ImageSet, groups: Groups
+) -> None:
+    for won, shown in (({"a": (5, 0)}, True), ({"a": (3, 3)}, False), ({"a": (0, 5)}, False)):
+        made = _won(test_set, **won)
+        predictions = {"CE": made["CE"], PRIMARY: made["arm"]}
+        found = verdict(predictions, test_set, groups, (True,) * 4, _control(["CE"]), PRIMARY, [PRIMARY])
+        whole = found["per_group"]["all"]
+        assert found["no_loss"] == {"margin": 0.01, "shown": shown, "low": whole["low"]}
+        assert shown == (whole["low"] > -0.01)
+        assert "above -1 point" in found["rule"]
+    few = verdict(predictions, test_set, groups, (False,) * 4, _control(["CE"]), PRIMARY, [PRIMARY])
+    assert few["no_loss"] is None
+    assert "other comparison" not in few["rule"]

@@ -360,9 +360,7 @@ def test_what_measuring_and_judging_give_is_understood(quick: None) -> None:
     for arm in ARMS:
         runs = [scores(p, test.labels, data.groups, claimable) for p in predictions[arm.name]]
         extra = {"val": None, "runs": [{"seed": i, **run} for i, run in enumerate(runs)], **spread(runs)}
-        rows.append(
-            {"name": arm.name, "needs_synthetic": arm.needs_synthetic, "loss": arm.loss, "prior": arm.prior} | extra
-        )
+        rows.append(arm.to_json() | extra)
     control = choose_control(rows, None, claimable)
     judged = verdict(
         predictions, test, data.groups, claimable, control, PRIMARY, [arm.name for arm in ARMS if arm.needs_synthetic]

@@ -12,7 +12,8 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.rows import Rows
 from imbdiff.data.splits import Prepared
 from imbdiff.pipeline import stages
-from imbdiff.recognition.fit import FitPlan, fit
+from imbdiff.recognition.fit import fit
+from imbdiff.recognition.plan import FitPlan
 from imbdiff.runtime.log import read_jsonl
 from tests.data.making import folder
 

@@ -12,35 +12,48 @@ number of processes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from imbdiff.data.auto_augment import DRAWS, apply_policy, filled
 from imbdiff.data.source import Symmetry
 from imbdiff.data.words import counted
 from imbdiff.runtime.errors import ConfigError
 
+Border = Literal["edge", "zero"]
+Policy = Literal["none", "autoaugment-cifar"]
+
 DRAWS_PER_ROW = 9
+"""Without a policy, whose draws come after these."""
 COVER = 127
 """Grey value of an erased square: 0 where pixels are scaled to [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Mirroring, turning, shifting, lighting and covering, in this order.
+    """Mirroring, turning, shifting, a policy, lighting and covering, in this order.
+
+    With `flip`, `shift`, `policy` and `erase` it is that of the CIFAR literature: crop, mirror, AutoAugment, cutout.
 
     Attributes:
         flip: mirror left and right with probability 1/2; only where a mirrored image means the same.
         turns: also mirror up and down, and exchange rows and columns of square images, each with probability 1/2:
             with `flip` all 8 symmetries of the square are equally likely; images that are not square get 4.
-        shift: move by up to this many pixels in each direction, every offset equally likely; the border is repeated.
+        shift: move by up to this many pixels in each direction, every offset equally likely.
         jitter: multiply brightness, and contrast about the mean of the image's channels, by factors uniform in
             [1 - jitter, 1 + jitter]; rounded to whole grey values.
         erase: side in pixels of a grey square put over the image, its centre uniform over the image, so that parts of
             it may lie outside (cutout, DeVries and Taylor 2017, arXiv 1708.04552).
+        border: what comes in where an image is moved: "edge" repeats its border, "zero" is black, as in the
+            literature's random crop of images padded by `shift` pixels.
+        policy: "autoaugment-cifar": two operations on color, light or shape, drawn from the policy that was found for
+            CIFAR; see :mod:`imbdiff.data.auto_augment`.
 
     Raises:
-        ConfigError: a negative number, or a jitter of 1 or more.
+        ConfigError: a negative number, a jitter of 1 or more, or an unknown border or policy.
     """
 
     flip: bool = False
@@ -48,6 +61,8 @@ class Augmentation:
     turns: bool = False
     jitter: float = 0.0
     erase: int = 0
+    border: Border = "edge"
+    policy: Policy = "none"
 
     def __post_init__(self) -> None:
         if self.shift < 0:
@@ -56,49 +71,73 @@ class Augmentation:
             raise ConfigError(f"augmentation jitter {self.jitter} is not in [0, 1)", "give for example 0.2")
         if self.erase < 0:
             raise ConfigError(f"augmentation erase {self.erase} is negative", "give 0 or more pixels")
+        for name, value, known in (
+            ("border", self.border, get_args(Border)),
+            ("policy", self.policy, get_args(Policy)),
+        ):
+            if value not in known:
+                raise ConfigError(f"unknown augmentation {name} {value!r}", f"choose one of {', '.join(known)}")
 
     @classmethod
-    def of(cls, symmetry: Symmetry, *, shift: int = 0, jitter: float = 0.0, erase: int = 0) -> Augmentation:
+    def of(
+        cls,
+        symmetry: Symmetry,
+        *,
+        shift: int = 0,
+        jitter: float = 0.0,
+        erase: int = 0,
+        border: Border = "edge",
+        policy: Policy = "none",
+    ) -> Augmentation:
         """What a data set's symmetry allows, and what only classifiers may see."""
-        return cls(symmetry in ("mirror", "turns"), shift, symmetry == "turns", jitter, erase)
+        return cls(symmetry in ("mirror", "turns"), shift, symmetry == "turns", jitter, erase, border, policy)
 
     def words(self) -> str:
         """In words, for a report; "none" if nothing is switched on."""
+        black = " with a black border" if self.border == "zero" else ""
         parts = [
             "mirrored at random" if self.flip else "",
             "turned by quarters at random" if self.turns else "",
-            f"shifted by up to {counted(self.shift, 'pixel')}" if self.shift else "",
+            f"shifted by up to {counted(self.shift, 'pixel')}{black}" if self.shift else "",
+            "changed by AutoAugment's policy for CIFAR" if self.policy != "none" else "",
             f"brightness and contrast changed by up to {self.jitter:.0%}" if self.jitter else "",
             f"a square of {self.erase} pixels covered" if self.erase else "",
         ]
         return ", ".join(part for part in parts if part) or "none"
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, 9) float32 uniform numbers in [0, 1) on the CPU.
+        """(n, 9) float32 uniform numbers in [0, 1) on the CPU; (n, 14) with a policy.
 
         Mirror, vertical and horizontal offset, up-down mirror, exchange of axes, brightness, contrast, row and column
-        of the square. As many whatever is switched on, so that one setting does not change the draws of another.
+        of the square. As many whatever is switched on, so that one setting does not change the draws of another; those
+        of a policy come after.
         """
         first = torch.rand((n, 3), generator=generator)
-        return torch.cat([first, torch.rand((n, DRAWS_PER_ROW - 3), generator=generator)], dim=1)
+        parts = [first, torch.rand((n, DRAWS_PER_ROW - 3), generator=generator)]
+        if self.policy != "none":
+            parts.append(torch.rand((n, DRAWS), generator=generator))
+        return torch.cat(parts, dim=1)
 
     def apply(self, x: Tensor, draws: Tensor) -> Tensor:
         """The changed batch.
 
         Args:
-            x: (B, C, H, W), any type and range, on any device; for `jitter` and `erase` uint8.
-            draws: (B, 9) of :meth:`draw`.
+            x: (B, C, H, W), any type and range, on any device; for `jitter`, `erase` and `policy` uint8.
+            draws: (B, 9) or (B, 14) of :meth:`draw`.
 
         Returns:
             (B, C, H, W) of the same type and device; `x` itself if nothing is switched on.
         """
         if self == Augmentation():
             return x
-        if draws.shape != (len(x), DRAWS_PER_ROW):
-            raise ValueError(f"draws must be ({len(x)}, {DRAWS_PER_ROW}), not {tuple(draws.shape)}")
+        width = DRAWS_PER_ROW + (DRAWS if self.policy != "none" else 0)
+        if draws.shape != (len(x), width):
+            raise ValueError(f"draws must be ({len(x)}, {width}), not {tuple(draws.shape)}")
         draws = draws.to(x.device)
         if self.flip or self.turns or self.shift:
             x = self._moved(x, draws)
+        if self.policy != "none":
+            x = apply_policy(x, draws[:, DRAWS_PER_ROW:])
         if self.jitter:
             x = self._lit(x, draws)
         return self._covered(x, draws) if self.erase else x
@@ -107,15 +146,33 @@ class Augmentation:
         b, c, h, w = x.shape
         if self.turns and h == w:
             x = torch.where((draws[:, 4] < 0.5)[:, None, None, None], x.transpose(2, 3), x)
-        rows = (torch.arange(h, device=x.device) - self._offset(draws[:, 1])[:, None]).clamp(0, h - 1)
-        columns = (torch.arange(w, device=x.device) - self._offset(draws[:, 2])[:, None]).clamp(0, w - 1)
-        if self.flip:
-            columns = torch.where(draws[:, :1] < 0.5, w - 1 - columns, columns)
         if self.turns:
-            rows = torch.where(draws[:, 3:4] < 0.5, h - 1 - rows, rows)
-        batch = torch.arange(b, device=x.device)[:, None, None, None]
-        channels = torch.arange(c, device=x.device)[None, :, None, None]
-        return x[batch, channels, rows[:, None, :, None], columns[:, None, None, :]]
+            x = torch.where((draws[:, 3] < 0.5)[:, None, None, None], x.flip(2), x)
+        # both sides of each image, padded, lie one after the other: what an image becomes is a window of whole rows
+        # that begins at some number, one copy per image instead of an index per pixel
+        padded = self._padded(x).contiguous()
+        sides = torch.cat([padded, padded.flip(3)]) if self.flip else padded
+        tall, wide = sides.shape[2:]
+        start = torch.arange(b, device=x.device) * (c * tall * wide)
+        if self.flip:
+            start += (draws[:, 0] < 0.5) * (b * c * tall * wide)
+        if self.shift:
+            down, right = (self.shift - self._offset(draws[:, i]) for i in (1, 2))
+            start += down * wide + right
+        length = (c * tall - tall + h - 1) * wide + w
+        windows = sides.as_strided((sides.numel() - length + 1, length), (1, 1)).index_select(0, start)
+        return windows.as_strided(x.shape, (length, tall * wide, wide, 1)).contiguous()
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H + 2 shift, W + 2 shift)."""
+        if not self.shift:
+            return x
+        if self.border == "zero":
+            return functional.pad(x, (self.shift,) * 4)
+        # torch repeats no border of bytes
+        s = self.shift
+        x = torch.cat([x[..., :1].expand(-1, -1, -1, s), x, x[..., -1:].expand(-1, -1, -1, s)], dim=3)
+        return torch.cat([x[:, :, :1].expand(-1, -1, s, -1), x, x[:, :, -1:].expand(-1, -1, s, -1)], dim=2)
 
     def _offset(self, u: Tensor) -> Tensor:
         # float32 can round u (2s + 1) up to 2s + 1 itself
@@ -134,4 +191,9 @@ class Augmentation:
             start = (u * size).floor().long().clamp(max=size - 1) - self.erase // 2
             place = torch.arange(size, device=x.device) - start[:, None]
             inside.append((place >= 0) & (place < self.erase))
-        return x.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], COVER)
+        return filled(x, (inside[0][:, :, None] & inside[1][:, None, :])[:, None], COVER)
+
+
+def scaled(x: Tensor) -> Tensor:
+    """(B, C, H, W) uint8 -> float32 in [-1, 1], x / 127.5 - 1, in one piece of new memory."""
+    return x.float().div_(127.5).sub_(1)

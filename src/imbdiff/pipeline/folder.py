@@ -10,6 +10,7 @@ previews/           grids of classes by samples while training
 watch.jsonl         numbers measured while training, where that was asked for
 model/              the averaged weights: model.json, model.safetensors; of a guide: guide.json, guide.safetensors
 samples/            class folders of PNGs, manifest.json
+curation/           where images were chosen among: manifest.json (which are kept, why, scores), the working classifier
 metrics.json        the numbers of the evaluation
 features/, judge/   what they were measured with
 classifier/         the arms of the comparison
@@ -42,8 +43,9 @@ LATER = ("sample", "curate", "evaluate", "classify", "device", "preset")
 HARMLESS = tuple(f"train.{name}" for name in NOT_DECISIVE)
 #: stage -> it and the stages that build on it
 FOLLOWERS = {
-    "train": ("train", "sample", "evaluate", "classify"),
-    "sample": ("sample", "evaluate", "classify"),
+    "train": ("train", "sample", "curate", "evaluate", "classify"),
+    "sample": ("sample", "curate", "evaluate", "classify"),
+    "curate": ("curate", "evaluate", "classify"),
     "evaluate": ("evaluate",),
     "classify": ("classify",),
 }
@@ -128,7 +130,13 @@ class RunFolder:
             ConfigError: names them.
         """
         old, new = flatten(to_dict(self.saved()[1])), flatten(to_dict(config))
-        others = [f"--{n}" for n in new if new[n] != old[n] and n.split(".")[0] not in (verb, "device")]
+        if verb == "curate" and new["curate.draw"] != old["curate.draw"]:
+            raise ConfigError(
+                f"--curate.draw {new['curate.draw']:g} changes how many images are drawn, and sampling comes first",
+                f"use `imbdiff sample {self.path} --curate.draw {new['curate.draw']:g}`, which curates too",
+            )
+        own = ("sample", "curate", "device") if verb == "sample" else (verb, "device")
+        others = [f"--{n}" for n in new if new[n] != old[n] and n.split(".")[0] not in own]
         if others:
             raise ConfigError(
                 f"imbdiff {verb} takes no other stage's options: {', '.join(others)}",

@@ -16,6 +16,7 @@ from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.methods import get_method
 from imbdiff.pipeline import stages
+from imbdiff.pipeline.curation import candidates_to_draw, chooses
 from imbdiff.pipeline.samples import sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.presets import choose_preset, preset
@@ -63,6 +64,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     device = resolve_device(config.device)
     stats = prepared.stats
     counts = images_to_draw(config.sample.strategy, stats)
+    drawn = sum(candidates_to_draw(counts, config))
     method, how = get_method(config.method), sampling(config)
     model = stages.new_model(prepared, config)
     parameters = model.num_parameters
@@ -75,12 +77,16 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         if phase.gives == "guide" and phase.make is not None:  # an untrained one costs as much
             model.guide = phase.make(model, 0).eval()
     seen = config.train.steps * config.train.batch_size
-    sample_seconds = _probe_sampling(model, config, device) * sum(counts)
+    sample_seconds = _probe_sampling(model, config, device) * drawn
     arm_seconds = _probe_classifier(prepared, config, device, arms=1)
-    classify_seconds = arm_seconds * (5 if sum(counts) else 3)
+    arms = len(config.classify.recipes) + (len(config.classify.synthetic) if sum(counts) else 0)
+    classify_seconds = arm_seconds * arms
     # two more trainings per seed: on synthetic images alone and, beside it, on real ones
     evaluate_seconds = arm_seconds * 2 if sum(counts) and config.evaluate.cas else 0.0
-    total = train_seconds + sample_seconds + evaluate_seconds + classify_seconds
+    curating = chooses(config) and drawn > 0
+    # one training of the working classifier
+    curate_seconds = arm_seconds / config.classify.seeds if curating and config.curate.policy != "none" else 0.0
+    total = train_seconds + sample_seconds + curate_seconds + evaluate_seconds + classify_seconds
     shown = sorted(range(stats.num_classes), key=lambda k: -stats.counts[k])
     listed = [f"{stats.names[k][:24]} {stats.counts[k]}+{counts[k]}" for k in shown[:12]]
     if len(shown) > 12:
@@ -98,14 +104,19 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         ("train", f"{seen:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}"),
         (
             "draw",
-            f"{sum(counts):,} images, {how.sampler}, {how.steps} steps: {duration(sample_seconds)}",
+            f"{drawn:,} images, {how.sampler}, {how.steps} steps: {duration(sample_seconds)}",
+        ),
+        *(
+            [("curate", f"at most {sum(counts):,} of {drawn:,}, {config.curate.policy}: {duration(curate_seconds)}")]
+            if curating
+            else []
         ),
         ("per class", ", ".join(listed) + " (real+synthetic)"),
         (
             "evaluate",
             f"about {duration(evaluate_seconds)} for classifiers; distances on top: seconds for small features",
         ),
-        ("classify", f"{config.classify.seeds} seeds x {5 if sum(counts) else 3} arms: {duration(classify_seconds)}"),
+        ("classify", f"{config.classify.seeds} seeds x {arms} arms: {duration(classify_seconds)}"),
         ("memory", f"{memory / 2**30:.1f} GiB at the peak of training ({device})"),
         ("in all", f"about {duration(total)} on {device}, from a measured probe; a minute or so of measuring on top"),
     )

@@ -14,7 +14,7 @@ from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity, spec_from_folder
 from imbdiff.methods import get_method
-from imbdiff.pipeline import samples, stages
+from imbdiff.pipeline import curation, samples, stages
 from imbdiff.pipeline.checks import check_fit, check_options
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.page import report_data
@@ -29,7 +29,7 @@ from imbdiff.runtime.files import digest, write_bytes, write_json, write_text
 from imbdiff.runtime.log import read_jsonl
 from imbdiff.runtime.progress import Timer, duration
 
-STAGES = ("train", "sample", "evaluate", "classify", "report")
+STAGES = ("train", "sample", "curate", "evaluate", "classify", "report")
 
 
 @dataclass
@@ -68,6 +68,7 @@ class Run:
         """
         self.dist = start(self.config.device)
         check_options(self.config, training="train" in wanted)
+        curation.check_curation(self.config)
         self.folder.check_usable(self.source)
         if self.folder.exists:
             self.folder.check_same(self.config)
@@ -114,6 +115,8 @@ class Run:
             self._train(prepared)
         if "sample" in wanted:
             self._sample(prepared)
+        if "curate" in wanted:
+            curation.stage(self, prepared, lambda: self._drawn(prepared))
         if "evaluate" in wanted:
             self._evaluate(prepared)
         # from here on one process works; the others are done, and wait for nothing
@@ -127,7 +130,7 @@ class Run:
                 self.say(f"report: {self.folder / 'report.html'}")
         return self.folder / "report.html"
 
-    def _begin(self, stage: str, inputs: str, whole: Callable[[], bool]) -> bool:
+    def begin(self, stage: str, inputs: str, whole: Callable[[], bool]) -> bool:
         """Whether `stage` has to be done. If so, its mark and those of the stages that build on it are taken back."""
         done = self.dist.main and self.folder.finished(stage, inputs) and whole()
         if stage != "classify":  # the stages that every process takes part in
@@ -138,7 +141,8 @@ class Run:
             self.folder.forget(stage)
         return not done
 
-    def _end(self, stage: str, inputs: str, seconds: float, **facts: Any) -> None:
+    def end(self, stage: str, inputs: str, seconds: float, **facts: Any) -> None:
+        """Marks `stage` as done."""
         self.folder.mark(stage, inputs, seconds, **facts)
         self.folder.save_environment(stage, str(resolve_device(self.config.device)))
 
@@ -146,7 +150,7 @@ class Run:
 
     def _train(self, prepared: Prepared) -> None:
         identity = stages.training_identity(prepared, self.config)
-        if not self._begin("train", identity, self._model_whole):
+        if not self.begin("train", identity, self._model_whole):
             return
 
         def preview(model: DiffusionModel, seen: int) -> None:
@@ -183,7 +187,7 @@ class Run:
             logs = [read_jsonl(self.folder / stages.log_name(method, phase)) for phase in method.phases]
             weights = saved_identity(self.folder / "model")
             seconds = sum(rows[-1]["seconds"] for rows in logs if rows)
-            self._end("train", identity, seconds, parameters=model.num_parameters, weights=weights)
+            self.end("train", identity, seconds, parameters=model.num_parameters, weights=weights)
         self.dist.barrier()
 
     def _model_whole(self) -> bool:
@@ -197,13 +201,14 @@ class Run:
 
     def _sample(self, prepared: Prepared) -> None:
         weights_file = self._needs("model/model.safetensors", "run")
-        counts = images_to_draw(self.config.sample.strategy, prepared.stats)
+        wanted = images_to_draw(self.config.sample.strategy, prepared.stats)
+        counts = curation.candidates_to_draw(wanted, self.config)
         names = prepared.train.class_names
         how = samples.sampling(self.config)
         todo = samples.plan(counts, names, how, self.config.seed, saved_identity(weights_file.parent))
         inputs = digest(todo)
         folder = self.folder / "samples"
-        if not self._begin("sample", inputs, lambda: samples.finished(folder, todo)):
+        if not self.begin("sample", inputs, lambda: samples.finished(folder, todo)):
             return
         if sum(counts) == 0:
             self.say("sample: nothing to draw: every class is as large as the strategy asks for")
@@ -212,18 +217,29 @@ class Run:
             model = load_model(weights_file.parent, device=resolve_device(self.config.device))
             samples.draw(model, todo, folder, how, quiet=self.quiet)
         if self.dist.main:
-            self._end("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))
+            self.end("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))
         self.dist.barrier()
 
     def synthetic(self, prepared: Prepared) -> ImageSet | None:
-        """The synthetic images of this run, or None if there are none."""
-        drawn = self.folder.stages().get("sample", {}).get("inputs")
-        if drawn is None:
+        """The synthetic images of this run that curation keeps, or None if there are none.
+
+        Raises:
+            RunError: there are candidates that have not been chosen among, or the choice is of others.
+        """
+        if self.folder.stages().get("sample", {}).get("inputs") is None:
             return None
-        if self._read is None or self._read[0] != drawn:  # three stages ask for them
+        choice, images = curation.curated(self), self._drawn(prepared)
+        if choice is not None:
+            images = curation.kept_of(images, choice, self.folder.path)
+        return images if len(images) else None
+
+    def _drawn(self, prepared: Prepared) -> ImageSet:
+        """All images in ``samples/``."""
+        drawn = self.folder.stages()["sample"]["inputs"]
+        if self._read is None or self._read[0] != drawn:  # four stages ask for them
             folder = self.folder / "samples"
             self._read = drawn, samples.load_samples(folder, prepared.train.shape, prepared.train.class_names)
-        return self._read[1] if len(self._read[1]) else None
+        return self._read[1]
 
     def _evaluate(self, prepared: Prepared) -> None:
         from imbdiff.pipeline.evaluation import evaluate_run, evaluation_inputs
@@ -236,7 +252,7 @@ class Run:
             self.say("evaluate: there are no synthetic images to measure")
             return
         inputs = evaluation_inputs(prepared, synthetic, self.config)
-        if not self._begin("evaluate", inputs, (self.folder / "metrics.json").exists):
+        if not self.begin("evaluate", inputs, (self.folder / "metrics.json").exists):
             return
         self.say("evaluate: training the judge and measuring" if prepared.pool is not None else "evaluate: measuring")
         with Timer() as timer:
@@ -248,26 +264,28 @@ class Run:
             write_json(self.folder / "metrics.json", found)
             for warning in found["memorisation"]["warnings"]:
                 self.say(f"  copies: {warning}")
-            self._end("evaluate", inputs, timer.seconds)
+            self.end("evaluate", inputs, timer.seconds)
 
     def _classify(self, prepared: Prepared) -> None:
         from imbdiff.pipeline.recognising import classification_inputs, classify_run
 
         synthetic = self.synthetic(prepared)
         inputs = classification_inputs(prepared, synthetic, self.config)
-        if not self._begin("classify", inputs, (self.folder / "classifier" / "results.json").exists):
+        if not self.begin("classify", inputs, (self.folder / "classifier" / "results.json").exists):
             return
         with Timer() as timer:
             result = classify_run(prepared, synthetic, self.config, self.folder.path, quiet=self.quiet)
         write_json(self.folder / "classifier" / "results.json", result)
-        self._end("classify", inputs, timer.seconds)
+        self.end("classify", inputs, timer.seconds)
         self.say(f"verdict: {result['verdict']['sentence']}" if result.get("verdict") else "classify: done")
 
     # -- reporting
 
     def report_data(self, prepared: Prepared) -> ReportData:
         """What the page is made of, from what there is in the folder."""
-        return report_data(self.folder, self.source, self.config, prepared, self.synthetic(prepared))
+        data = report_data(self.folder, self.source, self.config, prepared, self.synthetic(prepared))
+        choice = curation.curated(self) if "curate" in self.folder.stages() else None
+        return data if choice is None else replace(data, curated={**choice, "candidates": self._drawn(prepared)})
 
     def _needs(self, name: str, verb: str) -> Path:
         path = self.folder / name

@@ -111,7 +111,7 @@ def plan(counts: Sequence[int], names: Sequence[str], how: Sampling, seed: int, 
 
 
 def draw(model: DiffusionModel, todo: dict[str, Any], folder: Path, how: Sampling, *, quiet: bool = False) -> None:
-    """Draws what `plan` says into `folder`; batches whose files all exist are not drawn again.
+    """Draws what `plan` says into `folder`; images that are there and whole are not drawn again.
 
     Under ``torchrun`` every process draws its share of the batches; the images are the same as one process gives.
 
@@ -123,22 +123,21 @@ def draw(model: DiffusionModel, todo: dict[str, Any], folder: Path, how: Samplin
         _open(folder, todo)
     dist.barrier()
     rows = todo["images"]
-    size = how.batch_size
-    batches = range(-(-len(rows) // size))
-    missing = [b for b in batches if not all(_readable(folder / r["file"]) for r in rows[b * size : (b + 1) * size])]
+    # an image depends on its own seed and label alone, so what is missing goes into batches of its own
+    missing = [row for row in rows if not _readable(folder / row["file"])]
     dist.barrier()  # nobody draws before everybody has looked
-    mine = missing[dist.rank :: dist.world]
+    mine = range(-(-len(missing) // how.batch_size))[dist.rank :: dist.world]
     guidance = how.guidance(model)
-    labels = np.array([r["label"] for r in rows], dtype=np.int64)
-    seeds = np.array([r["seed"] for r in rows], dtype=np.int64)
-    done = len(rows) - sum(len(rows[b * size : (b + 1) * size]) for b in missing)
+    labels = np.array([r["label"] for r in missing], dtype=np.int64)
+    seeds = np.array([r["seed"] for r in missing], dtype=np.int64)
+    done = len(rows) - len(missing)
     with Progress("sample", len(rows), start=done, quiet=quiet or not dist.main) as progress:
         for indices, images in generate_batches(
             model, labels, seeds, sampler=how.sampler, steps=how.steps, guidance=guidance,
-            batch_size=size, only=mine,
+            batch_size=how.batch_size, only=mine,
         ):  # fmt: skip
             for i, image in zip(indices, images, strict=True):
-                with atomic(folder / rows[i]["file"], sync=False) as aside:
+                with atomic(folder / missing[i]["file"], sync=False) as aside:
                     aside.write_bytes(encode_png(image))
             done += len(indices) * dist.world
             progress.update(min(done, len(rows)))
@@ -166,9 +165,22 @@ def finished(folder: Path, todo: dict[str, Any]) -> bool:
 
 
 def _open(folder: Path, todo: dict[str, Any]) -> None:
-    """Makes `folder` ready for what `todo` says; images of another plan are moved away first, in one step."""
-    if (folder / "plan.json").exists() and read_json(folder / "plan.json") == todo:
-        return
+    """Makes `folder` ready for what `todo` says; images of another plan are moved away first, in one step.
+
+    Images of a plan that differs in the number of images alone stay: an image depends on its own seed and on nothing
+    else.
+    """
+    if (folder / "plan.json").exists():
+        plan = read_json(folder / "plan.json")
+        if plan == todo:
+            return
+        if _alike(plan, todo):
+            # the manifest first: from here on the sampling is unfinished, whenever this is killed
+            (folder / "manifest.json").unlink(missing_ok=True)
+            for name in {row["file"] for row in plan["images"]} - {row["file"] for row in todo["images"]}:
+                (folder / name).unlink(missing_ok=True)
+            write_json(folder / "plan.json", todo)
+            return
     if any((folder / name).exists() for name in ("plan.json", "manifest.json")):
         aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         os.rename(folder, aside)
@@ -176,6 +188,13 @@ def _open(folder: Path, todo: dict[str, Any]) -> None:
     elif folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} holds files that are not from imbdiff", "move them, or use another run folder")
     write_json(folder / "plan.json", todo)
+
+
+def _alike(plan: dict[str, Any], todo: dict[str, Any]) -> bool:
+    """Whether two plans differ in the numbers of images alone."""
+    own, other = ({k: v for k, v in p.items() if k not in ("counts", "images")} for p in (plan, todo))
+    seeds = {row["file"]: row["seed"] for row in plan["images"]}
+    return own == other and all(seeds.get(row["file"], row["seed"]) == row["seed"] for row in todo["images"])
 
 
 def _readable(path: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from imbdiff.config import NOT_DECISIVE, ClassifyConfig, DataConfig, RunConfig, TrainConfig
+from imbdiff.config import NOT_DECISIVE, DataConfig, RunConfig, TrainConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
@@ -27,8 +27,9 @@ from imbdiff.diffusion.model import DiffusionModel, build_model, load_model, wit
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.methods import get_method
 from imbdiff.pipeline import samples
+from imbdiff.pipeline.recognising import classifier_augmentation as classifier_augmentation
+from imbdiff.pipeline.recognising import classifier_plan as classifier_plan
 from imbdiff.recipe import Method, Phase
-from imbdiff.recognition.fit import FitPlan
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
@@ -309,16 +310,3 @@ def weights_identity(model: DiffusionModel) -> str:
     for name, value in sorted(model.state_dict().items()):
         h.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
-
-
-def classifier_augmentation(options: ClassifyConfig, symmetry: Symmetry) -> Augmentation:
-    """What is done to the training images of classifiers: more than a generator may see."""
-    return Augmentation.of(symmetry, shift=options.shift, jitter=options.jitter, erase=options.erase)
-
-
-def classifier_plan(options: ClassifyConfig, *, symmetry: Symmetry = "none", steps: int | None = None) -> FitPlan:
-    """How one classifier of the comparison is trained, for classifiers beside it; `steps` in place of the options'."""
-    return FitPlan(
-        network=options.network, steps=steps or options.steps, batch_size=options.batch_size, learning_rate=0.1,
-        augmentation=classifier_augmentation(options, symmetry),
-    )  # fmt: skip

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.runtime.errors import ConfigError
-
-Strategy = str | float | Mapping[str, int] | Callable[[ClassStats], Mapping[str, int]]
 
 WORDS = {
     "minority": "the smallest class is filled to the largest",
@@ -16,6 +17,34 @@ WORDS = {
     "all": "all classes are filled to the largest, which needs none",
     "auto": "the same as 'not majority'",
 }
+BETA = 0.99
+"""Of the strategy "effective", where none is named."""
+
+
+@dataclass(frozen=True)
+class Effective:
+    """The strategy "effective=BETA"."""
+
+    beta: float = BETA
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < 1:
+            raise ConfigError(
+                f"sampling strategy effective={self.beta:g} must be in (0, 1)",
+                "near 0 fills every class to the largest, near 1 adds nothing",
+            )
+
+    def number(self, n: int) -> float:
+        """E(n) = (1 - beta^n) / (1 - beta), the effective number of n images (Cui et al. 2019, class-balanced loss)."""
+        return math.expm1(n * math.log(self.beta)) / math.expm1(math.log(self.beta))
+
+    def add(self, stats: ClassStats) -> tuple[int, ...]:
+        """(C,) images that bring class k to n_max E(n_k) / E(n_max): never fewer than it has, as E is concave."""
+        top = max(stats.counts)
+        return tuple(max(0, round(top * self.number(n) / self.number(top)) - n) for n in stats.counts)
+
+
+Strategy = str | float | Effective | Mapping[str, int] | Callable[[ClassStats], Mapping[str, int]]
 
 
 def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
@@ -23,8 +52,9 @@ def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
 
     Args:
         strategy: one of `WORDS`; a number r in (0, 1], every class is filled to r times the largest (for two classes
-            that is imbalanced-learn's meaning; for more, which it refuses, the natural extension); {class name: target
-            *total*}, or "name=total,name=total"; or a callable that gives such a mapping.
+            that is imbalanced-learn's meaning; for more, which it refuses, the natural extension); "effective" or
+            "effective=BETA", see `Effective`; {class name: target *total*}, or "name=total,name=total"; or a
+            callable that gives such a mapping.
         stats: counts of the training set.
 
     Returns:
@@ -40,6 +70,8 @@ def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
     top = max(stats.counts)
     if isinstance(strategy, Mapping):
         return _totals(strategy, stats)
+    if isinstance(strategy, Effective):
+        return strategy.add(stats)
     if isinstance(strategy, float):
         _check_share(strategy)
         return tuple(max(0, round(strategy * top) - n) for n in stats.counts)
@@ -69,10 +101,18 @@ def _check_share(share: float) -> None:
         raise ConfigError(f"sampling strategy {share} must be in (0, 1]", "1.0 fills every class to the largest")
 
 
-def _parse(text: str) -> str | float | Mapping[str, int]:
+def _parse(text: str) -> str | float | Mapping[str, int] | Effective:
     text = text.strip()
     if text in WORDS:
         return text
+    if text == "effective":
+        return Effective()
+    # whole numbers from 2 on are the total of a class of that name
+    if (found := re.fullmatch(r"effective\s*=\s*([-+.0-9eE]+)", text)) and not re.fullmatch(r"[2-9]|\d\d+", found[1]):
+        try:
+            return Effective(float(found[1]))
+        except ValueError:
+            pass
     try:
         return float(text)
     except ValueError:
@@ -83,7 +123,8 @@ def _parse(text: str) -> str | float | Mapping[str, int]:
         if not sign or not total.strip().isdigit():
             raise ConfigError(
                 f"sampling strategy {text!r} is not understood",
-                f"use one of {', '.join(WORDS)}, a number in (0, 1], or NAME=TOTAL,NAME=TOTAL",
+                f"use one of {', '.join(WORDS)}, effective, effective=BETA, a number in (0, 1], or "
+                "NAME=TOTAL,NAME=TOTAL",
             )
         pairs[name.strip()] = int(total)
     return pairs

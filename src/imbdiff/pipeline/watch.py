@@ -19,15 +19,14 @@ from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel, load_model
 from imbdiff.metrics.agreement import share_agreeing
-from imbdiff.metrics.extractors import ClassifierFeatures, Extractor
+from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.frechet import ROWS_PER_FEATURE_EXTRAPOLATED, frechet
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.scopes import Scope
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.samples import sampling
-from imbdiff.recognition.fit import fit
-from imbdiff.recognition.losses import class_prior
+from imbdiff.recognition import working
 from imbdiff.recognition.networks import build_network
 from imbdiff.runtime.errors import ConfigError, DataError
 from imbdiff.runtime.files import read_json, write_json
@@ -136,12 +135,5 @@ class Watch:
 
 def working_extractor(prepared: Prepared, config: RunConfig, device: str) -> Extractor:
     """A classifier of the comparison's network, trained on the training split alone with balanced softmax."""
-    options = config.classify
-    plan = stages.classifier_plan(options, symmetry=stages.symmetry_of(prepared, config))
-    train = prepared.train
-    prior = class_prior("train", train.labels, None, 1.0, len(train.class_names))
-    network = fit(train, plan, prior=prior, seed=config.seed, device=device, name="working extractor")
-    name = f"working-{options.network}"
-    return ClassifierFeatures(
-        network, name, "working", shape=train.shape, trained_on=frozenset(train.hashes), device=device
-    )
+    plan = stages.classifier_plan(config.classify, symmetry=stages.symmetry_of(prepared, config))
+    return working.working_extractor(prepared.train, plan, seed=config.seed, device=device)

@@ -1,9 +1,9 @@
-"""The five arms: what synthetic images are worth to a classifier, beside what re-balancing alone is worth."""
+"""The arms of a comparison: what synthetic images are worth, beside what re-balancing alone is worth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,97 +11,100 @@ import numpy as np
 
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
-from imbdiff.recognition.fit import FitPlan
-from imbdiff.recognition.jobs import ARMS, Job, Progress, default_workers, run_all
-from imbdiff.recognition.losses import PRIORS
+from imbdiff.recognition.jobs import Arm, Job, Progress, default_workers, run_all
+from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.scores import scores, spread
+from imbdiff.recognition.use import Use
 from imbdiff.recognition.verdict import choose_control, verdict
 from imbdiff.runtime.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from imbdiff.data.splits import Prepared
 
+WITHOUT = ("ce", "resampling", "balanced-softmax")
+WITH = ("ce", "balanced-softmax")
+LEADING = "balanced-softmax"
+"""The recipe whose arm with synthetic images leads; fixed here, before any result: it differs from the usual best
+control by the synthetic images alone."""
 
-PRIMARY = ARMS[4].name
-"""The arm whose verdict leads; fixed here, before any result: it differs from the usual best control by the synthetic
-images alone."""
+
+def make_arms(without: Sequence[str] = WITHOUT, with_: Sequence[str] = WITH, use: Use | None = None) -> tuple[Arm, ...]:
+    """Arms by the names of their recipes: first those without synthetic images, then those that use them so."""
+    return (*(Arm(name) for name in without), *(Arm(name, use or Use()) for name in with_))
+
+
+ARMS = make_arms()
+PRIMARY = Arm(LEADING, Use()).name
 
 
 def classify(
     prepared: Prepared,
     synthetic: ImageSet | None,
     *,
-    steps: int = 500,
-    batch_size: int = 128,
+    plan: FitPlan | None = None,
+    arms: Sequence[Arm] | None = None,
+    use: Use | None = None,
+    primary: str = PRIMARY,
     seeds: Sequence[int] = (0, 1, 2),
-    network: str = "resnet-small",
-    synthetic_weight: float = 1.0,
-    prior: str = "train",
-    learning_rate: float = 0.1,
-    weight_decay: float = 5e-4,
-    augmentation: Augmentation | None = None,
+    looks: int = 0,
     device: str = "cpu",
     folder: Path | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    **changed: Any,
 ) -> dict[str, Any]:
     """Trains every arm with every seed, at equal optimizer steps, batch size and augmentation, and compares them.
 
     Args:
         prepared: the splits; the test split is looked at once per trained network and chooses nothing.
         synthetic: generated images; None leaves out the arms that need them.
+        plan: network, steps, rates, augmentation: the same in every arm. None: a small network for 500 steps, with
+            shifts by 1/8 of the shorter side and no flips.
+        arms: recipes and how synthetic images are used in them; None: those of `make_arms`.
+        use: how synthetic images are used in these.
+        primary: name of the arm whose verdict leads.
         seeds: of weights, batches and augmentation; the same ones in every arm, so that arms are compared in pairs.
-        synthetic_weight: w > 0, weight in the loss of a synthetic image; a real one weighs 1.
-        prior: of the arm synthetic + balanced softmax: "train", counts of the real images, or "effective", with the
-            synthetic ones at their weight; with classes filled to one size that is flat, which repeats synthetic + CE.
-        augmentation: None means shifts by 1/8 of the shorter side and no flips.
+        looks: so many times while training, the balanced accuracy on validation images is looked at, and the best
+            weights are reported beside the last; nobody looks where validation images of a class are missing.
         folder: where the result of each (arm, seed) is kept; what is there is not trained again if its inputs are the
-            same.
+            same, and what was begun goes on.
         progress: called with (finished, total, arm and seed just finished).
         workers: networks trained at a time, each on one CPU thread; default: one per core on a CPU, one on an
             accelerator. The results do not depend on it.
+        changed: attributes of the plan in place of its own, such as ``steps=300``.
 
     Returns:
-        JSON-able: "protocol", "arms" (name, needs_synthetic, sampler, loss, prior, runs, mean, sd, val), "control",
-        "verdict"; see ``docs/metrics.md``.
+        JSON-able: "protocol", "arms" (name, recipe, use, needs_synthetic, sampler, loss, prior, runs, mean, sd, val),
+        "control", "verdict"; see ``docs/metrics.md``.
 
     Raises:
-        ConfigError: no seeds or the same one twice, a weight that is not positive, an unknown prior or network.
-        DataError: no test images, or synthetic images of other classes or another shape.
+        ConfigError: no seeds or the same one twice, arms of one name or none without synthetic images, no arm of the
+            primary's name, an unknown recipe or network.
+        DataError: no test images, a class without real images, or synthetic images of other classes or another shape.
     """
-    _check(prepared, synthetic, seeds, synthetic_weight, prior)
-    shift = max(1, min(prepared.train.shape[:2]) // 8)
-    plan = FitPlan(
-        network=network,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        augmentation=augmentation if augmentation is not None else Augmentation(shift=shift),
-    )
-    arms = [replace(a, prior=prior) if a.name == PRIMARY else a for a in ARMS]
+    check_sets(prepared, synthetic)
+    arms = make_arms(use=use) if arms is None else arms
+    check_arms(arms, seeds)
+    plan = plan or FitPlan(augmentation=Augmentation(shift=max(1, min(prepared.train.shape[:2]) // 8)))
+    plan = replace(plan, **changed)
     arms = [a for a in arms if synthetic is not None or not a.needs_synthetic]
-    jobs = [
-        Job(arm, int(seed), plan, prepared, synthetic, synthetic_weight, device, folder)
-        for arm in arms
-        for seed in seeds
-    ]
+    leading = [a.name for a in arms if a.needs_synthetic]
+    if leading and primary not in leading:
+        raise ConfigError(f"no arm with synthetic images is called {primary!r}", f"choose one of {leading} to lead")
+    looks = looks if whole_validation(prepared) else 0
+    jobs = [Job(arm, int(seed), plan, prepared, synthetic, device, folder, looks) for arm in arms for seed in seeds]
     done = run_all(jobs, workers or default_workers(device), progress)
     rows = []
     for arm in arms:
         runs = [done[arm.name, int(seed)] for seed in seeds]
-        rows.append({**asdict(arm), "runs": [_scored(run, prepared) for run in runs]})
-        rows[-1].update(spread([run["test"] for run in rows[-1]["runs"]]))
-        rows[-1]["val"] = _validation(rows[-1]["runs"])
+        rows.append(arm_row(arm, runs, prepared))
     controls = choose_control(rows, prepared.val, prepared.claimable)
-    predictions = {arm.name: np.array([done[arm.name, int(s)]["test"] for s in seeds]) for arm in arms}
-    for row in rows:
-        row["runs"] = [{"seed": run["seed"], **run["test"], "val": run["val"]} for run in row["runs"]]
+    predictions = {a.name: np.array([done[a.name, int(s)]["test"]["predicted"] for s in seeds]) for a in arms}
     return {
         "protocol": {
             **plan.to_json(),
             "seeds": [int(s) for s in seeds],
-            "synthetic_weight": synthetic_weight,
+            "looks": looks,
             "n_train": len(prepared.train),
             "n_synthetic": 0 if synthetic is None else len(synthetic),
             "n_val": 0 if prepared.val is None else len(prepared.val),
@@ -118,42 +121,112 @@ def classify(
             prepared.groups,
             prepared.claimable,
             controls,
-            PRIMARY,
+            primary,
             [arm.name for arm in arms if arm.needs_synthetic],
         ),
     }
 
 
-def _check(
-    prepared: Prepared, synthetic: ImageSet | None, seeds: Sequence[int], synthetic_weight: float, prior: str
-) -> None:
+def arm_row(arm: Arm, runs: Sequence[dict[str, Any]], prepared: Prepared) -> dict[str, Any]:
+    """What is reported of an arm: its runs, their mean and spread, and its mean on validation images."""
+    scored = [_scored(run, prepared) for run in runs]
+    row = {**arm.to_json(), "runs": [], **spread([run["test"] for run in scored]), "val": _validation(scored)}
+    row["runs"] = [{"seed": run["seed"], **run["test"], "val": run["val"], "best": run["best"]} for run in scored]
+    return row
+
+
+def whole_validation(prepared: Prepared) -> bool:
+    """Whether there are validation images of every class."""
+    val = prepared.val
+    return val is not None and len(np.unique(val.labels)) == len(prepared.train.class_names)
+
+
+def check_arms(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
+    """Raises ConfigError where seeds or arms cannot be compared."""
     if not len(seeds) or len(set(seeds)) < len(seeds):
         raise ConfigError(f"classifier seeds {list(seeds)}: at least one, and no two the same, are needed")
-    if not synthetic_weight > 0:
+    names = [arm.name for arm in arms]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"two arms are called {twice[0]!r}", "name each recipe once, or give arms labels")
+    files = [arm.file for arm in arms]
+    same = [arm.name for arm in arms if files.count(arm.file) > 1]
+    if same:
         raise ConfigError(
-            f"synthetic weight {synthetic_weight} is not positive", "leave the synthetic images out instead"
+            f"the arms {same[0]!r} and {same[1]!r} would be kept in the same file", "give them labels that differ more"
         )
-    if prior not in PRIORS:
-        raise ConfigError(f"unknown prior {prior!r}", f"choose one of {', '.join(PRIORS)}")
-    if not len(prepared.test):
+    if all(arm.needs_synthetic for arm in arms):
+        raise ConfigError("there is no arm without synthetic images to compare with", "name at least one recipe for it")
+
+
+def check_sets(prepared: Prepared, synthetic: ImageSet | None) -> None:
+    """Refuses sets that do not belong together.
+
+    Raises:
+        DataError: no test images, a class without real images, or synthetic images of other classes or another shape.
+    """
+    train, test = prepared.train, prepared.test
+    if not len(test):
         raise DataError("there are no test images, so classifiers cannot be compared", "hold some out when preparing")
+    check_classes("test", test.class_names, train.class_names)
+    if prepared.val is not None:
+        check_classes("validation", prepared.val.class_names, train.class_names)
+    counts = np.bincount(train.labels, minlength=len(train.class_names))
+    if (counts == 0).any():
+        missing = [train.class_names[k] for k in np.flatnonzero(counts == 0)]
+        raise DataError(
+            f"{len(missing)} classes have no real training image: {_named(missing)}",
+            "give each at least one, or leave the classes out",
+        )
     if synthetic is None:
         return
-    if synthetic.class_names != prepared.train.class_names:
-        raise DataError("the synthetic images have other classes than the training images")
-    if synthetic.shape != prepared.train.shape:
+    check_classes("synthetic", synthetic.class_names, train.class_names)
+    if synthetic.shape != train.shape:
         raise DataError(
-            f"the synthetic images are {synthetic.shape} (H, W, C), the training images {prepared.train.shape}"
+            f"the synthetic images are {synthetic.shape} (H, W, C), the training images {train.shape}",
+            "draw them with the model of this run",
         )
+
+
+def check_classes(what: str, found: Sequence[str], expected: Sequence[str]) -> None:
+    """Refuses images of `what` whose classes are not those of the training images, in order; says which differ."""
+    if tuple(found) == tuple(expected):
+        return
+    more = [name for name in found if name not in set(expected)]
+    fewer = [name for name in expected if name not in set(found)]
+    parts = [
+        f"classes that training lacks: {_named(more)}" if more else "",
+        f"classes that only training has: {_named(fewer)}" if fewer else "",
+        "" if more or fewer else "the same classes in another order, so that labels mean other classes",
+    ]
+    raise DataError(
+        f"the {what} images have other classes than the training images: {'; '.join(p for p in parts if p)}",
+        "use images of the same class names, in the same order",
+    )
+
+
+def _named(names: Sequence[str], limit: int = 10) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(repr, names[:limit])) + more
 
 
 def _scored(run: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
     groups, claimable = prepared.groups, prepared.claimable
-    val = prepared.val
+
+    def of(found: dict[str, Any] | None, images: ImageSet | None) -> dict[str, Any] | None:
+        if found is None or images is None:
+            return None
+        return scores(np.array(found["predicted"]), images.labels, groups, claimable, np.array(found["confidence"]))
+
+    best = None
+    if run["best"] is not None:
+        found = of(run["best"]["test"], prepared.test) or {}
+        best = {"step": run["best"]["step"], **found, "val": of(run["best"]["val"], prepared.val)}
     return {
         "seed": run["seed"],
-        "test": scores(np.array(run["test"]), prepared.test.labels, groups, claimable),
-        "val": None if val is None else scores(np.array(run["val"]), val.labels, groups, claimable),
+        "test": of(run["test"], prepared.test),
+        "val": of(run["val"], prepared.val),
+        "best": best,
     }
 
 

@@ -22,8 +22,10 @@ from imbdiff.metrics.rows import Estimate
 from imbdiff.metrics.scopes import scopes
 from imbdiff.metrics.statistics import student95, wilson
 from imbdiff.metrics.tables import ClassColumns, number_row
-from imbdiff.recognition.fit import FitPlan, fit, predict
+from imbdiff.recognition.fit import fit
 from imbdiff.recognition.jobs import default_workers
+from imbdiff.recognition.plan import FitPlan
+from imbdiff.recognition.predict import predict
 from imbdiff.runtime.files import digest
 
 PROTOCOL = (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,66 +16,103 @@ import numpy as np
 import torch
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.rows import join
-from imbdiff.recognition.fit import FitPlan, fit, predict
-from imbdiff.recognition.losses import class_prior
+from imbdiff.recognition.fit import train_classifier
+from imbdiff.recognition.loop import Trained
+from imbdiff.recognition.networks import Classifier
+from imbdiff.recognition.plan import FitPlan
+from imbdiff.recognition.predict import probabilities
+from imbdiff.recognition.recipes import get_recipe
+from imbdiff.recognition.use import Use
+from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, read_json, write_json
+from imbdiff.runtime.log import JsonLog
 
 if TYPE_CHECKING:
     from imbdiff.data.splits import Prepared
 
 _log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training the classifier.
+    """One way of training the classifier in a comparison.
 
     Attributes:
-        name: as printed.
-        needs_synthetic: trains on real and synthetic images together.
-        sampler: law of the batch sampler.
-        loss: "cross-entropy" or "balanced-softmax".
-        prior: of balanced softmax: "train" (real counts) or "effective" (real + w x synthetic); None otherwise.
+        recipe: a name of :data:`imbdiff.recognition.recipes.RECIPES`.
+        use: how synthetic images take part; None: they do not.
+        label: as printed; the recipe's, with "synthetic + " before it, where not given.
     """
 
-    name: str
-    needs_synthetic: bool
-    sampler: str
-    loss: str
-    prior: str | None = None
+    recipe: str
+    use: Use | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        if self.label:
+            return self.label
+        return ("synthetic + " if self.use is not None else "") + get_recipe(self.recipe).label
+
+    @property
+    def needs_synthetic(self) -> bool:
+        return self.use is not None
+
+    @property
+    def prior(self) -> str | None:
+        """What the recipe counts as images of a class: "train", "effective", or None where it counts nothing."""
+        if not get_recipe(self.recipe).needs_prior:
+            return None
+        return "train" if self.use is None else self.use.prior
 
     @property
     def file(self) -> str:
-        return self.name.lower().replace(" + ", "+").replace(" ", "-")
+        return "".join(c if c.isalnum() or c in "+-." else "-" for c in self.name.lower().replace(" + ", "+"))
 
-
-ARMS = (
-    Arm("CE", False, "natural", "cross-entropy"),
-    Arm("CE + class-balanced resampling", False, "balanced", "cross-entropy"),
-    Arm("balanced softmax", False, "natural", "balanced-softmax", "train"),
-    Arm("synthetic + CE", True, "natural", "cross-entropy"),
-    Arm("synthetic + balanced softmax", True, "natural", "balanced-softmax", "train"),
-)
+    def to_json(self) -> dict[str, Any]:
+        recipe = get_recipe(self.recipe)
+        return {
+            "name": self.name,
+            "recipe": self.recipe,
+            "use": None if self.use is None else self.use.to_json(),
+            "needs_synthetic": self.needs_synthetic,
+            "sampler": recipe.law,
+            "loss": recipe.loss,
+            "prior": self.prior,
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
+    """One training.
+
+    Attributes:
+        plan: network, steps and so on: the same in all that are compared.
+        prepared: the splits; test images are predicted when training is over.
+        synthetic: generated images, of arms that use them.
+        looks: at validation images while training.
+        folder: where the result is kept; None: nowhere.
+    """
+
     arm: Arm
     seed: int
     plan: FitPlan
     prepared: Prepared
     synthetic: ImageSet | None
-    synthetic_weight: float
     device: str
     folder: Path | None
+    looks: int = 0
+    key: str = field(default="", kw_only=True)
+
+    @property
+    def file(self) -> str:
+        return f"{self.arm.file}{self.key}-seed{self.seed}"
 
     @property
     def path(self) -> Path | None:
-        return None if self.folder is None else Path(self.folder) / f"{self.arm.file}-seed{self.seed}.json"
+        return None if self.folder is None else Path(self.folder) / f"{self.file}.json"
 
     def input_hash(self) -> str:
         """All that the predictions depend on; an arm without synthetic images does not depend on them."""
@@ -84,13 +122,15 @@ class Job:
                 FORMAT,
                 torch.__version__,
                 torch.device(self.device).type,
-                asdict(self.arm),
+                {k: v for k, v in asdict(get_recipe(self.arm.recipe)).items() if k not in ("label", "idea", "source")},
+                None if self.arm.use is None else self.arm.use.to_json(),
                 self.seed,
                 self.plan.to_json(),
+                self.looks,
                 self.prepared.train.fingerprint,
                 None if val is None else val.fingerprint,
                 self.prepared.test.fingerprint,
-                None if synthetic is None else [synthetic.fingerprint, self.synthetic_weight],
+                None if synthetic is None else synthetic.fingerprint,
             ]
         )
 
@@ -101,57 +141,67 @@ class Job:
         try:
             found = read_json(self.path)
             if found["input"] == self.input_hash():
-                return {"seed": self.seed, "test": list(found["test"]), "val": found["val"]}
+                return {"seed": self.seed, **{key: found[key] for key in ("test", "val", "best")}}
         except (RunError, KeyError, TypeError):
             _log.warning("%s is damaged: this classifier is trained again", self.path)
         return None
 
     def train(self, stop: threading.Event) -> dict[str, Any] | None:
+        """Trains and predicts; None if it was stopped."""
         if torch.device(self.device).type == "cpu":
             # holds for this thread only; one thread each is fastest for small networks and the same on every machine
             torch.set_num_threads(1)
-        train, weights, synthetic_labels = self.prepared.train, None, None
-        if self.arm.needs_synthetic:
-            assert self.synthetic is not None
-            train, weights = joined(train, self.synthetic, self.synthetic_weight)
-            synthetic_labels = self.synthetic.labels
-        prior = None
-        if self.arm.prior is not None:
-            c = len(train.class_names)
-            prior = class_prior(self.arm.prior, self.prepared.train.labels, synthetic_labels, self.synthetic_weight, c)
-        name = f"{self.arm.name}, seed {self.seed}"
-        network = fit(
-            train,
+        identity = self.input_hash()
+        place = None if self.folder is None else Path(self.folder) / "checkpoints" / self.file
+        log = None if self.folder is None else JsonLog(Path(self.folder) / "logs" / f"{self.file}.jsonl")
+        found = train_classifier(
+            self.prepared.train,
             self.plan,
-            law=self.arm.sampler,
-            prior=prior,
-            weights=weights,
+            get_recipe(self.arm.recipe),
+            synthetic=self.synthetic if self.arm.needs_synthetic else None,
+            use=self.arm.use,
+            val=self.prepared.val,
+            looks=self.looks,
             seed=self.seed,
             device=self.device,
             stop=stop.is_set,
-            name=name,
+            name=f"{self.arm.name}, seed {self.seed}",
+            store=None if place is None else CheckpointStore(place),
+            log=log,
+            identity=identity,
         )
         if stop.is_set():
             return None
-        val = None if self.prepared.val is None else predict(network, self.prepared.val).tolist()
-        result = {"test": predict(network, self.prepared.test).tolist(), "val": val}
+        result = self._predicted(found)
         if self.path is not None:
-            write_json(self.path, {"input": self.input_hash(), "arm": self.arm.name, "seed": self.seed, **result})
+            write_json(self.path, {"input": identity, "arm": self.arm.name, "seed": self.seed, **result})
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
         return {"seed": self.seed, **result}
 
+    def _predicted(self, found: Trained) -> dict[str, Any]:
+        val, test = self.prepared.val, self.prepared.test
 
-def joined(train: ImageSet, synthetic: ImageSet, weight: float) -> tuple[ImageSet, np.ndarray]:
-    """Real and synthetic images as one set, and (N,) float64 weights: 1 and `weight`."""
-    both = ImageSet(
-        join([train.images, synthetic.images]),
-        np.concatenate([train.labels, synthetic.labels]),
-        train.class_names,
-        (*(f"real/{i}" for i in train.ids), *(f"synthetic/{i}" for i in synthetic.ids)),
-    )
-    return both, np.concatenate([np.ones(len(train)), np.full(len(synthetic), float(weight))])
+        def of(network: Classifier, images: ImageSet | None) -> dict[str, Any] | None:
+            if images is None:
+                return None
+            p = probabilities(network, images)
+            sure = [round(float(x), 5) for x in p.max(axis=1)]
+            return {"predicted": p.argmax(axis=1).astype(np.int64).tolist(), "confidence": sure}
+
+        best = None
+        if found.best is not None:
+            best = {"step": found.best_step, "test": of(found.best, test), "val": of(found.best, val)}
+        return {"test": of(found.last, test), "val": of(found.last, val), "best": best}
 
 
 def run_all(jobs: Sequence[Job], workers: int, progress: Progress | None) -> dict[tuple[str, int], dict[str, Any]]:
+    """Trains what is not in the folders yet, `workers` at a time.
+
+    Returns:
+        By (arm's name + key, seed): {"seed", "test": {"predicted", "confidence"}, "val": the same or None,
+        "best": None or {"step", "test", "val"}}.
+    """
     results: dict[tuple[str, int], dict[str, Any]] = {}
     waiting = []
     for job in jobs:
@@ -159,7 +209,7 @@ def run_all(jobs: Sequence[Job], workers: int, progress: Progress | None) -> dic
         if found is None:
             waiting.append(job)
         else:
-            results[job.arm.name, job.seed] = found
+            results[job.arm.name + job.key, job.seed] = found
             _tell(progress, len(results), len(jobs), job, " (kept)")
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="classifier") as pool:
@@ -172,7 +222,7 @@ def run_all(jobs: Sequence[Job], workers: int, progress: Progress | None) -> dic
                     job = futures[future]
                     result = future.result()
                     assert result is not None
-                    results[job.arm.name, job.seed] = result
+                    results[job.arm.name + job.key, job.seed] = result
                     _tell(progress, len(results), len(jobs), job, "")
         except BaseException:
             # Ctrl-C and errors end the other trainings within some steps; finished ones are in the folder
@@ -184,7 +234,7 @@ def run_all(jobs: Sequence[Job], workers: int, progress: Progress | None) -> dic
 
 def _tell(progress: Progress | None, done: int, total: int, job: Job, note: str) -> None:
     if progress is not None:
-        progress(done, total, f"{job.arm.name}, seed {job.seed}{note}")
+        progress(done, total, f"{job.arm.name}{job.key}, seed {job.seed}{note}")
 
 
 def default_workers(device: str) -> int:

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.metrics.extractors import ClassifierFeatures, Extractor, RandomConv
-from imbdiff.recognition.fit import FitPlan, fit, predict
+from imbdiff.recognition.fit import fit
 from imbdiff.recognition.networks import Classifier, build_network
+from imbdiff.recognition.plan import FitPlan
+from imbdiff.recognition.predict import predict
 from imbdiff.runtime.errors import DataError, RunError
 from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json
 

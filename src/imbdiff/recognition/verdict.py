@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,23 @@ import numpy as np
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
 from imbdiff.data.words import counted
-from imbdiff.runtime.streams import rng
+from imbdiff.recognition.intervals import (
+    LEVEL,
+    REPLICATES,
+    holm,
+    holm_steps,
+    paired_interval,
+    paired_replicates,
+    percentile_p,
+    percentiles,
+)
 
-REPLICATES = 2000
-LEVEL = 0.95
+__all__ = ["OUTCOMES", "choose_control", "no_loss", "paired_interval", "verdict"]
+
 LEAST_TEST_IMAGES = 20
 """Test images of a scope for an outcome: with fewer, "no difference" would only say that they are few."""
+MARGIN = 0.01
+"""A loss of accuracy over all test images that would count as one; smaller ones are nothing that is lost."""
 OUTCOMES = ("helped", "no difference", "hurt", "not measured")
 
 
@@ -66,13 +78,14 @@ def verdict(
 
     Returns:
         "sentence", "primary", "against" (list), "per_group" ({scope: outcome, difference, low, high, against, n,
-        reason}, the scope "all" first), "other_arms" (the same for each further synthetic arm), "rule". In a scope,
-        "against" is the control that decided the outcome, and the numbers are those against it. "reason" is None,
-        or why the outcome is "not measured", and then the numbers are None.
+        reason, corrected, p, p_adjusted}, the scope "all" first), "other_arms" (the same for each further synthetic
+        arm), "no_loss" (of :func:`no_loss`, for `primary` and all), "rule". In a scope, "against" is the control that
+        decided the outcome, and the numbers are those against it. "reason" is None, or why the outcome is "not
+        measured", and then the numbers are None. `primary` in the scope "all" is the one comparison declared
+        beforehand; all others are "corrected" for their number (Holm 1979): "p_adjusted", and their intervals have the
+        level of their step, so that an interval excludes 0 where "p_adjusted" is below 0.05, and only there.
     """
     controls = list(control["arms"])
-    level = 1 - (1 - LEVEL) / len(controls)
-    rule = _rule(primary, controls, control["chosen_by"], level)
     if primary not in predictions:
         return {
             "sentence": "There are no synthetic images, so there is nothing to judge.",
@@ -80,93 +93,116 @@ def verdict(
             "against": controls,
             "per_group": {},
             "other_arms": {},
-            "rule": rule,
+            "no_loss": None,
+            "rule": _rule(primary, controls, control["chosen_by"], 0),
         }
-    results = {
-        name: _against_all(name, controls, predictions, test, groups, claimable, level) for name in synthetic_arms
-    }
-    seeds = len(predictions[primary])
+    compared = _compared(synthetic_arms, controls, predictions, test, groups, claimable)
+    rows, size = _judged(compared, (primary, "all"))
+    results = {name: {scope: row for (arm, scope), row in rows.items() if arm == name} for name in synthetic_arms}
     return {
-        "sentence": _sentence(primary, controls, results[primary], seeds),
+        "sentence": _sentence(primary, controls, results[primary], len(predictions[primary]), size),
         "primary": primary,
         "against": controls,
         "per_group": results[primary],
         "other_arms": {name: found for name, found in results.items() if name != primary},
-        "rule": rule,
+        "no_loss": no_loss(results[primary]["all"]),
+        "rule": _rule(primary, controls, control["chosen_by"], size),
     }
 
 
-def paired_interval(
-    difference: np.ndarray, labels: np.ndarray, level: float = LEVEL, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of `difference` (S, N) and its interval over seeds and test images.
+def no_loss(row: Mapping[str, Any], margin: float = MARGIN) -> dict[str, Any] | None:
+    """Whether the interval of a comparison rules out a loss of `margin` and more; None where it was not measured.
 
-    Bootstrap: images are drawn anew within each class, seeds anew as a whole; the deviations of seeds are widened by
-    sqrt(S / (S - 1)), because drawing S of S values understates their variance by that much. Percentiles at `level`.
-
-    Args:
-        difference: correct in one arm minus correct in the other, -1, 0 or 1, per seed and test image.
-        labels: (N,) class of each image.
+    With several controls the interval is that against the control which decides: the one with the lowest lower end,
+    unless the outcome is "hurt".
     """
-    s, n = difference.shape
-    d = difference.astype(np.float64)
-    centre = float(d.mean())
-    generator = rng(seed, "verdict bootstrap")
-    rows = [np.flatnonzero(labels == k) for k in np.unique(labels)]
-    replicates = np.empty(REPLICATES)
-    widen = np.sqrt(s / (s - 1)) if s > 1 else 1.0
-    # several at a time: (chunk, N) weights
-    for start in range(0, REPLICATES, 100):
-        weights = np.zeros((100, n))
-        for mine in rows:
-            weights[:, mine] = generator.multinomial(len(mine), np.full(len(mine), 1 / len(mine)), size=100)
-        per_seed = weights @ d.T / n
-        mean = per_seed.mean(axis=1, keepdims=True)
-        drawn = generator.integers(0, s, size=(100, s))
-        replicates[start : start + 100] = mean[:, 0] + widen * np.take_along_axis(per_seed - mean, drawn, axis=1).mean(
-            axis=1
-        )
-    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
-    return centre, float(low), float(high)
+    if row["low"] is None:
+        return None
+    return {"margin": margin, "shown": row["low"] > -margin, "low": row["low"]}
 
 
-def _against_all(
-    name: str,
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """An arm in one scope: per control the mean difference, its bootstrap replicates and its name; none: `reason`."""
+
+    n: int
+    found: tuple[tuple[float, np.ndarray, str], ...] = ()
+    reason: str | None = None
+
+    @property
+    def p(self) -> float:
+        """Below an error exactly where :meth:`row` at that error has an outcome: hurt by one, helped against all."""
+        if not self.wide:
+            return 1.0
+        above, below = zip(*(percentile_p(replicates) for _, replicates, _ in self.found), strict=True)
+        return min(1.0, len(self.found) * min(max(above), min(below)))
+
+    @property
+    def wide(self) -> bool:
+        """Whether the interval that decides has a width."""
+        row = self.row(1 - LEVEL)
+        return bool(row["low"] != row["high"])
+
+    def row(self, error: float) -> dict[str, Any]:
+        """Outcome and numbers; the controls share the chance `error` of a wrong outcome."""
+        level = 1 - error / len(self.found)
+        at = [((mean, *percentiles(replicates, level)), name) for mean, replicates, name in self.found]
+        outcome, (difference, low, high), against = _decide(at)
+        return {"outcome": outcome, "difference": difference, "low": low, "high": high, "against": against}
+
+
+def _compared(
+    arms: Sequence[str],
     controls: Sequence[str],
     predictions: Mapping[str, np.ndarray],
     test: ImageSet,
     groups: Groups,
     claimable: Sequence[bool],
-    level: float,
-) -> dict[str, Any]:
+) -> dict[tuple[str, str], _Compared]:
     usable = np.asarray(claimable, dtype=bool)[test.labels]
     of_class = np.asarray(groups.of_class)[test.labels]
-    result: dict[str, Any] = {}
-    row: dict[str, Any]
-    for scope in ["all", *groups.present]:
+    scopes = ["all", *groups.present]
+    pairs = [(name, control) for name in arms for control in controls]
+    # the smallest error of a Holm step, shared by the controls, must lie within the replicates
+    replicates = max(REPLICATES, 100 * len(pairs) * len(scopes))
+    result: dict[tuple[str, str], _Compared] = {}
+    for scope in scopes:
         mine = usable if scope == "all" else usable & (of_class == groups.names.index(scope))
         n = int(mine.sum())
-        nothing = {"outcome": "not measured", "difference": None, "low": None, "high": None, "against": None, "n": n}
         if n < LEAST_TEST_IMAGES:
             reason = counted(n, "test image") if n else "no test images"
             if not n and (scope == "all" or (of_class == groups.names.index(scope)).any()):
                 reason = "no class that a claim can be made of"
-            result[scope] = {**nothing, "reason": reason}
+            result |= {(name, scope): _Compared(n, reason=reason) for name in arms}
             continue
         labels = test.labels[mine]
-        right = predictions[name][:, mine] == labels
-        found = []
-        for control in controls:
-            other = predictions[control][:, mine] == labels
-            found.append((paired_interval(right.astype(int) - other.astype(int), labels, level), control))
-        outcome, (difference, low, high), against = _decide(found)
-        if low == high:
-            reason = f"{counted(n, 'test image')}, an interval without width"
-            result[scope] = {**nothing, "reason": reason}
-            continue
-        row = {"outcome": outcome, "difference": difference, "low": low, "high": high}
-        result[scope] = {**row, "against": against, "n": n, "reason": None}
+        right = {name: (predictions[name][:, mine] == labels).astype(np.int8) for name in (*arms, *controls)}
+        difference = np.stack([right[name] - right[control] for name, control in pairs])
+        drawn = paired_replicates(difference, labels, replicates=replicates)
+        means = difference.mean(axis=(1, 2))
+        for name in arms:
+            found = [(float(means[i]), drawn[i], pair[1]) for i, pair in enumerate(pairs) if pair[0] == name]
+            result[name, scope] = _Compared(n, tuple(found))
     return result
+
+
+def _judged(compared: Mapping[tuple[str, str], _Compared], declared: tuple[str, str]) -> tuple[dict[Any, Any], int]:
+    """Rows by (arm, scope), and how many comparisons the correction is for: all that were made but `declared`."""
+    p = {key: one.p for key, one in compared.items() if one.found}
+    family = [key for key in p if key != declared]
+    adjusted = dict(zip(family, holm([p[key] for key in family]), strict=True))
+    errors = dict(zip(family, holm_steps([p[key] for key in family], 1 - LEVEL), strict=True))
+    rows = {}
+    for key, one in compared.items():
+        numbers: dict[str, Any] = {"outcome": "not measured"}
+        numbers |= dict.fromkeys(("difference", "low", "high", "against", "p", "p_adjusted"))
+        reason = one.reason
+        if one.found and one.wide:
+            numbers = one.row(errors.get(key, 1 - LEVEL)) | {"p": p[key], "p_adjusted": adjusted.get(key, p[key])}
+        elif one.found:
+            reason = f"{counted(one.n, 'test image')}, an interval without width"
+        rows[key] = {**numbers, "n": one.n, "reason": reason, "corrected": key != declared}
+    return rows, len(family)
 
 
 def _decide(
@@ -187,23 +223,32 @@ def _decide(
     return ("helped" if interval[1] > 0 else "no difference"), interval, against
 
 
-def _rule(primary: str, controls: Sequence[str], chosen_by: str, level: float) -> str:
+def _rule(primary: str, controls: Sequence[str], chosen_by: str, size: int) -> str:
+    """`size`: comparisons beside the one declared beforehand; 0 leaves them out."""
+    several = len(controls) > 1
+    level = 1 - (1 - LEVEL) / len(controls)
+    others = counted(size, "other comparison is", "other comparisons (groups, other arms) are")
     return (
-        f'Fixed beforehand: "{primary}" is compared with {_names(controls)} ({chosen_by}). Difference of accuracy '
-        f"on the same test images and seeds, {100 * level:.3g} % bootstrap interval over seeds and, within classes, "
-        "test images. "
+        f'Fixed beforehand: "{primary}" is compared with {_names(controls)} ({chosen_by}), over all test images. '
+        f"Difference of accuracy on the same test images and seeds, {100 * level:.3g} % bootstrap interval over seeds "
+        "and, within classes, test images. "
         "helped: the interval is above 0"
-        + (" against every control" if len(controls) > 1 else "")
+        + (" against every control" if several else "")
         + "; hurt: it is below 0"
-        + (" against one of them" if len(controls) > 1 else "")
+        + (" against one of them" if several else "")
         + f"; otherwise no difference was shown. not measured: fewer than {LEAST_TEST_IMAGES} test images, or an "
         "interval without width. "
-        + ("The interval given is that against the control that decides. " if len(controls) > 1 else "")
-        + "Groups are not corrected for their number."
+        + ("The interval given is that against the control that decides. " if several else "")
+        + (
+            f"The {others} corrected for their number by Holm's method, their intervals widened with it. "
+            if size
+            else ""
+        )
+        + f"Nothing is lost overall where the interval lies above -{100 * MARGIN:g} point."
     )
 
 
-def _sentence(primary: str, controls: Sequence[str], result: Mapping[str, Any], seeds: int) -> str:
+def _sentence(primary: str, controls: Sequence[str], result: Mapping[str, Any], seeds: int, size: int) -> str:
     against = _names(controls)
     whole = result["all"]
     verbs = {
@@ -225,7 +270,7 @@ def _sentence(primary: str, controls: Sequence[str], result: Mapping[str, Any], 
             listed = ", ".join(f"{scope} ({_interval(result[scope], several)})" for scope in named)
             parts.append(f"{outcome} for {listed}")
     unmeasured = [f"{scope} ({row['reason']})" for scope, row in result.items() if row["outcome"] == "not measured"]
-    text += "; by group: " + "; ".join(parts) if parts else ""
+    text += f"; by group, corrected for {counted(size, 'comparison')}: " + "; ".join(parts) if parts else ""
     noise = "" if seeds > 1 else " One seed only: the spread between trainings is not in the intervals."
     end = f"; not measured for {', '.join(unmeasured)}" if unmeasured else ""
     return f'{text}: "{primary}" against {against}, {counted(seeds, "seed")}{end}.{noise}'

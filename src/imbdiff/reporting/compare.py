@@ -130,10 +130,15 @@ class CompareRow:
 
 
 def _arms(runs: Sequence[ReportData]) -> list[CompareRow]:
-    """Every arm and scope that any run has."""
+    """Every arm and scope that any run has; of the numbers beside accuracies those that all runs with arms have."""
     found: dict[tuple[str, str, bool], dict[int, Cell]] = {}
+    trained = [
+        tables.columns(run.classifier, run.groups) for run in runs if run.classifier and run.classifier.get("arms")
+    ]
+    extras = [x for x in tables.EXTRAS if trained and all(x in columns for columns in trained)]
     for i, run in enumerate(runs):
-        scopes = tables.scopes(run.classifier or {}, run.groups)
+        shown = tables.columns(run.classifier or {}, run.groups)
+        scopes = [scope for scope in shown if scope not in tables.EXTRAS or scope in extras]
         for arm in tables.arm_rows(run.classifier or {}, scopes):
             for scope, cell in zip(scopes, arm.cells, strict=True):
                 found.setdefault((arm.name, scope, arm.synthetic), {})[i] = cell

@@ -40,6 +40,7 @@ class ReportData:
         timings: seconds per stage, {stage: seconds}.
         run: the run folder as the user named it, for the commands that the page suggests.
         protocol: further rows for the protocol box, {label: text}, shown first.
+        curated: the manifest of curation, and as "candidates" the images that it chose among; None: nothing was chosen.
     """
 
     title: str
@@ -62,6 +63,7 @@ class ReportData:
     timings: Mapping[str, Any] = field(default_factory=dict)
     run: str = "RUN"
     protocol: Mapping[str, str] = field(default_factory=dict)
+    curated: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         c = self.stats.num_classes

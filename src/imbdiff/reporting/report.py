@@ -17,9 +17,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from imbdiff.reporting import copies, plots, tables
+from imbdiff.reporting import copies, curated, plots, tables
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.quality import quality
+from imbdiff.reporting.recognised import recognised
 from imbdiff.reporting.sprites import scaled_down
 from imbdiff.reporting.strips import MAX_CLASSES, columns, strips
 from imbdiff.reporting.text import clean, flatten, label, number, shorten
@@ -67,7 +68,7 @@ def build_report(data: ReportData) -> str:
     """
     classifier = data.classifier or {}
     scopes = tables.scopes(classifier, data.groups)
-    columns_of_arms = ["all", tables.CLASS_MEAN, *scopes[1:]]
+    columns_of_arms = tables.columns(classifier, data.groups)
     arms = tables.arm_rows(classifier, columns_of_arms)
     nearest = data.nearest or (data.metrics or {}).get("memorisation")
     return render(
@@ -81,9 +82,11 @@ def build_report(data: ReportData) -> str:
         classes=_class_rows(data),
         max_class_rows=MAX_CLASS_ROWS,
         **images(data),
+        curated=curated.section(data),
         curves=_curves(data),
         quality=quality(data.metrics),
-        scopes=columns_of_arms,
+        columns_of_arms=[tables.HEADS.get(scope, clean(scope)) for scope in columns_of_arms],
+        recognised=recognised(data),
         arms=arms,
         controls=tables.controls_of(classifier),
         memorisation=copies.section(data, nearest),

@@ -12,6 +12,10 @@ from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.text import NOTHING, clean, flatten, number, seconds, shorten, signed
 
 CLASS_MEAN = "mean over classes"
+BALANCE, F1, ECE = "Std of groups", "macro-F1", "ECE"
+EXTRAS = {BALANCE: "group_sd", F1: "macro_f1", ECE: "ece"}
+"""Numbers of an arm beside its accuracies, as the field names them; results of earlier versions lack them."""
+HEADS = {"all": "all (top-1)", BALANCE: f"{BALANCE} ↓", ECE: f"{ECE} ↓"}
 OUTCOMES = {"helped": "good", "hurt": "bad", "no difference": "same"}
 
 
@@ -27,11 +31,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class ArmRow:
-    """One way of training the classifier; `cells` follow the scopes ("all", then the groups)."""
+    """One way of training the classifier; `cells` follow the columns ("all", then the groups).
+
+    `how`: its recipe and prior; `use`: how synthetic images took part.
+    """
 
     name: str
-    loss: str
-    prior: str
+    how: str
+    use: str
     synthetic: bool
     control: bool
     judged: bool
@@ -45,11 +52,21 @@ def scopes(classifier: Mapping[str, Any], groups: Groups) -> list[str]:
     return ["all", *(name for name in groups.names if name in found)]
 
 
+def columns(classifier: Mapping[str, Any], groups: Groups) -> list[str]:
+    """Columns of the arms table: :func:`scopes` with the mean over classes, and those of `EXTRAS` that any arm has."""
+    shown = scopes(classifier, groups)
+    blocks = [arm.get("mean") for arm in classifier.get("arms", ())]
+    extras = [x for x in EXTRAS if x not in shown and any(of_scope(block, x) is not None for block in blocks)]
+    return ["all", CLASS_MEAN, *shown[1:], *extras]
+
+
 def of_scope(block: Mapping[str, Any] | None, scope: str) -> float | None:
-    """The accuracy of `scope` in a run, mean or sd block: over all images, the mean over classes, or of a group."""
+    """A number of a run, mean or sd block: accuracy over all images, mean over classes, of a group, or of `EXTRAS`."""
     if not block:
         return None
     whole = {"all": "accuracy", CLASS_MEAN: "balanced_accuracy"}
+    if scope not in _groups(block):
+        whole |= EXTRAS
     value = block.get(whole[scope]) if scope in whole else _groups(block).get(scope)
     return None if value is None else float(value)
 
@@ -79,8 +96,8 @@ def arm_rows(classifier: Mapping[str, Any], shown: list[str]) -> list[ArmRow]:
         rows.append(
             ArmRow(
                 name=clean(arm.get("name", "")),
-                loss=clean(arm.get("loss") or NOTHING),
-                prior=clean(arm.get("prior") or NOTHING),
+                how=_how(arm),
+                use=_use(arm),
                 synthetic=bool(arm.get("needs_synthetic")),
                 control=arm.get("name") in controls,
                 judged=bool(judged) and arm.get("name") == judged,
@@ -89,6 +106,18 @@ def arm_rows(classifier: Mapping[str, Any], shown: list[str]) -> list[ArmRow]:
             )
         )
     return rows
+
+
+def _how(arm: Mapping[str, Any]) -> str:
+    """The arm's recipe, or its loss where results have no recipe, and its prior."""
+    parts = (arm.get("recipe") or arm.get("loss"), arm.get("prior") and f"prior: {arm['prior']}")
+    return shorten(", ".join(str(part) for part in parts if part), 48)
+
+
+def _use(arm: Mapping[str, Any]) -> str:
+    use = arm.get("use")
+    parts = [f"{key} {text}" for key, text in flatten(dict(use)) if text != NOTHING] if isinstance(use, Mapping) else []
+    return f"synthetic images: {', '.join(parts)}" if parts else ""
 
 
 def arm_points(classifier: Mapping[str, Any], shown: list[str]) -> list[dict[str, Any]]:
@@ -109,7 +138,10 @@ def arm_points(classifier: Mapping[str, Any], shown: list[str]) -> list[dict[str
 
 @dataclass(frozen=True)
 class Outcome:
-    """A comparison in one scope. `tone` is good, bad, same or none; `difference` is in percentage points."""
+    """A comparison in one scope. `tone` is good, bad, same or none; `difference` is in percentage points.
+
+    `kind`: declared beforehand, corrected for the number of comparisons (then `p` is too), or exploratory.
+    """
 
     arm: str
     scope: str
@@ -118,6 +150,8 @@ class Outcome:
     difference: str
     against: str
     n: str
+    p: str
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -129,6 +163,7 @@ class Verdict:
     outcomes: tuple[Outcome, ...] = ()
     others: tuple[Outcome, ...] = ()
     rule: str = ""
+    no_loss: str = ""
 
 
 def verdict(classifier: Mapping[str, Any] | None) -> Verdict | None:
@@ -136,14 +171,26 @@ def verdict(classifier: Mapping[str, Any] | None) -> Verdict | None:
     found = (classifier or {}).get("verdict") or {}
     if not found.get("sentence"):
         return None
-    own = _outcomes(str(found.get("primary") or ""), found.get("per_group") or {})
+    own = _outcomes(str(found.get("primary") or ""), found.get("per_group") or {}, judged=True)
     others = [row for name, block in (found.get("other_arms") or {}).items() for row in _outcomes(str(name), block)]
     tones = {row.tone for row in own}
     tone = "mixed" if {"good", "bad"} <= tones else next((t for t in ("good", "bad", "same") if t in tones), "none")
-    return Verdict(clean(found["sentence"]), tone, tuple(own), tuple(others), clean(found.get("rule") or ""))
+    return Verdict(
+        clean(found["sentence"]), tone, tuple(own), tuple(others), clean(found.get("rule") or ""), _no_loss(found)
+    )
 
 
-def _outcomes(arm: str, per_group: Mapping[str, Any]) -> list[Outcome]:
+def _no_loss(found: Mapping[str, Any]) -> str:
+    entry = found.get("no_loss")
+    if not entry:
+        return ""
+    margin, low = f"{100 * float(entry['margin']):g} point", points(entry["low"])
+    if entry["shown"]:
+        return f"Nothing is lost overall: a loss of {margin} or more is ruled out (the interval starts at {low})."
+    return f"A loss of {margin} or more overall is not ruled out (the interval starts at {low})."
+
+
+def _outcomes(arm: str, per_group: Mapping[str, Any], judged: bool = False) -> list[Outcome]:
     rows = []
     for scope, entry in per_group.items():
         outcome = str(entry.get("outcome") or "not measured")
@@ -153,7 +200,10 @@ def _outcomes(arm: str, per_group: Mapping[str, Any]) -> list[Outcome]:
         if outcome == "not measured" and entry.get("reason"):
             text = clean(entry["reason"])
         against, tone = clean(entry.get("against") or ""), OUTCOMES.get(outcome, "none")
-        rows.append(Outcome(clean(arm), clean(scope), clean(outcome), tone, text, against, number(entry.get("n"))))
+        declared = judged and scope == "all"
+        kind = "declared beforehand" if declared else "corrected" if entry.get("corrected") else "exploratory"
+        p, n = number(entry.get("p_adjusted")), number(entry.get("n"))
+        rows.append(Outcome(clean(arm), clean(scope), clean(outcome), tone, text, against, n, p, kind))
     return rows
 
 

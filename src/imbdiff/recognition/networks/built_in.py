@@ -1,41 +1,19 @@
-"""Classifier networks. All take (B, C, H, W) float in [-1, 1] and show their last features."""
+"""The networks that come with the package; none of them needs more than torch."""
 
 from __future__ import annotations
 
-import threading
+import re
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imbdiff.runtime.errors import ConfigError
-from imbdiff.runtime.streams import seed_of
+from imbdiff.recognition.networks.classifier import Classifier
 
-MIN_SIDE = 8
 NETWORKS = ("resnet-small", "resnet32", "judge-cnn")
-_INIT = threading.Lock()
-
-
-class Classifier(nn.Module):
-    """A body that gives features and a linear head.
-
-    Attributes:
-        feature_dim: D.
-    """
-
-    def __init__(self, body: nn.Module, feature_dim: int, num_classes: int) -> None:
-        super().__init__()
-        self.body = body
-        self.feature_dim = feature_dim
-        self.head = nn.Linear(feature_dim, num_classes)
-
-    def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> (B, D)."""
-        return self.body(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> (B, num_classes) logits."""
-        return self.head(self.features(x))
+"""Those that are offered first; :func:`parse_cifar` names the rest of a family."""
+CIFAR_FAMILY = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet32x2", "resnet32x4")
+"""The depths of He et al. and the widths that are in use, for help texts; others of the pattern are known too."""
+MOST_LAYERS, MOST_TIMES = 1202, 16
 
 
 class ResidualBlock(nn.Module):
@@ -78,35 +56,29 @@ class ZeroPadShortcut(nn.Module):
         return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before))
 
 
-def build_network(name: str, shape: tuple[int, int, int], num_classes: int, seed: int = 0) -> Classifier:
-    """A network with weights drawn from `seed`; the global generator is left as it was.
+def parse_cifar(name: str) -> tuple[int, int] | None:
+    """(n, times) of ``resnet{6n+2}[x{times}]``, n blocks in each of 3 stages of 16, 32 and 64 x `times` channels.
 
-    Args:
-        name: "resnet-small" (one residual block per stage, the stem halves the image: made for speed on 8 to 64
-            pixels), "resnet32" (He et al.'s for CIFAR, 0.46 M parameters) or "judge-cnn" (plain, no shortcuts, 32
-            features: another architecture than the classifiers that it judges).
-        shape: (H, W, C) of the images; H and W at least 8, need not be equal.
-        num_classes: at least 2.
-
-    Raises:
-        ConfigError: an unknown name, images that are too small, or fewer than 2 classes.
+    Up to 1202 layers and 16 times as wide; None for other names.
     """
-    h, w, channels = shape
-    if name not in NETWORKS:
-        raise ConfigError(f"unknown network {name!r}", f"choose one of {', '.join(NETWORKS)}")
-    if min(h, w) < MIN_SIDE:
-        raise ConfigError(f"images of {h} x {w} pixels are too small for {name}", f"use at least {MIN_SIDE} a side")
-    if num_classes < 2:
-        raise ConfigError(f"{num_classes} class cannot be classified", "at least 2 are needed")
-    # torch's layers draw their weights from the global generator: one thread at a time, and it is put back after. Not
-    # torch.manual_seed, which would reseed every accelerator as well
-    with _INIT, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(seed, "network", name))
-        if name == "resnet-small":
-            return _resnet_small(min(h, w), channels, num_classes)
-        if name == "resnet32":
-            return _resnet32(channels, num_classes)
-        return _judge_cnn(min(h, w), channels, num_classes)
+    found = re.fullmatch(r"resnet([1-9]\d{0,3})(?:x([2-9]|1\d))?", name)
+    if found is None:
+        return None
+    layers, times = int(found[1]), int(found[2] or 1)
+    if layers < 8 or (layers - 2) % 6 or layers > MOST_LAYERS or times > MOST_TIMES:
+        return None
+    return (layers - 2) // 6, times
+
+
+def build(name: str, side: int, channels: int, num_classes: int) -> Classifier:
+    """A built-in network, weights drawn from torch's global generator; `side` is the shorter one of the images."""
+    if name == "resnet-small":
+        return _resnet_small(side, channels, num_classes)
+    if name == "judge-cnn":
+        return _judge_cnn(side, channels, num_classes)
+    found = parse_cifar(name)
+    assert found is not None
+    return _cifar_resnet(*found, channels, num_classes)
 
 
 def _stem(channels: int, width: int, stride: int) -> list[nn.Module]:
@@ -126,14 +98,15 @@ def _resnet_small(side: int, channels: int, num_classes: int) -> Classifier:
     return Classifier(nn.Sequential(*layers, *_pool()), widths[-1], num_classes)
 
 
-def _resnet32(channels: int, num_classes: int) -> Classifier:
-    layers = _stem(channels, 16, 1)
-    inputs = 16
-    for width in (16, 32, 64):
-        for block in range(5):
-            layers.append(ResidualBlock(inputs, width, 2 if block == 0 and width > 16 else 1, projection=False))
+def _cifar_resnet(blocks: int, times: int, channels: int, num_classes: int) -> Classifier:
+    """He et al.'s for CIFAR, drawn as in the code of LDAM (Cao et al. 2019): Kaiming normal, the head too."""
+    inputs = 16 * times
+    layers = _stem(channels, inputs, 1)
+    for stage, width in enumerate((16 * times, 32 * times, 64 * times)):
+        for block in range(blocks):
+            layers.append(ResidualBlock(inputs, width, 2 if block == 0 and stage else 1, projection=False))
             inputs = width
-    network = Classifier(nn.Sequential(*layers, *_pool()), 64, num_classes)
+    network = Classifier(nn.Sequential(*layers, *_pool()), inputs, num_classes)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)

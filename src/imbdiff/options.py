@@ -1,0 +1,187 @@
+"""Options of what follows training: drawing, choosing, measuring and classifying. Parts of a run's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from imbdiff.runtime.errors import ConfigError
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises ConfigError where an option makes no sense."""
+    if not condition:
+        raise ConfigError(message, "correct this option")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Drawing synthetic images."""
+
+    strategy: str = "auto"
+    """How many, as in imbalanced-learn: auto (fill every class to the largest), minority, not minority, not majority,
+    all, a number in (0, 1] (fill to that share of the largest), or NAME=TOTAL,NAME=TOTAL (target totals)."""
+    sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler"] | None = None
+    """Solver. Default: the method's where it has one, otherwise dpm++."""
+    steps: int | None = None
+    """Solver steps. Default: the method's where it has some and draws with its own solver, otherwise 20."""
+    omega: float | None = None
+    """Strength of classifier-free guidance, 0 = none. Default: the method's."""
+    prototype_scale: float | None = None
+    """Strength of prototype guidance (DiffRC), 0 = none. Default: the method's, for models that have a guide."""
+    prototype_norm: Literal["l2", "rms", "none"] = "l2"
+    """Length of its gradient per image: 1 (as in the paper), that of noise (55 at 32 pixels), or as it is."""
+    prototype_adaptive: bool = False
+    """Guide less, down to a strength of 0.2, where the encoder already sees the wanted class."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Noise levels within which to guide."""
+    batch_size: int = 64
+    """Images per network call."""
+
+    def __post_init__(self) -> None:
+        check(self.steps is None or self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
+        check(self.batch_size >= 1, f"sample.batch_size={self.batch_size} must be at least 1")
+        check(
+            self.prototype_scale is None or self.prototype_scale >= 0,
+            f"sample.prototype_scale={self.prototype_scale} must be at least 0",
+        )
+        low, high = self.interval
+        check(0 <= low <= high <= 1, f"sample.interval={self.interval} must be 0 <= low <= high <= 1")
+
+
+@dataclass(frozen=True)
+class CurateConfig:
+    """Choosing among synthetic images."""
+
+    policy: str = "none"
+    """Which are kept: none (all), agreement, confident, in-distribution, approximate, not-out, no-copies, diverse, or
+    several joined by +, such as agreement+no-copies."""
+    draw: float = 1.0
+    """Candidates to draw per image wanted."""
+    confidence: float = 0.5
+    """Least probability of the class asked for, in the policy confident."""
+
+    def __post_init__(self) -> None:
+        check(1 <= self.draw <= 10, f"curate.draw={self.draw} must be in 1..10")
+        check(0 < self.confidence < 1, f"curate.confidence={self.confidence} must be in (0, 1)")
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """Training the classifiers of the comparison."""
+
+    recipes: tuple[str, ...] = ("ce", "resampling", "balanced-softmax")
+    """Recipes without synthetic images: what these have to beat. `imbdiff methods` lists them."""
+    synthetic: tuple[str, ...] = ("ce", "balanced-softmax")
+    """Recipes with synthetic images."""
+    primary: str = "balanced-softmax"
+    """The one of them whose comparison is the verdict: say so before you see a result."""
+    network: str = "resnet-small"
+    """Classifier network: resnet-small, resnet20 to resnet110, wider as resnet32x4, timm:NAME, torchvision:NAME, or
+    module:PACKAGE.MODULE:FUNCTION."""
+    steps: int = 500
+    """Optimizer steps of every classifier, in every arm."""
+    batch_size: int = 128
+    """Images per step."""
+    seeds: int = 3
+    """Classifiers per arm."""
+    lr: float = 0.1
+    """Learning rate of SGD."""
+    weight_decay: float = 5e-4
+    """Of SGD."""
+    schedule: Literal["cosine", "steps"] = "cosine"
+    """Learning rate after the warm-up: down along a half cosine, or times 0.01 at 80 % and 0.0001 at 90 % of the steps,
+    as the literature of CIFAR-LT has it."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises."""
+    looks: int = 10
+    """Looks at validation images while training: the best weights are reported beside the last."""
+    synthetic_weight: float = 1.0
+    """Weight of a synthetic image in the loss."""
+    synthetic_share: float | None = None
+    """Share of every batch that is synthetic. Default: as often as they are many."""
+    synthetic_schedule: Literal["mixed", "real-last", "head-last"] = "mixed"
+    """When synthetic images are seen: always; not in the last steps; or in these the head alone is trained, on real
+    images."""
+    synthetic_last: float = 0.2
+    """Share of the steps that are these last ones."""
+    synthetic_norm: Literal["shared", "separate"] = "shared"
+    """Batch statistics: of real and synthetic images together, or each of their own."""
+    prior: Literal["train", "effective"] = "train"
+    """Prior of balanced softmax with synthetic images: real counts, or real + weight x synthetic. Where classes are
+    filled to one size the latter is flat, and the arm repeats the one with cross-entropy."""
+    shift: int = 1
+    """Move training images by up to so many pixels at random."""
+    border: Literal["edge", "zero"] = "edge"
+    """What moving leaves behind: the border repeated, or black."""
+    jitter: float = 0.0
+    """Change brightness and contrast of training images by up to this share at random."""
+    erase: int = 0
+    """Side in pixels of a grey square put over training images at random."""
+    policy: Literal["none", "autoaugment-cifar"] = "none"
+    """Further augmentation."""
+    normalise: Literal["unit", "cifar"] = "unit"
+    """Pixels in [-1, 1], or brought to mean 0 and variance 1 with the literature's figures of CIFAR."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU that has it, fp32 elsewhere."""
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 1, f"classify.steps={self.steps} must be at least 1")
+        check(self.batch_size >= 2, f"classify.batch_size={self.batch_size} must be at least 2")
+        check(self.seeds >= 1, f"classify.seeds={self.seeds} must be at least 1")
+        check(self.shift >= 0, f"classify.shift={self.shift} must be at least 0")
+        check(0 <= self.jitter < 1, f"classify.jitter={self.jitter} must be in [0, 1)")
+        check(self.erase >= 0, f"classify.erase={self.erase} must be at least 0")
+        check(self.looks >= 0, f"classify.looks={self.looks} must be at least 0")
+        check(self.lr > 0, f"classify.lr={self.lr} must be above 0")
+        check(self.weight_decay >= 0, f"classify.weight_decay={self.weight_decay} must be at least 0")
+        check(0 <= self.warmup <= 1, f"classify.warmup={self.warmup} must be in [0, 1]")
+        check(0 < self.synthetic_weight <= 1, "classify.synthetic_weight must be in (0, 1]")
+        share = self.synthetic_share
+        check(share is None or 0 < share < 1, f"classify.synthetic_share={share} must be in (0, 1)")
+        check(0 < self.synthetic_last < 1, f"classify.synthetic_last={self.synthetic_last} must be in (0, 1)")
+        check(len(self.recipes) > 0, "classify.recipes must name at least one recipe")
+        check(
+            self.primary in self.synthetic,
+            f"classify.primary={self.primary!r} is none of classify.synthetic={list(self.synthetic)}",
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measuring the synthetic images."""
+
+    extractors: tuple[str, ...] = ()
+    """More judges beside the trained one and the random network, such as inception, timm:NAME, hf:NAME."""
+    inception_weights: str | None = None
+    """File with the weights of FID's Inception network; with it, FID is computed."""
+    cas: bool = True
+    """Train classifiers on the synthetic images alone and test them on real ones."""
+    balanced: bool | None = None
+    """Also measure against the balanced set that the tail was cut from, the literature's reference. Default: for
+    benchmarks."""
+    lpips: bool = False
+    """Also measure LPIPS between images of a class; needs the extra fidelity and weights."""
+    batch_size: int = 256
+    """Images per network call."""
+
+    def __post_init__(self) -> None:
+        check(self.batch_size >= 1, f"evaluate.batch_size={self.batch_size} must be at least 1")
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """Measuring while the diffusion model trains, on validation images, and keeping the best weights."""
+
+    every: int = 0
+    """Images between two measurements; 0: none."""
+    samples: int = 512
+    """Images to draw each time, the same labels and seeds."""
+    metric: Literal["KD", "FD∞", "agreement"] = "KD"
+    """What decides, by a classifier that saw the training split only, against validation images."""
+    keep: Literal["best", "last"] = "best"
+    """Which averaged weights become the model."""
+
+    def __post_init__(self) -> None:
+        check(self.every >= 0, f"watch.every={self.every} must be at least 0")
+        check(self.samples >= 20, f"watch.samples={self.samples} must be at least 20")

@@ -1,0 +1,85 @@
+"""What is done to a classifier's head when its body is trained (Kang et al. 2020), and to its logits when deciding.
+
+The result is always a plain head: scales and adjustments are folded into weights and bias.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from imbdiff.recognition.recipes import Recipe
+from imbdiff.runtime.errors import ConfigError
+
+TAU = 1.0
+"""Of tau-normalisation: all class weights get norm 1. Kang et al. choose it on validation data; here nothing is chosen,
+because the rarest classes have none."""
+
+
+class ScaledHead(nn.Module):
+    """A fixed head whose logits are multiplied by a learned scale per class (LWS, Kang et al. 2020, Eq. 6).
+
+    Args:
+        head: linear; its weights are not trained.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.fixed = head.requires_grad_(False)
+        self.scale = nn.Parameter(torch.ones(head.out_features, device=head.weight.device))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fixed(features) * self.scale
+
+    def folded(self) -> nn.Linear:
+        """The same as a linear layer."""
+        with torch.no_grad():
+            head = copy.deepcopy(self.fixed).requires_grad_(True)  # a new layer would draw from the global generator
+            head.weight.copy_(self.fixed.weight * self.scale[:, None])
+            head.bias.copy_(self.fixed.bias * self.scale)
+        return head
+
+
+def linear_head(head: nn.Module, what: str) -> nn.Linear:
+    """`head`, if it is a linear layer with a bias.
+
+    Raises:
+        ConfigError: it is something else, which `what` cannot change.
+    """
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        raise ConfigError(f"{what} needs a linear head with a bias", "use a network whose last layer is nn.Linear")
+    return head
+
+
+@torch.no_grad()
+def tau_normalised(head: nn.Linear, tau: float = TAU) -> nn.Linear:
+    """w_k / ||w_k||^tau, without bias (Kang et al. 2020, Eq. 5)."""
+    made = copy.deepcopy(head)
+    norms = head.weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    made.weight.copy_(head.weight / norms**tau)
+    made.bias.zero_()
+    return made
+
+
+@torch.no_grad()
+def adjusted(head: nn.Linear, prior: np.ndarray, tau: float) -> nn.Linear:
+    """Logits less tau log(prior), which then decide as if classes were equally frequent (Menon et al. 2021, Eq. 9)."""
+    made = copy.deepcopy(head)
+    made.weight.copy_(head.weight)
+    made.bias.copy_(head.bias - tau * torch.from_numpy(np.log(prior)).to(head.bias))
+    return made
+
+
+def finished_head(head: nn.Module, recipe: Recipe, prior: np.ndarray | None) -> nn.Module:
+    """The head that decides: a plain one, with what `recipe` does to it after training; `head` is left as it is."""
+    if isinstance(head, ScaledHead):
+        head = head.folded()
+    if recipe.second == "tau-norm":
+        head = tau_normalised(linear_head(head, recipe.label))
+    if recipe.adjust:
+        assert prior is not None
+        head = adjusted(linear_head(head, recipe.label), prior, recipe.tau)
+    return head

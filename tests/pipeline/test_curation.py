@@ -1,0 +1,325 @@
+"""The stage curate: what it keeps, what undoes it, what it refuses, and that it looks at training images alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imbdiff.cli import main
+from imbdiff.config import RunConfig, override
+from imbdiff.data.imageset import ImageSet
+from imbdiff.pipeline import curation, samples
+from imbdiff.pipeline.curation import candidates_to_draw, curate_run
+from imbdiff.pipeline.plan import make_plan
+from imbdiff.pipeline.run import STAGES, open_run, run
+from imbdiff.pipeline.stages import prepare_data
+from imbdiff.pipeline.strategy import images_to_draw
+from imbdiff.presets import preset
+from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.streams import seed_of
+from tests.pipeline.conftest import SMALL, write_tree
+from tests.pipeline.test_run import files
+
+POLICY = {"curate.policy": "agreement+no-copies+diverse", "curate.draw": 2.0}
+LEVELS = {"a": 40, "b": 14, "c<i>": 7}
+
+
+def fake_images(
+    model: Any, labels: np.ndarray, seeds: np.ndarray, *, batch_size: int, only: Sequence[int], **_: Any
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """In place of the generator: images like those of `write_tree`, but every fourth seed gives another class."""
+    for b in only:
+        rows = list(range(b * batch_size, min((b + 1) * batch_size, len(labels))))
+        level = [60 + 60 * ((labels[i] + (seeds[i] % 4 == 0)) % 3) for i in rows]
+        noise = [np.random.default_rng(int(seeds[i])).normal(0, 30, (8, 8, 1)) for i in rows]
+        yield rows, np.stack([np.clip(k + n, 0, 255).astype(np.uint8) for k, n in zip(level, noise, strict=True)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def generator() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "generate_batches", fake_images)
+        yield
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tree(tmp_path_factory.mktemp("images") / "tree", LEVELS))
+
+
+@pytest.fixture(scope="module")
+def plain() -> RunConfig:
+    small = {**SMALL, "data": {}, "sample": {"steps": 3, "batch_size": 16, "strategy": "0.9"}}
+    return override(
+        override(preset("tiny"), small), {"classify.steps": 40, "classify.seeds": 1, "evaluate.cas": False}
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drawn(source: str, tmp_path_factory: pytest.TempPathFactory, plain: RunConfig) -> Path:
+    """A run that drew its images, without curation."""
+    folder = tmp_path_factory.mktemp("drawn") / "run"
+    run(source, folder, plain, wanted=("train", "sample"), quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chosen(source: str, drawn: Path, tmp_path_factory: pytest.TempPathFactory, plain: RunConfig) -> Path:
+    """The same run, with twice the candidates and a policy; measured and compared."""
+    folder = tmp_path_factory.mktemp("chosen") / "run"
+    shutil.copytree(drawn, folder)
+    run(source, folder, override(plain, POLICY), quiet=True)
+    return folder
+
+
+@pytest.fixture
+def copy(chosen: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(chosen, tmp_path / "copy"))
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "curation" / "manifest.json").read_text()))
+
+
+def stages_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "stages.json").read_text()))
+
+
+def test_without_a_policy_there_is_no_stage_and_all_images_are_given_in_order(
+    source: str, drawn: Path, plain: RunConfig
+) -> None:
+    before = files(drawn, "**/*.png", "stages.json", "samples/*.json")
+    run(source, drawn, plain, wanted=("train", "sample", "curate"), quiet=True)
+    assert files(drawn, "**/*.png", "stages.json", "samples/*.json") == before
+    assert not (drawn / "curation").exists()
+    opened, prepared = open_run(drawn)
+    every = samples.load_samples(drawn / "samples", prepared.train.shape, prepared.train.class_names)
+    kept = opened.synthetic(prepared)
+    assert kept is not None
+    assert kept.ids == every.ids
+    assert kept.fingerprint == every.fingerprint
+    assert opened.report_data(prepared).curated is None
+
+
+def test_a_run_keeps_what_the_policy_asks_for_and_no_more_than_is_wanted(chosen: Path) -> None:
+    opened, prepared = open_run(chosen)
+    manifest = manifest_of(chosen)
+    wanted = images_to_draw("0.9", prepared.stats)
+    assert manifest["counts"]["wanted"] == list(wanted)
+    assert manifest["counts"]["candidates"] == [2 * n for n in wanted]
+    kept = opened.synthetic(prepared)
+    assert kept is not None
+    rows = manifest["images"]
+    assert list(kept.ids) == [row["file"] for row in rows if row["kept"]]
+    assert all(row["predicted"] == row["label"] and not row["near_copy"] for row in rows if row["kept"])
+    assert all(not row["agrees"] for row in rows if row["reason"] == "other class")
+    assert any(row["reason"] == "other class" for row in rows)
+    counts = np.bincount(kept.labels, minlength=3)
+    assert counts.tolist() == manifest["counts"]["kept"]
+    assert (counts <= np.array(wanted)).all()
+    good = np.bincount([r["label"] for r in rows if r["agrees"] and not r["near_copy"]], minlength=3)
+    # what the generator got wrong is dropped, and nearly nothing else
+    wrong = np.array([seed_of(0, "sample", r["label"], int(r["file"][-10:-4])) % 4 == 0 for r in rows])
+    assert np.array_equal(wrong, [row["reason"] == "other class" for row in rows])
+    assert counts.tolist() == np.minimum(good, wanted).tolist()
+    # and the later stages saw these images
+    metrics = json.loads((chosen / "metrics.json").read_text())
+    assert metrics["protocol"]["fingerprints"]["synthetic"] == kept.fingerprint
+    assert {"curate", "evaluate", "classify"} <= set(stages_of(chosen))
+    page = (chosen / "report.html").read_text()
+    assert "Which images were kept" in page
+    assert f"{len(kept)} of {len(rows)} images drawn are kept" in page
+
+
+def test_the_same_again_is_skipped_and_a_lost_manifest_is_made_again(
+    source: str, copy: Path, plain: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = override(plain, POLICY)
+    before = files(copy, "**/*.png", "curation/*", "metrics.json", "classifier/*", "stages.json")
+    run(source, copy, config, wanted=STAGES[:-1])
+    assert "curate: done before, skipped" in capsys.readouterr().out
+    assert files(copy, "**/*.png", "curation/*", "metrics.json", "classifier/*", "stages.json") == before
+    (copy / "curation" / "manifest.json").unlink()
+    run(source, copy, config, wanted=("curate",), quiet=True)
+    assert files(copy, "curation/*") == {k: v for k, v in before.items() if k.startswith("curation")}
+    assert "evaluate" not in stages_of(copy)  # taken back, and done anew when asked for
+
+
+def test_another_policy_takes_back_what_was_built_on_the_old_one(source: str, copy: Path, plain: RunConfig) -> None:
+    assert main(["curate", str(copy), "--curate.policy", "confident", "--curate.confidence", "0.3", "--quiet"]) == 0
+    assert set(stages_of(copy)) == {"data", "train", "sample", "curate"}
+    manifest = manifest_of(copy)
+    assert manifest["confidence"] == 0.3
+    assert all(row["probability"] >= 0.3 for row in manifest["images"] if row["kept"])
+    assert len(list((copy / "curation").glob("*.safetensors"))) == 1  # the classifier was not trained again
+    # back to none, with one candidate per image: all as before there was curation
+    run(source, copy, plain, wanted=("sample", "curate"), quiet=True)
+    assert "curate" not in stages_of(copy)
+    opened, prepared = open_run(copy)
+    assert opened.synthetic(prepared) is not None
+
+
+def test_more_candidates_extend_the_fewer_and_are_the_images_of_a_fresh_draw(
+    source: str, drawn: Path, chosen: Path, plain: RunConfig, tmp_path: Path
+) -> None:
+    few, many = files(drawn, "samples/**/*.png"), files(chosen, "samples/**/*.png")
+    assert len(many) == 2 * len(few)
+    assert {k: many[k] for k in few} == few
+    fresh = tmp_path / "fresh"
+    shutil.copytree(drawn, fresh)
+    shutil.rmtree(fresh / "samples")
+    config = override(plain, {"curate.draw": 2.0})
+    run(source, fresh, config, wanted=("sample", "curate"), quiet=True)
+    assert files(fresh, "samples/**/*.png") == many
+    # under the policy none the first ones are kept: those of a single draw, in the same order
+    opened, prepared = open_run(fresh)
+    kept = opened.synthetic(prepared)
+    first, _ = open_run(drawn)
+    alone = first.synthetic(prepared)
+    assert kept is not None
+    assert alone is not None
+    assert kept.ids == alone.ids
+    assert kept.fingerprint == alone.fingerprint
+    assert not list((fresh / "curation").glob("*.safetensors"))
+    # and fewer again
+    run(source, fresh, plain, wanted=("sample", "curate"), quiet=True)
+    assert files(fresh, "samples/**/*.png") == few
+
+
+def test_a_larger_draw_is_for_the_verb_sample(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(copy, "**/*.png", "curation/*", "config.yaml")
+    assert main(["curate", str(copy), "--curate.draw", "3"]) == 2
+    assert f"imbdiff sample {copy} --curate.draw 3" in capsys.readouterr().err
+    assert files(copy, "**/*.png", "curation/*", "config.yaml") == before
+    assert main(["sample", str(copy), "--curate.draw", "1.5", "--quiet"]) == 0
+    manifest = manifest_of(copy)
+    wanted = manifest["counts"]["wanted"]
+    assert manifest["counts"]["candidates"] == [-(-3 * n // 2) for n in wanted]
+
+
+def test_candidates_are_rounded_up(plain: RunConfig) -> None:
+    assert candidates_to_draw((0, 1, 10, 3), override(plain, {"curate.draw": 1.1})) == (0, 2, 11, 4)
+    assert candidates_to_draw((0, 1, 7), plain) == (0, 1, 7)
+
+
+def test_samples_that_were_not_chosen_among_are_not_used(source: str, copy: Path, plain: RunConfig) -> None:
+    """As after a kill between the two stages."""
+    marks = stages_of(copy)
+    del marks["curate"]
+    (copy / "stages.json").write_text(json.dumps(marks))
+    opened, prepared = open_run(copy)
+    with pytest.raises(RunError, match=r"not been chosen among yet[\s\S]*imbdiff curate"):
+        opened.synthetic(prepared)
+    with pytest.raises(RunError, match="not been chosen among"):
+        run(source, copy, override(plain, POLICY), wanted=("evaluate",), quiet=True)
+    before = files(copy, "curation/*")
+    run(source, copy, override(plain, POLICY), wanted=("curate",), quiet=True)
+    assert files(copy, "curation/*") == before
+    assert opened.synthetic(prepared) is not None
+
+
+def altered(folder: Path, **changes: Any) -> None:
+    path = folder / "curation" / "manifest.json"
+    path.write_text(json.dumps({**manifest_of(folder), **changes}))
+
+
+def test_the_choice_of_another_run_is_refused(copy: Path) -> None:
+    opened, prepared = open_run(copy)
+    rows = manifest_of(copy)["images"]
+    altered(copy, samples="f" * 64)
+    with pytest.raises(RunError, match=r"curation/manifest.json is of other images than those in .*samples"):
+        opened.synthetic(prepared)
+    altered(copy, samples=stages_of(copy)["sample"]["inputs"], images=rows[1:])
+    with pytest.raises(RunError, match=r"is of other images than those in .*samples"):
+        opened.synthetic(prepared)
+    altered(copy, images=[{**rows[0], "label": 0}, *rows[1:]])
+    with pytest.raises(RunError, match="is of other images"):
+        opened.synthetic(prepared)
+    altered(copy, images=rows, class_names=list("xyz"))
+    with pytest.raises(RunError, match="is of other classes"):
+        opened.synthetic(prepared)
+    altered(copy, class_names=list(LEVELS), policy="confident")
+    with pytest.raises(RunError, match="made by the policy confident, the options say agreement"):
+        opened.synthetic(prepared)
+
+
+def test_samples_that_do_not_fit_the_options_are_refused(
+    source: str, drawn: Path, plain: RunConfig, tmp_path: Path
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(drawn, copied)
+    with pytest.raises(RunError, match=r"images, the options ask for \d+ candidates"):
+        run(source, copied, override(plain, {"curate.draw": 3.0}), wanted=("curate",), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--curate.policy", "agrement"], "did you mean agreement"),
+        (["--curate.policy", "in-distribution+approximate"], "no image is both"),
+        (["--curate.draw", "0.5"], "must be in 1..10"),
+        (["--curate.draw", "11"], "must be in 1..10"),
+        (["--curate.confidence", "1.5"], "must be in (0, 1)"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["run", "digits", "--preset", "tiny", "--out", str(out), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+    with pytest.raises(ConfigError):
+        curation.check_curation(RunConfig(curate=replace(RunConfig().curate, policy="x")))
+
+
+class Forbidden:
+    """Stands for a split that must not be read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"{name} of a split that curation must not see")
+
+    def __len__(self) -> int:
+        raise AssertionError("the length of a split that curation must not see")
+
+
+def test_curation_reads_neither_test_nor_validation_images(
+    source: str, chosen: Path, plain: RunConfig, tmp_path: Path
+) -> None:
+    config = override(plain, POLICY)
+    prepared = prepare_data(source, config.data)
+    blind = replace(prepared, val=Forbidden(), test=Forbidden(), pool=Forbidden())  # type: ignore[arg-type]
+    candidates = samples.load_samples(chosen / "samples", prepared.train.shape, prepared.train.class_names)
+    found = curate_run(blind, candidates, stages_of(chosen)["sample"]["inputs"], config, tmp_path, device="cpu")
+    assert found == manifest_of(chosen)
+    # nor does it know them by what they did to anything else: test images as candidates are judged like any other
+    planted = ImageSet(prepared.test.images, prepared.test.labels, prepared.test.class_names)
+    every = override(config, {"sample.strategy": "a=99,b=99,c<i>=99"})
+    seen = curate_run(blind, planted, "x", override(every, {"curate.policy": "agreement"}), tmp_path, device="cpu")
+    assert not any(row["exact_copy"] for row in seen["images"])
+    assert seen["classifier"]["role"] == "working"
+
+
+def test_a_dry_run_counts_the_candidates(source: str, plain: RunConfig) -> None:
+    prepared = prepare_data(source, plain.data)
+    rows = dict(make_plan(prepared, override(plain, POLICY), source).rows)
+    n = sum(images_to_draw("0.9", prepared.stats))
+    assert rows["draw"].startswith(f"{2 * n} images")
+    assert rows["curate"].startswith(f"at most {n} of {2 * n}, agreement+no-copies+diverse: ")
+    assert "curate" not in dict(make_plan(prepared, plain, source).rows)
+
+
+def test_everything_dropped_is_said_and_not_filled_up(source: str, copy: Path, plain: RunConfig) -> None:
+    strict = override(plain, {**POLICY, "curate.policy": "confident", "curate.confidence": 0.999999})
+    run(source, copy, strict, wanted=("curate", "evaluate", "report"), quiet=True)
+    manifest = manifest_of(copy)
+    assert sum(manifest["counts"]["kept"]) < sum(manifest["counts"]["wanted"])
+    assert "a larger --curate.draw" in manifest["warnings"][0]
+    assert "and were not filled up" in (copy / "report.html").read_text()

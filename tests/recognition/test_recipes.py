@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from imbdiff.data.samplers import class_law
+from imbdiff.recognition.losses import WEIGHTINGS
+from imbdiff.recognition.recipes import RECIPES, get_recipe
+from imbdiff.runtime.errors import ConfigError
+
+
+def test_the_table_is_of_names_labels_and_values_that_exist() -> None:
+    assert len({r.label for r in RECIPES.values()}) == len(RECIPES) == 19
+    for recipe in RECIPES.values():
+        assert recipe.idea
+        assert recipe.source
+        assert recipe.weighting in WEIGHTINGS
+        class_law([1.0, 2.0], recipe.law)  # type: ignore[arg-type]
+        assert 0 <= recipe.deferred < 1
+        assert (recipe.loss == "ldam") == (recipe.head == "cosine")
+
+
+def test_constants_of_the_papers() -> None:
+    assert {name for name, r in RECIPES.items() if r.deferred} == {"drw", "drs", "ldam-drw", "remix-drw"}
+    assert {r.deferred for r in RECIPES.values()} == {0.0, 0.8}  # epoch 160 of 200
+    assert {r.beta for r in RECIPES.values()} == {0.9999}
+    assert {r.tau for r in RECIPES.values()} == {1.0}
+    assert {r.law for r in RECIPES.values()} == {"natural", "balanced", "sqrt"}
+
+
+def test_which_recipes_count_the_classes() -> None:
+    counting = {name for name, r in RECIPES.items() if r.needs_prior}
+    assert counting == {
+        "reweighting", "drw", "cb-focal", "ldam", "ldam-drw", "balanced-softmax", "logit-adjustment",
+        "remix",  # in the labels of mixed images
+        "remix-drw",
+    }  # fmt: skip
+
+
+def test_the_reference_differs_in_nothing() -> None:
+    plain = {f.name: f.default for f in dataclasses.fields(RECIPES["ce"]) if f.name not in ("label", "idea", "source")}
+    assert plain == {name: getattr(RECIPES["ce"], name) for name in plain}
+
+
+def test_unknown_names_get_a_suggestion() -> None:
+    assert get_recipe("crt") is RECIPES["crt"]
+    with pytest.raises(ConfigError, match="balanced-sofmax") as caught:
+        get_recipe("balanced-sofmax")
+    assert "did you mean balanced-softmax?" in str(caught.value)
+    with pytest.raises(ConfigError, match="zzz") as caught:
+        get_recipe("zzz")
+    assert "ldam-drw" in str(caught.value)

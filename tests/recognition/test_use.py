@@ -1,0 +1,164 @@
+"""Which rows a step sees, and how they are counted and weighed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imbdiff.data.samplers import BatchSampler
+from imbdiff.recognition.use import Mixture, Use, joined
+from imbdiff.runtime.errors import ConfigError
+
+from .conftest import make_set
+
+REAL = make_set((40, 10, 4), 0)
+SYNTHETIC = make_set((0, 30, 36), 9)
+
+
+def _mixture(**use: Any) -> Mixture:
+    return Mixture(REAL, SYNTHETIC, Use(**use), 20, 5)
+
+
+def test_both_kinds_in_one_set_the_real_ones_first() -> None:
+    both = joined(REAL, SYNTHETIC)
+    np.testing.assert_array_equal(both.images[:54], REAL.images)
+    np.testing.assert_array_equal(both.images[54:], SYNTHETIC.images)
+    np.testing.assert_array_equal(both.labels, np.concatenate([REAL.labels, SYNTHETIC.labels]))
+    assert both.ids[53:55] == ("real/53", "synthetic/0")
+
+
+@pytest.mark.parametrize("law", ["natural", "balanced", "sqrt"])
+def test_without_synthetic_images_batches_are_those_of_the_sampler_of_that_name(law: str) -> None:
+    sampler = BatchSampler(REAL.labels, 20, law=law, seed=5, name="classifier batch")
+    empty = SYNTHETIC.select([])
+    for mixture in (Mixture(REAL, None, Use(), 20, 5), Mixture(REAL, empty, Use(share=0.5), 20, 5)):
+        assert mixture.row_weights is None
+        for step in range(6):
+            np.testing.assert_array_equal(mixture.rows(step, law), sampler.indices(step))
+
+
+@pytest.mark.parametrize("law", ["natural", "balanced"])
+def test_without_a_share_both_kinds_are_drawn_as_one_set(law: str) -> None:
+    labels = np.concatenate([REAL.labels, SYNTHETIC.labels])
+    sampler = BatchSampler(labels, 20, law=law, seed=5, name="classifier batch")
+    for step in range(6):
+        np.testing.assert_array_equal(_mixture().rows(step, law), sampler.indices(step))
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.5, 10), (0.1, 2), (0.33, 7), (0.95, 19)])
+@pytest.mark.parametrize("law", ["natural", "balanced"])
+def test_a_share_is_kept_in_every_batch(share: float, rows: int, law: str) -> None:
+    mixture = _mixture(share=share)
+    seen = set()
+    for step in range(60):
+        found = mixture.rows(step, law)
+        assert found.shape == (20,)
+        assert (found >= 54).sum() == rows
+        assert (found[: 20 - rows] < 54).all()  # the real ones first
+        seen |= set(found.tolist())
+        only = mixture.rows(step, law, real_only=True)
+        assert only.shape == (20,)
+        assert (only < 54).all()
+    assert seen == set(range(54 + 66)) or law == "balanced" or rows in (2, 19)
+
+
+def test_shares_that_leave_a_kind_out_are_refused() -> None:
+    for share, rows in ((0.01, 0), (0.99, 20)):
+        with pytest.raises(ConfigError, match=f"{rows} of 20 rows"):
+            _mixture(share=share)
+
+
+def test_real_rows_of_the_last_steps_continue_the_stream_of_real_images() -> None:
+    sampler = BatchSampler(REAL.labels, 20, seed=5, name="classifier batch")
+    mixture = _mixture()
+    for step in range(6):
+        np.testing.assert_array_equal(mixture.rows(step, "natural", real_only=True), sampler.indices(step))
+
+
+def test_another_phase_has_a_stream_of_its_own() -> None:
+    mixture = _mixture(share=0.5)
+    for real_only in (False, True):
+        a = mixture.rows(3, "balanced", real_only=real_only)
+        b = mixture.rows(3, "balanced", real_only=real_only, name=" crt")
+        assert not np.array_equal(a, b)
+        np.testing.assert_array_equal(a, mixture.rows(3, "balanced", real_only=real_only))
+    # the two kinds of a batch are drawn apart
+    real, synthetic = np.split(mixture.rows(3, "balanced"), 2)
+    assert not np.array_equal(REAL.labels[real], SYNTHETIC.labels[synthetic - 54])
+
+
+def test_class_balanced_batches_with_synthetic_images() -> None:
+    """As one set every class is as frequent; with a share, so it is within each kind, and a class of one kind is not."""
+
+    def frequencies(mixture: Mixture) -> np.ndarray:
+        rows = np.concatenate([mixture.rows(step, "balanced") for step in range(400)])
+        return np.bincount(mixture.images.labels[rows], minlength=3) / len(rows)
+
+    np.testing.assert_allclose(frequencies(_mixture()), [1 / 3] * 3, atol=0.025)
+    # half of the rows are real, a third of each class; the other half are of the two classes with synthetic images
+    np.testing.assert_allclose(frequencies(_mixture(share=0.5)), [1 / 6, 5 / 12, 5 / 12], atol=0.025)
+
+
+def test_effective_counts_by_hand() -> None:
+    np.testing.assert_array_equal(_mixture(weight=0.5).counts("train"), [40, 10, 4])
+    np.testing.assert_array_equal(_mixture(weight=0.5).counts("effective"), [40, 10 + 15, 4 + 18])
+    # 15 real and 5 synthetic rows: a third as many as the 54 real images, so 18 images' worth, 30 : 36, times 0.5
+    found = _mixture(weight=0.5, share=0.25).counts("effective")
+    np.testing.assert_allclose(found, [40, 10 + 0.5 * 18 * 30 / 66, 4 + 0.5 * 18 * 36 / 66], rtol=1e-12)
+    np.testing.assert_array_equal(_mixture(share=0.25).counts("train"), [40, 10, 4])
+    np.testing.assert_array_equal(Mixture(REAL, None, Use(), 20, 5).counts("effective"), [40, 10, 4])
+    with pytest.raises(ConfigError, match="flat"):
+        _mixture().counts("flat")
+
+
+def test_effective_counts_are_how_often_classes_weigh_in_batches() -> None:
+    mixture = _mixture(weight=0.5, share=0.25)
+    rows = np.concatenate([mixture.rows(step, "natural") for step in range(300)])
+    assert mixture.row_weights is not None
+    seen = np.bincount(mixture.images.labels[rows], mixture.row_weights[rows], minlength=3)
+    expected = mixture.counts("effective")
+    np.testing.assert_allclose(seen / seen.sum(), expected / expected.sum(), atol=0.004)
+
+
+def test_weights_of_images_and_their_mean_by_hand() -> None:
+    mixture = _mixture(weight=0.25)
+    assert mixture.row_weights is not None
+    assert mixture.row_weights.tolist() == [1.0] * 54 + [0.25] * 66
+    assert mixture.mean_weight() == pytest.approx((54 + 0.25 * 66) / 120)
+    assert mixture.mean_weight(real_only=True) == 1
+    assert _mixture(weight=0.25, share=0.5).mean_weight() == pytest.approx(0.5 + 0.5 * 0.25)
+    own = np.repeat([2.0, 4.0], 27)
+    mixture = Mixture(REAL, SYNTHETIC, Use(weight=0.5, share=0.25), 20, 5, own)
+    assert mixture.mean_weight() == pytest.approx(0.75 * 3 + 0.25 * 0.5)
+    assert mixture.mean_weight(real_only=True) == 3
+    assert Mixture(REAL, None, Use(), 20, 5, own).mean_weight() == 3
+
+
+def test_words() -> None:
+    assert Use().words() == "weight 1"
+    said = Use(0.3, 0.25, "real-last", 0.1, "separate").words()
+    assert said == (
+        "weight 0.3, 25% of every batch, last 10% of the steps: real images only, batch statistics of their own"
+    )
+    assert "the head alone" in Use(schedule="head-last").words()
+    assert Use(**Use(0.3, 0.25, "real-last").to_json()) == Use(0.3, 0.25, "real-last")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"weight": 0}, "0 is not positive"),
+        ({"weight": float("nan")}, "nan"),
+        ({"share": 0.0}, "share 0.0"),
+        ({"share": 1.0}, "share 1.0"),
+        ({"schedule": "last"}, "'last'"),
+        ({"last": 1.0}, "last share 1.0"),
+        ({"batch_norm": "own"}, "'own'"),
+        ({"prior": "flat"}, "'flat'"),
+    ],
+)
+def test_errors(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        Use(**wrong)
