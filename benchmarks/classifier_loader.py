@@ -29,14 +29,15 @@ from imbdiff.data.samplers import BatchSampler
 from imbdiff.recognition.networks import build_network
 from imbdiff.runtime.streams import rng, torch_rng
 
-CIFAR = torch.tensor((0.4914, 0.4822, 0.4465)), torch.tensor((0.2023, 0.1994, 0.2010))
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):
-    """Pad by 4 black pixels, crop, mirror, to a tensor, standardise: one image at a time."""
+    """Pad by black pixels, crop, mirror, to a tensor, standardise: one image at a time, each number drawn by itself,
+    as RandomCrop, RandomHorizontalFlip, ToTensor and Normalize of torchvision do."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, shift: int, seed: int) -> None:
-        self.images, self.labels, self.shift, self.random = images, labels, shift, rng(seed, "PIL")
+        self.images, self.labels, self.shift, self.random = images, labels, shift, torch_rng(seed, "PIL")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -44,12 +45,14 @@ class PilImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         image = Image.fromarray(self.images[i])
         w, h = image.size
-        left, top, mirror = self.random.integers(0, (2 * self.shift + 1, 2 * self.shift + 1, 2))
-        image = ImageOps.expand(image, self.shift, 0).crop((left, top, left + w, top + h))
-        if mirror:
+        image = ImageOps.expand(image, self.shift, 0)
+        top, left = (int(torch.randint(0, 2 * self.shift + 1, (1,), generator=self.random)) for _ in range(2))
+        image = image.crop((left, top, left + w, top + h))
+        if torch.rand(1, generator=self.random) < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         x = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
-        return x.sub_(CIFAR[0][:, None, None]).div_(CIFAR[1][:, None, None]), int(self.labels[i])
+        mean, std = (torch.as_tensor(v)[:, None, None] for v in (MEAN, STD))
+        return x.clone().sub_(mean).div_(std), int(self.labels[i])
 
 
 def pil_batches(images: np.ndarray, labels: np.ndarray, batch: int, shift: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -67,14 +67,26 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "cifar-lt": Preset(
-        idea="the field's protocol for CIFAR-LT at imbalance factor 100: 300,000 steps of 64, 35.7 M parameters",
+        idea="the field's protocols for CIFAR-LT at imbalance factor 100: 300,000 steps of 64, 35.7 M parameters; "
+        "ResNet-32 for 200 epochs of CIFAR-100-LT",
         expect="not run yet: days on one GPU",
         overrides={
             "data": {"imbalance_factor": 100.0, "protocol": "cifar-lt", "augment": "mirror"},
             "model": {"backbone": "unet-32"},
             "train": {"images": 19_200_000, "warmup_images": 320_000, "ema_half_life": 0.023},
             "sample": {"sampler": "ddpm", "steps": 1000},
-            "classify": {"network": "resnet32", "steps": 17_000},
+            "classify": {
+                "recipes": ["ce", "resampling", "balanced-softmax", "ldam-drw"],
+                "network": "resnet32",
+                "steps": 17_000,
+                "schedule": "steps",
+                "weight_decay": 2e-4,
+                "warmup": 0.025,
+                "shift": 4,
+                "border": "zero",
+                "normalise": "cifar",
+                "precision": "fp32",
+            },
         },
     ),
 }

@@ -58,9 +58,7 @@ def test_ldam_drw_is_that_of_its_authors_code() -> None:
     output = torch.where(index, cosines - margins[Y].view(-1, 1), cosines)
     loss = BatchLoss(RECIPES["ldam-drw"], COUNTS, CPU)
     torch.testing.assert_close(loss(cosines, Y, None, None), functional.cross_entropy(30 * output, Y, weight=w))
-    torch.testing.assert_close(
-        loss(cosines, Y, None, None, weighted=False), functional.cross_entropy(30 * output, Y)
-    )
+    torch.testing.assert_close(loss(cosines, Y, None, None, weighted=False), functional.cross_entropy(30 * output, Y))
 
 
 @pytest.mark.parametrize("recipe", ["ce", "focal", "cb-focal", "ldam", "ldam-drw", "balanced-softmax", "remix-drw"])

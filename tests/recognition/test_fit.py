@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,11 +10,15 @@ import torch
 
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
-from imbdiff.recognition.fit import fit
-from imbdiff.recognition.networks import Classifier
+from imbdiff.data.samplers import BatchSampler
+from imbdiff.recognition.fit import fit, train_classifier
+from imbdiff.recognition.networks import Classifier, build_network
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.predict import predict
+from imbdiff.recognition.recipes import RECIPES
+from imbdiff.recognition.use import Use
 from imbdiff.runtime.errors import ConfigError, NonFiniteLossError
+from imbdiff.runtime.streams import torch_rng
 
 from .conftest import NAMES, make_set
 
@@ -75,13 +81,80 @@ def test_equal_weights_of_any_size_change_nothing(prepared: Any) -> None:
     assert torch.equal(plain, _vector(fit(prepared.train, PLAN, weights=np.full(n, 8.0))))
 
 
-def test_learning_rate_rises_then_falls_to_almost_nothing() -> None:
-    plan = FitPlan(steps=100, learning_rate=0.2, warmup=0.1)
-    rates = [plan.rate(s) for s in range(100)]
-    assert rates[9] == pytest.approx(0.2)
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert 0 < rates[-1] < 1e-3
+def _literal(
+    images: ImageSet, plan: FitPlan, seed: int, law: str, prior: np.ndarray | None, weights: np.ndarray | None
+) -> Classifier:
+    """The loop as it is meant, step by step, with nothing but torch: what results have been made with."""
+    network = build_network(plan.network, images.shape, 3, seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.train()
+    x_all, y_all = torch.from_numpy(images.images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(images.labels)
+    own = None if weights is None else torch.from_numpy(weights / weights.mean()).float()
+    sampler = BatchSampler(images.labels, plan.batch_size, law=law, seed=seed, name="classifier batch")
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    rise = round(0.1 * plan.steps)
+    for step in range(plan.steps):
+        rows = torch.from_numpy(sampler.indices(step))
+        draws = plan.augmentation.draw(plan.batch_size, torch_rng(seed, "classifier augmentation", step))
+        x = plan.augmentation.apply(x_all[rows], draws).float() / 127.5 - 1
+        logits = network(x.contiguous(memory_format=torch.channels_last))
+        if prior is not None:
+            logits = logits + torch.from_numpy(np.log(prior)).float()
+        loss = torch.nn.functional.cross_entropy(logits, y_all[rows], reduction="none")
+        loss = (loss if own is None else loss * own[rows]).mean()
+        fall = 0.5 * (1 + math.cos(math.pi * (step - rise + 1) / (plan.steps - rise + 1)))
+        rate = plan.learning_rate * ((step + 1) / rise if step < rise else fall)
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        for p, gradient in zip(network.parameters(), gradients, strict=True):
+            p.grad = gradient
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    return network.eval()
+
+
+def _same(a: Classifier, b: Classifier) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return list(mine) == list(theirs) and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+@pytest.mark.parametrize("law", ["natural", "balanced"])
+@pytest.mark.parametrize("balanced_softmax", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_weights_are_those_of_a_literal_loop_bit_for_bit(
+    prepared: Any, law: str, balanced_softmax: bool, weighted: bool
+) -> None:
+    train, plan = prepared.train, replace(PLAN, steps=20)
+    prior = np.array([0.7, 0.2, 0.1]) if balanced_softmax else None
+    weights = np.linspace(0.2, 2, len(train)) if weighted else None
+    found = fit(train, plan, law=law, prior=prior, weights=weights, seed=4)
+    assert _same(found, _literal(train, plan, 4, law, prior, weights))
+
+
+@pytest.mark.parametrize("name", ["ce", "balanced-softmax", "resampling"])
+def test_with_synthetic_images_too(prepared: Any, name: str) -> None:
+    plan, recipe = replace(PLAN, steps=20), RECIPES[name]
+    synthetic = make_set((0, 30, 36), 9)
+    both = ImageSet(
+        np.concatenate([prepared.train.images, synthetic.images]),
+        np.concatenate([prepared.train.labels, synthetic.labels]),
+        NAMES,
+    )
+    weights = np.concatenate([np.ones(54), np.full(66, 0.25)])
+    for prior_of, counts in (("train", [40, 10, 4]), ("effective", [40, 17.5, 13])):
+        found = train_classifier(
+            prepared.train, plan, recipe, synthetic=synthetic, use=Use(weight=0.25, prior=prior_of), seed=4
+        )  # type: ignore[arg-type]
+        prior = np.array(counts) / sum(counts) if name == "balanced-softmax" else None
+        assert _same(found.last, _literal(both, plan, 4, recipe.law, prior, weights))
+        assert found.best is None
+
+
+def test_a_prior_that_is_given_takes_the_place_of_the_counts(prepared: Any) -> None:
+    given = train_classifier(prepared.train, PLAN, RECIPES["ldam-drw"], prior=np.array([40, 10, 4]) / 54).last
+    counted, other = (
+        train_classifier(x, PLAN, RECIPES["ldam-drw"]).last for x in (prepared.train, make_set((9, 9, 9), 0))
+    )
+    torch.testing.assert_close(_vector(given), _vector(counted), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(_vector(given), _vector(other), rtol=1e-2, atol=1e-2)
 
 
 def test_errors(prepared: Any) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
-from imbdiff.recognition.verdict import _decide, choose_control, paired_interval, verdict
+from imbdiff.recognition.verdict import _decide, choose_control, no_loss, paired_interval, verdict
 
 PRIMARY = "synthetic + balanced softmax"
 NAMES = ("a", "b", "c", "d")
@@ -272,7 +272,7 @@ def test_all_but_the_declared_comparison_are_corrected_for_their_number(test_set
 def test_adjusted_p_and_interval_say_the_same(test_set: ImageSet, groups: Groups, controls: list[str]) -> None:
     seen = set()
     for step in range(6):
-        made = {"CE": (0.6,) * 4, "balanced softmax": (0.62, 0.6, 0.5, 0.5)}
+        made: dict[str, tuple[float, ...]] = {"CE": (0.6,) * 4, "balanced softmax": (0.62, 0.6, 0.5, 0.5)}
         arms = {name: made[name] for name in controls}
         arms |= {PRIMARY: (0.57, 0.53, 0.62 + 0.05 * step, 0.6), "synthetic + CE": (0.47 + 0.05 * step,) * 4}
         found = _run(test_set, groups, arms, controls)
@@ -299,3 +299,21 @@ def test_nothing_is_lost_overall_where_the_interval_excludes_a_loss_of_a_point(
     few = verdict(predictions, test_set, groups, (False,) * 4, _control(["CE"]), PRIMARY, [PRIMARY])
     assert few["no_loss"] is None
     assert "other comparison" not in few["rule"]
+
+
+@pytest.mark.parametrize(("low", "shown"), [(-0.0099, True), (-0.0101, False), (0.02, True)])
+def test_a_loss_is_ruled_out_by_the_lower_end(low: float, shown: bool) -> None:
+    assert no_loss({"low": low}) == {"margin": 0.01, "shown": shown, "low": low}
+    assert no_loss({"low": -0.03}, margin=0.05) == {"margin": 0.05, "shown": True, "low": -0.03}
+    assert no_loss({"low": None}) is None
+
+
+def test_a_comparison_without_width_uses_up_no_step_of_the_correction(test_set: ImageSet, groups: Groups) -> None:
+    made = _won(test_set, c=(7, 2), d=(7, 2))
+    many = test_set.labels < 2
+    for name, right in (("CE", False), ("arm", True)):
+        made[name][:, many] = (test_set.labels[many] + (not right)) % 4
+    predictions = {"CE": made["CE"], PRIMARY: made["arm"]}
+    found = verdict(predictions, test_set, groups, (True,) * 4, _control(["CE"]), PRIMARY, [PRIMARY])["per_group"]
+    assert found["many"]["reason"] == "100 test images, an interval without width"
+    assert found["few"]["p_adjusted"] == pytest.approx(2 * found["few"]["p"])

@@ -135,6 +135,10 @@ def test_every_comparison_says_what_kind_it_is(quick: None) -> None:
     assert found is not None
     assert [row.kind for row in found.outcomes] == ["declared beforehand"] + ["corrected"] * 3
     assert {row.kind for row in found.others} == {"corrected"}
+    unmeasured = {"outcome": "not measured", "reason": "3 test images", "n": 3, "corrected": True}
+    few = tables.verdict({"verdict": {**judged, "per_group": {**judged["per_group"], "few": unmeasured}}})
+    assert few is not None
+    assert [row.kind for row in few.outcomes] == ["declared beforehand", "corrected", "corrected", "–"]
     html = build_report(data)
     text = words(section(html))
     assert text.count("declared beforehand") == 1
@@ -314,3 +318,21 @@ def test_hostile_names_stay_text(quick: None) -> None:
     for tag in ("<b>x", "<i>arm", "<script>,"):
         assert tag not in html
     assert html.count("&lt;i&gt;arm&lt;/i&gt;") >= 3
+
+
+def test_the_plot_gets_classes_from_the_largest_to_the_smallest(monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    from imbdiff.reporting import recognised as module
+
+    counts = (3, 110, 46, 8)
+    data = trained(counts, best=False)
+    seen: list[Any] = []
+    monkeypatch.setattr(module, "recall_plot", lambda *args, **options: seen.append((*args, options)))
+    recognised(data)
+    ((arms, ordered, group, options),) = seen
+    assert ordered.tolist() == [110, 46, 8, 3]
+    assert group == [data.groups.names[data.groups.of_class[k]] for k in (1, 2, 3, 0)]
+    assert not options["binned"]
+    for arm, name in zip(arms, ("balanced softmax", PRIMARY), strict=True):
+        found = next(a for a in (data.classifier or {})["arms"] if a["name"] == name)
+        assert arm.value.tolist() == [found["mean"]["per_class"][k] for k in (1, 2, 3, 0)]
+        assert arm.sd.tolist() == [found["sd"]["per_class"][k] for k in (1, 2, 3, 0)]

@@ -143,40 +143,46 @@ class Augmentation:
         return self._covered(x, draws) if self.erase else x
 
     def _moved(self, x: Tensor, draws: Tensor) -> Tensor:
-        b, c, h, w = x.shape
+        b, _, h, w = x.shape
         if self.turns and h == w:
             x = torch.where((draws[:, 4] < 0.5)[:, None, None, None], x.transpose(2, 3), x)
         if self.turns:
             x = torch.where((draws[:, 3] < 0.5)[:, None, None, None], x.flip(2), x)
-        # both sides of each image, padded, lie one after the other: what an image becomes is a window of whole rows
-        # that begins at some number, one copy per image instead of an index per pixel
-        padded = self._padded(x).contiguous()
-        sides = torch.cat([padded, padded.flip(3)]) if self.flip else padded
-        tall, wide = sides.shape[2:]
-        start = torch.arange(b, device=x.device) * (c * tall * wide)
-        if self.flip:
-            start += (draws[:, 0] < 0.5) * (b * c * tall * wide)
+        mirrored = draws[:, 0] < 0.5 if self.flip else None
         if self.shift:
-            down, right = (self.shift - self._offset(draws[:, i]) for i in (1, 2))
-            start += down * wide + right
+            x = self._window(x, draws, mirrored)
+        if mirrored is None:
+            return x
+        # of all images and all mirrored ones; a copy of whole images, which a mask of pixels is not
+        which = torch.arange(b, device=x.device).add_(mirrored, alpha=b)
+        return torch.cat([x, x.flip(3)]).index_select(0, which)
+
+    def _window(self, x: Tensor, draws: Tensor, mirrored: Tensor | None) -> Tensor:
+        """Moved images; those that are mirrored afterwards are moved the other way across."""
+        b, c, h, w = x.shape
+        most = 2 * self.shift
+        # how far down and to the right; float32 can round u (2s + 1) up to 2s + 1 itself
+        down, right = (draws[:, 1:3] * (most + 1)).long().clamp_(max=most).unbind(1)
+        if mirrored is not None:
+            right = torch.where(mirrored, most - right, right)
+        x = self._padded(x).contiguous()
+        tall, wide = x.shape[2:]
+        # what an image becomes is a stretch of the padded one that begins at some number, with whole rows between: one
+        # copy per image instead of an index per pixel
+        size, last = c * tall * wide, most * (wide + 1)
+        first = torch.arange(last, last + b * size, size, device=x.device).sub_(down, alpha=wide).sub_(right)
         length = (c * tall - tall + h - 1) * wide + w
-        windows = sides.as_strided((sides.numel() - length + 1, length), (1, 1)).index_select(0, start)
-        return windows.as_strided(x.shape, (length, tall * wide, wide, 1)).contiguous()
+        x = x.as_strided((b * size - length + 1, length), (1, 1)).index_select(0, first)
+        return x.as_strided((b, c, h, w), (length, tall * wide, wide, 1)).contiguous()
 
     def _padded(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H + 2 shift, W + 2 shift)."""
-        if not self.shift:
-            return x
         if self.border == "zero":
             return functional.pad(x, (self.shift,) * 4)
         # torch repeats no border of bytes
         s = self.shift
         x = torch.cat([x[..., :1].expand(-1, -1, -1, s), x, x[..., -1:].expand(-1, -1, -1, s)], dim=3)
         return torch.cat([x[:, :, :1].expand(-1, -1, s, -1), x, x[:, :, -1:].expand(-1, -1, s, -1)], dim=2)
-
-    def _offset(self, u: Tensor) -> Tensor:
-        # float32 can round u (2s + 1) up to 2s + 1 itself
-        return (u * (2 * self.shift + 1)).floor().long().clamp(max=2 * self.shift) - self.shift
 
     def _lit(self, x: Tensor, draws: Tensor) -> Tensor:
         brightness, contrast = (1 + self.jitter * (2 * draws[:, i, None, None, None] - 1) for i in (5, 6))

@@ -12,6 +12,9 @@ from imbdiff.methods import METHODS
 from imbdiff.metrics.extractors.catalogue import EXTRACTORS
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.presets import PRESETS
+from imbdiff.recognition.curation import POLICIES
+from imbdiff.recognition.networks import known_networks
+from imbdiff.recognition.recipes import RECIPES
 
 
 def as_json() -> dict[str, Any]:
@@ -33,6 +36,9 @@ def as_json() -> dict[str, Any]:
         "benchmarks": {n: {"what": b.what, "from": b.get} for n, b in BENCHMARKS.items()},
         "backbones": {n: {"for": idea} for n, (_, _, idea) in BACKBONES.items()},
         "samplers": {n: {"what": what, "steps": steps} for n, (what, _, steps) in SAMPLERS.items()},
+        "recipes": {n: {"what": f"{r.label}: {r.idea}", "source": r.source} for n, r in RECIPES.items()},
+        "classifiers": {n: {} for n in known_networks()},
+        "curation": {n: {"what": f"images {p.idea}"} for n, p in POLICIES.items()},
         "extractors": {e.form: {"what": e.what, "needs": e.needs, "number": e.number} for e in EXTRACTORS},
         "measures": {", ".join(m.directions): {"what": m.what, "source": m.source} for m in MEASURES.values()},
     }

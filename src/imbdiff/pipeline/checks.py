@@ -9,10 +9,11 @@ from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import METHODS, get_method
+from imbdiff.pipeline.recognising import classifier_arms
 from imbdiff.pipeline.samples import prototype_options, sampling
 from imbdiff.pipeline.stages import check_phases, init_folder, new_model
 from imbdiff.pipeline.strategy import check_strategy, images_to_draw
-from imbdiff.recognition.networks import NETWORKS, build_network
+from imbdiff.recognition.networks import build_network, check_network
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import ConfigError
 
@@ -31,8 +32,8 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     if config.model.backbone not in ("auto", *BACKBONES):
         known = ", ".join(["auto", *BACKBONES])
         raise ConfigError(f"unknown backbone {config.model.backbone!r}", f"choose one of {known}")
-    if config.classify.network not in NETWORKS:
-        raise ConfigError(f"unknown classifier {config.classify.network!r}", f"choose one of {', '.join(NETWORKS)}")
+    check_network(config.classify.network)
+    classifier_arms(config.classify)
     check_strategy(config.sample.strategy)
     unused = prototype_options(config)
     if unused and not method.guided:

@@ -181,8 +181,12 @@ class _Study:
         choose = study_pool.chooser(
             pool, prepared, config, self.options.draw, self.plan, folder / "curation", self.device
         )
-        todo_jobs = (len(self.cells) + len(self.without)) * len(self.seeds)
-        with Progress("study", todo_jobs, "classifiers", quiet=self.quiet, every=20) as progress:
+        with Progress("study", 1, "classifiers", quiet=self.quiet, every=20) as progress:
+
+            def told(done: int, total: int, note: str) -> None:
+                progress.total = total  # fewer than the grid has, where inputs are equal or curation left no image
+                progress.update(done, note)
+
             found = sweep(
                 prepared,
                 choose,
@@ -192,7 +196,7 @@ class _Study:
                 seeds=self.seeds,
                 device=self.device,
                 folder=folder / "jobs",
-                progress=lambda done, total, note: progress.update(done, note),
+                progress=told,
                 reveal_test=self.options.reveal_test,
             )
         missing = self._about_missing(found["missing"]) if found["missing"] else None

@@ -112,7 +112,7 @@ def _sentence(found: Mapping[str, Any]) -> str:
     end = f"of {picked['compared']} compared on validation images."
     if row["images"]:
         text = (
-            f"Recommended: {picked['name']}: {row['images']:,} synthetic images. Balanced accuracy "
+            f"Recommended: {picked['name']} ({row['images']:,} synthetic images). Balanced accuracy "
             f"{number(picked['score'])}, against {number(picked['control_score'])} of {picked['control']}, the best "
             f"without synthetic images: the highest {end}"
         )

@@ -202,6 +202,7 @@ def _outcomes(arm: str, per_group: Mapping[str, Any], judged: bool = False) -> l
         against, tone = clean(entry.get("against") or ""), OUTCOMES.get(outcome, "none")
         declared = judged and scope == "all"
         kind = "declared beforehand" if declared else "corrected" if entry.get("corrected") else "exploratory"
+        kind = NOTHING if outcome == "not measured" and not declared else kind
         p, n = number(entry.get("p_adjusted")), number(entry.get("n"))
         rows.append(Outcome(clean(arm), clean(scope), clean(outcome), tone, text, against, n, p, kind))
     return rows

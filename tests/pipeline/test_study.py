@@ -1,0 +1,423 @@
+"""`imbdiff study` over a run folder: what is drawn, resumed, refused, and what its commands give."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imbdiff.cli import main
+from imbdiff.config import override
+from imbdiff.pipeline import study as study_module
+from imbdiff.pipeline import study_pool
+from imbdiff.pipeline.folder import RunFolder
+from imbdiff.pipeline.run import open_run, run
+from imbdiff.pipeline.samples import load_samples
+from imbdiff.pipeline.study import StudyOptions, study
+from imbdiff.presets import preset
+from imbdiff.recognition import jobs
+from imbdiff.recognition.grid import Cell, first_of
+from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError
+from imbdiff.runtime.files import read_json
+
+from .conftest import SMALL, write_tree
+
+ROOT = Path(__file__).parents[2]
+GRID = StudyOptions(numbers=("0.2", "0.3"), curation=("none", "diverse"), recipes=("ce",), draw=1.5)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is trained and sampled."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    config = override(preset("tiny"), {**SMALL, "classify": {**SMALL["classify"], "steps": 3, "seeds": 1}})
+    run("digits", folder, config, wanted=("train", "sample"), quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def studied(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a study; a test that changes it copies it first."""
+    folder = tmp_path_factory.mktemp("runs") / "studied"
+    shutil.copytree(trained, folder)
+    study(folder, GRID, quiet=True)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_pages(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages take seconds; that of `studied` was made before."""
+    monkeypatch.setattr(study_module, "build_study", lambda found: "page")
+    monkeypatch.setattr("imbdiff.reporting.report.build_report", lambda data: "page")
+
+
+@pytest.fixture
+def own(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def copied(studied: Path, tmp_path: Path) -> Path:
+    shutil.copytree(studied, tmp_path / "studied")
+    return tmp_path / "studied"
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """What a study found, without what depends on where and how long."""
+    found = read_json(folder / "study" / "study.json")
+    return {k: v for k, v in found.items() if k not in ("run", "seconds", "command", "apply")}
+
+
+def test_what_a_study_leaves(studied: Path) -> None:
+    found = json.loads((studied / "study" / "study.json").read_text())
+    assert [row["name"] for row in found["rows"] if row["number"] is None] == [
+        "CE",
+        "CE + class-balanced resampling",
+        "balanced softmax",
+    ]
+    assert [(r["number"], r["curation"]) for r in found["rows"][3:]] == [
+        ("0.2", "none"), ("0.2", "diverse"), ("0.3", "none"), ("0.3", "diverse"),
+    ]  # fmt: skip
+    assert found["recommendation"]["compared"] == 7
+    assert set(found["test"]["numbers"]) == {found["recommendation"]["name"], found["recommendation"]["control"]}
+    assert {p.name for p in (studied / "study").iterdir()} - {".lock"} == {
+        "plan.json", "samples", "curation", "jobs", "study.json", "report.html",
+    }  # fmt: skip
+    page = (studied / "study" / "report.html").read_text()
+    assert page.index("Recommended") < page.index(found["apply"][0].replace("&", "&amp;")) < page.index("<table")
+    before = RunFolder(studied).stages()
+    assert "classify" not in before
+    assert read_json(studied / "samples" / "manifest.json")["counts"] == before["sample"]["counts"]
+
+
+def test_the_pool_begins_with_the_runs_own_samples_and_what_it_adds_is_what_the_run_would_draw(
+    studied: Path, copied: Path
+) -> None:
+    _, prepared = open_run(copied)
+    shape, names = prepared.train.shape, prepared.train.class_names
+    pool = load_samples(copied / "study" / "samples", shape, names)
+    before = load_samples(copied / "samples", shape, names)
+    largest = prepared.stats.counts
+    top = max(largest)
+    assert np.bincount(pool.labels, minlength=10).tolist() == [
+        int(np.ceil(1.5 * max(0, round(0.3 * top) - n))) for n in largest
+    ]
+    assert first_of(pool, np.bincount(before.labels, minlength=10)).fingerprint == before.fingerprint
+    assert main(["sample", str(copied), "--sample.strategy", "0.3", "--curate.draw", "1.5", "--quiet"]) == 0
+    assert load_samples(copied / "samples", shape, names).fingerprint == pool.fingerprint
+
+
+def test_images_that_the_run_has_are_not_drawn_again_and_altered_ones_are(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    real = study_pool.generate_batches
+
+    def counting(model: Any, labels: Any, seeds: Any, **options: Any) -> Any:
+        drawn.append(len(labels))
+        return real(model, labels, seeds, **options)
+
+    monkeypatch.setattr(study_pool, "generate_batches", counting)
+    plain = StudyOptions(numbers=("0.2",), curation=("none",), recipes=("ce",))
+    study(own, plain, quiet=True)
+    assert drawn == []
+    whole = result(own)
+    shutil.rmtree(own / "study")
+    altered = sorted((own / "samples").glob("*/*.png"))[3]
+    kept = altered.read_bytes()
+    altered.write_bytes(b"something else")
+    study(own, plain, quiet=True)
+    assert drawn == [1]
+    assert result(own) == whole
+    assert (own / "study" / altered.relative_to(own)).read_bytes() == kept
+
+
+def test_a_study_that_was_stopped_anywhere_goes_on_to_the_same_result(
+    own: Path, studied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    real_batches, real_curate, real_train = study_pool.generate_batches, study_pool.curate, jobs.train_classifier
+
+    def batches(model: Any, labels: Any, seeds: Any, **options: Any) -> Any:
+        drawn.append(len(labels))
+        for i, found in enumerate(real_batches(model, labels, seeds, **options)):
+            if i == 1 and len(drawn) == 1:
+                raise KeyboardInterrupt
+            yield found
+
+    def curate(*arguments: Any, **options: Any) -> Any:
+        calls.append("curate")
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real_curate(*arguments, **options)
+
+    def train(*arguments: Any, **options: Any) -> Any:
+        calls.append("train")
+        if calls.count("train") == 3:
+            raise KeyboardInterrupt
+        return real_train(*arguments, **options)
+
+    calls: list[str] = []
+    monkeypatch.setattr(study_pool, "generate_batches", batches)
+    monkeypatch.setattr(study_pool, "curate", curate)
+    monkeypatch.setattr(jobs, "train_classifier", train)
+    monkeypatch.setattr(jobs, "default_workers", lambda device: 1)
+    for _ in range(3):  # while drawing, curating and training
+        with pytest.raises(KeyboardInterrupt):
+            study(own, GRID, quiet=True)
+        assert not (own / "study" / "study.json").exists()
+    study(own, GRID, quiet=True)
+    assert drawn == [drawn[0], drawn[0] - 16]  # less the first batch
+    assert calls.count("curate") == 3  # one of them stopped
+    assert result(own) == result(studied)
+    calls.clear()
+    study(own, GRID, quiet=True)
+    assert calls == []
+    assert len(drawn) == 2
+
+
+def test_a_larger_grid_takes_over_what_a_smaller_one_did(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+    real = jobs.train_classifier
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        trained.append(options["name"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(jobs, "train_classifier", counting)
+    before = {row["name"]: row for row in result(copied)["rows"]}
+    larger = StudyOptions(numbers=("0.2", "0.3", "0.4"), curation=("none", "diverse"), recipes=("ce",), draw=1.5)
+    study(copied, larger, quiet=True)
+    assert {name.split(",")[0] for name in trained} == {"0.4 none synthetic + CE", "0.4 diverse synthetic + CE"}
+    after = {row["name"]: row for row in result(copied)["rows"]}
+    assert {name: after[name] for name in before} == before
+    images = len(list((copied / "study" / "samples").glob("*/*.png")))
+    study(copied, GRID, quiet=True)  # the smaller one again removes nothing
+    assert len(list((copied / "study" / "samples").glob("*/*.png"))) == images
+
+
+def test_the_commands_of_a_recommendation_give_its_images_and_its_classifier(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = "0.2, diverse: CE, weight 1"
+    real = study_module.sweep
+
+    def sweep(*arguments: Any, **options: Any) -> dict[str, Any]:
+        found = real(*arguments, **options)
+        return {**found, "recommendation": {**found["recommendation"], "name": wanted, "control": "balanced softmax"}}
+
+    monkeypatch.setattr(study_module, "sweep", sweep)
+    study(copied, GRID, quiet=True)
+    commands = read_json(copied / "study" / "study.json")["apply"]
+    assert len(commands) == 2
+    for line in commands:
+        words = shlex.split(line)
+        assert words[0] == "imbdiff"
+        assert main([*words[1:], "--quiet"]) == 0
+    opened, prepared = open_run(copied)
+    kept = opened.synthetic(prepared)
+    row = next(row for row in result(copied)["rows"] if row["name"] == wanted)
+    assert kept is not None
+    assert 0 < len(kept) == row["images"]
+    (trained,) = (copied / "study" / "jobs").glob("0.2-diverse-*.json")
+    classified = read_json(copied / "classifier" / "synthetic+ce-seed0.json")
+    assert classified["test"] == read_json(trained)["test"]
+
+
+def test_a_dry_run_says_how_large_the_grid_is_and_writes_nothing(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(p for p in trained.rglob("*") if p.name != ".lock")
+    options = ["--numbers", "0.2", "0.3", "--curation", "none", "--weights", "1.0", "0.5", "--recipes", "ce", "drw"]
+    assert main(["study", str(trained), *options, "--seeds", "2", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "2 numbers x 1 curation x 2 recipes x 2 weights x 1 schedule = 8 cells" in said
+    assert "4 arms without synthetic images" in said
+    assert "24 = 12 x 2 seeds, 3 steps each" in said
+    assert re.search(r"time +about .* to draw and .* to train", said)
+    manifest = read_json(trained / "samples" / "manifest.json")
+    assert f"{sum(manifest['counts'])} at hand" in said
+    assert sorted(p for p in trained.rglob("*") if p.name != ".lock") == before
+
+
+def test_a_study_elsewhere(trained: Path, tmp_path: Path) -> None:
+    plain = StudyOptions(numbers=("0.2",), curation=("none",), recipes=("ce",), reveal_test=True)
+    assert study(trained, plain, out=tmp_path / "there", quiet=True) == tmp_path / "there" / "report.html"
+    found = read_json(tmp_path / "there" / "study.json")
+    assert found["exploratory"]["compared"] == 4
+    assert f"--reveal-test --out {tmp_path / 'there'}" in found["command"]
+    assert not (trained / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"recipes": ("balanced-softmx",)}, "did you mean balanced-softmax"),
+        ({"curation": ("no-copy",)}, "did you mean no-copies"),
+        ({"weights": (1.5,)}, "--weights 1.5 is not in (0, 1]"),
+        ({"weights": (0.0,)}, "--weights 0 is not in (0, 1]"),
+        ({"schedules": ("last",)}, "--schedules 'last' is unknown"),
+        ({"seeds": 0}, "--seeds 0"),
+        ({"draw": 0.5}, "--draw 0.5 is not in 1..10"),
+        ({"numbers": ("1.5",)}, "must be in (0, 1]"),
+        ({"numbers": ("lots",)}, "'lots' is not understood"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_without_a_run(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        StudyOptions(**changes)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (("0.01",), "'0.01' adds no image"),
+        (("0.2", "0.2"), "'0.2' stands in the grid twice"),
+        (("1.0", "auto"), "'1.0' and 'auto' add the same images"),
+        (("nobody=900",), "unknown class 'nobody'"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_data_are_refused(trained: Path, numbers: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        study(trained, StudyOptions(numbers=numbers), quiet=True)
+    assert said in str(error.value)
+    assert not (trained / "study").exists()
+
+
+def test_a_run_that_cannot_be_studied(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not a run folder"):
+        study(tmp_path / "nowhere", GRID)
+    split = read_json(own / "split.json")
+    (own / "split.json").write_text(json.dumps({**split, "hash": "0" * 64}))
+    with pytest.raises(RunError, match="other data"):
+        study(own, GRID)
+    (own / "split.json").write_text(json.dumps(split))
+    marks = RunFolder(own).stages()
+    (own / "stages.json").write_text(json.dumps({k: v for k, v in marks.items() if k != "train"}))
+    with pytest.raises(RunError, match=r"not finished\n.*imbdiff run digits"):
+        study(own, GRID)
+    (own / "model" / "model.safetensors").unlink()
+    with pytest.raises(RunError, match=r"is missing\n.*imbdiff run digits"):
+        study(own, GRID)
+    assert not (own / "study").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(own: Path, copied: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    for place, said in ((other, "'thesis.txt'"), (own, "is not a study"), (other / "thesis.txt", "is a file")):
+        with pytest.raises(RunError) as error:
+            study(own, GRID, out=place, quiet=True)
+        assert said in str(error.value)
+    plan = copied / "study" / "plan.json"
+    found = read_json(plan)
+    plan.write_text(json.dumps({**found, "of": {**found["of"], "weights": "0" * 64}}))
+    with pytest.raises(RunError, match="of another model than the run"):
+        study(copied, GRID, quiet=True)
+    plan.write_text("{")
+    with pytest.raises(RunError, match="is damaged"):
+        study(copied, GRID, quiet=True)
+    assert (other / "thesis.txt").read_text() == "mine"
+
+
+def test_two_commands_do_not_work_in_one_folder(own: Path, tmp_path: Path) -> None:
+    for folder in (own, tmp_path / "out"):
+        with RunFolder(folder).locked(), pytest.raises(RunError, match="another imbdiff command"):
+            study(own, GRID, out=tmp_path / "out", quiet=True)
+        assert not (tmp_path / "out" / "plan.json").exists()
+
+
+def test_classes_without_validation_images_are_named_with_what_would_help(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_tree(tmp_path / "source", {"cat": 60, "dog": 40, "eel <b>": 9})
+    config = override(
+        preset("tiny"),
+        {
+            **SMALL,
+            "data": {},
+            "train": {**SMALL["train"], "images": 32},
+            "classify": {"steps": 2, "batch_size": 8, "seeds": 1},
+            "sample": {"steps": 2},
+        },
+    )
+    run(source, tmp_path / "run", config, wanted=("train",), quiet=True)
+    plain = StudyOptions(numbers=("0.5",), curation=("none",), recipes=("ce",))
+    study(tmp_path / "run", plain)
+    said = capsys.readouterr().out
+    assert "choice      none: 1 class has no validation image: 'eel <b>'" in said
+    assert "no recommendation" in said
+    found = read_json(tmp_path / "run" / "study" / "study.json")
+    assert found["missing"] == ["eel <b>"]
+    assert found["recommendation"] is found["test"] is None
+    assert "--data.val_fraction" in found["why_not"]["remedy"]
+    assert "at least 20 images" in found["why_not"]["remedy"]
+
+
+def test_every_command_on_the_page_of_studies_runs(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "study.md").read_text()
+    lines = [line for block in re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
+    studies = [shlex.split(line) for line in lines if line.startswith("imbdiff study")]
+    assert len(studies) >= 3
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study_module, "probe_classifier", lambda *arguments: 0.5)
+    monkeypatch.setattr(study_module, "_probe_sampling", lambda *arguments: 0.5)
+    for words in studies:
+        arguments = [str(own) if word == "RUN" else word for word in words[1:]]
+        assert main([*arguments, *([] if "--dry-run" in words else ["--dry-run"])]) == 0, capsys.readouterr().err
+    for option in ("numbers", "curation", "recipes", "weights", "schedules", "seeds", "draw", "reveal-test", "out"):
+        assert f"`--{option}" in text, option
+
+
+def test_what_is_not_understood_ends_with_status_2(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", str(trained), "--recipes", "nothing"]) == 2
+    assert "unknown recipe 'nothing'" in capsys.readouterr().err
+    assert issubclass(RunError, ImbdiffError)
+
+
+def test_a_damaged_choice_is_made_again(copied: Path) -> None:
+    before = result(copied)
+    for path in (copied / "study" / "curation").glob("diverse-*.json"):
+        path.write_text("{")
+    study(copied, GRID, quiet=True)
+    assert result(copied) == before
+
+
+def test_a_curated_cell_has_the_first_images_that_are_kept(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy is asked about the first wanted x draw of each class, and no others."""
+    opened, prepared = open_run(studied)
+    pool = load_samples(studied / "study" / "samples", prepared.train.shape, prepared.train.class_names)
+    asked: list[Any] = []
+
+    class Answer:
+        def __init__(self, kept: np.ndarray, n: int) -> None:
+            self.kept, self.reason = kept, ("kept",) * n
+
+    def curate(candidates: Any, wanted: Any, train: Any, *rest: Any, **options: Any) -> Answer:
+        asked.append((candidates, train))
+        return Answer(np.arange(1, len(candidates), 2), len(candidates))
+
+    monkeypatch.setattr(study_pool, "curate", curate)
+    monkeypatch.setattr(study_pool, "working_extractor", lambda *a, **k: type("E", (), {"fingerprint": "x"})())
+    monkeypatch.setattr(study_pool, "write_json", lambda *a: None)
+    wanted = (0, 0, 0, 0, 0, 0, 3, 5, 0, 0)
+    choose = study_pool.chooser(pool, prepared, opened.config, 1.4, Any, studied / "none", "cpu")  # type: ignore[arg-type]
+    found = choose(Cell("x", wanted, "diverse", "ce", study_module.classifier_use(opened.config.classify)))
+    candidates, train = asked[0]
+    assert np.bincount(candidates.labels, minlength=10).tolist() == [0, 0, 0, 0, 0, 0, 5, 7, 0, 0]
+    assert train is prepared.train
+    assert found.ids == candidates.ids[1::2]
+    plain = choose(Cell("x", wanted, "none", "ce", study_module.classifier_use(opened.config.classify)))
+    assert plain.fingerprint == first_of(pool, wanted).fingerprint
+    assert len(asked) == 1
