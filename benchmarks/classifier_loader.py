@@ -127,19 +127,24 @@ def measure(network: str, side: int, given: argparse.Namespace) -> dict[str, Any
     }
     compared = [("loader, PIL / ours", loaders["ratios"][0]), ("step, plain / ours", trained["ratios"][0])]
     compared.append(("step, plain in channels last / ours", trained["ratios"][1]))
-    ratios = {f"{name}, {what}": brief(r[what]) for name, r in compared for what in ("wall", "cpu")}
-    batch_ms = {row["name"]: 1e3 * row["wall_s"]["median"] / n for row in loaders["sides"]}
-    return {
-        "network": network, "side": side,
-        "step ms": {name: round(1e3 * float(np.median(v)) / steps, 2) for name, v in seconds.items()},
-        "step CPU ms": {name: round(1e3 * float(np.median(v)) / steps, 2) for name, v in cpu.items()},
-        "batch ms": {name: round(ms, 3) for name, ms in batch_ms.items()},
-        "batch CPU ms": {row["name"]: round(1e3 * row["cpu_s"]["median"] / n, 3) for row in loaders["sides"]},
-        "images per second": {name: round(given.batch / ms * 1e3) for name, ms in batch_ms.items()},
-        "share of the loader, wall": brief(shares["wall"]),
-        "share of the loader, CPU": brief(shares["cpu"]),
-        **ratios,
-    }  # fmt: skip
+    costs = [
+        {
+            "what": f"{network}, {side} px: {kind}, {row['name']}",
+            "wall ms": round(1e3 * row["wall_s"]["median"] / per, 3),
+            "CPU ms": round(1e3 * row["cpu_s"]["median"] / per, 3),
+            "images per CPU second": round(given.batch * per / row["cpu_s"]["median"]),
+        }
+        for result, per, kind in ((loaders, n, "a batch"), (trained, steps, "a step"))
+        for row in result["sides"]
+        if row["name"] != "our loader"
+    ]
+    named = [("share of the loader in our step", shares[what], what) for what in ("wall", "cpu")]
+    named += [(name, r[what], what) for name, r in compared for what in ("wall", "cpu")]
+    ratios = [
+        {"ratio": f"{network}, {side} px: {name}", "of": {"wall": "wall time", "cpu": "CPU time"}[what], **brief(s)}
+        for name, s, what in named
+    ]
+    return {"costs": costs, "ratios": ratios}
 
 
 def brief(s: dict[str, Any]) -> dict[str, float]:
@@ -156,12 +161,12 @@ def main() -> None:
     parser.add_argument("--no-result", action="store_true")
     given = parser.parse_args()
     rows = [measure("resnet32", 32, given), measure("resnet-small", 8, given)]
-    for row in rows:
-        for key, value in row.items():
-            print(f"{key:38s} {value}")
+    result = {part: [row for found in rows for row in found[part]] for part in ("costs", "ratios")}
+    for row in result["costs"] + result["ratios"]:
+        print(*row.values(), sep="  ")
     if not given.no_result:
         config = {k: v for k, v in vars(given).items() if k != "no_result"}
-        write_result("classifier_loader", {"measured": rows}, config=config, notes=(__doc__ or "").split("\n\n", 2)[2])
+        write_result("classifier_loader", result, config=config, notes=(__doc__ or "").split("\n\n", 2)[2])
 
 
 if __name__ == "__main__":

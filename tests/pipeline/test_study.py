@@ -30,13 +30,19 @@ from .conftest import SMALL, write_tree
 
 ROOT = Path(__file__).parents[2]
 GRID = StudyOptions(numbers=("0.2", "0.3"), curation=("none", "diverse"), recipes=("ce",), draw=1.5)
+#: nothing here depends on how good images and classifiers are
+SMALLER: dict[str, Any] = {
+    "train": {"images": 32, "batch_size": 16, "preview_images": 0, "warmup_images": 0},
+    "sample": {"steps": 2, "batch_size": 16, "strategy": "0.2"},
+    "classify": {"steps": 3, "batch_size": 16, "seeds": 1, "recipes": ["ce"]},
+}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is trained and sampled."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    config = override(preset("tiny"), {**SMALL, "classify": {**SMALL["classify"], "steps": 3, "seeds": 1}})
+    config = override(preset("tiny"), {**SMALL, **SMALLER})
     run("digits", folder, config, wanted=("train", "sample"), quiet=True)
     return folder
 
@@ -77,15 +83,11 @@ def result(folder: Path) -> dict[str, Any]:
 
 def test_what_a_study_leaves(studied: Path) -> None:
     found = json.loads((studied / "study" / "study.json").read_text())
-    assert [row["name"] for row in found["rows"] if row["number"] is None] == [
-        "CE",
-        "CE + class-balanced resampling",
-        "balanced softmax",
-    ]
-    assert [(r["number"], r["curation"]) for r in found["rows"][3:]] == [
+    assert [row["name"] for row in found["rows"] if row["number"] is None] == ["CE"]
+    assert [(r["number"], r["curation"]) for r in found["rows"][1:]] == [
         ("0.2", "none"), ("0.2", "diverse"), ("0.3", "none"), ("0.3", "diverse"),
     ]  # fmt: skip
-    assert found["recommendation"]["compared"] == 7
+    assert found["recommendation"]["compared"] == 5
     assert set(found["test"]["numbers"]) == {found["recommendation"]["name"], found["recommendation"]["control"]}
     assert {p.name for p in (studied / "study").iterdir()} - {".lock"} == {
         "plan.json", "samples", "curation", "jobs", "study.json", "report.html",
@@ -130,9 +132,9 @@ def test_images_that_the_run_has_are_not_drawn_again_and_altered_ones_are(
     assert drawn == []
     whole = result(own)
     shutil.rmtree(own / "study")
-    altered = sorted((own / "samples").glob("*/*.png"))[3]
+    other, altered = sorted((own / "samples").glob("*/*.png"))[2:4]
     kept = altered.read_bytes()
-    altered.write_bytes(b"something else")
+    altered.write_bytes(other.read_bytes())
     study(own, plain, quiet=True)
     assert drawn == [1]
     assert result(own) == whole
@@ -211,7 +213,7 @@ def test_the_commands_of_a_recommendation_give_its_images_and_its_classifier(
 
     def sweep(*arguments: Any, **options: Any) -> dict[str, Any]:
         found = real(*arguments, **options)
-        return {**found, "recommendation": {**found["recommendation"], "name": wanted, "control": "balanced softmax"}}
+        return {**found, "recommendation": {**found["recommendation"], "name": wanted, "control": "CE"}}
 
     monkeypatch.setattr(study_module, "sweep", sweep)
     study(copied, GRID, quiet=True)
@@ -239,8 +241,8 @@ def test_a_dry_run_says_how_large_the_grid_is_and_writes_nothing(
     assert main(["study", str(trained), *options, "--seeds", "2", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "2 numbers x 1 curation x 2 recipes x 2 weights x 1 schedule = 8 cells" in said
-    assert "4 arms without synthetic images" in said
-    assert "24 = 12 x 2 seeds, 3 steps each" in said
+    assert "2 arms without synthetic images" in said
+    assert "20 = 10 x 2 seeds, 3 steps each" in said
     assert re.search(r"time +about .* to draw and .* to train", said)
     manifest = read_json(trained / "samples" / "manifest.json")
     assert f"{sum(manifest['counts'])} at hand" in said
@@ -251,7 +253,7 @@ def test_a_study_elsewhere(trained: Path, tmp_path: Path) -> None:
     plain = StudyOptions(numbers=("0.2",), curation=("none",), recipes=("ce",), reveal_test=True)
     assert study(trained, plain, out=tmp_path / "there", quiet=True) == tmp_path / "there" / "report.html"
     found = read_json(tmp_path / "there" / "study.json")
-    assert found["exploratory"]["compared"] == 4
+    assert found["exploratory"]["compared"] == 2
     assert f"--reveal-test --out {tmp_path / 'there'}" in found["command"]
     assert not (trained / "study").exists()
 
@@ -360,7 +362,7 @@ def test_classes_without_validation_images_are_named_with_what_would_help(
     assert found["missing"] == ["eel <b>"]
     assert found["recommendation"] is found["test"] is None
     assert "--data.val_fraction" in found["why_not"]["remedy"]
-    assert "at least 20 images" in found["why_not"]["remedy"]
+    assert "fewer than 20 images" in found["why_not"]["remedy"]
 
 
 def test_every_command_on_the_page_of_studies_runs(

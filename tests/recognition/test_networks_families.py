@@ -96,8 +96,8 @@ def test_known_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("resnet33", "resnet32"), ("resnet-smal", "resnet-small"), ("resnet20x1", "resnet20"), ("resnet32x17", "resnet32x4"),
-     ("resnet201", "resnet20"), ("judgecnn", "judge-cnn")],
+    [("resnet33", "resnet32"), ("resnet-smal", "resnet-small"), ("resnet20x1", "resnet20"),
+     ("resnet32x17", "resnet32x4"), ("resnet201", "resnet20"), ("judgecnn", "judge-cnn")],
 )  # fmt: skip
 def test_unknown_names_are_refused_with_what_is_near(name: str, near: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown network '{name}'") as caught:

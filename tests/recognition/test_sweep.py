@@ -120,6 +120,14 @@ def test_a_grid_that_makes_no_sense_is_refused(changes: dict[str, Any], said: st
     assert said in str(error.value)
 
 
+def test_long_numbers_are_cut_in_names_and_stay_different() -> None:
+    totals = ",".join(f"class {k}=90" for k in range(1000))
+    one, two = cells_of(numbers={totals: (0, 1, 2), totals + "1": (0, 1, 3)})
+    assert one.name != two.name
+    assert len(one.name) < 110
+    assert one.name.startswith("class 0=90,class 1=90")
+
+
 def test_names_of_files_hold_no_class_name() -> None:
     (cell,) = cells_of(numbers={"../é=9,b=9": (0, 1, 2)})
     assert "é" not in cell.arm.file

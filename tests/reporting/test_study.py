@@ -162,6 +162,7 @@ def test_no_recommendation_names_classes_and_remedy(drawn: list[Any]) -> None:
     assert html.count("&lt;script&gt;") == 2 * page.MAX_MISSING  # as text and as title
     assert "<script>0" not in html
     assert "and 950 more" in text
+    assert "test images not looked at" in text
     assert 'id="test"' not in html
     assert all(not level.control for level in drawn[0][1])
 

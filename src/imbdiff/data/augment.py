@@ -36,7 +36,8 @@ COVER = 127
 class Augmentation:
     """Mirroring, turning, shifting, a policy, lighting and covering, in this order.
 
-    With `flip`, `shift`, `policy` and `erase` it is that of the CIFAR literature: crop, mirror, AutoAugment, cutout.
+    With `flip`, `shift`, `policy` and `erase` it is that of the CIFAR literature: crop, mirror, AutoAugment, cutout
+    (whose squares there are black).
 
     Attributes:
         flip: mirror left and right with probability 1/2; only where a mirrored image means the same.

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from imbdiff.config import RunConfig
+from imbdiff.data.holdout import LEAST_FOR_VAL
 from imbdiff.data.splits import Prepared
 from imbdiff.data.words import counted
 from imbdiff.diffusion.model import load_model, saved_identity
@@ -235,13 +236,12 @@ class _Study:
         origin = str(self.prepared.manifest.get("val_from", ""))
         if origin == "given":
             return why, "Add images of these classes to the source's own validation split."
-        help_ = "A larger --data.val_fraction in a new run would help"
         if origin.startswith("held out"):
-            help_ += (
-                " classes of at least 20 images only: smaller ones are not held out from. Add images, or give the "
-                "source a validation split of its own"
+            return why, (
+                f"Nothing is held out of classes of fewer than {LEAST_FOR_VAL} images, whatever --data.val_fraction: "
+                "add images of them, or give the source a validation split of its own."
             )
-        return why, f"{help_}."
+        return why, "A larger --data.val_fraction in a new run would help."
 
     def _commands(self, picked: dict[str, Any]) -> list[str]:
         """The command lines by which a run does what is recommended."""

@@ -20,9 +20,14 @@ from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.use import Mixture, Use
 from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.files import digest
 
 if TYPE_CHECKING:
     from imbdiff.data.splits import Prepared
+
+
+LONGEST = 60
+"""Characters of a number in names."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,10 @@ class Cell:
     @property
     def name(self) -> str:
         curated = "" if self.curation == "none" else f", {self.curation}"
-        return f"{self.number}{curated}: {get_recipe(self.recipe).label}, {self.use.words()}"
+        number = self.number
+        if len(number) > LONGEST:  # totals of many classes; what is cut off still tells two of them apart
+            number = f"{number[:LONGEST]}... ({digest(number)[:6]})"
+        return f"{number}{curated}: {get_recipe(self.recipe).label}, {self.use.words()}"
 
     @property
     def arm(self) -> Arm:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imbdiff.data.augment import scaled
 from imbdiff.data.gather import Gather
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.batch_loss import BatchLoss
@@ -176,7 +177,7 @@ class Loop:
             self.data.ahead(self._rows(stage, step + 1, law))
         rows = torch.from_numpy(index).to(self.device)
         draws = plan.augmentation.draw(plan.batch_size, torch_rng(self.seed, "classifier augmentation", at))
-        x = plan.augmentation.apply(self.data.rows(index), draws.to(self.device)).float() / 127.5 - 1
+        x = scaled(plan.augmentation.apply(self.data.rows(index), draws.to(self.device)))
         y = self.labels[rows]
         mixed: Mixed | None = None
         if recipe.mixing != "none" and stage.trains == "all":

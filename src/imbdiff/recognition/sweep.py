@@ -70,7 +70,7 @@ def choose(entries: Sequence[Entry]) -> Choice:
 
     def equals(rows: Sequence[Entry]) -> list[Entry]:
         top = max(e.score for e in rows)
-        return sorted((e for e in rows if e.score >= top - TIE), key=lambda e: (e.synthetic,))
+        return sorted((e for e in rows if e.score >= top - TIE), key=lambda e: (e.synthetic, e.curated))
 
     best = equals(entries)
     return Choice(best[0].name, equals(without)[0].name, len(entries), tuple(e.name for e in best[1:]))

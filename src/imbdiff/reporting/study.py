@@ -68,7 +68,11 @@ def build_study(found: Mapping[str, Any]) -> str:
             (number(trained), "compared", "cells and arms without synthetic images"),
             (number(trained * len(protocol["seeds"])), "classifiers", f"{protocol['steps']:,} steps each"),
             (number(protocol["n_val"]), "validation images", "they choose"),
-            (number(protocol["n_test"]), "test images", "looked at after the choice"),
+            (
+                number(protocol["n_test"]),
+                "test images",
+                "looked at after the choice" if test or exploratory else "not looked at",
+            ),
         ],
         plot=_plot(rows, groups, picked),
         plot_notes=_plot_notes(rows, groups),

@@ -58,7 +58,7 @@ def sweep_plot(lines: Sequence[Line], levels: Sequence[Level], scopes: Sequence[
         for i, line in enumerate(lines):
             colour = COLOURS[i % len(COLOURS)][dark]
             # a little apart, so that bars of equal numbers do not hide each other
-            shift = (i - (len(lines) - 1) / 2) * 0.008 * widest
+            shift = (i - (len(lines) - 1) / 2) * 0.004 * widest
             points = [(n + shift, m.get(scope), s.get(scope)) for n, m, s in line.points]
             known = [(x, mean, sd or 0.0) for x, mean, sd in points if mean is not None]
             for x, mean, sd in known:

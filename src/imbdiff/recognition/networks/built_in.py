@@ -109,7 +109,7 @@ def _cifar_resnet(blocks: int, times: int, channels: int, num_classes: int) -> C
     network = Classifier(nn.Sequential(*layers, *_pool()), inputs, num_classes)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            pass
+            nn.init.kaiming_normal_(module.weight)
     return network
 
 
