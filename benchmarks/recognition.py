@@ -85,6 +85,8 @@ MORE = (
 )
 """Of the method in `MORE_OF` too: what the rough trials suggested to try."""
 MORE_OF = "ddpm-brs"
+MORE_IN = ("digits-50", "cifar10-lt", "cifar100-lt")
+"""Worlds where these are tried."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,11 @@ class Trials:
 
 TRIALS = {
     "digits-50": Trials(FitPlan(steps=500, augmentation=Augmentation(shift=1)), 2),
-    "digits-20": Trials(FitPlan(steps=500, augmentation=Augmentation(shift=1)), 2),
-    "fashion": Trials(FitPlan(steps=500, augmentation=Augmentation(flip=True, shift=2)), 2),
+    "digits-20": Trials(FitPlan(steps=500, augmentation=Augmentation(shift=1)), 1),
+    # half of the largest
+    "fashion": Trials(FitPlan(steps=500, augmentation=Augmentation(flip=True, shift=2)), 2, strategy="0.5"),
     # 202 images of every class that has fewer
-    "lesions": Trials(FitPlan(steps=600, batch_size=64, augmentation=Augmentation(flip=True, turns=True, shift=2)), 2,
+    "lesions": Trials(FitPlan(steps=400, batch_size=64, augmentation=Augmentation(flip=True, turns=True, shift=2)), 2,
                       strategy="0.065"),
     "cifar100-lt": Trials(literature(), 3),
     "cifar10-lt": Trials(literature(200 * 97), 3),
@@ -130,7 +133,7 @@ class Cell:
 def cells_of(world: str) -> list[Cell]:
     found = [Cell(Arm(recipe)) for recipe in CONTROLS]
     for method in WORLDS[world].methods:
-        for way in (*BASIC, *(MORE if method == MORE_OF else ())):
+        for way in (*BASIC, *(MORE if method == MORE_OF and world in MORE_IN else ())):
             found.append(Cell(Arm(way.recipe, way.use, f"{method}: {way.label}"), method, way))
     return found
 

@@ -58,7 +58,7 @@ class World:
 
 
 WORLDS = {
-    "digits-20": World(None, None, "demo", {"data.imbalance_factor": 20.0, "train.images": 45_000}),
+    "digits-20": World(None, None, "demo", {"data.imbalance_factor": 20.0, "train.images": 30_000}),
     "digits-50": World(None, None, "demo", {"data.imbalance_factor": 50.0, "train.images": 45_000}),
     "fashion": World(
         "fashion_mnist", 400, "tiny",
@@ -76,7 +76,7 @@ WORLDS = {
         methods=("ddpm", "ddpm-brs", "cbdm", "ccua", "diffrc", "t2h", "coral"), triples=3,
     ),
     "lesions": World(
-        "ham10000_sub32", None, "small", {"model.backbone": "unet-8", "train.images": 8_000}, triples=1
+        "ham10000_sub32", None, "small", {"model.backbone": "unet-8", "train.images": 6_000}, triples=1
     ),
 }  # fmt: skip
 
