@@ -24,7 +24,6 @@ from imbdiff.recognition.curation import choice
 from imbdiff.recognition.loop import Loop
 from imbdiff.training.trainer import Trainer
 
-
 STAGES_SEEN = ("train", "sample", "curate", "classify", "report")
 """All but measuring, which compares with the test images and decides nothing."""
 
