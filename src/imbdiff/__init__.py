@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from imbdiff.diffusion.model import load_model
     from imbdiff.integrations.oversampler import DiffusionOverSampler
     from imbdiff.metrics.evaluate import evaluate
+    from imbdiff.pipeline.curation import sample_curated
     from imbdiff.pipeline.run import run
     from imbdiff.pipeline.stages import sample, train
     from imbdiff.pipeline.strategy import images_to_draw
@@ -51,6 +52,7 @@ _WHERE = {
     "evaluate": "imbdiff.metrics.evaluate",
     "run": "imbdiff.pipeline.run",
     "sample": "imbdiff.pipeline.stages",
+    "sample_curated": "imbdiff.pipeline.curation",
     "train": "imbdiff.pipeline.stages",
     "images_to_draw": "imbdiff.pipeline.strategy",
     "classify": "imbdiff.recognition.arms",
@@ -74,6 +76,7 @@ __all__ = [
     "preset",
     "run",
     "sample",
+    "sample_curated",
     "train",
 ]
 

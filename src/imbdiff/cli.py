@@ -125,12 +125,10 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
     out = Path(command.out) if command.out else default_out(command.source, config)
     if command.dry_run:
         from imbdiff.pipeline.checks import check_fit, check_options
-        from imbdiff.pipeline.curation import check_curation
         from imbdiff.pipeline.plan import make_plan
         from imbdiff.pipeline.stages import prepare_data
 
         check_options(config)
-        check_curation(config)
         prepared = prepare_data(command.source, config.data)
         check_fit(prepared, config)
         for warning in prepared.warnings:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.base import clone
 
 from imbdiff import DiffusionOverSampler
+from imbdiff.pipeline import curation
 from imbdiff.runtime.errors import ConfigError, DataError
 
 OPTIONS = {"train.images": 64, "train.batch_size": 16, "sample.steps": 2, "sample.batch_size": 8, "device": "cpu"}
@@ -67,3 +70,22 @@ def test_images_must_be_bytes_of_two_classes() -> None:
         DiffusionOverSampler().fit_resample(X / 255, y)
     with pytest.raises(DataError, match="one class"):
         DiffusionOverSampler().fit_resample(X[:12], y[:12])
+
+
+def test_images_are_chosen_as_the_options_say() -> None:
+    X, y = data()
+    drawn: list[int] = []
+    real = curation.curate
+
+    def counted(candidates: Any, wanted: Any, *args: Any, **kwargs: Any) -> Any:
+        drawn.append(len(candidates))
+        return real(candidates, wanted, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curation, "curate", counted)
+        options = {**OPTIONS, "curate.policy": "diverse", "curate.draw": 2.0, "classify.steps": 4}
+        new, labels = DiffusionOverSampler(options=options).fit_resample(X, y)
+    plain, plain_labels = DiffusionOverSampler(options=OPTIONS).fit_resample(X, y)
+    assert drawn == [2 * (len(plain) - len(X))]
+    assert (labels == plain_labels).all()
+    assert (new != plain).any()

@@ -15,6 +15,7 @@ from imbdiff.data.stats import Groups
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.checks import check_options
+from imbdiff.pipeline.curation import sample_curated
 from imbdiff.pipeline.plan import default_preset
 from imbdiff.pipeline.strategy import Strategy, images_to_draw
 from imbdiff.presets import preset
@@ -89,8 +90,9 @@ class DiffusionOverSampler(BaseEstimator):
         self.sampling_strategy_ = dict(zip(classes.tolist(), counts, strict=True))
         if sum(counts) == 0:
             return X.copy(), y.copy()
-        self.model_: DiffusionModel = stages.train(_prepared(train), config, quiet=not self.verbose)
-        drawn = stages.sample(self.model_, counts, config, quiet=not self.verbose)
+        prepared = _prepared(train)
+        self.model_: DiffusionModel = stages.train(prepared, config, quiet=not self.verbose)
+        drawn = sample_curated(self.model_, prepared, counts, config, quiet=not self.verbose)
         new = drawn.images.reshape(len(drawn), *X.shape[1:])
         return np.concatenate([X, new]), np.concatenate([y, classes[drawn.labels]])
 

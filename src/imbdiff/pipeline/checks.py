@@ -13,6 +13,7 @@ from imbdiff.pipeline.recognising import classifier_arms
 from imbdiff.pipeline.samples import prototype_options, sampling
 from imbdiff.pipeline.stages import check_phases, init_folder, new_model
 from imbdiff.pipeline.strategy import check_strategy, images_to_draw
+from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.networks import build_network, check_network
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import ConfigError
@@ -35,6 +36,7 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     check_network(config.classify.network)
     classifier_arms(config.classify)
     check_strategy(config.sample.strategy)
+    parse_policy(config.curate.policy)
     unused = prototype_options(config)
     if unused and not method.guided:
         guided = " or ".join(name for name, m in METHODS.items() if m.guided)

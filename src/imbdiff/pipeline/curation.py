@@ -15,6 +15,7 @@ import numpy as np
 from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
+from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.recognition.curation import curate, in_words, parse_policy
@@ -29,15 +30,6 @@ if TYPE_CHECKING:
     from imbdiff.pipeline.run import Run
 
 SCHEMA = "imbdiff-curation/1"
-
-
-def check_curation(config: RunConfig) -> None:
-    """Refuses a policy that does not exist, before any data is read.
-
-    Raises:
-        ConfigError: an unknown policy, or several that no image can meet.
-    """
-    parse_policy(config.curate.policy)
 
 
 def chooses(config: RunConfig) -> bool:
@@ -65,6 +57,30 @@ def curation_inputs(prepared: Prepared, drawn: str, config: RunConfig) -> str:
 
 def _plan(prepared: Prepared, config: RunConfig) -> Any:
     return stages.classifier_plan(config.classify, symmetry=stages.symmetry_of(prepared, config))
+
+
+def sample_curated(
+    model: DiffusionModel, prepared: Prepared, counts: Sequence[int], config: RunConfig, *, quiet: bool = False
+) -> ImageSet:
+    """Draws candidates and keeps at most `counts` (C,) images of each class, as ``config.curate`` says; no folder.
+
+    Args:
+        prepared: its training split alone is read.
+
+    Raises:
+        ConfigError: an unknown policy.
+    """
+    names = parse_policy(config.curate.policy)
+    candidates = stages.sample(model, candidates_to_draw(counts, config), config, quiet=quiet)
+    device = str(resolve_device(config.device))
+    extractor = None
+    if names != ("none",):
+        extractor = working_extractor(prepared.train, _plan(prepared, config), seed=config.seed, device=device)
+    found = curate(
+        candidates, counts, prepared.train, config.curate.policy, extractor,
+        confidence=config.curate.confidence, seed=config.seed,
+    )  # fmt: skip
+    return candidates.select(found.kept)
 
 
 def curate_run(

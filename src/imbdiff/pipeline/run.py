@@ -68,7 +68,6 @@ class Run:
         """
         self.dist = start(self.config.device)
         check_options(self.config, training="train" in wanted)
-        curation.check_curation(self.config)
         self.folder.check_usable(self.source)
         if self.folder.exists:
             self.folder.check_same(self.config)
