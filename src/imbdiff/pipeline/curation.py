@@ -17,6 +17,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.pipeline import stages
+from imbdiff.pipeline.recognising import classifier_plan
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.recognition.curation import curate, in_words, parse_policy
 from imbdiff.recognition.curation.space import IN_QUANTILE, OUT_FACTOR, OUT_QUANTILE
@@ -56,7 +57,7 @@ def curation_inputs(prepared: Prepared, drawn: str, config: RunConfig) -> str:
 
 
 def _plan(prepared: Prepared, config: RunConfig) -> Any:
-    return stages.classifier_plan(config.classify, symmetry=stages.symmetry_of(prepared, config))
+    return classifier_plan(config.classify, symmetry=stages.symmetry_of(prepared, config))
 
 
 def sample_curated(

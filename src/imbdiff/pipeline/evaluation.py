@@ -20,6 +20,7 @@ from imbdiff.pipeline import stages
 from imbdiff.pipeline.checks import against_balanced
 from imbdiff.pipeline.direct import Watching
 from imbdiff.pipeline.extractors import make_extractors
+from imbdiff.pipeline.recognising import classifier_plan
 from imbdiff.recognition.cas import classification_accuracy_score
 from imbdiff.recognition.judge import judges
 from imbdiff.runtime.dist import Dist
@@ -133,7 +134,7 @@ def _add_cas(
     quiet: bool,
 ) -> None:
     options = config.classify
-    plan = stages.classifier_plan(options, symmetry=stages.symmetry_of(prepared, config))
+    plan = classifier_plan(options, symmetry=stages.symmetry_of(prepared, config))
     seeds = tuple(range(config.seed, config.seed + options.seeds))
     with Progress("classifiers on synthetic images alone", 2 * len(seeds), "classifiers", quiet=quiet) as bar:
         cas = classification_accuracy_score(

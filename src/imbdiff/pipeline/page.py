@@ -14,6 +14,7 @@ from imbdiff.data.splits import Prepared
 from imbdiff.methods import get_method
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.folder import RunFolder, repeat_command
+from imbdiff.pipeline.recognising import classifier_augmentation
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.files import read_json
 from imbdiff.runtime.log import read_jsonl
@@ -102,7 +103,7 @@ def augmentation(prepared: Prepared, config: RunConfig) -> str:
         if config.data.augment != "auto"
         else f"this source is {'known' if prepared.flippable else 'not known'} to allow mirroring"
     )
-    classifiers = stages.classifier_augmentation(config.classify, symmetry).words()
+    classifiers = classifier_augmentation(config.classify, symmetry).words()
     return f"images shown to the generator: {shown}; to classifiers: {classifiers} ({why})"
 
 

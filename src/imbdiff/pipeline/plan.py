@@ -17,6 +17,7 @@ from imbdiff.diffusion.generate import generate
 from imbdiff.methods import get_method
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.curation import candidates_to_draw, chooses
+from imbdiff.pipeline.recognising import classifier_plan
 from imbdiff.pipeline.samples import sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.presets import choose_preset, preset
@@ -180,7 +181,7 @@ def _probe_classifier(prepared: Prepared, config: RunConfig, device: torch.devic
     """Seconds of all arms and seeds."""
 
     def seconds(steps: int) -> float:
-        plan = stages.classifier_plan(config.classify, steps=steps)
+        plan = classifier_plan(config.classify, steps=steps)
         began = time.perf_counter()
         fit(prepared.train, plan, seed=0, device=str(device), name="probe")
         return time.perf_counter() - began

@@ -11,6 +11,7 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Symmetry
 from imbdiff.data.splits import Prepared
+from imbdiff.pipeline.stages import symmetry_of
 from imbdiff.recognition.arms import classify, make_arms
 from imbdiff.recognition.jobs import Arm
 from imbdiff.recognition.plan import CIFAR_PIXELS, FitPlan
@@ -64,8 +65,6 @@ def classifier_arms(options: ClassifyConfig) -> tuple[Arm, ...]:
 
 def classification_inputs(prepared: Prepared, synthetic: ImageSet | None, config: RunConfig) -> str:
     """A hash of everything that decides the comparison."""
-    from imbdiff.pipeline.stages import symmetry_of
-
     shown = None if synthetic is None else synthetic.fingerprint
     symmetry = symmetry_of(prepared, config)
     return digest([shown, prepared.manifest["hash"], asdict(config.classify), symmetry, config.seed])
@@ -75,8 +74,6 @@ def classify_run(
     prepared: Prepared, synthetic: ImageSet | None, config: RunConfig, folder: Path, *, quiet: bool = False
 ) -> dict[str, Any]:
     """Trains the arms that the configuration names; what is finished in `folder`/classifier is not trained again."""
-    from imbdiff.pipeline.stages import symmetry_of
-
     options = config.classify
     arms = classifier_arms(options)
     todo = sum(synthetic is not None or not arm.needs_synthetic for arm in arms)

@@ -27,8 +27,6 @@ from imbdiff.diffusion.model import DiffusionModel, build_model, load_model, wit
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.methods import get_method
 from imbdiff.pipeline import samples
-from imbdiff.pipeline.recognising import classifier_augmentation as classifier_augmentation
-from imbdiff.pipeline.recognising import classifier_plan as classifier_plan
 from imbdiff.recipe import Method, Phase
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device

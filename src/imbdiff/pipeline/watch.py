@@ -25,6 +25,7 @@ from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.scopes import Scope
 from imbdiff.pipeline import stages
+from imbdiff.pipeline.recognising import classifier_plan
 from imbdiff.pipeline.samples import sampling
 from imbdiff.recognition import working
 from imbdiff.recognition.networks import build_network
@@ -135,5 +136,5 @@ class Watch:
 
 def working_extractor(prepared: Prepared, config: RunConfig, device: str) -> Extractor:
     """A classifier of the comparison's network, trained on the training split alone with balanced softmax."""
-    plan = stages.classifier_plan(config.classify, symmetry=stages.symmetry_of(prepared, config))
+    plan = classifier_plan(config.classify, symmetry=stages.symmetry_of(prepared, config))
     return working.working_extractor(prepared.train, plan, seed=config.seed, device=device)

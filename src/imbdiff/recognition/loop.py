@@ -68,6 +68,12 @@ class Trained:
 
 @dataclass(eq=False)
 class Loop:
+    """One training; the arguments are those of :func:`imbdiff.recognition.fit.train_classifier`.
+
+    Attributes:
+        counts: (C,) images of each class, for recipes that need them.
+    """
+
     mixture: Mixture
     plan: FitPlan
     recipe: Recipe
@@ -144,8 +150,8 @@ class Loop:
         self.row_weights: dict[bool, Tensor] = {}  # by whether the batch has real rows only
         if mixture.row_weights is not None:
             for real_only in (False, True):
-                scaled = mixture.row_weights / mixture.mean_weight(real_only)
-                self.row_weights[real_only] = torch.from_numpy(scaled).float().to(device)
+                relative = mixture.row_weights / mixture.mean_weight(real_only)
+                self.row_weights[real_only] = torch.from_numpy(relative).float().to(device)
         self.loss = BatchLoss(self.recipe, self.counts, device)
         self.counts_tensor = None if self.counts is None else torch.from_numpy(self.counts).float().to(device)
 
