@@ -108,7 +108,7 @@ TRIALS = {
     "digits-50": Trials(FitPlan(steps=500, augmentation=Augmentation(shift=1)), 2),
     "digits-20": Trials(FitPlan(steps=500, augmentation=Augmentation(shift=1)), 1),
     # half of the largest
-    "fashion": Trials(FitPlan(steps=500, augmentation=Augmentation(flip=True, shift=2)), 2, strategy="0.5"),
+    "fashion": Trials(FitPlan(steps=500, augmentation=Augmentation(flip=True, shift=2)), 1, strategy="0.5"),
     # 202 images of every class that has fewer
     "lesions": Trials(FitPlan(steps=400, batch_size=64, augmentation=Augmentation(flip=True, turns=True, shift=2)), 2,
                       strategy="0.065"),
