@@ -129,7 +129,7 @@ class StudyCommand:
     """Run folder, whose generator is trained."""
     numbers: tuple[str, ...] = ("0.25", "0.5", "1.0")
     """How many images, each a word of --sample.strategy: 0.5, auto, effective=0.9, NAME=TOTAL,NAME=TOTAL."""
-    curation: tuple[str, ...] = ("none", "agreement+no-copies")
+    curation: tuple[str, ...] = ("none", "agreement")
     """Which of them are kept, each a --curate.policy."""
     recipes: tuple[str, ...] = ("ce", "balanced-softmax")
     """Recipes with synthetic images; `imbdiff methods` lists them."""

@@ -72,7 +72,8 @@ class ClassifyConfig:
     """Training the classifiers of the comparison."""
 
     recipes: tuple[str, ...] = ("ce", "resampling", "balanced-softmax")
-    """Recipes without synthetic images: what these have to beat. `imbdiff methods` lists them."""
+    """Recipes without synthetic images: what these have to beat. Those of the default, and those of `synthetic`, are
+    always in. `imbdiff methods` lists all."""
     synthetic: tuple[str, ...] = ("ce", "balanced-softmax")
     """Recipes with synthetic images."""
     primary: str = "balanced-softmax"
@@ -91,8 +92,8 @@ class ClassifyConfig:
     weight_decay: float = 5e-4
     """Of SGD."""
     schedule: Literal["cosine", "steps"] = "cosine"
-    """Learning rate after the warm-up: down along a half cosine, or times 0.01 at 80 % and 0.0001 at 90 % of the steps,
-    as the literature of CIFAR-LT has it."""
+    """Learning rate after the warm-up: down along a half cosine, with Nesterov momentum, or times 0.01 at 80 % and
+    0.0001 at 90 % of the steps, with plain momentum, as the literature of CIFAR-LT has it."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises."""
     looks: int = 10

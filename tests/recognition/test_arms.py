@@ -12,7 +12,7 @@ from sklearn.metrics import balanced_accuracy_score
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import prepare
 from imbdiff.recognition import jobs
-from imbdiff.recognition.arms import ARMS, PRIMARY, classify, make_arms
+from imbdiff.recognition.arms import ARMS, PRIMARY, check_sets, classify, make_arms
 from imbdiff.recognition.jobs import Arm
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import RECIPES
@@ -198,7 +198,7 @@ def test_arms_that_cannot_be_compared_are_refused_before_training(prepared: Any)
     synthetic = make_set((0, 5, 5), 9)
     with pytest.raises(ConfigError, match="did you mean resampling"):
         classify(prepared, None, arms=make_arms(("ce", "resamplin"), ()))
-    with pytest.raises(ConfigError, match="two arms are called 'CE'"):
+    with pytest.raises(ConfigError, match="the recipe 'ce' is named twice"):
         classify(prepared, None, arms=make_arms(("ce", "crt", "ce"), ()))
     with pytest.raises(ConfigError, match=r"two arms are called 'synthetic . CE'"):
         classify(prepared, synthetic, arms=[Arm("ce"), Arm("ce", Use(0.5)), Arm("ce", Use(0.2))])
@@ -206,7 +206,10 @@ def test_arms_that_cannot_be_compared_are_refused_before_training(prepared: Any)
     with pytest.raises(ConfigError, match="'a/b' and 'a b' would be kept in the same file"):
         classify(prepared, None, arms=[Arm("ce", label="a/b"), Arm("crt", label="c"), Arm("focal", label="a b")])
     with pytest.raises(ConfigError, match="no arm without synthetic images"):
-        classify(prepared, synthetic, arms=make_arms((), ("ce",)))
+        classify(prepared, synthetic, arms=[Arm("ce", Use())])
+    # what the recipe does and what the images do could not be told apart
+    with pytest.raises(ConfigError, match="the recipe 'cutmix' stands with synthetic images only"):
+        classify(prepared, synthetic, arms=[Arm("ce"), Arm("cutmix", Use())], primary="synthetic + CutMix")
     with pytest.raises(ConfigError, match=r"no arm with synthetic images is called 'synthetic . balanced softmax'"):
         classify(prepared, synthetic, arms=make_arms(("ce",), ("ce",)))
     with pytest.raises(ConfigError, match="is called 'CE'"):
@@ -240,10 +243,33 @@ def test_images_of_other_classes_are_refused_by_name_before_training(prepared: A
         classify(prepared, None)
 
 
+def test_the_arms_that_no_comparison_may_lack_are_always_in() -> None:
+    names = [(a.recipe, a.needs_synthetic) for a in make_arms(("drw",), ("cutmix",))]
+    alone = ["ce", "resampling", "balanced-softmax", "drw", "cutmix"]
+    assert names == [*((name, False) for name in alone), ("cutmix", True)]
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_test_image_among_the_synthetic_ones_is_noticed(prepared: Any) -> None:
+    made, test = make_set((0, 5, 5), 9), prepared.test
+    images = np.concatenate([made.images, test.images[:2]])
+    leaked = ImageSet(images, np.concatenate([made.labels, test.labels[:2]]), made.class_names)
+    with pytest.raises(DataError, match="2 synthetic images equal test images, such as 10"):
+        classify(prepared, leaked)
+
+
+def test_blank_images_are_no_leak(prepared: Any) -> None:
+    made = make_set((0, 5, 5), 9)
+    made.images[0] = prepared.test.images[0] = 7
+    prepared.test = ImageSet(prepared.test.images, prepared.test.labels, prepared.test.class_names)
+    made = ImageSet(made.images, made.labels, made.class_names)
+    check_sets(prepared, made)
+
+
 def test_other_recipes_and_uses_with_looks_give_the_best_beside_the_last(prepared: Any) -> None:
     uses = [Use(share=0.5), Use(schedule="head-last"), Use(batch_norm="separate", prior="effective")]
     arms = [
-        *make_arms(("ce", "ldam-drw", "crt"), ()),
+        *(Arm(name) for name in ("ce", "ldam-drw", "balanced-softmax")),
         *(Arm("balanced-softmax", use, label=f"with {i}") for i, use in enumerate(uses)),
     ]
     found = classify(
@@ -253,7 +279,7 @@ def test_other_recipes_and_uses_with_looks_give_the_best_beside_the_last(prepare
     json.dumps(found, allow_nan=False)
     assert (found["protocol"]["looks"], found["protocol"]["seeds"]) == (5, [3, 5])
     assert [a["use"] for a in found["arms"]] == [None] * 3 + [use.to_json() for use in uses]
-    assert [a["prior"] for a in found["arms"]] == [None, "train", None, "train", "train", "effective"]
+    assert [a["prior"] for a in found["arms"]] == [None, "train", "train", "train", "train", "effective"]
     assert found["verdict"]["primary"] == "with 1"
     assert set(found["verdict"]["other_arms"]) == {"with 0", "with 2"}
     for arm in found["arms"]:

@@ -88,7 +88,10 @@ def _literal(
     network = build_network(plan.network, images.shape, 3, seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
     x_all, y_all = torch.from_numpy(images.images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(images.labels)
-    own = None if weights is None else torch.from_numpy(weights / weights.mean()).float()
+    own = None
+    if weights is not None:  # relative to the mean over the rows of batches
+        of_class = [weights[images.labels == k].mean() for k in range(3)]
+        own = torch.from_numpy(weights / (weights.mean() if law == "natural" else np.mean(of_class))).float()
     sampler = BatchSampler(images.labels, plan.batch_size, law=law, seed=seed, name="classifier batch")
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4, nesterov=True)
     rise = round(0.1 * plan.steps)

@@ -193,7 +193,7 @@ def test_damaged_and_foreign_files_are_not_results(tmp_path: Path) -> None:
 
 def test_results_do_not_depend_on_workers_nor_on_the_order(tmp_path: Path) -> None:
     prepared, synthetic = make_prepared(make_set((8, 8, 8), 1)), make_set((0, 30, 36), 9)
-    arms = [Arm("ce"), Arm("lws"), Arm("cutmix", Use(share=0.5, batch_norm="separate")), Arm("ldam-drw", Use())]
+    arms = [Arm("ce"), Arm("lws"), Arm("cutmix", Use(share=0.5)), Arm("ldam-drw", Use())]
     made = [_job(prepared, arm, synthetic, seed=seed, looks=2) for arm in arms for seed in (0, 1)]
     one = run_all(made, 1, None)
     told: list[tuple[int, int, str]] = []

@@ -179,7 +179,7 @@ def test_deferred_weights_change_nothing_before_and_something_after(monkeypatch:
             [("balanced", False, "")] * 32 + [("balanced", True, " head")] * 8,
         ),
         ("crt", Use(), [("natural", False, "")] * 36 + [("balanced", False, " crt")] * 4),
-        ("lws", Use(schedule="head-last"), [("natural", False, "")] * 36 + [("balanced", True, " lws")] * 4),
+        ("lws", Use(schedule="head-last"), [("natural", False, "")] * 32 + [("balanced", True, " lws")] * 8),
     ],
 )
 def test_which_rows_each_step_sees(name: str, use: Use, expected: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def test_separate_statistics_are_of_real_rows_and_the_network_is_plain_after() -
 
 
 def test_separate_statistics_in_the_looks_and_with_every_kind_of_head() -> None:
-    for name in ("crt", "lws", "tau-norm", "logit-adjustment", "cutmix"):
+    for name in ("crt", "lws", "tau-norm", "logit-adjustment", "resampling"):
         found = _train(name, synthetic=_bright(SYNTHETIC), use=Use(batch_norm="separate"), val=VAL, looks=5)
         for network in (found.last, found.best):
             assert network is not None
@@ -506,3 +506,22 @@ def test_the_rate_of_each_part_begins_anew(tmp_path: Path, monkeypatch: pytest.M
     expected = [PLAN.rate(s, 36) for s in range(36)] + [PLAN.rate(s, 4) for s in range(4)]
     assert found == pytest.approx(expected)
     assert all(math.isfinite(row["loss"]) for row in read_jsonl(log.path))
+
+
+def test_the_steps_of_real_images_count_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the effective prior: where synthetic images are no longer seen, they are no longer counted either."""
+    seen: list[list[float]] = []
+    call = BatchLoss.__call__
+
+    def spy(self: BatchLoss, *args: Any, **options: Any) -> Any:
+        assert self.log_prior is not None
+        seen.append(self.log_prior.exp().tolist())
+        return call(self, *args, **options)
+
+    monkeypatch.setattr(BatchLoss, "__call__", spy)
+    _train("balanced-softmax", synthetic=SYNTHETIC, use=Use(schedule="real-last", prior="effective"))
+    real = np.bincount(TRAIN.labels) / len(TRAIN)
+    both = np.bincount(np.concatenate([TRAIN.labels, SYNTHETIC.labels]))
+    np.testing.assert_allclose(seen[0], both / both.sum(), rtol=1e-5)
+    np.testing.assert_allclose(seen[-1], real, rtol=1e-5)
+    assert [x == seen[0] for x in seen] == [True] * 32 + [False] * 8

@@ -6,6 +6,7 @@ from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import RECIPES
 from imbdiff.recognition.timeline import Stage, stages_of
 from imbdiff.recognition.use import Use
+from imbdiff.runtime.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -40,19 +41,27 @@ def test_steps_of_all_parts_are_those_of_the_plan(name: str, schedule: str) -> N
             [Stage("", 400, "all", "balanced", 400), Stage(" head", 100, "head", "balanced", 0)],
         ),
         ("crt", Use(), [Stage("", 450, "all", "natural", 450), Stage(" crt", 50, "new head", "balanced", 50)]),
-        # a second part is the last one already, and sees real images only
+        # a second part is where the head is trained alone: as long as is asked for, on real images
         (
             "crt",
             Use(schedule="head-last"),
-            [Stage("", 450, "all", "natural", 450), Stage(" crt", 50, "new head", "balanced", 0)],
+            [Stage("", 400, "all", "natural", 400), Stage(" crt", 100, "new head", "balanced", 0)],
         ),
         (
             "lws",
             Use(schedule="real-last"),
-            [Stage("", 450, "all", "natural", 360), Stage(" lws", 50, "scale", "balanced", 0)],
+            [Stage("", 450, "all", "natural", 400), Stage(" lws", 50, "scale", "balanced", 0)],
         ),
         ("tau-norm", Use(), [Stage("", 500, "all", "natural", 500)]),
     ],
 )
 def test_parts_by_hand(name: str, use: Use, expected: list[Stage]) -> None:
     assert stages_of(FitPlan(steps=500), RECIPES[name], use, True) == expected
+
+
+def test_batch_statistics_of_mixed_images_are_refused() -> None:
+    use = Use(batch_norm="separate")
+    for name in ("mixup", "cutmix", "remix", "remix-drw"):
+        with pytest.raises(ConfigError, match="mixes real and synthetic images"):
+            stages_of(FitPlan(), RECIPES[name], use, True)
+        assert stages_of(FitPlan(), RECIPES[name], use, False)

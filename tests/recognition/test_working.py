@@ -74,3 +74,22 @@ def test_it_is_kept_read_again_and_trained_anew_for_other_images_options_or_dama
     assert calls.n == 5
     assert "damaged" in caplog.text
     assert repaired.fingerprint == first.fingerprint
+
+
+def test_with_figures_of_its_own_it_is_read_again_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plan = FitPlan(steps=3, batch_size=8, normalise=((0.4,), (0.2,)))
+    first = working_extractor(TRAIN, plan, folder=tmp_path)
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(working, "fit", lambda *a, **k: pytest.fail("trained again"))
+        again = working_extractor(TRAIN, plan, folder=tmp_path)
+    assert not caplog.records
+    assert np.array_equal(first.features(TRAIN), again.features(TRAIN))
+
+
+def test_weights_of_other_images_do_not_curate() -> None:
+    """A network that comes with a library's weights may have seen the test images: another one takes its place."""
+    plan = FitPlan("timm:resnet18?pretrained", steps=2, batch_size=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(working, "network_identity", lambda name, *a: name)
+        extractor = working_extractor(TRAIN, plan)
+    assert extractor.name == "working-resnet-small"

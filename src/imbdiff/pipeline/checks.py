@@ -9,12 +9,13 @@ from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import METHODS, get_method
-from imbdiff.pipeline.recognising import classifier_arms
+from imbdiff.pipeline.recognising import classifier_arms, classifier_plan
 from imbdiff.pipeline.samples import prototype_options, sampling
-from imbdiff.pipeline.stages import check_phases, init_folder, new_model
+from imbdiff.pipeline.stages import check_phases, init_folder, new_model, symmetry_of
 from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.recognition.curation import parse_policy
-from imbdiff.recognition.networks import build_network, check_network
+from imbdiff.recognition.fitting import check_trainings
+from imbdiff.recognition.networks import check_network
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import ConfigError
 
@@ -73,7 +74,7 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
     Raises:
         ImbdiffError: naming the option.
     """
-    images_to_draw(config.sample.strategy, prepared.stats)
+    wanted = images_to_draw(config.sample.strategy, prepared.stats)
     against_balanced(prepared, config)
     process = PROCESSES[config.model.process]
     how = sampling(config)
@@ -81,7 +82,10 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
     if training:
         new_model(prepared, config)
         check_phases(prepared, config, world=world)
-    build_network(config.classify.network, prepared.train.shape, prepared.stats.num_classes)
+    plan = classifier_plan(config.classify, symmetry=symmetry_of(prepared, config))
+    arms = [(a.recipe, a.use) for a in classifier_arms(config.classify) if sum(wanted) or not a.needs_synthetic]
+    # and the classifiers that choose, judge and measure: by cross-entropy or balanced softmax, of one kind of images
+    check_trainings(prepared.train, plan, [("ce", None), *arms])
 
 
 def against_balanced(prepared: Prepared, config: RunConfig) -> bool:

@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imbdiff.config import RunConfig
+from imbdiff.config import RunConfig, to_dict
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.pipeline import stages
+from imbdiff.pipeline.folder import WORKING, flatten
 from imbdiff.pipeline.recognising import classifier_plan
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.recognition.curation import curate, in_words, parse_policy
@@ -197,11 +199,13 @@ def _drawn(run: Run, prepared: Prepared) -> str:
     return str(mark["inputs"])
 
 
-def curated(run: Run) -> dict[str, Any] | None:
+def curated(run: Run, prepared: Prepared) -> dict[str, Any] | None:
     """The manifest of the choice that belongs to the samples and the options; None where there is none to make.
 
+    The options of the working classifier are those of the comparison's classifiers when the choice is made.
+
     Raises:
-        RunError: it was not made yet, or it is of other samples or another policy.
+        RunError: it was not made yet, or it is of other samples, another policy or another working classifier.
     """
     if not chooses(run.config):
         return None
@@ -210,13 +214,38 @@ def curated(run: Run) -> dict[str, Any] | None:
     if "curate" not in marks or not place.exists():
         raise RunError(f"the images in {run.folder / 'samples'} have not been chosen among yet", again)
     found = read_json(place)
-    if found.get("samples") != marks.get("sample", {}).get("inputs"):
+    drawn = marks.get("sample", {}).get("inputs")
+    if found.get("samples") != drawn:
         raise RunError(f"{place} is of other images than those in {run.folder / 'samples'}", again)
     policy = "+".join(parse_policy(run.config.curate.policy))
     least = run.config.curate.confidence if "confident" in policy.split("+") else None
     if (found.get("policy"), found.get("confidence")) != (policy, least):
         raise RunError(f"{place} was made by the policy {found.get('policy')}, the options say {policy}", again)
+    if marks["curate"]["inputs"] != curation_inputs(prepared, drawn, run.config):
+        other = _other_options(found, prepared, run.config)
+        if not other:
+            raise RunError(f"{place} was made for other numbers of images than the options ask for", again)
+        names = ", ".join(name for name, _ in other)
+        line = shlex.join(["imbdiff", "curate", str(run.folder.path), *(word for pair in other for word in pair)])
+        raise RunError(
+            f"{place} was chosen by a classifier trained with other options ({names})", f"run `{line}` first"
+        )
     return dict(found)
+
+
+def _other_options(found: dict[str, Any], prepared: Prepared, config: RunConfig) -> list[tuple[str, str]]:
+    """The options, with the values that they have now, in which the working classifier of a manifest differs."""
+    if found.get("classifier") is None:
+        return []
+    there, here = flatten(found["classifier"]["plan"]), flatten(_plan(prepared, config).to_json())
+    differ = {name.split(".")[-1] for name in here if digest(here[name]) != digest(there.get(name))}
+    options = flatten(to_dict(config))
+    # the plan calls one of them otherwise
+    return [
+        (f"--{name}", str(options[name]))
+        for name in WORKING
+        if name.removeprefix("classify.").replace("lr", "learning_rate") in differ
+    ]
 
 
 def kept_of(images: ImageSet, manifest: dict[str, Any], folder: Path) -> ImageSet:

@@ -24,9 +24,9 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,14 +34,23 @@ import yaml
 
 from imbdiff.config import NOT_DECISIVE, RunConfig, override, to_dict
 from imbdiff.pipeline.environment import environment
+from imbdiff.pipeline.samples import drawn_inputs
 from imbdiff.presets import preset
-from imbdiff.runtime.errors import ConfigError, RunError, listing
+from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError, listing
 from imbdiff.runtime.files import is_disk_full, read_json, write_json, write_text
 
 #: options that may change between two calls on one run folder: they concern later stages or the machine
 LATER = ("sample", "curate", "evaluate", "classify", "device", "preset")
 HARMLESS = tuple(f"train.{name}" for name in NOT_DECISIVE)
-#: stage -> it and the stages that build on it
+#: options of the classifiers of the comparison by which the one that chooses among images is trained too
+WORKING = tuple(
+    f"classify.{name}"
+    for name in (
+        "network", "steps", "batch_size", "lr", "weight_decay", "schedule", "warmup", "shift", "jitter", "erase",
+        "border", "policy", "normalise", "precision",
+    )
+)  # fmt: skip
+#: stage -> it and the stages that build on it, in the order of the stages
 FOLLOWERS = {
     "train": ("train", "sample", "curate", "evaluate", "classify"),
     "sample": ("sample", "curate", "evaluate", "classify"),
@@ -136,7 +145,8 @@ class RunFolder:
                 f"use `imbdiff sample {self.path} --curate.draw {new['curate.draw']:g}`, which curates too",
             )
         own = ("sample", "curate", "device") if verb == "sample" else (verb, "device")
-        others = [f"--{n}" for n in new if new[n] != old[n] and n.split(".")[0] not in own]
+        also = WORKING if verb == "curate" and new["curate.policy"] != "none" else ()
+        others = [f"--{n}" for n in new if new[n] != old[n] and n.split(".")[0] not in own and n not in also]
         if others:
             raise ConfigError(
                 f"imbdiff {verb} takes no other stage's options: {', '.join(others)}",
@@ -188,6 +198,38 @@ class RunFolder:
         left = {name: mark for name, mark in marks.items() if name not in FOLLOWERS[stage]}
         if left != marks:
             write_json(self / "stages.json", left)
+
+    @contextmanager
+    def put_back_if_refused(self) -> Iterator[None]:
+        """Where what is done inside is refused, options and marks become what they were before, so that the refused
+        option does not stay and takes no results away.
+
+        What was finished inside stays, with the options that it was made by; a new run keeps everything.
+        """
+        if not self.exists:
+            yield
+            return
+        text, (source, old), marks = (self / "config.yaml").read_text(encoding="utf-8"), self.saved(), self.stages()
+        try:
+            yield
+        except ImbdiffError:
+            now, order = self.stages(), list(FOLLOWERS)
+            ended = [stage for stage in order if stage in now and now[stage] != marks.get(stage)]
+            done = order[: order.index(ended[-1]) + 1] if ended else []
+            lost = {follower for s in done if now.get(s) != marks.get(s) for follower in FOLLOWERS[s]}
+            if "sample" in marks and drawn_inputs(self / "samples") != marks["sample"]["inputs"]:
+                lost |= {*FOLLOWERS["sample"]}  # drawing had begun
+            kept = {name: mark for name, mark in marks.items() if name not in lost}
+            write_json(self / "stages.json", {**kept, **{s: now[s] for s in done if s in now}})
+            if not done:
+                write_text(self / "config.yaml", text)
+                raise
+            new = self.saved()[1]
+            mixed = replace(old, **{stage: getattr(new, stage) for stage in done})
+            if "sample" in done:  # it drew so many
+                mixed = replace(mixed, curate=replace(mixed.curate, draw=new.curate.draw))
+            self.save_config(source, mixed)
+            raise
 
     def sweep(self) -> None:
         """Removes what killed commands left half written. Only for the holder of the lock."""

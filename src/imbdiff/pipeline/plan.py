@@ -17,7 +17,7 @@ from imbdiff.diffusion.generate import generate
 from imbdiff.methods import get_method
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.curation import candidates_to_draw, chooses
-from imbdiff.pipeline.recognising import classifier_plan
+from imbdiff.pipeline.recognising import classifier_arms, classifier_plan
 from imbdiff.pipeline.samples import sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.presets import choose_preset, preset
@@ -80,7 +80,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     seen = config.train.steps * config.train.batch_size
     sample_seconds = _probe_sampling(model, config, device) * drawn
     arm_seconds = _probe_classifier(prepared, config, device, arms=1)
-    arms = len(config.classify.recipes) + (len(config.classify.synthetic) if sum(counts) else 0)
+    arms = sum(sum(counts) > 0 or not arm.needs_synthetic for arm in classifier_arms(config.classify))
     classify_seconds = arm_seconds * arms
     # two more trainings per seed: on synthetic images alone and, beside it, on real ones
     evaluate_seconds = arm_seconds * 2 if sum(counts) and config.evaluate.cas else 0.0

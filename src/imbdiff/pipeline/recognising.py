@@ -14,10 +14,10 @@ from imbdiff.data.splits import Prepared
 from imbdiff.pipeline.stages import symmetry_of
 from imbdiff.recognition.arms import classify, make_arms
 from imbdiff.recognition.jobs import Arm
+from imbdiff.recognition.networks.identity import network_identity
 from imbdiff.recognition.plan import CIFAR_PIXELS, FitPlan
 from imbdiff.recognition.use import Use
 from imbdiff.runtime.device import resolve_device
-from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import digest
 from imbdiff.runtime.progress import Progress
 
@@ -50,24 +50,17 @@ def classifier_use(options: ClassifyConfig) -> Use:
 
 
 def classifier_arms(options: ClassifyConfig) -> tuple[Arm, ...]:
-    """The arms that the options name.
-
-    Raises:
-        ConfigError: an unknown recipe, or one that is named twice.
-    """
-    arms = make_arms(options.recipes, options.synthetic, classifier_use(options))
-    names = [arm.name for arm in arms]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ConfigError(f"two arms are called {twice[0]!r}", "name each recipe once")
-    return arms
+    """The arms that the options name, and those that no comparison may lack."""
+    return make_arms(options.recipes, options.synthetic, classifier_use(options))
 
 
 def classification_inputs(prepared: Prepared, synthetic: ImageSet | None, config: RunConfig) -> str:
     """A hash of everything that decides the comparison."""
     shown = None if synthetic is None else synthetic.fingerprint
     symmetry = symmetry_of(prepared, config)
-    return digest([shown, prepared.manifest["hash"], asdict(config.classify), symmetry, config.seed])
+    train = prepared.train
+    what = network_identity(config.classify.network, train.shape, len(train.class_names))
+    return digest([shown, prepared.manifest["hash"], asdict(config.classify), what, symmetry, config.seed])
 
 
 def classify_run(

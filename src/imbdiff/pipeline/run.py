@@ -76,7 +76,8 @@ class Run:
         check_fit(prepared, self.config, training="train" in wanted, world=self.dist.world)
         with self.folder.locked() if self.dist.main else nullcontext():
             try:
-                return self._stages(prepared, wanted)
+                with self.folder.put_back_if_refused() if self.dist.main else nullcontext():
+                    return self._stages(prepared, wanted)
             except OSError as error:
                 raise self.folder.unwritable(error) from error
 
@@ -227,7 +228,7 @@ class Run:
         """
         if self.folder.stages().get("sample", {}).get("inputs") is None:
             return None
-        choice, images = curation.curated(self), self._drawn(prepared)
+        choice, images = curation.curated(self, prepared), self._drawn(prepared)
         if choice is not None:
             images = curation.kept_of(images, choice, self.folder.path)
         return images if len(images) else None
@@ -237,7 +238,8 @@ class Run:
         drawn = self.folder.stages()["sample"]["inputs"]
         if self._read is None or self._read[0] != drawn:  # four stages ask for them
             folder = self.folder / "samples"
-            self._read = drawn, samples.load_samples(folder, prepared.train.shape, prepared.train.class_names)
+            shape, names = prepared.train.shape, prepared.train.class_names
+            self._read = drawn, samples.load_samples(folder, shape, names, inputs=drawn)
         return self._read[1]
 
     def _evaluate(self, prepared: Prepared) -> None:
@@ -283,7 +285,7 @@ class Run:
     def report_data(self, prepared: Prepared) -> ReportData:
         """What the page is made of, from what there is in the folder."""
         data = report_data(self.folder, self.source, self.config, prepared, self.synthetic(prepared))
-        choice = curation.curated(self) if "curate" in self.folder.stages() else None
+        choice = curation.curated(self, prepared) if "curate" in self.folder.stages() else None
         return data if choice is None else replace(data, curated={**choice, "candidates": self._drawn(prepared)})
 
     def _needs(self, name: str, verb: str) -> Path:

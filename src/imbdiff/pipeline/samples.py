@@ -29,7 +29,7 @@ from imbdiff.diffusion.prototype_guidance import Norm, prototype_guidance
 from imbdiff.methods import get_method
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
-from imbdiff.runtime.files import atomic, read_json, write_json
+from imbdiff.runtime.files import atomic, digest, read_json, write_json
 from imbdiff.runtime.progress import Progress
 from imbdiff.runtime.streams import seed_of
 
@@ -159,9 +159,20 @@ def finished(folder: Path, todo: dict[str, Any]) -> bool:
     """Whether everything that `todo` says was drawn and is still there."""
     if not (folder / "manifest.json").exists():
         return False
-    manifest = read_json(folder / "manifest.json")
-    bare = [{k: v for k, v in row.items() if k != "sha256"} for row in manifest["images"]]
-    return {**manifest, "images": bare} == todo and all((folder / row["file"]).exists() for row in bare)
+    return _planned(read_json(folder / "manifest.json")) == todo and all(
+        (folder / row["file"]).exists() for row in todo["images"]
+    )
+
+
+def drawn_inputs(folder: Path) -> str | None:
+    """The hash of the plan that the images in `folder` were drawn by; None where drawing is not finished."""
+    path = folder / "manifest.json"
+    return digest(_planned(read_json(path))) if path.exists() else None
+
+
+def _planned(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What `plan` said, from the manifest of what was drawn."""
+    return {**manifest, "images": [{k: v for k, v in row.items() if k != "sha256"} for row in manifest["images"]]}
 
 
 def _open(folder: Path, todo: dict[str, Any]) -> None:
@@ -207,13 +218,22 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def load_samples(folder: Path, shape: tuple[int, int, int], class_names: Sequence[str]) -> ImageSet:
+def load_samples(
+    folder: Path, shape: tuple[int, int, int], class_names: Sequence[str], *, inputs: str | None = None
+) -> ImageSet:
     """The images of a finished sampling.
 
+    Args:
+        inputs: of a run, the hash of the plan that it drew by; None: the images may be of any plan.
+
     Raises:
-        RunError: it is not finished, a file is missing or altered, or it is of other classes.
+        RunError: it is not finished, a file is missing or altered, or it is of other classes or another plan.
     """
     manifest = read_json(folder / "manifest.json")
+    if inputs is not None and digest(_planned(manifest)) != inputs:
+        raise RunError(
+            f"the images in {folder} are not those that this run drew", f"run `imbdiff sample {folder.parent}`"
+        )
     if tuple(manifest["class_names"]) != tuple(class_names):
         raise RunError(f"the images in {folder} are of other classes than this run's", "sample again in this run")
     rows = manifest["images"]

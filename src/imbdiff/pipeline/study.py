@@ -3,8 +3,9 @@
 ==============  =======================================================================
 plan.json       of which run and model, and the grid; written first
 samples/        the pool of candidates, which begins with the run's own samples
-curation/       which of them each policy keeps, and the working classifier that says so
+curation/       which of them each policy keeps, with all scores, and the working classifier that says so
 jobs/           one file per trained classifier
+looks.json      each look at the test images, whatever grid it was for
 study.json      the grid, results on validation images, the recommendation
 report.html     the page
 ==============  =======================================================================
@@ -35,6 +36,7 @@ from imbdiff.pipeline.recognising import classifier_plan, classifier_use
 from imbdiff.pipeline.run import Run, open_run
 from imbdiff.pipeline.samples import load_samples
 from imbdiff.pipeline.study_checks import SCHEMA, StudyOptions, check_folder, numbers_of
+from imbdiff.pipeline.study_looks import add_look, grid_hash
 from imbdiff.recognition.fit import fit
 from imbdiff.recognition.grid import Cell, check_grid, make_cells, missing_classes, recipes_without
 from imbdiff.recognition.jobs import default_workers
@@ -179,7 +181,7 @@ class _Study:
             todo, folder / "samples", self.run.folder / "samples", config, self.run.folder / "model", quiet=self.quiet
         )
         pool = load_samples(folder / "samples", prepared.train.shape, prepared.train.class_names)
-        choose = study_pool.chooser(
+        choose = study_pool.Chooser(
             pool, prepared, config, self.options.draw, self.plan, folder / "curation", self.device
         )
         with Progress("study", 1, "classifiers", quiet=self.quiet, every=20) as progress:
@@ -202,6 +204,8 @@ class _Study:
             )
         missing = self._about_missing(found["missing"]) if found["missing"] else None
         picked = found["recommendation"]
+        grid = grid_hash(self.cells, self.without, self.seeds, self.plan, self.options.draw, config.curate.confidence)
+        looks = add_look(folder, grid, len(self.cells), found)
         result = {
             "schema": SCHEMA,
             "run": str(self.run.folder.path),
@@ -209,13 +213,16 @@ class _Study:
             "of": self.identity,
             "grid": asked,
             **found,
+            "looks": looks,
+            "curated": choose.made,
             "why_not": None if missing is None else {"reason": missing[0], "remedy": missing[1]},
             "apply": [] if picked is None else self._commands(picked),
             "command": self._command(),
             "seconds": round(time.monotonic() - began, 1),
         }
         write_json(folder / "study.json", result)
-        write_text(folder / "report.html", build_study(result))
+        best = next((cell.number for cell in self.cells if picked and cell.name == picked["name"]), None)
+        write_text(folder / "report.html", build_study(result, choose.boards(best)))
         if not self.quiet:
             said = f"recommended: {picked['name']}" if picked else f"no recommendation: {missing[0] if missing else ''}"
             print(f"{said}\nstudy: {folder / 'report.html'}", flush=True)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from imbdiff.data.splits import Prepared
 from imbdiff.pipeline.run import Run
 from imbdiff.pipeline.strategy import check_strategy, images_to_draw
+from imbdiff.pipeline.study_looks import read_looks
 from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.runtime.errors import ConfigError, RunError
@@ -28,7 +29,7 @@ class StudyOptions:
     """
 
     numbers: tuple[str, ...] = ("0.25", "0.5", "1.0")
-    curation: tuple[str, ...] = ("none", "agreement+no-copies")
+    curation: tuple[str, ...] = ("none", "agreement")
     recipes: tuple[str, ...] = ("ce", "balanced-softmax")
     weights: tuple[float, ...] = (1.0,)
     schedules: tuple[Schedule, ...] = ("mixed",)
@@ -75,7 +76,8 @@ def check_folder(folder: Path, run: Run, identity: dict[str, str]) -> None:
     """Refuses a study folder that is something else.
 
     Raises:
-        RunError: it is a file, lies among the images, holds other files, or a study of other data or another model.
+        RunError: it is a file, lies among the images, holds other files, or a study of other data or another model, or
+            does not tell any more how often the test images were looked at.
     """
     for place in (folder, *folder.parents):
         if place.is_file():
@@ -103,3 +105,4 @@ def check_folder(folder: Path, run: Run, identity: dict[str, str]) -> None:
             f"the study in {folder} is of {named} than the run in {run.folder.path}",
             "give another --out, or remove it; nothing was changed",
         )
+    read_looks(folder)

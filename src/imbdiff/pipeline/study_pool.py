@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,21 @@ from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate_batches
 from imbdiff.diffusion.model import load_model
 from imbdiff.pipeline import samples
-from imbdiff.pipeline.curation import candidates_to_draw
-from imbdiff.recognition.curation import curate, parse_policy
+from imbdiff.pipeline.curation import candidates_to_draw, curate_run
+from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.grid import Cell, first_of
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.working import working_extractor
+from imbdiff.reporting.content import ReportData
+from imbdiff.reporting.curated import section
+from imbdiff.reporting.study import BOARD_OTHERS, BOARD_RAREST, MAX_BOARDS, Board
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import atomic, digest, read_json, write_json
 from imbdiff.runtime.progress import Progress
 
 _log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 
 
 def with_draw(config: RunConfig, draw: float) -> RunConfig:
@@ -108,52 +112,85 @@ def draw_pool(
     write_json(folder / "manifest.json", {**todo, "images": drawn})
 
 
-def chooser(
-    pool: ImageSet, prepared: Prepared, config: RunConfig, draw: float, plan: FitPlan, folder: Path, device: str
-) -> Callable[[Cell], ImageSet]:
+class Chooser:
     """Gives the images of a cell: the first ones of each class; under a policy, those that it keeps of the first
     wanted x `draw`, as the stage `curate` of a run with the same options does.
 
+    Attributes:
+        made: of each choice so far its policy, number, the name of its file, reasons, and images wanted, asked about
+            and kept.
+
     Args:
-        folder: where each choice and the working classifier are kept.
+        folder: where each choice, with all scores of its candidates, and the working classifier are kept.
     """
-    config = with_draw(config, draw)
-    known: dict[tuple[str, tuple[int, ...]], ImageSet] = {}
 
-    def images(cell: Cell) -> ImageSet:
+    def __init__(
+        self, pool: ImageSet, prepared: Prepared, config: RunConfig, draw: float, plan: FitPlan, folder: Path,
+        device: str,
+    ) -> None:  # fmt: skip
+        self._pool, self._prepared, self._config = pool, prepared, with_draw(config, draw)
+        self._plan, self._folder, self._device = plan, folder, device
+        self._known: dict[tuple[str, tuple[int, ...]], ImageSet] = {}
+        self.made: list[dict[str, Any]] = []
+
+    def __call__(self, cell: Cell) -> ImageSet:
         key = (cell.curation, cell.wanted)
-        if key not in known:
+        if key not in self._known:
             if cell.curation == "none":
-                known[key] = first_of(pool, cell.wanted)
+                self._known[key] = first_of(self._pool, cell.wanted)
             else:
-                candidates = first_of(pool, candidates_to_draw(cell.wanted, config))
-                known[key] = candidates.select(_kept(candidates, cell, prepared, config, plan, folder, device))
-        return known[key]
+                candidates = first_of(self._pool, candidates_to_draw(cell.wanted, self._config))
+                path, found = self._manifest(cell, candidates)
+                self._known[key] = candidates.select([i for i, row in enumerate(found["images"]) if row["kept"]])
+                counts = {name: sum(values) for name, values in found["counts"].items()}
+                row = {"policy": cell.curation, "number": cell.number, "file": path.name, "reasons": found["reasons"]}
+                self.made.append({**row, **counts})
+        return self._known[key]
 
-    return images
+    def boards(self, number: str | None) -> list[Board]:
+        """One board per policy, at most :data:`~imbdiff.reporting.study.MAX_BOARDS`: of `number` where it is given and
+        was chosen of, otherwise of the choice with most images wanted."""
+        shown = []
+        for policy in list(dict.fromkeys(row["policy"] for row in self.made))[:MAX_BOARDS]:
+            own = [row for row in self.made if row["policy"] == policy]
+            row = max(own, key=lambda r: (r["number"] == number, r["wanted"]))
+            found = read_json(self._folder / row["file"])
+            candidates = first_of(self._pool, found["counts"]["candidates"])
+            about = ReportData(
+                title="", command="", method="", source="", stats=self._prepared.stats, groups=self._prepared.groups,
+                curated={**found, "candidates": candidates},
+            )  # fmt: skip
+            made = section(about, rarest=BOARD_RAREST, others=BOARD_OTHERS)
+            if made is not None:
+                shown.append(Board(policy, row["number"], f"{self._folder.name}/{row['file']}", made))
+        return shown
 
-
-def _kept(
-    candidates: ImageSet, cell: Cell, prepared: Prepared, config: RunConfig, plan: FitPlan, folder: Path, device: str
-) -> list[int]:
-    names = parse_policy(cell.curation)
-    extractor = working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
-    least = config.curate.confidence if "confident" in names else None
-    deciding = [FORMAT, candidates.fingerprint, list(cell.wanted), list(names), least, config.seed]
-    key = digest([*deciding, prepared.train.fingerprint, extractor.fingerprint])
-    path = folder / f"{cell.curation}-{key[:16]}.json"
-    if path.exists():
-        try:
-            found = read_json(path)
-            if found["input"] == key:
-                return [int(i) for i in found["kept"]]
-        except (RunError, KeyError, TypeError):
+    def _manifest(self, cell: Cell, candidates: ImageSet) -> tuple[Path, dict[str, Any]]:
+        """The file of a choice, and what it holds: the manifest of the stage `curate`; made where it is not there."""
+        config, train = self._config, self._prepared.train
+        names = parse_policy(cell.curation)
+        extractor = working_extractor(train, self._plan, seed=config.seed, device=self._device, folder=self._folder)
+        least = config.curate.confidence if "confident" in names else None
+        deciding = [FORMAT, candidates.fingerprint, list(cell.wanted), list(names), least, config.seed]
+        key = digest([*deciding, train.fingerprint, extractor.fingerprint])
+        path = self._folder / f"{cell.curation}-{key[:16]}.json"
+        if path.exists():
+            try:
+                found = read_json(path)
+                if found["input"] == key and [row["file"] for row in found["images"]] == list(candidates.ids):
+                    return path, found
+            except (RunError, KeyError, TypeError):
+                pass
             _log.warning("%s is damaged: the images are chosen again", path)
-    chosen = curate(
-        candidates, cell.wanted, prepared.train, cell.curation, extractor,
-        confidence=config.curate.confidence, seed=config.seed,
-    )  # fmt: skip
-    reasons = {reason: chosen.reason.count(reason) for reason in sorted(set(chosen.reason))}
-    kept = [int(i) for i in chosen.kept]
-    write_json(path, {"input": key, "policy": cell.curation, "number": cell.number, "reasons": reasons, "kept": kept})
-    return kept
+        config = replace(
+            config,
+            sample=replace(config.sample, strategy=cell.number),
+            curate=replace(config.curate, policy=cell.curation),
+        )
+        drawn = candidates.fingerprint
+        found = curate_run(self._prepared, candidates, drawn, config, self._folder, device=self._device)
+        warnings = [text.replace("--curate.draw", "--draw") for text in found["warnings"]]
+        reasons = dict(sorted(Counter(row["reason"] for row in found["images"]).items()))
+        found = {"input": key, "number": cell.number, "reasons": reasons, **found, "warnings": warnings}
+        write_json(path, found)
+        return path, found

@@ -12,6 +12,7 @@ import numpy as np
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.jobs import Arm, Job, Progress, default_workers, run_all
+from imbdiff.recognition.networks.identity import is_pretrained
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.scores import scores, spread
 from imbdiff.recognition.use import Use
@@ -29,8 +30,20 @@ control by the synthetic images alone."""
 
 
 def make_arms(without: Sequence[str] = WITHOUT, with_: Sequence[str] = WITH, use: Use | None = None) -> tuple[Arm, ...]:
-    """Arms by the names of their recipes: first those without synthetic images, then those that use them so."""
-    return (*(Arm(name) for name in without), *(Arm(name, use or Use()) for name in with_))
+    """Arms by the names of their recipes: first those without synthetic images, then those that use them so.
+
+    The arms that no comparison may lack are always in: those of `WITHOUT`, because filling classes re-balances them
+    too, and every recipe of `with_` alone, because otherwise the images would be credited with what the recipe does.
+
+    Raises:
+        ConfigError: an unknown recipe, or one that is named twice.
+    """
+    for given in (without, with_):
+        twice = [name for name in given if list(given).count(name) > 1]
+        if twice:
+            raise ConfigError(f"the recipe {twice[0]!r} is named twice", "name each recipe once")
+    alone = dict.fromkeys((*WITHOUT, *without, *with_))
+    return (*(Arm(name) for name in alone), *(Arm(name, use or Use()) for name in with_))
 
 
 ARMS = make_arms()
@@ -112,6 +125,9 @@ def classify(
             "groups": prepared.groups.rule,
             "equal": "optimizer steps, batch size, augmentation, seeds, learning rate and weight decay in all arms",
             "chosen_on_test": "nothing",
+            "pretrained": "yes: the weights come from other images, perhaps from test images"
+            if is_pretrained(plan.network)
+            else "no",
         },
         "arms": rows,
         "control": controls,
@@ -157,13 +173,22 @@ def check_arms(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
         )
     if all(arm.needs_synthetic for arm in arms):
         raise ConfigError("there is no arm without synthetic images to compare with", "name at least one recipe for it")
+    alone = {arm.recipe for arm in arms if not arm.needs_synthetic}
+    mixed_up = [arm for arm in arms if arm.needs_synthetic and arm.recipe not in alone]
+    if mixed_up:
+        raise ConfigError(
+            f"the recipe {mixed_up[0].recipe!r} stands with synthetic images only, so that what it does and what they "
+            "do could not be told apart",
+            "add the arm of that recipe without them",
+        )
 
 
 def check_sets(prepared: Prepared, synthetic: ImageSet | None) -> None:
     """Refuses sets that do not belong together.
 
     Raises:
-        DataError: no test images, a class without real images, or synthetic images of other classes or another shape.
+        DataError: no test images, a class without real images, or synthetic images of other classes or another shape,
+            or that are test images.
     """
     train, test = prepared.train, prepared.test
     if not len(test):
@@ -185,6 +210,13 @@ def check_sets(prepared: Prepared, synthetic: ImageSet | None) -> None:
         raise DataError(
             f"the synthetic images are {synthetic.shape} (H, W, C), the training images {train.shape}",
             "draw them with the model of this run",
+        )
+    tests = set(test.hashes)
+    leaked = [i for i, h in enumerate(synthetic.hashes) if h in tests and np.ptp(synthetic.images[i])]  # but for blanks
+    if leaked:
+        raise DataError(
+            f"{len(leaked)} synthetic images equal test images, such as {synthetic.ids[leaked[0]]}",
+            "leave them out, and find out how the generator came to see the test images",
         )
 
 

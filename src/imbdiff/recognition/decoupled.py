@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from imbdiff.recognition.losses import LDAM_SCALE
 from imbdiff.recognition.recipes import Recipe
 from imbdiff.runtime.errors import ConfigError
 
@@ -54,6 +55,17 @@ def linear_head(head: nn.Module, what: str) -> nn.Linear:
     return head
 
 
+class TimesHead(nn.Module):
+    """A head whose outputs are multiplied by a fixed number: LDAM's cosines by its s, so that they are logits."""
+
+    def __init__(self, head: nn.Module, times: float) -> None:
+        super().__init__()
+        self.head, self.times = head, times
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.head(features) * self.times
+
+
 @torch.no_grad()
 def tau_normalised(head: nn.Linear, tau: float = TAU) -> nn.Linear:
     """w_k / ||w_k||^tau, without bias (Kang et al. 2020, Eq. 5)."""
@@ -82,4 +94,6 @@ def finished_head(head: nn.Module, recipe: Recipe, prior: np.ndarray | None) -> 
     if recipe.adjust:
         assert prior is not None
         head = adjusted(linear_head(head, recipe.label), prior, recipe.tau)
+    if recipe.loss == "ldam":  # trained with them, so that they are what probabilities are made of
+        head = TimesHead(head, LDAM_SCALE)
     return head

@@ -58,13 +58,26 @@ def train_classifier(
     """
     use = use or Use()
     mixture = Mixture(real, synthetic, use, plan.batch_size, seed, weights)
-    counts = None
+    counts = real_counts = None
     if prior is not None:
-        counts = prior * (len(real) / prior.sum())
+        counts = real_counts = prior * (len(real) / prior.sum())
     elif recipe.needs_prior:
-        counts = mixture.counts(use.prior)
+        counts, real_counts = mixture.counts(use.prior), mixture.counts("train")
     training = Loop(
-        mixture, plan, recipe, counts, seed, torch.device(device), val, looks, stop, name, store, log, identity
+        mixture,
+        plan,
+        recipe,
+        counts,
+        real_counts,
+        seed,
+        torch.device(device),
+        val,
+        looks,
+        stop,
+        name,
+        store,
+        log,
+        identity,
     )
     return training.run()
 

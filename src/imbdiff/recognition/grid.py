@@ -5,20 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.arms import check_arms, check_sets
-from imbdiff.recognition.batch_norm import split_batch_norm
 from imbdiff.recognition.curation import parse_policy
-from imbdiff.recognition.decoupled import linear_head
+from imbdiff.recognition.fitting import check_trainings
 from imbdiff.recognition.jobs import Arm
-from imbdiff.recognition.networks import build_network
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import get_recipe
-from imbdiff.recognition.use import Mixture, Use
+from imbdiff.recognition.use import Use
 from imbdiff.runtime.errors import ConfigError, DataError
 from imbdiff.runtime.files import digest
 
@@ -136,15 +134,5 @@ def check_grid(
             "there are no validation images to choose by, so that a study could show nothing",
             "hold some out in a new run (--data.val_fraction)",
         )
-    train = prepared.train
-    one = train.select([0])
-    alone = [(recipe, Use()) for recipe in without]
-    for name, use in dict.fromkeys([*alone, *((cell.recipe, cell.use) for cell in cells)]):
-        recipe = get_recipe(name)
-        Mixture(one, one, use, plan.batch_size, 0)
-        options: dict[str, Any] = {} if recipe.head == "linear" else {"head": recipe.head}
-        made = build_network(plan.network, train.shape, len(train.class_names), 0, **options)
-        if recipe.second != "none" or recipe.adjust:
-            linear_head(made.head, recipe.label)
-        if use.batch_norm == "separate":
-            split_batch_norm(made)
+    alone = [(recipe, None) for recipe in recipes_without(without, cells)]
+    check_trainings(prepared.train, plan, [*alone, *((cell.recipe, cell.use) for cell in cells)])

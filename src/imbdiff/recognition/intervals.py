@@ -31,7 +31,8 @@ def paired_interval(
     """Mean of `difference` (S, N) and its interval over seeds and test images.
 
     Bootstrap: images are drawn anew within each class, seeds anew as a whole; the deviations of seeds are widened by
-    sqrt(S / (S - 1)), because drawing S of S values understates their variance by that much. Percentiles at `level`.
+    sqrt(S / (S - 1)), because drawing S of S values understates their variance by that much. Percentiles at `level`, in
+    [-1, 1].
 
     Args:
         difference: correct in one arm minus correct in the other, -1, 0 or 1, per seed and test image.
@@ -46,7 +47,8 @@ def paired_replicates(
 ) -> np.ndarray:
     """Bootstrap values of :func:`paired_interval`, (R,), or (P, R) for P comparisons (P, S, N) of the same images.
 
-    R is `replicates` rounded up to whole hundreds. All comparisons are of the same draws.
+    R is `replicates` rounded up to whole hundreds. All comparisons are of the same draws. What widening puts beyond -1
+    or 1 is that end: no difference of accuracies lies there.
     """
     d = difference.astype(np.float64)
     s, n = d.shape[-2:]
@@ -63,7 +65,7 @@ def paired_replicates(
         mean = per_seed.mean(axis=-1, keepdims=True)
         drawn = np.broadcast_to(generator.integers(0, s, size=(CHUNK, s)), per_seed.shape)
         found.append(mean[..., 0] + widen * np.take_along_axis(per_seed - mean, drawn, axis=-1).mean(axis=-1))
-    return np.concatenate(found, axis=-1)
+    return np.clip(np.concatenate(found, axis=-1), -1.0, 1.0)
 
 
 def percentiles(replicates: np.ndarray, level: float) -> tuple[float, float]:
@@ -106,7 +108,8 @@ def nested_interval(
     drawing test images anew within their classes gives the mean: few triples can agree by chance, and by more than
     their test images allow.
 
-    With `shared` test images, s holds nothing of them; both parts are added: sqrt((t s)^2 / T + z^2 v).
+    With `shared` test images, s holds nothing of them; both parts are added: sqrt((t s)^2 / T + z^2 v). Ends are cut
+    at -1 and 1.
 
     A single triple says nothing of other splits and generators: that is :func:`paired_interval`, drawn with `seed`.
 
@@ -121,7 +124,7 @@ def nested_interval(
     if len(triples) == 1:
         return paired_interval(*triples[0], level, seed)
     half = _half_width(level, len(triples), s, v, shared)
-    return centre, centre - half, centre + half
+    return centre, max(-1.0, centre - half), min(1.0, centre + half)
 
 
 def nested_p(triples: Sequence[Triple], shared: bool = False, seed: int = 0) -> float:

@@ -72,12 +72,14 @@ class Loop:
 
     Attributes:
         counts: (C,) images of each class, for recipes that need them.
+        real_counts: the same in the steps that see real images only.
     """
 
     mixture: Mixture
     plan: FitPlan
     recipe: Recipe
     counts: np.ndarray | None
+    real_counts: np.ndarray | None
     seed: int
     device: torch.device
     val: ImageSet | None
@@ -101,6 +103,7 @@ class Loop:
         self._prepare()
         stages = stages_of(plan, recipe, mixture.use, len(mixture.images) > mixture.num_real)
         total = sum(s.steps for s in stages)
+        self.ends_real = stages[-1].real_only < stages[-1].steps
         looks = min(self.looks, total) if self.val is not None and len(self.val) else 0
         self.best: dict[str, Any] = {}
         self._saved = time.monotonic()
@@ -147,12 +150,9 @@ class Loop:
         mixture, device = self.mixture, self.device
         self.data = Gather(mixture.images.images, device)
         self.labels = torch.from_numpy(np.array(mixture.images.labels)).to(device)
-        self.row_weights: dict[bool, Tensor] = {}  # by whether the batch has real rows only
-        if mixture.row_weights is not None:
-            for real_only in (False, True):
-                relative = mixture.row_weights / mixture.mean_weight(real_only)
-                self.row_weights[real_only] = torch.from_numpy(relative).float().to(device)
-        self.loss = BatchLoss(self.recipe, self.counts, device)
+        self.row_weights: dict[tuple[bool, str], Tensor] = {}
+        self.loss = {False: BatchLoss(self.recipe, self.counts, device)}
+        self.loss[True] = BatchLoss(self.recipe, self.real_counts, device)
         self.counts_tensor = None if self.counts is None else torch.from_numpy(self.counts).float().to(device)
 
     def _enter(self, stage: Stage) -> torch.optim.Optimizer:
@@ -192,10 +192,12 @@ class Loop:
             mixed = mix(recipe.mixing, x, y, counts, generator)
             x = x if mixed is None else mixed.x
         narrow = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-        with self._synthetic_rows(rows if mixed is None else None), narrow:
+        with self._synthetic_rows(rows), narrow:
             logits = self.network(x.contiguous(memory_format=torch.channels_last)).float()
-        own = self.row_weights[step >= stage.real_only][rows] if self.row_weights else None
-        value = self.loss(logits, y, own, mixed, weighted=not deferred)
+        real_only = step >= stage.real_only
+        weights = self._weights(real_only, law)
+        own = None if weights is None else weights[rows]
+        value = self.loss[real_only](logits, y, own, mixed, weighted=not deferred)
         for group in optimizer.param_groups:
             group["lr"] = plan.rate(step, stage.steps)
         optimizer.zero_grad(set_to_none=True)
@@ -203,14 +205,22 @@ class Loop:
         optimizer.step()
         return value.detach()
 
+    def _weights(self, real_only: bool, law: str) -> Tensor | None:
+        """(N + M,) weights of the images, relative to their mean in such batches."""
+        found = self.mixture.row_weights
+        if found is not None and (real_only, law) not in self.row_weights:
+            relative = found / self.mixture.mean_weight(real_only, law)
+            self.row_weights[real_only, law] = torch.from_numpy(relative).float().to(self.device)
+        return self.row_weights.get((real_only, law))
+
     def _rows(self, stage: Stage, step: int, law: str) -> np.ndarray:
         return self.mixture.rows(step, law, real_only=step >= stage.real_only, name=stage.name)
 
-    def _synthetic_rows(self, rows: Tensor | None) -> Any:
-        """Under separate batch norm, says which rows are synthetic; mixed rows are of both kinds and count as real."""
+    def _synthetic_rows(self, rows: Tensor) -> Any:
+        """Under separate batch norm, says which rows are synthetic."""
         if self.mixture.use.batch_norm != "separate" or len(self.mixture.images) == self.mixture.num_real:
             return nullcontext()
-        return synthetic_rows(self.network, None if rows is None else rows >= self.mixture.num_real)
+        return synthetic_rows(self.network, rows >= self.mixture.num_real)
 
     def _check(self, loss: Tensor, at: int, optimizer: torch.optim.Optimizer) -> None:
         value = loss.item()
@@ -238,7 +248,8 @@ class Loop:
 
     def _plain(self, network: Classifier) -> Classifier:
         """A copy that decides: with a plain head, and statistics of real images only."""
-        prior = None if self.counts is None else self.counts / self.counts.sum()
+        counts = self.real_counts if self.ends_real else self.counts
+        prior = None if counts is None else counts / counts.sum()
         made = copy.deepcopy(network).requires_grad_(True).eval()
         made.head = finished_head(made.head, self.recipe, prior)
         if self.mixture.use.batch_norm == "separate" and len(self.mixture.images) > self.mixture.num_real:

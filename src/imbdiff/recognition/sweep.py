@@ -8,6 +8,7 @@ alone, and :class:`Sealed` hands out predictions on test images for a choice onl
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,12 @@ import numpy as np
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.arms import check_classes
 from imbdiff.recognition.grid import Cell, check_grid, missing_classes, recipes_without
-from imbdiff.recognition.intervals import paired_interval
 from imbdiff.recognition.jobs import Arm, Job, Progress, default_workers, run_all
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.scores import scores, spread
-from imbdiff.recognition.verdict import LEAST_TEST_IMAGES
-from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.recognition.verdict import verdict
+from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
 
 if TYPE_CHECKING:
     from imbdiff.data.splits import Prepared
@@ -35,6 +35,17 @@ RULE = (
     "highest mean balanced accuracy over seeds on validation images; of equal ones the simpler: none without synthetic "
     "images first, then fewer of them, then no curation"
 )
+
+
+class Tried(Job):
+    """A training whose loss may become infinite without ending the others: "failed" then says so. It is not kept, and
+    the next call tries again."""
+
+    def train(self, stop: threading.Event) -> dict[str, Any] | None:
+        try:
+            return super().train(stop)
+        except NonFiniteLossError as error:
+            return {"seed": self.seed, "failed": error.message}
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ def sweep(
         prepared: the splits. Where validation images of a class that claims are made of are missing, nothing is chosen.
         images: gives the synthetic images of a cell; called for all cells before the first training.
         cells: of :func:`~imbdiff.recognition.grid.make_cells`. A cell without images (curation may leave none) is not
-            trained.
+            trained. One of whose trainings the loss became infinite in is reported, and not chosen.
         plan: network, steps, rates, augmentation: the same for all.
         without: recipes without synthetic images; those of the cells are always added.
         seeds: the same ones for all.
@@ -140,6 +151,7 @@ def sweep(
 
     Raises:
         ConfigError: no cells, bad seeds, or a recipe, use and network that do not fit each other.
+        NonFiniteLossError: the training of every arm without synthetic images failed.
         DataError: no test images, no validation images (unless `reveal_test`), synthetic images of other classes.
     """
     check_grid(prepared, cells, plan, without, seeds, reveal_test=reveal_test)
@@ -156,7 +168,18 @@ def sweep(
         rows.append(_row(cell.name, cell, found, prepared))
         if len(found):
             arms[cell.name] = (cell.arm, found)
-    sealed = Sealed(_trained(arms, prepared, plan, seeds, device, folder, progress, workers))
+    done = _trained(arms, prepared, plan, seeds, device, folder, progress, workers)
+    failed = {name: run["failed"] for name, runs in done.items() for run in runs if "failed" in run}
+    for row in rows:
+        if row["name"] in failed:
+            row["reason"] = f"not compared, its training failed: {failed[row['name']]}"
+            del arms[row["name"]]
+    if not any(row["number"] is None and row["name"] in arms for row in rows):
+        raise NonFiniteLossError(
+            f"no arm without synthetic images could be trained: {next(iter(failed.values()))}",
+            "use a smaller --classify.lr",
+        )
+    sealed = Sealed(done)
     for row in rows:
         if row["name"] in arms:
             row["validation"] = _numbers(sealed.validation(row["name"]), prepared.val, prepared)
@@ -200,7 +223,7 @@ def _trained(
     of: dict[str, list[str]] = {name: [] for name in arms}
     for name, (arm, found) in arms.items():
         for seed in seeds:
-            job = Job(arm, int(seed), plan, prepared, found, device, folder)
+            job = Tried(arm, int(seed), plan, prepared, found, device, folder)
             identity = job.input_hash()
             jobs.setdefault(identity, replace(job, key=f"-{identity[:12]}"))
             of[name].append(identity)
@@ -266,29 +289,17 @@ def compare(choice: Choice, sealed: Sealed, prepared: Prepared) -> dict[str, Any
 
     Returns:
         "numbers": by name, as of validation images; "scopes": None where both are the same, otherwise of "all" and each
-        group: "difference", "low", "high" (:func:`~imbdiff.recognition.intervals.paired_interval` over the images of
-        classes that claims are made of), "n", and "reason" where too few images leave nothing to say.
+        group a row of :func:`~imbdiff.recognition.verdict.verdict`: the comparison over all test images is the one
+        declared beforehand, those of groups are corrected for their number (Holm), and their intervals widened with it.
     """
-    test, groups = prepared.test, prepared.groups
+    test = prepared.test
     said = {name: sealed.test(name, choice) for name in dict.fromkeys([choice.recommended, choice.control])}
     numbers = {name: _numbers(predicted, test, prepared) for name, predicted in said.items()}
     if choice.recommended == choice.control:
         return {"numbers": numbers, "scopes": None}
-    usable = np.asarray(prepared.claimable, dtype=bool)[test.labels]
-    of_class = np.asarray(groups.of_class)[test.labels]
-    right = {name: (predicted == test.labels).astype(np.int8) for name, predicted in said.items()}
-    difference = right[choice.recommended] - right[choice.control]
-    scopes: dict[str, dict[str, Any]] = {}
-    for scope in ["all", *groups.present]:
-        mine = usable if scope == "all" else usable & (of_class == groups.names.index(scope))
-        n = int(mine.sum())
-        scopes[scope] = {"n": n, "difference": None, "low": None, "high": None, "reason": None}
-        if n < LEAST_TEST_IMAGES:
-            scopes[scope]["reason"] = f"fewer than {LEAST_TEST_IMAGES} test images"
-            continue
-        mean, low, high = paired_interval(difference[:, mine], test.labels[mine])
-        scopes[scope] |= {"difference": mean, "low": low, "high": high}
-    return {"numbers": numbers, "scopes": scopes}
+    declared = {"arms": [choice.control], "chosen_by": RULE}
+    found = verdict(said, test, prepared.groups, prepared.claimable, declared, choice.recommended, [choice.recommended])
+    return {"numbers": numbers, "scopes": found["per_group"]}
 
 
 def _exploratory(names: Sequence[str], sealed: Sealed, prepared: Prepared) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.rows import join
-from imbdiff.data.samplers import BatchSampler
+from imbdiff.data.samplers import BatchSampler, class_law
 from imbdiff.recognition.losses import PRIORS, class_counts
 from imbdiff.runtime.errors import ConfigError
 
@@ -66,6 +66,8 @@ class Use:
             parts.append(f"last {self.last:.0%} of the steps: {what}")
         if self.batch_norm == "separate":
             parts.append("batch statistics of their own")
+        if self.prior != "train":
+            parts.append(f"prior: {self.prior}")
         return ", ".join(parts)
 
 
@@ -126,16 +128,25 @@ class Mixture:
         classes = len(self.real.class_names)
         return class_counts(prior, self.real.labels, synthetic, weight, classes)
 
-    def mean_weight(self, real_only: bool = False) -> float:
-        """Mean of :attr:`row_weights` over the rows of natural batches, by which the loss is divided in all."""
+    def mean_weight(self, real_only: bool = False, law: str = "natural") -> float:
+        """Mean of :attr:`row_weights` over the rows that batches have under `law`, by which the loss is divided."""
         assert self.row_weights is not None
-        real, synthetic = self.row_weights[: self.num_real], self.row_weights[self.num_real :]
+        n = self.num_real
         if real_only:
-            return float(real.mean())
+            return self._mean(slice(n), law)
         if not self.synthetic_rows:
-            return float(self.row_weights.mean())
+            return self._mean(slice(None), law)
         share = self.synthetic_rows / self.batch_size
-        return float((1 - share) * real.mean() + share * synthetic.mean())
+        return (1 - share) * self._mean(slice(n), law) + share * self._mean(slice(n, None), law)
+
+    def _mean(self, part: slice, law: str) -> float:
+        assert self.row_weights is not None
+        weights, labels = self.row_weights[part], self.images.labels[part]
+        if law == "natural":
+            return float(weights.mean())
+        counts = np.bincount(labels)
+        sums = np.bincount(labels, weights)
+        return float((class_law(counts, law) * sums / np.maximum(counts, 1)).sum())
 
     def rows(self, step: int, law: str, *, real_only: bool = False, name: str = "") -> np.ndarray:
         """(B,) int64 rows of :attr:`images` for `step`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,10 +13,13 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.metrics.extractors import ClassifierFeatures
 from imbdiff.recognition.fit import fit
 from imbdiff.recognition.networks import build_network
+from imbdiff.recognition.networks.identity import is_pretrained, network_identity
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json
 
+INSTEAD = "resnet-small"
+"""The network where the plan's comes with weights of other images."""
 _log = logging.getLogger(__name__)
 
 
@@ -29,9 +33,13 @@ def working_extractor(
 
     Args:
         train: the training split, and nothing else.
+        plan: of the classifiers of the comparison; a network of pretrained weights is replaced by :data:`INSTEAD`.
         folder: where its weights are kept; with it, a repeated call reads them.
     """
-    key = digest([1, train.fingerprint, plan.to_json(), seed, torch.__version__, torch.device(device).type])
+    if is_pretrained(plan.network):  # who knows what images it saw
+        plan = replace(plan, network=INSTEAD, normalise=None)
+    what = network_identity(plan.network, train.shape, len(train.class_names))
+    key = digest([2, train.fingerprint, plan.to_json(), what, seed, torch.__version__, torch.device(device).type])
     weights = None if folder is None else Path(folder) / f"working-{key[:16]}.safetensors"
     network = None if weights is None else _read(weights, key, train, plan)
     if network is None:
@@ -54,7 +62,7 @@ def _read(weights: Path, key: str, train: ImageSet, plan: FitPlan) -> torch.nn.M
         record = read_json(record_path)
         if record["input"] != key or record["weights"] != sha256_file(weights):
             raise KeyError("weights")
-        network = build_network(plan.network, train.shape, len(train.class_names))
+        network = build_network(plan.network, train.shape, len(train.class_names), normalise=plan.normalise)
         network.load_state_dict(load_file(weights))
         return network
     except (RunError, KeyError, TypeError, RuntimeError):

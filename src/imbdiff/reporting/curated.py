@@ -86,10 +86,10 @@ class Section:
     explained: str
 
 
-def section(data: ReportData) -> Section | None:
+def section(data: ReportData, rarest: int = RAREST, others: int = OTHERS) -> Section | None:
     """The section of `ReportData.curated`; None where nothing was curated.
 
-    Caps: pictures of the 8 rarest classes and of 4 others, at most 8 kept and 8 dropped images of each; 100 classes in
+    Caps: pictures of the `rarest` classes and of `others`, at most 8 kept and 8 dropped images of each; 100 classes in
     the table, rarest first; 5 warnings.
     """
     found = data.curated
@@ -111,7 +111,7 @@ def section(data: ReportData) -> Section | None:
     scopes = [Row("all", cells(everything))]
     scopes += [Row(clean(name), cells(data.groups.classes(name))) for name in data.groups.present]
     warnings = [shorten(w, 600) for w in found.get("warnings") or ()]
-    shown = [*drawn[:RAREST], *spread(drawn[RAREST:], OTHERS)]
+    shown = [*drawn[:rarest], *spread(drawn[rarest:], others)]
     candidates: ImageSet | None = found.get("candidates")
     limit = _columns(candidates)
     strips = [] if candidates is None else [_strip(data, candidates, rows, labels, k, limit) for k in shown]
@@ -124,11 +124,11 @@ def section(data: ReportData) -> Section | None:
         classes=tuple(Row(clean(data.stats.names[k]), cells([k])) for k in drawn[:MAX_ROWS]),
         left_out=max(0, len(drawn) - MAX_ROWS),
         strips=tuple(strips),
-        rarest=min(RAREST, len(shown)),
-        others=max(0, len(shown) - RAREST),
+        rarest=min(rarest, len(shown)),
+        others=max(0, len(shown) - rarest),
         not_shown=len(drawn) - len(shown),
         tiles=limit,
-        explained=_explained(found),
+        explained=_explained(found, (data.nearest or (data.metrics or {}).get("memorisation")) is not None),
     )
 
 
@@ -152,6 +152,7 @@ def _strip(
     data: ReportData, images: ImageSet, rows: Sequence[Mapping[str, Any]], labels: np.ndarray, k: int, limit: int
 ) -> Strip:
     pictures: list[np.ndarray] = []
+    diverse = _diverse(data.curated or {})
 
     def tile(i: int, what: str) -> Tile:
         pictures.append(images.images[i])
@@ -164,7 +165,7 @@ def _strip(
     kept_tiles = tuple(tile(i, "kept") for i in kept)
     dropped = []
     for i in out:
-        reason, score = _why(rows[i], data.stats.names)
+        reason, score = _why(rows[i], data.stats.names, diverse)
         dropped.append(Dropped(tile(i, f"dropped, {reason}"), reason, score))
     h, w = page_size(images.shape)
     scale = max(1, round(48 / max(h, w)))
@@ -192,8 +193,12 @@ def _in_turn(order: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> list[in
     return sorted(order, key=lambda i: (rows[i]["reason"] == "surplus", turn[i]))
 
 
-def _why(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, str]:
-    """(reason, score) in words."""
+def _diverse(found: Mapping[str, Any]) -> bool:
+    return "diverse" in str(found.get("policy", "")).split("+")
+
+
+def _why(row: Mapping[str, Any], names: Sequence[str], diverse: bool) -> tuple[str, str]:
+    """(reason, score) in words; the score is what decided."""
     reason = row["reason"]
     probability, ratio = f"p {number(row.get('probability'), 2)}", f"ratio {number(row.get('ratio'), 2)}"
     if reason == "other class":
@@ -204,11 +209,14 @@ def _why(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, str]:
         return "near copy", f"copy ratio {number(row.get('copy_ratio'), 2)}"
     if reason == "exact copy":
         return "exact copy", "equals a training image"
+    if reason == "surplus" and diverse:
+        return "not needed", f"apart {number(row.get('apart'), 2)}" if "apart" in row else ""
     said = {"out": "too far off", "approximate": "not near enough", "in-distribution": "too near"}
     return said.get(reason, "not needed"), ratio if "ratio" in row else ""
 
 
-def _explained(found: Mapping[str, Any]) -> str:
+def _explained(found: Mapping[str, Any], copies: bool) -> str:
+    """`copies`: the page has the section on copies."""
     classifier, zones = found.get("classifier"), found.get("zones")
     if not classifier:
         return "No classifier looked at the images."
@@ -223,5 +231,11 @@ def _explained(found: Mapping[str, Any]) -> str:
             f"{number(zones['out'], 2)}, out above. "
         )
     if found.get("copy_limit") is not None:
-        text += f"Near copy: copy ratio below {number(found['copy_limit'], 2)} (see the section on copies). "
+        where = " (see the section on copies)" if copies else ""
+        text += f"Near copy: copy ratio below {number(found['copy_limit'], 2)}{where}. "
+    if _diverse(found):
+        text += (
+            "Apart: distance to the nearest kept image of the class (standardised features); the images are kept that "
+            "lie farthest from the real ones and from each other. "
+        )
     return text + "Neither validation nor test images were looked at."
