@@ -128,7 +128,9 @@ def section(data: ReportData, rarest: int = RAREST, others: int = OTHERS) -> Sec
         others=max(0, len(shown) - rarest),
         not_shown=len(drawn) - len(shown),
         tiles=limit,
-        explained=_explained(found, (data.nearest or (data.metrics or {}).get("memorisation")) is not None),
+        explained=_explained(
+            found, bool((data.nearest or (data.metrics or {}).get("memorisation") or {}).get("summary"))
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imbdiff.data.words import counted
+from imbdiff.reporting.curated import HEADS, Section
 from imbdiff.reporting.plots import Plot
 from imbdiff.reporting.report import render
 from imbdiff.reporting.study_plot import MAX_LEVELS, MAX_LINES, MAX_PANELS, Level, Line, sweep_plot
@@ -16,6 +17,9 @@ from imbdiff.reporting.text import NOTHING, clean, flatten, number, seconds, sho
 MAX_ROWS = 200
 MAX_GROUPS = 8
 MAX_MISSING = 50
+MAX_BOARDS = 6
+BOARD_RAREST = 3
+BOARD_OTHERS = 1
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,21 @@ class ScopeRow:
     n: str
 
 
-def build_study(found: Mapping[str, Any]) -> str:
+@dataclass(frozen=True)
+class Board:
+    """What one policy keeps and drops for one number of images; `file` holds the scores of all."""
+
+    policy: str
+    number: str
+    file: str
+    section: Section
+
+
+def build_study(found: Mapping[str, Any], boards: Sequence[Board] = ()) -> str:
     """The page as HTML text with no reference to anything outside it, from what ``study.json`` holds.
 
     Caps, all stated on the page: 200 rows, 8 groups in tables, 8 lines, 3 arms and 6 panels in the plot, 50 classes
-    without validation images.
+    without validation images, 200 choices of images, boards of 6 policies with 3 rare classes and one other each.
     """
     picked, test = found.get("recommendation"), found.get("test")
     groups = [str(g) for g in found["groups"]]
@@ -56,13 +70,15 @@ def build_study(found: Mapping[str, Any]) -> str:
     missing = [clean(name) for name in found["missing"]]
     exploratory = found.get("exploratory")
     protocol = found["protocol"]
+    choices = list(found.get("curated") or ())
     trained = sum(row["validation"] is not None or not row["reason"] for row in rows)
     return render(
         "study.html.j2",
         title=f"Study of {shorten(found['run'], 120)}",
         sentence=_sentence(found),
         tone=_tone(test),
-        tested=_tested(picked, test),
+        tested=_tested(picked, test, exploratory is not None),
+        looks=_looks(found.get("looks") or ()),
         apply=[clean(line) for line in found["apply"]],
         facts=[
             (number(trained), "compared", "cells and arms without synthetic images"),
@@ -71,7 +87,7 @@ def build_study(found: Mapping[str, Any]) -> str:
             (
                 number(protocol["n_test"]),
                 "test images",
-                "looked at after the choice" if test or exploratory else "not looked at",
+                "looked at after the choice" if test else "looked at" if exploratory else "not looked at",
             ),
         ],
         plot=_plot(rows, groups, picked),
@@ -92,8 +108,12 @@ def build_study(found: Mapping[str, Any]) -> str:
             (clean(row["name"]), _accuracies(row["numbers"], groups[:MAX_GROUPS]))
             for row in (exploratory or {"rows": []})["rows"][:MAX_ROWS]
         ],
+        chosen=[_chosen(row) for row in choices[:MAX_ROWS]],
+        chosen_left=max(0, len(choices) - MAX_ROWS),
+        boards=[Board(clean(b.policy), shorten(b.number, 60), clean(b.file), b.section) for b in boards[:MAX_BOARDS]],
+        boards_left=max(0, len({row["policy"] for row in choices}) - MAX_BOARDS),
         explored=0 if exploratory is None else exploratory["compared"],
-        protocol=[*flatten(protocol), *flatten(found["grid"], "grid."), ("time", seconds(found["seconds"]))],
+        protocol=[*flatten(protocol), *flatten(found["grid"], "grid"), ("time", seconds(found["seconds"]))],
         command=clean(found["command"]),
     )
 
@@ -135,7 +155,26 @@ def _tone(test: Mapping[str, Any] | None) -> str:
     return "good" if whole["low"] > 0 else "bad" if whole["high"] < 0 else "same"
 
 
-def _tested(picked: Mapping[str, Any] | None, test: Mapping[str, Any] | None) -> str:
+def _looks(looks: Sequence[Mapping[str, Any]]) -> str:
+    if not looks:
+        return ""
+    text = f"The test images were looked at {counted(len(looks), 'time')} in this folder"
+    if len(looks) == 1:
+        return f"{text}."
+    return (
+        f"{text}, after as many grids: whoever saw an earlier look may have asked for a later grid because of it, and the "
+        "numbers of later ones are then no longer those of images that nothing was chosen by."
+    )
+
+
+def _chosen(row: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
+    """policy, number, wanted, candidates, kept, and why the others were not, of one choice."""
+    why = ", ".join(f"{HEADS.get(reason, reason)} {n:,}" for reason, n in row["reasons"].items() if reason != "kept")
+    counts = (number(row["wanted"]), number(row["candidates"]), number(row["kept"]))
+    return (clean(row["policy"]), shorten(row["number"], 60), *counts, clean(why or NOTHING))
+
+
+def _tested(picked: Mapping[str, Any] | None, test: Mapping[str, Any] | None, revealed: bool) -> str:
     if not picked or not test:
         return ""
     if test["scopes"] is None:
@@ -143,8 +182,9 @@ def _tested(picked: Mapping[str, Any] | None, test: Mapping[str, Any] | None) ->
     whole = test["scopes"]["all"]
     if whole["difference"] is None:
         return f"On the test images: not compared, {clean(whole['reason'])}."
+    only = "looked at after this choice" if revealed else "looked at after this choice and for these two only"
     return clean(
-        f"On {counted(whole['n'], 'test image')}, looked at after this choice and for these two only: "
+        f"On {counted(whole['n'], 'test image')}, {only}: "
         f"{_between(whole)} points of accuracy against {picked['control']}."
     )
 
