@@ -110,7 +110,7 @@ TRIALS = {
     # half of the largest
     "fashion": Trials(FitPlan(steps=500, augmentation=Augmentation(flip=True, shift=2)), 1, strategy="0.5"),
     # 202 images of every class that has fewer
-    "lesions": Trials(FitPlan(steps=400, batch_size=64, augmentation=Augmentation(flip=True, turns=True, shift=2)), 2,
+    "lesions": Trials(FitPlan(steps=400, batch_size=64, augmentation=Augmentation(flip=True, turns=True, shift=2)), 1,
                       strategy="0.065"),
     "cifar100-lt": Trials(literature(), 3),
     "cifar10-lt": Trials(literature(200 * 97), 3),
