@@ -16,12 +16,15 @@ from imbdiff.cli import main
 from imbdiff.config import RunConfig, override
 from imbdiff.data.imageset import ImageSet
 from imbdiff.pipeline import curation, samples
+from imbdiff.pipeline.checks import check_options
 from imbdiff.pipeline.curation import candidates_to_draw, curate_run
+from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.plan import make_plan
-from imbdiff.pipeline.run import STAGES, open_run, run
+from imbdiff.pipeline.run import STAGES, Run, open_run, run
 from imbdiff.pipeline.stages import prepare_data
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.presets import preset
+from imbdiff.recognition.curation import choice
 from imbdiff.reporting import report
 from imbdiff.reporting.curated import section
 from imbdiff.runtime.errors import ConfigError, RunError
@@ -280,7 +283,7 @@ def test_options_that_make_no_sense_are_refused_before_anything(
     assert message in capsys.readouterr().err
     assert not out.exists()
     with pytest.raises(ConfigError):
-        curation.check_curation(RunConfig(curate=replace(RunConfig().curate, policy="x")))
+        check_options(RunConfig(curate=replace(RunConfig().curate, policy="x")))
 
 
 class Forbidden:
@@ -326,3 +329,70 @@ def test_everything_dropped_is_said_and_not_filled_up(source: str, copy: Path, p
     assert sum(manifest["counts"]["kept"]) < sum(manifest["counts"]["wanted"])
     assert "a larger --curate.draw" in manifest["warnings"][0]
     assert "and were not filled up" in (copy / "report.html").read_text()
+
+
+def state(folder: Path) -> dict[str, str]:
+    return files(folder, "**/*.png", "curation/*", "config.yaml", "stages.json", "metrics.json", "classifier/*")
+
+
+def test_a_choice_by_a_classifier_of_other_options_is_not_used(
+    source: str, copy: Path, plain: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = state(copy)
+    for verb, options in (("classify", "--classify.steps 60 --classify.lr 0.05"), ("classify", "--classify.shift 2")):
+        assert main([verb, str(copy), *options.split()]) == 2
+        said = capsys.readouterr().err
+        assert "chosen by a classifier trained with other options" in said
+        words = set(options.replace("--classify.lr 0.05", "").split())
+        assert words <= set(said.replace("`", " ").split())
+        assert f"imbdiff curate {copy} --classify." in said
+        assert state(copy) == before
+    # options that it is not trained by leave it as it is
+    config = override(plain, POLICY)
+    for change in ({"classify.seeds": 3}, {"classify.looks": 4}, {"classify.recipes": ["ce", "focal"]}):
+        opened, prepared = Run(RunFolder(copy), source, override(config, change)), open_run(copy)[1]
+        assert curation.curated(opened, prepared) is not None
+    assert main(["curate", str(copy), "--classify.looks", "4"]) == 2
+    assert "--classify.looks" in capsys.readouterr().err
+    assert state(copy) == before
+    assert main(["classify", str(copy)]) == 0
+    assert "classify: done before, skipped" in capsys.readouterr().out
+    # the command that the message names
+    assert main(["curate", str(copy), "--classify.steps", "60", "--classify.lr", "0.05", "--quiet"]) == 0
+    assert manifest_of(copy)["classifier"]["plan"]["steps"] == 60
+    assert manifest_of(copy)["classifier"]["plan"]["learning_rate"] == 0.05
+    assert set(stages_of(copy)) == {"data", "train", "sample", "curate"}
+    opened, prepared = open_run(copy)
+    assert opened.config.classify.steps == 60
+    assert opened.synthetic(prepared) is not None
+    # a whole run chooses again by itself
+    run(source, copy, config, wanted=("curate",), quiet=True)
+    assert manifest_of(copy)["classifier"]["plan"]["steps"] == 40
+
+
+def test_numbers_that_were_not_asked_for_are_not_used(copy: Path) -> None:
+    opened, prepared = open_run(copy)
+    marks = stages_of(copy)
+    marks["curate"]["inputs"] = "0" * 64
+    (copy / "stages.json").write_text(json.dumps(marks))
+    with pytest.raises(RunError, match=r"for other numbers of images[\s\S]*imbdiff curate"):
+        opened.synthetic(prepared)
+
+
+def test_a_policy_that_the_data_refuse_leaves_the_run_as_it_was(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = state(copy)
+    real = choice.score
+
+    def without_zones(*arguments: Any) -> Any:
+        found = real(*arguments)
+        found.space.zones = None
+        return found
+
+    monkeypatch.setattr(choice, "score", without_zones)
+    assert main(["curate", str(copy), "--curate.policy", "in-distribution"]) == 2
+    assert "no class has two different training images" in capsys.readouterr().err
+    assert state(copy) == before
+    assert main(["curate", str(copy)]) == 0
+    assert "curate: done before, skipped" in capsys.readouterr().out

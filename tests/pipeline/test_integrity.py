@@ -11,11 +11,11 @@ import pytest
 
 from imbdiff.cli import main
 from imbdiff.config import RunConfig, override
-from imbdiff.pipeline import samples
+from imbdiff.pipeline import recognising, samples
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.run import open_run, run
 from imbdiff.runtime.checkpoint import CheckpointStore
-from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.errors import ConfigError, DataError, RunError
 from imbdiff.training.parts import Part
 from tests.pipeline.conftest import write_tree
 from tests.pipeline.test_run import files
@@ -111,6 +111,98 @@ def test_a_verb_takes_the_options_of_its_stage_only(copy, capsys: pytest.Capture
     assert main(["sample", str(folder), "--train.images", "5"]) == 2
     assert files(folder, "*") == before
     assert main(["sample", "--sample.omega", "2", str(folder), "--quiet"]) == 0, "options may stand before the folder"
+
+
+def state(folder: Path) -> dict[str, str]:
+    return files(folder, "*.yaml", "*.json", "model/*", "samples/**/*", "classifier/*")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classify.normalise", "cifar"], "1 channels cannot be standardised by 3 means"),
+        (["--classify.synthetic-share", "0.01"], "synthetic share of 0.01"),
+        (["--classify.synthetic", "balanced-softmax", "mixup", "--classify.synthetic-norm", "separate"], "mixes real"),
+    ],
+)
+def test_a_refused_option_writes_and_forgets_nothing(
+    copy, options: list[str], message: str, capsys, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = copy
+    before, config = state(folder), (folder / "config.yaml").stat()
+    assert main(["classify", str(folder), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert state(folder) == before
+    assert (folder / "config.yaml").stat().st_mtime_ns == config.st_mtime_ns
+    run("digits", folder, RunFolder(folder).saved()[1], wanted=("classify",))
+    assert "classify: done before, skipped" in capsys.readouterr().out
+
+
+def test_options_that_do_not_fit_are_refused_before_a_run_begins(tmp_path: Path, arguments, capsys) -> None:  # type: ignore[no-untyped-def]
+    line = ["run", "digits", "--out", str(tmp_path / "run"), *arguments, "--classify.normalise", "cifar"]
+    assert "cannot be standardised" in fails(capsys, *line)
+    assert "cannot be standardised" in fails(capsys, *line, "--dry-run")
+    assert not (tmp_path / "run").exists()
+
+
+def refuses(*_: object, **__: object) -> None:
+    raise DataError("such images are not compared")
+
+
+def test_what_was_finished_before_a_refusal_stays_with_its_options(copy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    folder, config = copy
+    marks = RunFolder(folder).stages()
+    changed = override(config, {"sample.omega": 3.0, "curate.draw": 2.0, "classify.steps": 7})
+    with pytest.raises(RunError, match="not been chosen among"):
+        run("digits", folder, changed, wanted=("sample", "classify"), quiet=True)
+    kept = RunFolder(folder).stages()
+    assert set(kept) == {"data", "train", "sample"}  # what was measured was of other images
+    assert kept["train"] == marks["train"]
+    assert kept["sample"]["inputs"] != marks["sample"]["inputs"]
+    saved = RunFolder(folder).saved()[1]
+    assert saved == override(config, {"sample.omega": 3.0, "curate.draw": 2.0})
+    # evaluation and comparison do not build on each other
+    run("digits", folder, saved, wanted=("curate", "classify"), quiet=True)
+    marks = RunFolder(folder).stages()
+    monkeypatch.setattr(recognising, "classify_run", refuses)
+    changed = override(saved, {"evaluate.cas": False, "classify.steps": 7})
+    with pytest.raises(DataError, match="are not compared"):
+        run("digits", folder, changed, wanted=("evaluate", "classify"), quiet=True)
+    kept = RunFolder(folder).stages()
+    assert {name: kept[name] for name in marks} == marks
+    assert "evaluate" in kept
+    assert RunFolder(folder).saved()[1] == override(saved, {"evaluate.cas": False})
+
+
+def test_a_drawing_that_is_refused_on_its_way_is_not_finished(copy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    folder, config = copy
+    original = files(folder, "samples/**/*")
+    monkeypatch.setattr(samples, "generate_batches", refuses)
+    with pytest.raises(DataError):
+        run("digits", folder, override(config, {"sample.omega": 3.0}), wanted=("sample",), quiet=True)
+    monkeypatch.undo()
+    assert set(RunFolder(folder).stages()) == {"data", "train"}
+    assert RunFolder(folder).saved()[1] == config
+    opened, prepared = open_run(folder)
+    assert opened.report_data(prepared).metrics is None
+    run("digits", folder, config, wanted=("sample",), quiet=True)
+    assert files(folder, "samples/**/*") == original
+
+
+def test_images_of_another_run_are_refused(copy, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    folder, config = copy
+    original = files(folder, "samples/**/*")
+    other = override(config, {"seed": 1})
+    run("digits", tmp_path / "other", other, wanted=("train", "sample"), quiet=True)
+    shutil.rmtree(folder / "samples")
+    shutil.copytree(tmp_path / "other" / "samples", folder / "samples")
+    for verb in ("evaluate", "classify", "report"):
+        assert main([verb, str(folder)]) == 2
+        said = capsys.readouterr().err
+        assert f"the images in {folder / 'samples'} are not those that this run drew" in said
+        assert f"run `imbdiff sample {folder}`" in said
+    run("digits", folder, config, wanted=("sample",), quiet=True)
+    assert files(folder, "samples/**/*") == original
 
 
 def test_a_model_that_saw_the_test_images_is_no_start(finished, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

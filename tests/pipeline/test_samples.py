@@ -14,7 +14,8 @@ from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.pipeline import samples
 from imbdiff.presets import preset
-from imbdiff.runtime.files import sha256_file
+from imbdiff.runtime.errors import RunError
+from imbdiff.runtime.files import digest, sha256_file
 
 NAMES = ("a", "b", "c")
 CONFIG = override(preset("tiny"), {"sample.steps": 2, "sample.batch_size": 8, "device": "cpu"})
@@ -83,3 +84,14 @@ def test_a_kill_while_the_plan_changes_is_mended(model: DiffusionModel, tmp_path
     assert drew == [34, 13]
     rows = json.loads((tmp_path / "a" / "manifest.json").read_text())["images"]
     assert {row["file"]: row["sha256"] for row in rows} == many
+
+
+def test_images_are_known_by_the_plan_that_they_were_drawn_by(model: DiffusionModel, tmp_path: Path) -> None:
+    own, other = plan((0, 3, 2)), plan((0, 3, 2), seed=4)
+    assert samples.drawn_inputs(tmp_path / "a") is None
+    draw(model, tmp_path / "a", own)
+    assert samples.drawn_inputs(tmp_path / "a") == digest(own) != digest(other)
+    for inputs in (None, digest(own)):
+        assert len(samples.load_samples(tmp_path / "a", (8, 8, 1), NAMES, inputs=inputs)) == 5
+    with pytest.raises(RunError, match=r"a are not those that this run drew\n.*imbdiff sample"):
+        samples.load_samples(tmp_path / "a", (8, 8, 1), NAMES, inputs=digest(other))

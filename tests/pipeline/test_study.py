@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 
 from imbdiff.cli import main
+from imbdiff.commands import StudyCommand
 from imbdiff.config import override
+from imbdiff.pipeline import curation, study_pool
 from imbdiff.pipeline import study as study_module
-from imbdiff.pipeline import study_pool
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.run import open_run, run
 from imbdiff.pipeline.samples import load_samples
@@ -59,7 +61,7 @@ def studied(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_pages(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages take seconds; that of `studied` was made before."""
-    monkeypatch.setattr(study_module, "build_study", lambda found: "page")
+    monkeypatch.setattr(study_module, "build_study", lambda found, boards: "page")
     monkeypatch.setattr("imbdiff.reporting.report.build_report", lambda data: "page")
 
 
@@ -91,6 +93,7 @@ def test_what_a_study_leaves(studied: Path) -> None:
     assert set(found["test"]["numbers"]) == {found["recommendation"]["name"], found["recommendation"]["control"]}
     assert {p.name for p in (studied / "study").iterdir()} - {".lock"} == {
         "plan.json", "samples", "curation", "jobs", "study.json", "report.html",
+        "looks.json",
     }  # fmt: skip
     page = (studied / "study" / "report.html").read_text()
     assert page.index("Recommended") < page.index(found["apply"][0].replace("&", "&amp;")) < page.index("<table")
@@ -145,7 +148,7 @@ def test_a_study_that_was_stopped_anywhere_goes_on_to_the_same_result(
     own: Path, studied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
-    real_batches, real_curate, real_train = study_pool.generate_batches, study_pool.curate, jobs.train_classifier
+    real_batches, real_curate, real_train = study_pool.generate_batches, curation.curate, jobs.train_classifier
 
     def batches(model: Any, labels: Any, seeds: Any, **options: Any) -> Any:
         drawn.append(len(labels))
@@ -168,7 +171,7 @@ def test_a_study_that_was_stopped_anywhere_goes_on_to_the_same_result(
 
     calls: list[str] = []
     monkeypatch.setattr(study_pool, "generate_batches", batches)
-    monkeypatch.setattr(study_pool, "curate", curate)
+    monkeypatch.setattr(curation, "curate", curate)
     monkeypatch.setattr(jobs, "train_classifier", train)
     monkeypatch.setattr(jobs, "default_workers", lambda device: 1)
     for _ in range(3):  # while drawing, curating and training
@@ -402,24 +405,80 @@ def test_a_curated_cell_has_the_first_images_that_are_kept(studied: Path, monkey
     pool = load_samples(studied / "study" / "samples", prepared.train.shape, prepared.train.class_names)
     asked: list[Any] = []
 
-    class Answer:
-        def __init__(self, kept: np.ndarray, n: int) -> None:
-            self.kept, self.reason = kept, ("kept",) * n
+    def curate_run(prepared: Any, candidates: Any, drawn: str, config: Any, *rest: Any, **options: Any) -> Any:
+        asked.append((candidates, prepared.train, config.sample.strategy, config.curate.policy))
+        rows = [{"file": f, "kept": i % 2 == 1, "reason": "kept"} for i, f in enumerate(candidates.ids)]
+        return {"images": rows, "counts": {}, "warnings": []}
 
-    def curate(candidates: Any, wanted: Any, train: Any, *rest: Any, **options: Any) -> Answer:
-        asked.append((candidates, train))
-        return Answer(np.arange(1, len(candidates), 2), len(candidates))
-
-    monkeypatch.setattr(study_pool, "curate", curate)
+    monkeypatch.setattr(study_pool, "curate_run", curate_run)
     monkeypatch.setattr(study_pool, "working_extractor", lambda *a, **k: type("E", (), {"fingerprint": "x"})())
     monkeypatch.setattr(study_pool, "write_json", lambda *a: None)
     wanted = (0, 0, 0, 0, 0, 0, 3, 5, 0, 0)
-    choose = study_pool.chooser(pool, prepared, opened.config, 1.4, Any, studied / "none", "cpu")  # type: ignore[arg-type]
+    choose = study_pool.Chooser(pool, prepared, opened.config, 1.4, Any, studied / "none", "cpu")  # type: ignore[arg-type]
     found = choose(Cell("x", wanted, "diverse", "ce", study_module.classifier_use(opened.config.classify)))
-    candidates, train = asked[0]
+    candidates, train, *options = asked[0]
     assert np.bincount(candidates.labels, minlength=10).tolist() == [0, 0, 0, 0, 0, 0, 5, 7, 0, 0]
     assert train is prepared.train
+    assert options == ["x", "diverse"]
     assert found.ids == candidates.ids[1::2]
     plain = choose(Cell("x", wanted, "none", "ce", study_module.classifier_use(opened.config.classify)))
     assert plain.fingerprint == first_of(pool, wanted).fingerprint
     assert len(asked) == 1
+
+
+def test_every_choice_keeps_the_scores_of_all_its_candidates_and_is_counted(studied: Path) -> None:
+    found = read_json(studied / "study" / "study.json")["curated"]
+    assert [(row["policy"], row["number"]) for row in found] == [("diverse", "0.2"), ("diverse", "0.3")]
+    _, prepared = open_run(studied)
+    pool = load_samples(studied / "study" / "samples", prepared.train.shape, prepared.train.class_names)
+    for row in found:
+        kept = read_json(studied / "study" / "curation" / row["file"])
+        images = kept["images"]
+        assert row["kept"] == sum(i["kept"] for i in images) == sum(kept["counts"]["kept"])
+        assert row["reasons"] == kept["reasons"]
+        assert sum(row["reasons"].values()) == row["candidates"] == len(images)
+        assert {i["file"] for i in images} <= set(pool.ids)
+        assert {"probability", "ratio", "copy_ratio", "apart", "predicted"} <= set(images[0])
+    assert len(images) == len(pool)  # of the larger number
+    page = (studied / "study" / "report.html").read_text()
+    assert "diverse, for 0." in page
+    best = next(r["number"] for r in result(studied)["rows"] if r["name"] == result(studied)["recommendation"]["name"])
+    shown = next(row["file"] for row in found if row["number"] == (best or "0.3"))
+    assert f"<code>curation/{shown}</code>" in page
+    assert page.index('id="curation-1"') < page.index('id="protocol"')
+    assert "url(data:image/png" in page[page.index('id="curation-1"') : page.index('id="protocol"')]
+
+
+def test_the_command_and_its_options_have_the_same_defaults() -> None:
+    command, options = StudyCommand("RUN"), StudyOptions()
+    assert {field.name: getattr(command, field.name) for field in fields(options)} == asdict(options)
+    assert options.curation == ("none", "agreement")
+
+
+def test_each_look_at_the_test_images_is_counted_whatever_the_grid(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied / "study"
+    first = read_json(folder / "looks.json")
+    found = result(copied)
+    assert found["looks"] == first
+    assert len(first) == 1
+    assert first[0] | {"grid": ""} == {
+        "recommended": found["recommendation"]["name"], "control": "CE", "grid": "", "cells": 4, "revealed": False,
+    }  # fmt: skip
+    study(copied, GRID, quiet=True)  # the same again, and in another order, is no new look
+    study(copied, replace(GRID, numbers=("0.3", "0.2")), quiet=True)
+    assert read_json(folder / "looks.json") == first
+    study(copied, replace(GRID, numbers=("0.2",)), quiet=True)
+    study(copied, replace(GRID, numbers=("0.2",), reveal_test=True), quiet=True)
+    looks = read_json(folder / "looks.json")
+    assert looks[:1] == first
+    assert [(look["cells"], look["revealed"]) for look in looks] == [(4, False), (2, False), (2, True)]
+    assert result(copied)["looks"] == looks
+    (folder / "looks.json").unlink()  # study.json still tells of them
+    study(copied, GRID, quiet=True)
+    assert read_json(folder / "looks.json") == looks
+    (folder / "looks.json").write_text("[")
+    monkeypatch.setattr(study_module, "sweep", None)
+    with pytest.raises(RunError, match=r"looks\.json is damaged.*\n.*another --out"):
+        study(copied, GRID, quiet=True)

@@ -161,6 +161,16 @@ def test_one_triple_is_the_paired_interval() -> None:
     assert nested_p([(d, labels)], seed=3) == min(percentile_p(paired_replicates(d, labels, 3)))
 
 
+def test_no_interval_leaves_what_a_difference_of_accuracies_can_be() -> None:
+    labels = np.zeros(40, dtype=np.int64)
+    apart = np.stack([np.full(40, -1), np.full(40, -1), np.ones(40)]).astype(np.int8)  # seeds that differ a lot
+    mean, low, high = paired_interval(apart, labels)
+    assert (mean, low) == (pytest.approx(-1 / 3), -1.0)
+    assert paired_interval(-apart, labels)[2] == 1.0
+    assert -1 < high <= 1
+    assert nested_interval([(apart[:1], labels), (apart[2:], labels)])[1:] == (-1.0, 1.0)
+
+
 def test_a_class_of_one_image_and_parts_that_do_not_fit() -> None:
     d, labels = np.array([[1, 0, -1]]), np.array([0, 0, 1])
     assert nested_parts([(d, labels)] * 2)[2] == pytest.approx(2 * 0.5 / 9 / 2)

@@ -15,12 +15,12 @@ from sklearn.metrics import balanced_accuracy_score
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition import jobs, sweep
 from imbdiff.recognition.grid import Cell, first_of, make_cells, missing_classes
-from imbdiff.recognition.intervals import paired_interval
+from imbdiff.recognition.intervals import holm_steps, paired_interval, paired_replicates, percentile_p
 from imbdiff.recognition.jobs import Job
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.sweep import Choice, Entry, Sealed, choose
 from imbdiff.recognition.use import Use
-from imbdiff.runtime.errors import ConfigError, DataError, RunError
+from imbdiff.runtime.errors import ConfigError, DataError, NonFiniteLossError, RunError
 
 from .conftest import NAMES, make_prepared, make_set
 
@@ -244,10 +244,15 @@ def test_the_finalists_differ_by_recommended_minus_control(prepared: Any, preten
     difference = np.array(of["a"]).astype(int) - np.array(of["b"]).astype(int)
     assert found["all"]["difference"] == pytest.approx(6 / 30)  # 6 more right of 30 images of each class
     few = labels > 0
-    for scope, mine in (("all", labels >= 0), ("few", few), ("many", ~few)):
-        mean, low, high = paired_interval(difference[:, mine], labels[mine])
+    masks = {"all": labels >= 0, "few": few, "many": ~few}
+    p = [min(percentile_p(paired_replicates(difference[:, masks[g]], labels[masks[g]]))) for g in ("many", "few")]
+    errors = {"all": 0.05, **dict(zip(("many", "few"), holm_steps(p), strict=True))}
+    assert min(errors.values()) < 0.05  # the groups are a family of two; the comparison over all is none of it
+    for scope, mine in masks.items():
+        mean, low, high = paired_interval(difference[:, mine], labels[mine], 1 - errors[scope])
         assert (found[scope]["difference"], found[scope]["low"], found[scope]["high"]) == (mean, low, high)
         assert found[scope]["n"] == mine.sum()
+        assert found[scope]["corrected"] == (scope != "all")
 
 
 def test_few_test_images_and_classes_without_claims_are_not_compared(pretend: dict[str, Any]) -> None:
@@ -257,13 +262,9 @@ def test_few_test_images_and_classes_without_claims_are_not_compared(pretend: di
     pretend["val"] = {"1.0 none synthetic + CE": 0}
     found = run_sweep(prepared, cells_of())["test"]["scopes"]
     assert found["all"]["n"] == 40
-    assert found["few"] == {
-        "n": 10,
-        "difference": None,
-        "low": None,
-        "high": None,
-        "reason": "fewer than 20 test images",
-    }
+    assert found["few"]["n"] == 10
+    assert found["few"]["difference"] is found["few"]["low"] is found["few"]["high"] is None
+    assert found["few"]["reason"] == "10 test images"
 
 
 def test_where_no_synthetic_images_are_best_there_is_nothing_to_compare(prepared: Any, pretend: dict[str, Any]) -> None:
@@ -330,6 +331,31 @@ def test_a_cell_without_images_is_not_trained_and_says_so(prepared: Any, pretend
     assert (short["images"], short["wanted"], short["short"]) == (13, 66, 2)
     assert {job.arm.name for job in pretend["asked"]} == {"CE", "1.0 none synthetic + CE"}
     assert found["recommendation"]["compared"] == 2
+
+
+def test_a_training_whose_loss_becomes_infinite_is_reported_and_the_others_go_on(
+    prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, bad = jobs.train_classifier, ["0.5 none synthetic + CE, seed 1"]
+
+    def train(*arguments: Any, **options: Any) -> Any:
+        if options["name"] in bad:
+            raise NonFiniteLossError(f"{options['name']}: the loss is nan at step 3", "a smaller rate")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(jobs, "train_classifier", train)
+    found = run_sweep(prepared, cells_of(), folder=tmp_path, reveal_test=True)
+    _, failed, other = found["rows"]
+    assert failed["validation"] is None
+    assert "its training failed" in failed["reason"]
+    assert "the loss is nan at step 3" in failed["reason"]
+    assert other["validation"] is not None
+    assert found["recommendation"]["compared"] == found["exploratory"]["compared"] == 2
+    bad[:] = ["CE, seed 0"]  # what failed is tried again
+    with pytest.raises(NonFiniteLossError, match="no arm without synthetic images"):
+        run_sweep(prepared, cells_of(), folder=tmp_path / "other")
+    bad.clear()
+    assert run_sweep(prepared, cells_of(), folder=tmp_path)["recommendation"]["compared"] == 3
 
 
 def test_equal_inputs_are_one_training(prepared: Any, pretend: dict[str, Any]) -> None:

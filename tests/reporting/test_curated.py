@@ -120,6 +120,26 @@ def test_nothing_is_shown_where_nothing_was_curated() -> None:
     assert HOSTILE not in page
 
 
+def test_under_diverse_what_was_not_needed_stands_with_the_distance_that_it_was_chosen_by() -> None:
+    data = _data(per_class=3)
+    assert data.curated is not None
+    rows = [{**row, "reason": "surplus", "kept": False, "apart": 0.77} for row in data.curated["images"]]
+    for policy, score, said in (("no-copies+diverse", "apart 0.77", True), ("no-copies", "ratio 4.56", False)):
+        shown = section(replace(data, curated={**data.curated, "images": rows, "policy": policy}))
+        assert shown is not None
+        assert {d.score for d in shown.strips[0].dropped} == {score}
+        assert ("Apart: distance to the nearest kept image" in shown.explained) == said
+
+
+def test_the_section_on_copies_is_named_where_the_page_has_it() -> None:
+    data = _data()
+    for metrics, there in ((None, False), ({"memorisation": None}, False), ({"memorisation": {"summary": [1]}}, True)):
+        shown = section(replace(data, metrics=metrics))
+        assert shown is not None
+        assert "copy ratio below 0.33" in shown.explained
+        assert ("see the section on copies" in shown.explained) == there
+
+
 def test_a_choice_without_a_classifier_says_so() -> None:
     data = _data()
     assert data.curated is not None

@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 
 from imbdiff.reporting import study as page
 from imbdiff.reporting import study_plot
+from imbdiff.reporting.curated import section
 from imbdiff.reporting.plots import LIGHT, Plot
-from imbdiff.reporting.study import build_study
+from imbdiff.reporting.study import Board, build_study
+from tests.reporting.test_curated import HOSTILE, _data
 
 GROUPS = ("many", "medium", "few")
 
@@ -100,6 +102,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return calls
 
 
+LOOK = {"recommended": "a", "control": "b", "grid": "0" * 64, "cells": 24, "revealed": False}
+
+
 def text_of(html: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html.split("<body>")[1])).replace("&#39;", "'")
 
@@ -173,6 +178,45 @@ def test_revealed_numbers_stand_apart(drawn: list[Any]) -> None:
     assert "Exploratory: all of them on the test images" in text
     assert "27 compared, in the order of the grid. These numbers chose nothing" in text
     assert "cell 26 0.626" in text
+    # nothing says of the finalists that they alone were looked at
+    assert "for the recommended" not in text
+    assert "for these two only" not in text
+    assert "chosen on validation images. All others were looked at after the choice as well" in text
+    assert "test images looked at after the choice" in text
+
+
+def test_how_often_the_test_images_were_looked_at_is_said(drawn: list[Any]) -> None:
+    one = text_of(build_study(fake_study(looks=[LOOK])))
+    assert "The test images were looked at once in this folder." in one
+    three = text_of(build_study(fake_study(looks=[LOOK] * 3)))
+    assert "The test images were looked at 3 times in this folder: whoever saw" in three
+    assert "in this folder" not in text_of(build_study(fake_study(looks=[])))
+
+
+def test_corrected_groups_are_said_to_be_and_options_have_their_names(whole: str) -> None:
+    text = text_of(whole)
+    assert "Those of groups are corrected for their number by Holm's method" in text
+    assert "grid.numbers" in text
+    assert "grid.." not in text
+
+
+def test_what_curation_kept_is_counted_and_shown_by_policy(drawn: list[Any]) -> None:
+    data = _data()
+    shown = section(data, rarest=2, others=1)
+    assert shown is not None
+    assert (shown.rarest, shown.others, len(shown.strips)) == (2, 1, 3)
+    row = {"policy": "diverse", "number": "0.5", "file": "diverse-0.json", "reasons": {"kept": 6, "near copy": 42},
+           "wanted": 9, "candidates": 48, "kept": 6}  # fmt: skip
+    rows = [{**row, "number": f"{n} {HOSTILE}"} for n in range(250)]
+    html = build_study(fake_study(curated=rows), [Board("diverse", "0.5", "curation/diverse-0.json", shown)])
+    text = text_of(html)
+    assert "diverse 0 &lt;script&gt;alert(1)&lt;/script&gt; 9 48 6 near copies 42" in text
+    assert "50 more rows are in study.json" in text
+    assert "diverse, for 0.5" in text
+    assert "curation/diverse-0.json" in text
+    assert html.count('id="curation"') == html.count('id="curation-1"') == 1
+    assert HOSTILE not in html
+    assert 'id="curation"' not in build_study(fake_study())
 
 
 def test_cells_without_result_are_told_and_not_drawn(drawn: list[Any]) -> None:

@@ -217,7 +217,11 @@ class RunFolder:
             ended = [stage for stage in order if stage in now and now[stage] != marks.get(stage)]
             done = order[: order.index(ended[-1]) + 1] if ended else []
             lost = {follower for s in done if now.get(s) != marks.get(s) for follower in FOLLOWERS[s]}
-            if "sample" in marks and drawn_inputs(self / "samples") != marks["sample"]["inputs"]:
+            if (
+                "sample" in marks
+                and "sample" not in now
+                and drawn_inputs(self / "samples") != marks["sample"]["inputs"]
+            ):
                 lost |= {*FOLLOWERS["sample"]}  # drawing had begun
             kept = {name: mark for name, mark in marks.items() if name not in lost}
             write_json(self / "stages.json", {**kept, **{s: now[s] for s in done if s in now}})

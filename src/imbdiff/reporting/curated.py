@@ -128,10 +128,13 @@ def section(data: ReportData, rarest: int = RAREST, others: int = OTHERS) -> Sec
         others=max(0, len(shown) - rarest),
         not_shown=len(drawn) - len(shown),
         tiles=limit,
-        explained=_explained(
-            found, bool((data.nearest or (data.metrics or {}).get("memorisation") or {}).get("summary"))
-        ),
+        explained=_explained(found, _has_copies(data)),
     )
+
+
+def _has_copies(data: ReportData) -> bool:
+    """Whether the page has the section on copies."""
+    return bool((data.nearest or (data.metrics or {}).get("memorisation") or {}).get("summary"))
 
 
 def _headline(counts: Mapping[str, Sequence[int]], short: str) -> str:

@@ -158,12 +158,13 @@ def _tone(test: Mapping[str, Any] | None) -> str:
 def _looks(looks: Sequence[Mapping[str, Any]]) -> str:
     if not looks:
         return ""
-    text = f"The test images were looked at {counted(len(looks), 'time')} in this folder"
+    times = "once" if len(looks) == 1 else f"{len(looks)} times"
+    text = f"The test images were looked at {times} in this folder"
     if len(looks) == 1:
         return f"{text}."
     return (
-        f"{text}, after as many grids: whoever saw an earlier look may have asked for a later grid because of it, and the "
-        "numbers of later ones are then no longer those of images that nothing was chosen by."
+        f"{text}: whoever saw an earlier look may have asked for this grid because of it. Its difference on the test "
+        "images is then flattered, as any that was chosen by."
     )
 
 
