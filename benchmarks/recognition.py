@@ -85,6 +85,9 @@ MORE = (
 )
 """Of the method in `MORE_OF` too: what the rough trials suggested to try."""
 MORE_OF = "ddpm-brs"
+LEFT_OUT = "left-out real images"
+"""In place of synthetic images: real ones that the long tail left out. No user has them: they show what a perfect
+generator would bring, and are never a candidate."""
 MORE_IN = ("digits-50", "cifar10-lt", "cifar100-lt")
 """Worlds where these are tried."""
 
@@ -135,7 +138,19 @@ def cells_of(world: str) -> list[Cell]:
     for method in WORLDS[world].methods:
         for way in (*BASIC, *(MORE if method == MORE_OF and world in MORE_IN else ())):
             found.append(Cell(Arm(way.recipe, way.use, f"{method}: {way.label}"), method, way))
+    if world.startswith("digits"):
+        ways = (Way("ce"), Way("balanced-softmax"), Way("balanced-softmax", number=0.1))
+        found += [Cell(Arm(way.recipe, way.use, f"{LEFT_OUT}: {way.label}"), LEFT_OUT, way) for way in ways]
     return found
+
+
+def left_out(data: Prepared) -> ImageSet:
+    """Images of the pool that are neither training nor validation images, by class; test images are not in it."""
+    assert data.pool is not None
+    assert data.val is not None
+    seen = {*data.train.hashes, *data.val.hashes}
+    rows = [i for i, h in enumerate(data.pool.hashes) if h not in seen]
+    return data.pool.select(sorted(rows, key=lambda i: (int(data.pool.labels[i]), i)))  # type: ignore[union-attr]
 
 
 def candidates(world: str, method: str, triple: int, data: Prepared, device: str) -> ImageSet:
@@ -174,7 +189,9 @@ def triple_results(world: str, triple: int, given: argparse.Namespace) -> tuple[
     for cell in cells_of(world):
         images = None
         if cell.method is not None and cell.way is not None:
-            if cell.method not in pools:
+            if cell.method == LEFT_OUT:
+                pools[LEFT_OUT] = left_out(data)
+            elif cell.method not in pools:
                 pools[cell.method] = candidates(world, cell.method, triple, data, given.device)
             numbers = [round(cell.way.number * n) for n in wanted]
             found = curate(pools[cell.method], numbers, data.train, cell.way.curation, working, seed=triple)
@@ -228,7 +245,7 @@ def study(world: str, given: argparse.Namespace) -> dict[str, Any]:
         for c in cells
     }
     control = choose([c.name for c in cells if c.method is None], validation)
-    candidate = choose([c.name for c in cells if c.method is not None], validation)
+    candidate = choose([c.name for c in cells if c.method not in (None, LEFT_OUT)], validation)
     # from here on test images
     shared = WORLDS[world].file is not None
     table = []
@@ -243,7 +260,7 @@ def study(world: str, given: argparse.Namespace) -> dict[str, Any]:
             row[scope] = f"{100 * np.mean(of_triple):.1f}{sd}"
         table.append(row)
     differences = {c.name: {s: against(c.name, control, runs, seeds, s, shared) for s in SCOPES} for c in cells}
-    secondary = [(c.name, s) for c in cells if c.method is not None for s in ("all", "few")
+    secondary = [(c.name, s) for c in cells if c.method not in (None, LEFT_OUT) for s in ("all", "few")
                  if not (c.name == candidate and s == "few")]  # fmt: skip
     corrected = dict(zip(secondary, holm([differences[n][s]["p"] for n, s in secondary]), strict=True))
     rows = []
@@ -254,7 +271,8 @@ def study(world: str, given: argparse.Namespace) -> dict[str, Any]:
         for s in ("all", "few"):
             d = differences[cell.name][s]
             row[f"{s}: difference"] = f"{d['difference']:+.1f} ({d['low']:+.1f} to {d['high']:+.1f})"
-            row[f"{s}: p (Holm)"] = corrected.get((cell.name, s), "primary" if world == "digits-50" else d["p"])
+            other = "no method" if cell.method == LEFT_OUT else "primary" if world == "digits-50" else d["p"]
+            row[f"{s}: p (Holm)"] = corrected.get((cell.name, s), other)
         rows.append(row)
     tests = {s: [int(counted(data, s)) for data, _, _ in runs] for s in SCOPES}
     return {
