@@ -23,6 +23,7 @@ from imbdiff.pipeline.recognising import classifier_plan
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.recognition.curation import curate, in_words, parse_policy
 from imbdiff.recognition.curation.space import IN_QUANTILE, OUT_FACTOR, OUT_QUANTILE
+from imbdiff.recognition.networks.identity import network_identity
 from imbdiff.recognition.working import working_extractor
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import RunError
@@ -52,7 +53,9 @@ def curation_inputs(prepared: Prepared, drawn: str, config: RunConfig) -> str:
     wanted = images_to_draw(config.sample.strategy, prepared.stats)
     deciding: list[Any] = [SCHEMA, drawn, list(wanted), list(names), prepared.manifest["hash"]]
     if names != ("none",):
-        deciding += [_plan(prepared, config).to_json(), config.seed]
+        train = prepared.train
+        what = network_identity(config.classify.network, train.shape, len(train.class_names))
+        deciding += [_plan(prepared, config).to_json(), what, config.seed]
     if "confident" in names:
         deciding.append(config.curate.confidence)
     return digest(deciding)

@@ -37,6 +37,7 @@ from imbdiff.pipeline.run import Run, open_run
 from imbdiff.pipeline.samples import load_samples
 from imbdiff.pipeline.study_checks import SCHEMA, StudyOptions, check_folder, numbers_of
 from imbdiff.pipeline.study_looks import add_look, grid_hash
+from imbdiff.recognition.arms import WITHOUT
 from imbdiff.recognition.fit import fit
 from imbdiff.recognition.grid import Cell, check_grid, make_cells, missing_classes, recipes_without
 from imbdiff.recognition.jobs import default_workers
@@ -104,7 +105,7 @@ class _Study:
         cells = make_cells(numbers, options.curation, options.recipes, uses)
         plan = classifier_plan(config.classify, symmetry=stages.symmetry_of(prepared, config))
         seeds = tuple(range(config.seed, config.seed + (options.seeds or config.classify.seeds)))
-        check_grid(prepared, cells, plan, config.classify.recipes, seeds, reveal_test=options.reveal_test)
+        check_grid(prepared, cells, plan, _alone(config), seeds, reveal_test=options.reveal_test)
         identity = {"data": prepared.manifest["hash"], "weights": str(made["weights"])}
         folder = run.folder / "study" if out is None else Path(out)
         check_folder(folder, run, identity)
@@ -117,7 +118,7 @@ class _Study:
 
     @property
     def without(self) -> list[str]:
-        return recipes_without(self.config.classify.recipes, self.cells)
+        return recipes_without(_alone(self.config), self.cells)
 
     def todo(self) -> dict[str, Any]:
         """Of the pool, see :mod:`imbdiff.pipeline.samples`."""
@@ -195,7 +196,7 @@ class _Study:
                 choose,
                 self.cells,
                 plan=self.plan,
-                without=config.classify.recipes,
+                without=_alone(config),
                 seeds=self.seeds,
                 device=self.device,
                 folder=folder / "jobs",
@@ -298,3 +299,8 @@ def probe_classifier(prepared: Prepared, plan: FitPlan, device: str) -> float:
 
     seconds(2)
     return max(seconds(12) - seconds(2), 1e-4) / 10 * plan.steps / workers
+
+
+def _alone(config: RunConfig) -> list[str]:
+    """The recipes that are always trained without synthetic images: the run's, and those no comparison may lack."""
+    return list(dict.fromkeys([*WITHOUT, *config.classify.recipes]))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.recognition.arms import WITHOUT, check_arms, check_sets
+from imbdiff.recognition.arms import check_arms, check_sets
 from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.fitting import check_trainings
 from imbdiff.recognition.jobs import Arm
@@ -107,8 +107,8 @@ def first_of(pool: ImageSet, wanted: Sequence[int]) -> ImageSet:
 
 
 def recipes_without(without: Sequence[str], cells: Sequence[Cell]) -> list[str]:
-    """Recipes of the arms without synthetic images: those no comparison may lack, those asked for, each of a cell."""
-    return list(dict.fromkeys([*WITHOUT, *without, *(cell.recipe for cell in cells)]))
+    """Recipes of the arms without synthetic images: those asked for, and each that a cell has."""
+    return list(dict.fromkeys([*without, *(cell.recipe for cell in cells)]))
 
 
 def missing_classes(prepared: Prepared) -> list[str]:
