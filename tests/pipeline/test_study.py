@@ -85,7 +85,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 def test_what_a_study_leaves(studied: Path) -> None:
     found = json.loads((studied / "study" / "study.json").read_text())
-    assert [row["name"] for row in found["rows"] if row["number"] is None] == ["CE"]
+    assert [row["name"] for row in found["rows"] if row["number"] is None] == ["CE", "CE + class-balanced resampling", "balanced softmax"]
     assert [(r["number"], r["curation"]) for r in found["rows"][1:]] == [
         ("0.2", "none"), ("0.2", "diverse"), ("0.3", "none"), ("0.3", "diverse"),
     ]  # fmt: skip
@@ -244,8 +244,8 @@ def test_a_dry_run_says_how_large_the_grid_is_and_writes_nothing(
     assert main(["study", str(trained), *options, "--seeds", "2", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "2 numbers x 1 curation x 2 recipes x 2 weights x 1 schedule = 8 cells" in said
-    assert "2 arms without synthetic images" in said
-    assert "20 = 10 x 2 seeds, 3 steps each" in said
+    assert "4 arms without synthetic images" in said  # three that no comparison may lack, and drw
+    assert "24 = 12 x 2 seeds, 3 steps each" in said
     assert re.search(r"time +about .* to draw and .* to train", said)
     manifest = read_json(trained / "samples" / "manifest.json")
     assert f"{sum(manifest['counts'])} at hand" in said
@@ -256,7 +256,7 @@ def test_a_study_elsewhere(trained: Path, tmp_path: Path) -> None:
     plain = StudyOptions(numbers=("0.2",), curation=("none",), recipes=("ce",), reveal_test=True)
     assert study(trained, plain, out=tmp_path / "there", quiet=True) == tmp_path / "there" / "report.html"
     found = read_json(tmp_path / "there" / "study.json")
-    assert found["exploratory"]["compared"] == 2
+    assert found["exploratory"]["compared"] == 4
     assert f"--reveal-test --out {tmp_path / 'there'}" in found["command"]
     assert not (trained / "study").exists()
 
