@@ -85,8 +85,9 @@ def result(folder: Path) -> dict[str, Any]:
 
 def test_what_a_study_leaves(studied: Path) -> None:
     found = json.loads((studied / "study" / "study.json").read_text())
-    assert [row["name"] for row in found["rows"] if row["number"] is None] == ["CE", "CE + class-balanced resampling", "balanced softmax"]
-    assert [(r["number"], r["curation"]) for r in found["rows"][1:]] == [
+    alone = [row["name"] for row in found["rows"] if row["number"] is None]
+    assert alone == ["CE", "CE + class-balanced resampling", "balanced softmax"]  # no comparison may lack them
+    assert [(r["number"], r["curation"]) for r in found["rows"][3:]] == [
         ("0.2", "none"), ("0.2", "diverse"), ("0.3", "none"), ("0.3", "diverse"),
     ]  # fmt: skip
     assert found["recommendation"]["compared"] == 5
