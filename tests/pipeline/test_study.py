@@ -90,7 +90,7 @@ def test_what_a_study_leaves(studied: Path) -> None:
     assert [(r["number"], r["curation"]) for r in found["rows"][3:]] == [
         ("0.2", "none"), ("0.2", "diverse"), ("0.3", "none"), ("0.3", "diverse"),
     ]  # fmt: skip
-    assert found["recommendation"]["compared"] == 5
+    assert found["recommendation"]["compared"] == 7
     assert set(found["test"]["numbers"]) == {found["recommendation"]["name"], found["recommendation"]["control"]}
     assert {p.name for p in (studied / "study").iterdir()} - {".lock"} == {
         "plan.json", "samples", "curation", "jobs", "study.json", "report.html",
