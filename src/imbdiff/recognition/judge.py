@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.metrics.extractors import ClassifierFeatures, Extractor, RandomConv
 from imbdiff.recognition.fit import fit
-from imbdiff.recognition.networks import Classifier, build_network
+from imbdiff.recognition.kept import keep_network, kept_network
+from imbdiff.recognition.networks import Classifier
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.predict import predict
-from imbdiff.runtime.errors import DataError, RunError
-from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json
+from imbdiff.runtime.errors import DataError
+from imbdiff.runtime.files import digest
 
 if TYPE_CHECKING:
     from imbdiff.data.splits import Prepared
 
 JUDGE = "judge-cnn"
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,21 +93,16 @@ def train_judge(
         augmentation=Augmentation(shift=max(1, min(pool.shape[:2]) // 8)),
     )
     key = digest([2, pool.fingerprint, plan.to_json(), seed, torch.__version__, torch.device(device).type])
-    stored = _read(folder, key, pool, device)
+    weights = None if folder is None else Path(folder) / f"judge-{key[:16]}.safetensors"
+    stored = None if weights is None else kept_network(weights, key, plan, pool, "the judge", ("test", "judge"))
     if stored is None:
         network = fit(pool, plan, seed=seed, device=device, name="judge")
         extractor = _extractor(network, pool, device)
         judge = Judge(extractor, *_graded(network, test), len(pool), left_out)
-        if folder is not None:
-            weights = Path(folder) / f"judge-{key[:16]}.safetensors"
-            with atomic(weights) as aside:
-                save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, aside)
-            write_json(
-                weights.with_suffix(".json"),
-                {"input": key, "test": test.fingerprint, "weights": sha256_file(weights), "judge": judge.to_json()},
-            )
+        if weights is not None:
+            keep_network(weights, network, key, test=test.fingerprint, judge=judge.to_json())
         return judge
-    extractor, record = stored
+    extractor, record = _extractor(stored[0], pool, device), stored[1]
     if record["test"] != test.fingerprint:
         return Judge(extractor, *_graded(extractor.network, test), len(pool), left_out)  # type: ignore[arg-type]
     found = record["judge"]
@@ -141,25 +134,3 @@ def _extractor(network: torch.nn.Module, pool: ImageSet, device: str) -> Classif
     return ClassifierFeatures(
         network, JUDGE, "judge", shape=pool.shape, trained_on=frozenset(pool.hashes), device=device
     )
-
-
-def _read(
-    folder: Path | None, key: str, pool: ImageSet, device: str
-) -> tuple[ClassifierFeatures, dict[str, Any]] | None:
-    if folder is None:
-        return None
-    weights = Path(folder) / f"judge-{key[:16]}.safetensors"
-    record_path = weights.with_suffix(".json")
-    if not weights.is_file() or not record_path.is_file():
-        return None
-    try:
-        record = read_json(record_path)
-        if record["input"] != key or record["weights"] != sha256_file(weights):
-            raise KeyError("weights")
-        network = build_network(JUDGE, pool.shape, len(pool.class_names))
-        network.load_state_dict(load_file(weights))
-        assert {"accuracy", "per_class"} <= set(record["judge"])
-        return _extractor(network, pool, device), record
-    except (RunError, KeyError, TypeError, AssertionError, RuntimeError):
-        _log.warning("%s is damaged: the judge is trained again", weights)
-        return None
