@@ -146,9 +146,9 @@ def main() -> None:
     if given.stop_after:
         torch.set_num_threads(1)
         names = given.recipes or TASKS[given.task].recipes
-        result: Any = [first_steps(data, plan, name, given.stop_after, given.device) for name in names]
+        result = {"first steps": [first_steps(data, plan, name, given.stop_after, given.device) for name in names]}
     else:
-        result = table(given.task, data, plan, given)
+        result = {"recipes": table(given.task, data, plan, given)}
     config = {k: v for k, v in vars(given).items() if k not in ("folder", "workers")}
     shown = {"plan": plan.to_json(), "counts": list(data.stats.counts), "test images": len(data.test),
              "groups": data.groups.rule}  # fmt: skip
