@@ -133,9 +133,9 @@ class Cell:
         return self.arm.name
 
 
-def cells_of(world: str) -> list[Cell]:
+def cells_of(world: str, methods: Sequence[str] | None = None) -> list[Cell]:
     found = [Cell(Arm(recipe)) for recipe in CONTROLS]
-    for method in WORLDS[world].methods:
+    for method in methods or WORLDS[world].methods:
         for way in (*BASIC, *(MORE if method == MORE_OF and world in MORE_IN else ())):
             found.append(Cell(Arm(way.recipe, way.use, f"{method}: {way.label}"), method, way))
     if world.startswith("digits"):
@@ -186,7 +186,7 @@ def triple_results(world: str, triple: int, given: argparse.Namespace) -> tuple[
     working = working_extractor(data.train, trials.plan, seed=triple, device=given.device, folder=KEPT / "working")
     jobs, notes = [], []
     pools: dict[str, ImageSet] = {}
-    for cell in cells_of(world):
+    for cell in cells_of(world, given.methods):
         images = None
         if cell.method is not None and cell.way is not None:
             if cell.method == LEFT_OUT:
@@ -237,7 +237,7 @@ def choose(names: Sequence[str], validation: dict[str, float]) -> str:
 def study(world: str, given: argparse.Namespace) -> dict[str, Any]:
     triples = range(given.triples or WORLDS[world].triples)
     runs = [triple_results(world, t, given) for t in triples]
-    cells, seeds = cells_of(world), range(TRIALS[world].seeds)
+    cells, seeds = cells_of(world, given.methods), range(TRIALS[world].seeds)
     validation = {
         c.name: float(
             np.mean([balanced(found[c.name, s], data, "val")["balanced"] for data, found, _ in runs for s in seeds])
@@ -332,6 +332,7 @@ def summary(notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("worlds", nargs="+", choices=WORLDS)
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="default: the world's")
     parser.add_argument("--triples", type=int, help="default: the world's")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--device", default="cpu")
@@ -345,7 +346,13 @@ def main() -> None:
             continue
         plan = {"classifier": TRIALS[world].plan.to_json(), "classifiers per triple": TRIALS[world].seeds,
                 "strategy": TRIALS[world].strategy, "generator": str(WORLDS[world])}  # fmt: skip
-        config = {"worlds": given.worlds, "triples": given.triples, "device": given.device, **plan}
+        config = {
+            "worlds": given.worlds,
+            "methods": given.methods,
+            "triples": given.triples,
+            "device": given.device,
+            **plan,
+        }
         write_result(f"recognition_{world.replace('-', '_')}", found, config=config, notes=NOTES)
 
 
