@@ -90,6 +90,6 @@ def test_weights_of_other_images_do_not_curate() -> None:
     """A network that comes with a library's weights may have seen the test images: another one takes its place."""
     plan = FitPlan("timm:resnet18?pretrained", steps=2, batch_size=8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(working, "network_identity", lambda name, *a: name)
+        patch.setattr(working, "plan_identity", lambda plan, images: [plan.to_json()])
         extractor = working_extractor(TRAIN, plan)
     assert extractor.name == "working-resnet-small"

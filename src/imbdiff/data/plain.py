@@ -21,7 +21,7 @@ from imbdiff.data.rows import join
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load
 from imbdiff.data.spec import user_path
-from imbdiff.data.words import counted
+from imbdiff.data.words import counted, named
 from imbdiff.runtime.errors import DataError
 
 ONE_CLASS = "all images"
@@ -194,7 +194,7 @@ def align(images: ImageSet, names: tuple[str, ...], what: str, other: str) -> tu
     strange = [name for name in used if name not in label]
     if len(strange) == len(used):
         raise DataError(
-            f"no class of {what} is in {other}: {_some(used)} there, {_some(names)} here",
+            f"no class of {what} is in {other}: {named(used, 5)} there, {named(names, 5)} here",
             "give the class folders the same names, or put all images of both into folders without classes",
         )
     labels = np.array([label.get(name, -1) for name in images.class_names], np.int64)[images.labels]
@@ -202,13 +202,9 @@ def align(images: ImageSet, names: tuple[str, ...], what: str, other: str) -> tu
     note = None
     if strange:
         dropped = len(images) - len(keep)
-        note = f"{counted(dropped, 'image')} of {what} left out: {other} has no class {_some(strange)}"
+        note = f"{counted(dropped, 'image')} of {what} left out: {other} has no class {named(strange, 5)}"
     ids = tuple(images.ids[i] for i in keep.tolist())
     return ImageSet(images.select(keep).images, labels[keep], names, ids), note
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _of_array(x: np.ndarray, what: str) -> ImageSet:

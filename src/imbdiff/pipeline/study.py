@@ -27,7 +27,7 @@ import torch
 from imbdiff.config import RunConfig
 from imbdiff.data.holdout import LEAST_FOR_VAL
 from imbdiff.data.splits import Prepared
-from imbdiff.data.words import counted
+from imbdiff.data.words import counted, named
 from imbdiff.diffusion.model import load_model, saved_identity
 from imbdiff.pipeline import stages, study_pool
 from imbdiff.pipeline.folder import RunFolder, repeat_command
@@ -37,9 +37,9 @@ from imbdiff.pipeline.run import Run, open_run
 from imbdiff.pipeline.samples import load_samples
 from imbdiff.pipeline.study_checks import SCHEMA, StudyOptions, check_folder, numbers_of
 from imbdiff.pipeline.study_looks import add_look, grid_hash
-from imbdiff.recognition.arms import WITHOUT
+from imbdiff.recognition.arms import recipes_alone
 from imbdiff.recognition.fit import fit
-from imbdiff.recognition.grid import Cell, check_grid, make_cells, missing_classes, recipes_without
+from imbdiff.recognition.grid import Cell, check_grid, make_cells, missing_classes
 from imbdiff.recognition.jobs import default_workers
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import get_recipe
@@ -105,7 +105,14 @@ class _Study:
         cells = make_cells(numbers, options.curation, options.recipes, uses)
         plan = classifier_plan(config.classify, symmetry=stages.symmetry_of(prepared, config))
         seeds = tuple(range(config.seed, config.seed + (options.seeds or config.classify.seeds)))
-        check_grid(prepared, cells, plan, _alone(config), seeds, reveal_test=options.reveal_test)
+        check_grid(
+            prepared,
+            cells,
+            plan,
+            recipes_alone(config.classify.recipes, options.recipes),
+            seeds,
+            reveal_test=options.reveal_test,
+        )
         identity = {"data": prepared.manifest["hash"], "weights": str(made["weights"])}
         folder = run.folder / "study" if out is None else Path(out)
         check_folder(folder, run, identity)
@@ -118,7 +125,7 @@ class _Study:
 
     @property
     def without(self) -> list[str]:
-        return recipes_without(_alone(self.config), self.cells)
+        return recipes_alone(self.config.classify.recipes, self.options.recipes)
 
     def todo(self) -> dict[str, Any]:
         """Of the pool, see :mod:`imbdiff.pipeline.samples`."""
@@ -196,7 +203,7 @@ class _Study:
                 choose,
                 self.cells,
                 plan=self.plan,
-                without=_alone(config),
+                without=self.without,
                 seeds=self.seeds,
                 device=self.device,
                 folder=folder / "jobs",
@@ -236,11 +243,7 @@ class _Study:
                 "no claim can be made of any class.",
                 "A class needs test images, and more than 3 images in all: add images.",
             )
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        why = (
-            f"{counted(len(missing), 'class has', 'classes have')} no validation image: "
-            f"{', '.join(map(repr, missing[:10]))}{more}."
-        )
+        why = f"{counted(len(missing), 'class has', 'classes have')} no validation image: {named(missing)}."
         origin = str(self.prepared.manifest.get("val_from", ""))
         if origin == "given":
             return why, "Add images of these classes to the source's own validation split."
@@ -299,8 +302,3 @@ def probe_classifier(prepared: Prepared, plan: FitPlan, device: str) -> float:
 
     seconds(2)
     return max(seconds(12) - seconds(2), 1e-4) / 10 * plan.steps / workers
-
-
-def _alone(config: RunConfig) -> list[str]:
-    """The recipes that are always trained without synthetic images: the run's, and those no comparison may lack."""
-    return list(dict.fromkeys([*WITHOUT, *config.classify.recipes]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from imbdiff.data.splits import Prepared
 from imbdiff.pipeline.run import Run
@@ -13,11 +13,11 @@ from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.pipeline.study_looks import read_looks
 from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.recipes import get_recipe
+from imbdiff.recognition.use import Schedule
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import read_json
 
 SCHEMA = "imbdiff-study/1"
-Schedule = Literal["mixed", "real-last", "head-last"]
 
 
 @dataclass(frozen=True)

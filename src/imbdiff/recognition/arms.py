@@ -11,6 +11,7 @@ import numpy as np
 
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.words import named
 from imbdiff.recognition.jobs import Arm, Job, Progress, default_workers, run_all
 from imbdiff.recognition.networks.identity import is_pretrained
 from imbdiff.recognition.plan import FitPlan
@@ -29,11 +30,17 @@ LEADING = "balanced-softmax"
 control by the synthetic images alone."""
 
 
+def recipes_alone(without: Sequence[str], with_: Sequence[str]) -> list[str]:
+    """The recipes that are trained without synthetic images: those that no comparison may lack, because filling classes
+    re-balances them too; those asked for; and each that is used with synthetic images, because otherwise these would be
+    credited with what the recipe does."""
+    return list(dict.fromkeys((*WITHOUT, *without, *with_)))
+
+
 def make_arms(without: Sequence[str] = WITHOUT, with_: Sequence[str] = WITH, use: Use | None = None) -> tuple[Arm, ...]:
     """Arms by the names of their recipes: first those without synthetic images, then those that use them so.
 
-    The arms that no comparison may lack are always in: those of `WITHOUT`, because filling classes re-balances them
-    too, and every recipe of `with_` alone, because otherwise the images would be credited with what the recipe does.
+    The former are all of :func:`recipes_alone`.
 
     Raises:
         ConfigError: an unknown recipe, or one that is named twice.
@@ -42,8 +49,7 @@ def make_arms(without: Sequence[str] = WITHOUT, with_: Sequence[str] = WITH, use
         twice = [name for name in given if list(given).count(name) > 1]
         if twice:
             raise ConfigError(f"the recipe {twice[0]!r} is named twice", "name each recipe once")
-    alone = dict.fromkeys((*WITHOUT, *without, *with_))
-    return (*(Arm(name) for name in alone), *(Arm(name, use or Use()) for name in with_))
+    return (*(Arm(name) for name in recipes_alone(without, with_)), *(Arm(name, use or Use()) for name in with_))
 
 
 ARMS = make_arms()
@@ -115,19 +121,9 @@ def classify(
     predictions = {a.name: np.array([done[a.name, int(s)]["test"]["predicted"] for s in seeds]) for a in arms}
     return {
         "protocol": {
-            **plan.to_json(),
-            "seeds": [int(s) for s in seeds],
+            **protocol_of(plan, prepared, seeds),
             "looks": looks,
-            "n_train": len(prepared.train),
             "n_synthetic": 0 if synthetic is None else len(synthetic),
-            "n_val": 0 if prepared.val is None else len(prepared.val),
-            "n_test": len(prepared.test),
-            "groups": prepared.groups.rule,
-            "equal": "optimizer steps, batch size, augmentation, seeds, learning rate and weight decay in all arms",
-            "chosen_on_test": "nothing",
-            "pretrained": "yes: the weights come from other images, perhaps from test images"
-            if is_pretrained(plan.network)
-            else "no",
         },
         "arms": rows,
         "control": controls,
@@ -140,6 +136,22 @@ def classify(
             primary,
             [arm.name for arm in arms if arm.needs_synthetic],
         ),
+    }
+
+
+def protocol_of(plan: FitPlan, prepared: Prepared, seeds: Sequence[int]) -> dict[str, Any]:
+    """What one must know of a comparison to repeat it."""
+    pretrained = is_pretrained(plan.network)
+    return {
+        **plan.to_json(),
+        "seeds": [int(s) for s in seeds],
+        "n_train": len(prepared.train),
+        "n_val": 0 if prepared.val is None else len(prepared.val),
+        "n_test": len(prepared.test),
+        "groups": prepared.groups.rule,
+        "equal": "optimizer steps, batch size, augmentation, seeds, learning rate and weight decay in all arms",
+        "chosen_on_test": "nothing",
+        "pretrained": "yes: the weights come from other images, perhaps from test images" if pretrained else "no",
     }
 
 
@@ -200,7 +212,7 @@ def check_sets(prepared: Prepared, synthetic: ImageSet | None) -> None:
     if (counts == 0).any():
         missing = [train.class_names[k] for k in np.flatnonzero(counts == 0)]
         raise DataError(
-            f"{len(missing)} classes have no real training image: {_named(missing)}",
+            f"{len(missing)} classes have no real training image: {named(missing)}",
             "give each at least one, or leave the classes out",
         )
     if synthetic is None:
@@ -227,19 +239,14 @@ def check_classes(what: str, found: Sequence[str], expected: Sequence[str]) -> N
     more = [name for name in found if name not in set(expected)]
     fewer = [name for name in expected if name not in set(found)]
     parts = [
-        f"classes that training lacks: {_named(more)}" if more else "",
-        f"classes that only training has: {_named(fewer)}" if fewer else "",
+        f"classes that training lacks: {named(more)}" if more else "",
+        f"classes that only training has: {named(fewer)}" if fewer else "",
         "" if more or fewer else "the same classes in another order, so that labels mean other classes",
     ]
     raise DataError(
         f"the {what} images have other classes than the training images: {'; '.join(p for p in parts if p)}",
         "use images of the same class names, in the same order",
     )
-
-
-def _named(names: Sequence[str], limit: int = 10) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(repr, names[:limit])) + more
 
 
 def _scored(run: dict[str, Any], prepared: Prepared) -> dict[str, Any]:

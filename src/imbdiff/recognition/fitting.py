@@ -1,4 +1,4 @@
-"""Whether trainings fit their data: what a training builds is built beforehand, and nothing is trained."""
+"""What a training builds, and whether it fits the data: it can be built beforehand, and nothing is trained."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ Networks = dict[tuple[Any, ...], Classifier]
 """Those that were built, by what they depend on besides the images."""
 
 
+def new_network(plan: FitPlan, recipe: Recipe, images: ImageSet, seed: int, *, split: bool) -> Classifier:
+    """What a training begins with: weights drawn from `seed`; `split`: batch statistics of synthetic images apart."""
+    made = build_network(
+        plan.network, images.shape, len(images.class_names), seed, head=recipe.head, normalise=plan.normalise
+    )
+    return split_batch_norm(made) if split else made
+
+
+def check_head(network: Classifier, recipe: Recipe) -> None:
+    """Raises ConfigError where the recipe does something to the head that only a linear one takes."""
+    if recipe.second != "none" or recipe.adjust:
+        linear_head(network.head, recipe.label)
+
+
 def check_training(
     train: ImageSet, plan: FitPlan, recipe: Recipe, use: Use | None, synthetic: bool, *, built: Networks | None = None
 ) -> None:
@@ -34,19 +48,13 @@ def check_training(
     """
     use, built = use or Use(), {} if built is None else built
     one = train.select([0])
-    Mixture(one, one if synthetic else None, use, plan.batch_size, 0)
+    mixture = Mixture(one, one if synthetic else None, use, plan.batch_size, 0)
     stages_of(plan, recipe, use, synthetic)
-    split = synthetic and use.batch_norm == "separate"
     network = plan.network if isinstance(plan.network, str) else id(plan.network)  # not all that is called has a hash
-    key = (network, plan.normalise, recipe.head, split)
+    key = (network, plan.normalise, recipe.head, mixture.split)
     if key not in built:
-        options: dict[str, Any] = {} if recipe.head == "linear" else {"head": recipe.head}
-        if plan.normalise is not None:
-            options["normalise"] = plan.normalise
-        made = build_network(plan.network, train.shape, len(train.class_names), **options)
-        built[key] = split_batch_norm(made) if split else made
-    if recipe.second != "none" or recipe.adjust:
-        linear_head(built[key].head, recipe.label)
+        built[key] = new_network(plan, recipe, train, 0, split=mixture.split)
+    check_head(built[key], recipe)
 
 
 def check_trainings(train: ImageSet, plan: FitPlan, arms: Iterable[tuple[str, Use | None]]) -> None:

@@ -19,7 +19,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.fit import train_classifier
 from imbdiff.recognition.loop import Trained
 from imbdiff.recognition.networks import Classifier
-from imbdiff.recognition.networks.identity import network_identity
+from imbdiff.recognition.networks.identity import plan_identity
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.predict import probabilities
 from imbdiff.recognition.recipes import get_recipe
@@ -126,8 +126,7 @@ class Job:
                 {k: v for k, v in asdict(get_recipe(self.arm.recipe)).items() if k not in ("label", "idea", "source")},
                 None if self.arm.use is None else self.arm.use.to_json(),
                 self.seed,
-                self.plan.to_json(),
-                network_identity(self.plan.network, self.prepared.train.shape, len(self.prepared.train.class_names)),
+                *plan_identity(self.plan, self.prepared.train),
                 self.looks,
                 self.prepared.train.fingerprint,
                 None if val is None else val.fingerprint,

@@ -27,10 +27,11 @@ from imbdiff.data.augment import scaled
 from imbdiff.data.gather import Gather
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.batch_loss import BatchLoss
-from imbdiff.recognition.batch_norm import plain, split_batch_norm, synthetic_rows
+from imbdiff.recognition.batch_norm import plain, synthetic_rows
 from imbdiff.recognition.decoupled import ScaledHead, finished_head, linear_head
+from imbdiff.recognition.fitting import check_head, new_network
 from imbdiff.recognition.mixing import Mixed, mix
-from imbdiff.recognition.networks import Classifier, build_network
+from imbdiff.recognition.networks import Classifier
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.predict import predict
 from imbdiff.recognition.recipes import Recipe
@@ -93,15 +94,14 @@ class Loop:
     def run(self) -> Trained:
         """Trains to the end, from the newest checkpoint where there is one; what it is at when it is stopped."""
         plan, recipe, mixture = self.plan, self.recipe, self.mixture
-        if recipe.second != "none" or recipe.adjust:
-            linear_head(self._network(0).head, recipe.label)
         with _START:  # its state is global to the process
             accelerator = make_accelerator(str(self.device), plan.precision)
             device, self.bf16 = accelerator.device, accelerator.mixed_precision == "bf16"
         self.device = device if self.device.index is None else self.device
         self.network = self._network(self.seed).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        check_head(self.network, recipe)
         self._prepare()
-        stages = stages_of(plan, recipe, mixture.use, len(mixture.images) > mixture.num_real)
+        stages = stages_of(plan, recipe, mixture.use, mixture.synthetic)
         total = sum(s.steps for s in stages)
         self.ends_real = stages[-1].real_only < stages[-1].steps
         looks = min(self.looks, total) if self.val is not None and len(self.val) else 0
@@ -134,16 +134,7 @@ class Loop:
         return Trained(self._plain(self.network), best, self.best.get("step"), total)
 
     def _network(self, seed: int) -> Classifier:
-        options: dict[str, Any] = {}
-        if self.recipe.head != "linear":
-            options["head"] = self.recipe.head
-        if self.plan.normalise is not None:
-            options["normalise"] = self.plan.normalise
-        images = self.mixture.images
-        made = build_network(self.plan.network, images.shape, len(images.class_names), seed, **options)
-        if self.mixture.use.batch_norm == "separate" and len(images) > self.mixture.num_real:
-            split_batch_norm(made)
-        return made
+        return new_network(self.plan, self.recipe, self.mixture.images, seed, split=self.mixture.split)
 
     def _prepare(self) -> None:
         """What every step uses, on the device."""
@@ -218,7 +209,7 @@ class Loop:
 
     def _synthetic_rows(self, rows: Tensor) -> Any:
         """Under separate batch norm, says which rows are synthetic."""
-        if self.mixture.use.batch_norm != "separate" or len(self.mixture.images) == self.mixture.num_real:
+        if not self.mixture.split:
             return nullcontext()
         return synthetic_rows(self.network, rows >= self.mixture.num_real)
 
@@ -252,7 +243,7 @@ class Loop:
         prior = None if counts is None else counts / counts.sum()
         made = copy.deepcopy(network).requires_grad_(True).eval()
         made.head = finished_head(made.head, self.recipe, prior)
-        if self.mixture.use.batch_norm == "separate" and len(self.mixture.images) > self.mixture.num_real:
+        if self.mixture.split:
             made = plain(made)
         return made
 

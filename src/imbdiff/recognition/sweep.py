@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.recognition.arms import check_classes
+from imbdiff.recognition.arms import WITHOUT, check_classes, protocol_of
 from imbdiff.recognition.grid import Cell, check_grid, missing_classes, recipes_without
 from imbdiff.recognition.jobs import Arm, Job, Progress, default_workers, run_all
 from imbdiff.recognition.plan import FitPlan
@@ -120,7 +120,7 @@ def sweep(
     cells: Sequence[Cell],
     *,
     plan: FitPlan,
-    without: Sequence[str] = ("ce", "resampling", "balanced-softmax"),
+    without: Sequence[str] = WITHOUT,
     seeds: Sequence[int] = (0, 1, 2),
     device: str = "cpu",
     folder: Path | None = None,
@@ -186,16 +186,7 @@ def sweep(
     missing = missing_classes(prepared)
     choice = None if missing else choose(entries_of(rows))
     return {
-        "protocol": {
-            **plan.to_json(),
-            "seeds": [int(s) for s in seeds],
-            "n_train": len(prepared.train),
-            "n_val": 0 if prepared.val is None else len(prepared.val),
-            "n_test": len(prepared.test),
-            "groups": prepared.groups.rule,
-            "equal": "optimizer steps, batch size, augmentation, seeds, learning rate and weight decay",
-            "chosen_on_test": "nothing",
-        },
+        "protocol": protocol_of(plan, prepared, seeds),
         "groups": prepared.groups.present,
         "rows": rows,
         "missing": missing,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from imbdiff.data.rows import join
 from imbdiff.data.samplers import BatchSampler, class_law
 from imbdiff.recognition.losses import PRIORS, class_counts
 from imbdiff.runtime.errors import ConfigError
+
+Schedule = Literal["mixed", "real-last", "head-last"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Use:
 
     weight: float = 1.0
     share: float | None = None
-    schedule: Literal["mixed", "real-last", "head-last"] = "mixed"
+    schedule: Schedule = "mixed"
     last: float = 0.2
     batch_norm: Literal["shared", "separate"] = "shared"
     prior: Literal["train", "effective"] = "train"
@@ -44,7 +46,7 @@ class Use:
             )
         if self.share is not None and not 0 < self.share < 1:
             raise ConfigError(f"synthetic share {self.share} of a batch is not in (0, 1)", "give for example 0.5")
-        if self.schedule not in ("mixed", "real-last", "head-last"):
+        if self.schedule not in get_args(Schedule):
             raise ConfigError(f"unknown schedule {self.schedule!r}", "choose mixed, real-last or head-last")
         if not 0 < self.last < 1:
             raise ConfigError(f"last share {self.last} of the steps is not in (0, 1)", "give for example 0.2")
@@ -84,6 +86,8 @@ class Mixture:
 
     Attributes:
         images: both together, the real ones first.
+        synthetic: whether there are any.
+        split: whether their batch statistics are kept apart.
         row_weights: (N + M,) float64 weights in the loss, or None where all are 1.
 
     Raises:
@@ -99,6 +103,8 @@ class Mixture:
         self.images, self.row_weights = real, weights
         if synthetic is not None and not len(synthetic):
             synthetic = None
+        self.synthetic = synthetic is not None
+        self.split = self.synthetic and use.batch_norm == "separate"
         if synthetic is not None:
             self.images = joined(real, synthetic)
             self.row_weights = np.concatenate(
@@ -120,7 +126,7 @@ class Mixture:
         With a fixed share of synthetic rows, "effective" counts how often an image of a class occurs in batches: the
         real counts, and the synthetic ones scaled to that share.
         """
-        synthetic = self.images.labels[self.num_real :] if len(self.images) > self.num_real else None
+        synthetic = self.images.labels[self.num_real :] if self.synthetic else None
         weight = self.use.weight
         if synthetic is not None and self.synthetic_rows:
             ratio = self.synthetic_rows / (self.batch_size - self.synthetic_rows)
@@ -156,7 +162,7 @@ class Mixture:
             real_only: no synthetic rows.
             name: of the random stream, for another phase.
         """
-        if len(self.images) == self.num_real or real_only:
+        if not self.synthetic or real_only:
             return self._sampler("real", law, self.batch_size, name).indices(step)
         if not self.synthetic_rows:
             return self._sampler("all", law, self.batch_size, name).indices(step)

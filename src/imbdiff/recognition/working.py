@@ -11,7 +11,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.metrics.extractors import ClassifierFeatures
 from imbdiff.recognition.fit import fit
 from imbdiff.recognition.kept import keep_network, kept_network
-from imbdiff.recognition.networks.identity import is_pretrained, network_identity
+from imbdiff.recognition.networks.identity import is_pretrained, plan_identity
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.runtime.files import digest
 
@@ -34,8 +34,9 @@ def working_extractor(
     """
     if is_pretrained(plan.network):  # who knows what images it saw
         plan = replace(plan, network=INSTEAD, normalise=None)
-    what = network_identity(plan.network, train.shape, len(train.class_names))
-    key = digest([2, train.fingerprint, plan.to_json(), what, seed, torch.__version__, torch.device(device).type])
+    key = digest(
+        [2, train.fingerprint, *plan_identity(plan, train), seed, torch.__version__, torch.device(device).type]
+    )
     weights = None if folder is None else Path(folder) / f"working-{key[:16]}.safetensors"
     found = None if weights is None else kept_network(weights, key, plan, train, "the working classifier")
     network = None if found is None else found[0]

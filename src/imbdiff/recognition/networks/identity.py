@@ -7,8 +7,10 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.networks import Maker, build_network
 from imbdiff.recognition.networks.foreign import find_maker, parse_library
+from imbdiff.recognition.plan import FitPlan
 from imbdiff.runtime.files import digest, sha256_file
 
 
@@ -28,6 +30,11 @@ def network_identity(name: str | Maker, shape: tuple[int, int, int], num_classes
     weights = [[k, digest(v.detach().cpu().float().flatten().tolist())] for k, v in made.state_dict().items()]
     maker = find_maker(name) if isinstance(name, str) else name
     return [name if isinstance(name, str) else _called(maker), str(made), digest(weights), _source(maker)]
+
+
+def plan_identity(plan: FitPlan, images: ImageSet) -> list[Any]:
+    """What tells two plans apart in caches, for such images: their values, and what the network is."""
+    return [plan.to_json(), network_identity(plan.network, images.shape, len(images.class_names))]
 
 
 def is_pretrained(name: str | Maker) -> bool:
