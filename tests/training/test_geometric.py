@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from imbdiff.config import NOT_DECISIVE, RunConfig, override
+from imbdiff.config import ADDED, NOT_DECISIVE, RunConfig, override
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.splits import Prepared
@@ -185,7 +185,8 @@ def test_what_training_gives_depends_on_it(digits: Prepared) -> None:
     found = {stages.training_identity(digits, configured(train={"ada": ada})) for ada in (None, 0.1, 0.2)}
     assert len(found) == 3
     config = configured(train={"ada": None})
-    options = {k: v for k, v in asdict(config.train).items() if k not in (*NOT_DECISIVE, "ada")}
+    options = {k: v for k, v in asdict(config.train).items() if k not in (*NOT_DECISIVE, *ADDED)}
+    options["channels_last"] = False  # what None meant
     before = [digits.manifest["hash"], config.method, config.seed, asdict(config.model), options, "none"]
     assert digest(before) in found  # as before there was the option: such runs continue
     models = [stages.train(digits, configured(train={"ada": ada}), quiet=True) for ada in (0.1, 0.6, 0.6)]

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.objectives.contract import Answer, Request
+from imbdiff.objectives.row_sampling import RowSampled
 from imbdiff.runtime.errors import ConfigError
 
 Time = Literal["noise", "none", "clean"]
@@ -35,7 +36,7 @@ def check_time(name: str, time: str) -> None:
         raise ConfigError(f"{name}: unknown weighting in time {time!r}", f"use one of {', '.join(get_args(Time))}")
 
 
-class Alignment(Objective):
+class Alignment(RowSampled):
     """Makes the first steps of denoising, where all is noise, insensitive to the class.
 
         L_i = s_i || eps(x_t, t, y) - eps(x_t, t, null) ||^2,      s_i = t_i / T
@@ -46,6 +47,7 @@ class Alignment(Objective):
     Args:
         time: what s is, see `time_weight`.
         space: "eps": differences in units of noise whatever the network predicts; "native": as it predicts.
+        rows: share of the rows that the null label is evaluated for, without bias: see `row_sampling`.
         weight: the paper's gamma; 1 in the released U-Net script, 0.05 in the transformer's.
     """
 
@@ -56,17 +58,23 @@ class Alignment(Objective):
         *,
         time: Time = "noise",
         space: Literal["eps", "native"] = "eps",
+        rows: float = 1.0,
         weight: float = 1.0,
         part: str = "main",
     ) -> None:
-        super().__init__(weight=weight, part=part)
+        super().__init__(rows=rows, weight=weight, part=part)
         check_time(self.name, time)
         self.time, self.space = time, space
 
+    def row_weight(self, batch: NoisyBatch) -> Tensor:
+        return time_weight(batch, self.time) * ~batch.dropped
+
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        return [Request("given"), Request("null")]
+        rows = self.rows(batch)
+        return [Request("given", rows), Request("null", rows)]
 
     def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
         given, null = answers
         gap = batch.difference(given.pred, null.pred, given, self.space).square().flatten(1).mean(1)
-        return {"gap": time_weight(batch, self.time) * ~batch.dropped * gap}
+        w = given.of(self.row_weight(batch)) * self.inverse(batch, given)
+        return {"gap": batch.spread(w * gap, given)}

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.objectives.contract import Answer, Request
+from imbdiff.objectives.row_sampling import RowSampled
 from imbdiff.runtime.errors import ConfigError
 
 
-class CapacityManipulation(Objective):
+class CapacityManipulation(RowSampled):
     """Keeps the low-rank capacity of a network for rare classes: see `imbdiff.diffusion.low_rank`.
 
         g_i = || eps(x_t, t, y; W_g + s B A) - eps(x_t, t, y; W_g) ||^2
@@ -47,6 +48,7 @@ class CapacityManipulation(Objective):
         detach_base: no gradient into the prediction of W_g alone, which makes it an anchor (W_g still gets the gradient
             of the other branch). Default: into both, equal and opposite, the formula as it stands.
         space: "eps": differences in units of noise whatever the network predicts; "native": as it predicts.
+        rows: share of the rows that W_g alone is evaluated for, without bias: see `row_sampling`.
         weight: the paper's lambda, about 1.
     """
 
@@ -61,10 +63,11 @@ class CapacityManipulation(Objective):
         bound: float = 0.1,
         detach_base: bool = False,
         space: Literal["eps", "native"] = "eps",
+        rows: float = 1.0,
         weight: float = 1.0,
         part: str = "main",
     ) -> None:
-        super().__init__(weight=weight, part=part)
+        super().__init__(rows=rows, weight=weight, part=part)
         if not (0 <= consistency < inf and 0 <= diversity < inf):
             raise ConfigError(f"CM's consistency={consistency} and diversity={diversity} must be finite and at least 0")
         if not bound > 0:
@@ -72,18 +75,27 @@ class CapacityManipulation(Objective):
         self.consistency, self.diversity, self.bound = consistency, diversity, bound
         self.detach_base, self.space = detach_base, space
 
+    def row_weight(self, batch: NoisyBatch) -> Tensor:
+        """What bounds the size of a row's two terms together, in units of its gap."""
+        consistent, diverse = class_weights(batch.stats, batch.labels.device)[:, batch.labels]
+        return (self.consistency * consistent + self.diversity * diverse) * ~batch.dropped
+
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        return [Request("given"), Request("given", capacity="base", grad=not self.detach_base)]
+        rows = self.rows(batch)
+        return [Request("given", rows), Request("given", rows, capacity="base", grad=not self.detach_base)]
 
     def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
         full, base = answers
-        gap = batch.difference(full.pred, base.pred, full, self.space).square().flatten(1).mean(1) * ~batch.dropped
-        w = class_weights(batch.stats, gap.device)[:, batch.labels].to(gap.dtype)
-        return {
+        gap = batch.difference(full.pred, base.pred, full, self.space).square().flatten(1).mean(1)
+        gap = gap * ~full.of(batch.dropped)
+        w = class_weights(batch.stats, gap.device)[:, full.of(batch.labels)].to(gap.dtype)
+        inverse = self.inverse(batch, full)
+        terms = {
             "consistent": self.consistency * w[0] * gap,
             "diverse": -self.diversity * w[1] * (gap / (1 + gap / self.bound)),
             "gap": gap.detach(),
         }
+        return {name: batch.spread(inverse * term, full) for name, term in terms.items()}
 
 
 @lru_cache(maxsize=16)

@@ -8,11 +8,12 @@ from typing import Literal
 from torch import Tensor
 
 from imbdiff.objectives.batch import LabelDraw, NoisyBatch
-from imbdiff.objectives.contract import Answer, Draw, Objective, Request
+from imbdiff.objectives.contract import Answer, Draw, Request
+from imbdiff.objectives.row_sampling import RowSampled
 from imbdiff.runtime.errors import ConfigError
 
 
-class ClassBalancing(Objective):
+class ClassBalancing(RowSampled):
     """Pulls predictions for the true and for a random other label together, more so at noisier times.
 
         L = w(t) || h - sg(h') ||^2  +  gamma w(t) || sg(h) - h' ||^2,      w(t) = tau t / T
@@ -26,6 +27,7 @@ class ClassBalancing(Objective):
         gamma: commitment weight, 1/4.
         law: where y' comes from: the training "prior" (from scratch) or "uniform" (the authors' fine-tuning).
         space: "eps": differences in units of noise whatever the network predicts; "native": as it predicts.
+        rows: share of the rows that h' is evaluated for, without bias: see `row_sampling`.
     """
 
     name = "class_balancing"
@@ -37,21 +39,26 @@ class ClassBalancing(Objective):
         gamma: float = 0.25,
         law: Literal["prior", "uniform"] = "prior",
         space: Literal["eps", "native"] = "eps",
+        rows: float = 1.0,
         weight: float = 1.0,
         part: str = "main",
     ) -> None:
-        super().__init__(weight=weight, part=part)
+        super().__init__(rows=rows, weight=weight, part=part)
         if tau < 0 or gamma < 0:
             raise ConfigError(f"CBDM's tau={tau} and gamma={gamma} must be at least 0")
         self.tau, self.gamma, self.space = tau, gamma, space
-        self.draws = {"comparison": LabelDraw(law)}
+        self.draws["comparison"] = LabelDraw(law)
+
+    def row_weight(self, batch: NoisyBatch) -> Tensor:
+        return self.tau * batch.noise_level * ~batch.dropped
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        return [Request("given"), Request(Draw("comparison"))]
+        rows = self.rows(batch)
+        return [Request("given", rows), Request(Draw("comparison"), rows)]
 
     def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
         true, other = answers
-        w = self.tau * batch.noise_level * ~batch.dropped
+        w = true.of(self.row_weight(batch)) * self.inverse(batch, true)
         pull = batch.difference(true.pred, other.pred.detach(), true, self.space).square().flatten(1).mean(1)
         commit = batch.difference(true.pred.detach(), other.pred, true, self.space).square().flatten(1).mean(1)
-        return {"pull": w * pull, "commit": self.gamma * w * commit}
+        return {"pull": batch.spread(w * pull, true), "commit": batch.spread(self.gamma * w * commit, true)}

@@ -133,10 +133,12 @@ class Objective(nn.Module):
         part: the part of the step's batch that it reads.
         draws: the named random draws that it needs, drawn for the global batch.
         monitors: names of entries of `terms` that are only logged.
+        all_rows: why it cannot be estimated from some of the rows (`sample_rows`); None: it can.
     """
 
     name: str = "objective"
     base: bool = False
+    all_rows: str | None = "nothing says that its terms are sums over rows with weights known beforehand"
     monitors: tuple[str, ...] = ()
 
     def __init__(self, *, weight: float = 1.0, part: str = "main") -> None:
@@ -146,6 +148,14 @@ class Objective(nn.Module):
         self.weight = float(weight)
         self.part = part
         self.draws: dict[str, DrawKind] = {}
+
+    def sample_rows(self, share: float) -> None:
+        """Evaluates a share of the rows only, from here on, without bias: see `imbdiff.objectives.row_sampling`.
+
+        Raises:
+            ConfigError: this loss cannot be had so, and why; or a share that is not in (0, 1].
+        """
+        raise ConfigError(f"{self.name} cannot be estimated from some of the rows: {self.all_rows}", "leave it at 1")
 
     def prepare(self, networks: Mapping[str, nn.Module]) -> None:
         """Called once, with the networks of the step, before anything is optimised: builds parameters whose shape

@@ -17,6 +17,7 @@ class Denoising(Objective):
     """
 
     name = "denoising"
+    all_rows = "its predictions of all rows are what the other losses compare with"
     base = True
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:

@@ -33,6 +33,7 @@ class Dispersive(Objective):
     """
 
     name = "dispersive"
+    all_rows = "it compares the batch's rows with each other: with fewer of them it is another loss"
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class ClassOverlap(Objective):
     """
 
     name = "overlap"
+    all_rows = "1 / (1 + d) of the mean distance d is no sum over rows: from an unbiased d it would be biased"
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class PairDiversity(Objective):
     """
 
     name = "pair_diversity"
+    all_rows = "it compares the batch's rows with each other: with fewer of them it is another loss"
     #: rows that a class group must have for this to be more than 0
     smallest_group = 3
 

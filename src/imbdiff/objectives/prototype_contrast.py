@@ -43,6 +43,7 @@ class PrototypeContrast(Objective):
     """
 
     name = "prototype_contrast"
+    all_rows = "it is a softmax over classes and averages its prototypes over the batch's rows"
     sums: Tensor
 
     def __init__(

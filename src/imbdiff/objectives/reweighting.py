@@ -38,6 +38,7 @@ class EffectiveNumber(Objective):
     """
 
     name = "effective_number"
+    all_rows = "it stands for the denoising loss, whose predictions of all rows the other losses compare with"
     base = True
 
     def __init__(
@@ -89,6 +90,7 @@ class Focal(Objective):
     """
 
     name = "focal"
+    all_rows = "it stands for the denoising loss, whose predictions of all rows the other losses compare with"
     base = True
 
     def __init__(

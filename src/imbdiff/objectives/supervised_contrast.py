@@ -42,6 +42,7 @@ class SupervisedContrast(Objective):
     """
 
     name = "supervised_contrast"
+    all_rows = "it compares the batch's rows with each other: with fewer of them it is another loss"
     head: nn.Linear | None
 
     def __init__(

@@ -37,6 +37,7 @@ class Transfer(Objective):
     """
 
     name = "transfer"
+    all_rows = "it replaces the denoising loss, and takes its targets from the other rows of the batch"
     base = True
 
     def __init__(

@@ -35,6 +35,7 @@ class UnconditionalContrast(Objective):
     """
 
     name = "unconditional_contrast"
+    all_rows = "it compares the batch's rows with each other: with fewer of them it is another loss"
 
     def __init__(
         self,

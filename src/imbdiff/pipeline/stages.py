@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from imbdiff.config import NOT_DECISIVE, DataConfig, RunConfig, TrainConfig
+from imbdiff.config import ADDED, NOT_DECISIVE, DataConfig, RunConfig, TrainConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
@@ -26,12 +26,13 @@ from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.model import DiffusionModel, build_model, load_model, without_augmentation
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.methods import get_method
+from imbdiff.objectives.row_sampling import sample_branches
 from imbdiff.pipeline import samples
 from imbdiff.recipe import Method, Phase
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.errors import RunError
+from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import digest, read_json, sha256_file
 from imbdiff.runtime.log import JsonLog
 from imbdiff.runtime.streams import seed_of
@@ -176,6 +177,8 @@ def build_step(
     networks: dict[str, nn.Module] = {"model": model, **{name: trained[name] for name in phase.frozen}}
     objectives = phase.objectives()
     check_groups(phase.parts, objectives)
+    if config.train.branch_rows < 1:
+        sample_branches(objectives, config.train.branch_rows)
     return TrainingStep(networks, objectives, frozen=phase.frozen, max_rows=config.train.max_rows)
 
 
@@ -190,6 +193,24 @@ def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> No
             part.check(config.train.batch_size, world, config.train.accumulate)
             part.classes(prepared.groups)
         check_groups(phase.parts, phase.objectives())
+    check_branches(config)
+
+
+def check_branches(config: RunConfig) -> None:
+    """Refuses to sample the rows of a method none of whose losses can be estimated from some of them.
+
+    Raises:
+        ConfigError: with each loss's reason.
+    """
+    share, method = config.train.branch_rows, get_method(config.method)
+    objectives = [o for phase in method.phases for o in phase.objectives()]
+    refused = dict(sample_branches(objectives, share))
+    if share < 1 and len(refused) == len({o.name for o in objectives}):
+        raise ConfigError(
+            f"train.branch_rows={share:g}, but no loss of {config.method} can be estimated from some of the rows: "
+            + "; ".join(f"{name}: {why}" for name, why in refused.items()),
+            "leave it out, or choose a method with CBDM's, alignment's or CM's loss",
+        )
 
 
 def train(
@@ -269,8 +290,8 @@ def training_identity(prepared: Prepared, config: RunConfig) -> str:
     from dataclasses import asdict
 
     options = {k: v for k, v in asdict(config.train).items() if k not in NOT_DECISIVE}
-    if options["ada"] is None:  # the method's: as in runs from before there was this option
-        del options["ada"]
+    options = {k: v for k, v in options.items() if not (k in ADDED and v == getattr(TrainConfig, k))}
+    options["channels_last"] = bool(options["channels_last"])
     model = asdict(config.model)
     if config.model.init is not None:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")

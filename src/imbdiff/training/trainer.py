@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -24,17 +23,17 @@ from imbdiff.diffusion.codec import Codec
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.process import Process
 from imbdiff.objectives.contract import Objective
-from imbdiff.runtime.checkpoint import Checkpoint, CheckpointStore
+from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import make_accelerator, set_backends
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
+from imbdiff.runtime.errors import NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog, read_jsonl
 from imbdiff.runtime.progress import Progress
-from imbdiff.runtime.streams import seed_of
 from imbdiff.training.cadence import make_cadence
 from imbdiff.training.learning_rate import learning_rate
 from imbdiff.training.parts import Part, make_loaders
 from imbdiff.training.step import TrainingStep
+from imbdiff.training.update import Update
 
 OnPreview = Callable[[DiffusionModel, int], None]
 
@@ -100,31 +99,24 @@ class Trainer:
             return self._run()
 
     def _run(self) -> nn.Module:
-        from diffusers.training_utils import EMAModel
-
         config = self.config
         accelerator = make_accelerator(self.device, config.precision)
         self.dist = Dist.current()
         device: torch.device = accelerator.device
         set_backends(config.deterministic)
         self.step.to(device)
-        if config.channels_last:
-            self.step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loaders = loaders = make_loaders(
+        model = self.step.networks[self.target]
+        data = cast(Trainable, model)
+        self.loaders = make_loaders(
             self.parts, self.data, self.groups, config.batch_size,
             seed=self.seed, dist=self.dist, accumulate=config.accumulate, device=device,
         )  # fmt: skip
-        model = self.step.networks[self.target]
-        data = cast(Trainable, model)
-        parameters = {n: p for n, p in self.step.named_parameters() if p.requires_grad}
-        averaged = [p for p in model.parameters() if p.requires_grad]
-        decay = 0.5 ** (1 / max(config.ema_half_life * config.steps, 1e-9))
-        ema = EMAModel(averaged, decay=decay, foreach=True)
-        ema.to(device=device)
-        optimizer = torch.optim.Adam(parameters.values(), lr=config.lr, fused=True)
-        first = self._resume(parameters, optimizer, ema)
-        wrapped: nn.Module = accelerator.prepare_model(self.step)
-        wrapped.train()
+        update = Update(
+            self.step, self.loaders, config, accelerator, codec=data.codec, process=data.process, target=self.target,
+            seed=self.seed, augmentation=self.augmentation, geometric=self.geometric,
+        )  # fmt: skip
+        first = self._resume(update)
+        update.wrap(self.say if self.dist.main and not self.quiet else lambda _: None)
 
         cadence = make_cadence(config, self.watch_images)
         sums: dict[str, Tensor] = {}
@@ -137,45 +129,15 @@ class Trainer:
             quiet=self.quiet or not self.dist.main,
         ) as progress:  # fmt: skip
             for step in range(first, config.steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step)
-                losses: dict[str, Tensor] = {}
-                for micro in range(config.accumulate):
-                    # the one global generator in use: network dropout
-                    torch.manual_seed(seed_of(self.seed, "dropout", step, micro, self.dist.rank))
-                    batches = {
-                        loader.part.name: loader.load(
-                            step, micro, codec=data.codec, process=data.process,
-                            draws=self.step.draws(loader.part.name), augmentation=self.augmentation,
-                            label_dropout=config.label_dropout, dropout_per=config.dropout_per,
-                            channels_last=config.channels_last, geometric=self.geometric,
-                        )
-                        for loader in loaders
-                    }  # fmt: skip
-                    last = micro == config.accumulate - 1
-                    with nullcontext() if last else accelerator.no_sync(wrapped):
-                        out = wrapped(batches)
-                        accelerator.backward(out["loss"] / config.accumulate)
-                    for name, value in out.items():
-                        value = value.detach().float() / config.accumulate
-                        losses[name] = losses[name] + value if name in losses else value
-                if step == first:
-                    _check_used(parameters)
-                norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip)
-                # A gradient that is not finite skips the update on the device itself; on a CPU, where reading it costs
-                # nothing, it also stops the run here. After the all-reduce all processes see the same norm.
-                optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
-                optimizer.grad_scale = None  # type: ignore[attr-defined]
-                losses["grad_norm"] = norm.detach()
+                losses = update.gradients(step)
                 sums = {k: sums[k] + v if k in sums else v for k, v in losses.items()}
                 counted += 1
                 seen = (step + 1) * config.batch_size
                 due = cadence.due(step, config)
+                # on a CPU reading costs nothing; on a GPU the device skips updates that are not finite until the log
                 if device.type == "cpu" or due.log:
                     self._check_finite(losses, sums, step)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                ema.step(averaged)
+                update.apply(step)
                 if due.log:
                     row = self._log_row(
                         sums, counted, seen, step, learning_rate(config, step), time.monotonic() - began
@@ -187,12 +149,12 @@ class Trainer:
                 # these first: killed before the checkpoint, a resumed run comes by here again
                 for wanted, call in ((due.preview, self.on_preview), (due.watch, self.on_watch)):
                     if wanted and call and self.dist.main:
-                        call(cast(DiffusionModel, self._averaged(model, averaged, ema)), seen)
+                        call(cast(DiffusionModel, self._averaged(update)), seen)
                 if due.checkpoint and self.store and self.dist.main:
-                    self.store.save(seen, self._state(parameters, optimizer, ema), self._meta(step + 1, ema))
-        return self._averaged(model, averaged, ema)
+                    self.store.save(seen, update.state(), self._meta(step + 1, update))
+        return self._averaged(update)
 
-    def _resume(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: Any) -> int:
+    def _resume(self, update: Update) -> int:
         found = self.store.latest(self.say) if self.store and self.dist.main else None
         if self.dist.world > 1:
             path = self.dist.broadcast(found.path if found else None)
@@ -208,9 +170,7 @@ class Trainer:
                 f"the checkpoint {found.path} belongs to a run with other data or options",
                 "repeat the original command, or use another run folder",
             )
-        _restore(found, parameters, optimizer, ema)
-        for n, buffer in self.step.objectives.named_buffers():
-            buffer.copy_(found.tensors[f"buffer.{n}"])
+        update.restore(found)
         first = int(found.meta["step"])
         if self.log and self.dist.main:
             self.log.cut(lambda row: row.get("step", 0) <= first)
@@ -223,30 +183,13 @@ class Trainer:
         rows = read_jsonl(self.log.path) if self.log else []
         return float(rows[-1]["seconds"]) if rows else 0.0
 
-    def _state(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: Any) -> dict[str, Tensor]:
-        state = {f"step.{n}": p for n, p in parameters.items()}
-        for i, shadow in enumerate(ema.shadow_params):
-            state[f"ema.{i}"] = shadow
-        for n, p in parameters.items():
-            for key, value in optimizer.state.get(p, {}).items():
-                state[f"adam.{key}.{n}"] = torch.as_tensor(value)
-        for n, buffer in self.step.objectives.named_buffers():  # EMA prototypes and the like
-            state[f"buffer.{n}"] = buffer
-        return state
+    def _meta(self, step: int, update: Update) -> dict[str, Any]:
+        return {"step": step, "ema_step": update.ema.optimization_step, "identity": self.identity}
 
-    def _meta(self, step: int, ema: Any) -> dict[str, Any]:
-        return {"step": step, "ema_step": ema.optimization_step, "identity": self.identity}
-
-    def _averaged(self, model: nn.Module, averaged: list[nn.Parameter], ema: Any) -> nn.Module:
+    def _averaged(self, update: Update) -> nn.Module:
         """A finished copy of the network with the averaged weights; the training weights are not touched."""
-        import copy
-
-        result = copy.deepcopy(model).eval()
+        result = update.average(self.step.networks[self.target])
         with torch.no_grad():
-            own = [p for p in result.parameters() if p.requires_grad]
-            for p, shadow in zip(own, ema.shadow_params, strict=True):
-                p.copy_(shadow)
-                p.grad = None
             return result if self.finish is None else self.finish(result, self.step.active).eval()
 
     def _check_finite(self, losses: Mapping[str, Tensor], sums: Mapping[str, Tensor], step: int) -> None:
@@ -283,35 +226,3 @@ class Trainer:
                 f"batches of {config.batch_size} in {config.accumulate} micro-batches: losses that compare rows with "
                 f"each other (contrasts, transfer) compare {config.compared}"
             )
-
-
-def _check_used(parameters: Mapping[str, Tensor]) -> None:
-    """Refuses a parameter that takes no part in a step: data parallelism would leave it unaveraged, without a word."""
-    unused = [n for n, p in parameters.items() if p.grad is None]
-    if unused:
-        raise ConfigError(
-            f"{len(unused)} trainable parameters take no part in the loss, such as {unused[0]}",
-            "add an objective that needs them, or freeze their network",
-        )
-
-
-def _restore(found: Checkpoint, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: Any) -> None:
-    tensors = found.tensors
-    try:
-        with torch.no_grad():
-            for n, p in parameters.items():
-                p.copy_(tensors[f"step.{n}"])
-            for i, shadow in enumerate(ema.shadow_params):
-                shadow.copy_(tensors[f"ema.{i}"])
-    except (KeyError, RuntimeError) as error:
-        raise RunError(
-            f"the checkpoint {found.path} does not fit this model: {error}", "use another run folder"
-        ) from error
-    ema.optimization_step = int(found.meta["ema_step"])
-    moments: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("adam."):
-            _, kind, name = key.split(".", 2)
-            moments.setdefault(name, {})[kind] = value
-    for n, own in moments.items():
-        optimizer.state[parameters[n]] = {kind: v.to(parameters[n].device) for kind, v in own.items()}

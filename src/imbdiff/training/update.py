@@ -1,0 +1,216 @@
+"""One update after another: batches, one wrapped call per micro-batch, clipping, Adam, averaging. Nothing waits for the
+device here: losses stay there until the log wants them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imbdiff.config import TrainConfig
+from imbdiff.data.augment import Augmentation
+from imbdiff.data.geometric import Geometric
+from imbdiff.diffusion.codec import Codec
+from imbdiff.diffusion.process import Process
+from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.runtime.checkpoint import Checkpoint
+from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.streams import seed_of
+from imbdiff.training.compiling import compile_checked
+from imbdiff.training.learning_rate import learning_rate
+from imbdiff.training.parts import PartLoader
+from imbdiff.training.step import TrainingStep
+
+
+class Update:
+    """Updates the weights of a training step, and their average.
+
+    Args:
+        step: on the device already.
+        loaders: of its parts.
+        config: rates, clipping, label dropout.
+        accelerator: of accelerate; wraps the step.
+        codec, process: of the network that is trained.
+        target: the network that is averaged.
+        seed: of everything that is drawn.
+
+    Attributes:
+        parameters: all that are trained, by name.
+        averaged: those of the target that the average covers.
+        ema: diffusers' `EMAModel` of them.
+    """
+
+    def __init__(
+        self,
+        step: TrainingStep,
+        loaders: Sequence[PartLoader],
+        config: TrainConfig,
+        accelerator: Any,
+        *,
+        codec: Codec,
+        process: Process,
+        target: str = "model",
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        geometric: Geometric | None = None,
+    ) -> None:
+        from diffusers.training_utils import EMAModel
+
+        self.step, self.loaders, self.config, self.accelerator = step, loaders, config, accelerator
+        self.codec, self.process, self.seed = codec, process, seed
+        self.augmentation, self.geometric = augmentation or Augmentation(), geometric
+        self.device: torch.device = accelerator.device
+        self.channels_last = use_channels_last(config, accelerator)
+        if self.channels_last:
+            step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameters = {n: p for n, p in step.named_parameters() if p.requires_grad}
+        self.averaged = [p for p in step.networks[target].parameters() if p.requires_grad]
+        decay = 0.5 ** (1 / max(config.ema_half_life * config.steps, 1e-9))
+        self.ema = EMAModel(self.averaged, decay=decay, foreach=True)
+        self.ema.to(device=self.device)
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=config.lr, fused=True)
+        self.draws = {loader.part.name: step.draws(loader.part.name) for loader in loaders}
+        self.wrapped: nn.Module = step
+        self._first = True
+
+    def wrap(self, say: Callable[[str], None]) -> None:
+        """Makes the step ready to be called, and compiles its networks if wanted; weights are loaded before."""
+        self.wrapped = self.accelerator.prepare_model(self.step)
+        self.wrapped.train()
+        wanted = self.config.compile
+        if wanted == "on" or (wanted == "auto" and self.device.type == "cuda" and not self.config.deterministic):
+            batches = self.batches(0, 0)
+
+            def loss() -> Tensor:
+                return self.wrapped(batches)["loss"]
+
+            bf16 = self.accelerator.mixed_precision == "bf16"
+            compile_checked(self.step, loss, bf16=bf16, must=wanted == "on", say=say)
+
+    def batches(self, step: int, micro: int) -> dict[str, NoisyBatch]:
+        """This process's rows of every part."""
+        return {
+            loader.part.name: loader.load(
+                step,
+                micro,
+                codec=self.codec,
+                process=self.process,
+                draws=self.draws[loader.part.name],
+                augmentation=self.augmentation,
+                label_dropout=self.config.label_dropout,
+                dropout_per=self.config.dropout_per,
+                channels_last=self.channels_last,
+                geometric=self.geometric,
+            )
+            for loader in self.loaders
+        }
+
+    def gradients(self, step: int) -> dict[str, Tensor]:
+        """Sets the clipped gradients of step number `step`; returns the named losses, on the device.
+
+        A gradient that is not finite makes `apply` skip the update, on the device itself.
+        """
+        config = self.config
+        losses: dict[str, Tensor] = {}
+        for micro in range(config.accumulate):
+            # the one global generator in use: network dropout
+            torch.manual_seed(seed_of(self.seed, "dropout", step, micro, self.loaders[0].dist.rank))
+            batches = self.batches(step, micro)
+            last = micro == config.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                out = self.wrapped(batches)
+                self.accelerator.backward(out["loss"] / config.accumulate)
+            for name, value in out.items():
+                value = value.detach().float() / config.accumulate
+                losses[name] = losses[name] + value if name in losses else value
+        if self._first:
+            _check_used(self.parameters)
+            self._first = False
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
+        # after the all-reduce all processes see the same norm
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        losses["grad_norm"] = norm.detach()
+        return losses
+
+    def apply(self, step: int) -> None:
+        """Takes the step that `gradients` prepared, and averages."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.step(self.averaged)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint holds."""
+        state: dict[str, Tensor] = {f"step.{n}": p for n, p in self.parameters.items()}
+        for i, shadow in enumerate(self.ema.shadow_params):
+            state[f"ema.{i}"] = shadow
+        for n, p in self.parameters.items():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                state[f"adam.{key}.{n}"] = torch.as_tensor(value)
+        for n, buffer in self.step.objectives.named_buffers():  # EMA prototypes and the like
+            state[f"buffer.{n}"] = buffer
+        return state
+
+    def restore(self, found: Checkpoint) -> None:
+        """Takes over what `state` gave.
+
+        Raises:
+            RunError: it is of another model.
+        """
+        tensors = found.tensors
+        try:
+            with torch.no_grad():
+                for n, p in self.parameters.items():
+                    p.copy_(tensors[f"step.{n}"])
+                for i, shadow in enumerate(self.ema.shadow_params):
+                    shadow.copy_(tensors[f"ema.{i}"])
+                for n, buffer in self.step.objectives.named_buffers():
+                    buffer.copy_(tensors[f"buffer.{n}"])
+        except (KeyError, RuntimeError) as error:
+            raise RunError(
+                f"the checkpoint {found.path} does not fit this model: {error}", "use another run folder"
+            ) from error
+        self.ema.optimization_step = int(found.meta["ema_step"])
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("adam."):
+                _, kind, name = key.split(".", 2)
+                moments.setdefault(name, {})[kind] = value
+        for n, own in moments.items():
+            p = self.parameters[n]
+            self.optimizer.state[p] = {kind: v.to(p.device) for kind, v in own.items()}
+
+    def average(self, model: nn.Module) -> nn.Module:
+        """A copy of the target network with the averaged weights, in eval mode; nothing else is touched."""
+        import copy
+
+        result = copy.deepcopy(model).eval()
+        with torch.no_grad():
+            own = [p for p in result.parameters() if p.requires_grad]
+            for p, shadow in zip(own, self.ema.shadow_params, strict=True):
+                p.copy_(shadow)
+                p.grad = None
+        return result
+
+
+def use_channels_last(config: TrainConfig, accelerator: Any) -> bool:
+    """As configured; otherwise on a GPU in bf16, whose convolutions want it."""
+    if config.channels_last is not None:
+        return config.channels_last
+    return accelerator.device.type == "cuda" and accelerator.mixed_precision == "bf16"
+
+
+def _check_used(parameters: Mapping[str, Tensor]) -> None:
+    """Refuses a parameter that takes no part in a step: data parallelism would leave it unaveraged, without a word."""
+    unused = [n for n, p in parameters.items() if p.grad is None]
+    if unused:
+        raise ConfigError(
+            f"{len(unused)} trainable parameters take no part in the loss, such as {unused[0]}",
+            "add an objective that needs them, or freeze their network",
+        )

@@ -1,0 +1,146 @@
+"""Compiling: refused where gradients differ, harmless otherwise, and never repeated within a run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from imbdiff.config import TrainConfig
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.stats import Groups
+from imbdiff.diffusion.model import ModelSpec, _unet, from_spec
+from imbdiff.diffusion.process import DDPM
+from imbdiff.objectives.alignment import Alignment
+from imbdiff.objectives.class_balancing import ClassBalancing
+from imbdiff.objectives.contract import Objective
+from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
+from imbdiff.runtime.errors import RunError
+from imbdiff.training import compiling
+from imbdiff.training.compiling import compile_checked
+from imbdiff.training.parts import Part
+from imbdiff.training.step import TrainingStep
+from imbdiff.training.trainer import Trainer
+
+CONFIG = TrainConfig(images=16 * 5, batch_size=16, lr=1e-3, compile="on")
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would keep every line of it
+
+
+def trainer(backbone: str, config: TrainConfig, objectives: list[Objective], said: list[str]) -> Trainer:
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), (20, 8, 3)).astype(np.int64)
+    images = ImageSet(generator.integers(0, 256, (31, 8, 8, 1)).astype(np.uint8), labels, ("a", "b", "c"))
+    kind, arguments = ("mlp", {}) if backbone == "mlp" else ("unet", _unet((8, 8), (), 1, 4, 0.1))
+    model = from_spec(ModelSpec(kind, arguments, (1, 8, 8), DDPM().to_json(), images.stats))
+    return Trainer(
+        step=TrainingStep({"model": model}, objectives), data=images, groups=Groups.by_quantile(images.stats),
+        parts=[Part()], config=config, device="cpu", say=said.append,
+    )  # fmt: skip
+
+
+def weights(t: Trainer) -> list[torch.Tensor]:
+    return [p.detach() for p in t.run().parameters()]
+
+
+@pytest.mark.parametrize("backbone", ["unet"])
+def test_it_changes_nothing_where_the_compiler_is_right(monkeypatch: pytest.MonkeyPatch, backbone: str) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    said: list[str] = []
+    objectives = [Denoising(), ClassBalancing()]
+    compiled = weights(trainer(backbone, CONFIG, objectives, said))
+    assert any("compiled: the gradients" in line for line in said)
+    plain = weights(trainer(backbone, replace(CONFIG, compile="off"), [Denoising(), ClassBalancing()], said))
+    for a, b in zip(compiled, plain, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def broken(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+    """A compiler with the known fault: part of the network gets no gradient."""
+
+    def run(*arguments: torch.Tensor) -> object:
+        with torch.no_grad():
+            out = graph(*arguments)
+        first = out[0]
+        conv = next(a for a in arguments if isinstance(a, nn.Parameter))
+        return (first + 0 * conv.sum(), *out[1:])
+
+    return run
+
+
+@pytest.mark.parametrize("must", [True, False])
+def test_wrong_gradients_are_refused(monkeypatch: pytest.MonkeyPatch, must: bool) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", broken)
+    said: list[str] = []
+    made = trainer("mlp", CONFIG, [Denoising()], said)
+    x, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+
+    def loss() -> torch.Tensor:
+        return made.step.networks["model"](x, torch.arange(4), labels)[0].square().mean()
+
+    before = loss().detach()
+    if must:
+        with pytest.raises(RunError, match=r"(?s)parameters.*--train.compile off"):
+            compile_checked(made.step, loss, must=True)
+        return
+    assert not compile_checked(made.step, loss, say=said.append)
+    assert any("not compiled" in line for line in said)
+    assert torch.equal(loss().detach(), before)
+    loss().backward()
+    assert all(p.grad is not None for p in made.step.networks["model"].backbone.outer.parameters())
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [({"a": 1.0, "b": 0.0}, "1 of 2 parameters are 0, such as b"), ({"a": 1.1, "b": 1.0}, "differs by")],
+)
+def test_what_is_compared(found: dict[str, float], why: str) -> None:
+    expected = {"a": torch.ones(3), "b": torch.ones(2)}
+    got = {k: torch.full_like(expected[k], v) for k, v in found.items()}
+    assert why in compiling.compare(got, expected, compiling.FP32)
+    assert not compiling.compare(expected, expected, compiling.FP32)
+    nearly = {k: v * (1 + 1e-4) for k, v in expected.items()}
+    assert not compiling.compare(nearly, expected, compiling.FP32)
+    assert "1 have" not in compiling.compare({"a": expected["a"]}, expected, 1.0)
+    assert "compiled 1" in compiling.compare({"a": expected["a"]}, expected, 1.0)
+
+
+def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        raise RuntimeError("no C compiler here")
+
+    monkeypatch.setattr(compiling, "BACKEND", fails)
+    with pytest.raises(RunError, match="no C compiler here"):
+        trainer("mlp", CONFIG, [Denoising()], []).run()
+
+
+def test_nothing_recompiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label dropout, sampled rows and taps: all in the shapes of the first step. What is compiled, is so before it."""
+    graphs: list[int] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        graphs.append(len(inputs))
+        return graph
+
+    monkeypatch.setattr(compiling, "BACKEND", counting)
+    objectives = [Denoising(), ClassBalancing(rows=0.4), Alignment(rows=0.4), UnconditionalContrast()]
+    at: list[int] = []
+    # label dropout 0.5: steps of all kinds; 83 images in batches of 16: the run's last batch is whole too
+    config = replace(CONFIG, images=83, label_dropout=0.5)
+    made = trainer("unet", config, objectives, [])
+    made.step.register_forward_hook(lambda *_: at.append(len(graphs)))
+    made.run()
+    assert len(at) >= 8
+    assert at[-1] > 0
+    # eager and compiled without dropout for the check, then once with it: nothing after the first step
+    first = len(at) - made.config.steps
+    assert at[first] == at[-1], at
