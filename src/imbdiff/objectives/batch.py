@@ -50,9 +50,9 @@ class LabelDraw:
     law: Literal["prior", "uniform"] = "prior"
 
     def make(self, n: int, generator: torch.Generator, stats: ClassStats) -> Tensor:
-        c = stats.num_classes
-        law = torch.full((c,), 1 / c, dtype=torch.float64) if self.law == "uniform" else torch.from_numpy(stats.prior)
-        return torch.multinomial(law.to(generator.device), n, replacement=True, generator=generator)
+        prior = class_prior(stats, generator.device)
+        law = torch.full_like(prior, 1 / len(prior)) if self.law == "uniform" else prior
+        return torch.multinomial(law, n, replacement=True, generator=generator)
 
 
 @dataclass(frozen=True)
