@@ -36,12 +36,19 @@ class SampleConfig:
     """Guide less, down to a strength of 0.2, where the encoder already sees the wanted class."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels within which to guide."""
-    batch_size: int = 64
-    """Images per network call."""
+    batch_size: int | None = None
+    """Images per network call. Default: 64 on a CPU, 512 on a GPU; halved where memory does not suffice."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the network's calls; the solver stays in float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the network, if its predictions are those without. auto: on a GPU, from 16 batches."""
 
     def __post_init__(self) -> None:
         check(self.steps is None or self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
-        check(self.batch_size >= 1, f"sample.batch_size={self.batch_size} must be at least 1")
+        check(
+            self.batch_size is None or self.batch_size >= 1,
+            f"sample.batch_size={self.batch_size} must be at least 1",
+        )
         check(
             self.prototype_scale is None or self.prototype_scale >= 0,
             f"sample.prototype_scale={self.prototype_scale} must be at least 0",

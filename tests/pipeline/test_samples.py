@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from imbdiff.config import RunConfig, override
 from imbdiff.data.stats import ClassStats
@@ -14,6 +20,7 @@ from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.pipeline import samples
 from imbdiff.presets import preset
+from imbdiff.runtime import compiling
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, sha256_file
 
@@ -59,7 +66,7 @@ def test_a_larger_plan_draws_what_is_missing_and_a_smaller_one_removes(
     assert {name: many[name] for name in few} == few
     assert draw(model, tmp_path / "b", plan((2, 12, 20))) == many  # bit for bit those of a fresh draw
     assert draw(model, tmp_path / "a", plan((0, 5, 9))) == few
-    assert drew == [14, 20, 34, 0]
+    assert drew == [14, 20, 34]  # and nothing the last time
 
 
 def test_images_of_another_plan_do_not_stay(model: DiffusionModel, tmp_path: Path, drew: list[int]) -> None:
@@ -95,3 +102,82 @@ def test_images_are_known_by_the_plan_that_they_were_drawn_by(model: DiffusionMo
         assert len(samples.load_samples(tmp_path / "a", (8, 8, 1), NAMES, inputs=inputs)) == 5
     with pytest.raises(RunError, match=r"a are not those that this run drew\n.*imbdiff sample"):
         samples.load_samples(tmp_path / "a", (8, 8, 1), NAMES, inputs=digest(other))
+
+
+def test_batches_are_halved_where_memory_does_not_suffice(
+    model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = draw(model, tmp_path / "whole", plan((3, 9, 12)))
+    calls: list[int] = []
+    real = DiffusionModel.forward
+
+    def little(self: DiffusionModel, x_t: torch.Tensor, *args: Any, **options: Any) -> Any:
+        calls.append(len(x_t))
+        if len(x_t) > 4 and len(calls) > 2:  # the first batch of 8 fits, with both branches
+            raise torch.OutOfMemoryError("no more")
+        return real(self, x_t, *args, **options)
+
+    monkeypatch.setattr(DiffusionModel, "forward", little)
+    said: list[str] = []
+    monkeypatch.setattr("builtins.print", said.append)
+    how = samples.sampling(CONFIG)
+    samples.draw(model, plan((3, 9, 12)), tmp_path / "a", how)
+    assert samples.finished(tmp_path / "a", plan((3, 9, 12)))
+    assert calls[:2] == [16, 16]
+    assert set(calls[-4:]) == {4}
+    assert [line.split(": ")[1] for line in said if "suffice" in line] == ["4 from here on", "2 from here on"]
+    for name in whole:
+        a, b = (np.asarray(Image.open(tmp_path / at / name)).astype(int) for at in ("whole", "a"))
+        assert np.abs(a - b).max() <= 1
+    monkeypatch.setattr(DiffusionModel, "forward", _none)
+    with pytest.raises(RunError, match="does not suffice to draw one image"):
+        samples.draw(model, plan((1, 0, 0)), tmp_path / "b", how, quiet=True)
+
+
+def _none(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("no more")
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_compiled_network_draws_the_same_or_is_not_used(
+    model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: bool
+) -> None:
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
+    torch._dynamo.reset()
+    ran: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        def run(*arguments: torch.Tensor) -> Any:
+            ran.append(1)
+            out = graph(*arguments)
+            return out if right else tuple(1.1 * x for x in out)
+
+        return run
+
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    whole = draw(model, tmp_path / "whole", plan((3, 9, 12)))
+    how = replace(samples.sampling(CONFIG), compile="on")
+    assert samples.plan((3, 9, 12), NAMES, how, 3, "weights") == plan((3, 9, 12)), "compiling is no other plan"
+    own = copy.deepcopy(model)
+    if not right:
+        with pytest.raises(RunError, match=r"(?s)differ by.*--sample.compile off"):
+            samples.draw(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
+        return
+    samples.draw(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
+    assert len(ran) > 3
+    for name in whole:
+        a, b = (np.asarray(Image.open(tmp_path / at / name)).astype(int) for at in ("whole", "a"))
+        assert np.abs(a - b).max() <= 1
+
+
+def test_bfloat16_is_another_plan_and_nearly_the_same_images(model: DiffusionModel, tmp_path: Path) -> None:
+    other = override(CONFIG, {"sample.precision": "bf16"})
+    assert plan((0, 3, 3), other) != plan((0, 3, 3))
+    assert plan((0, 3, 3), other)["precision"] == "bf16"
+    draw(model, tmp_path / "a", plan((0, 3, 3)))
+    draw(model, tmp_path / "b", plan((0, 3, 3), other), other)
+    off = []
+    for path in sorted((tmp_path / "a").rglob("*.png")):
+        again = tmp_path / "b" / path.relative_to(tmp_path / "a")
+        off.append(np.abs(np.asarray(Image.open(path)).astype(int) - np.asarray(Image.open(again)).astype(int)))
+    assert 0 < np.mean(off) < 3

@@ -20,8 +20,8 @@ from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
+from imbdiff.runtime import compiling
 from imbdiff.runtime.errors import RunError
-from imbdiff.training import compiling
 from imbdiff.training.compiling import compile_checked
 from imbdiff.training.parts import Part
 from imbdiff.training.step import TrainingStep
@@ -36,11 +36,13 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would keep every line of it
 
 
-def trainer(backbone: str, config: TrainConfig, objectives: list[Objective], said: list[str]) -> Trainer:
+def trainer(
+    backbone: str, config: TrainConfig, objectives: list[Objective], said: list[str], dropout: float = 0.0
+) -> Trainer:
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), (20, 8, 3)).astype(np.int64)
     images = ImageSet(generator.integers(0, 256, (31, 8, 8, 1)).astype(np.uint8), labels, ("a", "b", "c"))
-    kind, arguments = ("mlp", {}) if backbone == "mlp" else ("unet", _unet((8, 8), (), 1, 4, 0.1))
+    kind, arguments = ("mlp", {}) if backbone == "mlp" else ("unet", _unet((8, 8), (), 1, 4, dropout))
     model = from_spec(ModelSpec(kind, arguments, (1, 8, 8), DDPM().to_json(), images.stats))
     return Trainer(
         step=TrainingStep({"model": model}, objectives), data=images, groups=Groups.by_quantile(images.stats),
@@ -89,7 +91,7 @@ def test_wrong_gradients_are_refused(monkeypatch: pytest.MonkeyPatch, must: bool
 
     before = loss().detach()
     if must:
-        with pytest.raises(RunError, match=r"(?s)parameters.*--train.compile off"):
+        with pytest.raises(RunError, match=r"(?s)7 without, 1 compiled.*--train.compile off"):
             compile_checked(made.step, loss, must=True)
         return
     assert not compile_checked(made.step, loss, say=said.append)
@@ -101,17 +103,16 @@ def test_wrong_gradients_are_refused(monkeypatch: pytest.MonkeyPatch, must: bool
 
 @pytest.mark.parametrize(
     ("found", "why"),
-    [({"a": 1.0, "b": 0.0}, "1 of 2 parameters are 0, such as b"), ({"a": 1.1, "b": 1.0}, "differs by")],
+    [({"a": 1.0, "b": 0.0}, "1 of 2 are 0, such as that of b"), ({"a": 1.1, "b": 1.0}, "they differ by")],
 )
 def test_what_is_compared(found: dict[str, float], why: str) -> None:
     expected = {"a": torch.ones(3), "b": torch.ones(2)}
     got = {k: torch.full_like(expected[k], v) for k, v in found.items()}
-    assert why in compiling.compare(got, expected, compiling.FP32)
-    assert not compiling.compare(expected, expected, compiling.FP32)
+    assert why in compiling.difference(got, expected, compiling.FP32)
+    assert not compiling.difference(expected, expected, compiling.FP32)
     nearly = {k: v * (1 + 1e-4) for k, v in expected.items()}
-    assert not compiling.compare(nearly, expected, compiling.FP32)
-    assert "1 have" not in compiling.compare({"a": expected["a"]}, expected, 1.0)
-    assert "compiled 1" in compiling.compare({"a": expected["a"]}, expected, 1.0)
+    assert not compiling.difference(nearly, expected, compiling.FP32)
+    assert "2 without, 1 compiled" in compiling.difference({"a": expected["a"]}, expected, 1.0)
 
 
 def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +137,7 @@ def test_nothing_recompiles(monkeypatch: pytest.MonkeyPatch) -> None:
     at: list[int] = []
     # label dropout 0.5: steps of all kinds; 83 images in batches of 16: the run's last batch is whole too
     config = replace(CONFIG, images=83, label_dropout=0.5)
-    made = trainer("unet", config, objectives, [])
+    made = trainer("unet", config, objectives, [], dropout=0.1)
     made.step.register_forward_hook(lambda *_: at.append(len(graphs)))
     made.run()
     assert len(at) >= 8

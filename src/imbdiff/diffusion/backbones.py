@@ -1,8 +1,9 @@
 """Backbones: the networks, as ``backbone(x_t, time, cond, taps) -> (prediction, taps)``.
 
-The networks are diffusers' `UNet2DModel` and `DiTTransformer2DModel`, untouched, so that what is trained here loads
-there. The forward passes are written out over their sub-modules for two reasons: intermediate features ("taps") come
-back as values and not through hooks, and a request for taps alone stops where the taps are.
+The networks are diffusers' `UNet2DModel` and `DiTTransformer2DModel`, untouched but for how dropout draws its coins, so
+that what is trained here loads there. The forward passes are written out over their sub-modules for two reasons:
+intermediate features ("taps") come back as values and not through hooks, and a request for taps alone stops where the
+taps are.
 
 =========== ============================================= =================================
 backbone    tap                                           shape
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbdiff.diffusion.conditioner import AugmentationConditioner, Conditioner, LabelPassthrough, VectorConditioner
+from imbdiff.diffusion.dropout import cheapen
 from imbdiff.runtime.errors import ConfigError
 
 Taps = dict[str, Tensor]
@@ -120,6 +122,7 @@ class UNetBackbone(Backbone):
         self.net = UNet2DModel(
             sample_size=size, in_channels=channels, out_channels=channels, class_embed_type="identity", **config
         )
+        cheapen(self.net)
         dim = config["block_out_channels"][0] * 4
         self.conditioner = VectorConditioner(num_classes, dim)
         if augment:  # last, so that the other weights are drawn as without it

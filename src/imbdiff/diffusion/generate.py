@@ -31,6 +31,7 @@ def generate(
     steps: int = 20,
     guidance: Guidance | None = None,
     batch_size: int = 64,
+    bf16: bool = False,
 ) -> np.ndarray:
     """Draws one image per label.
 
@@ -42,6 +43,7 @@ def generate(
         steps: number of sampler steps.
         guidance: defaults to none.
         batch_size: rows per network call (twice as many under classifier-free guidance).
+        bf16: call the network under bfloat16 autocast; the solver stays in float32.
 
     Returns:
         (N, H, W, C) uint8, in the order of `labels`.
@@ -52,7 +54,7 @@ def generate(
     """
     out: list[np.ndarray | None] = [None] * len(labels)
     for rows, images in generate_batches(
-        model, labels, seeds, sampler=sampler, steps=steps, guidance=guidance, batch_size=batch_size
+        model, labels, seeds, sampler=sampler, steps=steps, guidance=guidance, batch_size=batch_size, bf16=bf16
     ):
         for row, image in zip(rows, images, strict=True):
             out[row] = image
@@ -73,6 +75,7 @@ def generate_batches(
     steps: int = 20,
     guidance: Guidance | None = None,
     batch_size: int = 64,
+    bf16: bool = False,
     only: Sequence[int] | None = None,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """`generate`, batch by batch: yields (row numbers, (n, H, W, C) uint8 images).
@@ -101,7 +104,7 @@ def generate_batches(
     for b in range(batches) if only is None else only:
         rows = list(range(b * batch_size, min((b + 1) * batch_size, len(labels))))
         padded = rows + [rows[0]] * (batch_size - len(rows))
-        images = _batch(model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance())
+        images = _batch(model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance(), bf16)
         yield rows, images[: len(rows)]
 
 
@@ -114,7 +117,13 @@ def _whole(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
 
 @torch.no_grad()
 def _batch(
-    model: DiffusionModel, labels: np.ndarray, seeds: np.ndarray, scheduler: Any, steps: int, guidance: Guidance
+    model: DiffusionModel,
+    labels: np.ndarray,
+    seeds: np.ndarray,
+    scheduler: Any,
+    steps: int,
+    guidance: Guidance,
+    bf16: bool,
 ) -> np.ndarray:
     device = next(model.parameters()).device
     y = torch.from_numpy(labels).to(device)
@@ -127,12 +136,15 @@ def _batch(
     options = {"generator": generators} if _takes_generator(scheduler) else {}
 
     def predict(x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        prediction, _ = model(x_t, t, condition)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            prediction, _ = model(x_t, t, condition)
         return prediction.float()
 
-    for timestep, time in zip(scheduler.timesteps, process_times(scheduler, model.process), strict=True):
+    times = process_times(scheduler, model.process)
+    levels = model.process.noise_level(times.cpu()).tolist()  # known here, so that nobody has to read them back
+    for timestep, time, level in zip(scheduler.timesteps, times, levels, strict=True):
         t = time.to(device).expand(len(x))
-        prediction = guidance(
+        prediction = guidance.at(level)(
             scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x, t, y, predict
         )
         x = scheduler.step(prediction, timestep, x, **options, return_dict=False)[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ class Guidance(ABC):
     @abstractmethod
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, predict: Predict) -> Tensor:
         """x_t (B, c, h, w), t (B,), labels (B,) in [0, C] -> the guided prediction (B, c, h, w)."""
+
+    def at(self, level: float) -> Guidance:
+        """This guidance at a known noise level, which need not be read from the device then; default: itself."""
+        return self
 
 
 class NoGuidance(Guidance):
@@ -48,12 +52,14 @@ class ClassifierFree(Guidance):
         process: gives the noise level of t.
         interval: (low, high) noise levels in [0, 1] within which to guide (Kynkaanniemi et al. 2024); outside of it the
             conditional prediction is used and the second branch is not computed.
+        level: the noise level of t, where it is known; otherwise it is read from t.
     """
 
     omega: float | Sequence[float]
     null: int
     process: Process
     interval: tuple[float, float] = (0.0, 1.0)
+    level: float | None = None
 
     def __post_init__(self) -> None:
         values = [self.omega] if isinstance(self.omega, int | float) else list(self.omega)
@@ -68,8 +74,7 @@ class ClassifierFree(Guidance):
             raise ConfigError(f"guidance interval {self.interval} must be 0 <= low <= high <= 1")
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, predict: Predict) -> Tensor:
-        # all rows share one time while sampling
-        level = float(self.process.noise_level(t[:1]))
+        level = known_level(self.level, self.process, t)
         scales = [float(self.omega)] if isinstance(self.omega, int | float) else [float(w) for w in self.omega]
         if not self.interval[0] <= level <= self.interval[1] or not any(scales):
             return predict(x_t, t, labels)
@@ -83,6 +88,14 @@ class ClassifierFree(Guidance):
         per_row = torch.tensor([*scales, 0.0], device=x_t.device, dtype=x_t.dtype)[labels]
         return conditional + expand(per_row, x_t) * (conditional - unconditional)
 
+    def at(self, level: float) -> ClassifierFree:
+        return replace(self, level=level)
+
+
+def known_level(level: float | None, process: Process, t: Tensor) -> float:
+    """The noise level that all rows share while sampling: as known, or read from their time."""
+    return float(process.noise_level(t[:1])) if level is None else level
+
 
 @dataclass(frozen=True)
 class Guided(Guidance):
@@ -93,3 +106,6 @@ class Guided(Guidance):
 
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, predict: Predict) -> Tensor:
         return self.outer(x_t, t, labels, lambda x, s, y: self.inner(x, s, y, predict))
+
+    def at(self, level: float) -> Guided:
+        return Guided(self.outer.at(level), self.inner.at(level))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from imbdiff.diffusion.encoder import PrototypeEncoder
-from imbdiff.diffusion.guidance import Guidance, Predict
+from imbdiff.diffusion.guidance import Guidance, Predict, known_level
 from imbdiff.diffusion.process import DDPM, MIN_DIVISOR, Flow, expand
 from imbdiff.runtime.errors import ConfigError
 
@@ -64,6 +65,7 @@ class PrototypeGuidance(Guidance):
         prior: whether L_PC has class frequencies in it (Eq. 12); without, rare classes are pushed less from frequent.
         adaptive: see above.
         interval: (low, high) noise levels in [0, 1] within which to guide.
+        level: the noise level of t, where it is known.
 
     Raises:
         ConfigError: a scale is negative or not finite, or their number is wrong; unknown norm; bad interval; ancestral
@@ -77,6 +79,7 @@ class PrototypeGuidance(Guidance):
     prior: bool = True
     adaptive: bool = False
     interval: tuple[float, float] = (0.0, 1.0)
+    level: float | None = None
     _ancestral: dict[int, float] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,7 +107,7 @@ class PrototypeGuidance(Guidance):
         prediction = predict(x_t, t, labels)
         process = self.encoder.process
         # all rows share one time while sampling
-        level = float(process.noise_level(t[:1]))
+        level = known_level(self.level, process, t)
         scales = [float(self.scale)] if isinstance(self.scale, int | float) else [float(s) for s in self.scale]
         if not self.interval[0] <= level <= self.interval[1] or not any(scales):
             return prediction
@@ -119,6 +122,11 @@ class PrototypeGuidance(Guidance):
         divisor = FLOW_DIVISOR if isinstance(process, Flow) else MIN_DIVISOR
         factor = s * sigma.to(s) * self._alpha(t) / process.eps_scale(t).clamp_min(divisor).to(s)
         return torch.where(expand(s, x_t) > 0, prediction + expand(factor, x_t) * g, prediction)
+
+    def at(self, level: float) -> PrototypeGuidance:
+        made = copy.copy(self)
+        object.__setattr__(made, "level", level)
+        return made
 
     def gradient(self, x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """L_PC (B,) and its normalised gradient in x_t (B, c, h, w)."""

@@ -10,10 +10,10 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,8 @@ from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.prototype_guidance import Norm, prototype_guidance
 from imbdiff.methods import get_method
+from imbdiff.runtime.compiling import compile_if_equal
+from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import atomic, digest, read_json, write_json
@@ -49,6 +51,8 @@ class Sampling:
     prototype_scale: float | None
     prototype_norm: Norm
     prototype_adaptive: bool
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: Literal["auto", "on", "off"] = "auto"
 
     def guidance(self, model: DiffusionModel) -> Guidance:
         """Classifier-free guidance, and that of the model's guide if it has one."""
@@ -86,16 +90,21 @@ def sampling(config: RunConfig) -> Sampling:
         steps=options.steps or (method.steps if sampler == own else None) or 20,
         omega=method.omega if options.omega is None else options.omega,
         interval=options.interval,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or (64 if resolve_device(config.device).type == "cpu" else 512),
         prototype_scale=scale if options.prototype_scale is None else options.prototype_scale,
         prototype_norm=options.prototype_norm,
         prototype_adaptive=options.prototype_adaptive,
+        precision=options.precision,
+        compile=options.compile,
     )
 
 
 def plan(counts: Sequence[int], names: Sequence[str], how: Sampling, seed: int, identity: str) -> dict[str, Any]:
     """What is to be drawn: one row per image, with its class, seed and file."""
     settled = {**asdict(how), "interval": list(how.interval)}
+    del settled["compile"]
+    if how.precision == "fp32":  # as in runs from before there was a choice
+        del settled["precision"]
     if how.prototype_scale is None:
         settled = {k: v for k, v in settled.items() if not k.startswith("prototype_")}
     rows = []
@@ -126,26 +135,89 @@ def draw(model: DiffusionModel, todo: dict[str, Any], folder: Path, how: Samplin
     # an image depends on its own seed and label alone, so what is missing goes into batches of its own
     missing = [row for row in rows if not _readable(folder / row["file"])]
     dist.barrier()  # nobody draws before everybody has looked
-    mine = range(-(-len(missing) // how.batch_size))[dist.rank :: dist.world]
-    guidance = how.guidance(model)
-    labels = np.array([r["label"] for r in missing], dtype=np.int64)
-    seeds = np.array([r["seed"] for r in missing], dtype=np.int64)
+    n = how.batch_size
+    mine = [row for b in range(dist.rank, -(-len(missing) // n), dist.world) for row in missing[b * n : (b + 1) * n]]
     done = len(rows) - len(missing)
     with Progress("sample", len(rows), start=done, quiet=quiet or not dist.main) as progress:
-        for indices, images in generate_batches(
-            model, labels, seeds, sampler=how.sampler, steps=how.steps, guidance=guidance,
-            batch_size=how.batch_size, only=mine,
-        ):  # fmt: skip
-            for i, image in zip(indices, images, strict=True):
-                with atomic(folder / missing[i]["file"], sync=False) as aside:
-                    aside.write_bytes(encode_png(image))
-            done += len(indices) * dist.world
+        for drawn in draw_rows(model, mine, folder, how, say=(lambda _: None) if quiet else print):
+            done += drawn * dist.world
             progress.update(min(done, len(rows)))
     dist.barrier()
     if dist.main:
-        drawn = [{**r, "sha256": hashlib.sha256((folder / r["file"]).read_bytes()).hexdigest()} for r in rows]
-        write_json(folder / "manifest.json", {**todo, "images": drawn})
+        record(folder, todo)
     dist.barrier()
+
+
+def draw_rows(
+    model: DiffusionModel,
+    rows: Sequence[dict[str, Any]],
+    folder: Path,
+    how: Sampling,
+    *,
+    say: Callable[[str], None] = print,
+) -> Iterator[int]:
+    """Draws the images of `rows` into their files in `folder`; yields how many, batch after batch.
+
+    Where the device's memory does not suffice, batches are halved: images are then the same up to rounding.
+
+    Raises:
+        RunError: it does not suffice for one image.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    guidance, n, left = how.guidance(model), how.batch_size, list(rows)
+    if how.compile == "on" or (how.compile == "auto" and device.type == "cuda" and len(rows) >= 16 * n):
+        compile_network(model, how, say=say)
+    while left:
+        labels, seeds = (np.array([row[what] for row in left], dtype=np.int64) for what in ("label", "seed"))
+        begun = 0
+        try:
+            for indices, images in generate_batches(
+                model, labels, seeds, sampler=how.sampler, steps=how.steps, guidance=guidance, batch_size=n,
+                bf16=how.precision == "bf16",
+            ):  # fmt: skip
+                for i, image in zip(indices, images, strict=True):
+                    with atomic(folder / left[i]["file"], sync=False) as aside:
+                        aside.write_bytes(encode_png(image))
+                begun = indices[-1] + 1
+                yield len(indices)
+        except torch.OutOfMemoryError as error:
+            if n == 1:
+                raise RunError(
+                    "the memory of the device does not suffice to draw one image",
+                    "choose a smaller --data.size or --model.backbone",
+                ) from error
+            n //= 2
+            say(f"the device's memory does not suffice for batches of {2 * n} images: {n} from here on")
+            torch.cuda.empty_cache()
+        left = left[begun:]
+
+
+def compile_network(model: DiffusionModel, how: Sampling, *, say: Callable[[str], None] = print) -> bool:
+    """Compiles the network for batches of this size, if its predictions are those without."""
+    import torch
+
+    device, rows = next(model.parameters()).device, how.batch_size * (1 if how.omega == 0 else 2)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((rows, *model.codec.shape), generator=generator).to(device)
+    t = model.process.time_from_uniform(torch.rand(rows, generator=generator)).to(device)
+    labels = (torch.arange(rows) % (model.null + 1)).to(device)
+
+    def predictions() -> dict[str, Any]:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bf16"):
+            return {"prediction": model(x, t, labels)[0].float()}
+
+    return compile_if_equal(
+        [model.backbone], predictions, what="predictions of one batch", bf16=how.precision == "bf16",
+        must=how.compile == "on", option="--sample.compile", say=say,
+    )  # fmt: skip
+
+
+def record(folder: Path, todo: dict[str, Any]) -> None:
+    """Writes the manifest of what was drawn: `todo`, and the hash of every file."""
+    drawn = [{**r, "sha256": hashlib.sha256((folder / r["file"]).read_bytes()).hexdigest()} for r in todo["images"]]
+    write_json(folder / "manifest.json", {**todo, "images": drawn})
 
 
 def encode_png(image: np.ndarray) -> bytes:

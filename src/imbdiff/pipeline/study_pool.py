@@ -18,7 +18,6 @@ import numpy as np
 from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.generate import generate_batches
 from imbdiff.diffusion.model import load_model
 from imbdiff.pipeline import samples
 from imbdiff.pipeline.curation import candidates_to_draw, curate_run
@@ -97,19 +96,11 @@ def draw_pool(
     if missing:
         how, done = samples.sampling(config), len(rows) - len(missing)
         network = load_model(model, device=resolve_device(config.device))
-        labels, seeds = ([row[what] for row in missing] for what in ("label", "seed"))
         with Progress("draw", len(rows), start=done, quiet=quiet) as progress:
-            for indices, images in generate_batches(
-                network, labels, seeds, sampler=how.sampler, steps=how.steps, guidance=how.guidance(network),
-                batch_size=how.batch_size,
-            ):  # fmt: skip
-                for i, image in zip(indices, images, strict=True):
-                    with atomic(folder / missing[i]["file"], sync=False) as aside:
-                        aside.write_bytes(samples.encode_png(image))
-                done += len(indices)
+            for drawn in samples.draw_rows(network, missing, folder, how, say=(lambda _: None) if quiet else print):
+                done += drawn
                 progress.update(done)
-    drawn = [{**row, "sha256": hashlib.sha256((folder / row["file"]).read_bytes()).hexdigest()} for row in rows]
-    write_json(folder / "manifest.json", {**todo, "images": drawn})
+    samples.record(folder, todo)
 
 
 class Chooser:

@@ -1,0 +1,83 @@
+"""torch.compile, behind a check: what a network gives compiled is compared with what it gives without, first.
+
+With torch 2.13 on a CPU, inductor gives wrong gradients for diffusers' `UNet2DModel` (everything upstream of the first
+up-sampler gets 0) without a word, and right ones without its layout optimisation. So nothing is compiled here that was
+not compared before, on this machine, with this network and these shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from imbdiff.runtime.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BACKEND: Any = "inductor"
+#: inductor's options that are tried, in order
+OPTIONS: tuple[dict[str, Any], ...] = ({}, {"layout_optimization": False})
+#: largest relative error of all tensors together: float32, and under bfloat16 autocast, whose rounding is 2^-9
+FP32, BF16 = 1e-3, 3e-2
+
+
+def compile_if_equal(
+    networks: Sequence[nn.Module],
+    evidence: Callable[[], Mapping[str, Tensor]],
+    *,
+    what: str,
+    bf16: bool = False,
+    must: bool = False,
+    option: str = "",
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Compiles `networks` in place, with fixed shapes, if `evidence` stays the same.
+
+    Args:
+        evidence: calls them; what it gives, by name, has to be the same compiled and not.
+        what: names it: "gradients of one batch".
+        bf16: it runs under bfloat16 autocast, whose rounding the comparison allows for.
+        must: raise where it cannot be done; otherwise say so and leave them as they were.
+        option: the option that turns this off.
+
+    Returns:
+        Whether they are compiled.
+
+    Raises:
+        RunError: `must`, and it differs, or compiling fails (no compiler, an unknown operation).
+    """
+    expected, why = evidence(), "there is no network that can be"
+    if networks:
+        for options in OPTIONS if BACKEND == "inductor" else ({},):
+            for network in networks:
+                network.compile(backend=BACKEND, dynamic=False, **({"options": options} if options else {}))
+            try:
+                why = difference(evidence(), expected, BF16 if bf16 else FP32)
+            except Exception as error:  # whatever a compiler raises
+                words = " ".join(str(error).split())
+                why = f"compiling failed: {type(error).__name__}: {words[:300]}"
+            if not why:
+                say(f"compiled: the {what} are those without")
+                return True
+            for network in networks:
+                network._compiled_call_impl = None
+    if must:
+        raise RunError(f"not compiled: {why}", f"use {option} off")
+    say(f"not compiled, {what} compared: {why}")
+    return False
+
+
+def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], limit: float) -> str:
+    """What is wrong with `found`; "" if nothing is.
+
+    Wrong is: other names, a tensor of zeros where there was none, a relative error of all together above `limit`.
+    """
+    if found.keys() != expected.keys():
+        return f"there are {len(expected)} without, {len(found)} compiled"
+    lost = [n for n, x in expected.items() if bool(x.any()) and not bool(found[n].any())]
+    if lost:
+        return f"compiled, {len(lost)} of {len(expected)} are 0, such as that of {lost[0]}"
+    norm = sum(float(x.double().square().sum()) for x in expected.values()) ** 0.5
+    off = sum(float((found[n].double() - x.double()).square().sum()) for n, x in expected.items()) ** 0.5
+    return "" if off <= limit * norm else f"compiled, they differ by {off / max(norm, 1e-30):.1%}"
