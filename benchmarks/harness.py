@@ -63,6 +63,7 @@ def compare(
     warmup: int = 1,
     memory_repeats: int = 3,
     modules: Sequence[torch.nn.Module] = (),
+    counting: bool = True,
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
     """Measures all sides, alternating.
@@ -73,6 +74,7 @@ def compare(
         warmup: runs of each side before anything is measured.
         memory_repeats: runs of each side, not timed, whose peak memory is taken; 0 leaves it out.
         modules: networks whose forward calls are counted.
+        counting: one more run of each side, whose forward calls and operations are counted; False leaves it out.
         device: where the work is done; a GPU is waited for before a clock is read.
 
     Returns:
@@ -102,7 +104,8 @@ def compare(
         if peaks:
             for key in peaks[0]:
                 row[key] = spread(p[key] for p in peaks[i::n])
-        row["forwards"], row["flop"] = count(side, modules, device)
+        if counting:
+            row["forwards"], row["flop"] = count(side, modules, device)
         rows.append(row)
     ratios = [
         {

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def sides_of(given: argparse.Namespace, batch: int) -> tuple[list[Side], list[Di
         return models[-1]
 
     def add(name: str, make: Callable[[], Callable[[], object]], fast: bool = False) -> None:
-        if any(word in name for word in given.without):
+        if any(fnmatch(name, pattern) for pattern in given.without):
             return
         step = make()
 
@@ -162,9 +163,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="per timed run")
     parser.add_argument("--workers", type=int, default=0, help="of the plain loops' loaders")
-    parser.add_argument(
-        "--without", nargs="*", default=[], metavar="WORDS", help="leaves out sides whose name holds these"
-    )
+    parser.add_argument("--without", nargs="*", default=[], metavar="PATTERN", help="leaves out sides of such names")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-result", action="store_true")
@@ -180,53 +179,60 @@ def main() -> None:
     for batch in given.batch:
         sides, models = sides_of(given, batch)
         parameters = models[0].num_parameters
-        found = compare(
-            sides, repeats=given.repeats, memory_repeats=0, modules=[m.backbone for m in models], device=given.device
-        )
         table = []
-        for side, row in zip(sides, found["sides"], strict=True):
-            seconds = row["wall_s"]["median"] / given.steps
-            use = row["flop"] / given.steps / seconds
+        for side in sides:  # a look at each: passes, operations, and about how long (not compared)
+            row = compare(
+                [side], repeats=1, memory_repeats=0, modules=[m.backbone for m in models], device=given.device
+            )["sides"][0]
+            seconds = row["wall_s"]["min"] / given.steps
             best = top_bf16 if top_bf16 and "ours" in side.name else top
             table.append({
-                "side": side.name, "images/s": batch / seconds, "seconds per step": seconds,
-                "fastest": row["wall_s"]["min"] / given.steps, "passes": sum(row["forwards"]) / given.steps,
-                "10^9 operations": row["flop"] / given.steps / 1e9, "utilisation": use / best,
+                "side": side.name, "seconds per step, once": seconds, "images/s": batch / seconds,
+                "passes": sum(row["forwards"]) / given.steps, "10^9 operations": row["flop"] / given.steps / 1e9,
+                "utilisation": row["flop"] / given.steps / seconds / best,
             })  # fmt: skip
+            print(f"batch {batch} {side.name:48s} {seconds:.3f} s, {table[-1]['passes']:.0f} passes, "
+                  f"{table[-1]['utilisation']:.0%} of the peak", flush=True)  # fmt: skip
         result[f"batch {batch}"] = table
-        result[f"batch {batch}: ratios"] = ratios(found["sides"])
-        for row in table:
-            print(f"batch {batch} {row['side']:48s} {row['seconds per step']:.3f} s (min {row['fastest']:.3f}), "
-                  f"{row['passes']:.0f} passes, {row['utilisation']:.0%} of the peak", flush=True)  # fmt: skip
-        for row in result[f"batch {batch}: ratios"]:
-            print(f"  {row['ratio']:70s} {row['median']:.2f} ({row['q1']:.2f}-{row['q3']:.2f})", flush=True)
+        result[f"batch {batch}: ratios"] = [pair(given, *two) for two in pairs(sides, table)]
     if not given.no_result:
         config = {**{k: v for k, v in vars(given).items() if k != "no_result"}, "parameters": parameters}
         write_result(f"training_speed_{given.backbone.replace('-', '_')}", result, config=config, notes=NOTES)
 
 
-def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times slower one side is than another: over rounds, in each of which all sides ran."""
-    of = {row["name"]: np.array(row["wall_s"]["values"]) for row in rows}
-    by_hand = [name for name in of if "tuned by hand" in name]
-    best = min(by_hand, key=lambda name: float(np.median(of[name])))
+def pairs(sides: list[Side], table: list[dict[str, Any]]) -> list[tuple[Side, Side]]:
+    """What is compared with what: (slower as a rule, faster)."""
+    of, seconds = {side.name: side for side in sides}, {row["side"]: list(row.values())[1] for row in table}
+    own = of["ddpm, ours"]
     plain = [name for name in of if "plain loop" in name]
-    pairs = [(name, f"{name.split(',')[0]}, ours") for name in plain if f"{name.split(',')[0]}, ours" in of]
-    pairs += [(name, "ddpm, ours") for name in of if "example" in name or name == best]
-    pairs += [(name, "ddpm, ours") for name in of if ", ours" in name and name != "ddpm, ours"]
-    pairs += [(name, next(n for n in plain if n.startswith("ddpm"))) for name in plain if not name.startswith("ddpm")]
-    found = []
-    for a, b in pairs:
-        values = of[a] / of[b]
-        q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75])
-        found.append({"ratio": f"{a} / {b}", "median": float(median), "q1": float(q1), "q3": float(q3)})
-    return found
+    by_hand = sorted((name for name in of if "tuned by hand" in name), key=seconds.__getitem__)[:1]
+    found = [(of[name], of[f"{name.split(',')[0]}, ours"]) for name in plain if f"{name.split(',')[0]}, ours" in of]
+    found += [(of[name], own) for name in [*by_hand, *(n for n in of if "example" in n)]]
+    found += [(side, own) for name, side in of.items() if ", ours" in name and side is not own]
+    first = next(name for name in plain if name.startswith("ddpm"))
+    return found + [(of[name], of[first]) for name in plain if name.startswith("cbdm")]
 
 
-NOTES = """Ratios are of wall seconds, above 1 where the second side is faster; medians and quartiles over rounds in
-each of which every side ran once. Utilisation: counted operations (matrix products, convolutions, attention; forward
-and backward) per second, of what one large matrix product reaches on this machine in the same process. Plain loops read
-images through PIL one at a time; with 0 workers in the training process."""
+def pair(given: argparse.Namespace, a: Side, b: Side) -> dict[str, Any]:
+    """How many times as long `a` takes as `b`: two sides alone, A B A B."""
+    found = compare([b, a], repeats=given.repeats, warmup=0, memory_repeats=0, counting=False, device=given.device)
+    wall = found["ratios"][0]["wall"]
+    fastest = [side["wall_s"]["min"] for side in found["sides"]]
+    row = {
+        "ratio": f"{a.name} / {b.name}", "median": wall["median"], "q1": wall["q1"], "q3": wall["q3"],
+        "of the fastest runs": fastest[1] / fastest[0], "CPU seconds": found["ratios"][0]["cpu"]["median"],
+        "runs of each": given.repeats,
+    }  # fmt: skip
+    print(f"  {row['ratio']:70s} {row['median']:.2f} ({row['q1']:.2f}-{row['q3']:.2f}), of the fastest "
+          f"{row['of the fastest runs']:.2f}, CPU {row['CPU seconds']:.2f}", flush=True)  # fmt: skip
+    return row
+
+
+NOTES = """Ratios are of wall seconds, above 1 where the second side is faster: the two sides alone, A B A B; median and
+quartiles over neighbouring runs, the ratio of the fastest runs, and the median ratio of CPU seconds. Utilisation:
+counted operations (matrix products, convolutions, attention; forward and backward) per second, of what one large matrix
+product reaches on this machine in the same process. Plain loops read images through PIL one at a time; with 0 workers
+in the training process."""
 
 if __name__ == "__main__":
     main()

@@ -58,8 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             near = difflib.get_close_matches(verb, VERBS, n=1)
             raise ConfigError(f"unknown verb {verb!r}", f"did you mean {near[0]}?" if near else "see imbdiff --help")
-        VERBS[verb](rest)
-        return 0
+        return VERBS[verb](rest) or 0
     except ImbdiffError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -116,7 +115,7 @@ def _flag(arguments: Sequence[str], name: str) -> str | None:
     return None
 
 
-def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = None) -> None:
+def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = None) -> int:
     command = _read_options(verb, arguments)
     from imbdiff.pipeline.folder import RunFolder
     from imbdiff.pipeline.run import STAGES, Run
@@ -134,8 +133,18 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
         for warning in prepared.warnings:
             print(f"note: {warning}")
         print(make_plan(prepared, config, command.source).text())
-        return
+        return 0
+    from imbdiff.runtime.dist import launched
+
+    if command.processes != 1 and not launched():
+        from imbdiff.pipeline.checks import count_processes
+        from imbdiff.runtime.launch import launch
+
+        count = count_processes(command.processes, config)
+        if count > 1:
+            return launch(count, [verb, *arguments])
     Run(RunFolder(out), command.source, config, command.quiet).execute(stages or STAGES)
+    return 0
 
 
 def default_out(source: str, config: RunConfig) -> Path:
@@ -146,12 +155,12 @@ def default_out(source: str, config: RunConfig) -> Path:
     return Path("runs") / safe_class_dir(f"{parse(source).short}-{config.method}-{config.seed}")
 
 
-def _run(arguments: Sequence[str]) -> None:
-    _start("run", arguments)
+def _run(arguments: Sequence[str]) -> int:
+    return _start("run", arguments)
 
 
-def _train(arguments: Sequence[str]) -> None:
-    _start("train", arguments, ("train",))
+def _train(arguments: Sequence[str]) -> int:
+    return _start("train", arguments, ("train",))
 
 
 def _later(verb: str) -> Callable[[Sequence[str]], None]:
@@ -312,7 +321,7 @@ def _doctor(arguments: Sequence[str]) -> None:
         raise ConfigError("this installation has problems", "mend the lines marked with !")
 
 
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "run": _run,
     "inspect": _inspect,
     "train": _train,

@@ -7,11 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from imbdiff.config import override
+from imbdiff.pipeline import checks
+from imbdiff.presets import preset
 from tests.pipeline.test_run import files
 
 
@@ -65,3 +71,56 @@ def test_two_processes_train_as_one_and_draw_the_same_images(tmp_path: Path, arg
     assert files(one, "samples/**/*") == drawn
     assert len(drawn) > 20
     assert torch.distributed.is_available()
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "imbdiff", *arguments], capture_output=True, text=True, timeout=240,
+        env={k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"},
+    )  # fmt: skip
+
+
+def test_a_command_starts_its_processes_itself(tmp_path: Path, arguments: list[str]) -> None:
+    out = tmp_path / "two"
+    done = command("train", "digits", "--out", str(out), *arguments, "--processes", "2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (out / "model" / "model.safetensors").exists()
+    assert done.stdout.count("training images of") == 1, "both processes speak"
+    again = command("train", "digits", "--out", str(out), *arguments, "--processes", "2")
+    assert "done before, skipped" in again.stdout
+    # what one of them refuses, the command says once, and ends
+    for wrong, words in (
+        ("--train.batch_size=31", "cannot be divided over 2 processes"),
+        ("--processes=0", "give 1 to"),
+    ):
+        failed = command("train", "digits", "--out", str(tmp_path / "no"), *arguments, "--processes", "2", wrong)
+        assert failed.returncode == 2, failed.stderr[-2000:]
+        assert failed.stderr.count(words) == 1
+        assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes end with their parent on Linux")
+def test_no_process_outlives_a_killed_command(tmp_path: Path, arguments: list[str]) -> None:
+    words = ["train", "digits", "--out", str(tmp_path / "a"), *arguments, "--processes", "2"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "imbdiff", *words],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while len(children := psutil.Process(started.pid).children()) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    started.kill()
+    started.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+
+
+def test_how_many_processes_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = override(preset("demo"), {"device": "cpu"})
+    for there, batch, expected in ((8, 64, 4), (3, 64, 2), (1, 64, 1), (4, 15, 3), (2, 15, 1)):
+        monkeypatch.setattr(checks, "cores", lambda n=there: n)
+        assert checks.count_processes("auto", override(config, {"train.batch_size": batch})) == expected
+    assert checks.count_processes(5, config) == 5
+    monkeypatch.setattr(checks, "cores", lambda: 3)
+    assert checks.count_processes("auto", override(config, {"method": "diffrc"})) == 2  # 8 class groups

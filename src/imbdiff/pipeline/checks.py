@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from imbdiff.config import RunConfig
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.guidance import ClassifierFree
@@ -18,6 +20,34 @@ from imbdiff.recognition.fitting import check_trainings
 from imbdiff.recognition.networks import check_network
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.launch import cores
+
+
+def count_processes(wanted: int | str, config: RunConfig) -> int:
+    """How many processes share a command's work here.
+
+    Args:
+        wanted: a number, or "auto": on a CPU one per core, at most 4, so many that they divide every batch; otherwise
+            one for each GPU.
+
+    Raises:
+        ConfigError: fewer than 1, or more GPUs than there are.
+    """
+    device = resolve_device(config.device)
+    there = torch.cuda.device_count() if device.type == "cuda" else cores()
+    if wanted != "auto":
+        if int(wanted) < 1 or (device.type == "cuda" and int(wanted) > there):
+            raise ConfigError(
+                f"--processes {wanted} on {there} {'GPUs' if device.type == 'cuda' else 'CPU cores'}",
+                f"give 1 to {there}, or auto",
+            )
+        return int(wanted)
+    parts = [part for phase in get_method(config.method).phases for part in phase.parts]
+    shared = [part.groups or config.train.batch_size for part in parts]
+    most = there if device.type == "cuda" else min(there, 4)
+    return next(
+        n for n in range(most, 0, -1) if all(size % (n * config.train.accumulate) == 0 for size in shared) or n == 1
+    )
 
 
 def check_options(config: RunConfig, *, training: bool = True) -> None:
