@@ -118,7 +118,7 @@ def number(result: dict[str, Any], guided: str, key: str, on_toy: bool) -> float
     return float(result["drawn"][int(guided == "own")]["numbers"][key])
 
 
-NOTES = """Both sides of a pair see the same images, noise and labels at every step; the one of 0.4 of the rows evaluates
+NOTES = """Both sides of a pair see the same images, noise and labels at every step; that of 0.4 of the rows evaluates
 its extra branch on 13 of every 32 rows, weighted by 1 / pi. Difference: mean over seeds ± half the 95 % interval
 (Student)."""
 

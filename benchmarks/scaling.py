@@ -2,11 +2,11 @@
 
     python benchmarks/scaling.py classes
     python benchmarks/scaling.py rows
-    python benchmarks/scaling.py processes
+    python benchmarks/scaling.py processes --backbone unet-32-small --size 32 --batch 16
 
 classes: a training step of CBDM and CCUA with 10 to 10,000 classes, the network otherwise the same.
 rows: moments, Fréchet distance, precision and recall of 10^4 and 10^5 feature rows; 10^6 projected.
-processes: the demo's training on one process with two threads, and on two processes with one.
+processes: DDPM's training on two cores: a plain loop and ours with two threads, and ours on two processes.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ from imbdiff.runtime.log import read_jsonl
 from imbdiff.training.parts import make_loaders
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.update import Update
+from plain_loops import field
 
 
-def long_tail(classes: int, size: int) -> ImageSet:
+def long_tail(classes: int, size: int, channels: int = 1) -> ImageSet:
     counts = np.maximum(1, (50 * 0.01 ** (np.arange(classes) / max(classes - 1, 1))).astype(int))
     labels = np.repeat(np.arange(classes), counts).astype(np.int64)
-    images = np.random.default_rng(0).integers(0, 256, (len(labels), size, size, 1)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), size, size, channels)).astype(np.uint8)
     return ImageSet(images, labels, tuple(f"class {k}" for k in range(classes)))
 
 
@@ -115,32 +116,44 @@ def rows(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def processes(given: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of training as the log has them, alternating."""
-    images, seconds = given.images, {1: [], 2: []}  # type: ignore[var-annotated]
-    for _ in range(given.repeats):
-        for count in (1, 2):
-            with tempfile.TemporaryDirectory() as place:
-                folder = Path(place) / "run"
-                command = ["-m", "imbdiff", "train", "digits", "--preset", "demo", "--out", str(folder),
-                           "--train.images", str(images), "--train.preview_images", "0"]  # fmt: skip
-                launch = [sys.executable] if count == 1 else [
-                    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]  # fmt: skip
-                environment = {
-                    **os.environ,
-                    "OMP_WAIT_POLICY": "PASSIVE",
-                    "OMP_NUM_THREADS": "2" if count == 1 else "1",
-                }
-                subprocess.run([*launch, *command], check=True, env=environment, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    """Seconds per image of DDPM's training, alternating; ours as the runs' logs have them, without the start."""
+    data = long_tail(10, given.size, 1 if given.size < 16 else 3)
+    plain = build_model(given.backbone, DDPM(), (data.shape[2], given.size, given.size), data.stats)
+    step = field(plain, data, given.batch, "cpu", "ddpm")
+    torch.set_num_threads(2)
+    steps = max(2, given.images // given.batch)
+    seconds: dict[str, list[float]] = {"plain loop, 2 threads": [], "1 process of 2 threads": [], "2 processes": []}
+    with tempfile.TemporaryDirectory() as place:
+        np.savez(Path(place) / "images.npz", images=data.images, labels=data.labels)
+        for repeat in range(given.repeats):
+            step()
+            began = time.perf_counter()
+            for _ in range(steps):
+                step()
+            seconds["plain loop, 2 threads"].append((time.perf_counter() - began) / steps / given.batch)
+            for count, name in ((1, "1 process of 2 threads"), (2, "2 processes")):
+                folder = Path(place) / f"{repeat}-{count}"
+                command = [
+                    sys.executable, "-m", "imbdiff", "train", str(Path(place) / "images.npz"), "--preset", "cifar-lt",
+                    "--data.imbalance_factor", "None", "--data.protocol", "imbdiff", "--method", "ddpm",
+                    "--model.backbone", given.backbone, "--train.batch_size", str(given.batch), "--device", "cpu",
+                    "--train.images", str(2 * steps * given.batch), "--train.preview_images", "0",
+                    "--train.log_images", str(given.batch), "--out", str(folder), "--processes", str(count),
+                ]  # fmt: skip
+                environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"} | (
+                    {"OMP_NUM_THREADS": "2"} if count == 1 else {}
+                )
+                subprocess.run(command, check=True, env=environment, capture_output=True)
                 log = read_jsonl(folder / "log.jsonl")
-                half = log[len(log) // 2]  # without the start
-                seconds[count].append((log[-1]["seconds"] - half["seconds"]) / (log[-1]["images"] - half["images"]))
-        print({k: [round(1000 * s, 3) for s in v] for k, v in seconds.items()}, "ms per image", flush=True)
-    ratio = [a / b for a, b in zip(seconds[1], seconds[2], strict=True)]
+                first, last = log[len(log) // 2 - 1], log[-1]
+                spent = (last["seconds"] - first["seconds"]) / (last["images"] - first["images"])
+                seconds[name].append(spent)
+            print({k: [round(1000 * s, 2) for s in v] for k, v in seconds.items()}, "ms per image", flush=True)
+    two = seconds["2 processes"]
     return {
-        "ms per image, 1 process of 2 threads": spread(1000 * s for s in seconds[1]),
-        "ms per image, 2 processes of 1 thread": spread(1000 * s for s in seconds[2]),
-        "times as fast on two processes": spread(ratio),
+        **{f"ms per image, {name}": spread(1000 * s for s in v) for name, v in seconds.items()},
+        **{f"{name} / 2 processes": spread(a / b for a, b in zip(v, two, strict=True)) for name, v in seconds.items()},
+        "parameters": plain.num_parameters,
     }
 
 
@@ -151,13 +164,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--features", type=int, default=512)
     parser.add_argument("--most", type=int, default=CAP, help="rows that neighbour metrics use at most")
-    parser.add_argument("--images", type=int, default=6400)
+    parser.add_argument("--images", type=int, default=1280, help="per repeat of `processes`")
+    parser.add_argument("--backbone", default="unet-8")
+    parser.add_argument("--size", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--no-result", action="store_true")
     given = parser.parse_args()
     found = {"classes": classes, "rows": rows, "processes": processes}[given.what](given)
     if not given.no_result:
         config = {k: v for k, v in vars(given).items() if k != "no_result"}
-        write_result(f"scaling_{given.what}", found, config=config, notes=__doc__ or "")
+        topic = f"scaling_{given.what}"
+        if given.what == "processes":
+            topic += f"_{given.backbone.replace('-', '_')}"
+        write_result(topic, found, config=config, notes=__doc__ or "")
 
 
 if __name__ == "__main__":
