@@ -134,15 +134,12 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
             print(f"note: {warning}")
         print(make_plan(prepared, config, command.source).text())
         return 0
-    from imbdiff.runtime.dist import launched
+    from imbdiff.pipeline.checks import count_processes
+    from imbdiff.runtime.launch import launch
 
-    if command.processes != 1 and not launched():
-        from imbdiff.pipeline.checks import count_processes
-        from imbdiff.runtime.launch import launch
-
-        count = count_processes(command.processes, config)
-        if count > 1:
-            return launch(count, [verb, *arguments])
+    count = count_processes(command.processes, config)
+    if count > 1:
+        return launch(count, [verb, *arguments])
     Run(RunFolder(out), command.source, config, command.quiet).execute(stages or STAGES)
     return 0
 

@@ -19,12 +19,13 @@ from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.fitting import check_trainings
 from imbdiff.recognition.networks import check_network
 from imbdiff.runtime.device import resolve_device
+from imbdiff.runtime.dist import launched
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.launch import cores
 
 
 def count_processes(wanted: int | str, config: RunConfig) -> int:
-    """How many processes share a command's work here.
+    """How many processes are to share a command's work here; 1 in one of them.
 
     Args:
         wanted: a number, or "auto": on a CPU one per core, at most 4, so many that they divide every batch; otherwise
@@ -33,6 +34,8 @@ def count_processes(wanted: int | str, config: RunConfig) -> int:
     Raises:
         ConfigError: fewer than 1, or more GPUs than there are.
     """
+    if wanted == 1 or launched():
+        return 1
     device = resolve_device(config.device)
     there = torch.cuda.device_count() if device.type == "cuda" else cores()
     if wanted != "auto":
