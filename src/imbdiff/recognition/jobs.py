@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from imbdiff.recognition.use import Use
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, read_json, write_json
+from imbdiff.runtime.launch import cores
 from imbdiff.runtime.log import JsonLog
 
 if TYPE_CHECKING:
@@ -242,5 +242,4 @@ def default_workers(device: str) -> int:
     """Networks trained at a time: one per core on a CPU (one thread each), one on an accelerator."""
     if torch.device(device).type != "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, 8))
+    return max(1, min(cores(), 8))
