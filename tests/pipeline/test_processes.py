@@ -86,6 +86,7 @@ def test_a_command_starts_its_processes_itself(tmp_path: Path, arguments: list[s
     assert done.returncode == 0, done.stderr[-2000:]
     assert (out / "model" / "model.safetensors").exists()
     assert done.stdout.count("training images of") == 1, "both processes speak"
+    assert "Warning" not in done.stderr
     again = command("train", "digits", "--out", str(out), *arguments, "--processes", "2")
     assert "done before, skipped" in again.stdout
     # what one of them refuses, the command says once, and ends

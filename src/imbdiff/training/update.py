@@ -4,6 +4,7 @@ device here: losses stay there until the log wants them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -79,7 +80,9 @@ class Update:
 
     def wrap(self, say: Callable[[str], None]) -> None:
         """Makes the step ready to be called, and compiles its networks if wanted; weights are loaded before."""
-        self.wrapped = self.accelerator.prepare_model(self.step)
+        with warnings.catch_warnings():  # accelerate asks torch by a name that torch 2.13 calls deprecated
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            self.wrapped = self.accelerator.prepare_model(self.step)
         self.wrapped.train()
         wanted = self.config.compile
         if wanted == "on" or (wanted == "auto" and self.device.type == "cuda" and not self.config.deterministic):
