@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY = PASSIVE
 .PHONY: demo test lint oracles clean
 
 demo: $(VENV)/.ready
-	$(VENV)/bin/imbdiff run digits --preset demo --out runs/demo --processes auto
+	$(VENV)/bin/imbdiff run digits --preset demo --out runs/demo
 	@echo "open runs/demo/report.html"
 
 # one thread each: two test processes share the machine

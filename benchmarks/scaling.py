@@ -131,8 +131,8 @@ def processes(given: argparse.Namespace) -> dict[str, Any]:
             for count, name in ((1, "1 process of 2 threads"), (2, "2 processes")):
                 folder = Path(place) / f"{repeat}-{count}"
                 command = [
-                    sys.executable, "-m", "imbdiff", "train", str(Path(place) / "images.npz"), "--preset", "cifar-lt",
-                    "--data.imbalance_factor", "None", "--data.protocol", "imbdiff", "--method", "ddpm",
+                    sys.executable, "-m", "imbdiff", "train", str(Path(place) / "images.npz"), "--preset", "tiny",
+                    "--method", "ddpm", "--data.val_fraction", "0",
                     "--model.backbone", given.backbone, "--train.batch_size", str(given.batch), "--device", "cpu",
                     "--train.images", str(2 * steps * given.batch), "--train.preview_images", "0",
                     "--train.log_images", str(given.batch), "--out", str(folder), "--processes", str(count),
@@ -140,7 +140,9 @@ def processes(given: argparse.Namespace) -> dict[str, Any]:
                 environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"} | (
                     {"OMP_NUM_THREADS": "2"} if count == 1 else {}
                 )
-                subprocess.run(command, check=True, env=environment, capture_output=True)
+                done = subprocess.run(command, env=environment, capture_output=True, text=True)
+                if done.returncode:
+                    raise SystemExit(done.stderr)
                 log = read_jsonl(folder / "log.jsonl")
                 first, last = log[len(log) // 2 - 1], log[-1]
                 spent = (last["seconds"] - first["seconds"]) / (last["images"] - first["images"])

@@ -27,8 +27,8 @@ class RunCommand:
     quiet: bool = False
     """Print errors only."""
     processes: int | Literal["auto"] = 1
-    """Processes on this machine that share each batch. On a CPU two train small networks faster than one with two
-    threads. auto: one per core, at most 4, that divide the batch; on GPUs one for each."""
+    """Processes on this machine that share each batch: for several GPUs; on a CPU compare with one of several threads.
+    auto: one per core, at most 4, that divide the batch; on GPUs one for each."""
     options: Options = field(default_factory=RunConfig)
 
 

@@ -1,6 +1,6 @@
 """Several processes of one command on this machine, as ``torchrun`` would start them, without its words around errors.
 
-Small networks gain little from threads inside their operations; processes that share each batch use the cores better.
+Each process takes its share of every batch: one for each GPU, or of a CPU's cores.
 """
 
 from __future__ import annotations
