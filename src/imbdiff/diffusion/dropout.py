@@ -1,7 +1,7 @@
 """Dropout whose mask is cheap on a CPU.
 
 torch draws one random number per value, in one thread: 5 % of a U-Net's training step here. 64 bits of numpy's SFC64
-make four 16-bit numbers, which are as many coins, in a tenth of the time.
+make four 16-bit numbers, which are as many coins: the layer takes a third of the time.
 """
 
 from __future__ import annotations
