@@ -32,7 +32,7 @@ from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.extractors import Extractor, RandomConv
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.extractors import make_extractors
-from imbdiff.pipeline.samples import sampling
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.reporting.sprites import sample_grid
 from recognition_worlds import source
 from results_file import ROOT

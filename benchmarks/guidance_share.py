@@ -24,7 +24,8 @@ from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.metrics.agreement import share_agreeing
-from imbdiff.pipeline import samples, stages
+from imbdiff.pipeline import stages
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.presets import preset
 from imbdiff.recognition.judge import Judge, train_judge
 from results_file import write_result
@@ -54,7 +55,7 @@ def shares(
     of = np.asarray(prepared.groups.of_class)[labels]
     rows, plain = [], None
     for norm, scale in SETTINGS:
-        how = replace(samples.sampling(config), prototype_norm=norm, prototype_scale=scale)  # type: ignore[arg-type]
+        how = replace(sampling(config), prototype_norm=norm, prototype_scale=scale)  # type: ignore[arg-type]
         began = time.monotonic()
         images = generate(
             model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps,

@@ -40,7 +40,7 @@ from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.pipeline import stages
-from imbdiff.pipeline.samples import sampling
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.recognition.judge import judges
 from imbdiff.runtime.files import read_json, write_json
 from results_file import ROOT, write_result

@@ -28,7 +28,7 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
-from imbdiff.pipeline.samples import sampling
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.recognition.curation import curate
 from imbdiff.recognition.intervals import holm, nested_interval, nested_p

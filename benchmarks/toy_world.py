@@ -28,7 +28,7 @@ from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.methods import METHODS, get_method
-from imbdiff.pipeline.samples import sampling
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.pipeline.stages import train
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import digest, read_json, write_json

@@ -15,7 +15,7 @@ import pytest
 from imbdiff.cli import main
 from imbdiff.config import RunConfig, override
 from imbdiff.data.imageset import ImageSet
-from imbdiff.pipeline import curation, samples
+from imbdiff.pipeline import curation, drawing, samples
 from imbdiff.pipeline.checks import check_options
 from imbdiff.pipeline.curation import candidates_to_draw, curate_run
 from imbdiff.pipeline.folder import RunFolder
@@ -50,7 +50,7 @@ def fake_images(
 @pytest.fixture(scope="module", autouse=True)
 def generator() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "generate_batches", fake_images)
+        patch.setattr(drawing, "generate_batches", fake_images)
         # the one section of the page that is of interest here: its plots take longer than all else
         patch.setattr(report, "build_report", lambda data: repr(section(data)))
         yield

@@ -25,6 +25,7 @@ from imbdiff.pipeline import samples, stages
 from imbdiff.pipeline.checks import check_fit, check_options
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.page import protocol
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.recipe import Phase
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import read_json
@@ -66,7 +67,7 @@ def test_the_guide_is_kept_with_the_model_and_changes_the_images(done: tuple[str
     lengths = model.guide.prototypes.norm(dim=1)
     assert bool(((lengths - 1).abs() < 1e-5).logical_or(lengths == 0).all())
     assert int((lengths > 0).sum()) >= 5
-    how = samples.sampling(config_of(name))
+    how = sampling(config_of(name))
     guidance = how.guidance(model)
     assert isinstance(guidance, Guided)
     assert isinstance(guidance.outer, PrototypeGuidance)
@@ -91,7 +92,7 @@ def test_what_was_drawn_says_how(done: tuple[str, Path]) -> None:
     assert (found["prototype_scale"], found["prototype_norm"], found["prototype_adaptive"]) == (0.6, "l2", False)
     assert sum(found["counts"]) == len(found["images"]) > 0
     for changed in ({"prototype_norm": "rms"}, {"prototype_adaptive": True}):
-        how = samples.sampling(override(config_of(name), {"sample": changed}))
+        how = sampling(override(config_of(name), {"sample": changed}))
         todo = samples.plan(found["counts"], found["class_names"], how, 0, found["identity"])
         assert not samples.finished(folder / "samples", todo)
 
@@ -229,16 +230,16 @@ def test_the_page_says_how_the_guide_was_used(done: tuple[str, Path]) -> None:
     found = protocol(RunFolder(folder), config, adaptive, None)["Sampler"]
     assert "prototype guidance 2 (0 = none; gradient: rms, less where the class is seen already)" in found
     other = config_of("cbdm")
-    todo = samples.plan([1], ["a"], samples.sampling(other), 0, "x")
+    todo = samples.plan([1], ["a"], sampling(other), 0, "x")
     assert "prototype" not in protocol(RunFolder(folder), other, todo, None)["Sampler"]
 
 
 def test_plans_of_other_methods_say_nothing_of_prototypes() -> None:
-    plain = samples.plan([1], ["a"], samples.sampling(config_of("cbdm")), 0, "x")
+    plain = samples.plan([1], ["a"], sampling(config_of("cbdm")), 0, "x")
     assert set(plain) == {
         "identity", "class_names", "counts", "sampler", "steps", "omega", "interval", "batch_size", "images",
     }  # fmt: skip
-    guided = samples.plan([1], ["a"], samples.sampling(config_of("cbdm+diffrc")), 0, "x")
+    guided = samples.plan([1], ["a"], sampling(config_of("cbdm+diffrc")), 0, "x")
     assert set(guided) - set(plain) == {"prototype_scale", "prototype_norm", "prototype_adaptive"}
     assert guided["prototype_scale"] == 0.6
 
@@ -278,7 +279,7 @@ def test_a_model_without_labels_is_not_watched() -> None:
 
 def test_the_methods_steps_go_with_its_sampler() -> None:
     def drawn(**options: Any) -> tuple[str, int]:
-        how = samples.sampling(config_of("diffrc", **{"sample.steps": None, **options}))
+        how = sampling(config_of("diffrc", **{"sample.steps": None, **options}))
         return how.sampler, how.steps
 
     assert drawn() == ("ddpm", 250)

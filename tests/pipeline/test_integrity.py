@@ -11,7 +11,7 @@ import pytest
 
 from imbdiff.cli import main
 from imbdiff.config import RunConfig, override
-from imbdiff.pipeline import recognising, samples
+from imbdiff.pipeline import drawing, recognising
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.run import open_run, run
 from imbdiff.runtime.checkpoint import CheckpointStore
@@ -35,7 +35,7 @@ class KilledError(Exception):
 def test_a_killed_resampling_is_made_good_by_either_command(copy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     folder, config = copy
     original = files(folder, "samples/**/*")
-    real = samples.generate_batches
+    real = drawing.generate_batches
 
     def dies(*arguments, **options):  # type: ignore[no-untyped-def]
         for i, batch in enumerate(real(*arguments, **options)):
@@ -44,7 +44,7 @@ def test_a_killed_resampling_is_made_good_by_either_command(copy, monkeypatch) -
             yield batch
 
     other = override(config, {"sample.omega": 3.0})
-    monkeypatch.setattr(samples, "generate_batches", dies)
+    monkeypatch.setattr(drawing, "generate_batches", dies)
     with pytest.raises(KilledError):
         run("digits", folder, other, wanted=("sample",), quiet=True)
     monkeypatch.undo()
@@ -177,7 +177,7 @@ def test_what_was_finished_before_a_refusal_stays_with_its_options(copy, monkeyp
 def test_a_drawing_that_is_refused_on_its_way_is_not_finished(copy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     folder, config = copy
     original = files(folder, "samples/**/*")
-    monkeypatch.setattr(samples, "generate_batches", refuses)
+    monkeypatch.setattr(drawing, "generate_batches", refuses)
     with pytest.raises(DataError):
         run("digits", folder, override(config, {"sample.omega": 3.0}), wanted=("sample",), quiet=True)
     monkeypatch.undo()

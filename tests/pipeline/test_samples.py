@@ -18,7 +18,8 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.pipeline import samples
+from imbdiff.pipeline import drawing, samples
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.presets import preset
 from imbdiff.runtime import compiling
 from imbdiff.runtime.errors import RunError
@@ -34,11 +35,11 @@ def model() -> DiffusionModel:
 
 
 def plan(counts: tuple[int, ...], config: RunConfig = CONFIG, seed: int = 3) -> dict[str, Any]:
-    return samples.plan(counts, NAMES, samples.sampling(config), seed, "weights")
+    return samples.plan(counts, NAMES, sampling(config), seed, "weights")
 
 
 def draw(model: DiffusionModel, folder: Path, todo: dict[str, Any], config: RunConfig = CONFIG) -> dict[str, str]:
-    samples.draw(model, todo, folder, samples.sampling(config), quiet=True)
+    drawing.draw(model, todo, folder, sampling(config), quiet=True)
     assert samples.finished(folder, todo)
     return {str(p.relative_to(folder)): sha256_file(p) for p in sorted(folder.rglob("*.png"))}
 
@@ -47,13 +48,13 @@ def draw(model: DiffusionModel, folder: Path, todo: dict[str, Any], config: RunC
 def drew(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each drawing asked for."""
     asked: list[int] = []
-    real = samples.generate_batches
+    real = drawing.generate_batches
 
     def spy(model: Any, labels: Any, seeds: Any, **options: Any) -> Any:
         asked.append(len(labels))
         return real(model, labels, seeds, **options)
 
-    monkeypatch.setattr(samples, "generate_batches", spy)
+    monkeypatch.setattr(drawing, "generate_batches", spy)
     return asked
 
 
@@ -120,8 +121,8 @@ def test_batches_are_halved_where_memory_does_not_suffice(
     monkeypatch.setattr(DiffusionModel, "forward", little)
     said: list[str] = []
     monkeypatch.setattr("builtins.print", said.append)
-    how = samples.sampling(CONFIG)
-    samples.draw(model, plan((3, 9, 12)), tmp_path / "a", how)
+    how = sampling(CONFIG)
+    drawing.draw(model, plan((3, 9, 12)), tmp_path / "a", how)
     assert samples.finished(tmp_path / "a", plan((3, 9, 12)))
     assert calls[:2] == [16, 16]
     assert set(calls[-4:]) == {4}
@@ -131,7 +132,7 @@ def test_batches_are_halved_where_memory_does_not_suffice(
         assert np.abs(a - b).max() <= 1
     monkeypatch.setattr(DiffusionModel, "forward", _none)
     with pytest.raises(RunError, match="does not suffice to draw one image"):
-        samples.draw(model, plan((1, 0, 0)), tmp_path / "b", how, quiet=True)
+        drawing.draw(model, plan((1, 0, 0)), tmp_path / "b", how, quiet=True)
 
 
 def _none(*_: Any, **__: Any) -> Any:
@@ -156,14 +157,14 @@ def test_a_compiled_network_draws_the_same_or_is_not_used(
 
     monkeypatch.setattr(compiling, "BACKEND", backend)
     whole = draw(model, tmp_path / "whole", plan((3, 9, 12)))
-    how = replace(samples.sampling(CONFIG), compile="on")
+    how = replace(sampling(CONFIG), compile="on")
     assert samples.plan((3, 9, 12), NAMES, how, 3, "weights") == plan((3, 9, 12)), "compiling is no other plan"
     own = copy.deepcopy(model)
     if not right:
         with pytest.raises(RunError, match=r"(?s)differ by.*--sample.compile off"):
-            samples.draw(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
+            drawing.draw(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
         return
-    samples.draw(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
+    drawing.draw(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
     assert len(ran) > 3
     for name in whole:
         a, b = (np.asarray(Image.open(tmp_path / at / name)).astype(int) for at in ("whole", "a"))

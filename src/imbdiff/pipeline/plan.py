@@ -18,7 +18,7 @@ from imbdiff.methods import get_method
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.curation import candidates_to_draw, chooses
 from imbdiff.pipeline.recognising import classifier_arms, classifier_plan
-from imbdiff.pipeline.samples import sampling
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.presets import choose_preset, preset
 from imbdiff.recipe import Phase

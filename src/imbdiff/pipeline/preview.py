@@ -10,7 +10,8 @@ from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.pipeline.samples import encode_png, sampling
+from imbdiff.pipeline.samples import encode_png
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.reporting.sprites import sample_grid
 
 CLASSES, PER_CLASS, STEPS = 10, 6, 20

@@ -14,11 +14,12 @@ from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity, spec_from_folder
 from imbdiff.methods import get_method
-from imbdiff.pipeline import curation, samples, stages
+from imbdiff.pipeline import curation, drawing, samples, stages
 from imbdiff.pipeline.checks import check_fit, check_options
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.page import report_data
 from imbdiff.pipeline.preview import preview_grid
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.pipeline.watch import Watch
 from imbdiff.reporting.content import ReportData
@@ -204,7 +205,7 @@ class Run:
         wanted = images_to_draw(self.config.sample.strategy, prepared.stats)
         counts = curation.candidates_to_draw(wanted, self.config)
         names = prepared.train.class_names
-        how = samples.sampling(self.config)
+        how = sampling(self.config)
         todo = samples.plan(counts, names, how, self.config.seed, saved_identity(weights_file.parent))
         inputs = digest(todo)
         folder = self.folder / "samples"
@@ -215,7 +216,7 @@ class Run:
         self.dist.barrier()
         with Timer() as timer:
             model = load_model(weights_file.parent, device=resolve_device(self.config.device))
-            samples.draw(model, todo, folder, how, quiet=self.quiet)
+            drawing.draw(model, todo, folder, how, quiet=self.quiet)
         if self.dist.main:
             self.end("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))
         self.dist.barrier()

@@ -27,7 +27,8 @@ from imbdiff.diffusion.model import DiffusionModel, build_model, load_model, wit
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.methods import get_method
 from imbdiff.objectives.row_sampling import sample_branches
-from imbdiff.pipeline import samples
+from imbdiff.pipeline import drawing, samples
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.recipe import Method, Phase
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
@@ -313,13 +314,13 @@ def sample(
         The images, ordered by class; their ids are file names.
     """
     channels, height, width = model.spec.shape
-    how = samples.sampling(config)
+    how = sampling(config)
     todo = samples.plan(counts, model.spec.stats.names, how, config.seed, weights_identity(model))
     model = model.to(resolve_device(config.device))
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         where = Path(place) / "samples" if folder is None else Path(place)
         if not samples.finished(where, todo):
-            samples.draw(model, todo, where, how, quiet=quiet)
+            drawing.draw(model, todo, where, how, quiet=quiet)
         return samples.load_samples(where, (height, width, channels), model.spec.stats.names)
 
 

@@ -19,8 +19,9 @@ from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import load_model
-from imbdiff.pipeline import samples
+from imbdiff.pipeline import drawing, samples
 from imbdiff.pipeline.curation import candidates_to_draw, curate_run
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.grid import Cell, first_of
 from imbdiff.recognition.plan import FitPlan
@@ -53,11 +54,11 @@ def plan_pool(
     folder: Path, counts: Sequence[int], prepared: Prepared, config: RunConfig, identity: str
 ) -> dict[str, Any]:
     """What is to be drawn into `folder`: at least `counts` (C,), and no fewer than an earlier grid had drawn there."""
-    names, how = prepared.train.class_names, samples.sampling(config)
+    names, how = prepared.train.class_names, sampling(config)
     todo = samples.plan(counts, names, how, config.seed, identity)
     if (folder / "plan.json").exists():
         before = read_json(folder / "plan.json")
-        if samples._alike(before, todo):
+        if samples.alike(before, todo):
             more = [max(n, m) for n, m in zip(counts, before["counts"], strict=True)]
             todo = samples.plan(more, names, how, config.seed, identity)
     return todo
@@ -73,7 +74,7 @@ def at_hand(todo: dict[str, Any], own: Path, run: Path) -> tuple[int, dict[str, 
         return len(have), {}
     manifest = read_json(run / "manifest.json")
     bare = {**manifest, "images": [{k: v for k, v in row.items() if k != "sha256"} for row in manifest["images"]]}
-    if not samples._alike(bare, todo):
+    if not samples.alike(bare, todo):
         return len(have), {}
     asked = {row["file"] for row in todo["images"]} - have
     return len(have), {row["file"]: row["sha256"] for row in manifest["images"] if row["file"] in asked}
@@ -85,19 +86,19 @@ def draw_pool(
     """Brings everything that `todo` says into `folder`: images of the run's samples are copied, the others drawn."""
     if samples.finished(folder, todo):
         return
-    samples._open(folder, todo)
+    samples.make_ready(folder, todo)
     for file, sha256 in at_hand(todo, folder, run)[1].items():
         data = (run / file).read_bytes() if (run / file).exists() else b""
         if hashlib.sha256(data).hexdigest() == sha256:  # one that was altered is drawn again
             with atomic(folder / file, sync=False) as aside:
                 aside.write_bytes(data)
     rows = todo["images"]
-    missing = [row for row in rows if not samples._readable(folder / row["file"])]
+    missing = [row for row in rows if not samples.readable(folder / row["file"])]
     if missing:
-        how, done = samples.sampling(config), len(rows) - len(missing)
+        how, done = sampling(config), len(rows) - len(missing)
         network = load_model(model, device=resolve_device(config.device))
         with Progress("draw", len(rows), start=done, quiet=quiet) as progress:
-            for drawn in samples.draw_rows(network, missing, folder, how, say=(lambda _: None) if quiet else print):
+            for drawn in drawing.draw_rows(network, missing, folder, how, say=(lambda _: None) if quiet else print):
                 done += drawn
                 progress.update(done)
     samples.record(folder, todo)

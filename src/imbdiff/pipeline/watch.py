@@ -26,7 +26,7 @@ from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.scopes import Scope
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.recognising import classifier_plan
-from imbdiff.pipeline.samples import sampling
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.recognition import working
 from imbdiff.recognition.networks import build_network
 from imbdiff.runtime.errors import ConfigError, DataError
