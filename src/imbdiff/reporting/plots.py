@@ -57,11 +57,11 @@ class Plot:
 def render(draw: Draw, size: tuple[int, int], theme: Theme) -> str:
     """Draws a figure of `size` CSS pixels and gives it back as a data: address (PNG, at most 128 colours)."""
     figure = Figure(figsize=(size[0] / 96, size[1] / 96), dpi=DPI, facecolor=theme.paper, layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     draw(figure, theme)
-    raw = io.BytesIO()
-    figure.savefig(raw, format="png", dpi=DPI, metadata={"Software": None})
-    picture = Image.open(raw).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    picture = Image.fromarray(np.ascontiguousarray(pixels)).quantize(128, dither=Image.Dither.NONE)
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return data_uri(out.getvalue())
