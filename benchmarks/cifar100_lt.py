@@ -75,7 +75,7 @@ def one(method: str, prepared: Prepared, given: argparse.Namespace) -> dict[str,
     images = given.images or int(60 * given.minutes * (speed or 0) // given.batch * given.batch)
     config = configured(given, method, images)
     began = time.perf_counter()
-    model = stages.train(prepared, config, given.folder / method, quiet=True)
+    model = stages.train(prepared, config, quiet=True)  # nothing is continued: its seconds count
     seconds = time.perf_counter() - began
     how = sampling(config)
     labels = np.repeat(np.arange(prepared.stats.num_classes), given.per_class)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.runtime.device import make_accelerator
 
 CLIP, DECAY, LR, DROP = 1.0, 0.9999, 2e-4, 0.1
 Step = Callable[[], object]
@@ -92,12 +93,11 @@ def field(model: DiffusionModel, data: ImageSet, batch: int, device: str, method
 
 def example(model: DiffusionModel, data: ImageSet, batch: int, device: str, workers: int = 0) -> Step:
     """In the style of diffusers' unconditional training example: accelerate, its scheduler and EMAModel, AdamW."""
-    from accelerate import Accelerator
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = make_accelerator(device, "fp32")  # accelerate's precision is global to the process
     images = endless(data, batch, workers)
     scheduler = DDPMScheduler(num_train_timesteps=1000)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)

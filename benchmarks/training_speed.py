@@ -2,7 +2,7 @@
 
     python benchmarks/training_speed.py --backbone unet-32-small --batch 16 32
     python benchmarks/training_speed.py --backbone unet-32 --batch 16 32 --repeats 3
-    python benchmarks/training_speed.py --backbone unet-32 --batch 128 256 --device cuda --workers 4
+    python benchmarks/training_speed.py --backbone unet-32 --batch 128 --steps 30 --device cuda --workers 4
 
 All sides train the same network on the same random images of 32 x 32 pixels and 10 classes, whole steps: batch, passes,
 backward, clipping, optimizer, average. They alternate in one process. On a GPU the loops of others run in float32 and
@@ -32,7 +32,7 @@ from imbdiff.objectives.alignment import Alignment
 from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.row_sampling import sample_branches
-from imbdiff.runtime.device import make_accelerator
+from imbdiff.runtime.device import make_accelerator, set_backends
 from imbdiff.runtime.dist import Dist
 from imbdiff.training.parts import Part, make_loaders
 from imbdiff.training.step import TrainingStep
@@ -55,8 +55,9 @@ def ours(
 ) -> Callable[[], object]:  # fmt: skip
     """The trainer's updates, with what the trainer looks at after each."""
     config = TrainConfig(
-        images=batch * 100_000, batch_size=batch, precision=precision, compile="on" if compiled else "off"
+        images=batch * 100_000, batch_size=batch, precision=precision, compile="auto" if compiled else "off"
     )
+    set_backends(False)
     step = TrainingStep({"model": model}, objectives)
     loaders = make_loaders(
         [law], data, Groups.by_quantile(data.stats), batch, seed=0, dist=Dist(), device=torch.device(device)

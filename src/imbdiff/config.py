@@ -19,9 +19,9 @@ from imbdiff.options import check as _check
 from imbdiff.overrides import override as override
 
 #: options of training that change how it is watched or where it fits, not what it aims at; they may differ on resume
-NOT_DECISIVE = ("checkpoint_images", "preview_images", "log_images", "max_rows")
+NOT_DECISIVE = ("checkpoint_images", "preview_images", "log_images", "max_rows", "compile")
 #: options of training that are newer than the first runs: at their defaults they are no part of what a run is
-ADDED = ("ada", "branch_rows", "compile")
+ADDED = ("ada", "branch_rows")
 
 
 @dataclass(frozen=True)

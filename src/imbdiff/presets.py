@@ -37,8 +37,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "tiny": Preset(
         idea="images of up to 16 pixels on a CPU: minutes",
-        expect="digits with imbalance factor 50: 6 to 14 minutes on 2 cores; accuracy all / few: balanced softmax 0.938 / "
-        "0.833, with synthetic images 0.936 / 0.828, CE 0.903 / 0.711 (benchmarks/results/demo_2x-intel-*)",
+        expect="digits with imbalance factor 50: 6 to 14 minutes on 2 cores; accuracy all / few: balanced softmax "
+        "0.938 / 0.833, with synthetic images 0.936 / 0.828, CE 0.903 / 0.711 (benchmarks/results/demo_2x-intel-*)",
         overrides={
             "model": {"process": "ddpm-cosine-v"},
             "train": {"images": 90_000, "lr": 1e-3, "schedule": "cosine", "warmup_images": 6_400},

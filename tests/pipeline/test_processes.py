@@ -103,6 +103,7 @@ def test_a_command_starts_its_processes_itself(tmp_path: Path, arguments: list[s
 @pytest.mark.skipif(sys.platform != "linux", reason="processes end with their parent on Linux")
 def test_no_process_outlives_a_killed_command(tmp_path: Path, arguments: list[str]) -> None:
     words = ["train", "digits", "--out", str(tmp_path / "a"), *arguments, "--processes", "2"]
+    words += ["--train.images", "50000000"]  # hours
     started = subprocess.Popen(
         [sys.executable, "-m", "imbdiff", *words],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -113,7 +114,7 @@ def test_no_process_outlives_a_killed_command(tmp_path: Path, arguments: list[st
         time.sleep(0.05)
     started.kill()
     started.wait()
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
 
 

@@ -19,6 +19,7 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.process import Flow
 from imbdiff.diffusion.schedulers import make_scheduler, process_times, start
 from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.memory import freed_memory_kept
 from imbdiff.runtime.streams import torch_rng
 
 
@@ -101,11 +102,12 @@ def generate_batches(
     if only is not None and any(not 0 <= b < batches for b in only):
         raise ConfigError(f"batches {list(only)} were asked for; there are {batches}, counted from 0")
     scheduler = make_scheduler(sampler, model.process, steps)  # refuses what does not fit, before any work
-    for b in range(batches) if only is None else only:
-        rows = list(range(b * batch_size, min((b + 1) * batch_size, len(labels))))
-        padded = rows + [rows[0]] * (batch_size - len(rows))
-        images = _batch(model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance(), bf16)
-        yield rows, images[: len(rows)]
+    with freed_memory_kept(next(model.parameters()).device.type == "cpu"):
+        for b in range(batches) if only is None else only:
+            rows = list(range(b * batch_size, min((b + 1) * batch_size, len(labels))))
+            padded = rows + [rows[0]] * (batch_size - len(rows))
+            images = _batch(model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance(), bf16)
+            yield rows, images[: len(rows)]
 
 
 def _whole(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
@@ -142,8 +144,8 @@ def _batch(
 
     times = process_times(scheduler, model.process)
     levels = model.process.noise_level(times.cpu()).tolist()  # known here, so that nobody has to read them back
-    for timestep, time, level in zip(scheduler.timesteps, times, levels, strict=True):
-        t = time.to(device).expand(len(x))
+    for timestep, time, level in zip(scheduler.timesteps, times.to(device), levels, strict=True):
+        t = time.expand(len(x))
         prediction = guidance.at(level)(
             scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x, t, y, predict
         )

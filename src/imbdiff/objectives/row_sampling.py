@@ -43,7 +43,7 @@ def inclusion(weights: Tensor, k: int) -> Tensor:
     w = w + torch.where(floor > 0, floor, 1.0)
     n = w.shape[1]
     ordered, order = w.sort(dim=1, descending=True, stable=True)
-    tail = ordered.flip(1).cumsum(1).flip(1)
+    tail = ordered @ torch.ones(n, n, dtype=w.dtype, device=w.device).tril()  # cumsum has no deterministic form on GPUs
     rank = torch.arange(n, device=w.device)
     certain = ((k - rank) * ordered >= tail).sum(1, keepdim=True)
     rest = tail.gather(1, certain.clamp_max(n - 1))
@@ -56,7 +56,8 @@ def systematic(pi: Tensor, k: int, u: Tensor) -> Tensor:
     n = pi.shape[1]
     ordered, order = pi.sort(dim=1, descending=True, stable=True)
     steps = torch.arange(k, device=pi.device)
-    found = torch.searchsorted(ordered.cumsum(1), u.double() + steps, right=True)
+    sums = (ordered @ torch.ones(n, n, dtype=pi.dtype, device=pi.device).triu()).cummax(1).values
+    found = torch.searchsorted(sums, u.double() + steps, right=True)
     # what rounding may do where a probability is 1 to the last digit: no row twice, none beyond the end
     found = (found - steps).cummax(1).values + steps
     return order.gather(1, torch.minimum(found, n - k + steps))

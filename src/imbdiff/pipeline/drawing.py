@@ -39,7 +39,7 @@ def draw(model: DiffusionModel, todo: dict[str, Any], folder: Path, how: Samplin
     mine = [row for b in range(dist.rank, -(-len(missing) // n), dist.world) for row in missing[b * n : (b + 1) * n]]
     done = len(rows) - len(missing)
     with Progress("sample", len(rows), start=done, quiet=quiet or not dist.main) as progress:
-        for drawn in draw_rows(model, mine, folder, how, say=(lambda _: None) if quiet else print):
+        for drawn in draw_rows(model, mine, folder, how, say=(lambda _: None) if quiet or not dist.main else print):
             done += drawn * dist.world
             progress.update(min(done, len(rows)))
     dist.barrier()
@@ -67,12 +67,15 @@ def draw_rows(
 
     device = next(model.parameters()).device
     guidance, n, left = how.guidance(model), how.batch_size, list(rows)
-    if how.compile == "on" or (how.compile == "auto" and device.type == "cuda" and len(rows) >= 16 * n):
-        compile_network(model, how, say=say)
+    wanted = how.compile == "on" or (how.compile == "auto" and device.type == "cuda" and len(rows) >= 16 * n)
+    checked = 0  # the batch size that it is compiled for
     while left:
         labels, seeds = (np.array([row[what] for row in left], dtype=np.int64) for what in ("label", "seed"))
         begun = 0
         try:
+            if wanted and checked != n:
+                wanted = compile_network(model, how, n, say=say)
+                checked = n
             for indices, images in generate_batches(
                 model, labels, seeds, sampler=how.sampler, steps=how.steps, guidance=guidance, batch_size=n,
                 bf16=how.precision == "bf16",
@@ -90,15 +93,16 @@ def draw_rows(
                 ) from error
             n //= 2
             say(f"the device's memory does not suffice for batches of {2 * n} images: {n} from here on")
+            model.backbone._compiled_call_impl = None
             torch.cuda.empty_cache()
         left = left[begun:]
 
 
-def compile_network(model: DiffusionModel, how: Sampling, *, say: Callable[[str], None] = print) -> bool:
-    """Compiles the network for batches of this size, if its predictions are those without."""
+def compile_network(model: DiffusionModel, how: Sampling, n: int, *, say: Callable[[str], None] = print) -> bool:
+    """Compiles the network for batches of `n` images, if its predictions are those without."""
     import torch
 
-    device, rows = next(model.parameters()).device, how.batch_size * (1 if how.omega == 0 else 2)
+    device, rows = next(model.parameters()).device, n * (1 if how.omega == 0 else 2)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((rows, *model.codec.shape), generator=generator).to(device)
     t = model.process.time_from_uniform(torch.rand(rows, generator=generator)).to(device)

@@ -207,8 +207,9 @@ class Run:
         names = prepared.train.class_names
         how = sampling(self.config)
         todo = samples.plan(counts, names, how, self.config.seed, saved_identity(weights_file.parent))
-        inputs = digest(todo)
         folder = self.folder / "samples"
+        todo = samples.in_batches_of(todo, folder, self.config)
+        inputs = digest(todo)
         if not self.begin("sample", inputs, lambda: samples.finished(folder, todo)):
             return
         if sum(counts) == 0:

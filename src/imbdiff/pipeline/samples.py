@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from imbdiff.config import RunConfig
 from imbdiff.data.folders import safe_class_dirs
 from imbdiff.data.imageset import ImageSet
 from imbdiff.pipeline.sampling import Sampling
@@ -44,6 +45,16 @@ def plan(counts: Sequence[int], names: Sequence[str], how: Sampling, seed: int, 
         **settled,
         "images": rows,
     }
+
+
+def in_batches_of(todo: dict[str, Any], folder: Path, config: RunConfig) -> dict[str, Any]:
+    """`todo`, with the batch size of the images that are in `folder` where the configuration names none.
+
+    The default depends on the device; drawing goes on with another one, and images differ by rounding alone.
+    """
+    if config.sample.batch_size is not None or not (folder / "plan.json").exists():
+        return todo
+    return {**todo, "batch_size": read_json(folder / "plan.json").get("batch_size", todo["batch_size"])}
 
 
 def record(folder: Path, todo: dict[str, Any]) -> None:

@@ -319,6 +319,7 @@ def sample(
     model = model.to(resolve_device(config.device))
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         where = Path(place) / "samples" if folder is None else Path(place)
+        todo = samples.in_batches_of(todo, where, config)
         if not samples.finished(where, todo):
             drawing.draw(model, todo, where, how, quiet=quiet)
         return samples.load_samples(where, (height, width, channels), model.spec.stats.names)

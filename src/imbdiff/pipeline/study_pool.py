@@ -55,12 +55,12 @@ def plan_pool(
 ) -> dict[str, Any]:
     """What is to be drawn into `folder`: at least `counts` (C,), and no fewer than an earlier grid had drawn there."""
     names, how = prepared.train.class_names, sampling(config)
-    todo = samples.plan(counts, names, how, config.seed, identity)
+    todo = samples.in_batches_of(samples.plan(counts, names, how, config.seed, identity), folder, config)
     if (folder / "plan.json").exists():
         before = read_json(folder / "plan.json")
         if samples.alike(before, todo):
             more = [max(n, m) for n, m in zip(counts, before["counts"], strict=True)]
-            todo = samples.plan(more, names, how, config.seed, identity)
+            todo = samples.in_batches_of(samples.plan(more, names, how, config.seed, identity), folder, config)
     return todo
 
 
@@ -74,6 +74,7 @@ def at_hand(todo: dict[str, Any], own: Path, run: Path) -> tuple[int, dict[str, 
         return len(have), {}
     manifest = read_json(run / "manifest.json")
     bare = {**manifest, "images": [{k: v for k, v in row.items() if k != "sha256"} for row in manifest["images"]]}
+    bare["batch_size"] = todo["batch_size"]  # of another one they differ by rounding alone
     if not samples.alike(bare, todo):
         return len(have), {}
     asked = {row["file"] for row in todo["images"]} - have

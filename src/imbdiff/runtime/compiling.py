@@ -20,6 +20,11 @@ BACKEND: Any = "inductor"
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"layout_optimization": False})
 #: largest relative error of all tensors together: float32, and under bfloat16 autocast, whose rounding is 2^-9
 FP32, BF16 = 1e-3, 3e-2
+#: of each tensor, times the limit: relative to itself, and what is small beside all of them is let pass
+EACH, SMALL = 10.0, 0.1
+#: graphs of one function: torch's own limit, 8, counts those of all networks of the process, and beyond it a network
+#: runs uncompiled without a word
+GRAPHS = 1024
 
 
 def compile_if_equal(
@@ -42,26 +47,37 @@ def compile_if_equal(
         option: the option that turns this off.
 
     Returns:
-        Whether they are compiled.
+        Whether they are compiled; False, without a word, where there are none.
 
     Raises:
         RunError: `must`, and it differs, or compiling fails (no compiler, an unknown operation).
     """
-    expected, why = evidence(), "there is no network that can be"
-    if networks:
-        for options in OPTIONS if BACKEND == "inductor" else ({},):
-            for network in networks:
-                network.compile(backend=BACKEND, dynamic=False, **({"options": options} if options else {}))
-            try:
+    import torch
+
+    if not networks:
+        return False
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, GRAPHS)
+    expected, why = evidence(), ""
+    for options in OPTIONS if BACKEND == "inductor" else ({},):
+        for network in networks:
+            network.compile(backend=BACKEND, dynamic=False, **({"options": options} if options else {}))
+        try:
+            with dynamo.patch(fail_on_recompile_limit_hit=True):
                 why = difference(evidence(), expected, BF16 if bf16 else FP32)
-            except Exception as error:  # whatever a compiler raises
-                words = " ".join(str(error).split())
-                why = f"compiling failed: {type(error).__name__}: {words[:300]}"
-            if not why:
-                say(f"compiled: the {what} are those without")
-                return True
+        except torch.OutOfMemoryError:
             for network in networks:
                 network._compiled_call_impl = None
+            raise
+        except Exception as error:  # whatever a compiler raises
+            words = " ".join(str(error).split())
+            why = f"compiling failed: {type(error).__name__}: {words[:300]}"
+        if not why:
+            say(f"compiled: the {what} are those without")
+            return True
+        for network in networks:
+            network._compiled_call_impl = None
     if must:
         raise RunError(f"not compiled: {why}", f"use {option} off")
     say(f"not compiled, {what} compared: {why}")
@@ -71,7 +87,8 @@ def compile_if_equal(
 def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], limit: float) -> str:
     """What is wrong with `found`; "" if nothing is.
 
-    Wrong is: other names, a tensor of zeros where there was none, a relative error of all together above `limit`.
+    Wrong is: other names, a tensor of zeros where there was none, a relative error of all together above `limit`, or of
+    one tensor above `EACH` times that, unless it is below `SMALL` times what all together may be off by.
     """
     if found.keys() != expected.keys():
         return f"there are {len(expected)} without, {len(found)} compiled"
@@ -79,5 +96,11 @@ def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], limi
     if lost:
         return f"compiled, {len(lost)} of {len(expected)} are 0, such as that of {lost[0]}"
     norm = sum(float(x.double().square().sum()) for x in expected.values()) ** 0.5
-    off = sum(float((found[n].double() - x.double()).square().sum()) for n, x in expected.items()) ** 0.5
-    return "" if off <= limit * norm else f"compiled, they differ by {off / max(norm, 1e-30):.1%}"
+    each = {n: float((found[n].double() - x.double()).norm()) for n, x in expected.items()}
+    off = sum(x * x for x in each.values()) ** 0.5
+    if not off <= limit * norm:
+        return f"compiled, they differ by {off / max(norm, 1e-30):.1%}"
+    for n, x in expected.items():
+        if not each[n] <= max(EACH * limit * float(x.double().norm()), SMALL * limit * norm):
+            return f"compiled, that of {n} differs by {each[n] / max(float(x.double().norm()), 1e-30):.1%}"
+    return ""

@@ -30,16 +30,17 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     The first process writes to the terminal; of the others only the errors of one that failed before it are shown.
 
     Returns:
-        The exit status: that of the first process, or of another that failed.
+        The exit status: that of the first process, or of another that failed; 128 + n where signal n ended it.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {
         **os.environ, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(max(1, cores() // count)),
+        "MASTER_PORT": str(port), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count))),
     }  # fmt: skip
     running: list[subprocess.Popen[bytes]] = []
+    before = False
     with tempfile.TemporaryFile() as words:
         try:
             for rank in range(count):
@@ -52,27 +53,27 @@ def launch(count: int, arguments: Sequence[str]) -> int:
                         **quiet,  # type: ignore[call-overload]
                     )
                 )
-            status = _wait(running)
+            status, before = _wait(running)
         except KeyboardInterrupt:  # the terminal told the others too
             status = 130
         finally:
             _end(running)
-        if status and running and running[0].returncode in (0, None, -signal.SIGTERM):
+        if status and before:
             words.seek(0)
             sys.stderr.write(words.read().decode(errors="replace")[-4000:])
-        return status
+        return status if status >= 0 else 128 - status
 
 
-def _wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Until all have ended well, or one has not."""
+def _wait(running: Sequence[subprocess.Popen[bytes]]) -> tuple[int, bool]:
+    """Until all have ended well, or one has not: the status, and whether another one failed before the first."""
     while True:
         found = [process.poll() for process in running]
         failed = [status for status in found if status]
         if failed:
             first = found[0]
-            return first if first else failed[0]
+            return (first, False) if first else (failed[0], True)
         if all(status == 0 for status in found):
-            return 0
+            return 0, False
         time.sleep(0.05)
 
 

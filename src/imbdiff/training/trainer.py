@@ -24,10 +24,11 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.process import Process
 from imbdiff.objectives.contract import Objective
 from imbdiff.runtime.checkpoint import CheckpointStore
-from imbdiff.runtime.device import make_accelerator, set_backends
+from imbdiff.runtime.device import make_accelerator, resolve_device, set_backends
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog, read_jsonl
+from imbdiff.runtime.memory import freed_memory_kept
 from imbdiff.runtime.progress import Progress
 from imbdiff.training.cadence import make_cadence
 from imbdiff.training.learning_rate import learning_rate
@@ -95,7 +96,8 @@ class Trainer:
             NonFiniteLossError: a loss or gradient is not finite; nothing was updated with it.
             RunError: the checkpoint belongs to another run, or the disk is full.
         """
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        on_cpu = resolve_device(self.device).type == "cpu"
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), freed_memory_kept(on_cpu):
             return self._run()
 
     def _run(self) -> nn.Module:

@@ -1,5 +1,5 @@
-"""One update after another: batches, one wrapped call per micro-batch, clipping, Adam, averaging. Nothing waits for the
-device here: losses stay there until the log wants them.
+"""One update after another: batches, one wrapped call per micro-batch, clipping, Adam, averaging. Nothing is read
+back from the device here: losses stay there until the log wants them.
 """
 
 from __future__ import annotations
@@ -187,7 +187,10 @@ class Update:
                 moments.setdefault(name, {})[kind] = value
         for n, own in moments.items():
             p = self.parameters[n]
-            self.optimizer.state[p] = {kind: v.to(p.device) for kind, v in own.items()}
+            # in the memory format of the weights: fused Adam pairs values by where they lie
+            self.optimizer.state[p] = {
+                kind: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(p.device) for kind, v in own.items()
+            }
 
     def average(self, model: nn.Module) -> nn.Module:
         """A copy of the target network with the averaged weights, in eval mode; nothing else is touched."""

@@ -1,0 +1,41 @@
+"""Memory on a CPU: what a step frees is kept for the next one."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+MMAP_MAX, TRIM_THRESHOLD = -4, -1  # numbers of glibc's malloc.h
+DEFAULT_MMAP_MAX, USUAL_TRIM = 65536, 64 * 2**20
+_depth = 0
+
+
+@contextmanager
+def freed_memory_kept(wanted: bool = True) -> Iterator[None]:
+    """Within, glibc does not give freed memory back to the system; at the end it does, all at once.
+
+    By its defaults it maps every block of 32 MiB or more anew, and returns what is free at the end of the heap: a
+    network whose activations are that large has every page of them cleared at every step: see
+    ``benchmarks/page_faults.py``. With other C libraries nothing is done.
+
+    Args:
+        wanted: False does nothing: for work on a GPU.
+    """
+    global _depth
+    library = ctypes.CDLL(None) if sys.platform == "linux" and wanted else None
+    if library is None or not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
+        yield
+        return
+    _depth += 1
+    library.mallopt(MMAP_MAX, 0)
+    library.mallopt(TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if _depth == 0:
+            library.mallopt(MMAP_MAX, DEFAULT_MMAP_MAX)
+            library.mallopt(TRIM_THRESHOLD, USUAL_TRIM)
+            library.malloc_trim(0)
