@@ -11,8 +11,10 @@ PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c c
 ORACLES_PIP = $(ORACLES)/bin/python -m pip install --disable-pip-version-check --quiet \
 	-c constraints.txt -c constraints-oracles.txt
 
-# Two OpenMP threads that spin while they wait cost tenfold on a busy machine.
+# Two OpenMP threads that spin while they wait cost tenfold on a busy machine; threads that sleep at once cost the demo's
+# training nearly half of its speed on a quiet one. A thousand turns are in between (docs/speed.md).
 export OMP_WAIT_POLICY = PASSIVE
+demo: export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: demo test lint oracles clean
 

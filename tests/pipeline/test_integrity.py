@@ -326,3 +326,14 @@ def test_other_weights_at_the_same_path_are_another_evaluation(tmp_path: Path, c
         weights.write_bytes(content)
         hashes.append(evaluation_inputs(prepared, prepared.train, asked))
     assert hashes[0] != hashes[1] == hashes[2]
+
+
+def test_runs_from_before_the_device_chose_the_memory_format_go_on(copy, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder, config = copy
+    text = (folder / "config.yaml").read_text()
+    assert "channels_last: null" in text
+    (folder / "config.yaml").write_text(text.replace("channels_last: null", "channels_last: false"))
+    RunFolder(folder).check_same(config)
+    with pytest.raises(RunError, match=r"--train.channels_last: None there, True here"):
+        RunFolder(folder).check_same(override(config, {"train.channels_last": True}))
+    RunFolder(folder).check_same(override(config, {"train.compile": "off"}))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from imbdiff.config import override
 from imbdiff.pipeline import checks
 from imbdiff.presets import preset
+from imbdiff.runtime.launch import launch as start_processes
 from tests.pipeline.test_run import files
 
 
@@ -126,3 +127,20 @@ def test_how_many_processes_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks.count_processes(5, config) == 5
     monkeypatch.setattr(checks, "cores", lambda: 3)
     assert checks.count_processes("auto", override(config, {"method": "diffrc"})) == 2  # 8 class groups
+
+
+def test_the_error_of_the_process_that_failed_first_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("""#!/bin/sh
+if [ "$RANK" = 1 ]; then echo "error: the disk of process 1 is full" >&2; exit 2; fi
+sleep 0.5; echo "connection closed by peer" >&2; exit 1
+""")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    assert start_processes(2, ["train"]) == 2
+    said = capfd.readouterr().err
+    assert "the disk of process 1 is full" in said
+    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    assert start_processes(2, ["train"]) == 137

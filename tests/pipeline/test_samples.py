@@ -182,3 +182,43 @@ def test_bfloat16_is_another_plan_and_nearly_the_same_images(model: DiffusionMod
         again = tmp_path / "b" / path.relative_to(tmp_path / "a")
         off.append(np.abs(np.asarray(Image.open(path)).astype(int) - np.asarray(Image.open(again)).astype(int)))
     assert 0 < np.mean(off) < 3
+
+
+def test_memory_that_does_not_suffice_while_compiling_halves_batches_too(
+    model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    whole = draw(model, tmp_path / "whole", plan((3, 9, 12)))
+    own = copy.deepcopy(model)
+    real = own.backbone.forward
+
+    def little(x: torch.Tensor, *args: Any, **options: Any) -> Any:
+        if len(x) > 8:
+            raise torch.OutOfMemoryError("no more")
+        return real(x, *args, **options)
+
+    monkeypatch.setattr(own.backbone, "forward", little)
+    drawing.draw(own, plan((3, 9, 12)), tmp_path / "a", replace(sampling(CONFIG), compile="on"), quiet=True)
+    for name in whole:
+        a, b = (np.asarray(Image.open(tmp_path / at / name)).astype(int) for at in ("whole", "a"))
+        assert np.abs(a - b).max() <= 1
+
+
+def test_a_default_batch_size_of_another_device_is_no_other_plan(
+    model: DiffusionModel, tmp_path: Path, drew: list[int]
+) -> None:
+    drawn = draw(model, tmp_path / "a", plan((3, 9, 12)))
+    drew.clear()
+    bare = override(CONFIG, {"sample.batch_size": None})
+    here = plan((3, 9, 12), bare)
+    assert here["batch_size"] == 64
+    todo = samples.in_batches_of(here, tmp_path / "a", bare)
+    assert samples.finished(tmp_path / "a", todo)
+    more = samples.in_batches_of(plan((3, 9, 13), bare), tmp_path / "a", bare)
+    now = draw(model, tmp_path / "a", more, bare)
+    assert sum(drew) == 1
+    assert {name: now[name] for name in drawn} == drawn
+    asked = override(CONFIG, {"sample.batch_size": 4})
+    assert samples.in_batches_of(plan((3, 9, 12), asked), tmp_path / "a", asked)["batch_size"] == 4

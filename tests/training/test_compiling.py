@@ -145,3 +145,35 @@ def test_nothing_recompiles(monkeypatch: pytest.MonkeyPatch) -> None:
     # eager and compiled without dropout for the check, then once with it: nothing after the first step
     first = len(at) - made.config.steps
     assert at[first] == at[-1], at
+
+
+def test_torch_does_not_give_up_compiling_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own limit, 8 graphs of one function, counts those of all trainings of a process."""
+    graphs: list[int] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        graphs.append(1)
+        return graph
+
+    monkeypatch.setattr(compiling, "BACKEND", counting)
+    for size in range(4, 16):
+        before = len(graphs)
+        said: list[str] = []
+        made = trainer("mlp", replace(CONFIG, batch_size=size, images=size), [Denoising()], said)
+        made.run()
+        assert any(line.startswith("compiled") for line in said)
+        assert len(graphs) > before, size
+
+
+def test_one_wrong_tensor_among_many_is_seen() -> None:
+    expected = {"large": torch.full((10_000,), 1.0), "small": torch.full((100,), 0.1), "tiny": torch.full((4,), 1e-7)}
+    wrong = {**expected, "small": expected["small"] * 0.5}
+    assert "that of small differs by 50.0%" in compiling.difference(wrong, expected, compiling.BF16)
+    rounded = {**expected, "tiny": expected["tiny"] * 2}
+    assert not compiling.difference(rounded, expected, compiling.BF16)
+
+
+def test_where_nothing_can_be_compiled_nothing_is_said() -> None:
+    said: list[str] = []
+    assert not compiling.compile_if_equal([], dict, what="gradients", must=True, say=said.append)
+    assert said == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.row_sampling import sample_branches
+from imbdiff.runtime.checkpoint import Checkpoint
 from imbdiff.runtime.device import make_accelerator
 from imbdiff.runtime.dist import Dist
 from imbdiff.training.learning_rate import learning_rate
@@ -184,3 +186,25 @@ def test_an_update_waits_for_nothing(name: str, rows: float) -> None:
     with Unread():
         made.gradients(1)
         made.apply(1)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_moments_go_on_with_the_weights_that_they_are_of(channels_last: bool) -> None:
+    """A checkpoint holds contiguous tensors; fused Adam pairs values by where they lie."""
+    config = replace(CONFIG, channels_last=channels_last)
+
+    def steps(update: Update, numbers: range) -> None:
+        for step in numbers:
+            update.gradients(step)
+            update.apply(step)
+
+    whole = update_of([Denoising()], config)
+    steps(whole, range(4))
+    stopped = update_of([Denoising()], config)
+    steps(stopped, range(2))
+    tensors = {n: x.detach().contiguous().clone() for n, x in stopped.state().items()}
+    went_on = update_of([Denoising()], config)
+    went_on.restore(Checkpoint(Path("of a test"), tensors, {"ema_step": stopped.ema.optimization_step}))
+    steps(went_on, range(2, 4))
+    for (name, a), b in zip(whole.state().items(), went_on.state().values(), strict=True):
+        assert torch.equal(a, b), name

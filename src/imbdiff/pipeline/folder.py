@@ -121,9 +121,8 @@ class RunFolder:
             RunError: names each option that differs, with both values.
         """
         old, new = flatten(to_dict(self.saved()[1])), flatten(to_dict(config))
-        if not old.get("train.channels_last"):  # False in runs from before the device decided
-            old["train.channels_last"] = new["train.channels_last"] or None
-            new["train.channels_last"] = new["train.channels_last"] or None
+        for values in (old, new):  # False in runs from before the device decided
+            values["train.channels_last"] = values.get("train.channels_last") or None
         differ = [
             f"--{name}: {old.get(name)!r} there, {new[name]!r} here"
             for name in new
