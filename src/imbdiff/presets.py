@@ -30,7 +30,7 @@ PRESETS: dict[str, Preset] = {
         overrides={
             "data": {"imbalance_factor": 50.0},
             "model": {"process": "ddpm-cosine-v"},
-            "train": {"images": 45_000, "lr": 1e-3, "schedule": "cosine", "warmup_images": 6_400},
+            "train": {"images": 32_000, "lr": 1e-3, "schedule": "cosine", "warmup_images": 6_400},
             "evaluate": {"cas": False},
             "classify": {"steps": 300},
         },
