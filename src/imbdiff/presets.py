@@ -25,8 +25,8 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
         idea="digits with imbalance factor 50, in minutes on two CPU cores",
-        expect="4.5 minutes on 2 cores; accuracy all / few: balanced softmax 0.938 / 0.833, with synthetic images "
-        "0.936 / 0.828, CE 0.903 / 0.711 (imbdiff run digits --preset demo; benchmarks/results/demo_*)",
+        expect="200 s on 2 cores; accuracy all / few: balanced softmax 0.939 / 0.844, with synthetic images "
+        "0.931 / 0.852, CE 0.896 / 0.683 (imbdiff run digits --preset demo; benchmarks/results/demo_2x-amd-*-27)",
         overrides={
             "data": {"imbalance_factor": 50.0},
             "model": {"process": "ddpm-cosine-v"},
