@@ -212,3 +212,18 @@ def test_a_method_samples_where_it_can_and_says_where_not() -> None:
     refused = sample_branches(objectives, 0.4)
     assert [name for name, _ in refused] == ["denoising", "unconditional_contrast"]
     assert [o.share for o in objectives if isinstance(o, RowSampled)] == [0.4]
+
+
+def test_losses_that_keep_all_rows_are_named() -> None:
+    from imbdiff.config import override
+    from imbdiff.pipeline.stages import check_branches
+    from imbdiff.presets import preset
+
+    def of(method: str, share: float) -> dict[str, str]:
+        return check_branches(override(preset("tiny"), {"method": method, "train.branch_rows": share}))
+
+    assert of("ccua", 1.0) == {}
+    assert of("cbdm", 0.4) == {}
+    assert list(of("ccua", 0.4)) == ["unconditional_contrast"]
+    with pytest.raises(ConfigError, match=r"no loss of t2h can be estimated.*transfer.*other rows of the batch"):
+        of("t2h", 0.4)

@@ -197,8 +197,11 @@ def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> No
     check_branches(config)
 
 
-def check_branches(config: RunConfig) -> None:
+def check_branches(config: RunConfig) -> dict[str, str]:
     """Refuses to sample the rows of a method none of whose losses can be estimated from some of them.
+
+    Returns:
+        name -> reason of those beside the denoising loss that keep all rows, where a share of them is asked for.
 
     Raises:
         ConfigError: with each loss's reason.
@@ -212,6 +215,8 @@ def check_branches(config: RunConfig) -> None:
             + "; ".join(f"{name}: {why}" for name, why in refused.items()),
             "leave it out, or choose a method with CBDM's, alignment's or CM's loss",
         )
+    base = {o.name for o in objectives if o.base}
+    return {name: why for name, why in refused.items() if share < 1 and name not in base}
 
 
 def train(
@@ -239,6 +244,9 @@ def train(
     """
     method: Method = get_method(config.method)
     check_phases(prepared, config, world=Dist.current().world)
+    if not quiet and Dist.current().main:
+        for name, why in check_branches(config).items():
+            say(f"{name} keeps all rows: {why}")
     identity = training_identity(prepared, config)
     trained: dict[str, nn.Module] = {}
     for phase in method.phases:
