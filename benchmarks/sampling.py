@@ -270,7 +270,8 @@ QUALITY = """One generator, one split. FD: Fréchet distance in the features of 
 on the balanced pool. Every way draws the same number of images of every class. high: upper end of the 95 % interval of
 the difference from 1,000 ancestral steps (basic bootstrap; of images and test images, not of generators)."""
 SPEED = """Untrained weights: the time does not depend on them. Whole drawings of one batch, start and decoding
-included; ratios of wall seconds, medians over neighbouring runs. One pass of our guidance holds both branches."""
+included; ratios of wall seconds, medians over neighbouring runs. One pass of our guidance holds both branches. On a GPU
+ours runs under bfloat16 and the 1,000 steps in float32, uncompiled both."""
 
 if __name__ == "__main__":
     main()

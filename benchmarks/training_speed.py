@@ -233,7 +233,9 @@ NOTES = """Ratios are of wall seconds, above 1 where the second side is faster: 
 quartiles over neighbouring runs, the ratio of the fastest runs, and the median ratio of CPU seconds. Utilisation:
 counted operations (matrix products, convolutions, attention; forward and backward) per second, of what one large matrix
 product reaches on this machine in the same process. Plain loops read images through PIL one at a time; with 0 workers
-in the training process."""
+in the training process. On a GPU all loops of others, TF32 too, are set against the float32 rate; with one step per run
+their loaders work while others are timed: give --steps 30. Memory is not kept between steps here as trainings keep it
+(page_faults.py)."""
 
 if __name__ == "__main__":
     main()
