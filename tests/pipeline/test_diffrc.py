@@ -21,7 +21,7 @@ from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity
 from imbdiff.diffusion.prototype_guidance import PrototypeGuidance
 from imbdiff.methods import METHODS
 from imbdiff.objectives.pair_diversity import PairDiversity
-from imbdiff.pipeline import samples, stages
+from imbdiff.pipeline import building, samples, stages
 from imbdiff.pipeline.checks import check_fit, check_options
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.page import protocol
@@ -114,10 +114,10 @@ def test_the_target_starts_from_the_source(name: str) -> None:
     config = config_of(name)
     prepared = stages.prepare_data("digits", config.data)
     phases = {phase.name: phase for phase in METHODS[name].phases}
-    step = stages.build_step(phases["source"], prepared, config)
+    step = building.build_step(phases["source"], prepared, config)
     finish = phases["source"].finish
     source = finish(step.networks["model"], step.active) if finish else step.networks["model"]
-    target = stages.build_step(phases["target"], prepared, config, {"source": source})
+    target = building.build_step(phases["target"], prepared, config, {"source": source})
     assert target.networks["source"] is source
     assert not any(p.requires_grad for p in source.parameters())
     model = target.networks["model"]
@@ -172,7 +172,7 @@ def test_a_new_run_from_a_guided_model_does_not_carry_its_guide(done: tuple[str,
     _, folder = done
     config = config_of("ddpm", **{"model.init": str(folder), "data.imbalance_factor": 20.0})
     prepared = stages.prepare_data("digits", config.data)
-    assert stages.new_model(prepared, config).guide is None
+    assert building.new_model(prepared, config).guide is None
 
 
 def test_a_lost_guide_is_noticed(done: tuple[str, Path], tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_new_run_does_not_need_the_guide_of_the_model_it_starts_from(
     weights.unlink() if damage == "lost" else weights.write_bytes(b"1234")
     config = config_of("ddpm", **{"model.init": str(tmp_path / "model")})
     prepared = stages.prepare_data("digits", config.data)
-    assert stages.new_model(prepared, config).guide is None
+    assert building.new_model(prepared, config).guide is None
     with pytest.raises(RunError, match="guide"):
         load_model(tmp_path / "model")
 
@@ -335,5 +335,5 @@ def test_groups_that_cannot_be_divided_or_are_too_small_are_refused(monkeypatch:
     with pytest.raises(ConfigError, match="groups of 2 rows"):
         check_fit(prepared, config)
     with pytest.raises(ConfigError, match="groups of 2 rows"):
-        stages.build_step(replace(small, start=None, frozen=()), prepared, config)
+        building.build_step(replace(small, start=None, frozen=()), prepared, config)
     assert PairDiversity.smallest_group == 3

@@ -142,5 +142,13 @@ sleep 0.5; echo "connection closed by peer" >&2; exit 1
     assert start_processes(2, ["train"]) == 2
     said = capfd.readouterr().err
     assert "the disk of process 1 is full" in said
+    # what both refuse is said once, whichever of them ends first
+    for last in (0, 1):
+        program.write_text(f"""#!/bin/sh
+[ "$RANK" = {last} ] && sleep 0.5
+echo "error: a batch of 31 cannot be divided" >&2; exit 2
+""")
+        assert start_processes(2, ["train"]) == 2
+        assert capfd.readouterr().err.count("cannot be divided") == 1
     program.write_text("#!/bin/sh\nkill -9 $$\n")
     assert start_processes(2, ["train"]) == 137

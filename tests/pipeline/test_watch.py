@@ -13,8 +13,9 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.model import DiffusionModel, load_model
 from imbdiff.pipeline import watch as watch_module
+from imbdiff.pipeline.building import build_step
 from imbdiff.pipeline.run import run
-from imbdiff.pipeline.stages import build_step, prepare_data
+from imbdiff.pipeline.stages import prepare_data
 from imbdiff.pipeline.watch import Watch, working_extractor
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, DataError, RunError

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from imbdiff.config import RunConfig, override
-from imbdiff.pipeline import stages
+from imbdiff.diffusion.model import load_model
+from imbdiff.pipeline import building, stages
 from imbdiff.pipeline.run import run
 from imbdiff.presets import preset
 from imbdiff.runtime.log import read_jsonl
@@ -30,17 +31,17 @@ def test_a_run_is_continued_by_another_method_from_its_averaged_weights(tmp_path
     """At a learning rate of next to nothing what comes out is what went in: weights and their average alike."""
     first = tmp_path / "ddpm"
     run("digits", first, configured(method="ddpm"), wanted=("train",), quiet=True)
-    start = stages.load_model(first / "model")
+    start = load_model(first / "model")
     still = configured(
         method="cbdm-finetune",
         model={"init": str(first), "backbone": "auto"},
         train={"lr": 1e-9, "ema_half_life": 1.0, "images": 32 * 5},
     )
     run("digits", tmp_path / "same", still, wanted=("train",), quiet=True)
-    same = stages.load_model(tmp_path / "same" / "model")
+    same = load_model(tmp_path / "same" / "model")
     for key, value in start.state_dict().items():
         assert torch.allclose(value, same.state_dict()[key], atol=1e-7), key
-    fresh = stages.new_model(stages.prepare_data("digits", still.data), configured())
+    fresh = building.new_model(stages.prepare_data("digits", still.data), configured())
     assert not all(torch.allclose(v, start.state_dict()[k], atol=1e-3) for k, v in fresh.state_dict().items())
     assert same.spec.stats == start.spec.stats
 
@@ -48,7 +49,7 @@ def test_a_run_is_continued_by_another_method_from_its_averaged_weights(tmp_path
         method="cbdm-finetune", model={"init": str(first), "backbone": "auto"}, train={"images": 32 * 5, "lr": 1e-3}
     )
     run("digits", tmp_path / "tuned", tuned, wanted=("train",), quiet=True)
-    moved = stages.load_model(tmp_path / "tuned" / "model")
+    moved = load_model(tmp_path / "tuned" / "model")
     gap = max(float((v - moved.state_dict()[k]).abs().max()) for k, v in start.state_dict().items())
     assert 1e-4 < gap <= 5 * 1.1e-3, "five Adam steps of at most 1e-3 from the start"
     row = read_jsonl(tmp_path / "tuned" / "log.jsonl")[0]

@@ -21,7 +21,7 @@ from imbdiff.methods import METHODS
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.denoising import Denoising
-from imbdiff.pipeline import plan, stages
+from imbdiff.pipeline import building, plan, stages
 from imbdiff.presets import preset
 from imbdiff.recipe import Phase
 from imbdiff.runtime.checkpoint import CheckpointStore
@@ -132,19 +132,19 @@ def test_a_network_with_the_layer_is_not_trained_without_the_changes() -> None:
 
 
 def test_the_probability_is_the_options_otherwise_the_methods() -> None:
-    assert stages.ada(configured(method="cbdm-ada")) == 0.12
-    assert stages.ada(configured(method="cbdm-ada", train={"ada": 0.0})) == 0
-    assert stages.ada(configured(method="cbdm")) == 0
-    assert stages.ada(configured(method="cbdm", train={"ada": 0.3})) == 0.3
-    assert stages.ada(configured(method="cbdm+cbdm-ada")) == 0.12
+    assert building.ada(configured(method="cbdm-ada")) == 0.12
+    assert building.ada(configured(method="cbdm-ada", train={"ada": 0.0})) == 0
+    assert building.ada(configured(method="cbdm")) == 0
+    assert building.ada(configured(method="cbdm", train={"ada": 0.3})) == 0.3
+    assert building.ada(configured(method="cbdm+cbdm-ada")) == 0.12
     with pytest.raises(ConfigError, match=r"train\.ada=1\.2"):
         configured(train={"ada": 1.2})
     guide = Phase("encoder", lambda: [Denoising()], gives="guide")
     target = Phase("target", lambda: [Denoising()])
     told = configured(train={"ada": 0.3})
-    assert stages.geometric(target, told) == Geometric(0.3)
-    assert stages.geometric(target, configured()) is None
-    assert stages.geometric(guide, told) is None
+    assert building.geometric(target, told) == Geometric(0.3)
+    assert building.geometric(target, configured()) is None
+    assert building.geometric(guide, told) is None
 
 
 def test_cbdm_ada_is_cbdm_with_its_constants() -> None:
@@ -161,7 +161,7 @@ def test_cbdm_ada_is_cbdm_with_its_constants() -> None:
 def test_every_method_trains_under_it(name: str, digits: Prepared, tmp_path: Path) -> None:
     more: dict[str, Any] = {"method": name, "train": {"ada": 0.4}}
     if METHODS[name].init == "required":
-        stages.new_model(digits, configured(train={"ada": 0.4})).save(tmp_path)
+        building.new_model(digits, configured(train={"ada": 0.4})).save(tmp_path)
         more["model"] = {"init": str(tmp_path)}
     model = stages.train(digits, configured(**more), quiet=True)
     assert model.backbone.augmentation is not None
@@ -197,28 +197,28 @@ def test_what_training_gives_depends_on_it(digits: Prepared) -> None:
 def test_a_saved_model_without_the_layer_is_refused_and_one_with_it_goes_on_without(
     digits: Prepared, tmp_path: Path
 ) -> None:
-    stages.new_model(digits, configured()).save(tmp_path / "plain")
+    building.new_model(digits, configured()).save(tmp_path / "plain")
     told = stages.train(digits, configured(train={"ada": 0.3}), quiet=True)
     told.save(tmp_path / "told")
     config = configured(method="cbdm-finetune", model={"init": str(tmp_path / "plain")}, train={"ada": 0.2})
     with pytest.raises(RunError, match="no layer that is told") as error:
-        stages.new_model(digits, config)
+        building.new_model(digits, config)
     assert "--train.ada 0.2" in error.value.remedy
     config = configured(method="cbdm-finetune", model={"init": str(tmp_path / "told")})
-    start = stages.new_model(digits, config)
+    start = building.new_model(digits, config)
     assert start.backbone.augmentation is None
     kept = {k: v for k, v in told.backbone.state_dict().items() if k != "augmentation.weight"}
     assert start.backbone.state_dict().keys() == kept.keys()
     assert all(torch.equal(v, start.backbone.state_dict()[k]) for k, v in kept.items())
     assert stages.train(digits, config, quiet=True).backbone.augmentation is None
-    again = stages.new_model(digits, configured(model={"init": str(tmp_path / "told")}, train={"ada": 0.2}))
+    again = building.new_model(digits, configured(model={"init": str(tmp_path / "told")}, train={"ada": 0.2}))
     assert again.backbone.augmentation is not None
     assert torch.equal(again.backbone.augmentation.weight, told.backbone.augmentation.weight)  # type: ignore[union-attr]
 
 
 def test_the_transformer_is_refused_before_training(digits: Prepared) -> None:
     with pytest.raises(ConfigError, match=r"DiT.*ADA"):
-        stages.new_model(digits, configured(model={"backbone": "dit-tiny"}, train={"ada": 0.2}))
+        building.new_model(digits, configured(model={"backbone": "dit-tiny"}, train={"ada": 0.2}))
 
 
 def test_the_plan_measures_it(digits: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:

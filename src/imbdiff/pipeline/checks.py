@@ -11,9 +11,9 @@ from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import METHODS, get_method
+from imbdiff.pipeline.building import check_phases, init_folder, new_model, symmetry_of
 from imbdiff.pipeline.recognising import classifier_arms, classifier_plan
 from imbdiff.pipeline.sampling import prototype_options, sampling
-from imbdiff.pipeline.stages import check_phases, init_folder, new_model, symmetry_of
 from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.fitting import check_trainings

@@ -17,7 +17,7 @@ from imbdiff.config import RunConfig, to_dict
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import building, stages
 from imbdiff.pipeline.folder import WORKING, flatten
 from imbdiff.pipeline.recognising import classifier_plan
 from imbdiff.pipeline.strategy import images_to_draw
@@ -62,7 +62,7 @@ def curation_inputs(prepared: Prepared, drawn: str, config: RunConfig) -> str:
 
 
 def _plan(prepared: Prepared, config: RunConfig) -> Any:
-    return classifier_plan(config.classify, symmetry=stages.symmetry_of(prepared, config))
+    return classifier_plan(config.classify, symmetry=building.symmetry_of(prepared, config))
 
 
 def sample_curated(

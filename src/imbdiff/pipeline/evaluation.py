@@ -16,7 +16,7 @@ from imbdiff.metrics.features import FeatureStore
 from imbdiff.metrics.lpips_diversity import lpips_distance, lpips_report
 from imbdiff.metrics.scopes import scopes
 from imbdiff.metrics.tables import merge
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import building
 from imbdiff.pipeline.checks import against_balanced
 from imbdiff.pipeline.direct import Watching
 from imbdiff.pipeline.extractors import make_extractors
@@ -35,7 +35,7 @@ def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig
     """A hash of everything that decides what the stage gives."""
     options = {k: v for k, v in asdict(config.evaluate).items() if k != "batch_size"}
     options["files"] = [_contents(n) for n in (*config.evaluate.extractors, config.evaluate.inception_weights or "")]
-    cas = [asdict(config.classify), stages.symmetry_of(prepared, config)] if config.evaluate.cas else []
+    cas = [asdict(config.classify), building.symmetry_of(prepared, config)] if config.evaluate.cas else []
     return digest([2, synthetic.fingerprint, prepared.manifest["hash"], config.seed, options, *cas])
 
 
@@ -134,7 +134,7 @@ def _add_cas(
     quiet: bool,
 ) -> None:
     options = config.classify
-    plan = classifier_plan(options, symmetry=stages.symmetry_of(prepared, config))
+    plan = classifier_plan(options, symmetry=building.symmetry_of(prepared, config))
     seeds = tuple(range(config.seed, config.seed + options.seeds))
     with Progress("classifiers on synthetic images alone", 2 * len(seeds), "classifiers", quiet=quiet) as bar:
         cas = classification_accuracy_score(

@@ -12,7 +12,7 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.methods import get_method
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import building
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.recognising import classifier_augmentation
 from imbdiff.reporting.content import ReportData
@@ -95,8 +95,8 @@ def protocol(
 
 def augmentation(prepared: Prepared, config: RunConfig) -> str:
     """What was done to training images, and why it may be."""
-    symmetry = stages.symmetry_of(prepared, config)
-    p = stages.ada(config)
+    symmetry = building.symmetry_of(prepared, config)
+    p = building.ada(config)
     shown = Augmentation.of(symmetry).words() if not p else f"geometric changes with probability {p:g}, told of them"
     why = (
         f"--data.augment {config.data.augment}"

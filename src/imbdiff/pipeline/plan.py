@@ -15,7 +15,7 @@ from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.methods import get_method
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import building, stages
 from imbdiff.pipeline.curation import candidates_to_draw, chooses
 from imbdiff.pipeline.recognising import classifier_arms, classifier_plan
 from imbdiff.pipeline.sampling import sampling
@@ -67,7 +67,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     counts = images_to_draw(config.sample.strategy, stats)
     drawn = sum(candidates_to_draw(counts, config))
     method, how = get_method(config.method), sampling(config)
-    model = stages.new_model(prepared, config)
+    model = building.new_model(prepared, config)
     parameters = model.num_parameters
     train_seconds, memory = 0.0, 0.0
     for phase in method.phases:
@@ -101,7 +101,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         ("groups", prepared.groups.rule),
         ("preset", config.preset),
         ("method", f"{config.method}: {method.idea}"),
-        ("model", f"{stages.choose_backbone(config, prepared.train.shape)}, {parameters:,} parameters"),
+        ("model", f"{building.choose_backbone(config, prepared.train.shape)}, {parameters:,} parameters"),
         ("train", f"{seen:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}"),
         (
             "draw",
@@ -126,8 +126,8 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
 
 def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device: torch.device) -> tuple[float, float]:
     """Seconds per image of one phase, and peak memory in bytes."""
-    earlier = {name: stages.new_model(prepared, config) for name in {phase.start, *phase.frozen} if name}
-    step = stages.build_step(phase, prepared, config, earlier).to(device)
+    earlier = {name: building.new_model(prepared, config) for name in {phase.start, *phase.frozen} if name}
+    step = building.build_step(phase, prepared, config, earlier).to(device)
     model = cast(Trainable, step.networks["model"])
     loaders = make_loaders(
         phase.parts, prepared.train, prepared.groups, config.train.batch_size,
@@ -143,7 +143,7 @@ def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device:
                     loader.part.name: loader.load(
                         i, micro, codec=model.codec, process=model.process, draws=step.draws(loader.part.name),
                         augmentation=Augmentation(), label_dropout=0.1, dropout_per="sample",
-                        geometric=stages.geometric(phase, config),
+                        geometric=building.geometric(phase, config),
                     )
                     for loader in loaders
                 }  # fmt: skip

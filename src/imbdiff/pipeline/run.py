@@ -14,7 +14,7 @@ from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity, spec_from_folder
 from imbdiff.methods import get_method
-from imbdiff.pipeline import curation, drawing, samples, stages
+from imbdiff.pipeline import building, curation, drawing, samples, stages
 from imbdiff.pipeline.checks import check_fit, check_options
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.page import report_data
@@ -95,7 +95,7 @@ class Run:
             f"({max(stats.counts)} to {min(stats.counts)}, imbalance factor {stats.imbalance_factor:.4g}), "
             f"{val} for validation, {len(prepared.test)} for testing, {'x'.join(map(str, prepared.train.shape))}"
         )
-        if stages.seen_by_init(self.config) is None:
+        if building.seen_by_init(self.config) is None:
             unknown = f"what the model {self.config.model.init} was trained on is not known: perhaps on test images"
             prepared = replace(prepared, warnings=(*prepared.warnings, unknown))
         for warning in prepared.warnings:
@@ -181,7 +181,7 @@ class Run:
                 value = found[self.config.watch.metric]["value"]
                 self.say(f"kept: the weights after {found['images']:,} images, {self.config.watch.metric} {value:.4g}")
             model.save(self.folder / "model")
-            before = stages.seen_by_init(self.config)
+            before = building.seen_by_init(self.config)
             seen = None if before is None else sorted({*prepared.train.hashes, *before})
             write_json(self.folder / "model" / "trained_on.json", {"image_hashes": seen})
             method = get_method(self.config.method)

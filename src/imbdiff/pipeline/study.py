@@ -29,7 +29,7 @@ from imbdiff.data.holdout import LEAST_FOR_VAL
 from imbdiff.data.splits import Prepared
 from imbdiff.data.words import counted, named
 from imbdiff.diffusion.model import load_model, saved_identity
-from imbdiff.pipeline import stages, study_pool
+from imbdiff.pipeline import building, study_pool
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.plan import _probe_sampling
 from imbdiff.pipeline.recognising import classifier_plan, classifier_use
@@ -103,7 +103,7 @@ class _Study:
         uses = [replace(base, weight=w, schedule=s) for w in options.weights for s in options.schedules]
         numbers = numbers_of(options.numbers, prepared)
         cells = make_cells(numbers, options.curation, options.recipes, uses)
-        plan = classifier_plan(config.classify, symmetry=stages.symmetry_of(prepared, config))
+        plan = classifier_plan(config.classify, symmetry=building.symmetry_of(prepared, config))
         seeds = tuple(range(config.seed, config.seed + (options.seeds or config.classify.seeds)))
         check_grid(
             prepared,

@@ -18,6 +18,12 @@ from contextlib import suppress
 GRACE = 10.0
 """Seconds that the others have to end when one process has failed."""
 
+SAY = 3.0
+"""Seconds of these that the first process has to say what failed: it may be about to refuse the same."""
+
+REFUSED = 2
+"""The command's exit status for anything the user can mend: it was said in a sentence."""
+
 
 def cores() -> int:
     """CPU cores that this process may use."""
@@ -58,7 +64,8 @@ def launch(count: int, arguments: Sequence[str]) -> int:
             status = 130
         finally:
             _end(running)
-        if status and before:
+        # what all of them refuse, the first has said
+        if status and before and not (status == REFUSED and running[0].returncode == REFUSED):
             words.seek(0)
             sys.stderr.write(words.read().decode(errors="replace")[-4000:])
         return status if status >= 0 else 128 - status
@@ -82,7 +89,7 @@ def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in running:
         with suppress(subprocess.TimeoutExpired):
             if process.poll() is None and process is running[0]:
-                process.wait(min(1.0, GRACE))  # it may be about to say what failed
+                process.wait(min(SAY, GRACE))
         if process.poll() is None:
             process.terminate()
     for process in running:
