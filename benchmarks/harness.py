@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import multiprocessing
 import resource
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from results_file import write_result
 
-__all__ = ["Side", "compare", "count", "peak_rss", "spread", "write_result"]
+__all__ = ["Side", "compare", "compare_apart", "count", "peak_rss", "spread", "write_result"]
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,8 @@ def compare(
         if counting:
             row["forwards"], row["flop"] = count(side, modules, device)
         rows.append(row)
-    ratios = [
-        {
-            "name": side.name,
-            "against": names[0],
-            "wall": spread(_ratio(wall[i::n], wall[0::n])),
-            "cpu": spread(_ratio(cpu[i::n], cpu[0::n])),
-        }
-        for i, side in enumerate(sides)
-        if i
-    ]
+    ratios = [_against(side.name, names[0], (wall[i::n], cpu[i::n]), (wall[0::n], cpu[0::n]))
+              for i, side in enumerate(sides) if i]  # fmt: skip
     method = {
         "order": "alternating: " + " ".join(names) + " ...",
         "repeats": repeats,
@@ -126,6 +120,78 @@ def compare(
         "device": device.type,
     }
     return {"sides": rows, "ratios": ratios, "method": method}
+
+
+def compare_apart(
+    sides: Sequence[tuple[str, Callable[[], Side]]], *, repeats: int = 5, warmup: int = 1
+) -> dict[str, Any]:
+    """Times sides that alternate, A B A B, each in a process of its own: no side's memory helps or hinders another's.
+
+    Args:
+        sides: names, and what makes each side in its process (picklable).
+        repeats: timed runs of each side.
+        warmup: runs of each side before anything is timed.
+
+    Returns:
+        {"sides": [{"name", "wall_s", "cpu_s"}], "ratios": [...], "method": {...}} as `compare` gives them.
+
+    Raises:
+        RuntimeError: a process ended; its traceback is on the terminal.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes: list[Connection] = []
+    processes = []
+    for _, make in sides:
+        here, there = context.Pipe()
+        processes.append(context.Process(target=_serve, args=(there, make), daemon=True))
+        processes[-1].start()
+        there.close()  # so that a process that ends is noticed
+        pipes.append(here)
+    times: list[list[tuple[float, float]]] = [[] for _ in sides]
+    try:
+        for number in range(warmup + repeats):
+            for (name, _), pipe, own in zip(sides, pipes, times, strict=True):
+                try:
+                    pipe.send(True)
+                    found = pipe.recv()
+                except (EOFError, OSError) as error:
+                    raise RuntimeError(f"the process of {name!r} has ended") from error
+                if number >= warmup:
+                    own.append(found)
+    finally:
+        for pipe in pipes:
+            with suppress(OSError):
+                pipe.send(False)
+        for process in processes:
+            process.join(20)
+            process.kill()
+    wall, cpu = ([[t[i] for t in own] for own in times] for i in (0, 1))
+    names = [name for name, _ in sides]
+    return {
+        "sides": [
+            {"name": name, "wall_s": spread(wall[i]), "cpu_s": spread(cpu[i])} for i, name in enumerate(names)
+        ],
+        "ratios": [
+            _against(name, names[0], (wall[i], cpu[i]), (wall[0], cpu[0])) for i, name in enumerate(names) if i
+        ],
+        "method": {
+            "order": "alternating, each in a process of its own: " + " ".join(names) + " ...",
+            "repeats": repeats, "warmup": warmup, "device": "cpu",
+        },
+    }  # fmt: skip
+
+
+def _serve(pipe: Connection, make: Callable[[], Side]) -> None:
+    side = make()
+    while pipe.recv():
+        pipe.send(_once(side, torch.device("cpu")))
+
+
+def _against(
+    name: str, first: str, times: tuple[Sequence[float], ...], of_first: tuple[Sequence[float], ...]
+) -> dict[str, Any]:
+    wall, cpu = (spread(_ratio(a, b)) for a, b in zip(times, of_first, strict=True))
+    return {"name": name, "against": first, "wall": wall, "cpu": cpu}
 
 
 def _ratio(a: Sequence[float], b: Sequence[float]) -> list[float]:

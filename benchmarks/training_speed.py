@@ -5,22 +5,25 @@
     python benchmarks/training_speed.py --backbone unet-32 --batch 128 --steps 30 --device cuda --workers 4
 
 All sides train the same network on the same random images of 32 x 32 pixels and 10 classes, whole steps: batch, passes,
-backward, clipping, optimizer, average. They alternate in one process. On a GPU the loops of others run in float32 and
-in TF32, ours in bfloat16, compiled where its gradients are right.
+backward, clipping, optimizer, average. Two at a time they alternate, A B A B: on a CPU each in a process of its own,
+where ours keeps freed memory as trainings do. On a GPU the loops of others run in float32 and in TF32, ours in
+bfloat16, compiled where its gradients are right.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from harness import Side, compare, write_result
+from harness import Side, compare, compare_apart, write_result
 from imbdiff.config import TrainConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
@@ -34,6 +37,7 @@ from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.row_sampling import sample_branches
 from imbdiff.runtime.device import make_accelerator, set_backends
 from imbdiff.runtime.dist import Dist
+from imbdiff.runtime.memory import freed_memory_kept
 from imbdiff.training.parts import Part, make_loaders
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.update import Update
@@ -99,7 +103,8 @@ def tf32(on: bool) -> None:
     torch.backends.cudnn.allow_tf32 = on
 
 
-def sides_of(given: argparse.Namespace, batch: int) -> tuple[list[Side], list[DiffusionModel]]:
+def sides_of(given: argparse.Namespace, batch: int, only: str = "") -> tuple[list[Side], list[DiffusionModel]]:
+    """All sides that were asked for, or only that of a name, and their models."""
     data, models = images(given.size, 3), []
     gpu = given.device == "cuda"
     sides = []
@@ -110,7 +115,7 @@ def sides_of(given: argparse.Namespace, batch: int) -> tuple[list[Side], list[Di
         return models[-1]
 
     def add(name: str, make: Callable[[], Callable[[], object]], fast: bool = False) -> None:
-        if any(fnmatch(name, pattern) for pattern in given.without):
+        if any(fnmatch(name, pattern) for pattern in given.without) or only not in ("", name):
             return
         step = make()
 
@@ -195,32 +200,49 @@ def main() -> None:
             print(f"batch {batch} {side.name:48s} {seconds:.3f} s, {table[-1]['passes']:.0f} passes, "
                   f"{table[-1]['utilisation']:.0%} of the peak", flush=True)  # fmt: skip
         result[f"batch {batch}"] = table
-        result[f"batch {batch}: ratios"] = [pair(given, *two) for two in pairs(sides, table)]
+        two_at_a_time = pairs(table)
+        if given.device == "cpu":  # each in a process of its own: these are in the way
+            sides, models = [], []
+            gc.collect()
+        result[f"batch {batch}: ratios"] = [pair(given, batch, *two, sides or None) for two in two_at_a_time]
     if not given.no_result:
         config = {**{k: v for k, v in vars(given).items() if k != "no_result"}, "parameters": parameters}
         write_result(f"training_speed_{given.backbone.replace('-', '_')}", result, config=config, notes=NOTES)
 
 
-def pairs(sides: list[Side], table: list[dict[str, Any]]) -> list[tuple[Side, Side]]:
+def pairs(table: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """What is compared with what: (slower as a rule, faster)."""
-    of, seconds = {side.name: side for side in sides}, {row["side"]: list(row.values())[1] for row in table}
-    own = of["ddpm, ours"]
-    plain = [name for name in of if "plain loop" in name]
-    by_hand = sorted((name for name in of if "tuned by hand" in name), key=seconds.__getitem__)[:1]
-    found = [(of[name], of[f"{name.split(',')[0]}, ours"]) for name in plain if f"{name.split(',')[0]}, ours" in of]
-    found += [(of[name], own) for name in [*by_hand, *(n for n in of if "example" in n)]]
-    found += [(side, own) for name, side in of.items() if ", ours" in name and side is not own]
+    seconds = {row["side"]: row["seconds per step, once"] for row in table}
+    plain = [name for name in seconds if "plain loop" in name]
+    by_hand = sorted((name for name in seconds if "tuned by hand" in name), key=seconds.__getitem__)[:1]
+    found = [(name, own) for name in plain if (own := f"{name.split(',')[0]}, ours") in seconds]
+    found += [(name, "ddpm, ours") for name in [*by_hand, *(n for n in seconds if "example" in n)]]
+    found += [(name, "ddpm, ours") for name in seconds if ", ours" in name and name != "ddpm, ours"]
     first = next(name for name in plain if name.startswith("ddpm"))
-    return found + [(of[name], of[first]) for name in plain if name.startswith("cbdm")]
+    return found + [(name, first) for name in plain if name.startswith("cbdm")]
 
 
-def pair(given: argparse.Namespace, a: Side, b: Side) -> dict[str, Any]:
-    """How many times as long `a` takes as `b`: two sides alone, A B A B."""
-    found = compare([b, a], repeats=given.repeats, warmup=0, memory_repeats=0, counting=False, device=given.device)
+def alone(given: argparse.Namespace, batch: int, name: str) -> Side:
+    """The side of a name, in a process of its own."""
+    torch.set_num_threads(given.threads)
+    (side,) = sides_of(given, batch, only=name)[0]
+    if "ours" in name:
+        freed_memory_kept().__enter__()  # until the process ends
+    return side
+
+
+def pair(given: argparse.Namespace, batch: int, slower: str, faster: str, sides: list[Side] | None) -> dict[str, Any]:
+    """How many times as long one takes as the other, A B A B: of `sides`, or each in a process of its own."""
+    if sides is None:
+        makers = [(name, partial(alone, given, batch, name)) for name in (faster, slower)]
+        found = compare_apart(makers, repeats=given.repeats)
+    else:
+        two = [side for name in (faster, slower) for side in sides if side.name == name]
+        found = compare(two, repeats=given.repeats, warmup=0, memory_repeats=0, counting=False, device=given.device)
     wall = found["ratios"][0]["wall"]
     fastest = [side["wall_s"]["min"] for side in found["sides"]]
     row = {
-        "ratio": f"{a.name} / {b.name}", "median": wall["median"], "q1": wall["q1"], "q3": wall["q3"],
+        "ratio": f"{slower} / {faster}", "median": wall["median"], "q1": wall["q1"], "q3": wall["q3"],
         "of the fastest runs": fastest[1] / fastest[0], "CPU seconds": found["ratios"][0]["cpu"]["median"],
         "runs of each": given.repeats,
     }  # fmt: skip
@@ -234,8 +256,8 @@ quartiles over neighbouring runs, the ratio of the fastest runs, and the median 
 counted operations (matrix products, convolutions, attention; forward and backward) per second, of what one large matrix
 product reaches on this machine in the same process. Plain loops read images through PIL one at a time; with 0 workers
 in the training process. On a GPU all loops of others, TF32 too, are set against the float32 rate; with one step per run
-their loaders work while others are timed: give --steps 30. Memory is not kept between steps here as trainings keep it
-(page_faults.py)."""
+their loaders work while others are timed: give --steps 30. The ratios on a CPU are of processes; ours keeps freed
+memory there as trainings do (page_faults.py). The seconds of one step are looked at in one process, nothing kept."""
 
 if __name__ == "__main__":
     main()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib
 import json
+import os
 import socket
 import time
 from pathlib import Path
@@ -44,6 +46,28 @@ def test_sides_alternate_and_preparation_comes_before_each_run(harness: ModuleTy
     assert "".join(seen) == "paAB" * 4 + "paA" + "B"
     assert [len(s["wall_s"]["values"]) for s in result["sides"]] == [3, 3]
     assert "peak_rss_mb" not in result["sides"][0]
+
+
+def sleeper(seconds: float) -> object:
+    """A side that sleeps, made in the process that is to run it."""
+    return load("harness").Side(f"{os.getpid()}", functools.partial(time.sleep, seconds))
+
+
+def failing() -> object:
+    raise OSError("no side")
+
+
+def test_sides_in_processes_of_their_own(harness: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))  # the new processes get it too
+    sides = [(name, functools.partial(sleeper, seconds)) for name, seconds in (("short", 0.05), ("long", 0.2))]
+    found = harness.compare_apart(sides, repeats=2, warmup=1)
+    assert [side["name"] for side in found["sides"]] == ["short", "long"]
+    (ratio,) = found["ratios"]
+    assert (ratio["name"], ratio["against"], ratio["wall"]["n"]) == ("long", "short", 2)
+    assert 3 < ratio["wall"]["median"] < 5
+    assert found["sides"][1]["cpu_s"]["max"] < 0.05
+    with pytest.raises(RuntimeError, match="'failing' has ended"):  # not: waits for ever
+        harness.compare_apart([("failing", failing)], repeats=1)
 
 
 def test_spread_agrees_with_numpy(harness: ModuleType) -> None:
