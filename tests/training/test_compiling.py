@@ -21,6 +21,7 @@ from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.runtime import compiling
+from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
 from imbdiff.training.compiling import compile_checked
 from imbdiff.training.parts import Part
@@ -177,3 +178,18 @@ def test_where_nothing_can_be_compiled_nothing_is_said() -> None:
     said: list[str] = []
     assert not compiling.compile_if_equal([], dict, what="gradients", must=True, say=said.append)
     assert said == []
+
+
+def test_no_process_compiles_where_another_found_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    monkeypatch.setattr(Dist, "gather_objects", lambda self, value: ["", "there it differs by 4.0%"])
+    network = nn.Linear(2, 2)
+    said: list[str] = []
+
+    def evidence() -> dict[str, torch.Tensor]:
+        return {"out": network(torch.ones(1, 2)).detach()}
+
+    assert not compiling.compile_if_equal([network], evidence, what="outputs", together=True, say=said.append)
+    assert said == ["not compiled, outputs compared: there it differs by 4.0%"]
+    assert network._compiled_call_impl is None
+    assert compiling.compile_if_equal([network], evidence, what="outputs", say=said.append), "alone, it is right"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def compile_if_equal(
     what: str,
     bf16: bool = False,
     must: bool = False,
+    together: bool = False,
     option: str = "",
     say: Callable[[str], None] = print,
 ) -> bool:
@@ -44,6 +46,7 @@ def compile_if_equal(
         what: names it: "gradients of one batch".
         bf16: it runs under bfloat16 autocast, whose rounding the comparison allows for.
         must: raise where it cannot be done; otherwise say so and leave them as they were.
+        together: all processes call this: where one finds a difference, none compiles.
         option: the option that turns this off.
 
     Returns:
@@ -73,6 +76,8 @@ def compile_if_equal(
         except Exception as error:  # whatever a compiler raises
             words = " ".join(str(error).split())
             why = f"compiling failed: {type(error).__name__}: {words[:300]}"
+        if together:
+            why = next(filter(None, [why, *Dist.current().gather_objects(why)]), "")
         if not why:
             say(f"compiled: the {what} are those without")
             return True

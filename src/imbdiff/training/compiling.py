@@ -44,8 +44,9 @@ def compile_checked(
 
     with _undisturbed(step):
         return compile_if_equal(
-            networks, gradients, what="gradients of one batch", bf16=bf16, must=must, option="--train.compile", say=say
-        )
+            networks, gradients, what="gradients of one batch", bf16=bf16, must=must, together=True,
+            option="--train.compile", say=say,
+        )  # fmt: skip
 
 
 @contextmanager
