@@ -133,7 +133,8 @@ def compare_apart(
         warmup: runs of each side before anything is timed.
 
     Returns:
-        {"sides": [{"name", "wall_s", "cpu_s"}], "ratios": [...], "method": {...}} as `compare` gives them.
+        {"sides": [{"name", "wall_s", "cpu_s", "kernel_s", "page_faults"}], "ratios": [...], "method": {...}} as
+        `compare` gives them; "kernel_s" is the system's part of "cpu_s".
 
     Raises:
         RuntimeError: a process ended; its traceback is on the terminal.
@@ -147,7 +148,7 @@ def compare_apart(
         processes[-1].start()
         there.close()  # so that a process that ends is noticed
         pipes.append(here)
-    times: list[list[tuple[float, float]]] = [[] for _ in sides]
+    times: list[list[tuple[float, ...]]] = [[] for _ in sides]
     try:
         for number in range(warmup + repeats):
             for (name, _), pipe, own in zip(sides, pipes, times, strict=True):
@@ -165,11 +166,15 @@ def compare_apart(
         for process in processes:
             process.join(20)
             process.kill()
-    wall, cpu = ([[t[i] for t in own] for own in times] for i in (0, 1))
+    wall, cpu, kernel, faults = ([[t[i] for t in own] for own in times] for i in range(4))
     names = [name for name, _ in sides]
     return {
         "sides": [
-            {"name": name, "wall_s": spread(wall[i]), "cpu_s": spread(cpu[i])} for i, name in enumerate(names)
+            {
+                "name": name, "wall_s": spread(wall[i]), "cpu_s": spread(cpu[i]), "kernel_s": spread(kernel[i]),
+                "page_faults": spread(faults[i]),
+            }
+            for i, name in enumerate(names)
         ],
         "ratios": [
             _against(name, names[0], (wall[i], cpu[i]), (wall[0], cpu[0])) for i, name in enumerate(names) if i
@@ -184,7 +189,10 @@ def compare_apart(
 def _serve(pipe: Connection, make: Callable[[], Side]) -> None:
     side = make()
     while pipe.recv():
-        pipe.send(_once(side, torch.device("cpu")))
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        found = _once(side, torch.device("cpu"))
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        pipe.send((*found, after.ru_stime - before.ru_stime, after.ru_minflt - before.ru_minflt))
 
 
 def _against(

@@ -16,6 +16,7 @@ import argparse
 import gc
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
@@ -44,6 +45,7 @@ from imbdiff.training.update import Update
 from plain_loops import example, field, tuned
 
 ROWS = 0.4
+KEPT = ExitStack()
 
 
 def images(size: int, channels: int) -> ImageSet:
@@ -227,7 +229,7 @@ def alone(given: argparse.Namespace, batch: int, name: str) -> Side:
     torch.set_num_threads(given.threads)
     (side,) = sides_of(given, batch, only=name)[0]
     if "ours" in name:
-        freed_memory_kept().__enter__()  # until the process ends
+        KEPT.enter_context(freed_memory_kept())  # until the process ends
     return side
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 
 import pytest
@@ -10,7 +11,7 @@ from imbdiff.runtime import memory
 from imbdiff.runtime.memory import freed_memory_kept
 
 KEEP, AS_BEFORE = [("mallopt", -4, 0), ("mallopt", -1, -1)], [
-    ("mallopt", -4, 65536), ("mallopt", -1, 64 * 2**20), ("malloc_trim", 0),
+    ("mallopt", -4, 65536), ("mallopt", -3, 32 * 2**20), ("mallopt", -1, 64 * 2**20), ("malloc_trim", 0),
 ]  # fmt: skip
 
 
@@ -61,6 +62,30 @@ def test_other_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
+class Malloc(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+    )]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the C library that is there")
+def test_blocks_of_a_few_mib_are_not_mapped_anew_afterwards() -> None:
+    """A threshold that is set stops glibc from moving the others: from 128 KiB, where they start."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallinfo2"):
+        pytest.skip("not glibc 2.33 or newer")
+    library.mallinfo2.restype = Malloc
+    with freed_memory_kept():
+        pass
+    before = library.mallinfo2().hblks
+    held = [bytearray(2**22) for _ in range(3)]
+    assert library.mallinfo2().hblks == before
+    held.append(bytearray(2**26))
+    assert library.mallinfo2().hblks == before + 1, "large ones are"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the C library that is there")
 def test_glibc_takes_these_numbers() -> None:
     real = memory.ctypes.CDLL(None)
@@ -80,4 +105,4 @@ def test_glibc_takes_these_numbers() -> None:
         patch.setattr(memory.ctypes, "CDLL", lambda name: Spy)
         with freed_memory_kept():
             pass
-    assert taken == [1, 1, 1, 1]
+    assert taken == [1, 1, 1, 1, 1]

@@ -7,8 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MMAP_MAX, TRIM_THRESHOLD = -4, -1  # numbers of glibc's malloc.h
-DEFAULT_MMAP_MAX, USUAL_TRIM = 65536, 64 * 2**20
+MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD = -4, -3, -1  # numbers of glibc's malloc.h
+DEFAULT_MMAP_MAX = 65536
+#: where glibc's thresholds end up by themselves as large blocks are freed. Once one is set it moves none of them any
+#: more, and what it starts from, 128 KiB, has every activation of a small network mapped anew
+USUAL_MMAP, USUAL_TRIM = 32 * 2**20, 64 * 2**20
 _depth = 0
 
 
@@ -37,5 +40,6 @@ def freed_memory_kept(wanted: bool = True) -> Iterator[None]:
         _depth -= 1
         if _depth == 0:
             library.mallopt(MMAP_MAX, DEFAULT_MMAP_MAX)
+            library.mallopt(MMAP_THRESHOLD, USUAL_MMAP)
             library.mallopt(TRIM_THRESHOLD, USUAL_TRIM)
             library.malloc_trim(0)
