@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from results_file import write_result
 
-__all__ = ["Side", "compare", "compare_apart", "count", "peak_rss", "spread", "write_result"]
+__all__ = ["Side", "compare", "compare_apart", "count", "give_back", "peak_rss", "spread", "write_result"]
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,7 @@ def compare(
     Raises:
         ValueError: no sides, equal names, or no repeats.
     """
-    names = [side.name for side in sides]
-    if not sides or len(set(names)) < len(names) or repeats < 1:
-        raise ValueError(f"need sides of different names and at least one repeat, not {names} x {repeats}")
+    names = _names([side.name for side in sides], repeats)
     device = torch.device(device)
     for _ in range(warmup):
         for side in sides:
@@ -137,19 +135,21 @@ def compare_apart(
         `compare` gives them; "kernel_s" is the system's part of "cpu_s".
 
     Raises:
+        ValueError: no sides, equal names, or no repeats.
         RuntimeError: a process ended; its traceback is on the terminal.
     """
+    names = _names([name for name, _ in sides], repeats)
     context = multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
     processes = []
-    for _, make in sides:
-        here, there = context.Pipe()
-        processes.append(context.Process(target=_serve, args=(there, make), daemon=True))
-        processes[-1].start()
-        there.close()  # so that a process that ends is noticed
-        pipes.append(here)
     times: list[list[tuple[float, ...]]] = [[] for _ in sides]
     try:
+        for _, make in sides:
+            here, there = context.Pipe()
+            processes.append(context.Process(target=_serve, args=(there, make), daemon=True))
+            processes[-1].start()
+            there.close()  # so that a process that ends is noticed
+            pipes.append(here)
         for number in range(warmup + repeats):
             for (name, _), pipe, own in zip(sides, pipes, times, strict=True):
                 try:
@@ -167,7 +167,6 @@ def compare_apart(
             process.join(20)
             process.kill()
     wall, cpu, kernel, faults = ([[t[i] for t in own] for own in times] for i in range(4))
-    names = [name for name, _ in sides]
     return {
         "sides": [
             {
@@ -189,10 +188,13 @@ def compare_apart(
 def _serve(pipe: Connection, make: Callable[[], Side]) -> None:
     side = make()
     while pipe.recv():
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        found = _once(side, torch.device("cpu"))
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        pipe.send((*found, after.ru_stime - before.ru_stime, after.ru_minflt - before.ru_minflt))
+        pipe.send(_once(side, torch.device("cpu")))
+
+
+def _names(names: list[str], repeats: int) -> list[str]:
+    if not names or len(set(names)) < len(names) or repeats < 1:
+        raise ValueError(f"need sides of different names and at least one repeat, not {names} x {repeats}")
+    return names
 
 
 def _against(
@@ -211,14 +213,16 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _cpu_seconds() -> float:
-    """User and system time of all threads of this process and of children that have ended."""
+def _spent() -> np.ndarray:
+    """CPU seconds, those of them in the kernel, and page faults: this process's and of children that have ended."""
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(s.ru_utime + s.ru_stime for s in spent)
+    return np.array(
+        [sum(x) for x in zip(*((s.ru_utime + s.ru_stime, s.ru_stime, s.ru_minflt) for s in spent), strict=True)]
+    )
 
 
-def _once(side: Side, device: torch.device) -> tuple[float, float]:
-    """(wall, CPU) seconds of one run; garbage is collected before, not during."""
+def _once(side: Side, device: torch.device) -> tuple[float, float, float, float]:
+    """(wall, CPU, kernel) seconds and page faults of one run; garbage is collected before, not during."""
     if side.prepare:
         side.prepare()
     gc.collect()
@@ -226,10 +230,12 @@ def _once(side: Side, device: torch.device) -> tuple[float, float]:
     gc.disable()
     try:
         _wait(device)
-        cpu, wall = _cpu_seconds(), time.perf_counter()
+        before, wall = _spent(), time.perf_counter()
         side.run()
         _wait(device)
-        return time.perf_counter() - wall, _cpu_seconds() - cpu
+        wall = time.perf_counter() - wall
+        cpu, kernel, faults = (_spent() - before).tolist()
+        return wall, cpu, kernel, faults
     finally:
         if enabled:
             gc.enable()
@@ -239,9 +245,7 @@ def _peak(side: Side, device: torch.device) -> dict[str, float]:
     """Peak memory of one run in MB: resident set, its rise above where it stood, and the GPU's allocated bytes."""
     if side.prepare:
         side.prepare()
-    gc.collect()
-    with suppress(OSError, AttributeError):  # gives freed memory back, so that the other side's is not reused unseen
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()  # so that the other side's memory is not reused unseen
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -253,6 +257,13 @@ def _peak(side: Side, device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         found["peak_gpu_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
     return found
+
+
+def give_back() -> None:
+    """Collects garbage, and gives freed memory back to the system."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _can_reset_peak() -> bool:

@@ -24,6 +24,7 @@ from imbdiff.training.parts import Part
 from training_speed import images, ours
 
 KEPT = ExitStack()
+WAYS = ("kept", "as usual", "afterwards")
 
 
 def side(backbone: str, batch: int, method: str, way: str) -> Side:
@@ -57,9 +58,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="unet-32-small", choices=BACKBONES)
     parser.add_argument("--batch", type=int, nargs="+", default=[16, 32])
-    parser.add_argument("--ways", nargs="+", default=["kept", "as usual"], help="the first is compared with the others")
+    parser.add_argument(
+        "--ways", nargs="+", default=["kept", "as usual"], choices=WAYS, help="the first is compared with the others"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
+    torch.set_num_threads(1)  # as in the sides' processes; the result file says it
     rows = []
     for batch in given.batch:
         for method in ("ddpm", "cbdm"):

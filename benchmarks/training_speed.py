@@ -13,7 +13,6 @@ bfloat16, compiled where its gradients are right.
 from __future__ import annotations
 
 import argparse
-import gc
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import Side, compare, compare_apart, write_result
+from harness import Side, compare, compare_apart, give_back, write_result
 from imbdiff.config import TrainConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
@@ -176,6 +175,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-result", action="store_true")
     given = parser.parse_args()
+    if given.device == "cpu" and given.workers:
+        parser.error("on a CPU, where each side has a process of its own, loaders have no workers")
     torch.set_num_threads(given.threads)
     given.precision = "bf16" if given.device == "cuda" else "fp32"
     top = peak(given.device, torch.float32, 2048 if given.device == "cpu" else 8192)
@@ -205,7 +206,8 @@ def main() -> None:
         two_at_a_time = pairs(table)
         if given.device == "cpu":  # each in a process of its own: these are in the way
             sides, models = [], []
-            gc.collect()
+            del side
+            give_back()
         result[f"batch {batch}: ratios"] = [pair(given, batch, *two, sides or None) for two in two_at_a_time]
     if not given.no_result:
         config = {**{k: v for k, v in vars(given).items() if k != "no_result"}, "parameters": parameters}
@@ -237,7 +239,7 @@ def pair(given: argparse.Namespace, batch: int, slower: str, faster: str, sides:
     """How many times as long one takes as the other, A B A B: of `sides`, or each in a process of its own."""
     if sides is None:
         makers = [(name, partial(alone, given, batch, name)) for name in (faster, slower)]
-        found = compare_apart(makers, repeats=given.repeats)
+        found = compare_apart(makers, repeats=given.repeats, warmup=2)
     else:
         two = [side for name in (faster, slower) for side in sides if side.name == name]
         found = compare(two, repeats=given.repeats, warmup=0, memory_repeats=0, counting=False, device=given.device)

@@ -100,6 +100,8 @@ def test_a_command_starts_its_processes_itself(
     assert (out / "model" / "model.safetensors").exists()
     assert done.stdout.count("training images of") == 1, "both processes speak"
     assert "Warning" not in done.stderr
+    again = command("train", "digits", "--out", str(out), *arguments, "--processes", "2")
+    assert "done before, skipped" in again.stdout, again.stderr[-2000:]
     # what they refuse, the command says once, and ends
     odd = "--train.batch_size=31"
     failed = command("train", "digits", "--out", str(tmp_path / "no"), *arguments, "--processes", "2", odd)
@@ -151,6 +153,13 @@ sleep 0.5; echo "connection closed by peer" >&2; exit 1
     assert start_processes(2, ["train"]) == 2
     said = capfd.readouterr().err
     assert "the disk of process 1 is full" in said
+    # of three, the long words of the third do not push the cause out
+    program.write_text("""#!/bin/sh
+if [ "$RANK" = 1 ]; then echo "error: the disk of process 1 is full" >&2; exit 2; fi
+sleep 0.3; if [ "$RANK" = 2 ]; then yes "connection closed by peer" | head -n 9999 >&2; fi; exit 1
+""")
+    assert start_processes(3, ["train"]) == 2
+    assert capfd.readouterr().err == "error: the disk of process 1 is full\n"
     # what both refuse is said once, whichever of them ends first
     for last in (0, 1):
         program.write_text(f"""#!/bin/sh
@@ -159,5 +168,6 @@ echo "error: a batch of 31 cannot be divided" >&2; exit 2
 """)
         assert start_processes(2, ["train"]) == 2
         assert capfd.readouterr().err.count("cannot be divided") == 1
-    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.write_text('#!/bin/sh\n[ "$RANK" = 1 ] && kill -9 $$\nexec sleep 60\n')
     assert start_processes(2, ["train"]) == 137
+    assert "process 1 of 2 was ended by signal 9 (out of memory?)" in capfd.readouterr().err

@@ -182,14 +182,16 @@ def test_where_nothing_can_be_compiled_nothing_is_said() -> None:
 
 def test_no_process_compiles_where_another_found_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "BACKEND", "eager")
-    monkeypatch.setattr(Dist, "gather_objects", lambda self, value: ["", "there it differs by 4.0%"])
-    network = nn.Linear(2, 2)
-    said: list[str] = []
+    made = trainer("mlp", CONFIG, [Denoising()], [])
+    network, said = made.step.networks["model"], []
+    x, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
 
-    def evidence() -> dict[str, torch.Tensor]:
-        return {"out": network(torch.ones(1, 2)).detach()}
+    def loss() -> torch.Tensor:
+        return network(x, torch.arange(4), labels)[0].square().mean()
 
-    assert not compiling.compile_if_equal([network], evidence, what="outputs", together=True, say=said.append)
-    assert said == ["not compiled, outputs compared: there it differs by 4.0%"]
-    assert network._compiled_call_impl is None
-    assert compiling.compile_if_equal([network], evidence, what="outputs", say=said.append), "alone, it is right"
+    with monkeypatch.context() as patch:
+        patch.setattr(Dist, "gather_objects", lambda self, value: ["", "there it differs by 4.0%"])
+        assert not compile_checked(made.step, loss, say=said.append)
+    assert said == ["not compiled, gradients of one batch compared: there it differs by 4.0%"]
+    assert network.backbone._compiled_call_impl is None
+    assert compile_checked(made.step, loss, say=said.append), "alone, it is right"

@@ -46,7 +46,8 @@ def compile_if_equal(
         what: names it: "gradients of one batch".
         bf16: it runs under bfloat16 autocast, whose rounding the comparison allows for.
         must: raise where it cannot be done; otherwise say so and leave them as they were.
-        together: all processes call this: where one finds a difference, none compiles.
+        together: all processes call this: where one finds a difference, none compiles. `evidence` must not wait for
+            the others before its networks are called.
         option: the option that turns this off.
 
     Returns:

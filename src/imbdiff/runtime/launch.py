@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 GRACE = 10.0
 """Seconds that the others have to end when one process has failed."""
 
 SAY = 3.0
-"""Seconds of these that the first process has to say what failed: it may be about to refuse the same."""
+"""Seconds that the first process has before that to say what failed; where another one refused, which it may be about
+to do too, `GRACE`."""
 
 REFUSED = 2
 """The command's exit status for anything the user can mend: it was said in a sentence."""
@@ -46,11 +47,12 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         "MASTER_PORT": str(port), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count))),
     }  # fmt: skip
     running: list[subprocess.Popen[bytes]] = []
-    before = False
-    with tempfile.TemporaryFile() as words:
+    status, failed = 0, 0
+    with ExitStack() as files:
+        words = [files.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
         try:
             for rank in range(count):
-                quiet = {} if rank == 0 else {"stdout": subprocess.DEVNULL, "stderr": words}
+                quiet = {} if rank == 0 else {"stdout": subprocess.DEVNULL, "stderr": words[rank]}
                 running.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "imbdiff", *arguments],
@@ -59,39 +61,46 @@ def launch(count: int, arguments: Sequence[str]) -> int:
                         **quiet,  # type: ignore[call-overload]
                     )
                 )
-            status, before = _wait(running)
+            status, failed = _wait(running)
         except KeyboardInterrupt:  # the terminal told the others too
             status = 130
         finally:
-            _end(running)
+            _end(running, GRACE if status == REFUSED else SAY)
         # what all of them refuse, the first has said
-        if status and before and not (status == REFUSED and running[0].returncode == REFUSED):
-            words.seek(0)
-            sys.stderr.write(words.read().decode(errors="replace")[-4000:])
+        if failed and not (status == REFUSED and running[0].returncode == REFUSED):
+            words[failed].seek(0)
+            sys.stderr.write(words[failed].read().decode(errors="replace")[-4000:])
+        if status < 0:
+            why = " (out of memory?)" if -status == 9 else ""
+            sys.stderr.write(f"error: process {failed} of {count} was ended by signal {-status}{why}\n")
         return status if status >= 0 else 128 - status
 
 
-def _wait(running: Sequence[subprocess.Popen[bytes]]) -> tuple[int, bool]:
-    """Until all have ended well, or one has not: the status, and whether another one failed before the first."""
+def _wait(running: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
+    """Until all have ended well, or one has not: its status, and which it was.
+
+    Of several at once the one that refused is it: the others may have failed because it ended.
+    """
     while True:
         found = [process.poll() for process in running]
-        failed = [status for status in found if status]
+        failed = [(status != REFUSED, rank, status) for rank, status in enumerate(found) if status]
         if failed:
-            first = found[0]
-            return (first, False) if first else (failed[0], True)
+            _, rank, status = min(failed)
+            return status, rank
         if all(status == 0 for status in found):
-            return 0, False
+            return 0, 0
         time.sleep(0.05)
 
 
-def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    until = time.monotonic() + GRACE
+def _end(running: Sequence[subprocess.Popen[bytes]], say: float) -> None:
+    """Ends all; the first has `say` seconds to end by itself."""
     for process in running:
         with suppress(subprocess.TimeoutExpired):
             if process.poll() is None and process is running[0]:
-                process.wait(min(SAY, GRACE))
+                process.wait(say)
         if process.poll() is None:
             process.terminate()
+    until = time.monotonic() + GRACE
     for process in running:
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.1, until - time.monotonic()))

@@ -88,8 +88,8 @@ class Update:
         if wanted == "on" or (wanted == "auto" and self.device.type == "cuda" and not self.config.deterministic):
             batches = self.batches(0, 0)
 
-            def loss() -> Tensor:
-                return self.wrapped(batches)["loss"]
+            def loss() -> Tensor:  # of this process alone: a compiler that fails on one leaves no other waiting
+                return self.step(batches)["loss"]
 
             bf16 = self.accelerator.mixed_precision == "bf16"
             compile_checked(self.step, loss, bf16=bf16, must=wanted == "on", say=say)
