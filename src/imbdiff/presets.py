@@ -26,7 +26,7 @@ PRESETS: dict[str, Preset] = {
     "demo": Preset(
         idea="digits with imbalance factor 50, in minutes on two CPU cores",
         expect="200 s on 2 cores; accuracy all / few: balanced softmax 0.939 / 0.844, with synthetic images "
-        "0.931 / 0.852, CE 0.896 / 0.683 (imbdiff run digits --preset demo; benchmarks/results/demo_2x-amd-*-27)",
+        "0.931 / 0.852, CE 0.896 / 0.683 (imbdiff run digits --preset demo; benchmarks/results/demo_2x-amd-*-28)",
         overrides={
             "data": {"imbalance_factor": 50.0},
             "model": {"process": "ddpm-cosine-v"},
