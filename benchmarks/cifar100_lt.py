@@ -128,7 +128,11 @@ def main() -> None:
     found = [one(method, prepared, given) for method in given.methods]
     config = {k: v for k, v in vars(given).items() if k != "folder"}
     config |= {"counts": list(prepared.stats.counts), "groups": prepared.groups.rule}
-    write_result("cifar100_lt", {"methods": found}, config=config, notes=__doc__ or "")
+    tables = {
+        key: [{"method": row["method"], **line} for row in found for line in row.pop(key)]
+        for key in ("numbers", "memorisation")
+    }
+    write_result("cifar100_lt", {"methods": found, **tables}, config=config, notes=__doc__ or "")
 
 
 if __name__ == "__main__":
