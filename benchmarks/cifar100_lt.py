@@ -37,6 +37,7 @@ from imbdiff.reporting.sprites import sample_grid
 from recognition_worlds import source
 from results_file import ROOT
 
+TABLES = ("numbers", "memorisation")
 METRICS = ("FD", "FD∞", "KD", "precision", "recall")
 
 
@@ -128,11 +129,10 @@ def main() -> None:
     found = [one(method, prepared, given) for method in given.methods]
     config = {k: v for k, v in vars(given).items() if k != "folder"}
     config |= {"counts": list(prepared.stats.counts), "groups": prepared.groups.rule}
-    tables = {
-        key: [{"method": row["method"], **line} for row in found for line in row.pop(key)]
-        for key in ("numbers", "memorisation")
-    }
-    write_result("cifar100_lt", {"methods": found, **tables}, config=config, notes=__doc__ or "")
+    result = {"methods": [{k: v for k, v in row.items() if k not in TABLES} for row in found]}
+    for key in TABLES:
+        result[key] = [{"method": row["method"], **line} for row in found for line in row[key]]
+    write_result("cifar100_lt", result, config=config, notes=__doc__ or "")
 
 
 if __name__ == "__main__":

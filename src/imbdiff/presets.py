@@ -25,7 +25,7 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
         idea="digits with imbalance factor 50, in minutes on two CPU cores",
-        expect="200 s on 2 cores; accuracy all / few: balanced softmax 0.939 / 0.844, with synthetic images "
+        expect="170 s on 2 cores; accuracy all / few: balanced softmax 0.939 / 0.844, with synthetic images "
         "0.931 / 0.852, CE 0.896 / 0.683 (imbdiff run digits --preset demo; benchmarks/results/demo_2x-amd-*-28)",
         overrides={
             "data": {"imbalance_factor": 50.0},

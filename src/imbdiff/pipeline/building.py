@@ -147,8 +147,11 @@ def build_step(
     return TrainingStep(networks, objectives, frozen=phase.frozen, max_rows=config.train.max_rows)
 
 
-def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> None:
+def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> dict[str, str]:
     """Refuses parts of a batch that cannot be drawn, of every phase, before the first is trained.
+
+    Returns:
+        The losses that keep all rows, see `check_branches`.
 
     Raises:
         ConfigError: a batch that cannot be divided, classes that there are none of, or class groups that are too small.
@@ -158,7 +161,7 @@ def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> No
             part.check(config.train.batch_size, world, config.train.accumulate)
             part.classes(prepared.groups)
         check_groups(phase.parts, phase.objectives())
-    check_branches(config)
+    return check_branches(config)
 
 
 def check_branches(config: RunConfig) -> dict[str, str]:

@@ -12,7 +12,7 @@ from imbdiff.diffusion.generate import generate_batches
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.pipeline import samples
 from imbdiff.pipeline.sampling import Sampling
-from imbdiff.runtime.compiling import compile_if_equal
+from imbdiff.runtime.compiling import compile_if_equal, uncompile
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import atomic
@@ -93,7 +93,7 @@ def draw_rows(
                 ) from error
             n //= 2
             say(f"the device's memory does not suffice for batches of {2 * n} images: {n} from here on")
-            model.backbone._compiled_call_impl = None
+            uncompile([model.backbone])
             torch.cuda.empty_cache()
         left = left[begun:]
 

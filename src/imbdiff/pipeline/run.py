@@ -204,11 +204,8 @@ class Run:
         weights_file = self._needs("model/model.safetensors", "run")
         wanted = images_to_draw(self.config.sample.strategy, prepared.stats)
         counts = curation.candidates_to_draw(wanted, self.config)
-        names = prepared.train.class_names
-        how = sampling(self.config)
-        todo = samples.plan(counts, names, how, self.config.seed, saved_identity(weights_file.parent))
-        folder = self.folder / "samples"
-        todo = samples.in_batches_of(todo, folder, self.config)
+        folder, identity = self.folder / "samples", saved_identity(weights_file.parent)
+        todo = samples.plan_in(folder, counts, prepared.train.class_names, self.config, identity)
         inputs = digest(todo)
         if not self.begin("sample", inputs, lambda: samples.finished(folder, todo)):
             return
@@ -217,7 +214,7 @@ class Run:
         self.dist.barrier()
         with Timer() as timer:
             model = load_model(weights_file.parent, device=resolve_device(self.config.device))
-            drawing.draw(model, todo, folder, how, quiet=self.quiet)
+            drawing.draw(model, todo, folder, sampling(self.config), quiet=self.quiet)
         if self.dist.main:
             self.end("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))
         self.dist.barrier()

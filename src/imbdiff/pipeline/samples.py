@@ -21,7 +21,7 @@ from PIL import Image
 from imbdiff.config import RunConfig
 from imbdiff.data.folders import safe_class_dirs
 from imbdiff.data.imageset import ImageSet
-from imbdiff.pipeline.sampling import Sampling
+from imbdiff.pipeline.sampling import Sampling, sampling
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, read_json, write_json
 from imbdiff.runtime.streams import seed_of
@@ -45,6 +45,13 @@ def plan(counts: Sequence[int], names: Sequence[str], how: Sampling, seed: int, 
         **settled,
         "images": rows,
     }
+
+
+def plan_in(
+    folder: Path, counts: Sequence[int], names: Sequence[str], config: RunConfig, identity: str
+) -> dict[str, Any]:
+    """The `plan` for `folder`, as configured; drawing goes on with what is there: see `in_batches_of`."""
+    return in_batches_of(plan(counts, names, sampling(config), config.seed, identity), folder, config)
 
 
 def in_batches_of(todo: dict[str, Any], folder: Path, config: RunConfig) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.methods import get_method
 from imbdiff.pipeline import drawing, samples
-from imbdiff.pipeline.building import build_step, check_branches, check_phases, geometric, init_folder, symmetry_of
+from imbdiff.pipeline.building import build_step, check_phases, geometric, init_folder, symmetry_of
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.recipe import Method, Phase
 from imbdiff.runtime.checkpoint import CheckpointStore
@@ -77,9 +77,9 @@ def train(
         ConfigError: a phase's parts cannot be drawn; before anything is trained.
     """
     method: Method = get_method(config.method)
-    check_phases(prepared, config, world=Dist.current().world)
+    keep_all = check_phases(prepared, config, world=Dist.current().world)
     if not quiet and Dist.current().main:
-        for name, why in check_branches(config).items():
+        for name, why in keep_all.items():
             say(f"{name} keeps all rows: {why}")
     identity = training_identity(prepared, config)
     trained: dict[str, nn.Module] = {}
@@ -156,15 +156,14 @@ def sample(
         The images, ordered by class; their ids are file names.
     """
     channels, height, width = model.spec.shape
-    how = sampling(config)
-    todo = samples.plan(counts, model.spec.stats.names, how, config.seed, weights_identity(model))
+    names, identity = model.spec.stats.names, weights_identity(model)
     model = model.to(resolve_device(config.device))
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         where = Path(place) / "samples" if folder is None else Path(place)
-        todo = samples.in_batches_of(todo, where, config)
+        todo = samples.plan_in(where, counts, names, config, identity)
         if not samples.finished(where, todo):
-            drawing.draw(model, todo, where, how, quiet=quiet)
-        return samples.load_samples(where, (height, width, channels), model.spec.stats.names)
+            drawing.draw(model, todo, where, sampling(config), quiet=quiet)
+        return samples.load_samples(where, (height, width, channels), names)
 
 
 def weights_identity(model: DiffusionModel) -> str:

@@ -54,13 +54,13 @@ def plan_pool(
     folder: Path, counts: Sequence[int], prepared: Prepared, config: RunConfig, identity: str
 ) -> dict[str, Any]:
     """What is to be drawn into `folder`: at least `counts` (C,), and no fewer than an earlier grid had drawn there."""
-    names, how = prepared.train.class_names, sampling(config)
-    todo = samples.in_batches_of(samples.plan(counts, names, how, config.seed, identity), folder, config)
+    names = prepared.train.class_names
+    todo = samples.plan_in(folder, counts, names, config, identity)
     if (folder / "plan.json").exists():
         before = read_json(folder / "plan.json")
         if samples.alike(before, todo):
             more = [max(n, m) for n, m in zip(counts, before["counts"], strict=True)]
-            todo = samples.in_batches_of(samples.plan(more, names, how, config.seed, identity), folder, config)
+            todo = samples.plan_in(folder, more, names, config, identity)
     return todo
 
 

@@ -71,8 +71,7 @@ def compile_if_equal(
             with dynamo.patch(fail_on_recompile_limit_hit=True):
                 why = difference(evidence(), expected, BF16 if bf16 else FP32)
         except torch.OutOfMemoryError:
-            for network in networks:
-                network._compiled_call_impl = None
+            uncompile(networks)
             raise
         except Exception as error:  # whatever a compiler raises
             words = " ".join(str(error).split())
@@ -82,12 +81,17 @@ def compile_if_equal(
         if not why:
             say(f"compiled: the {what} are those without")
             return True
-        for network in networks:
-            network._compiled_call_impl = None
+        uncompile(networks)
     if must:
         raise RunError(f"not compiled: {why}", f"use {option} off")
     say(f"not compiled, {what} compared: {why}")
     return False
+
+
+def uncompile(networks: Sequence[nn.Module]) -> None:
+    """Their calls are as they were before `compile_if_equal`."""
+    for network in networks:
+        network._compiled_call_impl = None
 
 
 def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], limit: float) -> str:

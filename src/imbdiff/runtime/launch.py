@@ -94,10 +94,10 @@ def _wait(running: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
 
 def _end(running: Sequence[subprocess.Popen[bytes]], say: float) -> None:
     """Ends all; the first has `say` seconds to end by itself."""
-    for process in running:
+    for first in running[:1]:
         with suppress(subprocess.TimeoutExpired):
-            if process.poll() is None and process is running[0]:
-                process.wait(say)
+            first.wait(say)
+    for process in running:
         if process.poll() is None:
             process.terminate()
     until = time.monotonic() + GRACE
