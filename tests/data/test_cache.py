@@ -166,7 +166,7 @@ def test_a_killed_build_is_continued_and_its_workers_end(tmp_path):
             workers = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
             child.kill()
             child.wait()
-            _gone, alive = psutil.wait_procs(workers, timeout=10)
+            _gone, alive = psutil.wait_procs(workers, timeout=30)
             assert not alive
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     calm, stormy = stores(tmp_path / "calm"), stores(tmp_path / "stormy")
@@ -174,6 +174,29 @@ def test_a_killed_build_is_continued_and_its_workers_end(tmp_path):
     assert sorted((calm[0] / "journal.jsonl").read_text().splitlines()) == sorted(
         (stormy[0] / "journal.jsonl").read_text().splitlines()
     )
+
+
+def test_workers_that_were_only_starting_end_too(tmp_path):
+    program = (
+        "import time; from imbdiff.data import parallel\n"
+        "parallel.PROCESSES_FROM = 1; parallel.joblib.cpu_count = lambda: 2\n"
+        "list(parallel.in_chunks(time.sleep, [(60,), (60,)], 1000))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    workers: list[psutil.Process] = []
+    while len(workers) < 3:  # the two, and what watches over their resources
+        assert child.poll() is None
+        workers = psutil.Process(child.pid).children(recursive=True)
+    time.sleep(0.1)  # told what to do, and still importing: no task was begun
+    child.kill()
+    child.wait()
+    _gone, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+
+
+def test_a_worker_whose_parent_is_gone_already_ends():
+    program = "import time; from imbdiff.data import parallel; parallel._end_with(-1); time.sleep(60)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=50).returncode == 1
 
 
 def test_two_processes_decode_once(tmp_path):

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
 from typing import TypeVar
 
 import joblib
@@ -31,20 +30,19 @@ def chunks(items: Sequence[T], size: int = CHUNK) -> list[Sequence[T]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def _while_alive(work: Callable[..., R], *task: object) -> R:
-    """`work` in a worker process that ends with the one that started it, however that one ends."""
-    _watch()
-    return work(*task)
+def _end_with(parent: int) -> None:
+    """Lets a worker process end with the one that started it, however that one ends. Called before its first task.
 
+    Args:
+        parent: id of the process that started this one, told by itself: it may be gone by now.
+    """
 
-@cache
-def _watch() -> None:
-    def until_orphaned(parent: int) -> None:
+    def until_orphaned() -> None:
         while os.getppid() == parent:  # of a killed process the workers would wait for work for ever
             time.sleep(1)
         os._exit(1)
 
-    threading.Thread(target=until_orphaned, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=until_orphaned, daemon=True).start()
 
 
 def in_chunks(work: Callable[..., R], tasks: Iterable[Sequence[object]], n: int) -> Iterator[R]:
@@ -58,8 +56,15 @@ def in_chunks(work: Callable[..., R], tasks: Iterable[Sequence[object]], n: int)
     processes = min(workers(n), -(-n // CHUNK))
     if processes > 1:
         # loky: no fork of a process that runs threads, and scripts need no `if __name__ == "__main__"`
-        pool = joblib.Parallel(n_jobs=processes, backend="loky", return_as="generator", batch_size=1)
-        yield from pool(joblib.delayed(_while_alive)(work, *task) for task in tasks)
+        pool = joblib.Parallel(
+            n_jobs=processes,
+            backend="loky",
+            return_as="generator",
+            batch_size=1,
+            initializer=_end_with,
+            initargs=(os.getpid(),),
+        )
+        yield from pool(joblib.delayed(work)(*task) for task in tasks)
         return
     count = min(8, joblib.cpu_count())
     waiting: deque[Future[R]] = deque()
