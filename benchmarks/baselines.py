@@ -3,6 +3,7 @@
     python benchmarks/baselines.py fashion-lt --seeds 3 --workers 2
     python benchmarks/baselines.py cifar10-lt --steps 600
     python benchmarks/baselines.py cifar100-lt --device cuda --seeds 3       # the literature's 200 epochs, in full
+    python benchmarks/baselines.py cifar100-lt --precision bf16               # in full, on a CPU with bfloat16 units
     python benchmarks/baselines.py cifar100-lt --recipes ce --stop-after 450  # its first epochs
 
 Data: files of the folder that IMBDIFF_DATA names. CIFAR is trained by the
@@ -103,7 +104,7 @@ def first_steps(data: Prepared, plan: FitPlan, name: str, steps: int, device: st
 def table(name: str, data: Prepared, plan: FitPlan, given: argparse.Namespace) -> list[dict[str, Any]]:
     """A row per recipe: means and standard deviations over seeds, in points."""
     arms = [Arm(recipe) for recipe in given.recipes or TASKS[name].recipes]
-    folder = given.folder / name / str(plan.steps)
+    folder = given.folder / name / (str(plan.steps) + ("" if plan.precision == "fp32" else f"-{plan.precision}"))
     jobs = [Job(arm, seed, plan, data, None, given.device, folder) for arm in arms for seed in range(given.seeds)]
     workers = given.workers or default_workers(given.device)
     done = run_all(jobs, workers, lambda now, total, note: print(f"{now}/{total} {note}", flush=True))
@@ -137,12 +138,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, help="networks at a time; default: one per core")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="the literature's is fp32")
     parser.add_argument("--stop-after", type=int, help="train so many steps of the schedule only")
     parser.add_argument("--folder", type=Path, default=KEPT / "baselines")
     given = parser.parse_args()
     data = opened(given.task)
     plan = TASKS[given.task].plan
-    plan = replace(plan, steps=given.steps or plan.steps)
+    plan = replace(plan, steps=given.steps or plan.steps, precision=given.precision)
     if given.stop_after:
         torch.set_num_threads(1)
         names = given.recipes or TASKS[given.task].recipes
