@@ -2,12 +2,13 @@
 
     python benchmarks/training_speed.py --backbone unet-32-small --batch 16 32
     python benchmarks/training_speed.py --backbone unet-32 --batch 16 32 --repeats 3
+    python benchmarks/training_speed.py --precision bf16      # ours, on a CPU with units for it; and tuned by hand
     python benchmarks/training_speed.py --backbone unet-32 --batch 128 --steps 30 --device cuda --workers 4
 
 All sides train the same network on the same random images of 32 x 32 pixels and 10 classes, whole steps: batch, passes,
 backward, clipping, optimizer, average. Two at a time they alternate, A B A B: on a CPU each in a process of its own,
 where ours keeps freed memory as trainings do. On a GPU the loops of others run in float32 and in TF32, ours in
-bfloat16, compiled where its gradients are right.
+bfloat16, compiled where its gradients are right; on a CPU all run in float32, but for --precision bf16.
 """
 
 from __future__ import annotations
@@ -137,6 +138,8 @@ def sides_of(given: argparse.Namespace, batch: int, only: str = "") -> tuple[lis
         for layout in (False, True):
             name = f"ddpm, tuned by hand, {'channels_last' if layout else 'contiguous'}{words}"
             add(name, lambda c=layout: tuned(model(), *args, c), fast)
+            if not gpu and given.precision == "bf16":
+                add(f"{name}, in bf16", lambda c=layout: tuned(model(), *args, c, True), fast)
     own: dict[str, tuple[list[Objective], Part]] = {
         "ddpm": ([Denoising()], Part()),
         "cbdm": (METHODS["cbdm"].phases[0].objectives(), Part()),
@@ -172,15 +175,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="of the plain loops' loaders")
     parser.add_argument("--without", nargs="*", default=[], metavar="PATTERN", help="leaves out sides of such names")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of ours; default: fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-result", action="store_true")
     given = parser.parse_args()
     if given.device == "cpu" and given.workers:
         parser.error("on a CPU, where each side has a process of its own, loaders have no workers")
     torch.set_num_threads(given.threads)
-    given.precision = "bf16" if given.device == "cuda" else "fp32"
+    given.precision = given.precision or ("bf16" if given.device == "cuda" else "fp32")
     top = peak(given.device, torch.float32, 2048 if given.device == "cpu" else 8192)
-    top_bf16 = peak("cuda", torch.bfloat16, 8192) if given.device == "cuda" else None
+    narrow = given.precision == "bf16"
+    top_bf16 = peak(given.device, torch.bfloat16, 2048 if given.device == "cpu" else 8192) if narrow else None
     result: dict[str, Any] = {"matrix product, 10^9 operations/s": {"fp32": top / 1e9}}
     if top_bf16:
         result["matrix product, 10^9 operations/s"]["bf16"] = top_bf16 / 1e9
@@ -194,7 +199,7 @@ def main() -> None:
                 [side], repeats=1, memory_repeats=0, modules=[m.backbone for m in models], device=given.device
             )["sides"][0]
             seconds = row["wall_s"]["min"] / given.steps
-            best = top_bf16 if top_bf16 and "ours" in side.name else top
+            best = top_bf16 if top_bf16 and ("ours" in side.name or "bf16" in side.name) else top
             table.append({
                 "side": side.name, "seconds per step, once": seconds, "images/s": batch / seconds,
                 "passes": sum(row["forwards"]) / given.steps, "10^9 operations": row["flop"] / given.steps / 1e9,
@@ -211,7 +216,10 @@ def main() -> None:
         result[f"batch {batch}: ratios"] = [pair(given, batch, *two, sides or None) for two in two_at_a_time]
     if not given.no_result:
         config = {**{k: v for k, v in vars(given).items() if k != "no_result"}, "parameters": parameters}
-        write_result(f"training_speed_{given.backbone.replace('-', '_')}", result, config=config, notes=NOTES)
+        name = f"training_speed_{given.backbone.replace('-', '_')}" + (
+            "_bf16" if narrow and given.device == "cpu" else ""
+        )
+        write_result(name, result, config=config, notes=NOTES)
 
 
 def pairs(table: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -117,7 +117,7 @@ class TrainConfig:
     ema_half_life: float = 0.02
     """Half-life of the averaged weights, as a share of the run."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that has it, fp32 elsewhere."""
+    """auto: bf16 on a GPU that has it, and from 16 pixels on a CPU with units for it (AMX); fp32 elsewhere."""
     checkpoint_images: int | None = None
     """Images between checkpoints; default: a twentieth of the run."""
     preview_images: int | None = None

@@ -132,7 +132,7 @@ class ClassifyConfig:
     normalise: Literal["unit", "cifar"] = "unit"
     """Pixels in [-1, 1], or brought to mean 0 and variance 1 with the literature's figures of CIFAR."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that has it, fp32 elsewhere."""
+    """auto: bf16 on a GPU that has it, and from 16 pixels on a CPU with units for it (AMX); fp32 elsewhere."""
 
     def __post_init__(self) -> None:
         check(self.steps >= 1, f"classify.steps={self.steps} must be at least 1")

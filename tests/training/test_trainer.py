@@ -113,6 +113,27 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(tmp_
     assert "continuing after 96 images" in said[1]
 
 
+def test_precision_is_said_where_it_was_chosen_and_where_it_changes(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    said: list[str] = []
+
+    def run(units: bool, config: TrainConfig = CONFIG, **options: object) -> Trainer:
+        said.clear()
+        monkeypatch.setattr("imbdiff.runtime.device.has_bf16", lambda device, side: units)
+        made = trainer(tmp_path, config, say=said.append, **options)
+        made.quiet = False
+        made.run()
+        return made
+
+    with pytest.raises(StopError):
+        run(True, on_preview=stop_at(16 * 10))
+    assert "bfloat16" in said[0]
+    assert run(False).precision == "fp32"
+    assert said == ["continuing after 96 images, in fp32 what was trained in bf16 so far"]
+    shutil.rmtree(tmp_path / "checkpoints")
+    run(True, replace(CONFIG, precision="fp32"))
+    assert said == []
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path).run()
     other = trainer(tmp_path)

@@ -95,7 +95,7 @@ class Loop:
         """Trains to the end, from the newest checkpoint where there is one; what it is at when it is stopped."""
         plan, recipe, mixture = self.plan, self.recipe, self.mixture
         with _START:  # its state is global to the process
-            accelerator = make_accelerator(str(self.device), plan.precision)
+            accelerator = make_accelerator(str(self.device), plan.precision, min(mixture.real.shape[:2]))
             device, self.bf16 = accelerator.device, accelerator.mixed_precision == "bf16"
         self.device = device if self.device.index is None else self.device
         self.network = self._network(self.seed).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -102,7 +102,8 @@ class Trainer:
 
     def _run(self) -> nn.Module:
         config = self.config
-        accelerator = make_accelerator(self.device, config.precision)
+        accelerator = make_accelerator(self.device, config.precision, min(self.data.shape[:2]))
+        self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
         self.dist = Dist.current()
         device: torch.device = accelerator.device
         set_backends(config.deterministic)
@@ -124,7 +125,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         counted = 0
         began = time.monotonic() - self._earlier()
-        self._say_batch()
+        self._say_how()
         title = f"train {self.target}" if self.target != "model" else "train"
         with Progress(
             title, config.steps * config.batch_size, start=first * config.batch_size,
@@ -177,7 +178,9 @@ class Trainer:
         if self.log and self.dist.main:
             self.log.cut(lambda row: row.get("step", 0) <= first)
         if self.dist.main and not self.quiet:
-            self.say(f"continuing after {first * self.config.batch_size:,} images")
+            was = found.meta.get("precision", self.precision)
+            other = "" if was == self.precision else f", in {self.precision} what was trained in {was} so far"
+            self.say(f"continuing after {first * self.config.batch_size:,} images{other}")
         return first
 
     def _earlier(self) -> float:
@@ -186,7 +189,8 @@ class Trainer:
         return float(rows[-1]["seconds"]) if rows else 0.0
 
     def _meta(self, step: int, update: Update) -> dict[str, Any]:
-        return {"step": step, "ema_step": update.ema.optimization_step, "identity": self.identity}
+        ema_step = update.ema.optimization_step
+        return {"step": step, "ema_step": ema_step, "identity": self.identity, "precision": self.precision}
 
     def _averaged(self, update: Update) -> nn.Module:
         """A finished copy of the network with the averaged weights; the training weights are not touched."""
@@ -221,8 +225,10 @@ class Trainer:
             self.log.write(step=step + 1, images=seen, lr=lr, seconds=round(seconds, 3), **batch, **row)
         return row
 
-    def _say_batch(self) -> None:
+    def _say_how(self) -> None:
         config = self.config
+        if config.precision == "auto" and self.precision == "bf16" and self.dist.main and not self.quiet:
+            self.say("in bfloat16, for which this machine has units (--train.precision fp32: without them)")
         if config.compared < config.batch_size and self.dist.main and not self.quiet:
             self.say(
                 f"batches of {config.batch_size} in {config.accumulate} micro-batches: losses that compare rows with "

@@ -1,0 +1,39 @@
+"""Which precision a device trains in by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from imbdiff.runtime.device import has_bf16, make_accelerator
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "side", "expected"),
+    [
+        ({"amx_bf16": True}, 32, "bf16"),
+        ({"amx_bf16": True}, 16, "bf16"),
+        ({"amx_bf16": True}, 15, "no"),
+        ({"amx_bf16": False, "avx512_bf16": True}, 32, "no"),
+        ({"neon": True}, 32, "no"),
+        (None, 32, "no"),
+    ],
+)
+def test_a_cpu_trains_in_bfloat16_where_it_has_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: Mapping[str, bool] | None, side: int, expected: str
+) -> None:
+    if capabilities is None:  # a version of torch that does not tell
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert make_accelerator("cpu", "auto", side).mixed_precision == expected
+    assert make_accelerator("cpu", "fp32", side).mixed_precision == "no"
+    assert make_accelerator("cpu", "bf16", side).mixed_precision == "bf16"
+
+
+def test_a_gpu_trains_in_bfloat16_at_any_size_where_it_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda found=found: found)
+        assert has_bf16(torch.device("cuda"), 1) is found
