@@ -80,6 +80,14 @@ def broken(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
     return run
 
 
+def test_it_is_said_where_there_is_nothing_to_compile() -> None:
+    said: list[str] = []
+    step = TrainingStep({"model": torch.nn.Linear(2, 2)}, [Denoising()])
+    for must in (False, True):
+        assert not compile_checked(step, lambda: torch.zeros(()), must=must, say=said.append)
+        assert [line[:12] for line in said] == ["not compiled"] * must
+
+
 @pytest.mark.parametrize("must", [True, False])
 def test_wrong_gradients_are_refused(monkeypatch: pytest.MonkeyPatch, must: bool) -> None:
     monkeypatch.setattr(compiling, "BACKEND", broken)

@@ -34,6 +34,8 @@ def compile_checked(
         Whether they are compiled.
     """
     networks = [net.backbone for net in step.networks.values() if type(net) is DiffusionModel]
+    if must and not networks:
+        say("not compiled: no network here is a plain diffusion model; others change between calls, or are small")
 
     def gradients() -> dict[str, Tensor]:
         step.zero_grad(set_to_none=True)
