@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from imbdiff.cli import main
 from imbdiff.config import RunConfig, override
 from imbdiff.data.imageset import ImageSet
+from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.pipeline import curation, drawing, samples
 from imbdiff.pipeline.checks import check_options
 from imbdiff.pipeline.curation import candidates_to_draw, curate_run
@@ -320,6 +322,23 @@ def test_a_dry_run_counts_the_candidates(source: str, plain: RunConfig) -> None:
     assert rows["draw"].startswith(f"{2 * n} images")
     assert rows["curate"].startswith(f"at most {n} of {2 * n}, agreement+no-copies+diverse: ")
     assert "curate" not in dict(make_plan(prepared, plain, source).rows)
+
+
+def test_a_dry_run_measures_the_precision_that_is_asked_for(
+    source: str, plain: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, seen = prepare_data(source, plain.data), []
+    real = DiffusionModel.forward
+
+    def forward(self: DiffusionModel, *arguments: Any, **options: Any) -> Any:
+        seen.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(DiffusionModel, "forward", forward)
+    for train, draw in (("fp32", "bf16"), ("bf16", "fp32")):
+        seen.clear()
+        make_plan(prepared, override(plain, {"train.precision": train, "sample.precision": draw}), source)
+        assert set(seen) == {(True, train == "bf16"), (False, draw == "bf16")}
 
 
 def test_everything_dropped_is_said_and_not_filled_up(source: str, copy: Path, plain: RunConfig) -> None:

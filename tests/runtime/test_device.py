@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from imbdiff.runtime.device import has_bf16, make_accelerator
+from imbdiff.runtime.device import make_accelerator, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_a_cpu_trains_in_bfloat16_where_it_has_units_for_it(
 def test_a_gpu_trains_in_bfloat16_at_any_size_where_it_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for found in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda found=found: found)
-        assert has_bf16(torch.device("cuda"), 1) is found
+        assert resolve_precision("auto", torch.device("cuda"), 1) == ("bf16" if found else "fp32")

@@ -118,7 +118,8 @@ def test_precision_is_said_where_it_was_chosen_and_where_it_changes(tmp_path: Pa
 
     def run(units: bool, config: TrainConfig = CONFIG, **options: object) -> Trainer:
         said.clear()
-        monkeypatch.setattr("imbdiff.runtime.device.has_bf16", lambda device, side: units)
+        monkeypatch.setattr("imbdiff.runtime.device.BF16_FROM", 1)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units}, raising=False)
         made = trainer(tmp_path, config, say=said.append, **options)
         made.quiet = False
         made.run()

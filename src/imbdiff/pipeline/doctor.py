@@ -12,14 +12,14 @@ def diagnose() -> tuple[list[str], bool]:
     import torch
 
     from imbdiff.pipeline.environment import environment
-    from imbdiff.runtime.device import BF16_FROM, has_bf16
+    from imbdiff.runtime.device import BF16_FROM, resolve_precision
 
     found = environment("cuda" if torch.cuda.is_available() else "cpu")
     lines = [f"  imbdiff {found['imbdiff']}, Python {found['python']}, {found['system']}"]
     lines.append("  " + ", ".join(f"{name} {version}" for name, version in found["packages"].items()))
     lines.append(
         f"  {found['processor']}, {found['cores']} cores, {found['memory_gib']} GiB, {found['threads']} torch threads, "
-        f"bf16 {'yes' if has_bf16(torch.device('cpu'), BF16_FROM) else 'no'}"
+        f"bf16 {'yes' if resolve_precision('auto', torch.device('cpu'), BF16_FROM) == 'bf16' else 'no'}"
     )
     healthy = True
     if torch.cuda.is_available():

@@ -23,7 +23,7 @@ from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.presets import choose_preset, preset
 from imbdiff.recipe import Phase
 from imbdiff.recognition.fit import fit
-from imbdiff.runtime.device import resolve_device
+from imbdiff.runtime.device import resolve_device, resolve_precision
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.progress import duration
 from imbdiff.training.parts import make_loaders
@@ -134,6 +134,7 @@ def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device:
         seed=0, dist=Dist(), accumulate=config.train.accumulate, device=device,
     )  # fmt: skip
     optimizer = torch.optim.Adam([p for p in step.parameters() if p.requires_grad], fused=True)
+    bf16 = resolve_precision(config.train.precision, device, min(prepared.train.shape[:2])) == "bf16"
     seconds = []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for i in range(3):
@@ -147,7 +148,9 @@ def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device:
                     )
                     for loader in loaders
                 }  # fmt: skip
-                step(batches)["loss"].backward()
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    loss = step(batches)["loss"]
+                loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             if device.type == "cuda":
@@ -169,7 +172,9 @@ def _probe_sampling(model: Any, config: RunConfig, device: torch.device) -> floa
     steps = min(2, sampling(config).steps)
     how = replace(sampling(config), steps=steps)
     n = how.batch_size
-    options: dict[str, Any] = {"sampler": how.sampler, "guidance": how.guidance(model), "batch_size": n}
+    options: dict[str, Any] = {
+        "sampler": how.sampler, "guidance": how.guidance(model), "batch_size": n, "bf16": how.precision == "bf16",
+    }  # fmt: skip
     labels = [0] * n
     generate(model, labels, range(n), steps=steps, **options)
     began = time.perf_counter()

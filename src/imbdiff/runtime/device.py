@@ -42,30 +42,34 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+Precision = Literal["auto", "fp32", "bf16"]
 BF16_FROM = 16
 """Side in pixels from which bfloat16 gains on a CPU with units for it: of smaller images converting costs as much."""
 
 
-def has_bf16(device: torch.device, side: int) -> bool:
-    """Whether training on images of `side` pixels is faster in bfloat16 there (docs/speed.md): on GPUs that have it,
-    and from `BF16_FROM` pixels on CPUs with AMX, where torch tells of it. Other CPUs emulate it, slowly."""
+def resolve_precision(precision: Precision, device: torch.device, side: int) -> Literal["fp32", "bf16"]:
+    """What "auto" means for training on images of `side` pixels there (docs/speed.md): bf16 on GPUs that have it, and
+    from `BF16_FROM` pixels on CPUs with AMX, where torch tells of it. Other CPUs emulate it, slowly."""
     import torch
 
+    if precision != "auto":
+        return precision
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return side >= BF16_FROM and bool(found.get("amx_bf16"))
+        found = torch.cuda.is_bf16_supported()
+    else:
+        known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        found = side >= BF16_FROM and bool(known.get("amx_bf16"))
+    return "bf16" if found else "fp32"
 
 
-def make_accelerator(device: str, precision: Literal["auto", "fp32", "bf16"] = "fp32", side: int = 0) -> Any:
+def make_accelerator(device: str, precision: Precision = "fp32", side: int = 0) -> Any:
     """accelerate's `Accelerator` for this process; under ``torchrun`` it joins the process group.
 
     Gradients are not scaled: fp16 is not offered.
 
     Args:
         device: as of `resolve_device`.
-        precision: auto: bf16 where `has_bf16` says so.
-        side: of the images, in pixels.
+        precision, side: as of `resolve_precision`.
     """
     import torch
     from accelerate import Accelerator
@@ -73,14 +77,12 @@ def make_accelerator(device: str, precision: Literal["auto", "fp32", "bf16"] = "
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     target = resolve_device(device)
-    if precision == "auto":
-        precision = "bf16" if has_bf16(target, side) else "fp32"
     if target.type == "cuda" and target.index is not None:
         torch.cuda.set_device(target)
     AcceleratorState._reset_state()  # its precision is global to the process and would outlive this run
     return Accelerator(
         cpu=target.type == "cpu",
-        mixed_precision="bf16" if precision == "bf16" else "no",
+        mixed_precision="bf16" if resolve_precision(precision, target, side) == "bf16" else "no",
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             # processes draw shares of the images of different size, and wait for each other
