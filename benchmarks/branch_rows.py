@@ -59,7 +59,7 @@ def paired(all_rows: list[float], some: list[float]) -> dict[str, str]:
     gaps = [b - a for a, b in zip(all_rows, some, strict=True)]
     return {
         "all rows": f"{np.mean(all_rows):.4f}", f"{ROWS:g} of the rows": f"{np.mean(some):.4f}",
-        "difference": toy_world.text(gaps, signed=True), "pairs": str(len(gaps)),
+        "difference": toy_world.text(gaps, signed=True, digits=5), "pairs": str(len(gaps)),
     }  # fmt: skip
 
 

@@ -160,11 +160,11 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(v.mean()), float(stats.t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / len(v) ** 0.5)
 
 
-def text(values: Sequence[float], signed: bool = False) -> str:
+def text(values: Sequence[float], signed: bool = False, digits: int = 3) -> str:
     if not values:
         return ""
     mean, half = interval(values)
-    return f"{mean:+.3f} ± {half:.3f}" if signed else f"{mean:.3f} ± {half:.3f}"
+    return f"{mean:{'+' if signed else ''}.{digits}f} ± {half:.{digits}f}"
 
 
 Results = dict[str, dict[int, dict[str, Any]]]

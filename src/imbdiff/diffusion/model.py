@@ -45,7 +45,7 @@ def _unet(
 
 #: name -> (kind, arguments, what it is for). Parameter counts: RGB, 10 classes.
 BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "unet-8": ("unet", _unet((32, 64), (1,), 1, 8, 0.1), "8 to 16 pixels on a CPU, 0.5 M parameters"),
+    "unet-8": ("unet", _unet((32, 64), (1,), 1, 8, 0.1), "8 to 16 pixels on a CPU, 0.7 M parameters"),
     "unet-16": ("unet", _unet((32, 64, 64), (2,), 1, 8, 0.1), "12 to 32 pixels on a CPU, 0.9 M parameters"),
     "unet-32-small": ("unet", _unet((64, 128, 128), (1,), 1, 32, 0.1), "28 to 32 pixels, 4 M parameters"),
     "unet-32": (
