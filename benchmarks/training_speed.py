@@ -183,9 +183,9 @@ def main() -> None:
         parser.error("on a CPU, where each side has a process of its own, loaders have no workers")
     torch.set_num_threads(given.threads)
     given.precision = given.precision or ("bf16" if given.device == "cuda" else "fp32")
-    top = peak(given.device, torch.float32, 2048 if given.device == "cpu" else 8192)
-    narrow = given.precision == "bf16"
-    top_bf16 = peak(given.device, torch.bfloat16, 2048 if given.device == "cpu" else 8192) if narrow else None
+    narrow, size = given.precision == "bf16", 2048 if given.device == "cpu" else 8192
+    top = peak(given.device, torch.float32, size)
+    top_bf16 = peak(given.device, torch.bfloat16, size) if narrow else None
     result: dict[str, Any] = {"matrix product, 10^9 operations/s": {"fp32": top / 1e9}}
     if top_bf16:
         result["matrix product, 10^9 operations/s"]["bf16"] = top_bf16 / 1e9
@@ -216,10 +216,8 @@ def main() -> None:
         result[f"batch {batch}: ratios"] = [pair(given, batch, *two, sides or None) for two in two_at_a_time]
     if not given.no_result:
         config = {**{k: v for k, v in vars(given).items() if k != "no_result"}, "parameters": parameters}
-        name = f"training_speed_{given.backbone.replace('-', '_')}" + (
-            "_bf16" if narrow and given.device == "cpu" else ""
-        )
-        write_result(name, result, config=config, notes=NOTES)
+        suffix = "_bf16" if narrow and given.device == "cpu" else ""
+        write_result(f"training_speed_{given.backbone.replace('-', '_')}{suffix}", result, config=config, notes=NOTES)
 
 
 def pairs(table: list[dict[str, Any]]) -> list[tuple[str, str]]:

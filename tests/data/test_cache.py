@@ -166,7 +166,7 @@ def test_a_killed_build_is_continued_and_its_workers_end(tmp_path):
             workers = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
             child.kill()
             child.wait()
-            _gone, alive = psutil.wait_procs(workers, timeout=30)
+            _gone, alive = psutil.wait_procs(workers, timeout=10)
             assert not alive
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     calm, stormy = stores(tmp_path / "calm"), stores(tmp_path / "stormy")
