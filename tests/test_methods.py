@@ -63,7 +63,7 @@ def test_the_rows_of_ccua_are_its_two_versions() -> None:
         assert set(made) == {"denoising", "unconditional_contrast", "alignment"}
         contrast, alignment = made["unconditional_contrast"], made["alignment"]
         assert (contrast.tau, contrast.weight, contrast.time, contrast.block) == (0.1, 1.0, time, 0)
-        assert (alignment.weight, alignment.time, alignment.space) == (1.0, "noise", "eps")
+        assert (alignment.weight, alignment.time, alignment.space) == (1.0, "noise", "native")
         assert METHODS[name].phases[0].parts == (law,)
         assert METHODS[name].omega == 1.5
 

@@ -235,7 +235,7 @@ METHODS: dict[str, Method] = {
     "diffrop-released": Method(
         idea="predictions of rows of different classes, each at its own noisy image, are driven apart",
         source="CCUA's transformer code (--diffrop 0.1), arXiv 2507.09052: clean rows count most, native units",
-        phases=(Phase("target", lambda: [Denoising(), ClassOverlap(exact=False, time="clean", space="native")]),),
+        phases=(Phase("target", lambda: [Denoising(), ClassOverlap(exact=False, time="clean")]),),
         omega=0.8,
         cost=1,
         time=1.00,

@@ -7,8 +7,10 @@ check_objective(MyObjective(weight=0.5))
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import PROCESSES, Process
 from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.contract import Draw, Labels, Objective, Request
+from imbdiff.objectives.denoising import Denoising
 from imbdiff.runtime.streams import seed_of
 from imbdiff.training.step import TrainingStep
 
@@ -68,6 +71,7 @@ def check_objective(
     networks: tuple[str, ...] = ("model",),
     build: Build = _mlp,
     equivariant: bool = True,
+    ratio: bool = True,
 ) -> None:
     """Runs every check; raises AssertionError naming the first that fails.
 
@@ -79,11 +83,14 @@ def check_objective(
         networks: the networks it asks for.
         build: makes each of them, where the default (a small MLP with the tap "mid" and one capacity) will not do.
         equivariant: False skips the check that permuting the rows permutes the terms (for draws that name rows).
+        ratio: False skips the check of its size relative to the denoising loss (for differences in eps units).
 
     Checks: terms are scalars or one value per row and finite; gradients are finite and flow into the model and into
     the objective's own parameters; the same batch gives the same loss; requests do not depend on values; a batch of one
     row, one class, all labels dropped, and both ends of time work; bfloat16 gives the same up to its digits; no global
-    random state is read; weight 0 makes no request; permuting rows and draws permutes the terms.
+    random state is read; weight 0 makes no request; permuting rows and draws permutes the terms; where it compares
+    predictions of the model with each other, its size relative to the denoising loss is the same whether the network
+    predicts eps or v (`class_difference`).
     """
     for name in processes:
         process = PROCESSES[name]
@@ -101,11 +108,11 @@ def check_objective(
             _check_permutation(objective, process, fresh, say)
         silent = copy.deepcopy(objective)
         silent.weight = 0.0
-        from imbdiff.objectives.denoising import Denoising
-
         base = Denoising() if objective.name != "denoising" else type("Other", (Denoising,), {"name": "other"})()
         nets = {n: build(n, process) for n in networks}
         assert silent not in TrainingStep(nets, [base, silent]).active, say("weight 0 must leave it out")
+    if ratio and networks == ("model",) and _compares_predictions(objective):
+        check_ratio(objective)
 
 
 def _run(step: TrainingStep, batch: NoisyBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -204,3 +211,101 @@ def _check_permutation(objective: Objective, process: Process, fresh: Fresh, say
     assert torch.allclose(loss, loss_moved, rtol=1e-4, atol=1e-6), say("permuting the rows changes the loss")
     for n, g in grads.items():
         assert torch.allclose(g, grads_moved[n], rtol=1e-3, atol=1e-5), say(f"permuting the rows changes grad of {n}")
+
+
+def _compares_predictions(objective: Objective) -> bool:
+    requests = objective.requests(example_batch(objective, PROCESSES["ddpm"]))
+    return sum(r.prediction and r.network == "model" for r in requests) > 1
+
+
+def check_ratio(objective: Objective, levels: Sequence[float] = (0.5, 0.97), tolerance: float = 0.02) -> None:
+    """Checks that `objective` has the same effect on the `class_difference` under eps and v, at each noise level.
+
+    It is made weak (a weight of at most 0.1), so that the effect is proportional to the weight; effects are compared as
+    logarithms of what is left.
+
+    Raises:
+        AssertionError: naming the level and both numbers.
+    """
+    weak = copy.deepcopy(objective)
+    weak.weight = min(weak.weight, 0.1)
+    for level in levels:
+        eps, v = (class_difference(weak, PROCESSES[name], level) for name in ("ddpm-cosine", "ddpm-cosine-v"))
+        assert abs(math.log(v) - math.log(eps)) <= tolerance * abs(math.log(eps)) + 1e-4, (
+            f"{objective.name} at noise level {level}: it leaves {eps:.4f} of the difference between two classes where "
+            f"the network predicts eps, {v:.4f} where it predicts v: compare predictions by batch.difference(...)"
+        )
+
+
+class _Affine(nn.Module):
+    """p_y(x) = slope_y x + offset_y for y = a, b, null; without capacity, the mean of a's and b's for all labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(3, 2, dtype=torch.float64))
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        taps: Sequence[str] = (),
+        predict_rows: int | None = None,
+        capacity: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        own = self.weights[labels]
+        if capacity is not None:
+            own = torch.where(capacity[:, None] > 0, own, self.weights[:2].mean(0))
+        return own[:, :1, None, None] * x_t + own[:, 1:, None, None], {}
+
+
+def class_difference(
+    objective: Objective, process: Process, level: float, *, mean: float = 0.05, sd: float = 1.0, points: int = 8
+) -> float:
+    """What `objective`, beside the denoising loss, leaves of the difference between two classes of Gaussian data.
+
+    Classes N(-mean, sd^2) and N(mean, sd^2), equally frequent, a fifth of the labels dropped, one time of noise level
+    `level`. The networks are affine in x for each label, which holds both exact predictions; images and noises are
+    `points` quantiles each. The zero of the gradient, stop-gradients included, is found by Newton's method: there is no
+    sampling of images and no learning rate.
+
+    Returns:
+        The root mean square over noisy images of p_a(x) - p_b(x), divided by the same without `objective`: 1 where it
+        has no effect, below 1 where it draws predictions together, above 1 where it drives them apart.
+    """
+    q = torch.tensor([NormalDist().inv_cdf((i + 0.5) / points) for i in range(points)], dtype=torch.float64)
+    q = q / q.square().mean().sqrt()
+    z, noise, y, drop = (
+        g.flatten() for g in torch.meshgrid(q, q, torch.arange(2.0).double(), torch.arange(5.0).double(), indexing="ij")
+    )
+    labels, dropped = y.long(), drop == 0
+    x0, noise = ((mean * (2 * y - 1) + sd * z)[:, None, None, None], noise[:, None, None, None])
+    t = process.time_from_uniform(torch.full((len(y),), level))
+    stats = ClassStats(("a", "b"), (1, 1))
+    made = noisy_batch(x0, labels, process=process, stats=stats, seed=0, step=0, draws=objective.draws, label_dropout=0)
+    batch = replace(
+        made, t=t, noise=noise, x_t=process.add_noise(x0, noise, t), dropped=dropped,
+        noise_level=process.noise_level(t).double(), condition=torch.where(dropped, made.null, labels),
+    )  # fmt: skip
+
+    def distance(objectives: Sequence[Objective]) -> float:
+        network = _Affine()
+        step = TrainingStep({"model": network}, objectives).double()
+        eye = torch.eye(network.weights.numel(), dtype=torch.float64)
+
+        def gradient(w: Tensor) -> Tensor:
+            network.weights.data.copy_(w.reshape(network.weights.shape))
+            return torch.autograd.grad(step({objective.part: batch})["loss"], network.weights)[0].flatten()
+
+        w = torch.zeros(len(eye), dtype=torch.float64)
+        for _ in range(20):
+            slopes = torch.stack([(gradient(w + h) - gradient(w - h)) / 2e-4 for h in 1e-4 * eye], 1)
+            move = torch.linalg.lstsq(slopes, gradient(w)[:, None], driver="gelsd").solution.flatten()
+            w = w - move
+            if float(move.abs().max()) < 1e-9:
+                break
+        a, b = w.reshape(3, 2)[:2]
+        return float(((a - b)[0] * batch.x_t + (a - b)[1]).square().mean().sqrt())
+
+    base = Denoising(part=objective.part)
+    return distance([base, copy.deepcopy(objective)]) / distance([base])

@@ -104,8 +104,7 @@ def denoising(nets: Networks, parts: Mapping[str, Raw], step: Any) -> Losses:
 
 
 def balancing_row(raw: Raw, network: Callable[..., Any], i: int, label: int) -> tuple[Tensor, Tensor]:
-    h = raw.eps(i, raw.call(network, i, raw.given[i])[0])
-    other = raw.eps(i, raw.call(network, i, label)[0])
+    h, other = raw.call(network, i, raw.given[i])[0], raw.call(network, i, label)[0]
     return raw.level[i] * mse(h, other.detach()), 0.25 * raw.level[i] * mse(h.detach(), other)
 
 
@@ -136,7 +135,7 @@ def alignment(nets: Networks, parts: Mapping[str, Raw], step: Any) -> Losses:
     rows = []
     for i in range(raw.n):
         given, null = raw.call(net, i, raw.given[i])[0], raw.call(net, i, raw.null)[0]
-        rows.append(ZERO if raw.dropped[i] else raw.level[i] * mse(raw.eps(i, given), raw.eps(i, null)))
+        rows.append(ZERO if raw.dropped[i] else raw.level[i] * mse(given, null))
     return {"alignment/gap": mean(rows)}
 
 
@@ -171,8 +170,7 @@ def cm(nets: Networks, parts: Mapping[str, Raw], step: Any) -> Losses:
     raw, c = parts["main"], len(parts["main"].counts)
     consistent, diverse = [], []
     for i in range(raw.n):
-        full = raw.eps(i, raw.call(nets["model"], i, raw.given[i])[0])
-        base = raw.eps(i, raw.call(nets["model"], i, raw.given[i], base=True)[0])
+        full, base = (raw.call(nets["model"], i, raw.given[i], base=off)[0] for off in (False, True))
         n_y = raw.counts[raw.labels[i]]
         gap = ZERO if raw.dropped[i] else mse(full, base)
         consistent.append(c * n_y / sum(raw.counts) * gap)
@@ -221,8 +219,7 @@ def diffrop(nets: Networks, parts: Mapping[str, Raw], step: Any) -> Losses:
         if raw.dropped[i] or other == raw.labels[i]:
             rows.append(ZERO)
             continue
-        own = raw.eps(i, raw.call(net, i, raw.labels[i])[0])
-        rows.append(raw.level[i] * mse(own, raw.eps(i, raw.call(net, i, other)[0])))
+        rows.append(raw.level[i] * mse(raw.call(net, i, raw.labels[i])[0], raw.call(net, i, other)[0]))
     return {"diffrop/overlap": 1 / (1 + mean(rows))}
 
 

@@ -106,14 +106,13 @@ def test_stop_gradients_route_each_term_to_its_own_branch(kind: str) -> None:
     terms = objective.terms(batch, answers)
     assert torch.autograd.grad(terms["pull"].sum(), other, allow_unused=True, retain_graph=True)[0] is None
     assert torch.autograd.grad(terms["commit"].sum(), h, allow_unused=True, retain_graph=True)[0] is None
-    # both gradients, by hand: d/dh of w mean(f^2 (h - h')^2), with f what turns a prediction into eps
+    # both gradients, by hand: d/dh of w mean((h - h')^2)
     raw = oracles.Raw(kind, batch, STATS.counts)
     (to_h,) = torch.autograd.grad(terms["pull"].sum(), h, retain_graph=True)
     (to_other,) = torch.autograd.grad(terms["commit"].sum(), other)
     for i in range(N):
-        f = 1.0 if kind == "ddpm" else raw.a[i]
         w = 0.0 if raw.dropped[i] else raw.level[i]
-        expected = 2 * w * f * f * (h[i] - other[i]).detach() / h[i].numel()
+        expected = 2 * w * (h[i] - other[i]).detach() / h[i].numel()
         assert torch.allclose(to_h[i], expected, rtol=1e-6, atol=1e-14)
         assert torch.allclose(to_other[i], -0.25 * expected, rtol=1e-6, atol=1e-14)
 

@@ -104,13 +104,13 @@ def after(keys: list[int]) -> list[int]:
     return [keys.index(up[(up.index(k) + 1) % len(up)]) for k in keys]
 
 
-def overlap(exact: bool = True, time: str = "noise", native: bool = False) -> Oracle:
+def overlap(exact: bool = True, time: str = "noise", eps: bool = False) -> Oracle:
     def losses(raw: Raw, batch: NoisyBatch, step: TrainingStep) -> dict[str, Tensor]:
         net = step.networks["model"]
 
         def predict(i: int, label: int) -> Tensor:
             out = raw.call(net, i, label)[0]
-            return out if native else raw.eps(i, out)
+            return raw.eps(i, out) if eps else out
 
         rows = []
         for i, j in enumerate(after(batch.draws["cycle"].tolist())):
@@ -144,15 +144,18 @@ PEERS: dict[str, tuple[Case, Oracle]] = {
     "contrast as released": (_contrast(released=True), contrast(released=True)),
     "contrast wholly as released": (_contrast(drop=True, released=True), contrast(drop=True, released=True)),
     "overlap": (_alone(ClassOverlap, ((32, 32),)), overlap()),
-    "overlap, native": (
-        _alone(lambda: ClassOverlap(space="native", time="none"), ((32, 32),)),
-        overlap(time="none", native=True),
+    "overlap, eps": (
+        _alone(lambda: ClassOverlap(space="eps", time="none"), ((32, 32),)),
+        overlap(time="none", eps=True),
     ),
     "overlap as released": (
-        _alone(lambda: ClassOverlap(exact=False, time="clean", space="native"), ((16, 16),)),
-        overlap(False, "clean", native=True),
+        _alone(lambda: ClassOverlap(exact=False, time="clean"), ((16, 16),)),
+        overlap(False, "clean"),
     ),
-    "overlap as released, eps": (_alone(lambda: ClassOverlap(exact=False), ((16, 16),)), overlap(False)),
+    "overlap as released, eps": (
+        _alone(lambda: ClassOverlap(exact=False, space="eps"), ((16, 16),)),
+        overlap(False, eps=True),
+    ),
 }
 
 

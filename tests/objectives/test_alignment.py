@@ -22,13 +22,13 @@ from tests.contract.oracles import Raw
 from .against_formula import KINDS, answer, assert_follows, example, gradients, leaf
 
 
-def formula(raw: Raw, network: Any, time: str = "noise", native: bool = False) -> dict[str, Tensor]:
+def formula(raw: Raw, network: Any, time: str = "noise", eps: bool = False) -> dict[str, Tensor]:
     total = torch.zeros((), dtype=torch.float64)
     for i in range(raw.n):
         if raw.dropped[i]:
             continue
         given, null = (raw.call(network, i, label)[0] for label in (raw.labels[i], raw.null))
-        if not native:
+        if eps:
             given, null = raw.eps(i, given), raw.eps(i, null)
         s = {"noise": raw.level[i], "none": 1.0, "clean": 1 - raw.level[i]}[time]
         square = sum((a - b) ** 2 for a, b in zip(given.flatten(), null.flatten(), strict=True))
@@ -46,7 +46,7 @@ def test_it_is_the_formula(kind: str) -> None:
 def test_switches_are_their_formulas(kind: str, time: Any) -> None:
     values = [
         assert_follows(Alignment(time=time), kind, lambda r, n: formula(r, n, time))["gap"],
-        assert_follows(Alignment(time=time, space="native"), kind, lambda r, n: formula(r, n, time, True))["gap"],
+        assert_follows(Alignment(time=time, space="eps"), kind, lambda r, n: formula(r, n, time, True))["gap"],
         assert_follows(Alignment(), kind, formula)["gap"],
     ]
     assert len({round(v, 9) for v in values}) == 3, "switches that switch nothing"
@@ -54,7 +54,7 @@ def test_switches_are_their_formulas(kind: str, time: Any) -> None:
 
 def test_conforms() -> None:
     check_objective(Alignment())
-    check_objective(Alignment(time="clean", space="native", weight=0.05))
+    check_objective(Alignment(time="clean", space="eps", weight=0.05), ratio=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,13 +70,12 @@ def test_gradients_into_both_branches_are_equal_and_opposite(kind: str) -> None:
 
 
 def test_it_counts_more_at_noisy_times_under_every_process() -> None:
-    """The same gap in eps units weighs t / T under eps and t under flow, more with more noise; "clean" turns it."""
+    """The same gap weighs t / T under eps and v and t under flow, more with more noise; "clean" turns it."""
     for kind in KINDS:
         batch = example(kind)
         t = batch.process.time_from_uniform(torch.linspace(0.05, 0.95, len(batch)))
         batch = replace(batch, t=t, noise_level=batch.process.noise_level(t), dropped=torch.zeros(16, dtype=torch.bool))
-        scale = batch.process.eps_scale(t).reshape(-1, 1, 1, 1)
-        one = torch.ones_like(batch.x0) / scale  # a gap of 1 in eps units
+        one = torch.ones_like(batch.x0)
         pair = [Answer(one, {}, batch.labels, None), Answer(torch.zeros_like(one), {}, batch.labels, None)]
         noisy, clean = (Alignment(time=time).terms(batch, pair)["gap"] for time in ("noise", "clean"))
         assert torch.allclose(noisy, batch.noise_level.double())

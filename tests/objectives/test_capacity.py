@@ -58,7 +58,7 @@ def formula(
     diversity: float = 0.2,
     bound: float = 0.1,
     detach: bool = False,
-    native: bool = False,
+    eps: bool = False,
 ) -> dict[str, Tensor]:
     """Means over the batch, row by row from the text."""
     classes = len(raw.counts)
@@ -67,7 +67,7 @@ def formula(
         if raw.dropped[i]:
             continue
         full, base = raw.call(model, i, raw.labels[i])[0], raw.call(model, i, raw.labels[i], base=True)[0]
-        if not native:
+        if eps:
             full, base = raw.eps(i, full), raw.eps(i, base)
         if detach:
             base = base.detach()
@@ -120,14 +120,14 @@ def test_it_is_the_formula(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ddpm-v", "flow"])
-def test_native_units(kind: str) -> None:
-    native = assert_follows(CapacityManipulation(space="native"), kind, native=True)
-    assert native["gap"] > 1.05 * assert_follows(CapacityManipulation(), kind)["gap"]
+def test_eps_units(kind: str) -> None:
+    eps = assert_follows(CapacityManipulation(space="eps"), kind, eps=True)
+    assert assert_follows(CapacityManipulation(), kind)["gap"] > 1.05 * eps["gap"]
 
 
 def test_conforms() -> None:
     check_objective(CapacityManipulation(), build=build)
-    check_objective(CapacityManipulation(bound=math.inf, detach_base=True, space="native"), build=build)
+    check_objective(CapacityManipulation(bound=math.inf, detach_base=True, space="eps"), build=build, ratio=False)
 
 
 def test_equal_classes_and_equal_factors_leave_nothing_at_all() -> None:

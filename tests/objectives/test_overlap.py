@@ -65,10 +65,10 @@ def test_one_when_predictions_do_not_depend_on_the_class(kind: str) -> None:
 
 
 @each_kind
-def test_the_same_noises_give_the_same_number_whatever_the_network_predicts(kind: str) -> None:
+def test_in_eps_units_the_same_noises_give_the_same_number_whatever_the_network_predicts(kind: str) -> None:
     """Under eps, v and flow alike: the predictions are made from two noises at x_t, and d from those noises by hand."""
     for exact in (True, False):
-        objective = ClassOverlap(exact=exact)
+        objective = ClassOverlap(exact=exact, space="eps")
         batch = one_batch(objective, kind)
         generator = torch.Generator().manual_seed(2)
         first, second = (torch.randn(batch.x0.shape, dtype=torch.float64, generator=generator) for _ in range(2))

@@ -26,16 +26,16 @@ from tests.contract.oracles import Raw, cosine
 from .against_formula import KINDS, leaf
 
 
-def formula(raw: Raw, networks: Any, gamma: float, null: bool) -> Tensor:
+def formula(raw: Raw, networks: Any, gamma: float, null: bool, tau: float = 1.0) -> Tensor:
     """Mean over anchors of KL(p_tar || p_sou), by loops."""
     target = [raw.clean(i, raw.call(networks["model"], i, raw.null if null else raw.given[i])[0]) for i in range(raw.n)]
     source = [raw.clean(i, raw.call(networks["source"], i, raw.null)[0]).detach() for i in range(raw.n)]
     total = torch.zeros((), dtype=torch.float64)
     for i in range(raw.n):
         others = [j for j in range(raw.n) if j != i and raw.group[j] == raw.group[i]]
-        heat = 1 + gamma * raw.counts[raw.labels[i]]
+        heat = tau * (1 + gamma * raw.counts[raw.labels[i]])
         tar = [(cosine(target[i].flatten(), target[j].flatten()) / heat).exp() for j in others]
-        sou = [cosine(source[i].flatten(), source[j].flatten()).exp() for j in others]
+        sou = [(cosine(source[i].flatten(), source[j].flatten()) / tau).exp() for j in others]
         for a, b in zip(tar, sou, strict=True):
             p, q = a / sum(tar), b / sum(sou)
             total = total + p * (p / q).log()
@@ -60,7 +60,10 @@ def test_counts_are_copied_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{}, {"gamma": 0.0}, {"gamma": 0.7, "condition": "null", "weight": 1.3}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gamma": 0.0, "reduction": "mean"}, {"gamma": 0.7, "condition": "null", "weight": 1.3, "temperature": 0.2}],
+)
 def test_it_is_the_formula(kind: str, options: dict[str, Any]) -> None:
     objective = PairDiversity(**options)
     step = make_step([objective], PROCESSES[kind])
@@ -70,7 +73,9 @@ def test_it_is_the_formula(kind: str, options: dict[str, Any]) -> None:
     out = step(batches)
     out["loss"].backward()
     raw = Raw(kind, batches["grouped"], STATS.counts)
-    expected = formula(raw, step.networks, objective.gamma, objective.condition == "null")
+    expected = formula(raw, step.networks, objective.gamma, objective.condition == "null", objective.temperature)
+    if objective.reduction == "sum":  # Eq. 9 sums over all images of all classes
+        expected = expected * raw.n
     assert float(out["pair_diversity/kl"]) == pytest.approx(float(expected.detach()), rel=1e-6)
     assert float(expected.detach()) > 1e-4
     named = dict(step.networks["model"].named_parameters())
@@ -156,7 +161,7 @@ def test_a_known_value() -> None:
     heat = 1 + 0.1 * 12
     p = 1 / (1 + math.exp(-2 / heat))  # of the equal one against the opposite one
     expected = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
-    value = term(PairDiversity(gamma=0.1), batch, eps(clean), eps(up))
+    value = term(PairDiversity(gamma=0.1, reduction="mean"), batch, eps(clean), eps(up))
     assert float(value[0]) == pytest.approx(expected, rel=1e-6)
     assert float(value[2]) == pytest.approx(0.0, abs=1e-9)  # to the third both are equally far
 

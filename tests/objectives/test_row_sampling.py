@@ -163,7 +163,7 @@ def test_rows_that_are_evaluated(name: str) -> None:
 def test_two_processes_sample_the_rows_of_one(name: str) -> None:
     objective = SAMPLED[name](0.4)
     batch = batch_of(objective, "ddpm", n=64)
-    rows = objective.rows(batch)
+    rows = objective.sampled(batch)
     assert rows is not None
     halves = []
     for share in (slice(0, 32), slice(32, 64)):
@@ -171,7 +171,7 @@ def test_two_processes_sample_the_rows_of_one(name: str) -> None:
             batch.x0[share], batch.labels[share], process=batch.process, stats=STATS, seed=1, step=2, size=64,
             share=share, draws=objective.draws, label_dropout=0.3,
         )  # fmt: skip
-        own = objective.rows(half)
+        own = objective.sampled(half)
         assert own is not None
         halves += (own.index + share.start).tolist()
     assert sorted(halves) == sorted(rows.index.tolist())
@@ -185,7 +185,7 @@ def test_it_conforms(name: str) -> None:
 def test_noisy_rows_are_sampled_more_often() -> None:
     objective = ClassBalancing(rows=0.25)
     batch = batch_of(objective, "ddpm", n=320, dropout=0.0)
-    rows = objective.rows(batch)
+    rows = objective.sampled(batch)
     assert rows is not None
     assert float(batch.noise_level[rows.index].mean()) > float(batch.noise_level.mean()) + 0.1
 
@@ -211,7 +211,7 @@ def test_a_method_samples_where_it_can_and_says_where_not() -> None:
     objectives = METHODS["ccua"].phases[0].objectives()
     refused = sample_branches(objectives, 0.4)
     assert [name for name, _ in refused] == ["denoising", "unconditional_contrast"]
-    assert [o.share for o in objectives if isinstance(o, RowSampled)] == [0.4]
+    assert [o.rows for o in objectives if isinstance(o, RowSampled)] == [0.4]
 
 
 def test_losses_that_keep_all_rows_are_named() -> None:

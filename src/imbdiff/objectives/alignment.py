@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
 
-from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.batch import NoisyBatch, Space, check_space
 from imbdiff.objectives.contract import Answer, Request
 from imbdiff.objectives.row_sampling import RowSampled
 from imbdiff.runtime.errors import ConfigError
@@ -36,6 +37,7 @@ def check_time(name: str, time: str) -> None:
         raise ConfigError(f"{name}: unknown weighting in time {time!r}", f"use one of {', '.join(get_args(Time))}")
 
 
+@dataclass(eq=False, kw_only=True)
 class Alignment(RowSampled):
     """Makes the first steps of denoising, where all is noise, insensitive to the class.
 
@@ -46,31 +48,26 @@ class Alignment(RowSampled):
 
     Args:
         time: what s is, see `time_weight`.
-        space: "eps": differences in units of noise whatever the network predicts; "native": as it predicts.
+        space: of the difference, see `NoisyBatch.difference`; "native" in the released transformer code as well.
         rows: share of the rows that the null label is evaluated for, without bias: see `row_sampling`.
         weight: the paper's gamma; 1 in the released U-Net script, 0.05 in the transformer's.
     """
 
     name = "alignment"
 
-    def __init__(
-        self,
-        *,
-        time: Time = "noise",
-        space: Literal["eps", "native"] = "eps",
-        rows: float = 1.0,
-        weight: float = 1.0,
-        part: str = "main",
-    ) -> None:
-        super().__init__(rows=rows, weight=weight, part=part)
-        check_time(self.name, time)
-        self.time, self.space = time, space
+    time: Time = "noise"
+    space: Space = "native"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_time(self.name, self.time)
+        check_space(self.name, self.space)
 
     def row_weight(self, batch: NoisyBatch) -> Tensor:
         return time_weight(batch, self.time) * ~batch.dropped
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        rows = self.rows(batch)
+        rows = self.sampled(batch)
         return [Request("given", rows), Request("null", rows)]
 
     def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -18,9 +18,21 @@ from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.process import Process, expand
 from imbdiff.objectives.contract import Answer
 from imbdiff.runtime.dist import Dist
+from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
 
+Space = Literal["native", "eps"]
 FAR = -1e9  # a logit that no softmax gives weight to, and yet finite: a row with nobody to compare with stays finite
+
+
+def check_space(name: str, space: str) -> None:
+    """Refuses a space of differences that there is not.
+
+    Raises:
+        ConfigError: `space` is neither "native" nor "eps".
+    """
+    if space not in get_args(Space):
+        raise ConfigError(f"{name}: unknown space {space!r}", "use native or eps")
 
 
 @lru_cache(maxsize=16)
@@ -43,15 +55,30 @@ class DrawKind(Protocol):
         ...
 
 
+LabelLaw = Literal["prior", "uniform", "inverse"]
+
+
 @dataclass(frozen=True)
 class LabelDraw:
-    """Labels, independent of the images: from the training "prior" or "uniform" over classes. (n,) int64."""
+    """Labels, independent of the images: q(y) in proportion to n_y ("prior"), 1 ("uniform") or 1 / n_y ("inverse"), n_y
+    the training images of the class. (n,) int64.
 
-    law: Literal["prior", "uniform"] = "prior"
+    Raises:
+        ConfigError: another distribution.
+    """
+
+    law: LabelLaw = "prior"
+
+    def __post_init__(self) -> None:
+        if self.law not in get_args(LabelLaw):
+            raise ConfigError(
+                f"unknown distribution of labels {self.law!r}", f"use one of {', '.join(get_args(LabelLaw))}"
+            )
 
     def make(self, n: int, generator: torch.Generator, stats: ClassStats) -> Tensor:
         prior = class_prior(stats, generator.device)
         law = torch.full_like(prior, 1 / len(prior)) if self.law == "uniform" else prior
+        law = 1 / prior if self.law == "inverse" else law
         return torch.multinomial(law, n, replacement=True, generator=generator)
 
 
@@ -116,11 +143,14 @@ class NoisyBatch:
         """(B, c, h, w) what the network should predict for (x0, noise, t)."""
         return self.process.target(self.x0, self.noise, self.t)
 
-    def difference(self, a: Tensor, b: Tensor, answer: Answer, space: Literal["eps", "native"] = "eps") -> Tensor:
-        """a - b, two predictions for the rows of `answer`, in eps units unless `space` is "native".
+    def difference(self, a: Tensor, b: Tensor, answer: Answer, space: Space = "native") -> Tensor:
+        """a - b, two predictions for the rows of `answer`.
 
-        In eps units a paper's constants keep their meaning under every process: differences of v-predictions are
-        1 / sqrt(abar) larger than those of eps-predictions, 158-fold at t = 999 of the linear schedule.
+        "native": in the units of the network's own target, as the denoising loss beside it. What decides the effect of
+        a regulariser is its *ratio* to that loss at the same noise level; under v and flow this keeps the ratio of the
+        papers' networks, which predict eps. "eps": as differences of predicted noises, a(t) times those of v
+        or velocity: the ratio is a^2 of the papers' then, and the term vanishes at noisy times, where they want it
+        (docs/methods.md has both, measured). For networks that predict eps the two are one, bit for bit.
         """
         if space == "native":
             return a - b

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.objectives.batch import NoisyBatch
+from imbdiff.objectives.batch import NoisyBatch, Space, check_space
 from imbdiff.objectives.contract import Answer, Request
 from imbdiff.objectives.row_sampling import RowSampled
 from imbdiff.runtime.errors import ConfigError
 
 
+@dataclass(eq=False, kw_only=True)
 class CapacityManipulation(RowSampled):
     """Keeps the low-rank capacity of a network for rare classes: see `imbdiff.diffusion.low_rank`.
 
@@ -24,7 +26,7 @@ class CapacityManipulation(RowSampled):
         consistent:   consistency w_con(y) g_i,         w_con(y) = C N_y / sum_c N_c
         diverse:     -diversity w_div(y) phi(g_i),      w_div(y) = C / (N_y sum_c 1 / N_c)
 
-    the mean over pixels, in eps units. Frequent classes are to do with W_g alone what they do with all weights, rare
+    the mean over pixels. Frequent classes are to do with W_g alone what they do with all weights, rare
     ones to differ. Both weights have mean 1 over classes and are 1 where classes are equally frequent: with
     consistency = diversity and no bound nothing is left then, exactly.
 
@@ -44,36 +46,32 @@ class CapacityManipulation(RowSampled):
 
     Args:
         consistency, diversity: factors of the two terms; 1 and 0.2 as reported of the authors' release.
-        bound: of phi, in units of the noise's variance; `math.inf`: the paper's.
+        bound: of phi, in units of the target's variance; `inf`: the paper's.
         detach_base: no gradient into the prediction of W_g alone, which makes it an anchor (W_g still gets the gradient
             of the other branch). Default: into both, equal and opposite, the formula as it stands.
-        space: "eps": differences in units of noise whatever the network predicts; "native": as it predicts.
+        space: of the difference, see `NoisyBatch.difference`.
         rows: share of the rows that W_g alone is evaluated for, without bias: see `row_sampling`.
         weight: the paper's lambda, about 1.
     """
 
     name = "capacity"
-    monitors = ("gap",)
+    monitors: ClassVar[tuple[str, ...]] = ("gap",)
 
-    def __init__(
-        self,
-        *,
-        consistency: float = 1.0,
-        diversity: float = 0.2,
-        bound: float = 0.1,
-        detach_base: bool = False,
-        space: Literal["eps", "native"] = "eps",
-        rows: float = 1.0,
-        weight: float = 1.0,
-        part: str = "main",
-    ) -> None:
-        super().__init__(rows=rows, weight=weight, part=part)
-        if not (0 <= consistency < inf and 0 <= diversity < inf):
-            raise ConfigError(f"CM's consistency={consistency} and diversity={diversity} must be finite and at least 0")
-        if not bound > 0:
-            raise ConfigError(f"the bound {bound} of CM's diverse term must be above 0", "use math.inf for no bound")
-        self.consistency, self.diversity, self.bound = consistency, diversity, bound
-        self.detach_base, self.space = detach_base, space
+    consistency: float = 1.0
+    diversity: float = 0.2
+    bound: float = 0.1
+    detach_base: bool = False
+    space: Space = "native"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 <= self.consistency < inf and 0 <= self.diversity < inf):
+            raise ConfigError(
+                f"CM's consistency={self.consistency} and diversity={self.diversity} must be finite and at least 0"
+            )
+        if not self.bound > 0:
+            raise ConfigError(f"the bound {self.bound} of CM's diverse term must be above 0", "use inf for no bound")
+        check_space(self.name, self.space)
 
     def row_weight(self, batch: NoisyBatch) -> Tensor:
         """What bounds the size of a row's two terms together, in units of its gap."""
@@ -81,7 +79,7 @@ class CapacityManipulation(RowSampled):
         return (self.consistency * consistent + self.diversity * diverse) * ~batch.dropped
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        rows = self.rows(batch)
+        rows = self.sampled(batch)
         return [Request("given", rows), Request("given", rows, capacity="base", grad=not self.detach_base)]
 
     def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from imbdiff.objectives.batch import LabelDraw, NoisyBatch
+from imbdiff.objectives.batch import LabelDraw, LabelLaw, NoisyBatch, Space, check_space
 from imbdiff.objectives.contract import Answer, Draw, Request
 from imbdiff.objectives.row_sampling import RowSampled
 from imbdiff.runtime.errors import ConfigError
 
 
+@dataclass(eq=False, kw_only=True)
 class ClassBalancing(RowSampled):
     """Pulls predictions for the true and for a random other label together, more so at noisier times.
 
@@ -25,35 +26,31 @@ class ClassBalancing(RowSampled):
     Args:
         tau: strength, 1 in the authors' code.
         gamma: commitment weight, 1/4.
-        law: where y' comes from: the training "prior" (from scratch) or "uniform" (the authors' fine-tuning).
-        space: "eps": differences in units of noise whatever the network predicts; "native": as it predicts.
+        law: where y' comes from: the training "prior" (from scratch), "uniform" over classes (as in their fine-tuning),
+            or "inverse", in proportion to 1 / images of the class, in favour of rare ones (after PD-CBDM, 2026).
+        space: of the difference, see `NoisyBatch.difference`; the authors' network predicts eps, where both are one.
         rows: share of the rows that h' is evaluated for, without bias: see `row_sampling`.
     """
 
     name = "class_balancing"
 
-    def __init__(
-        self,
-        *,
-        tau: float = 1.0,
-        gamma: float = 0.25,
-        law: Literal["prior", "uniform"] = "prior",
-        space: Literal["eps", "native"] = "eps",
-        rows: float = 1.0,
-        weight: float = 1.0,
-        part: str = "main",
-    ) -> None:
-        super().__init__(rows=rows, weight=weight, part=part)
-        if tau < 0 or gamma < 0:
-            raise ConfigError(f"CBDM's tau={tau} and gamma={gamma} must be at least 0")
-        self.tau, self.gamma, self.space = tau, gamma, space
-        self.draws["comparison"] = LabelDraw(law)
+    tau: float = 1.0
+    gamma: float = 0.25
+    law: LabelLaw = "prior"
+    space: Space = "native"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 <= self.tau < float("inf") and 0 <= self.gamma < float("inf")):
+            raise ConfigError(f"CBDM's tau={self.tau} and gamma={self.gamma} must be finite and at least 0")
+        check_space(self.name, self.space)
+        self.draws["comparison"] = LabelDraw(self.law)
 
     def row_weight(self, batch: NoisyBatch) -> Tensor:
         return self.tau * batch.noise_level * ~batch.dropped
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        rows = self.rows(batch)
+        rows = self.sampled(batch)
         return [Request("given", rows), Request(Draw("comparison"), rows)]
 
     def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -27,6 +27,10 @@ from imbdiff.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from imbdiff.objectives.batch import DrawKind, NoisyBatch
+
+
+#: why a contrast cannot be estimated from some of the rows
+COMPARES_ROWS = "it compares the batch's rows with each other: with fewer of them it is another loss"
 
 
 @dataclass(frozen=True)
@@ -123,30 +127,41 @@ class Answer:
         return x if self.rows is None else x.index_select(0, self.rows)
 
 
+@dataclass(eq=False, kw_only=True)
 class Objective(nn.Module):
-    """One training objective.
+    """One training objective: a dataclass whose fields are its constants, with the paper's values as defaults.
+
+    They are options of the command line and of YAML (`imbdiff.constants`), so a field's line under *Args* says what it
+    is and where its value comes from. A subclass is a ``@dataclass(eq=False, kw_only=True)`` too; one with more to set
+    up than fields does so in ``__post_init__``, after that of this class.
+
+    Args:
+        weight: factor of all its terms; at 0 it makes no request, as if it were left out.
+        part: the part of the step's batch that it reads.
 
     Attributes:
         name: prefix of its terms in the log.
         base: whether it is, or stands for, the denoising loss: a step has one of these.
-        weight: factor of all its terms; at 0 it makes no request, as if it were left out.
-        part: the part of the step's batch that it reads.
         draws: the named random draws that it needs, drawn for the global batch.
         monitors: names of entries of `terms` that are only logged.
         all_rows: why it cannot be estimated from some of the rows (`sample_rows`); None: it can.
+        wiring: fields that say how a method is put together, and are no constants of it.
     """
 
-    name: str = "objective"
-    base: bool = False
-    all_rows: str | None = "nothing says that its terms are sums over rows with weights known beforehand"
-    monitors: tuple[str, ...] = ()
+    name = "objective"
+    base = False
+    all_rows: ClassVar[str | None] = "nothing says that its terms are sums over rows with weights known beforehand"
+    monitors: ClassVar[tuple[str, ...]] = ()
+    wiring: ClassVar[tuple[str, ...]] = ("part",)
 
-    def __init__(self, *, weight: float = 1.0, part: str = "main") -> None:
-        super().__init__()
-        if not 0 <= weight < float("inf"):
-            raise ConfigError(f"{self.name}: weight {weight} must be finite and at least 0")
-        self.weight = float(weight)
-        self.part = part
+    weight: float = 1.0
+    part: str = "main"
+
+    def __post_init__(self) -> None:
+        nn.Module.__init__(self)
+        if not 0 <= self.weight < float("inf"):
+            raise ConfigError(f"{self.name}: weight {self.weight} must be finite and at least 0")
+        self.weight = float(self.weight)
         self.draws: dict[str, DrawKind] = {}
 
     def sample_rows(self, share: float) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.contract import Answer, Objective, Request
 
 
+@dataclass(eq=False, kw_only=True)
 class Denoising(Objective):
     """L = mean over pixels of || f(x_t, t, y) - target ||^2, with y dropped for a share of the rows.
 
@@ -17,7 +20,7 @@ class Denoising(Objective):
     """
 
     name = "denoising"
-    all_rows = "its predictions of all rows are what the other losses compare with"
+    all_rows: ClassVar[str | None] = "its predictions of all rows are what the other losses compare with"
     base = True
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:

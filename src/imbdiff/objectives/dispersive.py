@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.objectives.contract import COMPARES_ROWS, Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 
 
+@dataclass(eq=False, kw_only=True)
 class Dispersive(Objective):
     """Spreads the features of a batch: a contrastive loss without positives.
 
@@ -27,29 +29,25 @@ class Dispersive(Objective):
     Args:
         tau: temperature; 0.5 in the paper, 1 in the released PyTorch code.
         distance: "l2", the paper's choice, or "cosine" (the paper's -cos and a constant).
-        tap: the features. The paper takes a quarter of the transformer's depth ("block2" of 12), its PyTorch code the
-            last block; a U-Net's are those of its middle block.
+        tap: the features. "quarter", as in the paper: the block at a quarter of a transformer's depth ("block2" of 12),
+            of a U-Net the middle block. The released PyTorch code takes the last block.
         weight: the paper's lambda, 0.5; 0.25 in the released PyTorch code.
     """
 
     name = "dispersive"
-    all_rows = "it compares the batch's rows with each other: with fewer of them it is another loss"
+    all_rows: ClassVar[str | None] = COMPARES_ROWS
 
-    def __init__(
-        self,
-        *,
-        tau: float = 0.5,
-        distance: Literal["l2", "cosine"] = "l2",
-        tap: str = "mid",
-        weight: float = 0.5,
-        part: str = "main",
-    ) -> None:
-        super().__init__(weight=weight, part=part)
-        if tau <= 0:
-            raise ConfigError(f"{self.name}: tau={tau} must be above 0")
-        if distance not in ("l2", "cosine"):
-            raise ConfigError(f"{self.name}: unknown distance {distance!r}", "use l2 or cosine")
-        self.tau, self.distance, self.tap = tau, distance, tap
+    weight: float = 0.5
+    tau: float = 0.5
+    distance: Literal["l2", "cosine"] = "l2"
+    tap: str = "mid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau <= 0:
+            raise ConfigError(f"{self.name}: tau={self.tau} must be above 0")
+        if self.distance not in ("l2", "cosine"):
+            raise ConfigError(f"{self.name}: unknown distance {self.distance!r}", "use l2 or cosine")
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
         return [Request("given", taps=(self.tap,), prediction=False)]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from imbdiff.objectives.alignment import Time, check_time, time_weight
-from imbdiff.objectives.batch import NoisyBatch, PermutationDraw
+from imbdiff.objectives.batch import NoisyBatch, PermutationDraw, Space, check_space
 from imbdiff.objectives.contract import Answer, Labels, Objective, Request
-from imbdiff.runtime.errors import ConfigError
 
 
+@dataclass(eq=False, kw_only=True)
 class ClassOverlap(Objective):
     """Drives the predictions for different classes apart: one reverse step should tell which class it denoises.
 
@@ -29,35 +30,32 @@ class ClassOverlap(Objective):
 
     The authors published no code; "released" is the form in the code of CCUA (arXiv 2507.09052), which shares an author
     with the paper. There s is the time of a flow that runs from noise to data, so that clean rows count most:
-    ``ClassOverlap(exact=False, time="clean", space="native")``. Pairs lie on one random cycle through all rows of all
+    ``ClassOverlap(exact=False, time="clean")``. Pairs lie on one random cycle through all rows of all
     processes: a row never meets itself, and a permutation of the batch changes nothing. The term is one number for the
     global batch, in (0, 1].
 
     Args:
         exact: which of the two.
         time: what s is, see `time_weight`.
-        space: "eps": differences of predicted noises whatever the network predicts; "native": as it predicts.
+        space: of the difference, see `NoisyBatch.difference`. The size of d depends on it, and with it how far the form
+            1 / (1 + d) is saturated; the ratio between rows of different times does not, under "native".
         weight: 0.1 in the released code.
     """
 
     name = "overlap"
-    all_rows = "1 / (1 + d) of the mean distance d is no sum over rows: from an unbiased d it would be biased"
+    all_rows: ClassVar[str | None] = (
+        "1 / (1 + d) of the mean distance d is no sum over rows: from an unbiased d it would be biased"
+    )
 
-    def __init__(
-        self,
-        *,
-        exact: bool = True,
-        time: Time = "noise",
-        space: Literal["eps", "native"] = "eps",
-        weight: float = 0.1,
-        part: str = "main",
-    ) -> None:
-        super().__init__(weight=weight, part=part)
-        check_time(self.name, time)
-        if space not in ("eps", "native"):
-            raise ConfigError(f"{self.name}: unknown space {space!r}", "use eps or native")
-        self.exact, self.time = exact, time
-        self.space: Literal["eps", "native"] = space
+    weight: float = 0.1
+    exact: bool = True
+    time: Time = "noise"
+    space: Space = "native"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_time(self.name, self.time)
+        check_space(self.name, self.space)
         self.draws = {"cycle": PermutationDraw()}
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:

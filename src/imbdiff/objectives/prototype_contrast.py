@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from imbdiff.runtime.errors import ConfigError
 TINY = 1e-18  # lengths below are those of a class that was not seen
 
 
+@dataclass(eq=False, kw_only=True)
 class PrototypeContrast(Objective):
     """Draws the feature of a noisy image to its class's prototype and away from the others, frequent ones most.
 
@@ -43,25 +46,20 @@ class PrototypeContrast(Objective):
     """
 
     name = "prototype_contrast"
-    all_rows = "it is a softmax over classes and averages its prototypes over the batch's rows"
-    sums: Tensor
+    all_rows: ClassVar[str | None] = "it is a softmax over classes and averages its prototypes over the batch's rows"
 
-    def __init__(
-        self,
-        *,
-        tau: float = 0.07,
-        momentum: float = 0.999,
-        prior: bool = True,
-        clean: bool = True,
-        weight: float = 1.0,
-        part: str = "main",
-    ) -> None:
-        super().__init__(weight=weight, part=part)
-        if not 0 < tau < float("inf"):
-            raise ConfigError(f"prototype contrast: tau={tau} must be above 0")
-        if not 0 <= momentum < 1:
-            raise ConfigError(f"prototype contrast: momentum={momentum} must be in [0, 1)")
-        self.tau, self.momentum, self.prior, self.clean = tau, momentum, prior, clean
+    tau: float = 0.07
+    momentum: float = 0.999
+    prior: bool = True
+    clean: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.tau < float("inf"):
+            raise ConfigError(f"prototype contrast: tau={self.tau} must be above 0")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"prototype contrast: momentum={self.momentum} must be in [0, 1)")
+        self.sums: Tensor
         self.register_buffer("sums", torch.zeros(0, 0))
 
     def prepare(self, networks: Mapping[str, nn.Module]) -> None:

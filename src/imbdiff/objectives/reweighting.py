@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ def effective_number_weights(counts: Sequence[int], beta: float) -> list[float]:
     return [scale / v for v in volume]
 
 
+@dataclass(eq=False, kw_only=True)
 class EffectiveNumber(Objective):
     """L_i = w(y_i) || f(x_t, t, y_i) - target ||^2 with w the inverse effective number of images of the class.
 
@@ -38,23 +40,20 @@ class EffectiveNumber(Objective):
     """
 
     name = "effective_number"
-    all_rows = "it stands for the denoising loss, whose predictions of all rows the other losses compare with"
+    all_rows: ClassVar[str | None] = (
+        "it stands for the denoising loss, whose predictions of all rows the other losses compare with"
+    )
     base = True
 
-    def __init__(
-        self,
-        *,
-        beta: float = 0.9999,
-        mean: Literal["classes", "images"] = "classes",
-        weight: float = 1.0,
-        part: str = "main",
-    ) -> None:
-        super().__init__(weight=weight, part=part)
-        if not 0 <= beta <= 1:
-            raise ConfigError(f"{self.name}: beta={beta} is outside [0, 1]")
-        if mean not in ("classes", "images"):
-            raise ConfigError(f"{self.name}: unknown mean {mean!r}", "use classes or images")
-        self.beta, self.mean = beta, mean
+    beta: float = 0.9999
+    mean: Literal["classes", "images"] = "classes"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.beta <= 1:
+            raise ConfigError(f"{self.name}: beta={self.beta} is outside [0, 1]")
+        if self.mean not in ("classes", "images"):
+            raise ConfigError(f"{self.name}: unknown mean {self.mean!r}", "use classes or images")
         self._tables: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
 
     def table(self, stats: ClassStats, device: torch.device) -> Tensor:
@@ -74,6 +73,7 @@ class EffectiveNumber(Objective):
         return {"mse": self.table(batch.stats, error.device)[batch.labels] * error}
 
 
+@dataclass(eq=False, kw_only=True)
 class Focal(Objective):
     """L_i = (tanh(beta r_i / 2) / tanh(beta / 2))^gamma e_i,      e_i = || f(x_t, t, y_i) - target ||^2
 
@@ -90,25 +90,24 @@ class Focal(Objective):
     """
 
     name = "focal"
-    all_rows = "it stands for the denoising loss, whose predictions of all rows the other losses compare with"
+    all_rows: ClassVar[str | None] = (
+        "it stands for the denoising loss, whose predictions of all rows the other losses compare with"
+    )
     base = True
 
-    def __init__(
-        self,
-        *,
-        beta: float = 0.2,
-        gamma: float = 1.0,
-        against: Literal["noise_level", "nothing"] = "noise_level",
-        width: float = 0.05,
-        weight: float = 1.0,
-        part: str = "main",
-    ) -> None:
-        super().__init__(weight=weight, part=part)
-        if beta <= 0 or gamma < 0 or width <= 0:
-            raise ConfigError(f"{self.name}: beta={beta} and width={width} must be above 0, gamma={gamma} at least 0")
-        if against not in ("noise_level", "nothing"):
-            raise ConfigError(f"{self.name}: unknown against={against!r}", "use noise_level or nothing")
-        self.beta, self.gamma, self.against, self.width = beta, gamma, against, width
+    beta: float = 0.2
+    gamma: float = 1.0
+    against: Literal["noise_level", "nothing"] = "noise_level"
+    width: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta <= 0 or self.gamma < 0 or self.width <= 0:
+            raise ConfigError(
+                f"{self.name}: beta={self.beta} and width={self.width} must be above 0, gamma={self.gamma} at least 0"
+            )
+        if self.against not in ("noise_level", "nothing"):
+            raise ConfigError(f"{self.name}: unknown against={self.against!r}", "use noise_level or nothing")
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
         return [Request("given")]

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from imbdiff.objectives.batch import NoisyBatch, UniformDraw
+from imbdiff.objectives.batch import NoisyBatch, Space, UniformDraw
 from imbdiff.objectives.contract import Answer, Objective, Rows
 from imbdiff.runtime.errors import ConfigError
 
@@ -63,6 +64,7 @@ def systematic(pi: Tensor, k: int, u: Tensor) -> Tensor:
     return order.gather(1, torch.minimum(found, n - k + steps))
 
 
+@dataclass(eq=False, kw_only=True)
 class RowSampled(Objective):
     """An objective whose terms are sums over rows, each row times a weight that is known beforehand.
 
@@ -70,17 +72,19 @@ class RowSampled(Objective):
         rows: share of the rows that its own evaluations are made for, in (0, 1]; 1: all, bit for bit the loss itself.
     """
 
-    all_rows = None
-    space: Literal["eps", "native"]
+    all_rows: ClassVar[str | None] = None
 
-    def __init__(self, *, rows: float = 1.0, weight: float = 1.0, part: str = "main") -> None:
-        super().__init__(weight=weight, part=part)
-        self.sample_rows(rows)
+    rows: float = 1.0
+    space: Space = "native"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sample_rows(self.rows)
 
     def sample_rows(self, share: float) -> None:
         if not 0 < share <= 1:
             raise ConfigError(f"{self.name}: a share of {share} of the rows is not in (0, 1]", "give for example 0.4")
-        self.share = float(share)
+        self.rows = float(share)
         self.draws = {k: v for k, v in self.draws.items() if k != self._draw}
         if share < 1:
             self.draws[self._draw] = UniformDraw()
@@ -99,12 +103,12 @@ class RowSampled(Objective):
         if self.space == "eps":  # terms are squares of eps_scale times a difference of the network's own outputs
             weight = weight * batch.process.eps_scale(batch.t).square()
         n = STRATUM if len(weight) % STRATUM == 0 else len(weight)
-        k = max(1, int(self.share * n + 0.5))
+        k = max(1, int(self.rows * n + 0.5))
         return inclusion(weight.reshape(-1, n), k), k
 
-    def rows(self, batch: NoisyBatch) -> Rows | None:
+    def sampled(self, batch: NoisyBatch) -> Rows | None:
         """The rows to evaluate; None for all."""
-        if self.share == 1:
+        if self.rows == 1:
             return None
         pi, k = self._strata(batch)
         u = batch.draws[self._draw].reshape(*pi.shape)[:, :1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,12 @@ from torch.nn import functional as F
 from imbdiff.diffusion.features import linear, pooled
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.objectives.batch import FAR, NoisyBatch
-from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.objectives.contract import COMPARES_ROWS, Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
 
 
+@dataclass(eq=False, kw_only=True)
 class SupervisedContrast(Objective):
     """Pulls the features of a class together and those of different classes apart, more so where there is less noise.
 
@@ -37,36 +40,32 @@ class SupervisedContrast(Objective):
             of whole batches (``--train.dropout_per batch``) and then leaves the contrast out.
         released: mean over rows of the weight in time, times the mean contrast of rows that have a partner (the code),
             in place of the mean of their products over all rows (the text).
-        tap: features to contrast; a U-Net's "mid", of a DiT some "block3".
+        tap: features to contrast; "mid" is the role that every backbone has (a U-Net's middle block).
         seed: of the projection's initial weights.
     """
 
     name = "supervised_contrast"
-    all_rows = "it compares the batch's rows with each other: with fewer of them it is another loss"
-    head: nn.Linear | None
+    all_rows: ClassVar[str | None] = COMPARES_ROWS
+    wiring: ClassVar[tuple[str, ...]] = ("part", "width", "seed")
 
-    def __init__(
-        self,
-        *,
-        width: int | None = None,
-        dim: int = 128,
-        tau: float = 0.1,
-        tau_r: float = 0.3,
-        drop: bool = False,
-        released: bool = False,
-        tap: str = "mid",
-        seed: int = 0,
-        weight: float = 0.05,
-        part: str = "main",
-    ) -> None:
-        super().__init__(weight=weight, part=part)
-        if tau <= 0 or tau_r <= 0:
-            raise ConfigError(f"CORAL's tau={tau} and tau_r={tau_r} must be above 0")
-        if dim < 1 or (width is not None and width < 1):
-            raise ConfigError(f"the projection from {width} to {dim} dimensions needs at least 1 of both")
-        self.tau, self.tau_r, self.drop, self.released = tau, tau_r, drop, released
-        self.tap, self.dim, self.seed = tap, dim, seed
-        self.register_module("head", None if width is None else self._projection(width))
+    weight: float = 0.05
+    width: int | None = None
+    dim: int = 128
+    tau: float = 0.1
+    tau_r: float = 0.3
+    drop: bool = False
+    released: bool = False
+    tap: str = "mid"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau <= 0 or self.tau_r <= 0:
+            raise ConfigError(f"CORAL's tau={self.tau} and tau_r={self.tau_r} must be above 0")
+        if self.dim < 1 or (self.width is not None and self.width < 1):
+            raise ConfigError(f"the projection from {self.width} to {self.dim} dimensions needs at least 1 of both")
+        self.head: nn.Linear | None
+        self.register_module("head", None if self.width is None else self._projection(self.width))
 
     def prepare(self, networks: Mapping[str, nn.Module]) -> None:
         """Builds the projection for the features of `networks["model"]`, if no width was given.

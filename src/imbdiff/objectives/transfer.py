@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from imbdiff.runtime.errors import ConfigError
 Direction = Literal["t2h", "h2t", "full"]
 
 
+@dataclass(eq=False, kw_only=True)
 class Transfer(Objective):
     """The denoising loss, with a target that may lead to another row's clean image. It *replaces* `Denoising`.
 
@@ -37,18 +39,22 @@ class Transfer(Objective):
     """
 
     name = "transfer"
-    all_rows = "it replaces the denoising loss, and takes its targets from the other rows of the batch"
+    all_rows: ClassVar[str | None] = (
+        "it replaces the denoising loss, and takes its targets from the other rows of the batch"
+    )
     base = True
 
-    def __init__(
-        self, *, direction: Direction = "t2h", tau: float = 0.0, weight: float = 1.0, part: str = "main"
-    ) -> None:
-        super().__init__(weight=weight, part=part)
-        if direction not in ("t2h", "h2t", "full"):
-            raise ConfigError(f"unknown direction of transfer {direction!r}", "use t2h, h2t or full")
-        if not -float("inf") < tau < float("inf"):
-            raise ConfigError(f"the transfer's tau={tau} must be finite", "use 0 for no prior, 1 for class frequencies")
-        self.direction, self.tau = direction, tau
+    direction: Direction = "t2h"
+    tau: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.direction not in ("t2h", "h2t", "full"):
+            raise ConfigError(f"unknown direction of transfer {self.direction!r}", "use t2h, h2t or full")
+        if not -float("inf") < self.tau < float("inf"):
+            raise ConfigError(
+                f"the transfer's tau={self.tau} must be finite", "use 0 for no prior, 1 for class frequencies"
+            )
         self.draws = {"transfer": UniformDraw(columns=2)}
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:

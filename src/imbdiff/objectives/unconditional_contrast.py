@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,10 +12,11 @@ from torch.nn import functional as F
 
 from imbdiff.objectives.alignment import Time, check_time, time_weight
 from imbdiff.objectives.batch import FAR, NoisyBatch
-from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.objectives.contract import COMPARES_ROWS, Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 
 
+@dataclass(eq=False, kw_only=True)
 class UnconditionalContrast(Objective):
     """Pushes the features of different images apart, in the unconditional branch.
 
@@ -30,28 +33,24 @@ class UnconditionalContrast(Objective):
             it of the alignment only.
         block: above 0, j only from the same block of so many consecutive rows: the released script sees 32 at a time,
             the share of one of its four devices.
-        tap: the features: the U-Net's middle block, or "block3" of a transformer of 12.
+        tap: the features. "mid": the U-Net's middle block, or the block at a quarter of a transformer's depth ("block3"
+            of 12), as the released code has it.
         weight: the paper's alpha; 1 in the released U-Net script, 0.05 in the transformer's.
     """
 
     name = "unconditional_contrast"
-    all_rows = "it compares the batch's rows with each other: with fewer of them it is another loss"
+    all_rows: ClassVar[str | None] = COMPARES_ROWS
 
-    def __init__(
-        self,
-        *,
-        tau: float = 0.1,
-        time: Time = "noise",
-        block: int = 0,
-        tap: str = "mid",
-        weight: float = 1.0,
-        part: str = "main",
-    ) -> None:
-        super().__init__(weight=weight, part=part)
-        if tau <= 0 or block < 0:
-            raise ConfigError(f"{self.name}: tau={tau} must be above 0 and block={block} at least 0")
-        check_time(self.name, time)
-        self.tau, self.time, self.block, self.tap = tau, time, block, tap
+    tau: float = 0.1
+    time: Time = "noise"
+    block: int = 0
+    tap: str = "mid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau <= 0 or self.block < 0:
+            raise ConfigError(f"{self.name}: tau={self.tau} must be above 0 and block={self.block} at least 0")
+        check_time(self.name, self.time)
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
         return [Request("null", taps=(self.tap,), prediction=False)]
