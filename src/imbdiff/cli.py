@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,39 @@ def _parse(kind: Any, verb: str, arguments: Sequence[str], default: Any = None) 
     import tyro
 
     options = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=f"imbdiff {verb}", args=list(arguments), **options)
+    return tyro.cli(kind, prog=f"imbdiff {verb}", args=list(arguments), config=(tyro.conf.SuppressFixed,), **options)
+
+
+#: options whose names depend on what is named: --method.tau, --sample.guidance.scale
+OPEN = ("method", "sample.guidance")
+
+
+def _constants(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments without those of `OPEN` groups, and these by name, their values read as YAML.
+
+    Raises:
+        ConfigError: one of them has no value.
+    """
+    import yaml
+
+    left: list[str] = []
+    found: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, given, value = argument.partition("=")
+        if not any(name.startswith(f"--{group}.") for group in OPEN):
+            left.append(argument)
+            continue
+        if not given:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"{name} has no value", f"give it as {name} VALUE")
+            value = rest.pop(0)
+        try:
+            found[name[2:].replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[name[2:].replace("-", "_")] = value
+    return left, found
 
 
 def _read_options(verb: str, arguments: Sequence[str]) -> Any:
@@ -84,6 +117,8 @@ def _read_options(verb: str, arguments: Sequence[str]) -> Any:
     from imbdiff.config import override
     from imbdiff.presets import preset
 
+    arguments, constants = _constants(arguments)
+
     file = _flag(arguments, "--config")
     values: dict[str, Any] = {}
     if file is not None:
@@ -91,6 +126,12 @@ def _read_options(verb: str, arguments: Sequence[str]) -> Any:
 
         values = read_yaml(Path(file))
         values.pop("source", None)
+    if constants:  # wrong ones before anything is read
+        from imbdiff.methods import method_of
+
+        method = _flag(arguments, "--method")
+        named = override(preset("tiny"), {k: v for k, v in values.items() if k in ("method", "constants")})
+        method_of(override(override(named, {} if method is None else {"method": method}), _of_method(constants)))
     name = _flag(arguments, "--preset") or values.get("preset")
     if name is None and {"-h", "--help"} & set(arguments):
         base = preset("tiny")
@@ -103,7 +144,16 @@ def _read_options(verb: str, arguments: Sequence[str]) -> Any:
         base = default_config(first.source, size, first.options.device)
     else:
         base = preset(str(name))
-    return _parse(RunCommand, verb, arguments, RunCommand(source=tyro.MISSING, options=override(base, values)))
+    base = override(base, values)
+    command = _parse(RunCommand, verb, arguments, RunCommand(source=tyro.MISSING, options=base))
+    options = command.options
+    if options.method != base.method:  # constants in the file were those of another method
+        options = replace(options, constants={})
+    return replace(command, options=override(options, constants))
+
+
+def _of_method(constants: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in constants.items() if name.startswith("method.")}
 
 
 def _flag(arguments: Sequence[str], name: str) -> str | None:
@@ -167,13 +217,16 @@ def _later(verb: str) -> Callable[[Sequence[str]], None]:
         import tyro
 
         from imbdiff.commands import StageCommand
+        from imbdiff.config import override
         from imbdiff.pipeline.folder import RunFolder
 
         # once for the folder, and again with its options as defaults
+        arguments, constants = _constants(arguments)
         path = _parse(StageCommand, verb, arguments).run
         folder = RunFolder(Path(path))
         source, saved = folder.saved()
         command = _parse(StageCommand, verb, arguments, StageCommand(run=tyro.MISSING, options=saved))
+        command = replace(command, options=override(command.options, constants))
         folder.check_only(command.options, verb)
         from imbdiff.pipeline.run import Run
 

@@ -7,8 +7,9 @@ saved in full as ``config.yaml`` in the run folder. Importing this module costs 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from imbdiff.options import ClassifyConfig as ClassifyConfig
 from imbdiff.options import CurateConfig as CurateConfig
@@ -16,12 +17,14 @@ from imbdiff.options import EvaluateConfig as EvaluateConfig
 from imbdiff.options import SampleConfig as SampleConfig
 from imbdiff.options import WatchConfig as WatchConfig
 from imbdiff.options import check as _check
-from imbdiff.overrides import override as override
+from imbdiff.overrides import override as _override
+
+T = TypeVar("T")
 
 #: options of training that change how it is watched or where it fits, not what it aims at; they may differ on resume
 NOT_DECISIVE = ("checkpoint_images", "preview_images", "log_images", "max_rows", "compile")
 #: options of training that are newer than the first runs: at their defaults they are no part of what a run is
-ADDED = ("ada", "branch_rows")
+ADDED = ("ada", "branch_rows", "weak_at")
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class TrainConfig:
     """One coin per row, or one for the batch as the released code of this field does it."""
     ema_half_life: float = 0.02
     """Half-life of the averaged weights, as a share of the run."""
+    weak_at: float = 0.0625
+    """Share of the training after which the averaged weights are kept as the weak model of autoguidance; 0: not kept."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU that has it, and from 16 pixels on a CPU with units for it (AMX); fp32 elsewhere."""
     checkpoint_images: int | None = None
@@ -146,6 +151,7 @@ class TrainConfig:
         _check(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
         _check(self.ada is None or 0 <= self.ada <= 1, f"train.ada={self.ada} must be in [0, 1]")
         _check(0 < self.ema_half_life <= 1, f"train.ema_half_life={self.ema_half_life} must be in (0, 1]")
+        _check(0 <= self.weak_at < 1, f"train.weak_at={self.weak_at} must be in [0, 1)")
         _check(self.clip > 0, f"train.clip={self.clip} must be above 0")
         _check(self.warmup_images >= 0, f"train.warmup_images={self.warmup_images} must be at least 0")
         for name in ("checkpoint_images", "log_images", "max_rows"):
@@ -172,7 +178,10 @@ class RunConfig:
     """What the other defaults are taken from; `imbdiff methods` lists them. If none is named: tiny, small or standard,
     by image size and device; the defaults shown here are those of tiny."""
     method: str = "ddpm-brs"
-    """Training method; `imbdiff methods` lists them."""
+    """Training method; `imbdiff methods` lists them. Its constants are options too, such as --method.tau 0.3:
+    `imbdiff methods NAME` lists them."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Of the method, where they are not as published, by name: see `imbdiff.constants`."""
     seed: int = 0
     """Seed of everything but the split."""
     device: str = "auto"
@@ -187,11 +196,53 @@ class RunConfig:
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
 
 
+def override(config: T, values: Mapping[str, Any]) -> T:
+    """`config` with some fields replaced: {"seed": 1, "train": {"lr": 1e-3}}, or by dotted names, {"train.lr": 1e-3}.
+
+    A method's constants are those behind its name: {"method": "cbdm", "method.tau": 0.3}, or {"method": {"name": "cbdm",
+    "tau": 0.3}}; a guidance's likewise behind "sample.guidance". Another method than that of `config` begins with its
+    own published ones.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest known one) or a value of the wrong type.
+    """
+    if isinstance(config, RunConfig):
+        values = _named(values, "method", "constants")
+        if isinstance(values.get("sample"), Mapping):
+            values = {**values, "sample": _named(values["sample"], "guidance", "constants")}
+        values = _named(values, "sample.guidance", "sample.constants")
+        if values.get("method", config.method) != config.method and config.constants:
+            config = dataclasses.replace(config, constants={})
+    return _override(config, values)
+
+
+def _named(values: Mapping[str, Any], name: str, constants: str) -> dict[str, Any]:
+    """{name: {"name": X, "tau": 1}} and {name: X, name.tau: 1} as {name: X, constants: {"tau": 1}}."""
+    made: dict[str, Any] = {}
+    found: dict[str, Any] = dict(values.get(constants) or {})
+    for key, value in values.items():
+        if key == name and isinstance(value, Mapping):
+            for inner, v in value.items():
+                if inner == "name":
+                    made[name] = v
+                elif isinstance(v, Mapping):
+                    found.update({f"{inner}.{k}": x for k, x in v.items()})
+                else:
+                    found[str(inner)] = v
+        elif str(key).startswith(name + "."):
+            found[str(key)[len(name) + 1 :]] = value
+        elif key != constants:
+            made[key] = value
+    return {**made, constants: found} if found else made
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested dictionaries of plain values, for YAML and hashes."""
     plain = dataclasses.asdict(config)
+    plain["constants"], plain["sample"]["constants"] = dict(config.constants), dict(config.sample.constants)
     plain["sample"]["interval"] = list(plain["sample"]["interval"])
-    plain["evaluate"]["extractors"] = list(plain["evaluate"]["extractors"])
+    for name in ("extractors", "measures"):
+        plain["evaluate"][name] = list(plain["evaluate"][name])
     for name in ("recipes", "synthetic"):
         plain["classify"][name] = list(plain["classify"][name])
     return plain

@@ -5,12 +5,15 @@ To add one: write its objective in ``objectives/`` and a row here (docs/methods.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from imbdiff.config import RunConfig
+from imbdiff.constants import constants, full_names, with_constants
 from imbdiff.diffusion.encoder import PrototypeEncoder
-from imbdiff.diffusion.low_rank import LowRankModel, merged
+from imbdiff.diffusion.low_rank import LowRank, merged
 from imbdiff.diffusion.unlabelled import forget_labels
 from imbdiff.objectives.alignment import Alignment
 from imbdiff.objectives.capacity import CapacityManipulation
@@ -25,7 +28,7 @@ from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.objectives.transfer import Transfer
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.recipe import Method, Phase, combine
-from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.tables import lookup
 from imbdiff.training.parts import Part
 
 
@@ -248,7 +251,7 @@ METHODS: dict[str, Method] = {
             Phase(
                 "target",
                 lambda: [Denoising(), CapacityManipulation()],
-                make=LowRankModel.of,
+                make=LowRank(),
                 finish=merged,
             ),
         ),
@@ -264,7 +267,7 @@ METHODS: dict[str, Method] = {
             Phase(
                 "target",
                 lambda: [Transfer(direction="t2h"), CapacityManipulation()],
-                make=LowRankModel.of,
+                make=LowRank(),
                 finish=merged,
             ),
         ),
@@ -321,15 +324,31 @@ METHODS: dict[str, Method] = {
 def get_method(name: str) -> Method:
     """The method of that name, or of several names joined by "+": see `imbdiff.recipe.combine`.
 
+    Args:
+        name: of a row here, ``module:PACKAGE.MODULE:NAME``, or the name of an entry point of the group
+            ``imbdiff.methods``.
+
     Raises:
         ConfigError: there is none, or those named exclude each other.
     """
     names = name.split("+")
-    for one in names:
-        if one not in METHODS:
-            import difflib
+    found = [(one, lookup("methods", METHODS, one, kind=Method)) for one in names]
+    return found[0][1] if len(names) == 1 else combine(found)
 
-            near = difflib.get_close_matches(one, METHODS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(METHODS)}"
-            raise ConfigError(f"unknown method {one!r}", hint)
-    return METHODS[name] if len(names) == 1 else combine([(one, METHODS[one]) for one in names])
+
+def method_of(config: RunConfig) -> Method:
+    """The method of a configuration, with its constants.
+
+    Raises:
+        ConfigError: as of `get_method`; an unknown constant, or a value that it cannot have.
+    """
+    return with_constants(get_method(config.method), config.constants)
+
+
+def with_all_constants(config: RunConfig) -> RunConfig:
+    """`config` with every constant of its method by full name, those that were not given with the published value: what
+    a run keeps, and what it is compared by."""
+    method = get_method(config.method)
+    given = full_names(method, config.constants)
+    values = {name: given.get(name, constant.default) for name, constant in constants(method).items()}
+    return replace(config, constants=values)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from imbdiff.runtime.errors import ConfigError
 
@@ -26,16 +27,19 @@ class SampleConfig:
     """Solver. Default: the method's where it has one, otherwise dpm++."""
     steps: int | None = None
     """Solver steps. Default: the method's where it has some and draws with its own solver, otherwise 20."""
-    omega: float | None = None
-    """Strength of classifier-free guidance, 0 = none. Default: the method's."""
-    prototype_scale: float | None = None
-    """Strength of prototype guidance (DiffRC), 0 = none. Default: the method's, for models that have a guide."""
-    prototype_norm: Literal["l2", "rms", "none"] = "l2"
-    """Length of its gradient per image: 1 (as in the paper), that of noise (55 at 32 pixels), or as it is."""
-    prototype_adaptive: bool = False
-    """Guide less, down to a strength of 0.2, where the encoder already sees the wanted class."""
+    guidance: str | None = None
+    """What guides: none, classifier-free, autoguidance, entropy, prototype, several joined by +; `imbdiff methods` lists
+    them. Their constants are options too, such as --sample.guidance.entropy.scale 0.1. Default: the method's."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Of the guidance, where they are not as published, by name."""
+    omega: float | str | None = None
+    """Strength of guidance, 0 = none; by class or class group as few=0.5,many=1.6 or 1.6,few=0. Default: the method's."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels within which to guide."""
+    boost: float = 1.0
+    """Standard deviation of the initial noise: above 1 for rarer images of a class (Boost-and-Skip), with skip."""
+    skip: float = 0.0
+    """Share of the noisiest times that are left out (Boost-and-Skip)."""
     batch_size: int | None = None
     """Images per network call. Default: 64 on a CPU, 512 on a GPU; halved where memory does not suffice."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -49,10 +53,8 @@ class SampleConfig:
             self.batch_size is None or self.batch_size >= 1,
             f"sample.batch_size={self.batch_size} must be at least 1",
         )
-        check(
-            self.prototype_scale is None or self.prototype_scale >= 0,
-            f"sample.prototype_scale={self.prototype_scale} must be at least 0",
-        )
+        check(0 < self.boost < float("inf"), f"sample.boost={self.boost} must be above 0")
+        check(0 <= self.skip < 1, f"sample.skip={self.skip} must be in [0, 1)")
         low, high = self.interval
         check(0 <= low <= high <= 1, f"sample.interval={self.interval} must be 0 <= low <= high <= 1")
 
@@ -164,6 +166,8 @@ class EvaluateConfig:
     """More judges beside the trained one and the random network, such as inception, timm:NAME, hf:NAME."""
     inception_weights: str | None = None
     """File with the weights of FID's Inception network; with it, FID is computed."""
+    measures: tuple[str, ...] = ()
+    """Measures of your own beside the built-in ones, as module:PACKAGE.MODULE:NAME or the name of an entry point."""
     cas: bool = True
     """Train classifiers on the synthetic images alone and test them on real ones."""
     balanced: bool | None = None

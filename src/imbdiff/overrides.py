@@ -29,20 +29,31 @@ def override(config: T, values: Mapping[str, Any], where: str = "") -> T:
             near = difflib.get_close_matches(head, known, n=1)
             hint = f"did you mean {where}{near[0]}?" if near else f"known here: {', '.join(known)}"
             raise ConfigError(f"unknown option {where}{key}", hint)
-        if rest:
+        if get_origin(hints[head]) is Mapping:  # names that only a later check knows
+            if not rest and not isinstance(value, Mapping):
+                raise ConfigError(f"{where}{head} is a group of options, not {value!r}")
+            direct[head] = {**direct.get(head, getattr(config, head)), **({rest: value} if rest else value)}
+        elif rest:
             nested.setdefault(head, {})[rest] = value
         elif dataclasses.is_dataclass(hints[head]):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}{head} is a group of options, not {value!r}")
             nested.setdefault(head, {}).update(value)
         else:
-            direct[head] = _convert(value, hints[head], where + head)
+            direct[head] = convert(value, hints[head], where + head)
     for head, inner in nested.items():
         direct[head] = override(getattr(config, head), inner, f"{where}{head}.")
     return dataclasses.replace(config, **direct)  # type: ignore[type-var]
 
 
-def _convert(value: Any, hint: Any, name: str) -> Any:
+def convert(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the type that `hint` says: int, float, bool, str, None, Literal, tuples of them, and unions.
+
+    Text is read as a number where one is wanted. A whole number is taken for a float, and 2.0 for an int.
+
+    Raises:
+        ConfigError: it is of another type; `name` is the option's.
+    """
     options = get_args(hint) if get_origin(hint) is not None and type(None) in get_args(hint) else (hint,)
     for option in options:
         if option is type(None):
@@ -54,9 +65,9 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         elif get_origin(option) is tuple:
             inner = get_args(option)
             if inner[-1] is Ellipsis and isinstance(value, list | tuple):
-                return tuple(_convert(v, inner[0], name) for v in value)
+                return tuple(convert(v, inner[0], name) for v in value)
             if isinstance(value, list | tuple) and len(value) == len(inner):
-                return tuple(_convert(v, h, name) for v, h in zip(value, inner, strict=True))
+                return tuple(convert(v, h, name) for v, h in zip(value, inner, strict=True))
         elif option is float:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return float(value)
@@ -65,9 +76,16 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
                     return float(value)
                 except ValueError:
                     pass
+        elif option is bool:
+            if isinstance(value, bool):
+                return value
+            if isinstance(value, str) and value.lower() in ("true", "false"):
+                return value.lower() == "true"
         elif option is int:
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
+            if isinstance(value, str) and value.lstrip("+-").isdigit():
+                return int(value)
             if isinstance(value, float) and value.is_integer():
                 return int(value)
         elif isinstance(value, option):

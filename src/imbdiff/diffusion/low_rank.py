@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -186,6 +187,24 @@ class LowRankModel(DiffusionModel):
     def save(self, folder: Path) -> None:
         """Writes the merged model."""
         self.merged().save(folder)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """`LowRankModel.of` as what makes a phase's network, with its constants.
+
+    Args:
+        rank_ratio: rank of a layer as a share of its full rank, in (0, 1]; 0.1 as reported of the authors.
+        scale: factor of B A, above 0; 0.5 as reported of the authors' release.
+    """
+
+    name: ClassVar[str] = "low_rank"
+
+    rank_ratio: float = 0.1
+    scale: float = 0.5
+
+    def __call__(self, model: DiffusionModel, seed: int) -> LowRankModel:
+        return LowRankModel.of(model, seed, self.rank_ratio, self.scale)
 
 
 def merged(model: LowRankModel, objectives: Sequence[nn.Module]) -> DiffusionModel:

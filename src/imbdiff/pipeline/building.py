@@ -14,7 +14,7 @@ from imbdiff.data.source import Symmetry
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel, build_model, load_model, without_augmentation
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.methods import get_method
+from imbdiff.methods import method_of
 from imbdiff.objectives.row_sampling import sample_branches
 from imbdiff.recipe import Phase
 from imbdiff.runtime.device import resolve_device
@@ -70,7 +70,7 @@ def seen_by_init(config: RunConfig) -> set[str] | None:
 
 def ada(config: RunConfig) -> float:
     """Probability of each geometric change that networks are told of: as configured, otherwise the method's."""
-    return get_method(config.method).ada if config.train.ada is None else config.train.ada
+    return method_of(config).ada if config.train.ada is None else config.train.ada
 
 
 def geometric(phase: Phase, config: RunConfig) -> Geometric | None:
@@ -156,7 +156,7 @@ def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> di
     Raises:
         ConfigError: a batch that cannot be divided, classes that there are none of, or class groups that are too small.
     """
-    for phase in get_method(config.method).phases:
+    for phase in method_of(config).phases:
         for part in phase.parts:
             part.check(config.train.batch_size, world, config.train.accumulate)
             part.classes(prepared.groups)
@@ -173,7 +173,7 @@ def check_branches(config: RunConfig) -> dict[str, str]:
     Raises:
         ConfigError: with each loss's reason.
     """
-    share, method = config.train.branch_rows, get_method(config.method)
+    share, method = config.train.branch_rows, method_of(config)
     objectives = [o for phase in method.phases for o in phase.objectives()]
     refused = dict(sample_branches(objectives, share))
     if share < 1 and len(refused) == len({o.name for o in objectives}):

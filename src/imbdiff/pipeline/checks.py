@@ -10,7 +10,7 @@ from imbdiff.diffusion.guidance import ClassifierFree
 from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
-from imbdiff.methods import METHODS, get_method
+from imbdiff.methods import METHODS, method_of
 from imbdiff.pipeline.building import check_phases, init_folder, new_model, symmetry_of
 from imbdiff.pipeline.recognising import classifier_arms, classifier_plan
 from imbdiff.pipeline.sampling import prototype_options, sampling
@@ -45,7 +45,7 @@ def count_processes(wanted: int | str, config: RunConfig) -> int:
                 f"give 1 to {there}, or auto",
             )
         return int(wanted)
-    parts = [part for phase in get_method(config.method).phases for part in phase.parts]
+    parts = [part for phase in method_of(config).phases for part in phase.parts]
     shared = [part.groups or config.train.batch_size for part in parts]
     most = there if device.type == "cuda" else min(there, 4)
     return next(
@@ -60,7 +60,7 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
         ConfigError: an unknown method, backbone, classifier or strategy, a sampler that does not fit the process, a
             device that is not there, options that have no effect on the method, or no model to start from.
     """
-    method = get_method(config.method)
+    method = method_of(config)
     resolve_device(config.device)
     how = sampling(config)
     make_scheduler(how.sampler, PROCESSES[config.model.process], how.steps)

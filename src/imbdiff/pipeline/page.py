@@ -11,7 +11,7 @@ from imbdiff.config import RunConfig, to_dict
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
-from imbdiff.methods import get_method
+from imbdiff.methods import method_of
 from imbdiff.pipeline import building
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.recognising import classifier_augmentation
@@ -57,7 +57,7 @@ def protocol(
     folder: RunFolder, config: RunConfig, plan: dict[str, Any] | None, metrics: dict[str, Any] | None
 ) -> dict[str, str]:
     """What the numbers depend on, in words."""
-    method = get_method(config.method)
+    method = method_of(config)
     trained = "on the training split alone"
     if config.model.init is not None:
         known = (folder / "model" / "trained_on.json").exists() and read_json(folder / "model" / "trained_on.json")

@@ -14,7 +14,7 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
-from imbdiff.methods import get_method
+from imbdiff.methods import method_of
 from imbdiff.pipeline import building, stages
 from imbdiff.pipeline.curation import candidates_to_draw, chooses
 from imbdiff.pipeline.recognising import classifier_arms, classifier_plan
@@ -66,7 +66,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     stats = prepared.stats
     counts = images_to_draw(config.sample.strategy, stats)
     drawn = sum(candidates_to_draw(counts, config))
-    method, how = get_method(config.method), sampling(config)
+    method, how = method_of(config), sampling(config)
     model = building.new_model(prepared, config)
     parameters = model.num_parameters
     train_seconds, memory = 0.0, 0.0

@@ -13,7 +13,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity, spec_from_folder
-from imbdiff.methods import get_method
+from imbdiff.methods import method_of
 from imbdiff.pipeline import building, curation, drawing, samples, stages
 from imbdiff.pipeline.checks import check_fit, check_options
 from imbdiff.pipeline.folder import RunFolder, repeat_command
@@ -184,7 +184,7 @@ class Run:
             before = building.seen_by_init(self.config)
             seen = None if before is None else sorted({*prepared.train.hashes, *before})
             write_json(self.folder / "model" / "trained_on.json", {"image_hashes": seen})
-            method = get_method(self.config.method)
+            method = method_of(self.config)
             logs = [read_jsonl(self.folder / stages.log_name(method, phase)) for phase in method.phases]
             weights = saved_identity(self.folder / "model")
             seconds = sum(rows[-1]["seconds"] for rows in logs if rows)

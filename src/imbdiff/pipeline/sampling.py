@@ -10,7 +10,7 @@ from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.prototype_guidance import Norm, prototype_guidance
-from imbdiff.methods import get_method
+from imbdiff.methods import method_of
 from imbdiff.runtime.device import resolve_device
 
 
@@ -56,7 +56,7 @@ def sampling(config: RunConfig) -> Sampling:
 
     A method's number of steps goes with its sampler; another one takes 20.
     """
-    method, options = get_method(config.method), config.sample
+    method, options = method_of(config), config.sample
     own = method.sampler
     if own in ("ddpm", "ddim") and config.model.process == "flow":
         own = "euler"

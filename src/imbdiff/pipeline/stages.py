@@ -23,7 +23,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.methods import get_method
+from imbdiff.methods import method_of
 from imbdiff.pipeline import drawing, samples
 from imbdiff.pipeline.building import build_step, check_phases, geometric, init_folder, symmetry_of
 from imbdiff.pipeline.sampling import sampling
@@ -76,7 +76,7 @@ def train(
     Raises:
         ConfigError: a phase's parts cannot be drawn; before anything is trained.
     """
-    method: Method = get_method(config.method)
+    method: Method = method_of(config)
     keep_all = check_phases(prepared, config, world=Dist.current().world)
     if not quiet and Dist.current().main:
         for name, why in keep_all.items():
