@@ -210,14 +210,15 @@ def test_sampling_saving_and_leaving_the_layer_out(name: str, tmp_path: Path) ->
     assert all(np.array_equal(images[0], other) for other in images[1:])
 
 
-def test_what_is_exported_is_the_network_for_images_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["unet-8", "dit-tiny"])
+def test_what_is_exported_is_the_network_for_images_as_they_are(name: str, tmp_path: Path) -> None:
     from imbdiff.integrations.pipeline import from_diffusers, to_diffusers
 
-    m = model("unet-8", weights=0.5)
+    m = model(name, weights=0.5)
     to_diffusers(m, tmp_path / "out")
     back = from_diffusers(tmp_path / "out")
     assert back.backbone.augmentation is None
     assert "augment" not in back.spec.config
-    x, t, labels, _ = inputs("unet-8")
+    x, t, labels, _ = inputs(name)
     with torch.no_grad():
         assert torch.allclose(back(x, t, labels)[0], m(x, t, labels)[0], atol=1e-6)
