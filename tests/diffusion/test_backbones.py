@@ -289,17 +289,13 @@ def test_transformers_are_the_papers_but_for_an_embedding_per_block(size: str, p
     assert "--model.process flow" in BACKBONES[f"sit-{size}"][2]
 
 
-def test_kinds() -> None:
+def test_kinds_and_roles() -> None:
     kinds: dict[str, type[Backbone]] = {"unet": UNetBackbone, "dit": DiTBackbone, "mlp": MLPBackbone}
-    for name, (kind, _, _) in BACKBONES.items():
-        assert isinstance(on_meta(name, (3, 8, 8)), kinds[kind])
-
-
-def test_roles_are_layers() -> None:
     roles = {"dit-tiny": ("block1", "block0"), "dit-s": ("block3", "block2"), "dit-b": ("block3", "block2")}
     roles |= {"dit-l": ("block6", "block5"), "dit-xl": ("block7", "block6")}
     for name in BACKBONES:
         backbone = on_meta(name, (3, 8, 8))
+        assert isinstance(backbone, kinds[BACKBONES[name][0]])
         expected = roles.get(name.replace("sit-", "dit-"), ("mid", "mid"))
         assert (backbone.roles["mid"], backbone.roles["quarter"]) == expected
         assert set(backbone.roles.values()) <= set(backbone.tap_names)
