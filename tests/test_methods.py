@@ -10,7 +10,7 @@ import torch
 
 import imbdiff
 from imbdiff.config import override
-from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.methods import METHODS, get_method
 from imbdiff.objectives.contract import Objective
@@ -19,7 +19,7 @@ from imbdiff.recipe import Phase
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.parts import Part
 from imbdiff.training.step import TrainingStep
-from tests.contract.cases import N, make_batches, make_step
+from tests.contract.cases import STATS, N, make_batches, make_step
 from tests.pipeline.conftest import SMALL
 
 ONE_PHASE = [
@@ -128,6 +128,21 @@ def test_the_rows_of_diffrc_have_the_papers_constants(name: str, dropout: float 
     assert (method.sampler, method.steps) == ("ddpm", 250)
     assert method.omega == (0.0 if paper else 0.8)
     assert "many-shot" in method.needs
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_phase_of_every_row_takes_a_step_on_a_transformer(name: str) -> None:
+    """The features that its objectives name are there, and its network is made of this one."""
+    process, shape = PROCESSES["flow"], (1, 8, 8)
+    for phase in METHODS[name].phases:
+        networks = {n: build_model("dit-tiny", process, shape, STATS, seed=1) for n in ("model", *phase.frozen)}
+        model = networks["model"] if phase.make is None else phase.make(networks["model"], 1)
+        step = TrainingStep({**networks, "model": model}, phase.objectives(), frozen=phase.frozen)
+        out = step(make_batches(step, process, dtype=torch.float32, shape=shape))
+        out["loss"].backward()
+        assert all(bool(v.isfinite()) for v in out.values())
+        for where, p in step.named_parameters():
+            assert not p.requires_grad or (p.grad is not None and bool(p.grad.isfinite().all())), where
 
 
 def test_diffrc_goes_with_methods_of_one_phase_but_not_without_labels() -> None:

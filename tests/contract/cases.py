@@ -145,18 +145,20 @@ def make_step(
     low_rank: bool = False,
     dtype: torch.dtype = torch.float64,
     max_rows: int | None = None,
+    backbone: str = "mlp",
+    shape: tuple[int, int, int] = SHAPE,
 ) -> TrainingStep:
     """A step on small networks; `source` is there, frozen, if anyone reads the grouped part."""
     networks: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         if low_rank:
-            networks["model"] = LowRank(process, SHAPE, STATS.num_classes)
+            networks["model"] = LowRank(process, shape, STATS.num_classes)
         else:
-            networks["model"] = build_model("mlp", process, SHAPE, STATS, seed=1)
+            networks["model"] = build_model(backbone, process, shape, STATS, seed=1)
     frozen = ["source"] if any(o.part == "grouped" for o in objectives) else []
     for name in frozen:
-        networks[name] = build_model("mlp", process, SHAPE, STATS, seed=2)
+        networks[name] = build_model(backbone, process, shape, STATS, seed=2)
     return TrainingStep(networks, objectives, frozen=frozen, max_rows=max_rows).to(dtype)
 
 
@@ -168,6 +170,7 @@ def make_batches(
     dtype: torch.dtype = torch.float64,
     seed: int = 46,
     share: slice | None = None,
+    shape: tuple[int, int, int] = SHAPE,
 ) -> dict[str, NoisyBatch]:
     """This process's rows of the parts that the objectives of `step` read."""
     dist = dist or Dist()
@@ -176,7 +179,7 @@ def make_batches(
     for part in sorted({o.part for o in step.active}):
         grouped = part == "grouped"
         generator = torch.Generator().manual_seed(seed + grouped)
-        x0 = torch.randn(N, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
+        x0 = torch.randn(N, *shape, generator=generator, dtype=torch.float64).to(dtype)
         labels = GROUP_CLASS[GROUP] if grouped else LABELS
         out[part] = noisy_batch(
             x0[rows],

@@ -1,4 +1,4 @@
-"""Networks that are told of geometric changes: what they are told, what it changes, and that sampling needs nothing."""
+"""Networks that take the vector of a geometric change: what it changes, and that sampling needs none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.stats import ClassStats
-from imbdiff.diffusion.backbones import Backbone, DiTBackbone
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.guidance import ClassifierFree
 from imbdiff.diffusion.model import DiffusionModel, build_model, load_model, without_augmentation
@@ -26,8 +25,8 @@ from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.step import TrainingStep
 
 STATS = ClassStats(("a", "b", "c"), (9, 4, 2))
-SHAPES = {"unet-8": (1, 8, 8), "mlp": (1, 4, 5)}
-BOTH = pytest.mark.parametrize("name", SHAPES)
+SHAPES = {"unet-8": (1, 8, 8), "mlp": (1, 4, 5), "dit-tiny": (2, 8, 8), "unet-8-adagn": (1, 8, 8)}
+EVERY = pytest.mark.parametrize("name", SHAPES)
 
 
 def model(name: str, *, augment: bool = True, seed: int = 1, weights: float = 0.0) -> DiffusionModel:
@@ -56,7 +55,7 @@ def batch(name: str, n: int = 6, *, told: bool = True, part: str = "main") -> No
     )  # fmt: skip
 
 
-@BOTH
+@EVERY
 @torch.no_grad()
 def test_no_vector_is_the_zero_vector_and_other_vectors_are_not(name: str) -> None:
     m = model(name, weights=0.5)
@@ -72,7 +71,7 @@ def test_no_vector_is_the_zero_vector_and_other_vectors_are_not(name: str) -> No
         assert not torch.allclose(m(x, t, labels, augment=one)[0], plain, atol=1e-4), component
 
 
-@BOTH
+@pytest.mark.parametrize("name", ["unet-8", "mlp", "unet-8-adagn"])
 @torch.no_grad()
 def test_it_is_added_where_time_and_class_are(name: str) -> None:
     """A vector v has the effect that class vectors moved by W v have, for all classes and the null label alike."""
@@ -88,7 +87,7 @@ def test_it_is_added_where_time_and_class_are(name: str) -> None:
     assert torch.allclose(m(x, t, labels)[0], told, atol=1e-5)
 
 
-@BOTH
+@EVERY
 @torch.no_grad()
 def test_a_new_networks_other_weights_are_those_without_the_layer(name: str) -> None:
     with_layer, without = model(name), model(name, augment=False)
@@ -101,7 +100,7 @@ def test_a_new_networks_other_weights_are_those_without_the_layer(name: str) -> 
     assert "augment" not in without.spec.config
 
 
-@BOTH
+@EVERY
 def test_a_network_without_the_layer_refuses_to_be_told(name: str) -> None:
     x, t, labels, change = inputs(name)
     with pytest.raises(ConfigError, match="without a layer for geometric changes") as error:
@@ -109,17 +108,20 @@ def test_a_network_without_the_layer_refuses_to_be_told(name: str) -> None:
     assert "--train.ada 0" in error.value.remedy
 
 
-def test_the_transformer_is_refused_with_the_reason() -> None:
-    with pytest.raises(ConfigError, match=r"DiT.*inside every block"):
-        build_model("dit-tiny", PROCESSES["ddpm"], (1, 8, 8), STATS, augment=True)
-    dit = build_model("dit-tiny", PROCESSES["ddpm"], (1, 8, 8), STATS)
-    x, t, labels, change = inputs("unet-8")
-    with pytest.raises(ConfigError, match="DiT"):
-        dit(x, t, labels, augment=change)
-    assert isinstance(DiTBackbone((1, 8, 8), 3, {**dit.spec.config, "augment": False}), Backbone)
+@torch.no_grad()
+def test_a_transformer_adds_it_to_all_tokens() -> None:
+    """A vector v has the effect that patch embeddings with W v added to their bias have."""
+    m = model("dit-tiny", weights=0.5)
+    x, t, labels, change = inputs("dit-tiny")
+    change = change[:1].expand(6, 9)
+    expected, _ = m(x, t, labels, augment=change)
+    layer = m.backbone.augmentation
+    assert layer is not None
+    m.backbone.net.pos_embed.proj.bias += change[0] @ layer.weight.T  # type: ignore[union-attr, operator]
+    assert torch.allclose(m(x, t, labels)[0], expected, atol=1e-5)
 
 
-@BOTH
+@EVERY
 def test_it_learns_from_the_first_step_on(name: str) -> None:
     m = model(name).train()
     layer = m.backbone.augmentation
@@ -133,7 +135,7 @@ def test_it_learns_from_the_first_step_on(name: str) -> None:
     assert (layer.weight != before).any(0).all()
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("max_rows", [None, 4])
 def test_every_request_is_told_of_its_own_rows(name: str, max_rows: int | None) -> None:
     """Whatever labels are asked for, of whatever network, for some rows or all, in chunks or not; beside another part
@@ -165,7 +167,7 @@ def test_every_request_is_told_of_its_own_rows(name: str, max_rows: int | None) 
     assert torch.allclose(answers[-1].pred, expected, atol=1e-5)
 
 
-@BOTH
+@EVERY
 def test_gradients_in_chunks_are_those_of_the_whole(name: str) -> None:
     grads = []
     for max_rows in (None, 5):
@@ -187,7 +189,7 @@ def test_a_batch_without_changes_calls_the_network_without_the_word() -> None:
     assert torch.equal(answers[0].pred, main.x_t)
 
 
-@BOTH
+@EVERY
 def test_sampling_saving_and_leaving_the_layer_out(name: str, tmp_path: Path) -> None:
     m = model(name, weights=0.5)
     m.save(tmp_path)
@@ -208,14 +210,15 @@ def test_sampling_saving_and_leaving_the_layer_out(name: str, tmp_path: Path) ->
     assert all(np.array_equal(images[0], other) for other in images[1:])
 
 
-def test_what_is_exported_is_the_network_for_images_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["unet-8", "dit-tiny"])
+def test_what_is_exported_is_the_network_for_images_as_they_are(name: str, tmp_path: Path) -> None:
     from imbdiff.integrations.pipeline import from_diffusers, to_diffusers
 
-    m = model("unet-8", weights=0.5)
+    m = model(name, weights=0.5)
     to_diffusers(m, tmp_path / "out")
     back = from_diffusers(tmp_path / "out")
     assert back.backbone.augmentation is None
     assert "augment" not in back.spec.config
-    x, t, labels, _ = inputs("unet-8")
+    x, t, labels, _ = inputs(name)
     with torch.no_grad():
         assert torch.allclose(back(x, t, labels)[0], m(x, t, labels)[0], atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,15 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.diffusion.backbones import Backbone, DiTBackbone, MLPBackbone, UNetBackbone
+from imbdiff.diffusion.backbones import DiTBackbone, MLPBackbone, UNetBackbone
 from imbdiff.diffusion.conditioner import VectorConditioner
-from imbdiff.diffusion.model import BACKBONES, DiffusionModel, build_model
+from imbdiff.diffusion.contract import Backbone
+from imbdiff.diffusion.model import BACKBONES, KINDS, DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
+from imbdiff.objectives.batch import noisy_batch
+from imbdiff.objectives.contract import Objective
+from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.dispersive import Dispersive
+from imbdiff.objectives.supervised_contrast import SupervisedContrast
+from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.runtime.errors import ConfigError
+from imbdiff.training.step import TrainingStep
 
 STATS = ClassStats(tuple("abcdefghij"), tuple(range(10, 0, -1)))
 SMALL = [("unet-8", (1, 8, 8)), ("unet-8", (3, 7, 9)), ("unet-16", (3, 30, 22)), ("dit-tiny", (4, 8, 8))]
-SMALL += [("mlp", (1, 2, 3)), ("mlp-fine", (1, 1, 2))]
+SMALL += [("mlp", (1, 2, 3)), ("mlp-fine", (1, 1, 2)), ("unet-8-adagn", (1, 8, 8))]
 
 
 def model(name: str, shape: tuple[int, int, int], dropout: float | None = None) -> DiffusionModel:
@@ -45,7 +54,7 @@ def count_calls(modules: Any) -> list[int]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "shape"), SMALL[:3])
+@pytest.mark.parametrize(("name", "shape"), [*SMALL[:3], ("unet-8-adagn", (3, 7, 9)), ("unet-16-adagn", (3, 16, 16))])
 def test_unet_is_bit_for_bit_diffusers_own(name: str, shape: tuple[int, int, int]) -> None:
     backbone = model(name, shape).backbone
     assert isinstance(backbone, UNetBackbone)
@@ -152,8 +161,13 @@ def test_dit_taps_alone_stop_after_their_block() -> None:
 @pytest.mark.parametrize(("name", "shape"), SMALL)
 def test_unknown_taps_are_refused(name: str, shape: tuple[int, int, int]) -> None:
     x, time, labels = inputs(shape)
-    with pytest.raises(ConfigError, match="no tap"):
-        model(name, shape).backbone(x, time, labels, ("middle",))
+    backbone = model(name, shape).backbone
+    with pytest.raises(ConfigError, match="no tap") as error:
+        backbone(x, time, labels, ("mid", "middle"))
+    assert "'middle'" in error.value.message
+    assert "'mid'" not in error.value.message
+    assert f"mid ({backbone.roles['mid']}), quarter ({backbone.roles['quarter']})" in error.value.remedy
+    assert all(name in error.value.remedy for name in backbone.tap_names)
 
 
 @pytest.mark.parametrize(("name", "shape"), SMALL)
@@ -237,8 +251,111 @@ def test_mlp_with_waves_and_a_stem() -> None:
     assert (here - two).abs().max() > 0.01
 
 
-def test_kinds() -> None:
+def on_meta(name: str, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, **options: Any) -> Backbone:
+    """The network without memory for its weights."""
+    kind, config, _ = BACKBONES[name]
+    with torch.device("meta"):
+        return KINDS[kind](shape, classes, {**config, **options})
+
+
+def count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+PARAMETERS = {
+    "unet-8": 703_779, "unet-16": 1_115_235, "unet-32-small": 4_440_259, "unet-32": 35_751_427, "unet-64": 52_761_603,
+    "unet-8-adagn": 757_315, "unet-16-adagn": 1_193_539, "unet-32-adagn": 38_311_811, "dit-tiny": 1_426_828,
+    "dit-s": 35_233_932, "dit-b": 138_297_612, "dit-l": 487_255_052, "dit-xl": 717_865_356,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_table_states_the_parameters(name: str) -> None:
+    found = count(on_meta(name))
+    assert found == PARAMETERS[name]
+    stated = re.findall(r"([\d.]+) M parameters", BACKBONES[name][2])
+    assert stated == [f"{found / 1e6:.{len(stated[0].partition('.')[2])}f}"]
+
+
+@pytest.mark.parametrize(("size", "paper"), [("s", 33.0), ("b", 130.5), ("l", 458.0), ("xl", 675.0)])
+def test_transformers_are_the_papers_but_for_an_embedding_per_block(size: str, paper: float) -> None:
+    """DiT (arXiv 2212.09748, Table 4) at 256 pixels: latents of 32 x 32 x 4, 1,000 classes, learned variance."""
+    made = on_meta(f"dit-{size}", (4, 32, 32), 1000, out_channels=8)
+    assert isinstance(made, DiTBackbone)
+    copies = sum(count(block.norm1.emb) for block in made.net.transformer_blocks[1:])
+    assert (count(made) - copies) / 1e6 == pytest.approx(paper, rel=0.005)
+    assert copies > 0.08 * count(made)
+    assert BACKBONES[f"sit-{size}"][:2] == BACKBONES[f"dit-{size}"][:2]
+    assert "--model.process flow" in BACKBONES[f"sit-{size}"][2]
+
+
+def test_kinds_and_roles() -> None:
     kinds: dict[str, type[Backbone]] = {"unet": UNetBackbone, "dit": DiTBackbone, "mlp": MLPBackbone}
-    for name, (kind, _, _) in BACKBONES.items():
-        if name not in ("unet-32", "unet-64"):
-            assert isinstance(model(name, (3, 8, 8)).backbone, kinds[kind])
+    roles = {"dit-tiny": ("block1", "block0"), "dit-s": ("block3", "block2"), "dit-b": ("block3", "block2")}
+    roles |= {"dit-l": ("block6", "block5"), "dit-xl": ("block7", "block6")}
+    for name in BACKBONES:
+        backbone = on_meta(name, (3, 8, 8))
+        assert isinstance(backbone, kinds[BACKBONES[name][0]])
+        expected = roles.get(name.replace("sit-", "dit-"), ("mid", "mid"))
+        assert (backbone.roles["mid"], backbone.roles["quarter"]) == expected
+        assert set(backbone.roles.values()) <= set(backbone.tap_names)
+    one = DiTBackbone((1, 4, 4), 3, {**BACKBONES["dit-tiny"][1], "num_layers": 1})
+    assert one.roles == {"mid": "block0", "quarter": "block0"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "shape"), SMALL)
+@pytest.mark.parametrize("n", [0, 5])
+def test_taps_come_back_under_the_names_that_were_asked_for(name: str, shape: tuple[int, int, int], n: int) -> None:
+    backbone = model(name, shape).backbone
+    x, time, labels = inputs(shape)
+    names = tuple(dict.fromkeys(("quarter", "mid", *backbone.tap_names)))
+    _, taps = backbone(x, time, labels, names, n)
+    assert tuple(sorted(taps)) == tuple(sorted(names))
+    for role, layer in backbone.roles.items():
+        assert torch.equal(taps[role], taps[layer])
+        alone = backbone(x, time, labels, (role,), n)[1]
+        assert list(alone) == [role]
+        assert torch.equal(alone[role], taps[layer])
+
+
+@torch.no_grad()
+def test_dit_roles_stop_after_their_block() -> None:
+    backbone = model("dit-tiny", (4, 8, 8)).backbone
+    assert isinstance(backbone, DiTBackbone)
+    calls = count_calls(backbone.net.transformer_blocks)
+    x, time, labels = inputs((4, 8, 8))
+    backbone(x, time, labels, ("mid",), 0)
+    assert calls == [5, 5]
+    calls.clear()
+    backbone(x, time, labels, ("quarter",), 2)
+    assert calls == [5, 2, 2, 2]
+
+
+CONTRASTS = (UnconditionalContrast, SupervisedContrast, Dispersive)
+
+
+@pytest.mark.parametrize("process", ["ddpm-v", "flow"])
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_contrasts_train_a_transformer(contrast: type[Objective], process: str) -> None:
+    gradients = []
+    for tap in ("mid", "block1"):
+        net = build_model("dit-tiny", PROCESSES[process], (3, 8, 8), STATS, seed=1)
+        step = TrainingStep({"model": net}, [Denoising(), contrast(tap=tap)])  # type: ignore[call-arg]
+        x0 = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3])
+        step({"main": noisy_batch(x0, y, process=net.process, stats=STATS, seed=0, step=0)})["loss"].backward()
+        assert step.usage.passes == 1
+        gradients.append({n: p.grad for n, p in step.named_parameters()})
+        assert all(g is not None and bool(g.isfinite().all()) for g in gradients[-1].values())
+    assert all(torch.equal(g, gradients[1][n]) for n, g in gradients[0].items())  # type: ignore[arg-type]
+    alone = build_model("dit-tiny", PROCESSES[process], (3, 8, 8), STATS, seed=1)
+    step = TrainingStep({"model": alone}, [Denoising()])
+    step({"main": noisy_batch(x0, y, process=alone.process, stats=STATS, seed=0, step=0)})["loss"].backward()
+    plain = {n: p.grad for n, p in step.named_parameters()}
+    for block, felt in ((0, True), (1, True), (2, False), (3, False)):  # the term stops at block 1
+        place = f"networks.model.backbone.net.transformer_blocks.{block}.attn1.to_v.weight"
+        before, after = plain[place], gradients[0][place]
+        assert before is not None
+        assert after is not None
+        assert (float((after - before).norm() / before.norm()) > 1e-3) is felt

@@ -15,7 +15,7 @@ from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec, build_model, from_spec, load_model, saved_identity
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.diffusion.unlabelled import forget_labels, label_tables
+from imbdiff.diffusion.unlabelled import forget_labels
 from imbdiff.pipeline.stages import weights_identity
 from imbdiff.runtime.errors import ConfigError, RunError
 
@@ -84,8 +84,26 @@ def test_a_transformers_first_half() -> None:
         "patch_size": 2,
         "norm_num_groups": 4,
     }
+    assert net.backbone.tap_names == ("block0", "block1")
     one = from_spec(ModelSpec("dit", config, (1, 8, 8), PROCESSES["ddpm"].to_json(), STATS))
     assert PrototypeEncoder.like(one, 0).tap == "block0"
+
+
+@each_kind
+def test_its_roles_are_in_the_half_that_is_left(kind: str) -> None:
+    net, x, t = encoder(kind), images(), torch.arange(5) * 100.0
+    whole = model(kind).double().eval().backbone
+    assert net.backbone.roles == whole.roles
+    _, taps = net.backbone(x, t, torch.zeros(5, dtype=torch.long), ("mid", "quarter"), 0)
+    assert taps["mid"].shape == whole(x, t, torch.zeros(5, dtype=torch.long), ("mid",), 0)[1]["mid"].shape
+
+
+def test_a_backbone_that_does_not_say_where_its_encoder_ends_is_refused() -> None:
+    from tests.diffusion.worlds import gaussian_model
+
+    with pytest.raises(ConfigError, match="GaussianBackbone does not say where its encoder ends") as error:
+        gaussian_model(PROCESSES["ddpm"]).backbone.cut_to_encoder()
+    assert "cut_to_encoder() -> str" in error.value.remedy
 
 
 @each_kind
@@ -240,11 +258,12 @@ def test_a_model_that_forgot_its_labels_knows_no_class(kind: str) -> None:
     assert forget_labels(made) is made
     for y in range(4):
         assert torch.equal(told(y), null)
-    assert all(table.requires_grad for table in label_tables(made))  # a later training may fill them again
+    assert all(table.requires_grad for table in made.backbone.class_tables())  # a later training may fill them again
 
 
 def test_a_backbone_without_a_table_is_refused() -> None:
     from tests.diffusion.worlds import gaussian_model
 
-    with pytest.raises(ConfigError, match="GaussianBackbone"):
+    with pytest.raises(ConfigError, match="GaussianBackbone does not say where its class vectors are") as error:
         forget_labels(gaussian_model(PROCESSES["ddpm"]))
+    assert "class_tables() -> list[nn.Parameter]" in error.value.remedy

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import imbdiff
 from imbdiff.config import RunConfig, override
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.backbones import UNetBackbone
-from imbdiff.diffusion.low_rank import LowRankConv2d, LowRankLinear, LowRankModel, expandable
+from imbdiff.diffusion.low_rank import LowRankConv2d, LowRankLinear, LowRankModel
 from imbdiff.diffusion.model import DiffusionModel, build_model, load_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.integrations.pipeline import to_pipeline
@@ -28,6 +28,7 @@ from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.log import read_jsonl
 from imbdiff.training.step import TrainingStep
+from tests.diffusion.worlds import gaussian_model
 from tests.pipeline.conftest import SMALL
 
 STATS = ClassStats(("a", "b", "c"), (9, 4, 2))
@@ -74,7 +75,7 @@ def test_it_starts_as_the_network_was_to_the_bit(name: str) -> None:
     same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
     assert all(same)
     downs = [key for key, _ in first.named_parameters() if key.endswith(".down")]
-    assert len(downs) == len(expandable(model.backbone)) > 0
+    assert len(downs) == len(model.backbone.low_rank_layers()) > 0
     for key in downs:
         a, b = first.get_parameter(key), other.get_parameter(key)
         assert not torch.equal(a, b)
@@ -88,7 +89,7 @@ def test_it_starts_as_the_network_was_to_the_bit(name: str) -> None:
 def test_the_layers_are_those_of_the_second_half() -> None:
     unet = plain("unet-8").backbone
     assert isinstance(unet, UNetBackbone)
-    names = expandable(unet)
+    names = unet.low_rank_layers()
     wanted = []
     for i, block in enumerate(unet.net.up_blocks):
         for j, resnet in enumerate(block.resnets):
@@ -97,14 +98,15 @@ def test_the_layers_are_those_of_the_second_half() -> None:
         wanted += [f"net.up_blocks.{i}.upsamplers.0.conv"] * (block.upsamplers is not None)
     assert len(wanted) >= 9
     assert sorted(names) == sorted(wanted)
-    assert expandable(plain("mlp").backbone) == ["outer.1", "outer.3"]
-    dit = expandable(plain("dit-tiny").backbone)
+    assert plain("mlp").backbone.low_rank_layers() == ["outer.1", "outer.3"]
+    dit = plain("dit-tiny").backbone.low_rank_layers()
     assert {key.split(".")[2] for key in dit} == {"2", "3"}
     assert sorted(key.split(".", 3)[3] for key in dit if key.split(".")[2] == "2") == [
         "attn1.to_k", "attn1.to_out.0", "attn1.to_q", "attn1.to_v", "ff.net.0.proj", "ff.net.2",
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match="no layers known"):
-        expandable(nn.Identity())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="GaussianBackbone does not say which of its layers") as error:
+        LowRankModel.of(gaussian_model(PROCESSES["ddpm"]), 0)
+    assert "low_rank_layers() -> list[str]" in error.value.remedy
 
 
 def test_rank_is_a_share_of_the_full_rank_and_at_least_one() -> None:
@@ -145,7 +147,7 @@ def test_merged_is_unmerged(name: str, scale: float) -> None:
 def test_the_merged_weight_is_the_sum_it_should_be() -> None:
     for name, place in (("mlp", "outer.1"), ("unet-8", "net.up_blocks.1.upsamplers.0.conv")):
         if name == "unet-8":
-            place = next(key for key in expandable(plain(name).backbone) if "conv1" in key)
+            place = next(key for key in plain(name).backbone.low_rank_layers() if "conv1" in key)
         model = at_work(name, scale=0.25)
         layer = model.backbone.get_submodule(place)
         w, a, b = (getattr(layer, key).detach().double() for key in ("weight", "down", "up"))
@@ -215,8 +217,7 @@ def test_chunks_that_are_recomputed_equal_one_pass(name: str) -> None:
     results = []
     for max_rows in (None, 5):
         model = at_work(name, dropout=0.0 if name.startswith("unet") else None)
-        tap = {"dit-tiny": "block1"}.get(name, "mid")
-        objectives = [Denoising(), CapacityManipulation(), UnconditionalContrast(tap=tap)]
+        objectives = [Denoising(), CapacityManipulation(), UnconditionalContrast()]
         step = TrainingStep({"model": model}, objectives, max_rows=max_rows).double()
         out = step({"main": batch_for(name, step)})
         with torch.no_grad():

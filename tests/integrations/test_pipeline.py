@@ -32,6 +32,7 @@ CASES = [
     ("unet-8", "ddpm", (1, 8, 8)),
     ("unet-8", "flow", (3, 7, 9)),
     ("dit-tiny", "ddpm-cosine-v", (3, 8, 8)),
+    ("unet-8-adagn", "ddpm-cosine-v", (1, 8, 8)),
 ]
 SMALL: dict[str, Any] = {
     "sample_size": 8,

@@ -201,7 +201,7 @@ def test_a_saved_model_without_the_layer_is_refused_and_one_with_it_goes_on_with
     told = stages.train(digits, configured(train={"ada": 0.3}), quiet=True)
     told.save(tmp_path / "told")
     config = configured(method="cbdm-finetune", model={"init": str(tmp_path / "plain")}, train={"ada": 0.2})
-    with pytest.raises(RunError, match="no layer that is told") as error:
+    with pytest.raises(RunError, match="no layer for geometric changes") as error:
         building.new_model(digits, config)
     assert "--train.ada 0.2" in error.value.remedy
     config = configured(method="cbdm-finetune", model={"init": str(tmp_path / "told")})
@@ -216,9 +216,9 @@ def test_a_saved_model_without_the_layer_is_refused_and_one_with_it_goes_on_with
     assert torch.equal(again.backbone.augmentation.weight, told.backbone.augmentation.weight)  # type: ignore[union-attr]
 
 
-def test_the_transformer_is_refused_before_training(digits: Prepared) -> None:
-    with pytest.raises(ConfigError, match=r"DiT.*ADA"):
-        building.new_model(digits, configured(model={"backbone": "dit-tiny"}, train={"ada": 0.2}))
+def test_the_transformer_has_the_layer_too(digits: Prepared) -> None:
+    made = building.new_model(digits, configured(model={"backbone": "dit-tiny"}, train={"ada": 0.2}))
+    assert made.backbone.augmentation is not None
 
 
 def test_the_plan_measures_it(digits: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,92 +5,32 @@ that what is trained here loads there. The forward passes are written out over t
 intermediate features ("taps") come back as values and not through hooks, and a request for taps alone stops where the
 taps are.
 
-=========== ============================================= =================================
-backbone    tap                                           shape
-=========== ============================================= =================================
-U-Net       ``mid``: after the middle block               (B, c, h / 2^(L-1), w / 2^(L-1))
-DiT         ``block3``: tokens after block 3, from 0      (B, tokens, width)
-MLP         ``mid``: hidden layer                         (B, width)
-=========== ============================================= =================================
+A tap is a layer, or a role that every backbone maps to a layer of its own: ``mid``, the features that contrasts use
+(CCUA's transformer takes block 3 of 12), and ``quarter``, those of the dispersive loss (its paper takes block 2 of 12).
+
+=========== ======================================= ================================= ============ ==================
+backbone    layer                                   shape                             ``mid``      ``quarter``
+=========== ======================================= ================================= ============ ==================
+U-Net       ``mid``: after the middle block         (B, c, h / 2^(L-1), w / 2^(L-1))  mid          mid
+DiT         ``block3``: after block 3 of L, from 0  (B, tokens, width)                block L//4   block L//4 - 1, or 0
+MLP         ``mid``: hidden layer                   (B, width)                        mid          mid
+=========== ======================================= ================================= ============ ==================
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbdiff.diffusion.conditioner import AugmentationConditioner, Conditioner, LabelPassthrough, VectorConditioner
+from imbdiff.diffusion.conditioner import AugmentationConditioner, LabelPassthrough, NoCondition, VectorConditioner
+from imbdiff.diffusion.contract import Backbone, Taps
 from imbdiff.diffusion.dropout import cheapen
 from imbdiff.runtime.errors import ConfigError
-
-Taps = dict[str, Tensor]
-
-
-class Backbone(nn.Module):
-    """A network that predicts from noisy data, time and condition.
-
-    Attributes:
-        tap_names: taps that may be asked for.
-        num_classes: C; the null label, "no class", is C.
-        augmentation: maps the vector of a geometric change, in networks that were built with ``augment`` in their
-            arguments; None in others.
-    """
-
-    tap_names: tuple[str, ...]
-    conditioner: Conditioner
-    num_classes: int
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.augmentation: AugmentationConditioner | None = None
-
-    @abstractmethod
-    def forward(
-        self,
-        x_t: Tensor,
-        time: Tensor,
-        labels: Tensor,
-        taps: Sequence[str] = (),
-        predict_rows: int | None = None,
-        augment: Tensor | None = None,
-    ) -> tuple[Tensor, Taps]:
-        """Evaluates the network.
-
-        Args:
-            x_t: (B, c, h, w).
-            time: (B,) in [0, 1000).
-            labels: (B,) int64 in [0, C], C = null.
-            taps: names of intermediate features to return for all rows.
-            predict_rows: only the first so many rows need a prediction; the others stop after the taps.
-            augment: (B, 9) what was done to the images (`imbdiff.data.geometric`); None and zeros: nothing.
-
-        Returns:
-            prediction (predict_rows or B, c, h, w) and the taps by name.
-
-        Raises:
-            ConfigError: an unknown tap, or `augment` for a network that was built without a layer for it.
-        """
-
-    def check_taps(self, taps: Sequence[str]) -> None:
-        unknown = [tap for tap in taps if tap not in self.tap_names]
-        if unknown:
-            raise ConfigError(f"{type(self).__name__} has no tap {unknown}", f"it has {list(self.tap_names)}")
-
-    def told(self, embedding: Tensor, augment: Tensor | None) -> Tensor:
-        """(B, d) the embedding, with what the network is told of geometric changes added."""
-        if augment is None:
-            return embedding
-        if self.augmentation is None:
-            raise ConfigError(
-                "this network was built without a layer for geometric changes (ADA)",
-                "build it with augment=True, or train without: --train.ada 0",
-            )
-        return embedding + self.augmentation(augment).to(embedding.dtype)
 
 
 class UNetBackbone(Backbone):
@@ -106,6 +46,7 @@ class UNetBackbone(Backbone):
     """
 
     tap_names = ("mid",)
+    roles = MappingProxyType({"mid": "mid", "quarter": "mid"})
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, config: dict[str, Any]) -> None:
         super().__init__()
@@ -142,14 +83,14 @@ class UNetBackbone(Backbone):
         height, width = x_t.shape[-2:]
         h = F.pad(x_t, (0, self.pad[0], 0, self.pad[1]), mode="replicate") if any(self.pad) else x_t
         emb = net.time_embedding(net.time_proj(time).to(x_t.dtype)) + self.conditioner(labels).to(x_t.dtype)
-        emb = self.told(emb, augment)
+        emb = self.add_augmentation(emb, augment)
         h = net.conv_in(h)
         skips = [h]
         for block in net.down_blocks:
             h, outputs = block(hidden_states=h, temb=emb)
             skips.extend(outputs)
         h = net.mid_block(h, emb)
-        found: Taps = {"mid": h} if "mid" in taps else {}
+        found: Taps = dict.fromkeys(taps, h)
         if n == 0:
             return x_t[:0], found
         if n < len(h):
@@ -161,6 +102,15 @@ class UNetBackbone(Backbone):
         h = net.conv_out(net.conv_act(net.conv_norm_out(h)))
         return h[..., :height, :width], found
 
+    def cut_to_encoder(self) -> str:
+        self.conditioner = NoCondition(self.num_classes)
+        self.net.up_blocks = nn.ModuleList()
+        self.net.conv_norm_out = self.net.conv_out = None
+        return "mid"
+
+    def low_rank_layers(self) -> list[str]:
+        return self._layers_in(nn.Conv2d, "net.up_blocks.")
+
 
 class DiTBackbone(Backbone):
     """diffusers' `DiTTransformer2DModel` for square inputs.
@@ -168,19 +118,23 @@ class DiTBackbone(Backbone):
     The network owns its label table and, in training mode, drops labels by itself, at random and independently in
     every block. That is switched off here: label dropout is drawn by the trainer, once per row, and is known to the
     objectives. Channels beyond c (learned variance) are split off.
+
+    Every block embeds time and class by tables of its own (the papers' networks share one), so that there is no
+    embedding of the whole network: the vector of a geometric change is added to all tokens, behind `pos_embed`.
+
+    Args:
+        shape: (c, h, h) of one input.
+        num_classes: C.
+        config: keyword arguments of `DiTTransformer2DModel`; ``augment=True`` beside them: a layer for geometric
+            changes.
     """
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, config: dict[str, Any]) -> None:
         super().__init__()
         from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-        if config.get("augment"):
-            raise ConfigError(
-                "the DiT backbone cannot be told of geometric changes (ADA): diffusers' DiT embeds time and class "
-                "inside every block, and has no place to add a vector",
-                "choose a U-Net (--model.backbone), or train without: --train.ada 0",
-            )
-        config = {k: v for k, v in config.items() if k != "augment"}
+        config = dict(config)
+        augment = config.pop("augment", False)
         channels, height, width = shape
         if height != width or height % config.get("patch_size", 2):
             raise ConfigError(
@@ -194,8 +148,12 @@ class DiTBackbone(Backbone):
         )
         for block in self.net.transformer_blocks:
             block.norm1.emb.class_embedder.dropout_prob = 0.0
-        self.tap_names = tuple(f"block{i}" for i in range(len(self.net.transformer_blocks)))
+        depth = len(self.net.transformer_blocks)
+        self.tap_names = tuple(f"block{i}" for i in range(depth))
+        self.roles = {"mid": f"block{depth // 4}", "quarter": f"block{max(depth // 4 - 1, 0)}"}
         self.conditioner = LabelPassthrough(num_classes)
+        if augment:  # last, so that the other weights are drawn as without it
+            self.augmentation = AugmentationConditioner(self.net.inner_dim)
 
     def forward(
         self,
@@ -208,20 +166,18 @@ class DiTBackbone(Backbone):
     ) -> tuple[Tensor, Taps]:
         self.check_taps(taps)
         net, n = self.net, len(x_t) if predict_rows is None else predict_rows
-        if augment is not None:
-            raise ConfigError("the DiT backbone cannot be told of geometric changes (ADA)", "choose a U-Net")
         ids = self.conditioner(labels)
-        last = max((int(tap.removeprefix("block")) for tap in taps), default=-1)
+        wanted = {tap: int(self.layer_of(tap).removeprefix("block")) for tap in taps}
+        last = max(wanted.values(), default=-1)
         found: Taps = {}
-        h = net.pos_embed(x_t)
+        h = self.add_augmentation(net.pos_embed(x_t), augment)
         for i, block in enumerate(net.transformer_blocks):
             if i == last + 1 and n < len(h):
                 h, time, ids = h[:n], time[:n], ids[:n]
                 if n == 0:
                     return x_t[:0], found
             h = block(h, timestep=time, class_labels=ids)
-            if f"block{i}" in taps:
-                found[f"block{i}"] = h
+            found.update({tap: h for tap, layer in wanted.items() if layer == i})
         h, time, ids = h[:n], time[:n], ids[:n]
         if n == 0:
             return x_t[:0], found
@@ -232,6 +188,23 @@ class DiTBackbone(Backbone):
         h = h.reshape(n, side, side, p, p, net.out_channels)
         h = torch.einsum("nhwpqc->nchpwq", h).reshape(n, net.out_channels, side * p, side * p)
         return h[:, : self.shape[0]], found
+
+    def cut_to_encoder(self) -> str:
+        net, depth = self.net, max(1, len(self.net.transformer_blocks) // 2)
+        net.transformer_blocks = net.transformer_blocks[:depth]
+        for block in net.transformer_blocks:
+            block.norm1.emb.class_embedder = NoCondition(self.num_classes)
+        net.norm_out = net.proj_out_1 = net.proj_out_2 = None
+        self.tap_names = self.tap_names[:depth]
+        return self.tap_names[-1]
+
+    def low_rank_layers(self) -> list[str]:
+        depth = len(self.net.transformer_blocks)
+        blocks = [f"net.transformer_blocks.{i}." for i in range(depth // 2, depth)]
+        return self._layers_in(nn.Linear, *(block + place for block in blocks for place in ("attn1.", "ff.")))
+
+    def class_tables(self) -> list[nn.Parameter]:
+        return [block.norm1.emb.class_embedder.embedding_table.weight for block in self.net.transformer_blocks]
 
 
 class MLPBackbone(Backbone):
@@ -244,6 +217,7 @@ class MLPBackbone(Backbone):
     """
 
     tap_names = ("mid",)
+    roles = MappingProxyType({"mid": "mid", "quarter": "mid"})
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, config: dict[str, Any]) -> None:
         super().__init__()
@@ -280,6 +254,12 @@ class MLPBackbone(Backbone):
         x = x_t.flatten(1)
         phase = (x[:, :, None] * self.waves.to(x.dtype)).flatten(1)
         h = torch.cat([x, angle.sin(), angle.cos(), phase.sin(), phase.cos()], 1)
-        h = self.told(self.inner(h) + self.conditioner(labels).to(x_t.dtype), augment)
-        found: Taps = {"mid": h} if "mid" in taps else {}
-        return self.outer(h[:n]).reshape(n, *self.shape), found
+        h = self.add_augmentation(self.inner(h) + self.conditioner(labels).to(x_t.dtype), augment)
+        return self.outer(h[:n]).reshape(n, *self.shape), dict.fromkeys(taps, h)
+
+    def cut_to_encoder(self) -> str:
+        self.conditioner, self.outer = NoCondition(self.num_classes), nn.Sequential()
+        return "mid"
+
+    def low_rank_layers(self) -> list[str]:
+        return self._layers_in(nn.Linear, "outer.")

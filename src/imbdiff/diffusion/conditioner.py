@@ -29,6 +29,10 @@ class Conditioner(nn.Module):
     @abstractmethod
     def forward(self, labels: Tensor) -> Tensor: ...
 
+    def tables(self) -> list[nn.Parameter]:
+        """Its tables of class vectors: none by default."""
+        return []
+
 
 class VectorConditioner(Conditioner):
     """A learned vector per class, to be added to the time embedding; the null label is the zero vector.
@@ -46,9 +50,14 @@ class VectorConditioner(Conditioner):
         assert isinstance(self.zero, Tensor)
         return torch.cat([self.table, self.zero])[labels]
 
+    def tables(self) -> list[nn.Parameter]:
+        return [self.table]
+
 
 class AugmentationConditioner(nn.Linear):
     """Maps the vector (B, 9) of a geometric change (`imbdiff.data.geometric`) to what is added to the time embedding.
+
+    In a transformer, to its tokens.
 
     Without a bias, so that the zero vector, an image as it is, adds nothing: sampling needs no vector. Weights start at
     N(0, 1), as class vectors do. CBDM's code has torch's default, a fifth of that; in short runs the network then makes
@@ -69,3 +78,10 @@ class LabelPassthrough(Conditioner):
 
     def forward(self, labels: Tensor) -> Tensor:
         return labels
+
+
+class NoCondition(Conditioner):
+    """Adds nothing to the time embedding, whatever the label; has no parameters."""
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return torch.zeros((), device=labels.device)

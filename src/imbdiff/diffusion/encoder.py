@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbdiff.diffusion.backbones import DiTBackbone, MLPBackbone, Taps, UNetBackbone
 from imbdiff.diffusion.codec import Codec
+from imbdiff.diffusion.contract import Taps
 from imbdiff.diffusion.features import linear, pooled
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec, misfits
 from imbdiff.diffusion.process import Process
-from imbdiff.diffusion.unlabelled import NoCondition
 from imbdiff.runtime.errors import ConfigError, RunError, listing
 from imbdiff.runtime.files import atomic, read_json, write_json
 from imbdiff.runtime.streams import seed_of, torch_rng
@@ -26,9 +25,10 @@ DIM, TAU = 128, 0.07
 class PrototypeEncoder(nn.Module):
     """A feature f(x_t, t) of unit length, and how far it is from the prototype of a class.
 
-    The network is the encoder half of a backbone, without labels: of a U-Net the down path and the middle block, of a
-    DiT the first half of its blocks, of an MLP its first layer; then SiLU, the mean over pixels or tokens, and a linear
-    layer (of an MLP two, with SiLU between them). The other half is left out, so that every parameter trains.
+    The network is what `Backbone.cut_to_encoder` leaves of a backbone, without labels: of a U-Net the down path and the
+    middle block, of a DiT the first half of its blocks, of an MLP its first layer; then SiLU, the mean over pixels or
+    tokens, and a linear layer (where there are neither pixels nor tokens, as in an MLP, two, with SiLU between them).
+    The other half is left out, so that every parameter trains.
 
     It is trained as a network of its own (`imbdiff.objectives.prototype_contrast`), to which it answers the tap
     "features", (B, dim), and no prediction.
@@ -53,17 +53,14 @@ class PrototypeEncoder(nn.Module):
         super().__init__()
         if dim < 1 or not 0 < tau < float("inf"):
             raise ConfigError(f"the encoder's dim={dim} and tau={tau} must be above 0")
-        # what the model is told of geometric changes, it is not: to it they are ordinary augmentation
+        # geometric changes are ordinary augmentation to it: it takes no vector of them, also where the model does
         spec = replace(spec, config={k: v for k, v in spec.config.items() if k != "augment"})
         model = from_spec(spec, seed=seed_of(seed, "encoder"))
         self.spec, self.process, self.codec, self.dim, self.tau = spec, model.process, model.codec, dim, tau
-        self.backbone, self.tap = _half(model)
-        width = self._width()
-        hidden = (
-            [linear(width, width, torch_rng(seed, "encoder", "hidden")), nn.SiLU()]
-            if isinstance(self.backbone, MLPBackbone)
-            else []
-        )
+        self.backbone, self.tap = model.backbone, model.backbone.cut_to_encoder()
+        h = self._example()
+        width = pooled(h).shape[1]
+        hidden = [linear(width, width, torch_rng(seed, "encoder", "hidden")), nn.SiLU()] if h.ndim == 2 else []
         self.before = nn.Sequential(nn.SiLU(), *hidden)
         self.head = linear(width, dim, torch_rng(seed, "encoder", "head"))
         self.register_buffer("prototypes", torch.zeros(spec.stats.num_classes, dim))
@@ -74,15 +71,15 @@ class PrototypeEncoder(nn.Module):
         """A new encoder for images, process and classes of `model`; its weights are drawn from `seed`."""
         return cls(model.spec, seed=seed)
 
-    def _width(self) -> int:
-        """Channels of the tap."""
+    def _example(self) -> Tensor:
+        """The tap of one image."""
         x = torch.zeros(1, *self.spec.shape)
         t = torch.zeros(1)
         with torch.no_grad():
             self.backbone.eval()
             _, taps = self.backbone(x, t, torch.zeros(1, dtype=torch.int64), (self.tap,), 0)
             self.backbone.train()
-        return pooled(taps[self.tap]).shape[1]
+        return taps[self.tap]
 
     def features(self, x_t: Tensor, t: Tensor) -> Tensor:
         """(B, dim) features of unit length, of x_t (B, c, h, w) at times t (B,) of the process."""
@@ -131,28 +128,6 @@ def prototype_logits(features: Tensor, prototypes: Tensor, tau: float, prior: Te
     """(B, C) f c_j / tau + log pi_j: what Eq. 12 takes the softmax of."""
     logits = features @ prototypes.to(features.dtype).T / tau
     return logits if prior is None else logits + prior.to(features.dtype).log()
-
-
-def _half(model: DiffusionModel) -> tuple[nn.Module, str]:
-    """The backbone of a fresh model without what comes after the tap, and without labels; and the tap's name."""
-    backbone = model.backbone
-    nothing = NoCondition(backbone.num_classes)
-    if isinstance(backbone, DiTBackbone):
-        net = backbone.net
-        net.transformer_blocks = net.transformer_blocks[: max(1, len(net.transformer_blocks) // 2)]
-        for block in net.transformer_blocks:
-            block.norm1.emb.class_embedder = nothing
-        net.norm_out = net.proj_out_1 = net.proj_out_2 = None
-        return backbone, f"block{len(net.transformer_blocks) - 1}"
-    backbone.conditioner = nothing
-    if isinstance(backbone, UNetBackbone):
-        backbone.net.up_blocks = nn.ModuleList()
-        backbone.net.conv_norm_out = backbone.net.conv_out = None
-    elif isinstance(backbone, MLPBackbone):
-        backbone.outer = nn.Sequential()
-    else:
-        raise ConfigError(f"no encoder is known for {type(backbone).__name__}", "use a U-Net, a DiT or an MLP")
-    return backbone, "mid"
 
 
 def save_guide(guide: nn.Module | None, folder: Path) -> None:

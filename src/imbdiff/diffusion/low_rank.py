@@ -4,7 +4,7 @@ Capacity manipulation (CM; Hong et al., ICLR 2026) gives some layers a second, s
 
     W = W_g + scale B A,      A: rank x in,  B: out x rank,  rank = max(1, round(rank_ratio min(in, out)))
 
-(a convolution's `in` is channels x kernel area), here in the second half of a network:
+(a convolution's `in` is channels x kernel area), here in the second half of a network (`Backbone.low_rank_layers`):
 
 =========== ====================================================================================================
 backbone    layers
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbdiff.diffusion.backbones import Backbone, DiTBackbone, MLPBackbone, Taps, UNetBackbone
+from imbdiff.diffusion.contract import Taps
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
@@ -126,7 +126,7 @@ class LowRankModel(DiffusionModel):
             scale: factor of B A, above 0; 0.5 as reported of the authors' release.
 
         Raises:
-            ConfigError: a ratio or scale out of range, or a backbone without known layers for it.
+            ConfigError: a ratio or scale out of range, or a backbone that does not say which layers.
         """
         if not 0 < rank_ratio <= 1:
             raise ConfigError(f"rank_ratio={rank_ratio} is outside (0, 1]", "use 0.1")
@@ -135,7 +135,7 @@ class LowRankModel(DiffusionModel):
         plain = model.merged() if isinstance(model, LowRankModel) else model
         made = cls(plain.spec, copy.deepcopy(plain.backbone), plain.process, plain.codec)
         made.scale, made.switch = scale, Switch()
-        for name in expandable(made.backbone):
+        for name in made.backbone.low_rank_layers():
             layer = made.backbone.get_submodule(name)
             full = min(len(layer.weight), layer.weight[0].numel())  # type: ignore[arg-type, index]
             part = (made.switch, max(1, round(rank_ratio * full)), scale, torch_rng(seed, "low_rank", name))
@@ -210,30 +210,6 @@ class LowRank:
 def merged(model: LowRankModel, objectives: Sequence[nn.Module]) -> DiffusionModel:
     """`LowRankModel.merged` as a phase's last step."""
     return model.merged()
-
-
-def expandable(backbone: Backbone) -> list[str]:
-    """Names of the layers of `backbone` that get a low-rank part; see the module's text.
-
-    Raises:
-        ConfigError: another kind of backbone.
-    """
-    found: list[tuple[str, type[nn.Module]]] = []
-    if isinstance(backbone, UNetBackbone):
-        found = [("net.up_blocks.", nn.Conv2d)]
-    elif isinstance(backbone, MLPBackbone):
-        found = [("outer.", nn.Linear)]
-    elif isinstance(backbone, DiTBackbone):
-        blocks = range(len(backbone.net.transformer_blocks))
-        later = blocks[len(blocks) // 2 :]
-        found = [(f"net.transformer_blocks.{i}.{place}", nn.Linear) for i in later for place in ("attn1.", "ff.")]
-    else:
-        raise ConfigError(f"{type(backbone).__name__} has no layers known to take a low-rank part")
-    return [
-        name
-        for name, module in backbone.named_modules()
-        if any(name.startswith(start) and isinstance(module, kind) for start, kind in found)
-    ]
 
 
 def _linear(layer: nn.Module) -> nn.Linear:

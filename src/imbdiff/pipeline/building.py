@@ -82,11 +82,11 @@ def geometric(phase: Phase, config: RunConfig) -> Geometric | None:
 def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
     """The model that training starts from: new weights, or those of ``model.init``.
 
-    Under ADA it has a layer that is told of geometric changes, otherwise none.
+    Under ADA it has a layer for the vector of geometric changes, otherwise none.
 
     Raises:
         RunError: the saved model does not fit these images, classes or process, or lacks that layer.
-        ConfigError: the backbone cannot be told.
+        ConfigError: the backbone does not fit the images.
     """
     height, width, channels = prepared.train.shape
     shape = (channels, height, width)
@@ -120,7 +120,7 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
         )
     if ada(config) > 0 and model.backbone.augmentation is None:
         raise RunError(
-            f"the model in {folder} has no layer that is told of geometric changes (ADA)",
+            f"the model in {folder} has no layer for geometric changes (ADA)",
             f"train it with --train.ada {ada(config):g} too, or continue without: --train.ada 0",
         )
     fresh = DiffusionModel(type(found)(found.kind, found.config, shape, found.process, prepared.stats),
