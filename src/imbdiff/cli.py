@@ -226,6 +226,9 @@ def _later(verb: str) -> Callable[[Sequence[str]], None]:
         folder = RunFolder(Path(path))
         source, saved = folder.saved()
         command = _parse(StageCommand, verb, arguments, StageCommand(run=tyro.MISSING, options=saved))
+        if command.options.sample.guidance != saved.sample.guidance:  # constants there are those of another guidance
+            sample = replace(command.options.sample, constants={})
+            command = replace(command, options=replace(command.options, sample=sample))
         command = replace(command, options=override(command.options, constants))
         folder.check_only(command.options, verb)
         from imbdiff.pipeline.run import Run

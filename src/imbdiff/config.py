@@ -120,7 +120,7 @@ class TrainConfig:
     ema_half_life: float = 0.02
     """Half-life of the averaged weights, as a share of the run."""
     weak_at: float = 0.0625
-    """Share of the training after which the averaged weights are kept as the weak model of autoguidance; 0: not kept."""
+    """Share of the training after which the averaged weights are kept as autoguidance's weak model; 0: they are not."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU that has it, and from 16 pixels on a CPU with units for it (AMX); fp32 elsewhere."""
     checkpoint_images: int | None = None
@@ -199,9 +199,9 @@ class RunConfig:
 def override(config: T, values: Mapping[str, Any]) -> T:
     """`config` with some fields replaced: {"seed": 1, "train": {"lr": 1e-3}}, or by dotted names, {"train.lr": 1e-3}.
 
-    A method's constants are those behind its name: {"method": "cbdm", "method.tau": 0.3}, or {"method": {"name": "cbdm",
-    "tau": 0.3}}; a guidance's likewise behind "sample.guidance". Another method than that of `config` begins with its
-    own published ones.
+    A method's constants stand behind its name, {"method": "cbdm", "method.tau": 0.3} or {"method": {"name": "cbdm",
+    "tau": 0.3}}, those of a guidance behind "sample.guidance". Another method than that of `config` begins with its own
+    published ones.
 
     Raises:
         ConfigError: an unknown name (with the nearest known one) or a value of the wrong type.

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from imbdiff.objectives.contract import Objective
@@ -66,7 +66,7 @@ def constants(method: Method) -> dict[str, Constant]:
             _add(found, part.name, part, ["groups", "group_size"] if part.groups else _law(part))
         network = phase.make
         if dataclasses.is_dataclass(network) and not isinstance(network, type):
-            _add(found, network.name, network, [f.name for f in dataclasses.fields(network)])  # type: ignore[attr-defined]
+            _add(found, network.name, network, [f.name for f in dataclasses.fields(network)])
         if len(method.phases) > 1:
             _add(found, phase.name, phase, ["share"])
     return found
@@ -83,16 +83,21 @@ def _add(found: dict[str, Constant], owner: str, value: Any, names: Sequence[str
         found.setdefault(f"{owner}.{name}", constant)
 
 
-@cache
+_TEXTS: dict[type, dict[str, str]] = {}
+
+
 def field_texts(kind: type) -> dict[str, str]:
     """What the docstrings of a class and its bases say of each field, under *Args* or *Attributes*."""
     from docstring_parser import parse
 
+    if kind in _TEXTS:
+        return _TEXTS[kind]
     texts: dict[str, str] = {}
     for base in kind.__mro__:
         for param in parse(base.__doc__ or "").params if base is not object else ():
             for name in param.arg_name.split(", "):
                 texts.setdefault(name, " ".join((param.description or "").split()))
+    _TEXTS[kind] = texts
     return texts
 
 
@@ -100,17 +105,16 @@ def full_names(method: Method, values: Mapping[str, Any], option: str = "--metho
     """`values` with full names as keys, and converted to the constants' types.
 
     Args:
+        values: of one that is there under both names, the later counts.
         option: what a name stands behind in an error.
 
     Raises:
-        ConfigError: an unknown or ambiguous name, one that is given twice, or a value of the wrong type.
+        ConfigError: an unknown or ambiguous name, or a value of the wrong type.
     """
     known = constants(method)
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = full_name(known, key.replace("-", "_"), option)
-        if name in found:
-            raise ConfigError(f"{option}{key} is given twice, also as {option}{name}", "give it once")
         found[name] = convert(value, known[name].hint, option + key)
     return found
 
@@ -159,12 +163,12 @@ def with_constants(method: Method, values: Mapping[str, Any]) -> Method:
 def _phase(phase: Phase, changed: Mapping[str, Any]) -> Phase:
     make = phase.make
     if dataclasses.is_dataclass(make) and not isinstance(make, type):
-        make = replace(make, **_of(changed, make.name))  # type: ignore[attr-defined, type-var]
+        make = replace(make, **_of(changed, make.name))
     return replace(
         phase,
         objectives=partial(_objectives, phase.objectives, dict(changed)),
         parts=tuple(_part(part, changed) for part in phase.parts),
-        make=make,  # type: ignore[arg-type]
+        make=make,
         **{k: v for k, v in _of(changed, phase.name).items() if k == "share"},
     )
 

@@ -23,7 +23,7 @@ from imbdiff.objectives.dispersive import Dispersive
 from imbdiff.objectives.overlap import ClassOverlap
 from imbdiff.objectives.pair_diversity import PairDiversity
 from imbdiff.objectives.prototype_contrast import PrototypeContrast, with_prototypes
-from imbdiff.objectives.reweighting import EffectiveNumber, Focal
+from imbdiff.objectives.reweighting import EffectiveNumber, Focal, MinSNR
 from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.objectives.transfer import Transfer
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
@@ -143,6 +143,15 @@ METHODS: dict[str, Method] = {
         when="few images and a long training, where CBDM would learn them by heart",
         ada=0.12,
     ),
+    "pd-cbdm": Method(
+        idea="CBDM with comparison labels in favour of rare classes, and predictions of different classes driven apart",
+        source="PD-CBDM, Mathematics 14(10) 1576, 2026: abstract alone seen; labels by 1 / images, DiffROP: ours",
+        phases=(Phase("target", lambda: [Denoising(), ClassBalancing(law="inverse"), ClassOverlap()]),),
+        omega=1.6,
+        cost=3,
+        time=None,
+        when="cbdm, where frequent classes are to learn from rare ones too, and classes get blurred",
+    ),
     "ccua": Method(
         idea="push unconditional features apart, pull conditional and unconditional predictions together; resampled",
         source="Chen et al., arXiv 2507.09052v2; its U-Net code: both weights 1, tau 0.1, brs_factor 0.1, guidance 1.5",
@@ -171,6 +180,25 @@ METHODS: dict[str, Method] = {
         cost=2,
         time=1.79,
         when="to compare with it: what the two losses do without resampling",
+    ),
+    "ccua-sit": Method(
+        idea="CCUA as its transformer's code has it: weak losses that count clean rows most; resampled",
+        source="CCUA-SiT's code, arXiv 2507.09052v2: both weights 0.05, tau 0.1, features of block L/4, brs_factor 0.1",
+        phases=(
+            Phase(
+                "target",
+                lambda: [
+                    Denoising(),
+                    UnconditionalContrast(tau=0.1, time="clean", weight=0.05),
+                    Alignment(time="clean", weight=0.05),
+                ],
+                (Part(law="tempered", factor=0.1),),
+            ),
+        ),
+        omega=6.5,  # its cfg_scale 7.5 is 1 + omega
+        cost=2,
+        time=None,
+        when="to repeat it: with --model.backbone sit-s --model.process flow; its text says noisy rows (ccua)",
     ),
     "dispersive": Method(
         idea="spread the features of a batch, whatever their classes; no further pass",
@@ -284,6 +312,15 @@ METHODS: dict[str, Method] = {
         cost=1,
         time=0.99,
         when="as a baseline: re-weighting against resampling. Rare images come seldom and then weigh much: noisier",
+    ),
+    "ddpm-min-snr": Method(
+        idea="weigh an image's loss by its signal-to-noise ratio, at most 5: no time counts more than that",
+        source="Hang et al., ICCV 2023, arXiv 2303.09556: gamma 5; label dropout and guidance as ddpm",
+        phases=(Phase("target", lambda: [MinSNR(gamma=5.0)]),),
+        omega=0.8,
+        cost=1,
+        time=None,
+        when="as a base loss of eps networks, whose clean times otherwise count most; goes with any method by +",
     ),
     "ddpm-focal": Method(
         idea="weigh an image's loss by how hard it is among images as noisy",

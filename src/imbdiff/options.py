@@ -28,12 +28,12 @@ class SampleConfig:
     steps: int | None = None
     """Solver steps. Default: the method's where it has some and draws with its own solver, otherwise 20."""
     guidance: str | None = None
-    """What guides: none, classifier-free, autoguidance, entropy, prototype, several joined by +; `imbdiff methods` lists
-    them. Their constants are options too, such as --sample.guidance.entropy.scale 0.1. Default: the method's."""
+    """What guides: none, classifier-free, autoguidance, entropy, prototype, or several joined by +. Their constants are
+    options too, such as --sample.guidance.entropy.scale 0.1: `imbdiff methods NAME`. Default: the method's."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     """Of the guidance, where they are not as published, by name."""
     omega: float | str | None = None
-    """Strength of guidance, 0 = none; by class or class group as few=0.5,many=1.6 or 1.6,few=0. Default: the method's."""
+    """Strength of guidance, 0 = none; by class or class group: few=0.5,many=1.6 or 1.6,few=0. Default: the method's."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels within which to guide."""
     boost: float = 1.0

@@ -143,6 +143,8 @@ class DiffusionModel(nn.Module):
         self.codec = codec
         #: what guides the sampling of this model, where its method trains such a network
         self.guide: nn.Module | None = None
+        #: an earlier average of the same training, for autoguidance
+        self.weak: DiffusionModel | None = None
 
     @property
     def num_classes(self) -> int:
@@ -171,21 +173,22 @@ class DiffusionModel(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Those that train; a guide's are not counted."""
-        return sum(p.numel() for name, p in self.named_parameters() if p.requires_grad and name[:6] != "guide.")
+        """Those that train; those of a guide or a weak model are not counted."""
+        return sum(p.numel() for p in self.backbone.parameters() if p.requires_grad)
 
     def save(self, folder: Path) -> None:
-        """Writes ``model.json`` and ``model.safetensors``; whole or not at all. A guide goes beside them."""
-        from safetensors.torch import save_file
-
+        """Writes ``model.json`` and ``model.safetensors``; whole or not at all. Guide and weak model go beside them."""
         from imbdiff.diffusion.encoder import save_guide
 
-        state = {k: v.detach().cpu().contiguous() for k, v in self.backbone.state_dict().items()}
-        with atomic(Path(folder) / "model.safetensors") as aside:
-            save_file(state, aside)
+        save_weights(self, Path(folder) / "model.safetensors")
         save_guide(self.guide, Path(folder))
-        guided = {} if self.guide is None else {"guide": True}  # so that a guide that was lost is noticed
-        write_json(Path(folder) / "model.json", {**self.spec.to_json(), **guided})
+        if self.weak is None:
+            (Path(folder) / "weak.safetensors").unlink(missing_ok=True)
+        else:
+            save_weights(self.weak, Path(folder) / "weak.safetensors")
+        # so that one that was lost is noticed
+        beside = {name: True for name in ("guide", "weak") if getattr(self, name) is not None}
+        write_json(Path(folder) / "model.json", {**self.spec.to_json(), **beside})
 
 
 def build_model(
@@ -246,7 +249,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", guide: bool 
     """Loads a folder that `DiffusionModel.save` wrote; in eval mode.
 
     Args:
-        guide: False leaves the model's guide unread: for training on from its weights, which needs none.
+        guide: False leaves the model's guide and weak model unread: for training on from its weights, which needs none.
 
     Raises:
         RunError: the folder holds no model, or its weights do not fit its description; the same of its guide.
@@ -257,7 +260,8 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", guide: bool 
     described = read_json(folder / "model.json")
     try:
         model = from_spec(ModelSpec.from_json(described))
-        guided = described.get("guide", False)
+        guided, has_weak = described.get("guide", False), described.get("weak", False)
+        weak = from_spec(ModelSpec.from_json(described)) if has_weak and guide else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
             f"{folder / 'model.json'} does not describe a model: {type(error).__name__} {error}",
@@ -268,7 +272,18 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", guide: bool 
         from imbdiff.diffusion.encoder import load_guide
 
         model.guide = load_guide(folder)
+    if weak is not None:
+        load_weights(weak, folder / "weak.safetensors")
+        model.weak = weak.requires_grad_(False)
     return model.to(device).eval()
+
+
+def save_weights(model: DiffusionModel, path: Path) -> None:
+    """Writes the network's weights as safetensors; whole or not at all."""
+    from safetensors.torch import save_file
+
+    with atomic(path) as aside:
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.backbone.state_dict().items()}, aside)
 
 
 def load_weights(model: DiffusionModel, path: Path) -> None:
@@ -303,8 +318,8 @@ def misfits(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]
 
 
 def saved_identity(folder: Path) -> str:
-    """A hash of the weights in a folder that `DiffusionModel.save` wrote, a guide's included."""
-    parts = [Path(folder) / name for name in ("model.safetensors", "guide.safetensors")]
+    """A hash of the weights in a folder that `DiffusionModel.save` wrote, with those of a guide and a weak model."""
+    parts = [Path(folder) / f"{name}.safetensors" for name in ("model", "guide", "weak")]
     found = [sha256_file(path) for path in parts if path.exists()]
     return found[0] if len(found) == 1 else digest(found)
 

@@ -40,7 +40,7 @@ class Dispersive(Objective):
     weight: float = 0.5
     tau: float = 0.5
     distance: Literal["l2", "cosine"] = "l2"
-    tap: str = "mid"
+    tap: str = "quarter"
 
     def __post_init__(self) -> None:
         super().__post_init__()

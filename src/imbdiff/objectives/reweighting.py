@@ -1,4 +1,4 @@
-"""Re-weightings of the denoising loss, each in place of `Denoising`: by class size, and by how hard a row is."""
+"""Re-weightings of the denoising loss, each in place of `Denoising`: by class size, noise level, and difficulty."""
 
 from __future__ import annotations
 
@@ -71,6 +71,49 @@ class EffectiveNumber(Objective):
     def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
         error = (answers[0].pred - batch.target).square().flatten(1).mean(1)
         return {"mse": self.table(batch.stats, error.device)[batch.labels] * error}
+
+
+@dataclass(eq=False, kw_only=True)
+class MinSNR(Objective):
+    """L_i = min(SNR, gamma) || x0_i - x0_hat ||^2,      SNR = a(t)^2 / s(t)^2
+
+    Min-SNR weighting (Hang et al., ICCV 2023, arXiv 2303.09556, Eq. 8), in units of the network's own target, where the
+    weight of || f(x_t, t, y) - target ||^2 is
+
+        eps:                min(1, gamma s^2 / a^2)          = min(SNR, gamma) / SNR
+        v, velocity:        min(a^2, gamma s^2)              = min(SNR, gamma) / (SNR + 1) for v
+
+    Plain DDPM (eps) weighs x0 by SNR: the cleanest times most. Here none counts more than gamma. A flow's velocity
+    error is 1 / s times that of x0, as v's is; the paper has no flow.
+
+    Args:
+        gamma: the most a time may weigh, above 0; 5 in the paper.
+    """
+
+    name = "min_snr"
+    all_rows: ClassVar[str | None] = (
+        "it stands for the denoising loss, whose predictions of all rows the other losses compare with"
+    )
+    base = True
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.gamma < math.inf:
+            raise ConfigError(f"{self.name}: gamma={self.gamma} must be finite and above 0", "the paper's is 5")
+
+    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
+        return [Request("given")]
+
+    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
+        a, s = (c.double().square() for c in batch.process.coefficients(batch.t))
+        if batch.process.prediction == "epsilon":
+            weight = (self.gamma * s / a.clamp_min(torch.finfo(a.dtype).tiny)).clamp_max(1)
+        else:
+            weight = torch.minimum(a, self.gamma * s)
+        error = (answers[0].pred - batch.target).square().flatten(1).mean(1)
+        return {"mse": weight.to(error) * error}
 
 
 @dataclass(eq=False, kw_only=True)

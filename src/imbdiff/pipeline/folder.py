@@ -33,6 +33,8 @@ from typing import IO, Any
 import yaml
 
 from imbdiff.config import NOT_DECISIVE, RunConfig, override, to_dict
+from imbdiff.constants import constants
+from imbdiff.methods import get_method
 from imbdiff.pipeline.environment import environment
 from imbdiff.pipeline.samples import drawn_inputs
 from imbdiff.presets import preset
@@ -123,10 +125,12 @@ class RunFolder:
         old, new = flatten(to_dict(self.saved()[1])), flatten(to_dict(config))
         for values in (old, new):  # False in runs from before the device decided
             values["train.channels_last"] = values.get("train.channels_last") or None
+        if old["method"] != new["method"]:  # its constants are others then
+            old, new = ({k: v for k, v in values.items() if k[:10] != "constants."} for values in (old, new))
         differ = [
-            f"--{name}: {old.get(name)!r} there, {new[name]!r} here"
-            for name in new
-            if name.split(".")[0] not in LATER and name not in HARMLESS and old.get(name) != new[name]
+            f"--{option(name)}: {old.get(name)!r} there, {new.get(name)!r} here"
+            for name in {**new, **old}
+            if name.split(".")[0] not in LATER and name not in HARMLESS and old.get(name) != new.get(name)
         ]
         if differ:
             raise RunError(
@@ -148,7 +152,9 @@ class RunFolder:
             )
         own = ("sample", "curate", "device") if verb == "sample" else (verb, "device")
         also = WORKING if verb == "curate" and new["curate.policy"] != "none" else ()
-        others = [f"--{n}" for n in new if new[n] != old[n] and n.split(".")[0] not in own and n not in also]
+        others = [
+            f"--{option(n)}" for n in new if new[n] != old.get(n) and n.split(".")[0] not in own and n not in also
+        ]
         if others:
             raise ConfigError(
                 f"imbdiff {verb} takes no other stage's options: {', '.join(others)}",
@@ -319,11 +325,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def repeat_command(source: str, out: str | Path, config: RunConfig) -> str:
     """The command line that makes this run: the preset, and whatever differs from it."""
     base, own = flatten(to_dict(preset(config.preset))), flatten(to_dict(config))
+    published = {f"constants.{name}": c.default for name, c in constants(get_method(config.method)).items()}
+    base |= published
     words = ["imbdiff", "run", source, "--preset", config.preset]
     for name, value in own.items():
-        if value != base[name] and name != "preset":
-            words += [f"--{name}", *(str(v) for v in (value if isinstance(value, list) else [value]))]
+        if (name not in base or value != base[name]) and name != "preset":
+            words += [f"--{option(name)}", *(str(v) for v in (value if isinstance(value, list) else [value]))]
     return shlex.join([*words, "--out", str(out)])
+
+
+def option(name: str) -> str:
+    """The option of the command line for a configuration's flattened name: constants stand behind what they are of."""
+    for inner, outer in (("sample.constants.", "sample.guidance."), ("constants.", "method.")):
+        if name.startswith(inner):
+            return outer + name[len(inner) :]
+    return name
 
 
 def _short(text: str, limit: int = 160) -> str:

@@ -13,7 +13,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity, spec_from_folder
-from imbdiff.methods import method_of
+from imbdiff.methods import method_of, with_all_constants
 from imbdiff.pipeline import building, curation, drawing, samples, stages
 from imbdiff.pipeline.checks import check_fit, check_options
 from imbdiff.pipeline.folder import RunFolder, repeat_command
@@ -53,6 +53,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.source = parse(self.source).absolute()
+        self.config = with_all_constants(self.config)
 
     def say(self, text: str) -> None:
         if not self.quiet and self.dist.main:
@@ -175,9 +176,9 @@ class Run:
             if watch and self.config.watch.keep == "best" and kept is None:
                 self.say(f"kept: the last weights: no measurement gave a {self.config.watch.metric}")
             if kept is not None:
-                guide = model.guide
+                guide, weak = model.guide, model.weak
                 model, found = kept
-                model.guide = guide
+                model.guide, model.weak = guide, weak
                 value = found[self.config.watch.metric]["value"]
                 self.say(f"kept: the weights after {found['images']:,} images, {self.config.watch.metric} {value:.4g}")
             model.save(self.folder / "model")
@@ -195,8 +196,10 @@ class Run:
         folder = self.folder / "model"
         if not all((folder / name).exists() for name in ("model.json", "model.safetensors", "trained_on.json")):
             return False
-        guide = ("guide.json", "guide.safetensors") if spec_from_folder(folder).get("guide") else ()
-        if not all((folder / name).exists() for name in guide):
+        described = spec_from_folder(folder)
+        beside = [*(["guide.json", "guide.safetensors"] if described.get("guide") else [])]
+        beside += ["weak.safetensors"] if described.get("weak") else []
+        if not all((folder / name).exists() for name in beside):
             return False
         return saved_identity(folder) == self.folder.stages()["train"]["weights"]
 

@@ -22,8 +22,8 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared, prepare
-from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.methods import method_of
+from imbdiff.diffusion.model import DiffusionModel, load_model
+from imbdiff.methods import method_of, with_all_constants
 from imbdiff.pipeline import drawing, samples
 from imbdiff.pipeline.building import build_step, check_phases, geometric, init_folder, symmetry_of
 from imbdiff.pipeline.sampling import sampling
@@ -83,6 +83,14 @@ def train(
             say(f"{name} keeps all rows: {why}")
     identity = training_identity(prepared, config)
     trained: dict[str, nn.Module] = {}
+    weak: list[DiffusionModel] = []
+    weak_folder = None if folder is None else folder / "checkpoints" / "weak"
+
+    def keep_weak(model: DiffusionModel, _: int) -> None:
+        weak.append(model)
+        if weak_folder is not None:
+            model.save(weak_folder)
+
     for phase in method.phases:
         place = None if folder is None else folder / "checkpoints" / phase.name
         final = phase is method.target
@@ -102,6 +110,7 @@ def train(
             geometric=told,
             on_preview=on_preview if final else None,
             on_watch=on_watch if final else None,
+            on_weak=keep_weak if final else None,
             watch_images=config.watch.every,
             identity=digest([identity, phase.name]),
             finish=phase.finish,
@@ -112,6 +121,9 @@ def train(
     model = trained[method.target.name]
     assert isinstance(model, DiffusionModel)
     model.guide = next((trained[phase.name] for phase in method.phases if phase.gives == "guide"), None)
+    if not weak and config.train.weak_at and weak_folder is not None and Dist.current().main:
+        weak.append(load_model(weak_folder))  # kept before this call
+    model.weak = weak[0] if weak else None
     return model
 
 
@@ -139,8 +151,18 @@ def training_identity(prepared: Prepared, config: RunConfig) -> str:
     if config.model.init is not None:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
     watch = [asdict(config.watch)] if config.watch.every else []
+    constants = with_all_constants(config).constants
     return digest(
-        [prepared.manifest["hash"], config.method, config.seed, model, options, symmetry_of(prepared, config), *watch]
+        [
+            prepared.manifest["hash"],
+            config.method,
+            constants,
+            config.seed,
+            model,
+            options,
+            symmetry_of(prepared, config),
+            *watch,
+        ]
     )
 
 

@@ -1,4 +1,4 @@
-"""When a run logs, saves, shows previews and measures."""
+"""When a run logs, saves, shows previews, measures, and keeps its weak model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ class Due:
     checkpoint: bool
     preview: bool
     watch: bool
+    shares: bool
+    weak: bool
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,11 @@ class Cadence:
         preview = self.preview > 0 and (last or (step + 1) % self.preview == 0)
         # the log is written at every checkpoint, so that a resumed run's averages start where the first one's did
         watch = self.watch > 0 and (last or (step + 1) % self.watch == 0)
-        return Due(checkpoint or (step + 1) % self.log == 0, checkpoint, preview, watch)
+        # a share of a gradient costs a backward pass for every term: a few percent of a training at most
+        every = max(1, config.steps // 20, min(100, config.steps // 2))
+        shares = (step + 1) % every == 0
+        weak = config.weak_at > 0 and step + 1 == max(1, round(config.weak_at * config.steps))
+        return Due(checkpoint or (step + 1) % self.log == 0, checkpoint, preview, watch, shares, weak)
 
 
 def make_cadence(config: TrainConfig, watch_images: int) -> Cadence:

@@ -91,6 +91,16 @@ class TrainingStep(nn.Module):
         divided by that batch's size. The other entries are the terms by "objective/term", unweighted, without gradient,
         and among them what objectives monitor, which is no part of "loss".
         """
+        weighted, losses = self.terms(batches)
+        total: Tensor | float = 0.0
+        for term in weighted.values():
+            total = total + term
+        assert isinstance(total, torch.Tensor)
+        return {"loss": total, **losses}
+
+    def terms(self, batches: Mapping[str, NoisyBatch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Each term by "objective/term", a scalar: times its weight with its graph; and unweighted without gradient,
+        together with what objectives monitor."""
         asked: list[tuple[str, Request]] = []
         spans: list[slice] = []
         for objective in self.active:
@@ -103,7 +113,7 @@ class TrainingStep(nn.Module):
             asked += [(objective.part, request) for request in wanted]
         answers, self.usage = evaluate(dict(self.networks.items()), batches, asked, max_rows=self.max_rows)
 
-        total: Tensor | float = 0.0
+        weighted: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
         for objective, span in zip(self.active, spans, strict=True):
             batch = batches[objective.part]
@@ -116,6 +126,5 @@ class TrainingStep(nn.Module):
                 value = term.mean()  # processes hold equal shares, so the mean of their means is the global mean
                 losses[f"{objective.name}/{name}"] = value.detach()
                 if name not in objective.monitors:
-                    total = total + objective.weight * value
-        assert isinstance(total, torch.Tensor)
-        return {"loss": total, **losses}
+                    weighted[f"{objective.name}/{name}"] = objective.weight * value
+        return weighted, losses

@@ -64,6 +64,7 @@ class Trainer:
         geometric: changes of the training images that the networks are told of; None: none.
         on_preview: called with the averaged model and the images seen, on the first process.
         on_watch: the same, every `watch_images` images and at the end.
+        on_weak: the same, once: after the share `config.weak_at` of the steps.
         finish: what the averaged network becomes when it is handed out; gets the objectives too.
         identity: a hash of what the run is; a checkpoint of another is refused.
         say: where notices go.
@@ -82,6 +83,7 @@ class Trainer:
     geometric: Geometric | None = None
     on_preview: OnPreview | None = None
     on_watch: OnPreview | None = None
+    on_weak: OnPreview | None = None
     watch_images: int = 0
     identity: str = ""
     target: str = "model"
@@ -123,6 +125,7 @@ class Trainer:
 
         cadence = make_cadence(config, self.watch_images)
         sums: dict[str, Tensor] = {}
+        shares: dict[str, float] = {}
         counted = 0
         began = time.monotonic() - self._earlier()
         self._say_how()
@@ -132,25 +135,28 @@ class Trainer:
             quiet=self.quiet or not self.dist.main,
         ) as progress:  # fmt: skip
             for step in range(first, config.steps):
+                due = cadence.due(step, config)
+                if due.shares:
+                    shares = update.shares(step)
                 losses = update.gradients(step)
                 sums = {k: sums[k] + v if k in sums else v for k, v in losses.items()}
                 counted += 1
                 seen = (step + 1) * config.batch_size
-                due = cadence.due(step, config)
                 # on a CPU reading costs nothing; on a GPU the device skips updates that are not finite until the log
                 if device.type == "cpu" or due.log:
                     self._check_finite(losses, sums, step)
                 update.apply(step)
                 if due.log:
                     row = self._log_row(
-                        sums, counted, seen, step, learning_rate(config, step), time.monotonic() - began
+                        sums, shares, counted, seen, step, learning_rate(config, step), time.monotonic() - began
                     )
                     progress.update(seen, f"loss {row['loss']:.4f}")
-                    sums, counted = {}, 0
+                    sums, shares, counted = {}, {}, 0
                 else:
                     progress.update(seen)
                 # these first: killed before the checkpoint, a resumed run comes by here again
-                for wanted, call in ((due.preview, self.on_preview), (due.watch, self.on_watch)):
+                calls = ((due.preview, self.on_preview), (due.watch, self.on_watch), (due.weak, self.on_weak))
+                for wanted, call in calls:
                     if wanted and call and self.dist.main:
                         call(cast(DiffusionModel, self._averaged(update)), seen)
                 if due.checkpoint and self.store and self.dist.main:
@@ -212,7 +218,14 @@ class Trainer:
         )
 
     def _log_row(
-        self, sums: Mapping[str, Tensor], counted: int, seen: int, step: int, lr: float, seconds: float
+        self,
+        sums: Mapping[str, Tensor],
+        shares: Mapping[str, float],
+        counted: int,
+        seen: int,
+        step: int,
+        lr: float,
+        seconds: float,
     ) -> dict[str, Any]:
         names = sorted(sums)
         mean = self.dist.total(torch.stack([sums[n] / counted for n in names])) / self.dist.world
@@ -222,7 +235,7 @@ class Trainer:
             disk = {id(p.images): p.images.waited for p in self.loaders if not p.images.on_device}
             if disk:
                 batch["waited"] = round(sum(disk.values()), 3)  # seconds, for images on disk, since the start
-            self.log.write(step=step + 1, images=seen, lr=lr, seconds=round(seconds, 3), **batch, **row)
+            self.log.write(step=step + 1, images=seen, lr=lr, seconds=round(seconds, 3), **batch, **row, **shares)
         return row
 
     def _say_how(self) -> None:

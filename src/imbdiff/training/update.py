@@ -24,6 +24,7 @@ from imbdiff.runtime.streams import seed_of
 from imbdiff.training.compiling import compile_checked
 from imbdiff.training.learning_rate import learning_rate
 from imbdiff.training.parts import PartLoader
+from imbdiff.training.shares import gradient_shares
 from imbdiff.training.step import TrainingStep
 
 
@@ -139,6 +140,11 @@ class Update:
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         losses["grad_norm"] = norm.detach()
         return losses
+
+    def shares(self, step: int) -> dict[str, float]:
+        """Each term's part in the gradient of the first micro-batch of step number `step`: see `gradient_shares`."""
+        torch.manual_seed(seed_of(self.seed, "dropout", step, 0, self.loaders[0].dist.rank))
+        return gradient_shares(self.step, self.batches(step, 0), self.accelerator.autocast())
 
     def apply(self, step: int) -> None:
         """Takes the step that `gradients` prepared, and averages."""
