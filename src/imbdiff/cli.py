@@ -357,8 +357,12 @@ def _methods(arguments: Sequence[str]) -> None:
     from imbdiff.commands import MethodsCommand
 
     command = _parse(MethodsCommand, "methods", arguments)
-    from imbdiff.pipeline.catalogue import as_json, as_text
+    from imbdiff.pipeline.catalogue import as_json, as_text, method_json, method_text
 
+    if command.name is not None:
+        found = method_json(command.name)
+        print(json.dumps(found, indent=1) if command.json else method_text(found))
+        return
     print(json.dumps(as_json(), indent=1) if command.json else as_text())
 
 

@@ -166,8 +166,10 @@ class CompareCommand:
 
 @dataclass(frozen=True)
 class MethodsCommand:
-    """Training methods, presets, backbones and samplers."""
+    """Training methods, presets, backbones and samplers; or one method, or one guidance, with all its constants."""
 
+    name: tyro.conf.Positional[str | None] = None
+    """A method, several joined by +, or a guidance: its constants with type, value and source."""
     json: bool = False
     """Print JSON."""
 

@@ -22,6 +22,43 @@ class Preset:
 
 # Short runs predict v on the cosine schedule: a network trained for minutes on eps draws noise in saturated colours,
 # because at the noisiest times x0 is a difference of large numbers; the published recipes keep eps and linear betas.
+_CIFAR_LT: dict[str, Any] = {
+    "data": {"imbalance_factor": 100.0, "protocol": "cifar-lt", "augment": "mirror"},
+    "model": {"backbone": "unet-32"},
+    "train": {"images": 19_200_000, "warmup_images": 320_000, "ema_half_life": 0.023},
+    "sample": {"sampler": "ddpm", "steps": 1000},
+    "classify": {
+        "recipes": ["ce", "resampling", "balanced-softmax", "ldam-drw"],
+        "network": "resnet32",
+        "steps": 17_000,
+        "schedule": "steps",
+        "weight_decay": 2e-4,
+        "warmup": 0.025,
+        "shift": 4,
+        "border": "zero",
+        "normalise": "cifar",
+        "precision": "fp32",
+    },
+}
+
+IMAGENET_LT = 115_846
+"""Training images of ImageNet-LT."""
+
+
+def _diffrc_imagenet(epochs: int) -> dict[str, Any]:
+    """DiffRC's recipe for ImageNet-LT (Fu, He, Hu 2023, section 4.1.2)."""
+    return {
+        "method": "diffrc-paper",
+        "data": {"augment": "mirror"},
+        "model": {"backbone": "unet-32-adagn"},
+        "train": {"images": 12_800_000, "batch_size": 128},
+        "classify": {
+            "network": "timm:resnext50_32x4d", "batch_size": 512, "lr": 0.2, "schedule": "cosine", "warmup": 0.0,
+            "steps": round(epochs * IMAGENET_LT / 512),
+        },
+    }  # fmt: skip
+
+
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
         idea="digits with imbalance factor 50, in minutes on two CPU cores",
@@ -73,24 +110,30 @@ PRESETS: dict[str, Preset] = {
         idea="the field's protocols for CIFAR-LT at imbalance factor 100: 300,000 steps of 64, 35.7 M parameters; "
         "ResNet-32 for 200 epochs of CIFAR-100-LT",
         expect="not run yet: days on one GPU",
+        overrides=_CIFAR_LT,
+    ),
+    "diffrc-cifar": Preset(
+        idea="DiffRC on CIFAR-LT at imbalance factor 100, with the classifier of its section 4.1.2: ResNet-32, batches of "
+        "256, 13,000 steps (Ren et al. 2020, which it follows); the rate, not stated, is that of cifar-lt",
+        expect="not run yet: days on one GPU",
         overrides={
-            "data": {"imbalance_factor": 100.0, "protocol": "cifar-lt", "augment": "mirror"},
-            "model": {"backbone": "unet-32"},
-            "train": {"images": 19_200_000, "warmup_images": 320_000, "ema_half_life": 0.023},
-            "sample": {"sampler": "ddpm", "steps": 1000},
-            "classify": {
-                "recipes": ["ce", "resampling", "balanced-softmax", "ldam-drw"],
-                "network": "resnet32",
-                "steps": 17_000,
-                "schedule": "steps",
-                "weight_decay": 2e-4,
-                "warmup": 0.025,
-                "shift": 4,
-                "border": "zero",
-                "normalise": "cifar",
-                "precision": "fp32",
-            },
+            **_CIFAR_LT,
+            "method": "diffrc-paper",
+            "model": {"backbone": "unet-32-adagn"},
+            "sample": {},
+            "classify": {**_CIFAR_LT["classify"], "batch_size": 256, "steps": 13_000},
         },
+    ),
+    "diffrc-imagenet-90": Preset(
+        idea="DiffRC on ImageNet-LT, with the classifier of its section 4.1.2: ResNeXt-50, batches of 512, 90 epochs, "
+        "cosine from 0.2 to 0; size of images and lengths of the generators, not stated, are ours",
+        expect="not run yet: needs several GPUs",
+        overrides=_diffrc_imagenet(90),
+    ),
+    "diffrc-imagenet-200": Preset(
+        idea="the same for 200 epochs",
+        expect="not run yet: needs several GPUs",
+        overrides=_diffrc_imagenet(200),
     ),
 }
 

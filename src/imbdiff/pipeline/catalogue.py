@@ -5,10 +5,11 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from imbdiff.constants import constants
 from imbdiff.data.benchmarks.table import BENCHMARKS
 from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.schedulers import SAMPLERS
-from imbdiff.methods import METHODS
+from imbdiff.methods import METHODS, get_method
 from imbdiff.metrics.extractors.catalogue import EXTRACTORS
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.presets import PRESETS
@@ -42,6 +43,44 @@ def as_json() -> dict[str, Any]:
         "extractors": {e.form: {"what": e.what, "needs": e.needs, "number": e.number} for e in EXTRACTORS},
         "measures": {", ".join(m.directions): {"what": m.what, "source": m.source} for m in MEASURES.values()},
     }
+
+
+def method_json(name: str) -> dict[str, Any]:
+    """A method and its constants as plain values.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    method = get_method(name)
+    return {
+        "name": name,
+        "idea": method.idea,
+        "when": method.when,
+        "source": method.source,
+        "needs": method.needs,
+        "cost": method.cost,
+        "omega": method.omega,
+        "phases": [phase.name for phase in method.phases],
+        "constants": {
+            full: {"type": c.type, "default": c.default, "what": c.text} for full, c in constants(method).items()
+        },
+    }
+
+
+def method_text(found: dict[str, Any], width: int = 110) -> str:
+    """`method_json` to read in a terminal."""
+    lines = [found["name"]]
+    for key in ("idea", "when", "source", "needs"):
+        if found[key]:
+            text = found[key] if key == "idea" else f"{key}: {found[key]}"
+            lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
+    phases = f"; trains {', then '.join(found['phases'])}" if len(found["phases"]) > 1 else ""
+    lines += [f"  cost {found['cost']:g} passes per image, guidance omega {found['omega']:g}{phases}", "", "CONSTANTS"]
+    for name, c in found["constants"].items():
+        lines.append(f"  --method.{name} {c['default']}   ({c['type']})")
+        lines += textwrap.wrap(c["what"], width, initial_indent="      ", subsequent_indent="      ")
+    lines += ["", "The field alone will do where one loss has it: --method.tau. In YAML: method: {name: ..., tau: ...}"]
+    return "\n".join(lines)
 
 
 def as_text(width: int = 110) -> str:

@@ -21,6 +21,7 @@ from imbdiff.reporting import copies, curated, plots, tables
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.quality import quality
 from imbdiff.reporting.recognised import recognised
+from imbdiff.reporting.shares import COSINE, SHARE, idle_notes, term_shares
 from imbdiff.reporting.sprites import scaled_down
 from imbdiff.reporting.strips import MAX_CLASSES, columns, strips
 from imbdiff.reporting.text import clean, flatten, label, number, shorten
@@ -84,6 +85,7 @@ def build_report(data: ReportData) -> str:
         **images(data),
         curated=curated.section(data),
         curves=_curves(data),
+        shares=term_shares(data.log),
         quality=quality(data.metrics),
         columns_of_arms=[tables.HEADS.get(scope, clean(scope)) for scope in columns_of_arms],
         recognised=recognised(data),
@@ -96,7 +98,7 @@ def build_report(data: ReportData) -> str:
         protocol=tables.protocol_rows(data),
         config=flatten(data.config),
         machine=flatten(data.environment),
-        warnings=[clean(w) for w in data.warnings],
+        warnings=[clean(w) for w in (*data.warnings, *idle_notes(data.log))],
         max_warnings=MAX_WARNINGS,
         timings=tables.timing_rows(data.timings),
     )
@@ -166,7 +168,11 @@ def _curves(data: ReportData) -> list[plots.Plot]:
     """The total loss first, then each named term."""
     names: dict[str, None] = {}
     for row in data.log:
-        names.update((k, None) for k, v in row.items() if k not in NOT_TERMS and plots.finite(v))
+        names.update(
+            (k, None)
+            for k, v in row.items()
+            if k not in NOT_TERMS and not k.startswith((SHARE, COSINE)) and plots.finite(v)
+        )
     ordered = sorted(names, key=lambda name: name != "loss")[:MAX_TERMS]
     curves = []
     for name in ordered:
