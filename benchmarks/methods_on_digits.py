@@ -8,9 +8,11 @@ more for the CPU time of the dearest method. Nothing here is chosen by looking a
 A run that was finished before is not repeated: the folder may be kept.
 
 With `--validation` the reference are images that the long tail left out, up to 60 per class, of which the judge saw
-none, and variants of methods may be named: that is how constants are looked at.
+none: that is how constants are looked at. A method's constants stand behind its name.
 
-    python benchmarks/methods_on_digits.py --validation --factors 50 --seeds 2 --methods ddpm-brs "cbdm, tau 0.1"
+    python benchmarks/methods_on_digits.py --validation --factors 50 --seeds 2 --methods ddpm-brs "cbdm tau=0.1"
+
+With `--backbone mlp-512` a fully connected network stands in for the U-Net.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import argparse
 import multiprocessing
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,38 +33,17 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.methods import METHODS, get_method
+from imbdiff.methods import get_method, method_of
 from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.metrics.statistics import student95
-from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Objective
-from imbdiff.objectives.denoising import Denoising
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.recognition.judge import judges
 from imbdiff.runtime.files import read_json, write_json
-from results_file import ROOT, write_result
-
-
-def _cbdm(tau: float) -> list[Objective]:
-    return [Denoising(), ClassBalancing(tau=tau)]
-
+from results_file import ROOT, method_values, write_result
 
 COMPARED = ("ddpm", "ddpm-brs", "cbdm", "ccua", "diffrc", "t2h", "coral")
-VARIANTS = {
-    f"cbdm{' with brs' if more else ''}, tau {tau:g}": replace(  # a plus would combine methods
-        METHODS["cbdm"],
-        phases=(
-            replace(
-                METHODS["cbdm"].target, objectives=partial(_cbdm, tau), parts=get_method(f"cbdm{more}").target.parts
-            ),
-        ),
-    )
-    for more in ("", "+ddpm-brs")
-    for tau in (0.03, 0.1, 0.3, 1.0)
-}
-METHODS.update(VARIANTS)  # in this program alone
 LONG = "ddpm, as long as the dearest"
 #: metric as `evaluate` names it -> heading
 NUMBERS = {"FD∞": "FD∞", "KD": "KD", "precision(k=3)": "precision", "recall(k=3)": "recall",
@@ -72,8 +52,8 @@ SCOPES = ("all", "many", "medium", "few")
 
 
 def configured(job: dict[str, Any]) -> RunConfig:
-    values = {"data.imbalance_factor": float(job["factor"]), "method": job["method"], "seed": job["seed"],
-              "train.images": job["images"]}  # fmt: skip
+    values = {**method_values(job["method"]), "data.imbalance_factor": float(job["factor"]), "seed": job["seed"],
+              "train.images": job["images"], "model.backbone": job["backbone"]}  # fmt: skip
     return override(preset("demo"), values)
 
 
@@ -82,6 +62,7 @@ def one(job: dict[str, Any]) -> dict[str, Any]:
     path = (
         Path(job["folder"])
         / ("validation" if job["validation"] else "test")
+        / job["backbone"]
         / f"{job['factor']:g}"
         / f"{job['name'].replace(', ', '-').replace(' ', '_')}-{job['seed']}.json"
     )
@@ -152,7 +133,7 @@ def dropped(prepared: Prepared, most: int) -> ImageSet:
 def jobs_of(given: argparse.Namespace) -> list[dict[str, Any]]:
     """By seed first, so that what is there at any moment can be compared."""
     common = {"folder": str(given.folder), "per_class": given.per_class, "images": given.images}
-    common["validation"] = given.validation
+    common |= {"validation": given.validation, "backbone": given.backbone}
     return [
         {**common, "name": method, "method": method, "factor": factor, "seed": seed}
         for seed in range(given.seeds)
@@ -169,7 +150,7 @@ def long_jobs(given: argparse.Namespace) -> list[dict[str, Any]]:
     """
     out = []
     for factor in given.factors:
-        images = round(given.images * max(METHODS[m].time or 1.0 for m in given.methods) / 100) * 100
+        images = round(given.images * max(get_method(m.split()[0]).time or 1.0 for m in given.methods) / 100) * 100
         for job in (j for j in jobs_of(given) if j["name"] == "ddpm" and j["factor"] == factor):
             out.append({**job, "name": LONG, "images": images})
     return out
@@ -206,7 +187,8 @@ def spread(values: list[float | None]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=COMPARED, choices=METHODS, metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", default=COMPARED, metavar="METHOD")
+    parser.add_argument("--backbone", default="unet-8")
     parser.add_argument("--factors", nargs="+", type=float, default=(20.0, 50.0))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=45_000)
@@ -216,6 +198,8 @@ def main() -> None:
     parser.add_argument("--validation", action="store_true", help="measure against images that the long tail left out")
     parser.add_argument("--no-result", action="store_true", help="train and measure, write no result file")
     given = parser.parse_args()
+    for method in given.methods:
+        method_of(configured({"method": method, "factor": 50, "seed": 0, "images": 1, "backbone": given.backbone}))
     with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
         found = list(pool.imap(one, jobs_of(given)))
         if "ddpm" in given.methods and len(given.methods) > 1 and not (given.no_result or given.validation):

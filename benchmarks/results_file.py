@@ -25,6 +25,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("imbalanced-diffusion", "torch", "numpy", "diffusers", "accelerate", "scikit-learn", "pillow")
 
 
+def method_values(text: str) -> dict[str, Any]:
+    """Options of a configuration for "METHOD NAME=VALUE ...": a method and some of its constants."""
+    method, *constants = text.split()
+    return {"method": method, **{f"method.{name}": value for name, _, value in (c.partition("=") for c in constants)}}
+
+
 def hardware() -> dict[str, Any]:
     """CPU model, cores this process may use, memory, GPUs. Nothing that names the machine."""
     model = processor()

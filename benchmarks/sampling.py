@@ -33,7 +33,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.guidance import ClassifierFree
-from imbdiff.diffusion.model import BACKBONES, DiffusionModel, _unet, build_model, load_model
+from imbdiff.diffusion.model import DiffusionModel, _unet, build_model, load_model
 from imbdiff.diffusion.process import DDPM
 from imbdiff.metrics.frechet import frechet_distance
 from imbdiff.metrics.precision_recall import precision_recall
@@ -42,9 +42,9 @@ from imbdiff.recognition.judge import judges
 from imbdiff.runtime.files import digest
 from results_file import ROOT
 
-# this program's: 1,000 guided steps of thousands of images take a CPU hours with the smallest U-Net of the package
-BACKBONES["unet-8-half"] = ("unet", _unet((16, 32), (1,), 1, 8, 0.1), "a quarter of unet-8's operations")
-BACKBONES["mlp-digits"] = ("mlp", {"width": 512, "stem": 2}, "1.2 M parameters, a fiftieth of unet-8's operations")
+# 1,000 guided steps of thousands of images take a CPU hours with the smallest U-Net of the package:
+# --backbone module:sampling:UNET_8_HALF
+UNET_8_HALF = ("unet", _unet((16, 32), (1,), 1, 8, 0.1), "a quarter of unet-8's operations")
 OMEGA = 0.8
 
 
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=5000, help="images of each way")
     parser.add_argument("--images", type=int, default=400_000, help="of the generator's training")
     parser.add_argument("--process", default="ddpm-cosine-v")
-    parser.add_argument("--backbone", help="default: mlp-digits for quality, unet-8 for speed")
+    parser.add_argument("--backbone", help="default: mlp-512 for quality, unet-8 for speed")
     parser.add_argument("--bootstrap", type=int, default=300)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--size", type=int, default=8)
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "sampling")
     given = parser.parse_args()
-    given.backbone = given.backbone or ("mlp-digits" if given.what == "quality" else "unet-8")
+    given.backbone = given.backbone or ("mlp-512" if given.what == "quality" else "unet-8")
     found = quality(given) if given.what == "quality" else speed(given)
     config = {k: v for k, v in vars(given).items() if k not in ("folder", "workers")}
     topic = (

@@ -27,13 +27,13 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.methods import METHODS, get_method
+from imbdiff.methods import METHODS, method_of
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.pipeline.stages import train
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import digest, read_json, write_json
 from imbdiff.runtime.streams import seed_of
-from results_file import ROOT, scrub, write_result
+from results_file import ROOT, method_values, scrub, write_result
 from toy_mixture import World, lattice, measure, points, training_data
 from toy_picture import overview, rarest
 
@@ -58,14 +58,14 @@ CONSTANTS: dict[str, Any] = {
 
 
 def configuration(method: str, seed: int, images: int) -> RunConfig:
-    name = "ddpm" if method == BALANCED else method
-    return override(RunConfig(), {**CONSTANTS, "method": name, "seed": seed, "train.images": images})
+    named = method_values("ddpm" if method == BALANCED else method)
+    return override(RunConfig(), {**CONSTANTS, **named, "seed": seed, "train.images": images})
 
 
 def trained(method: str, seed: int, images: int, data: Prepared, folder: Path) -> DiffusionModel:
     """The model; one that starts from a trained DDPM gets one of the same seed, within the same number of images."""
     config = configuration(method, seed, images)
-    if get_method(config.method).init == "required":
+    if method_of(config).init == "required":
         short = round(SHORT * images)
         start = folder / "models" / f"ddpm-{seed}-{short}"
         train(data, configuration("ddpm", seed, short), quiet=True).save(start)
@@ -294,7 +294,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="so many, from --first-seed on")
     parser.add_argument("--first-seed", type=int, default=0, help="100 and above were used to choose the constants")
     parser.add_argument("--images", type=int, default=1_000_000)
-    parser.add_argument("--methods", nargs="+", help="names, also joined by +; default: all, and the balanced control")
+    parser.add_argument(
+        "--methods", nargs="+", help='also joined by +, with constants as "cbdm tau=0.3"; default: all, and the control'
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "toy_world")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--workers", type=int, choices=(1, 2), default=2)
@@ -302,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = given.methods or [BALANCED, *METHODS]
     for name in methods:
         if name != BALANCED:
-            get_method(name)  # an unknown one is refused before anything is trained
+            method_of(configuration(name, 0, 1))  # an unknown one is refused before anything is trained
         if name in LEFT_OUT:
             print(f"left out: {name}: {LEFT_OUT[name]}", flush=True)
     methods = [name for name in methods if name not in LEFT_OUT]

@@ -113,8 +113,8 @@ PRESETS: dict[str, Preset] = {
         overrides=_CIFAR_LT,
     ),
     "diffrc-cifar": Preset(
-        idea="DiffRC on CIFAR-LT at imbalance factor 100, with the classifier of its section 4.1.2: ResNet-32, batches of "
-        "256, 13,000 steps (Ren et al. 2020, which it follows); the rate, not stated, is that of cifar-lt",
+        idea="DiffRC on CIFAR-LT at imbalance factor 100, with the classifier of its section 4.1.2: ResNet-32, batches "
+        "of 256, 13,000 steps (Ren et al. 2020, which it follows); the rate, not stated, is that of cifar-lt",
         expect="not run yet: days on one GPU",
         overrides={
             **_CIFAR_LT,

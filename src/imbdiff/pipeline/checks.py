@@ -22,6 +22,7 @@ from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import launched
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.launch import cores
+from imbdiff.runtime.tables import lookup
 
 
 def count_processes(wanted: int | str, config: RunConfig) -> int:
@@ -64,9 +65,8 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     resolve_device(config.device)
     how = sampling(config)
     make_scheduler(how.sampler, PROCESSES[config.model.process], how.steps)
-    if config.model.backbone not in ("auto", *BACKBONES):
-        known = ", ".join(["auto", *BACKBONES])
-        raise ConfigError(f"unknown backbone {config.model.backbone!r}", f"choose one of {known}")
+    if config.model.backbone != "auto":
+        lookup("backbones", BACKBONES, config.model.backbone, kind=tuple)
     check_network(config.classify.network)
     classifier_arms(config.classify)
     check_strategy(config.sample.strategy)
