@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imbdiff.diffusion.guidance import Guidance, NoGuidance
+from imbdiff.diffusion.guidance import Guidance, NoGuidance, moved
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.diffusion.process import Flow
+from imbdiff.diffusion.process import DDPM, Flow, Process
 from imbdiff.diffusion.schedulers import make_scheduler, process_times, start
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.memory import freed_memory_kept
@@ -146,11 +146,44 @@ def _batch(
     levels = model.process.noise_level(times.cpu()).tolist()  # known here, so that nobody has to read them back
     for timestep, time, level in zip(scheduler.timesteps, times.to(device), levels, strict=True):
         t = time.expand(len(x))
-        prediction = guidance.at(level)(
-            scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x, t, y, predict
-        )
-        x = scheduler.step(prediction, timestep, x, **options, return_dict=False)[0]
+        seen = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
+        prediction, shift = guidance.at(level).parts(seen, t, y, predict)
+        x = sampler_step(scheduler, model.process, prediction, shift, t, timestep, x, **options)
     return model.codec.decode(x).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def sampler_step(
+    scheduler: Any,
+    process: Process,
+    prediction: Tensor,
+    shift: Tensor | None,
+    t: Tensor,
+    timestep: Tensor,
+    x: Tensor,
+    **options: Any,
+) -> Tensor:
+    """The sampler's step from x (B, c, h, w) with a shift of the clean image that it does not clip.
+
+    diffusers' samplers clip within `step`. Multistep solvers go through their `convert_model_output`, whose answer, the
+    clipped clean image, is what is shifted; to it their history belongs too. The mean of an ancestral step is linear in
+    the clean image, which has the factor a_prev beta / (1 - abar), so it is shifted afterwards. Flows do not clip.
+    """
+    if shift is not None and isinstance(process, DDPM) and hasattr(scheduler, "convert_model_output"):
+        convert = scheduler.convert_model_output
+        scheduler.convert_model_output = lambda *args, **named: convert(*args, **named) + shift
+        try:
+            return scheduler.step(prediction, timestep, x, **options, return_dict=False)[0]
+        finally:
+            del scheduler.convert_model_output
+    if shift is not None and isinstance(process, DDPM) and type(scheduler).__name__ == "DDPMScheduler":
+        x = scheduler.step(prediction, timestep, x, **options, return_dict=False)[0]
+        after = int(scheduler.previous_timestep(timestep))
+        abar = float(process.alphas_cumprod[timestep])
+        abar_prev = float(process.alphas_cumprod[after]) if after >= 0 else 1.0
+        return x + abar_prev**0.5 * (1 - abar / abar_prev) / (1 - abar) * shift
+    if shift is not None:
+        prediction = moved(process, prediction, shift, t)
+    return scheduler.step(prediction, timestep, x, **options, return_dict=False)[0]
 
 
 def _takes_generator(scheduler: Any) -> bool:
