@@ -329,13 +329,18 @@ class Guided(Guidance):
             return moved(self.process, within[0], within[1], s)
 
         _, shift = self.outer.parts(x_t, t, labels, whole)
-        prediction, before = within
+        prediction, before = within[0] if differentiated(x_t) else within[0].detach(), within[1]
         if shift is None or before is None:
-            return prediction.detach(), before if shift is None else shift
-        return prediction.detach(), before + shift
+            return prediction, before if shift is None else shift
+        return prediction, before + shift
 
     def at(self, level: float) -> Guided:
         return Guided(self.outer.at(level), self.inner.at(level))
+
+
+def differentiated(x_t: Tensor) -> bool:
+    """Whether a guidance outside takes gradients through this call, so that its answer must keep its graph."""
+    return torch.is_grad_enabled() and x_t.requires_grad
 
 
 def moved(process: Process, prediction: Tensor, shift: Tensor | None, t: Tensor) -> Tensor:
