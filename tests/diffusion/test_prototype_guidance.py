@@ -18,10 +18,11 @@ from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.prototype_guidance import PrototypeGuidance, prototype_guidance
 from imbdiff.diffusion.schedulers import make_scheduler, process_times
 from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.streams import torch_rng
 from tests.contract.oracles import ABAR
 
 from .test_encoder import STATS, encoder, images
-from .worlds import best_prediction
+from .worlds import best_prediction, gaussian_model
 
 NULL = 3
 
@@ -133,6 +134,35 @@ def test_all_of_the_shift_arrives_although_the_sampler_clips(kind: str, predicto
     assert min(shares) > 0.99
     assert max(shares) < 1.01
     assert clipped[0] < 0.1
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddpm-cosine-v"])
+def test_generated_images_are_those_of_equation_13_written_out(kind: str) -> None:
+    """The whole trajectory: x0 clipped, the posterior's mean, sqrt(Sigma) z, and - s Sigma g, all of it."""
+
+    class AsIs:
+        shape = (1, 8, 8)
+
+        def decode(self, x: Tensor) -> Tensor:
+            return x
+
+    process, seeds, y = PROCESSES[kind], [3, 4], torch.tensor([1, 2])
+    net, model = encoder("mlp", kind).float(), gaussian_model(process, (0.0, -0.9, 0.1), 0.3)
+    model.codec = AsIs()  # type: ignore[assignment]
+    guidance = prototype_guidance(net, 4.0, sampler="ddpm", steps=12)
+    generators = [torch_rng(s, "image") for s in seeds]
+    x = torch.stack([torch.randn(1, 8, 8, generator=g) for g in generators]).double()
+    for time, following in zip(guidance.times, [*guidance.times[1:], None], strict=True):
+        t = torch.full((2,), time)
+        abar = float(process.alphas_cumprod[time])
+        after = 1.0 if following is None else float(process.alphas_cumprod[following])
+        mu, beta = torch.tensor([-0.9, 0.1]).double().reshape(-1, 1, 1, 1), 1 - abar / after
+        x0 = mu + abar**0.5 * 0.09 * (x - abar**0.5 * mu) / (abar * 0.09 + 1 - abar)
+        mean = (after**0.5 * beta * x0.clamp(-1, 1) + (1 - beta) ** 0.5 * (1 - after) * x) / (1 - abar)
+        z = torch.stack([torch.randn(1, 8, 8, generator=g) for g in generators]) if time else torch.zeros(2, 1, 8, 8)
+        x = mean + beta**0.5 * z - 4.0 * beta * unit_gradient(net, x.float(), t, y)
+    found = generate(model, y.numpy(), seeds, sampler="ddpm", steps=12, guidance=guidance, batch_size=2)
+    np.testing.assert_allclose(found, x.permute(0, 2, 3, 1).numpy(), rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++", "unipc"])

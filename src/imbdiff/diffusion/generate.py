@@ -52,7 +52,8 @@ def generate(
             the noisiest `skip` of the time, in [0, 1), are left out, so that later ones do not undo it: the first is
             that at the first time of at most (1 - skip) T. The paper's code (soobin-um/BnS) takes 4 (2.5 for
             ImageNet-64 to be enlarged to 256) and the first 3 of 250 steps, 0.012, with ancestral sampling ("ddpm"):
-            stochastic steps are what their theory is about.
+            stochastic steps are what their theory is about. (A perfect model of Gaussian data forgets a boost in
+            them, and keeps it in steps of a solver.)
 
     Returns:
         (N, H, W, C) uint8, in the order of `labels`.

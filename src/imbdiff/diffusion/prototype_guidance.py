@@ -30,7 +30,9 @@ class PrototypeGuidance(Shift):
     is exactly this, at every step; what solvers of the ODE make of it near pure noise is said there.
 
     With the paper's unit gradient a 32-pixel image is moved by at most s sum(Sigma), about 10 s against a length of
-    about 55; "rms" gives the gradient the length of noise, sqrt(c h w), and "none" leaves it as it is.
+    about 55, before what follows shrinks it: with a perfect model of N(0, 0.5^2) and 8 x 8 pixels 0.7 s of it are left
+    at the end of 250 ancestral steps, 1.5 to 2.2 s of what solvers do, and 1.8 to 2.1 s along a flow. "rms" gives the
+    gradient the length of noise, sqrt(c h w), and "none" leaves it as it is.
 
     The paper's "s changes adaptively" has no rule. Ours, with `adaptive`: per row and step s_i = 0.2 + (s - 0.2)
     (1 - exp(-L_PC)), from s where the encoder does not see the class to 0.2 (s, if less) where it is sure of it. It
