@@ -10,11 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from imbdiff.data.stats import Groups
 from imbdiff.diffusion.generate import generate
-from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided, NoGuidance, Predict
+from imbdiff.diffusion.guidance import (
+    Autoguidance,
+    ClassifierFree,
+    Guidance,
+    Guided,
+    NoGuidance,
+    Predict,
+    per_class,
+)
 from imbdiff.diffusion.process import PROCESSES, Process
 from imbdiff.runtime.errors import ConfigError
-from tests.diffusion.worlds import gaussian_model
+from tests.diffusion.worlds import STATS, GaussianBackbone, best_prediction, gaussian_model
 
 DDPM = PROCESSES["ddpm"]
 NULL = 3
@@ -139,3 +148,107 @@ def test_guided_sampling_ends_at_the_extrapolated_mean(process: str, sampler: st
     assert means(ClassifierFree(1.0, NULL, p)) == pytest.approx([0.6, -0.4, 0.2], abs=0.02)
     assert means(ClassifierFree([0.0, 2.0, 0.0], NULL, p)) == pytest.approx([0.3, -0.6, 0.1], abs=0.02)
     assert means(ClassifierFree(-1.0, NULL, p)) == pytest.approx([0.0, 0.0, 0.0], abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddpm-cosine-v", "flow"])
+def test_autoguidance_of_two_gaussian_models_is_exact(kind: str) -> None:
+    """Both best predictions are affine in the mean, so theirs is that of mean mu + omega (mu - mu_weak)."""
+    process, means, weak_means = PROCESSES[kind], (0.3, -0.2, 0.1), (0.1, -0.3, 0.1)
+    model, weak = gaussian_model(process, means), gaussian_model(process, weak_means)
+    x = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.tensor([0, 1, 2, NULL])
+    t = torch.full((4,), 0.6) if kind == "flow" else torch.full((4,), 600)
+
+    def expected(omega: list[float]) -> Tensor:
+        ends = [*(m + w * (m - o) for m, o, w in zip(means, weak_means, omega, strict=True)), 0.0]
+        return best_prediction(process, x, t, torch.tensor(ends, dtype=torch.float64).reshape(-1, 1, 1, 1), 0.1)
+
+    for omega, each in ((0.7, [0.7] * 3), ([0.0, 2.0, -1.0], [0, 2, -1])):
+        found = Autoguidance(omega, weak)(x, t, y, lambda *a: model(*a)[0].double())
+        torch.testing.assert_close(found, expected(each), rtol=1e-6, atol=1e-6)
+    # it has the same label as the model, of one batch each
+    assert isinstance(weak.backbone, GaussianBackbone)
+    assert weak.backbone.calls == [[0, 1, 2, 3]] * 2
+    # outside of the interval, and at omega 0, the weak model is not called
+    for guidance in (Autoguidance(1.0, weak, (0.0, 0.3)), Autoguidance(0.0, weak)):
+        assert torch.equal(guidance(x, t, y, lambda *a: model(*a)[0]), model(x, t, y)[0])
+    assert len(weak.backbone.calls) == 2
+
+
+def test_autoguidance_goes_away_from_the_weak_model_and_null_rows_too() -> None:
+    process = PROCESSES["ddpm"]
+    model, weak = gaussian_model(process, (0.3, -0.2, 0.1)), gaussian_model(process, (0.2, -0.3, 0.1))
+    with torch.no_grad():
+        weak.backbone.means[3] = -0.2  # type: ignore[index, union-attr]
+    labels, seeds = [0, 1, 2, NULL] * 16, list(range(64))
+
+    def means(omega: Any) -> list[float]:
+        images = generate(model, labels, seeds, steps=15, guidance=Autoguidance(omega, weak), batch_size=64)
+        return [float((images[k::4] / 127.5 - 1).mean()) for k in range(4)]
+
+    assert means(2.0) == pytest.approx([0.5, 0.0, 0.1, 0.4], abs=0.02)
+    assert means([2.0, 0.0, 1.0]) == pytest.approx([0.5, -0.2, 0.1, 0.0], abs=0.02)
+    assert means((0.0, 0.0, 0.0, 1.0)) == pytest.approx([0.3, -0.2, 0.1, 0.2], abs=0.02)  # the null label's own
+    with pytest.raises(ConfigError, match="training mode"):
+        Autoguidance(1.0, gaussian_model(process).train())
+    for bad in ([1.0, 2.0], -1.5, math.nan, [1.0] * 5):
+        with pytest.raises(ConfigError):
+            Autoguidance(bad, weak)
+
+
+NAMES = ("nevus", "melanoma", "a,b", "c=d", "few")
+GROUPS = Groups(("many", "medium", "few"), (0, 1, 2, 2, 1), "by hand")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1.6", 1.6),
+        (1.6, 1.6),
+        (0, 0.0),
+        (" -0.5 ", -0.5),
+        ("many=1.6", (1.6, 9, 9, 9, 9)),
+        ("1.2,medium=0", (1.2, 0, 1.2, 1.2, 0)),
+        ("melanoma=0.3,medium=1", (9, 0.3, 9, 9, 1)),
+        ("medium=1, melanoma = 0.3", (9, 0.3, 9, 9, 1)),
+        ("few=2", (9, 9, 9, 9, 2)),  # a class of that name
+        ("1,a,b=3,c=d=4", (1, 1, 3, 4, 1)),
+        ("2e-1,nevus=-1", (-1, 0.2, 0.2, 0.2, 0.2)),
+    ],
+)
+def test_scales_by_class_and_group(text: str | float, expected: Any) -> None:
+    assert per_class(text, NAMES, GROUPS, 9.0) == expected
+
+
+def test_scales_by_class_alone_where_there_are_no_groups() -> None:
+    assert per_class("few=0.5", (*STATS.names, "few"), None, 1.0) == (1, 1, 1, 0.5)
+    with pytest.raises(ConfigError, match="no class or group 'many'"):
+        per_class("many=0.5", STATS.names, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ("  ", "empty"),
+        ("melanma=1", "did you mean melanoma"),
+        ("mediun=1", "did you mean medium"),
+        ("zzz=1", "groups: many, medium, few"),
+        ("many=much", "'much' is not a number"),
+        ("much", "names no class or group"),
+        ("many=", "'' is not a number"),
+        ("=1", "names no class or group"),
+        ("many=1,", "names no class or group"),
+        ("many=1,2", "names no class or group"),
+        ("1,2", "names no class or group"),
+        ("many=1,many=2", "given twice"),
+        ("many=-1.1", "at least -1"),
+        ("nan", "at least -1"),
+        ("inf,many=1", "at least -1"),
+        (-1.5, "at least -1"),
+        (True, "not a number"),
+    ],
+)
+def test_scales_that_make_no_sense_are_refused(text: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        per_class(text, NAMES, GROUPS, 1.0)

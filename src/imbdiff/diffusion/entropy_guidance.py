@@ -1,0 +1,180 @@
+"""Feedback guidance: images that a classifier is unsure of (Askari-Hemmat et al., TMLR 2024, arXiv 2310.00158)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imbdiff.diffusion.guidance import Predict, Shift, ancestral_times, differentiated
+from imbdiff.diffusion.process import MIN_DIVISOR, Process, expand
+from imbdiff.runtime.errors import ConfigError
+
+Criterion = Literal["entropy", "loss"]
+Through = Literal["network", "estimate"]
+Norm = Literal["sample", "l2", "none"]
+Classifier = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class EntropyGuidance(Shift):
+    """Raises a criterion of a classifier f at the clean image that the prediction implies:
+
+        score' = score + omega n(grad_{x_t} H(f(x0_hat(x_t)))),        eps' = eps - omega s(t) n(...)
+
+    H is the entropy of softmax f, or with criterion="loss" the cross-entropy of the image's own class; the paper's
+    third, hardness, needs means and covariances of features and is left out. It is a `Shift` of the score: with its
+    limits near pure noise, and all of it arrives where samplers clip.
+
+    Where the paper and its code (facebookresearch/Feedback-guided-Data-Synthesis, fg_pipe.py) leave room:
+
+    - The gradient goes through the network, as in the code (`through="network"`; a step costs a pass back through the
+      network). "estimate" takes the clean image's explicit dependence on x_t alone, the noise held fixed: grad H / a.
+    - The code gives the gradient the length of x_t, image by image: n(G) = |x_t| G / |G| (`norm="sample"`, also the
+      default here). "l2" is G / |G| and "none" G.
+    - The code adds 0.03 n to x_t, at every fifth of 30 steps, and leaves eps as it was; here omega is that of the score
+      as in the paper, at every step. In a perfect model of N(0, 0.5^2) with 3 x 16 x 16 pixels and ten classes the
+      two move images alike: by 0.10 of their length either way in 30 steps of DDIM, ours by 0.09 in 20 of DPM-Solver++
+      and by 0.08 in 25 of Euler along a flow, by 0.02 in 250 ancestral steps, which want a larger omega. `every`
+      so-manieth step alone is an option of :func:`entropy_guidance`.
+    - The code's classifier sees x0_hat s + x_t (1 - s), brought to [0, 1] by its own least and greatest value; here it
+      sees x0_hat, clipped to `bound`. A pixel that is clipped has no gradient.
+
+    Rows of the null label, and of a scale of 0, are left as they are, bit for bit.
+
+    Attributes:
+        classifier: (B, c, h, w) images in [-1, 1] -> (B, K) logits, K >= 2; a module must be in eval mode. Not one that
+            judges the images afterwards.
+        of: the model's process.
+        num_classes: C, of the model.
+        scale: omega, at least 0; one number, or one per class, (C,).
+        times: of an ancestral sampler, all its times in order; empty for solvers of the ODE.
+        criterion: "entropy" or "loss".
+        through: "network" or "estimate".
+        norm: "sample", "l2" or "none".
+        bound: of the clean image; None: it is not clipped.
+        levels: noise levels of the steps at which to guide; None: of all.
+        interval: (low, high) noise levels in [0, 1] within which to guide.
+        level: the noise level of t, where it is known.
+
+    Raises:
+        ConfigError: a scale is negative or not finite, or their number is wrong; an unknown word; bad interval or
+            bound; the classifier is in training mode; when called, it does not give (B, K) logits.
+    """
+
+    classifier: Classifier
+    of: Process
+    num_classes: int
+    scale: float | Sequence[float]
+    times: tuple[int, ...] = ()
+    criterion: Criterion = "entropy"
+    through: Through = "network"
+    norm: Norm = "sample"
+    bound: float | None = 1.0
+    levels: tuple[float, ...] | None = None
+    interval: tuple[float, float] = (0.0, 1.0)
+    level: float | None = None
+
+    def __post_init__(self) -> None:
+        for what, known in (("criterion", Criterion), ("through", Through), ("norm", Norm)):
+            if getattr(self, what) not in known.__args__:  # type: ignore[attr-defined]
+                words = ", ".join(known.__args__)  # type: ignore[attr-defined]
+                raise ConfigError(f"entropy guidance: unknown {what} {getattr(self, what)!r}", f"use one of {words}")
+        if self.bound is not None and not 0 < self.bound < float("inf"):
+            raise ConfigError(f"entropy guidance: bound {self.bound} must be above 0", "use 1.0, or None for no bound")
+        if isinstance(self.classifier, nn.Module) and any(m.training for m in self.classifier.modules()):
+            raise ConfigError("entropy guidance: the classifier is in training mode", "call classifier.eval() first")
+        self.check()
+
+    @property
+    def process(self) -> Process:
+        return self.of
+
+    @property
+    def classes(self) -> int:
+        return self.num_classes
+
+    @property
+    def differentiates(self) -> bool:  # type: ignore[override]
+        return self.through == "network"
+
+    def at(self, level: float) -> EntropyGuidance:
+        return replace(self, level=level)
+
+    def guides_at(self, level: float) -> bool:
+        near = self.levels is None or any(abs(level - other) < 1e-6 for other in self.levels)
+        return near and super().guides_at(level)
+
+    def step(self, x_t: Tensor, t: Tensor, labels: Tensor, scale: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
+        prediction, g = self.gradient(x_t, t, labels, predict)
+        if self.norm != "none":
+            length = g.flatten(1).norm(dim=1).clamp_min(torch.finfo(g.dtype).tiny)
+            g = g / expand(length, g)
+        if self.norm == "sample":
+            g = g * expand(x_t.flatten(1).norm(dim=1), g)
+        return prediction, expand(scale, g) * g
+
+    def gradient(self, x_t: Tensor, t: Tensor, labels: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
+        """`predict`'s answer and the gradient of the criterion in x_t, each (B, c, h, w)."""
+        if self.through == "network":
+            outside = differentiated(x_t)
+            with torch.enable_grad():
+                x = x_t if outside else x_t.detach().requires_grad_()
+                prediction = predict(x, t, labels)
+                rows = self._criterion(self.of.to_x0(prediction, x, t), labels)
+                (g,) = torch.autograd.grad(rows.sum(), x, retain_graph=outside)
+            return prediction if outside else prediction.detach(), g
+        prediction = predict(x_t, t, labels)
+        with torch.enable_grad():
+            x0 = self.of.to_x0(prediction, x_t, t).detach().requires_grad_()
+            (g,) = torch.autograd.grad(self._criterion(x0, labels).sum(), x0)
+        a, _ = self.of.coefficients(t)
+        return prediction, g / expand(a.clamp_min(MIN_DIVISOR).to(g), g)
+
+    def _criterion(self, x0: Tensor, labels: Tensor) -> Tensor:
+        """(B,) to be raised."""
+        logits = self.classifier(x0 if self.bound is None else x0.clamp(-self.bound, self.bound))
+        least = self.num_classes if self.criterion == "loss" else 2
+        if logits.ndim != 2 or len(logits) != len(x0) or logits.shape[1] < least:
+            raise ConfigError(
+                f"entropy guidance: the classifier gives {tuple(logits.shape)} for {len(x0)} images",
+                f"give one whose answer is (B, K) logits with K >= {least}",
+            )
+        if self.criterion == "loss":
+            return F.cross_entropy(logits, labels.clamp_max(self.num_classes - 1), reduction="none")
+        log_p = logits.log_softmax(dim=1)
+        return -(log_p.exp() * log_p).sum(dim=1)
+
+
+def entropy_guidance(
+    classifier: Classifier,
+    process: Process,
+    num_classes: int,
+    scale: float | Sequence[float],
+    *,
+    sampler: str,
+    steps: int,
+    every: int = 1,
+    **options: Any,
+) -> EntropyGuidance:
+    """`EntropyGuidance` for a sampler of `imbdiff.diffusion.schedulers` and its number of steps.
+
+    Args:
+        every: guide at every so-manieth step, the first among them; 5 of 30 in the paper's code.
+
+    Raises:
+        ConfigError: as `EntropyGuidance`; `every` is below 1.
+    """
+    from imbdiff.diffusion.schedulers import make_scheduler, process_times
+
+    if every < 1:
+        raise ConfigError(f"entropy guidance: every={every} must be at least 1", "use 1 for all steps")
+    if every > 1:
+        times = process_times(make_scheduler(sampler, process, steps), process)
+        options["levels"] = tuple(process.noise_level(times)[::every].tolist())
+    ancestral = ancestral_times(sampler, process, steps)
+    return EntropyGuidance(classifier, process, num_classes, scale, ancestral, **options)

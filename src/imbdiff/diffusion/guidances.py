@@ -1,0 +1,305 @@
+"""The table of guidances: what each is, when to choose it, what it needs, its constants, and how it is made.
+
+``make_guidance("entropy+classifier-free", context, {"omega": "1.2,few=0.5"})`` nests the second within the first.
+Another entry of your own is ``module:PACKAGE.MODULE:NAME``, or an entry point of the group ``imbdiff.guidance``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from typing import Any, get_args, get_type_hints
+
+from imbdiff.data.stats import Groups
+from imbdiff.diffusion.encoder import PrototypeEncoder
+from imbdiff.diffusion.entropy_guidance import Classifier, Criterion, Through, entropy_guidance
+from imbdiff.diffusion.entropy_guidance import Norm as EntropyNorm
+from imbdiff.diffusion.guidance import Autoguidance, ClassifierFree, Guidance, Guided, NoGuidance, per_class
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.prototype_guidance import Norm as PrototypeNorm
+from imbdiff.diffusion.prototype_guidance import prototype_guidance
+from imbdiff.overrides import _convert
+from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.tables import known, lookup
+
+
+@dataclass(frozen=True)
+class SamplingContext:
+    """What guidances are made from.
+
+    Attributes:
+        model: that is sampled; its `guide` is what prototype guidance needs.
+        sampler, steps: a name in `schedulers.SAMPLERS`, and its number of steps.
+        groups: of the classes, which scales can name; None: there are none.
+        interval: (low, high) noise levels within which to guide.
+        omega: strength of classifier-free guidance that the model's method evaluates with.
+        classifier: images in [-1, 1] -> (B, K) logits, for entropy guidance: the working classifier, never a judge.
+        bound: of clean images in the model's space; None: they have none.
+        weak: an earlier state of the training, for autoguidance; None: the model's attribute `weak`, if it has one.
+        bf16: call the weak network under bfloat16 autocast.
+    """
+
+    model: DiffusionModel
+    sampler: str
+    steps: int
+    groups: Groups | None = None
+    interval: tuple[float, float] = (0.0, 1.0)
+    omega: float = 0.0
+    classifier: Classifier | None = None
+    bound: float | None = 1.0
+    weak: DiffusionModel | None = None
+    bf16: bool = False
+
+    def scales(self, value: float | str, default: float) -> float | tuple[float, ...]:
+        """A scale as it is written: one number, or one per class."""
+        return per_class(value, self.model.spec.stats.names, self.groups, default)
+
+
+@dataclass(frozen=True)
+class NoConstants:
+    """Nothing to set."""
+
+
+@dataclass(frozen=True)
+class ClassifierFreeConstants:
+    """Of `ClassifierFree`. omega: 0 = none, by class or group as in :func:`per_class`; None: that of the method."""
+
+    omega: float | str | None = None
+
+
+@dataclass(frozen=True)
+class AutoguidanceConstants:
+    """Of `Autoguidance`. omega: 0.7 is the best on ImageNet-64 in Karras et al. 2024."""
+
+    omega: float | str = 0.7
+
+
+@dataclass(frozen=True)
+class PrototypeConstants:
+    """Of `PrototypeGuidance`. scale: s, 0.6 is the paper's best."""
+
+    scale: float | str = 0.6
+    norm: PrototypeNorm = "l2"
+    prior: bool = True
+    adaptive: bool = False
+
+
+@dataclass(frozen=True)
+class EntropyConstants:
+    """Of `EntropyGuidance`. scale: 0.03 is that of the paper's code; every: guide at every so-manieth step."""
+
+    scale: float | str = 0.03
+    criterion: Criterion = "entropy"
+    through: Through = "network"
+    norm: EntropyNorm = "sample"
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class GuidanceEntry:
+    """One row of the table.
+
+    Attributes:
+        what: it is, in a sentence.
+        when: to choose it.
+        source: paper, and where its constants are from.
+        make: (context, constants) -> the guidance.
+        constants: a frozen dataclass, its defaults those of the source; its fields are the options.
+        needs: some of "guide", "weak" and "classifier".
+    """
+
+    what: str
+    when: str
+    source: str
+    make: Callable[[SamplingContext, Any], Guidance]
+    constants: Any = NoConstants()
+    needs: tuple[str, ...] = ()
+
+
+def _classifier_free(context: SamplingContext, constants: ClassifierFreeConstants) -> Guidance:
+    model, omega = context.model, context.omega if constants.omega is None else constants.omega
+    return ClassifierFree(context.scales(omega, context.omega), model.null, model.process, context.interval)
+
+
+def _autoguidance(context: SamplingContext, constants: AutoguidanceConstants) -> Guidance:
+    weak, spec = _weak(context), context.model.spec
+    assert weak is not None
+    for what in ("shape", "process"):
+        if getattr(weak.spec, what) != getattr(spec, what):
+            raise ConfigError(
+                f"autoguidance: the weak model's {what} is {getattr(weak.spec, what)}, not {getattr(spec, what)}",
+                "use an earlier state of the same training",
+            )
+    if weak.spec.stats.names != spec.stats.names:
+        raise ConfigError("autoguidance: the weak model knows other classes", "use an earlier state of this training")
+    omega = context.scales(constants.omega, AutoguidanceConstants.omega)  # type: ignore[arg-type]
+    return Autoguidance(omega, weak, context.interval, bf16=context.bf16)
+
+
+def _prototype(context: SamplingContext, constants: PrototypeConstants) -> Guidance:
+    guide = context.model.guide
+    assert isinstance(guide, PrototypeEncoder)
+    return prototype_guidance(
+        guide, context.scales(constants.scale, 0.6), sampler=context.sampler, steps=context.steps,
+        norm=constants.norm, prior=constants.prior, adaptive=constants.adaptive, interval=context.interval,
+    )  # fmt: skip
+
+
+def _entropy(context: SamplingContext, constants: EntropyConstants) -> Guidance:
+    assert context.classifier is not None
+    model = context.model
+    return entropy_guidance(
+        context.classifier, model.process, model.num_classes, context.scales(constants.scale, 0.03),
+        sampler=context.sampler, steps=context.steps, every=constants.every, criterion=constants.criterion,
+        through=constants.through, norm=constants.norm, bound=context.bound, interval=context.interval,
+    )  # fmt: skip
+
+
+def _none(context: SamplingContext, constants: NoConstants) -> Guidance:
+    return NoGuidance()
+
+
+GUIDANCE: dict[str, GuidanceEntry] = {
+    "classifier-free": GuidanceEntry(
+        what="away from the model's own answer without a label",
+        when="images should be clearly of their class; it costs variety, of rare classes most",
+        source="Ho and Salimans 2021; interval: Kynkaanniemi et al., NeurIPS 2024; omega: that of the method",
+        make=_classifier_free,
+        constants=ClassifierFreeConstants(),
+    ),
+    "prototype": GuidanceEntry(
+        what="towards the prototype of the class, by the gradient of an encoder's contrastive loss",
+        when="the model was trained by DiffRC: without labels it is what gives images their class",
+        source="Fu, He, Hu 2023, Eq. 13: s = 0.6",
+        make=_prototype,
+        constants=PrototypeConstants(),
+        needs=("guide",),
+    ),
+    "autoguidance": GuidanceEntry(
+        what="away from an earlier state of the same training, with the same label",
+        when="images should be cleaner without losing variety; not tested on long tails by its authors",
+        source="Karras et al., NeurIPS 2024, arXiv 2406.02507; NVlabs/edm2: omega 0.7 on ImageNet-64",
+        make=_autoguidance,
+        constants=AutoguidanceConstants(),
+        needs=("weak",),
+    ),
+    "entropy": GuidanceEntry(
+        what="towards images that a classifier of the training images is unsure of",
+        when="images are to train that classifier further; outside of another guidance that gives them their class",
+        source="Askari-Hemmat et al., TMLR 2024, arXiv 2310.00158; its code: 0.03, entropy, every 5th of 30 steps",
+        make=_entropy,
+        constants=EntropyConstants(),
+        needs=("classifier",),
+    ),
+    "none": GuidanceEntry(
+        what="the model's answer for the class as it is",
+        when="variety matters most",
+        source="",
+        make=_none,
+    ),
+}
+
+
+def guidance_entries(names: str) -> dict[str, GuidanceEntry]:
+    """The entries that "a+b" names, the outermost first.
+
+    Raises:
+        ConfigError: an unknown name, or one that is given twice or left empty.
+    """
+    found: dict[str, GuidanceEntry] = {}
+    for name in (part.strip() for part in names.split("+")):
+        if not name:
+            raise ConfigError(f"guidance {names!r} leaves a name empty", f"join some of {', '.join(GUIDANCE)} by +")
+        if name in found:
+            raise ConfigError(f"guidance {names!r} names {name} twice", "name it once")
+        found[name] = lookup("guidance", GUIDANCE, name, kind=GuidanceEntry)
+    return found
+
+
+def guidance_needs(names: str) -> set[str]:
+    """What the guidances that "a+b" names need: some of "guide", "weak" and "classifier"."""
+    return {need for entry in guidance_entries(names).values() for need in entry.needs}
+
+
+def guidance_constants(names: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The constants of each guidance that "a+b" names, with `values` put in; makes nothing.
+
+    Args:
+        values: by NAME.FIELD, or by FIELD where only one of the guidances has such a field.
+
+    Raises:
+        ConfigError: an unknown or ambiguous key, a guidance that is not among `names`, or a value of the wrong type.
+    """
+    entries = guidance_entries(names)
+    options = [f"{name}.{f.name}" for name, entry in entries.items() for f in fields(entry.constants)]
+    changes: dict[str, dict[str, Any]] = {name: {} for name in entries}
+    for key, value in values.items():
+        matches = [option for option in options if key == option or key == option.rpartition(".")[2]]
+        if len(matches) > 1:
+            raise ConfigError(f"guidance {names!r}: {key!r} is an option of several", f"write {' or '.join(matches)}")
+        if not matches:
+            raise ConfigError(f"guidance {names!r} has no option {key!r}", _hint(key, options, entries))
+        name, _, field = matches[0].rpartition(".")
+        if field in changes[name]:
+            raise ConfigError(f"guidance {names!r}: {name}.{field} is given twice", "give it once")
+        changes[name][field] = _typed(value, get_type_hints(type(entries[name].constants))[field], matches[0])
+    return {name: replace(entry.constants, **changes[name]) for name, entry in entries.items()}
+
+
+def make_guidance(names: str, context: SamplingContext, values: Mapping[str, Any] | None = None) -> Guidance:
+    """The guidance that "a+b" names: the first outermost, around the second.
+
+    Args:
+        names: in `GUIDANCE`, or of your own, joined by +. Shifts ("prototype", "entropy") go outside: within another
+            guidance the sampler clips them.
+        values: see `guidance_constants`.
+
+    Raises:
+        ConfigError: a name or value that is not known or does not fit; something that a guidance needs is missing.
+    """
+    entries, constants = guidance_entries(names), guidance_constants(names, values or {})
+    for name, entry in entries.items():
+        for need in entry.needs:
+            _check_need(name, need, context)
+    made = [entry.make(context, constants[name]) for name, entry in entries.items() if name != "none"]
+    return reduce(lambda inner, outer: Guided(outer, inner), reversed(made)) if made else NoGuidance()
+
+
+def _weak(context: SamplingContext) -> DiffusionModel | None:
+    return getattr(context.model, "weak", None) if context.weak is None else context.weak
+
+
+def _check_need(name: str, need: str, context: SamplingContext) -> None:
+    if need == "guide" and not isinstance(context.model.guide, PrototypeEncoder):
+        raise ConfigError(
+            f"{name} guidance needs a guide, and this model has none",
+            "train with a method that trains one, such as --method diffrc, or choose another guidance",
+        )
+    if need == "weak" and _weak(context) is None:
+        raise ConfigError(
+            f"{name} needs an earlier state of the training, and none is saved with this model",
+            "train again with a version of imbdiff that keeps one, or choose another guidance",
+        )
+    if need == "classifier" and context.classifier is None:
+        raise ConfigError(
+            f"{name} guidance needs a classifier of the training images, and there is none here",
+            "give one as SamplingContext(classifier=...), or choose another guidance",
+        )
+
+
+def _hint(key: str, options: list[str], entries: Mapping[str, GuidanceEntry]) -> str:
+    owner, _, _ = key.rpartition(".")
+    if owner and owner not in entries and owner in known("guidance", GUIDANCE):
+        return f"add {owner} to the guidance, as in {'+'.join([*entries, owner])}, or leave {key} out"
+    near = difflib.get_close_matches(key, [*options, *(option.rpartition(".")[2] for option in options)], n=1)
+    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(options) or 'none'}"
+
+
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    """`value` as its field's type; of several types in a union, the first that fits."""
+    union = len(get_args(hint)) > 1 and str in get_args(hint)
+    if union and value is None and type(None) not in get_args(hint):
+        raise ConfigError(f"{name}=None is not valid", "give a number, or text such as '1.2,few=0.5'")
+    return _convert(value, hint | None if union else hint, name)

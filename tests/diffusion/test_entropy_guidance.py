@@ -1,0 +1,267 @@
+"""Entropy guidance: its gradient by autograd and in closed form, its sign, where it acts, and what it leaves alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from imbdiff.diffusion.entropy_guidance import EntropyGuidance, entropy_guidance
+from imbdiff.diffusion.generate import generate
+from imbdiff.diffusion.guidance import ClassifierFree, Guided, moved
+from imbdiff.diffusion.model import build_model
+from imbdiff.diffusion.process import PROCESSES, Process
+from imbdiff.runtime.errors import ConfigError
+
+from .worlds import STATS, best_prediction, gaussian_model
+
+NULL = 3
+KINDS = ("ddpm", "ddpm-cosine-v", "flow")
+Y = torch.tensor([0, 1, 2, NULL])
+W = torch.randn(16, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+def classifier(x0: Tensor) -> Tensor:
+    """Three logits of (B, 1, 4, 4) images, not linear in them."""
+    return torch.tanh(x0.flatten(1) @ W.to(x0)) + x0.flatten(1)[:, :3] ** 2
+
+
+def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """A prediction that depends on its neighbours in x and on the label."""
+    return 0.6 * torch.sin(x) + 0.3 * x.roll(1, -1) + 0.1 * y.reshape(-1, 1, 1, 1)
+
+
+def noisy(n: int = 4) -> Tensor:
+    return torch.randn(n, 1, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def at(kind: str, level: float, n: int = 4) -> Tensor:
+    return torch.full((n,), level) if kind == "flow" else torch.full((n,), round(1000 * level))
+
+
+def ab(process: Process, t: Tensor) -> tuple[float, float]:
+    a, s = process.coefficients(t[:1])
+    return float(a), float(s)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    log_p = logits - logits.logsumexp(1, keepdim=True)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def clean(process: Process, p: Tensor, x: Tensor, a: float, s: float) -> Tensor:
+    return (x - s * p) / a if process.prediction == "epsilon" else a * x - s * p if a**2 + s**2 > 0.999 else x - s * p
+
+
+@pytest.mark.parametrize("norm", ["sample", "l2", "none"])
+@pytest.mark.parametrize("criterion", ["entropy", "loss"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_formula_written_out(kind: str, criterion: Any, norm: Any) -> None:
+    """eps' = eps - omega s n(grad H), through the network and without it, in float64."""
+    process, x, t = PROCESSES[kind], noisy(), at(kind, 0.4)
+    a, s = ab(process, t)
+    scale = [0.5, 2.0, 1.0]
+    for through in ("network", "estimate"):
+        leaf = x.clone().requires_grad_()
+        p = network(leaf, t, Y)
+        if through == "estimate":  # x_t in x0 alone: the noise is held fixed
+            eps = process.to_eps(network(x, t, Y), x, t)
+            x0 = (leaf - s * eps) / a
+        else:
+            x0 = clean(process, p, leaf, a, s)
+        logits = classifier(x0.clamp(-1, 1))
+        rows = entropy(logits) if criterion == "entropy" else -logits.log_softmax(1)[range(4), [0, 1, 2, 0]]
+        (g,) = torch.autograd.grad(rows.sum(), leaf)
+        length = g.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+        if norm != "none":
+            g = g / length
+        if norm == "sample":
+            g = g * x.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+        guidance = EntropyGuidance(
+            classifier,
+            process,
+            3,
+            scale,
+            criterion=criterion,
+            through=through,
+            norm=norm,  # type: ignore[arg-type]
+        )
+        found = guidance(x, t, Y, network)
+        expected = process.to_eps(p.detach(), x, t) - s * torch.tensor([*scale, 0.0]).reshape(-1, 1, 1, 1) * g
+        torch.testing.assert_close(process.to_eps(found, x, t), expected, rtol=1e-6, atol=1e-7)
+        assert torch.equal(found[3], network(x, t, Y)[3])  # the null label
+        assert not found.requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_closed_form_for_gaussian_data_and_a_logistic_classifier(kind: str) -> None:
+    """With l = k sum(x0) and q = sigmoid(l), dH/dx0 = -l q (1 - q) k; x0_hat has slope a sd^2 / (a^2 sd^2 + s^2)."""
+    process, x, t, k, sd = PROCESSES[kind], 0.3 * noisy(3), at(kind, 0.5, 3), 0.2, 0.3
+    a, s = ab(process, t)
+
+    def logistic(x0: Tensor) -> Tensor:
+        value = k * x0.flatten(1).sum(1)
+        return torch.stack([value, 0 * value], 1)
+
+    def predict(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return best_prediction(process, x, t, 0.2, sd)
+
+    slope = a * sd**2 / (a**2 * sd**2 + s**2)
+    x0 = 0.2 + slope * (x - a * 0.2)
+    assert float(x0.abs().max()) < 1
+    value = k * x0.flatten(1).sum(1)
+    q = value.sigmoid()
+    by_x0 = -(value * q * (1 - q) * k).reshape(-1, 1, 1, 1).expand_as(x)
+    for through, factor in (("network", slope), ("estimate", 1 / a)):
+        guidance = EntropyGuidance(logistic, process, 3, 1.0, through=through, norm="none")  # type: ignore[arg-type]
+        _, shift = guidance.parts(x, t, torch.tensor([0, 1, 2]), predict)
+        assert shift is not None
+        torch.testing.assert_close(shift, s**2 / a * factor * by_x0, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddpm-cosine-v"])
+def test_ancestral_steps_are_shifted_by_sigma(kind: str) -> None:
+    """The shift of the mean is Sigma omega n: in the clean image (1 - abar) / a_prev."""
+    process, x = PROCESSES[kind], noisy()
+    guidance = entropy_guidance(classifier, process, 3, 0.5, sampler="ddpm", steps=50, norm="l2")
+    solver = entropy_guidance(classifier, process, 3, 0.5, sampler="dpm++", steps=50, norm="l2")
+    for time, after in ((999, 979), (499, 479)):
+        t = torch.full((4,), time)
+        shifts = [g.parts(x, t, Y, network)[1] for g in (guidance, solver)]
+        a, _ = ab(process, t)
+        a_prev, _ = ab(process, torch.tensor([after]))
+        assert shifts[0] is not None
+        torch.testing.assert_close(shifts[0] * a_prev, shifts[1] * max(a, 0.05), rtol=1e-9, atol=0)  # type: ignore
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_criterion_rises(kind: str) -> None:
+    process, x = PROCESSES[kind], noisy()
+    for criterion, through in (("entropy", "network"), ("loss", "network"), ("entropy", "estimate")):
+        guidance = EntropyGuidance(
+            classifier,
+            process,
+            3,
+            1e-3,
+            criterion=criterion,
+            through=through,
+            bound=None,  # type: ignore[arg-type]
+        )
+        for level in (0.2, 0.5):
+            t = at(kind, level)
+            p, shift = guidance.parts(x, t, Y, network)
+            if through == "network":
+                # a small step of x_t along the shift, which is a positive multiple of the gradient
+                assert shift is not None
+                x0s = [process.to_x0(network(z, t, Y), z, t) for z in (x, x + 1e-4 * shift)]
+            else:
+                x0s = [process.to_x0(q, x, t) for q in (p, guidance(x, t, Y, network))]
+            rows = [
+                entropy(classifier(x0))
+                if criterion == "entropy"
+                else nn.functional.cross_entropy(classifier(x0), Y.clamp_max(2), reduction="none")
+                for x0 in x0s
+            ]
+            assert bool((rows[1][:3] > rows[0][:3]).all())
+            assert bool(rows[1][3] == rows[0][3])
+
+
+@pytest.mark.parametrize(("kind", "sampler"), [("ddpm", "ddpm"), ("ddpm-cosine-v", "dpm++"), ("flow", "euler")])
+def test_generated_images_are_less_certain(kind: str, sampler: str) -> None:
+    """End to end; "loss" makes the images' own class less likely."""
+    model = gaussian_model(PROCESSES[kind])
+    labels, seeds = [0, 1, 2] * 8, list(range(24))
+
+    def sure(x0: Tensor) -> Tensor:
+        mean = x0.flatten(1).mean(1)
+        return -20 * torch.stack([(mean - m) ** 2 for m in (0.3, -0.2, 0.1)], 1)
+
+    def ends(**options: Any) -> Tensor:
+        guidance = None
+        if options:
+            guidance = entropy_guidance(sure, model.process, 3, sampler=sampler, steps=30, **options)
+        images = generate(model, labels, seeds, sampler=sampler, steps=30, guidance=guidance, batch_size=24)
+        return sure(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+    own = torch.tensor(labels)
+    plain, guided, harder = ends(), ends(scale=0.3), ends(scale=0.3, criterion="loss")
+    more = entropy(guided) - entropy(plain)
+    assert float((more > 0).float().mean()) > 0.8
+    assert float(more.mean()) > 0.02
+    loss = nn.functional.cross_entropy
+    assert float(loss(harder, own)) > 1.04 * float(loss(plain, own))
+    every_fifth = float((entropy(ends(scale=0.3, every=5)) - entropy(plain)).mean())
+    assert 0 < every_fifth < 0.6 * float(more.mean())
+
+
+def test_it_nests_and_rows_that_are_left_alone_stay_bit_identical() -> None:
+    process = PROCESSES["ddpm-cosine-v"]
+    model = build_model("unet-8", process, (1, 4, 4), STATS, seed=1).eval()
+    free = ClassifierFree(0.5, NULL, process)
+    outer = EntropyGuidance(classifier, process, 3, [0.1, 0.0, 0.5])
+    labels, seeds = [0, 1, 2, NULL, 2], list(range(5))
+    options: dict[str, Any] = {"sampler": "unipc", "steps": 4, "batch_size": 5}
+    plain = generate(model, labels, seeds, guidance=free, **options)
+    both = generate(model, labels, seeds, guidance=Guided(outer, free), **options)
+    assert [bool((a == b).all()) for a, b in zip(plain, both, strict=True)] == [False, True, False, True, False]
+    assert all(p.grad is None for p in model.parameters())
+
+    # the gradient goes through what is inside; two shifts add up, the outer one seeing the inner one's image
+    x, t = noisy(), at("ddpm", 0.5)
+    p, shift = Guided(outer, free).parts(x, t, Y, network)
+    assert torch.equal(p, free(x, t, Y, network))
+    expected = outer.parts(x, t, Y, lambda *z: free(*z, network))[1]
+    assert shift is not None
+    assert torch.equal(shift, expected)  # type: ignore[arg-type]
+    twice = Guided(outer, outer)
+    p, total = twice.parts(x, t, Y, network)
+    first = outer.parts(x, t, Y, network)[1]
+    second = outer.parts(x, t, Y, lambda z, u, y: moved(process, network(z, u, y), outer.parts(z, u, y, network)[1], u))
+    assert torch.equal(p, network(x, t, Y))
+    torch.testing.assert_close(total, first + second[1], rtol=1e-9, atol=0)  # type: ignore[operator]
+
+
+def test_where_it_acts_and_what_it_says_of_itself() -> None:
+    process, x = PROCESSES["ddpm"], noisy()
+    narrow = EntropyGuidance(classifier, process, 3, 1.0, interval=(0.3, 0.7))
+    assert [narrow.parts(x, at("ddpm", u), Y, network)[1] is not None for u in (0.2, 0.5, 0.8)] == [False, True, False]
+    fifth = entropy_guidance(classifier, process, 3, 1.0, sampler="ddim", steps=10, every=5)
+    acts = [fifth.at(u).parts(x, at("ddpm", u), Y, network)[1] is not None for u in (0.999, 0.899, 0.499, 0.399)]
+    assert acts == [True, False, True, False]
+    assert EntropyGuidance(classifier, process, 3, 1.0).differentiates
+    assert Guided(EntropyGuidance(classifier, process, 3, 1.0), ClassifierFree(1.0, NULL, process)).differentiates
+    assert not EntropyGuidance(classifier, process, 3, 1.0, through="estimate").differentiates
+    half = EntropyGuidance(classifier, process, 3, 1.0)(x.float(), at("ddpm", 0.5), Y, network)
+    assert half.dtype == torch.float32
+    # where every pixel is clipped there is no gradient, and nothing to divide by
+    far = EntropyGuidance(classifier, process, 3, 1.0).parts(100 * x.sign(), at("ddpm", 0.5), Y, lambda x, *_: 0 * x)
+    assert far[1] is not None
+    assert float(far[1].abs().max()) == 0
+
+
+def test_bad_values_are_refused() -> None:
+    process = PROCESSES["ddpm"]
+    for options in (
+        {"scale": -0.1},
+        {"scale": math.inf},
+        {"scale": [1.0, 2.0]},
+        {"criterion": "hardness"},
+        {"through": "both"},
+        {"norm": "rms"},
+        {"bound": 0.0},
+        {"interval": (0.6, 0.4)},
+        {"classifier": nn.Linear(3, 3).train()},
+    ):
+        with pytest.raises(ConfigError):
+            EntropyGuidance(**{"classifier": classifier, "of": process, "num_classes": 3, "scale": 1.0, **options})
+    with pytest.raises(ConfigError, match="every=0"):
+        entropy_guidance(classifier, process, 3, 1.0, sampler="ddim", steps=10, every=0)
+    for bad, criterion in ((lambda x: x, "entropy"), (lambda x: x.flatten(1)[:, :1], "entropy")):
+        with pytest.raises(ConfigError, match="logits"):
+            EntropyGuidance(bad, process, 3, 1.0, criterion=criterion)(noisy(), at("ddpm", 0.5), Y, network)
+    two = EntropyGuidance(lambda x: x.flatten(1)[:, :2], process, 3, 1.0, criterion="loss")
+    with pytest.raises(ConfigError, match="K >= 3"):
+        two(noisy(), at("ddpm", 0.5), Y, network)
