@@ -341,7 +341,8 @@ METHODS: dict[str, Method] = {
         when="to repeat the paper. In short trainings its guidance leaves most images in other classes than asked for",
         sampler="ddpm",
         steps=250,
-        prototype_scale=0.6,
+        guidance="prototype+classifier-free",
+        guidance_constants={"prototype.scale": 0.6},
     ),
     "diffrc": Method(
         idea="the model for all classes starts from one of the head classes and keeps its variety; labels and guidance",
@@ -353,7 +354,9 @@ METHODS: dict[str, Method] = {
         when="rare classes share what the frequent ones have, and come out all alike",
         sampler="ddpm",
         steps=250,
-        prototype_scale=0.6,
+        guidance="prototype+classifier-free",
+        # the paper guides medium and tail classes; without labels frequent ones need it too
+        guidance_constants={"prototype.scale": "0.6,many=0"},
     ),
 }
 

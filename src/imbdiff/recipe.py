@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -60,7 +60,8 @@ class Method:
         when: when to choose it.
         init: "any" starts from new weights; "required" needs a saved model to start from.
         sampler, steps: what the source draws with, where that is part of the method; None: the package's own.
-        prototype_scale: strength of prototype guidance, for methods whose phases give a guide.
+        guidance: what the source's sampling is guided by: names of `imbdiff.diffusion.guidances`, joined by +.
+        guidance_constants: of these, by NAME.FIELD, where they differ from the table's; omega stands by itself.
         ada: probability of each geometric change of an image that the network is told about; 0: none.
     """
 
@@ -73,7 +74,8 @@ class Method:
     init: Literal["any", "required"] = "any"
     sampler: str | None = None
     steps: int | None = None
-    prototype_scale: float = 0.0
+    guidance: str = "classifier-free"
+    guidance_constants: Mapping[str, Any] = field(default_factory=dict)
     ada: float = 0.0
     time: float | None = None
 
@@ -141,7 +143,8 @@ def combine(named: Sequence[tuple[str, Method]]) -> Method:
         init="required" if any(m.init == "required" for _, m in named) else "any",
         sampler=first.sampler or host.sampler,
         steps=first.steps or host.steps,
-        prototype_scale=host.prototype_scale,
+        guidance=host.guidance,
+        guidance_constants=host.guidance_constants,
         ada=max(m.ada for _, m in named),
     )
 

@@ -20,7 +20,7 @@ from imbdiff.diffusion.guidance import Autoguidance, ClassifierFree, Guidance, G
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.prototype_guidance import Norm as PrototypeNorm
 from imbdiff.diffusion.prototype_guidance import prototype_guidance
-from imbdiff.overrides import _convert
+from imbdiff.overrides import convert
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.tables import known, lookup
 
@@ -302,4 +302,4 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
     union = len(get_args(hint)) > 1 and str in get_args(hint)
     if union and value is None and type(None) not in get_args(hint):
         raise ConfigError(f"{name}=None is not valid", "give a number, or text such as '1.2,few=0.5'")
-    return _convert(value, hint | None if union else hint, name)
+    return convert(value, hint | None if union else hint, name)

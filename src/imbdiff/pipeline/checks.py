@@ -6,14 +6,13 @@ import torch
 
 from imbdiff.config import RunConfig
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.guidance import ClassifierFree
 from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
-from imbdiff.methods import METHODS, method_of
+from imbdiff.methods import method_of
 from imbdiff.pipeline.building import check_phases, init_folder, new_model, symmetry_of
 from imbdiff.pipeline.recognising import classifier_arms, classifier_plan
-from imbdiff.pipeline.sampling import prototype_options, sampling
+from imbdiff.pipeline.sampling import check_needs, sampling
 from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.fitting import check_trainings
@@ -71,13 +70,7 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     classifier_arms(config.classify)
     check_strategy(config.sample.strategy)
     parse_policy(config.curate.policy)
-    unused = prototype_options(config)
-    if unused and not method.guided:
-        guided = " or ".join(name for name, m in METHODS.items() if m.guided)
-        raise ConfigError(
-            f"{', '.join(unused)}: the method {config.method} trains no guide, so that this has no effect",
-            f"leave it out, or train by {guided}",
-        )
+    check_needs(config)
     if not training:
         return
     if config.watch.every and method.target.label_dropout == 1:
@@ -111,7 +104,7 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
     against_balanced(prepared, config)
     process = PROCESSES[config.model.process]
     how = sampling(config)
-    ClassifierFree(how.omega, prepared.stats.num_classes, process, how.interval)
+    how.check(prepared.stats, prepared.groups)
     if training:
         new_model(prepared, config)
         check_phases(prepared, config, world=world)

@@ -16,6 +16,7 @@ import numpy as np
 from imbdiff.config import RunConfig, to_dict
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
+from imbdiff.diffusion.guidances import guidance_needs
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.pipeline import building, stages
 from imbdiff.pipeline.folder import WORKING, flatten
@@ -77,7 +78,12 @@ def sample_curated(
         ConfigError: an unknown policy.
     """
     names = parse_policy(config.curate.policy)
-    candidates = stages.sample(model, candidates_to_draw(counts, config), config, quiet=quiet)
+    classifier = None
+    if "classifier" in guidance_needs(sampling(config).guidance):
+        classifier = working_logits(prepared, config)
+    candidates = stages.sample(
+        model, candidates_to_draw(counts, config), config, groups=prepared.groups, classifier=classifier, quiet=quiet
+    )
     device = str(resolve_device(config.device))
     extractor = None
     if names != ("none",):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from imbdiff.diffusion.generate import generate_batches
+from imbdiff.diffusion.guidance import Guidance
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.pipeline import samples
 from imbdiff.pipeline.sampling import Sampling
@@ -19,8 +20,19 @@ from imbdiff.runtime.files import atomic
 from imbdiff.runtime.progress import Progress
 
 
-def draw(model: DiffusionModel, todo: dict[str, Any], folder: Path, how: Sampling, *, quiet: bool = False) -> None:
+def draw(
+    model: DiffusionModel,
+    todo: dict[str, Any],
+    folder: Path,
+    how: Sampling,
+    *,
+    guidance: Guidance | None = None,
+    quiet: bool = False,
+) -> None:
     """Draws into `folder` what :func:`imbdiff.pipeline.samples.plan` says; images that are there and whole stay.
+
+    Args:
+        guidance: of `how`, made; default: made here, without a classifier.
 
     Under ``torchrun`` every process draws its share of the batches; the images are the same as one process gives.
 
@@ -39,7 +51,8 @@ def draw(model: DiffusionModel, todo: dict[str, Any], folder: Path, how: Samplin
     mine = [row for b in range(dist.rank, -(-len(missing) // n), dist.world) for row in missing[b * n : (b + 1) * n]]
     done = len(rows) - len(missing)
     with Progress("sample", len(rows), start=done, quiet=quiet or not dist.main) as progress:
-        for drawn in draw_rows(model, mine, folder, how, say=(lambda _: None) if quiet or not dist.main else print):
+        say: Callable[[str], None] = (lambda _: None) if quiet or not dist.main else print
+        for drawn in draw_rows(model, mine, folder, how, guidance=guidance, say=say):
             done += drawn * dist.world
             progress.update(min(done, len(rows)))
     dist.barrier()
@@ -54,6 +67,7 @@ def draw_rows(
     folder: Path,
     how: Sampling,
     *,
+    guidance: Guidance | None = None,
     say: Callable[[str], None] = print,
 ) -> Iterator[int]:
     """Draws the images of `rows` into their files in `folder`; yields how many, batch after batch.
@@ -66,7 +80,7 @@ def draw_rows(
     import torch
 
     device = next(model.parameters()).device
-    guidance, n, left = how.guidance(model), how.batch_size, list(rows)
+    guidance, n, left = guidance or how.guide(model), how.batch_size, list(rows)
     wanted = how.compile == "on" or (how.compile == "auto" and device.type == "cuda" and len(rows) >= 16 * n)
     checked = 0  # the batch size that it is compiled for
     while left:
@@ -78,7 +92,7 @@ def draw_rows(
                 checked = n
             for indices, images in generate_batches(
                 model, labels, seeds, sampler=how.sampler, steps=how.steps, guidance=guidance, batch_size=n,
-                bf16=how.precision == "bf16",
+                bf16=how.precision == "bf16", boost=how.boost, skip=how.skip,
             ):  # fmt: skip
                 for i, image in zip(indices, images, strict=True):
                     with atomic(folder / left[i]["file"], sync=False) as aside:
@@ -102,7 +116,7 @@ def compile_network(model: DiffusionModel, how: Sampling, n: int, *, say: Callab
     """Compiles the network for batches of `n` images, if its predictions are those without."""
     import torch
 
-    device, rows = next(model.parameters()).device, n * (1 if how.omega == 0 else 2)
+    device, rows = next(model.parameters()).device, n * (2 if how.doubled else 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((rows, *model.codec.shape), generator=generator).to(device)
     t = model.process.time_from_uniform(torch.rand(rows, generator=generator)).to(device)

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from imbdiff.config import RunConfig, to_dict
+from imbdiff.constants import constants, full_names
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
-from imbdiff.methods import method_of
+from imbdiff.methods import get_method, method_of
 from imbdiff.pipeline import building
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.recognising import classifier_augmentation
+from imbdiff.pipeline.sampling import guidance_text
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.files import read_json
 from imbdiff.runtime.log import read_jsonl
@@ -65,6 +67,7 @@ def protocol(
         trained += f", from {Path(config.model.init).name}, which {saw}"
     rows = {
         "Method": f"{config.method}: {method.idea}. {method.source}",
+        "Constants": constants_text(config),
         "Generator": f"{config.train.images:,} images seen, trained {trained}",
     }
     kept = optional(folder / "checkpoints" / "best" / "watched.json") if config.watch.every else None
@@ -75,13 +78,15 @@ def protocol(
             "validation images by a classifier that saw the training split only"
         )
     if plan is not None:
-        rows["Sampler"] = f"{plan['sampler']}, {plan['steps']} steps, guidance {plan['omega']:g} (0 = none)"
-        if method.guided:
-            adaptive = ", less where the class is seen already" if plan["prototype_adaptive"] else ""
-            rows["Sampler"] += (
-                f", prototype guidance {plan['prototype_scale']:g} (0 = none; "
-                f"gradient: {plan['prototype_norm']}{adaptive})"
-            )
+        rows["Sampler"] = (
+            f"{plan['sampler']}, {plan['steps']} steps; guidance: {guidance_text(plan['guidance'], plan['constants'])} "
+            "(0 = none)"
+        )
+        others = {k: v for k, v in plan["constants"].items() if k.rpartition(".")[2] not in ("omega", "scale")}
+        if others:
+            rows["Sampler"] += "; " + ", ".join(f"{name} {value}" for name, value in others.items())
+        if plan.get("boost", 1.0) != 1 or plan.get("skip", 0.0):
+            rows["Sampler"] += f"; boost {plan.get('boost', 1.0):g}, skip {plan.get('skip', 0.0):g}"
     if metrics is not None:
         judge = metrics.get("judge")
         rows["Judge"] = (
@@ -91,6 +96,18 @@ def protocol(
             else "none of this project that has seen balanced data; the extractors are named with the numbers"
         )
     return rows
+
+
+def constants_text(config: RunConfig) -> str:
+    """The method's constants, those that were changed with the published value behind them."""
+    method = get_method(config.method)
+    given = full_names(method, config.constants)
+    parts = []
+    for name, constant in constants(method).items():
+        value = given.get(name, constant.default)
+        changed = "" if value == constant.default else f" (published: {constant.default})"
+        parts.append(f"{name} {value}{changed}")
+    return ", ".join(parts)
 
 
 def augmentation(prepared: Prepared, config: RunConfig) -> str:

@@ -105,7 +105,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         ("train", f"{seen:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}"),
         (
             "draw",
-            f"{drawn:,} images, {how.sampler}, {how.steps} steps: {duration(sample_seconds)}",
+            f"{drawn:,} images, {how.sampler}, {how.steps} steps, {how.text}: {duration(sample_seconds)}",
         ),
         *(
             [("curate", f"at most {sum(counts):,} of {drawn:,}, {config.curate.policy}: {duration(curate_seconds)}")]
@@ -173,7 +173,7 @@ def _probe_sampling(model: Any, config: RunConfig, device: torch.device) -> floa
     how = replace(sampling(config), steps=steps)
     n = how.batch_size
     options: dict[str, Any] = {
-        "sampler": how.sampler, "guidance": how.guidance(model), "batch_size": n, "bf16": how.precision == "bf16",
+        "sampler": how.sampler, "guidance": how.guide(model, partial=True), "batch_size": n, "bf16": how.precision == "bf16",
     }  # fmt: skip
     labels = [0] * n
     generate(model, labels, range(n), steps=steps, **options)

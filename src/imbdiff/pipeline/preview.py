@@ -26,7 +26,7 @@ def preview_grid(model: DiffusionModel, config: RunConfig) -> bytes:
     how = replace(how, steps=min(how.steps, STEPS))
     images = generate(
         model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps,
-        guidance=how.guidance(model), batch_size=30,
+        guidance=how.guide(model, partial=True), batch_size=30, boost=how.boost, skip=how.skip,
     )  # fmt: skip
     grid = sample_grid(ImageSet(images, labels, stats.names), per_class=PER_CLASS, max_classes=CLASSES)
     return encode_png(np.asarray(grid.convert("RGB")))

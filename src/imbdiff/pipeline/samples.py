@@ -11,7 +11,6 @@ import io
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,6 @@ from imbdiff.runtime.streams import seed_of
 
 def plan(counts: Sequence[int], names: Sequence[str], how: Sampling, seed: int, identity: str) -> dict[str, Any]:
     """What is to be drawn: one row per image, with its class, seed and file."""
-    settled = {**asdict(how), "interval": list(how.interval)}
-    del settled["compile"]
-    if how.precision == "fp32":  # as in runs from before there was a choice
-        del settled["precision"]
-    if how.prototype_scale is None:
-        settled = {k: v for k, v in settled.items() if not k.startswith("prototype_")}
     rows = []
     for k, (n, folder) in enumerate(zip(counts, safe_class_dirs(names), strict=True)):
         rows += [{"file": f"{folder}/{i:06d}.png", "label": k, "seed": seed_of(seed, "sample", k, i)} for i in range(n)]
@@ -42,7 +35,7 @@ def plan(counts: Sequence[int], names: Sequence[str], how: Sampling, seed: int, 
         "identity": identity,
         "class_names": list(names),
         "counts": list(counts),
-        **settled,
+        **how.to_json(),
         "images": rows,
     }
 

@@ -2,59 +2,126 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from imbdiff.config import RunConfig, SampleConfig
+from torch import Tensor
+
+from imbdiff.config import RunConfig
+from imbdiff.data.splits import Prepared
+from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.diffusion.encoder import PrototypeEncoder
-from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided
+from imbdiff.diffusion.guidance import Guidance, per_class
+from imbdiff.diffusion.guidances import (
+    SamplingContext,
+    guidance_constants,
+    guidance_entries,
+    guidance_needs,
+    make_guidance,
+)
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.diffusion.prototype_guidance import Norm, prototype_guidance
 from imbdiff.methods import method_of
 from imbdiff.runtime.device import resolve_device
+from imbdiff.runtime.errors import ConfigError
+
+Classifier = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How images are drawn, with everything settled that a configuration leaves to the method.
 
-    `prototype_scale` is None where neither the method nor the configuration says anything of prototype guidance.
+    Attributes:
+        guidance: names of guidances, joined by +; the first is the outermost.
+        constants: every constant of these by NAME.FIELD.
     """
 
     sampler: str
     steps: int
-    omega: float
+    guidance: str
+    constants: Mapping[str, Any]
     interval: tuple[float, float]
     batch_size: int
-    prototype_scale: float | None
-    prototype_norm: Norm
-    prototype_adaptive: bool
+    boost: float = 1.0
+    skip: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["auto", "on", "off"] = "auto"
 
-    def guidance(self, model: DiffusionModel) -> Guidance:
-        """Classifier-free guidance, and that of the model's guide if it has one."""
-        free = ClassifierFree(self.omega, model.null, model.process, self.interval)
-        if not isinstance(model.guide, PrototypeEncoder) or not self.prototype_scale:
-            return free
-        outer = prototype_guidance(
-            model.guide, self.prototype_scale, sampler=self.sampler, steps=self.steps,
-            norm=self.prototype_norm, adaptive=self.prototype_adaptive, interval=self.interval,
+    def guide(
+        self,
+        model: DiffusionModel,
+        groups: Groups | None = None,
+        classifier: Classifier | None = None,
+        *,
+        partial: bool = False,
+    ) -> Guidance:
+        """The guidance for `model`.
+
+        Args:
+            groups: of its classes, by which scales may be given; default: those of its class counts.
+            classifier: for guidances that need one.
+            partial: leave out guidances of which something is missing, as while a model is still being trained.
+
+        Raises:
+            ConfigError: a class or group that there is not, or something that a guidance needs is missing.
+        """
+        context = SamplingContext(
+            model=model, sampler=self.sampler, steps=self.steps, interval=self.interval, classifier=classifier,
+            groups=groups or Groups.default(model.spec.stats), bf16=self.precision == "bf16",
         )  # fmt: skip
-        return Guided(outer, free)
+        names, constants = self.guidance, dict(self.constants)
+        if partial:
+            there = {"guide": isinstance(model.guide, PrototypeEncoder), "weak": model.weak is not None}
+            there["classifier"] = classifier is not None
+            kept = [n for n, entry in guidance_entries(names).items() if all(there[need] for need in entry.needs)]
+            names = "+".join(kept) or "none"
+            constants = {k: v for k, v in constants.items() if k.rpartition(".")[0] in kept}
+        return make_guidance(names, context, constants)
+
+    @property
+    def doubled(self) -> bool:
+        """Whether every step evaluates the network for twice as many rows."""
+        return self.constants.get("classifier-free.omega", 0) not in (0, 0.0, "0")
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides the images, for the plan that they are drawn by; defaults that say nothing are left out."""
+        plain = asdict(self)
+        del plain["compile"]
+        quiet = {"boost": 1.0, "skip": 0.0, "precision": "fp32"}
+        kept = {k: v for k, v in plain.items() if quiet.get(k) != v}
+        return {**kept, "interval": list(self.interval), "constants": dict(self.constants)}
+
+    @property
+    def text(self) -> str:
+        """The guidance with its constants, in words."""
+        return guidance_text(self.guidance, self.constants)
+
+    def check(self, stats: ClassStats, groups: Groups) -> None:
+        """Refuses scales of classes or groups that there are not.
+
+        Raises:
+            ConfigError: naming the nearest.
+        """
+        for value in self.constants.values():
+            if isinstance(value, str) and ("=" in value or value[:1].isdigit()):
+                per_class(value, stats.names, groups)
 
 
-def prototype_options(config: RunConfig) -> list[str]:
-    """The options of prototype guidance that the configuration sets, as they are written."""
-    names = ("prototype_scale", "prototype_norm", "prototype_adaptive")
-    default = SampleConfig()
-    return [f"--sample.{n}" for n in names if getattr(config.sample, n) != getattr(default, n)]
+def guidance_text(names: str, constants: Mapping[str, Any]) -> str:
+    """Guidances with their scales, to print: "prototype 0.6 + classifier-free 0.8"."""
+    scales = {name: constants.get(f"{name}.omega", constants.get(f"{name}.scale")) for name in names.split("+")}
+    return " + ".join(name if scale is None else f"{name} {scale}" for name, scale in scales.items())
 
 
 def sampling(config: RunConfig) -> Sampling:
     """What the configuration says; where it leaves that open, what the method says, and otherwise dpm++ in 20 steps.
 
     A method's number of steps goes with its sampler; another one takes 20.
+
+    Raises:
+        ConfigError: an unknown guidance, one that the method cannot serve, or constants that do not fit.
     """
     method, options = method_of(config), config.sample
     own = method.sampler
@@ -62,16 +129,82 @@ def sampling(config: RunConfig) -> Sampling:
         own = "euler"
     own = own or "dpm++"
     sampler = options.sampler or own
-    scale = method.prototype_scale if method.guided else None
+    names = options.guidance or method.guidance
+    given = {k: v for k, v in method.guidance_constants.items() if k.partition(".")[0] in names.split("+")}
+    with_omega = [n for n, c in guidance_constants(names, {}).items() if hasattr(c, "omega")]
+    if "classifier-free" in with_omega:
+        given.setdefault("classifier-free.omega", method.omega)
+    if options.omega is not None:
+        if not with_omega:
+            raise ConfigError(
+                f"--sample.omega has no effect on the guidance {names}", "leave it out, or name classifier-free"
+            )
+        given.update({f"{name}.omega": options.omega for name in with_omega})
+    found = guidance_constants(names, {**given, **full(names, options.constants)})
     return Sampling(
         sampler=sampler,
         steps=options.steps or (method.steps if sampler == own else None) or 20,
-        omega=method.omega if options.omega is None else options.omega,
+        guidance=names,
+        constants={f"{name}.{k}": v for name, values in found.items() for k, v in asdict(values).items()},
         interval=options.interval,
         batch_size=options.batch_size or (64 if resolve_device(config.device).type == "cpu" else 512),
-        prototype_scale=scale if options.prototype_scale is None else options.prototype_scale,
-        prototype_norm=options.prototype_norm,
-        prototype_adaptive=options.prototype_adaptive,
+        boost=options.boost,
+        skip=options.skip,
         precision=options.precision,
         compile=options.compile,
     )
+
+
+def full(names: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` by NAME.FIELD.
+
+    Raises:
+        ConfigError: as of `guidance_constants`.
+    """
+    known = guidance_constants(names, values)
+    fields = {name: asdict(constants) for name, constants in known.items()}
+    return {
+        next(f"{name}.{f}" for name, own in fields.items() for f in own if key in (f, f"{name}.{f}")): value
+        for key, value in values.items()
+    }
+
+
+def check_needs(config: RunConfig) -> None:
+    """Refuses guidances that the configured method's model will not have what they need for.
+
+    Raises:
+        ConfigError: with what to do.
+    """
+    how, method = sampling(config), method_of(config)
+    needs = guidance_needs(how.guidance)
+    if "guide" in needs and not method.guided:
+        raise ConfigError(
+            f"the guidance {how.guidance} needs a guide, and the method {config.method} trains none",
+            "leave it out, or train by diffrc or diffrc-paper",
+        )
+    if "weak" in needs and config.train.weak_at == 0:
+        raise ConfigError(
+            f"the guidance {how.guidance} needs weights from earlier in the training, and --train.weak_at 0 keeps none",
+            "leave --train.weak_at out",
+        )
+
+
+def working_logits(prepared: Prepared, config: RunConfig, folder: Path | None = None) -> Classifier:
+    """The working classifier, which saw the training split alone, as guidances take one: images -> (B, C) logits.
+
+    Args:
+        folder: where its weights are kept; with it, a repeated call reads them.
+    """
+    from imbdiff.pipeline.building import symmetry_of
+    from imbdiff.pipeline.recognising import classifier_plan
+    from imbdiff.recognition.working import working_extractor
+
+    plan = classifier_plan(config.classify, symmetry=symmetry_of(prepared, config))
+    device = str(resolve_device(config.device))
+    extractor = working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
+    return extractor.network.requires_grad_(False).eval()
+
+
+def without_guidance(how: Sampling) -> Sampling:
+    """The same without any guidance."""
+    return replace(how, guidance="none", constants={})
