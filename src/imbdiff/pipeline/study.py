@@ -45,7 +45,7 @@ from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.sweep import sweep
 from imbdiff.reporting.study import build_study
-from imbdiff.runtime.device import resolve_device, start
+from imbdiff.runtime.device import prepare_threads, resolve_device, start
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import write_json, write_text
 from imbdiff.runtime.progress import Progress, duration
@@ -300,5 +300,6 @@ def probe_classifier(prepared: Prepared, plan: FitPlan, device: str) -> float:
             list(threads.map(once, range(workers)))
         return time.perf_counter() - began
 
+    prepare_threads()
     seconds(2)
     return max(seconds(12) - seconds(2), 1e-4) / 10 * plan.steps / workers

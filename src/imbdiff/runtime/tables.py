@@ -59,7 +59,7 @@ def lookup(family: str, table: Mapping[str, T], name: str, *, kind: type | None 
             f"{name} is a {type(found).__name__}, and an entry of the {family} must be a {kind.__name__}",
             f"give an instance of {kind.__module__}.{kind.__name__}",
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def imported(name: str, what: str) -> Any:
