@@ -7,6 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.dead_workers import pytest_configure
+
+__all__ = ["pytest_configure"]
+
 
 @pytest.fixture(autouse=True)
 def _denormal_numbers() -> Iterator[None]:
