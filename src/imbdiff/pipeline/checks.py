@@ -11,6 +11,7 @@ from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import METHODS, get_method
+from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline.building import check_phases, init_folder, new_model, symmetry_of
 from imbdiff.pipeline.recognising import classifier_arms, classifier_plan
 from imbdiff.pipeline.sampling import prototype_options, sampling
@@ -57,8 +58,8 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     """Refuses options that no data could make right, before any data is read.
 
     Raises:
-        ConfigError: an unknown method, backbone, classifier or strategy, a sampler that does not fit the process, a
-            device that is not there, options that have no effect on the method, or no model to start from.
+        ConfigError: an unknown method, backbone, classifier, measure or strategy, a sampler that does not fit the process,
+            a device that is not there, options that have no effect on the method, or no model to start from.
     """
     method = get_method(config.method)
     resolve_device(config.device)
@@ -67,6 +68,7 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     if config.model.backbone not in ("auto", *BACKBONES):
         known = ", ".join(["auto", *BACKBONES])
         raise ConfigError(f"unknown backbone {config.model.backbone!r}", f"choose one of {known}")
+    choose_measures(getattr(config.evaluate, "measures", ()))
     check_network(config.classify.network)
     classifier_arms(config.classify)
     check_strategy(config.sample.strategy)
