@@ -58,8 +58,8 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     """Refuses options that no data could make right, before any data is read.
 
     Raises:
-        ConfigError: an unknown method, backbone, classifier, measure or strategy, a sampler that does not fit the process,
-            a device that is not there, options that have no effect on the method, or no model to start from.
+        ConfigError: an unknown method, backbone, classifier, measure or strategy, a sampler that does not fit the
+            process, a device that is not there, options that have no effect on the method, or no model to start from.
     """
     method = get_method(config.method)
     resolve_device(config.device)
