@@ -22,9 +22,9 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/imbdiff run digits --preset demo --out runs/demo
 	@echo "open runs/demo/report.html"
 
-# one thread each: two test processes share the machine
+# one thread each: two test processes share the machine. One that dies is not replaced: its test is a failure
 test: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(TESTS)
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff format --check .

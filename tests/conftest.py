@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.dead_workers import pytest_configure
+
+__all__ = ["pytest_configure"]
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +19,22 @@ def _denormal_numbers() -> Iterator[None]:
     """Runs on a CPU flush denormal numbers to zero, a setting of the thread: here it ends with the test."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Makes the module ``outside`` of a package elsewhere: (its program, family="", **{entry point: name in it})."""
+    sys.modules.pop("outside", None)
+
+    def make(program: str, family: str = "", **points: str) -> None:
+        (tmp_path / "outside.py").write_text(program)
+        if points:
+            package = tmp_path / "outside-1.0.dist-info"
+            package.mkdir()
+            (package / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+            lines = [f"{name.replace('_', '-')} = outside:{place}" for name, place in points.items()]
+            (package / "entry_points.txt").write_text("\n".join([f"[imbdiff.{family}]", *lines]) + "\n")
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield make
+    sys.modules.pop("outside", None)

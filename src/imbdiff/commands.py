@@ -56,6 +56,8 @@ class MeasureOptions:
     """Side in pixels to bring all images to. Default: as they are, or as of a reference folder."""
     resize: Literal["crop", "pad", "stretch"] | None = None
     """How to bring them to it. Default: crop, or as of a reference folder."""
+    measures: tuple[str, ...] = ()
+    """Measures of your own beside the built-in ones: module:PACKAGE.MODULE:NAME, or an entry point's name."""
     lpips: bool = False
     """Also measure LPIPS between images of a class; needs the extra fidelity and weights."""
     batch_size: int = 256

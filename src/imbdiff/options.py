@@ -23,7 +23,7 @@ class SampleConfig:
     """How many, as in imbalanced-learn: auto (fill every class to the largest), minority, not minority, not majority,
     all, a number in (0, 1] (fill to that share of the largest), effective=BETA (more for classes of fewer images, by
     their effective number), or NAME=TOTAL,NAME=TOTAL (target totals)."""
-    sampler: Literal["ddpm", "ddim", "dpm++", "unipc", "euler"] | None = None
+    sampler: str | None = None
     """Solver. Default: the method's where it has one, otherwise dpm++."""
     steps: int | None = None
     """Solver steps. Default: the method's where it has some and draws with its own solver, otherwise 20."""

@@ -127,7 +127,7 @@ def test_the_global_generators_are_left_alone() -> None:
         ([0.5], [1], {}, "whole numbers"),
         ([0], [-1], {}, "negative"),
         ([0], [1], {"batch_size": 0}, "batch_size=0"),
-        ([0], [1], {"sampler": "heun"}, "unknown sampler"),
+        ([0], [1], {"sampler": "heun"}, "unknown name 'heun' among the samplers"),
         ([0], [1], {"steps": 1001}, "1001 steps"),
     ],
 )

@@ -17,7 +17,7 @@ from tests.diffusion.worlds import best_prediction, draw, ode_end, standard_norm
 DDPMS = sorted(n for n in PROCESSES if n.startswith("ddpm"))
 PAIRS = [(p, s) for p in DDPMS for s in ("ddpm", "ddim", "dpm++", "unipc")]
 PAIRS += [("flow", s) for s in ("euler", "dpm++", "unipc")]
-DETERMINISTIC = [(p, s) for p, s in PAIRS if not SAMPLERS[s][1]]
+DETERMINISTIC = [(p, s) for p, s in PAIRS if not SAMPLERS[s].noisy]
 MU, SD = 0.2, 0.1
 
 
@@ -255,3 +255,54 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(ConfigError) as caught:
             make_scheduler(name, process, steps)
         assert caught.value.remedy
+
+
+OUTSIDE = """
+from diffusers import DDIMScheduler
+from imbdiff.diffusion.schedulers import Sampler
+
+def make(process, steps, clip):
+    return DDIMScheduler(num_train_timesteps=process.num_steps, trained_betas=process.betas.numpy(),
+                         prediction_type=process.prediction, timestep_spacing="trailing", clip_sample=clip)
+
+MINE = Sampler("DDIM of diffusers", False, "50 steps", make)
+WRONG = make
+"""
+
+
+@pytest.mark.parametrize("name", ["module:outside:MINE", "their-ddim"])
+def test_a_sampler_from_outside(name: str, outside: Callable[..., None]) -> None:
+    outside(OUTSIDE, "samplers", their_ddim="MINE")
+    process, ends = DDPM(), []
+    for sampler in (name, "ddim"):  # the same equation, where steps divides T
+        scheduler = make_scheduler(sampler, process, 20)
+        x = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+        for t in scheduler.timesteps:
+            x = scheduler.step(best_prediction(process, x, t.expand(8), MU, SD), t, x, return_dict=False)[0]
+        ends.append(x)
+    torch.testing.assert_close(*ends, atol=1e-3, rtol=1e-3)
+
+
+def test_names_from_outside_that_are_wrong(outside: Callable[..., None]) -> None:
+    outside(OUTSIDE, "samplers", their_ddim="MINE")
+    for name, words, remedy in [
+        ("module:outside:MIEN", "has no 'MIEN'", "did you mean MINE"),
+        ("module:outside:WRONG", "is a function, and an entry of the samplers must be a Sampler", "schedulers.Sampler"),
+        ("their-dim", "unknown name 'their-dim'", "did you mean their-ddim"),
+    ]:
+        with pytest.raises(ConfigError, match=words) as caught:
+            make_scheduler(name, DDPM(), 10)
+        assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++", "unipc"])
+def test_clean_images_are_clipped_unless_told_otherwise(name: str) -> None:
+    """The last step of each ends at the predicted clean image; here that is 3."""
+    process = DDPM()
+    for clip, end in ((True, 1.0), (False, 3.0)):
+        scheduler = make_scheduler(name, process, 20, clip=clip)
+        x = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+        for t in scheduler.timesteps:
+            a, s = ab(process, t)
+            x = scheduler.step((x - a * 3.0) / s, t, x, return_dict=False)[0]
+        torch.testing.assert_close(x, torch.full_like(x, end), atol=0.02, rtol=0)

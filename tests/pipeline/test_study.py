@@ -388,7 +388,7 @@ def test_every_command_on_the_page_of_studies_runs(
 
 def test_what_is_not_understood_ends_with_status_2(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", str(trained), "--recipes", "nothing"]) == 2
-    assert "unknown recipe 'nothing'" in capsys.readouterr().err
+    assert "unknown name 'nothing' among the recipes" in capsys.readouterr().err
     assert issubclass(RunError, ImbdiffError)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from imbdiff.data.augment import Augmentation
@@ -355,19 +354,42 @@ def test_short_trainings_write_no_checkpoint(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "ckpt").exists()
 
 
-def test_a_step_does_not_read_the_state_that_other_trainings_of_the_process_renew() -> None:
-    """A training that begins in another thread clears accelerate's state for a moment."""
-    expected = _train(val=VAL, looks=2)
+@pytest.mark.parametrize(
+    ("given", "processes", "rank", "expected"),
+    [
+        ("cpu", 1, 0, "cpu"),
+        ("cuda", 1, 0, "cuda"),
+        ("cuda:1", 1, 0, "cuda:1"),
+        ("cuda", 2, 1, "cuda:1"),
+        ("cuda:1", 2, 1, "cuda:1"),  # as the stages hand it on
+    ],
+)
+def test_device_of_a_training(
+    given: str, processes: int, rank: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.device] = []
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", made.append)
+    mixture = Mixture(TRAIN, None, Use(), PLAN.batch_size, 0, None)
+    training = loop.Loop(
+        mixture, replace(PLAN, precision="auto"), RECIPES["ce"], None, None, 0, torch.device(given), None, 0, None,
+        "classifier", None, None, "",
+    )  # fmt: skip
+    training._settle()
+    assert str(training.device) == expected
+    assert training.bf16 == expected.startswith("cuda")
+    assert [str(d) for d in made] == ([expected] if ":" in expected else [])
 
-    def clear() -> bool:
-        AcceleratorState._reset_state()
-        return False
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "CHECK_EVERY", 1)
-        found = _train(val=VAL, looks=2, stop=clear)
-    assert _same(found.last, expected.last)
-    assert _same(found.best, expected.best)
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="there is no cuda:5"):
+        _train(device="cuda:5")
 
 
 # -- looks at validation images

@@ -316,16 +316,20 @@ def test_modules_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     network = build_network(name, SHAPE, 5)
     assert network.feature_dim == 270
     for wrong, message in (
-        ("module:my_networks", "cannot be read"),
-        ("module:my_networks:", "cannot be read"),
+        ("module:my_networks", "names no object in a module"),
+        ("module:my_networks:", "names no object in a module"),
         ("module:no_such_module_here:make", "No module named 'no_such_module_here'"),
         ("module:my_broken_networks:make", "ZeroDivisionError"),
-        ("module:my_networks:made", "my_networks has no made"),
+        ("module:my_networks:zzz", "my_networks has no 'zzz'"),
         ("module:my_networks:number", "cannot be called"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
             check_network(wrong)
         assert "PYTHONPATH" in caught.value.remedy
+        assert "network" in str(caught.value)
+    with pytest.raises(ConfigError, match="has no 'made'") as caught:
+        check_network("module:my_networks:made")
+    assert caught.value.remedy == "did you mean make?"
     for module in ("my_networks", "my_broken_networks"):
         sys.modules.pop(module, None)
 

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Callable
 
 import pytest
 
 from imbdiff.data.samplers import class_law
+from imbdiff.recognition.jobs import Arm, Job
 from imbdiff.recognition.losses import WEIGHTINGS
-from imbdiff.recognition.recipes import RECIPES, get_recipe
+from imbdiff.recognition.plan import FitPlan
+from imbdiff.recognition.recipes import RECIPES, Recipe, get_recipe
 from imbdiff.runtime.errors import ConfigError
+
+from .conftest import make_prepared, tiny
 
 
 def test_the_table_is_of_names_labels_and_values_that_exist() -> None:
@@ -51,3 +57,40 @@ def test_unknown_names_get_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="zzz") as caught:
         get_recipe("zzz")
     assert "ldam-drw" in str(caught.value)
+
+
+OUTSIDE = """
+from imbdiff.recognition.recipes import Recipe
+
+MINE = Recipe("drop head", "class-balanced batches from the middle on", "here", law="balanced", deferred=0.5)
+WRONG = {"label": "x"}
+"""
+
+
+@pytest.mark.parametrize("name", ["module:outside:MINE", "their-recipe"])
+def test_a_recipe_from_outside_trains_in_a_comparison(name: str, outside: Callable[..., None]) -> None:
+    outside(OUTSIDE, "recipes", their_recipe="MINE")
+    assert get_recipe(name).law == "balanced"
+    arm = Arm(name)
+    assert (arm.name, arm.file) == ("drop head", "drop-head")
+    job = Job(arm, 0, FitPlan(tiny, steps=4, batch_size=8), make_prepared(None), None, "cpu", None)
+    assert len(job.input_hash()) == 64
+    found = job.train(threading.Event())
+    assert found is not None
+    assert len(found["test"]["predicted"]) == 90
+
+
+def test_recipes_from_outside_that_are_wrong(outside: Callable[..., None]) -> None:
+    outside(OUTSIDE, "recipes", their_recipe="MINE")
+    for name, words, remedy in [
+        ("their-recipes", "unknown name 'their-recipes' among the recipes", "did you mean their-recipe"),
+        ("module:outside:MINI", "no 'MINI'", "did you mean MINE"),
+        ("module:outside:WRONG", "is a dict, and an entry of the recipes must be a Recipe", "recipes.Recipe"),
+    ]:
+        with pytest.raises(ConfigError, match=words) as caught:
+            get_recipe(name)
+        assert remedy in caught.value.remedy
+    for wrong in ({"loss": "hinge"}, {"mixing": "mix"}, {"second": "crf"}):
+        with pytest.raises(ConfigError, match="the recipe 'mine' has") as caught:
+            Recipe("mine", "x", "y", **wrong)  # type: ignore[arg-type]
+        assert "use one of" in caught.value.remedy

@@ -408,7 +408,7 @@ def test_a_larger_grid_trains_what_is_new_and_a_stopped_one_goes_on(
     [
         ({"seeds": ()}, "at least one"),
         ({"seeds": (1, 1)}, "no two the same"),
-        ({"without": ("no-such",)}, "unknown recipe 'no-such'"),
+        ({"without": ("no-such",)}, "unknown name 'no-such' among the recipes"),
         ({"cells": ()}, "no cell"),
         ({"cells": cells_of(uses=[Use(share=0.01)])}, "synthetic share of 0.01"),
         ({"plan": FitPlan("no-such-network", 6, 16)}, "no-such-network"),

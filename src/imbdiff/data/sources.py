@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from imbdiff.data.shards.names import PACKED, shards_of_folder
 from imbdiff.data.source import Defaults, Source, Survey
 from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import DataError
+from imbdiff.runtime.tables import known
 
 __all__ = ["ArraySource", "DigitsSource", "FolderSource", "NpzSource", "Source", "Survey", "load"]
 
@@ -63,6 +65,7 @@ def load(
 SCHEMES: dict[str, str] = {
     "hf": "imbdiff.data.hub.opening",
     "torchvision": "imbdiff.data.torchvision_sets",
+    "module": "imbdiff.data.outside",
     **dict.fromkeys(("https", "http", "file"), "imbdiff.data.shards.remote"),
     **dict.fromkeys(("pipe", "s3", "gs", "hdfs", "ais", "ftp"), "imbdiff.data.shards.remote"),  # refused, with a reason
 }
@@ -79,12 +82,16 @@ ENDINGS: dict[str, str] = {
 NAMES: dict[str, str] = {
     **dict.fromkeys(BENCHMARKS, "imbdiff.data.benchmarks"),
 }
-"""{name: module} of the built-in names and benchmarks."""
+"""{name: module} of the built-in names and benchmarks; entry points of the group ``imbdiff.sources`` are names too."""
 
 
 def parse(text: str) -> Spec:
     """A source as it is written on the command line, in its parts."""
-    return Spec.parse(text, SCHEMES, ("digits", *NAMES))
+    return Spec.parse(text, SCHEMES, _names())
+
+
+def _names() -> list[str]:
+    return known("sources", {"digits": "", **NAMES})
 
 
 def _open(spec: Spec, flippable: bool) -> Source:
@@ -95,6 +102,8 @@ def _open(spec: Spec, flippable: bool) -> Source:
         return DigitsSource(flippable)
     if spec.rest in NAMES:
         return import_module(NAMES[spec.rest]).open_source(spec, flippable)
+    if spec.built_in:
+        return import_module("imbdiff.data.outside").open_source(spec, flippable)
     path = user_path(spec.rest)
     for ending, module in ENDINGS.items():
         if path.name.lower().endswith(ending) and not path.is_dir():
@@ -109,12 +118,13 @@ def _open(spec: Spec, flippable: bool) -> Source:
         return NpzSource(path, spec.text, flippable)
     if path.exists():
         raise DataError(f"{spec.text} is neither a folder nor a file of a kind that is read", REMEDY)
-    raise DataError(f"{spec.text} does not exist", REMEDY)
+    near = difflib.get_close_matches(spec.rest, _names(), n=1)
+    raise DataError(f"{spec.text} does not exist", f"did you mean {near[0]}? Otherwise {REMEDY}" if near else REMEDY)
 
 
 REMEDY = (
     "give a folder of class folders, a zip, npz, parquet or tar file, a list or table of files (.txt, .csv, .tsv), "
-    "hf:NAME, torchvision:NAME, the name of a benchmark, or digits: docs/sources.md"
+    "hf:NAME, torchvision:NAME, module:PACKAGE.MODULE:NAME, the name of a benchmark, or digits: docs/sources.md"
 )
 
 

@@ -4,6 +4,7 @@
     train.csv?root=images&label=dx       a list of files, with the column of the labels
     hf:uoft-cs/cifar100?label=fine_label a set of the Hugging Face hub
     cifar100-lt?root=data                a benchmark, below a folder of one's own
+    module:mine.sets:birds?root=data     what a function of one's own returns, called with these options
 
 The whole text is what a run folder remembers, so every verb takes it. A path that exists is a path, also with a
 question mark in its name.
@@ -90,7 +91,7 @@ class Spec:
 
         The path itself and the options that name files or folders (``root``, ``names``, ``list``, and without a prefix
         ``val`` and ``test``, which name splits in a hub's set) are changed where they exist, or for a pattern where the
-        folder in front of it does. An address, and what stands behind ``torchvision:``, is no path.
+        folder in front of it does. An address, and what stands behind ``torchvision:`` or ``module:``, is no path.
         """
 
         def place(text: str) -> str:
@@ -109,6 +110,8 @@ class Spec:
     @property
     def short(self) -> str:
         """What a run folder is called after: the name of the file or folder without its ending, or of the set."""
+        if self.scheme == "module":  # NAME of PACKAGE.MODULE:NAME
+            return self.rest.rpartition(":")[2] or "source"
         return Path(self.rest).stem or "source"
 
     def take(self, name: str, default: str | None = None) -> str | None:

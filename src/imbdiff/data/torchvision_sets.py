@@ -17,7 +17,7 @@ from io import BytesIO
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from imbdiff.data.arrays import encode_labels
 from imbdiff.data.decode import UnusableImageError
@@ -74,7 +74,7 @@ class TorchvisionSource(EncodedSource):
             _check_item(dataset, name)
             raw[split] = _labels(dataset, name)
             states[split] = _state(dataset, raw[split])
-        given = _class_names(_dataset(set_name, splits["train"]), raw)
+        given = class_names_of(_dataset(set_name, splits["train"]), raw)
         names, labels = encode_labels(raw, given, name)
         for split, y in labels.items():
             places = [(split, i) for i in range(len(y))]
@@ -98,17 +98,21 @@ class TorchvisionReader(Reader):
             image, _ = dataset[number]
         except Exception as error:  # a set's own reader raises anything on damaged files
             raise UnusableImageError(f"damaged: {error or type(error).__name__}") from error
-        # decoded already; written as it is, so that one decoder makes the decisions for all sources
-        file = BytesIO()
-        upright = ImageOps.exif_transpose(image)
-        upright.save(file, "PNG" if upright.mode in _PNG else "TIFF", compress_level=0)
-        return file
+        return as_file(image)
 
     def stamp(self, place: tuple[str, int]) -> str:
         return f"{dict(self.states)[place[0]]} {place[1]}"
 
 
 _PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+
+
+def as_file(image: Image.Image) -> BinaryIO:
+    """A decoded image, written as it is, so that one decoder makes the decisions for all sources."""
+    file = BytesIO()
+    upright = ImageOps.exif_transpose(image)
+    upright.save(file, "PNG" if upright.mode in _PNG else "TIFF", compress_level=0)
+    return file
 
 
 def _class(name: str, where: str) -> Any:
@@ -215,7 +219,7 @@ def _labels(dataset: Any, where: str) -> np.ndarray:
     )
 
 
-def _class_names(dataset: Any, raw: dict[str, np.ndarray]) -> list[str] | None:
+def class_names_of(dataset: Any, raw: dict[str, np.ndarray]) -> list[str] | None:
     """The names that the set brings, where there is one for each label."""
     names = getattr(dataset, "classes", None)
     highest = max(int(y.max()) for y in raw.values())

@@ -1,11 +1,14 @@
 """diffusers' samplers for our processes: one table, and nothing of their arithmetic rewritten.
 
 Times are the process's own: betas are handed over as numbers, so that training and sampling cannot disagree. What
-had to be worked around in diffusers (seen in 0.42) is said in `start`, `process_times` and `_for_ddpm`, and tested.
+had to be worked around in diffusers (seen in 0.42) is said in `start`, `process_times` and beside each sampler, and
+tested.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,38 +16,46 @@ from torch import Tensor
 
 from imbdiff.diffusion.process import DDPM, Flow, Process
 from imbdiff.runtime.errors import ConfigError
-
-#: name -> (what it is, whether every step adds noise, network evaluations that it is good for)
-SAMPLERS: dict[str, tuple[str, bool, str]] = {
-    "ddpm": ("ancestral sampling (Ho et al. 2020)", True, "250 to 1000 steps"),
-    "ddim": ("DDIM, eta = 0 (Song et al. 2021)", False, "50 to 250 steps"),
-    "dpm++": ("DPM-Solver++(2M) (Lu et al. 2022)", False, "15 to 30 steps"),
-    "unipc": ("UniPC (Zhao et al. 2023)", False, "10 to 25 steps"),
-    "euler": ("Euler steps along a flow", False, "25 to 100 steps"),
-}
+from imbdiff.runtime.tables import lookup
 
 
-def make_scheduler(name: str, process: Process, steps: int) -> Any:
+@dataclass(frozen=True)
+class Sampler:
+    """One row of the table.
+
+    Attributes:
+        what: it is, and where it was published.
+        noisy: every step adds noise.
+        steps: network evaluations that it is good for.
+        make: (process, steps, clip) -> a scheduler as diffusers' are, whose `set_timesteps` was not called yet:
+            `timesteps` and `step(output, t, x, return_dict=False)` are used, with a flow also `sigmas`. It raises a
+            ConfigError for a process or a number of steps that does not fit. `clip`: predicted clean images are clipped
+            to [-1, 1].
+    """
+
+    what: str
+    noisy: bool
+    steps: str
+    make: Callable[[Process, int, bool], Any]
+
+
+def make_scheduler(name: str, process: Process, steps: int, *, clip: bool = True) -> Any:
     """A diffusers scheduler with its `steps` timesteps set.
 
     Args:
-        name: a name in `SAMPLERS`; "ddpm" and "ddim" need a DDPM process, "euler" a flow.
+        name: a name in `SAMPLERS`, ``module:PACKAGE.MODULE:NAME`` of a `Sampler`, or an entry point of the group
+            ``imbdiff.samplers``; "ddpm" and "ddim" need a DDPM process, "euler" a flow.
         process: the model's process.
         steps: number of steps, 1 to the process's own number of steps.
+        clip: predicted clean images are clipped to [-1, 1] in every step; the samplers of flows never do.
 
     Raises:
         ConfigError: unknown name, a sampler that does not fit the process, or too many steps.
     """
-    if name not in SAMPLERS:
-        raise ConfigError(f"unknown sampler {name!r}", f"choose one of {', '.join(SAMPLERS)}")
+    sampler = lookup("samplers", SAMPLERS, name, kind=Sampler)
     if steps < 1:
         raise ConfigError(f"cannot sample in {steps} steps", "use at least 1")
-    if isinstance(process, DDPM):
-        scheduler = _for_ddpm(name, process, steps)
-    elif isinstance(process, Flow):
-        scheduler = _for_flow(name)
-    else:
-        raise ConfigError(f"no samplers are known for {type(process).__name__}")
+    scheduler = sampler.make(process, steps, clip)
     start(scheduler, steps)
     return scheduler
 
@@ -66,7 +77,8 @@ def start(scheduler: Any, steps: int) -> None:
         scheduler.num_inference_steps = steps
     if type(scheduler).__name__ == "DDPMScheduler" and steps > 1:
         scheduler.timesteps[-1] = 0
-    by_noise = scheduler.config.get("use_lu_lambdas") or scheduler.config.get("use_karras_sigmas")
+    config = getattr(scheduler, "config", {})
+    by_noise = config.get("use_lu_lambdas") or config.get("use_karras_sigmas")
     if by_noise and hasattr(scheduler, "sigmas"):
         _align(scheduler)
     if hasattr(scheduler, "set_begin_index"):
@@ -101,52 +113,99 @@ def process_times(scheduler: Any, process: Process) -> Tensor:
     return scheduler.timesteps
 
 
-def _for_ddpm(name: str, process: DDPM, steps: int) -> Any:
-    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+def _ddpm(process: Process, steps: int, clip: bool) -> Any:
+    from diffusers import DDPMScheduler
 
-    if name == "euler":
-        raise ConfigError("the euler sampler is for flow models", "use ddim, dpm++ or unipc with a DDPM process")
-    if name == "ddpm" and steps < 2:
+    common = _of_ddpm("ddpm", process, steps)
+    if steps < 2:
         raise ConfigError(
             "ancestral sampling takes at least 2 steps", "use 250 or more, or another sampler for few steps"
         )
+    # x0 is clipped before the posterior mean is formed. Released code of this field clips after, where it does
+    # nothing. beta_t as variance: "fixed large".
+    return DDPMScheduler(**common, variance_type="fixed_large", clip_sample=clip)
+
+
+def _ddim(process: Process, steps: int, clip: bool) -> Any:
+    from diffusers import DPMSolverMultistepScheduler
+
+    # The first-order solver is DDIM. diffusers' own DDIMScheduler steps by T // steps whatever the times are: where
+    # steps does not divide T it arrives elsewhere than where the network is asked next (600 steps: noise is left).
+    return DPMSolverMultistepScheduler(**_of_ddpm("ddim", process, steps), **_clipping(clip), solver_order=1)
+
+
+# Both solvers below need the clipping: x0 = (x_t - s eps) / a multiplies an error of eps by 157 at the first time of
+# the linear schedule and by 20,000 at that of the cosine; without it a network trained for minutes draws saturated
+# noise. Times evenly spaced in t end with a jump from t = 49 (20 steps) to the clean image: of detail with standard
+# deviation 0.10 they leave 0.05. Spaced in log SNR (Lu et al. 2022) 20 steps leave 0.101, and Karras et al.'s spacing,
+# the one that UniPC takes in diffusers, 0.106: tests/diffusion/test_samplers.py.
+
+
+def _dpm(process: Process, steps: int, clip: bool) -> Any:
+    from diffusers import DPMSolverMultistepScheduler
+
+    if isinstance(process, Flow):
+        return DPMSolverMultistepScheduler(**_FLOW)
+    return DPMSolverMultistepScheduler(**_of_ddpm("dpm++", process, steps), **_clipping(clip), use_lu_lambdas=True)
+
+
+def _unipc(process: Process, steps: int, clip: bool) -> Any:
+    from diffusers import UniPCMultistepScheduler
+
+    if isinstance(process, Flow):
+        return UniPCMultistepScheduler(**_FLOW)
+    return UniPCMultistepScheduler(**_of_ddpm("unipc", process, steps), **_clipping(clip), use_karras_sigmas=True)
+
+
+def _euler(process: Process, steps: int, clip: bool) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    if isinstance(process, DDPM):
+        raise ConfigError("the euler sampler is for flow models", "use ddim, dpm++ or unipc with a DDPM process")
+    if not isinstance(process, Flow):
+        raise _unknown(process)
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+
+
+_FLOW: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "final_sigmas_type": "zero",
+}
+
+
+def _of_ddpm(name: str, process: Process, steps: int) -> dict[str, Any]:
+    """What every scheduler of a DDPM process takes."""
+    if isinstance(process, Flow):
+        raise ConfigError(f"the {name} sampler is for DDPM processes", "use euler, dpm++ or unipc with a flow")
+    if not isinstance(process, DDPM):
+        raise _unknown(process)
     if steps > process.num_steps:
         raise ConfigError(f"{steps} steps are more than the process has ({process.num_steps})", "use fewer")
-    common: dict[str, Any] = {
+    return {
         "num_train_timesteps": process.num_steps,
         "trained_betas": process.betas.numpy(),
         "prediction_type": process.prediction,
+        # starts at the noisiest time (Lin et al. 2024); leading spacing would never visit it
+        "timestep_spacing": "trailing",
     }
-    # Trailing spacing starts at the noisiest time (Lin et al. 2024); leading spacing would never visit it.
-    if name == "ddpm":
-        # x0 is clipped before the posterior mean is formed. Released code of this field clips after, where it does
-        # nothing. beta_t as variance: "fixed large".
-        return DDPMScheduler(**common, variance_type="fixed_large", clip_sample=True, timestep_spacing="trailing")
-    # The solvers below clip x0 to [-1, 1] too, in diffusers by "thresholding" with a maximum of 1.
-    clip = {"thresholding": True, "sample_max_value": 1.0}
-    common |= {"timestep_spacing": "trailing", "final_sigmas_type": "zero"}
-    if name == "ddim":
-        # The first-order solver is DDIM. diffusers' own DDIMScheduler steps by T // steps whatever the times are: where
-        # steps does not divide T it arrives elsewhere than where the network is asked next (600 steps: noise is left).
-        return DPMSolverMultistepScheduler(**common, **clip, solver_order=1)
-    # Both need the clipping: x0 = (x_t - s eps) / a multiplies an error of eps by 157 at the first time of the linear
-    # schedule and by 20,000 at that of the cosine; without it a network trained for minutes draws saturated noise.
-    # Times evenly spaced in t end with a jump from t = 49 (20 steps) to the clean image: of detail with standard
-    # deviation 0.10 they leave 0.05. Spaced in log SNR (Lu et al. 2022) 20 steps leave 0.101, and Karras et al.'s
-    # spacing, the one that UniPC takes in diffusers, 0.106: tests/diffusion/test_samplers.py.
-    if name == "dpm++":
-        return DPMSolverMultistepScheduler(**common, **clip, use_lu_lambdas=True)
-    return UniPCMultistepScheduler(**common, **clip, use_karras_sigmas=True)
 
 
-def _for_flow(name: str) -> Any:
-    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+def _clipping(clip: bool) -> dict[str, Any]:
+    """Of the solvers: x0 to [-1, 1], in diffusers by "thresholding" with a maximum of 1."""
+    more = {"thresholding": True, "sample_max_value": 1.0} if clip else {}
+    return {"final_sigmas_type": "zero", **more}
 
-    if name in ("ddpm", "ddim"):
-        raise ConfigError(f"the {name} sampler is for DDPM processes", "use euler, dpm++ or unipc with a flow")
-    if name == "euler":
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
-    solver = DPMSolverMultistepScheduler if name == "dpm++" else UniPCMultistepScheduler
-    return solver(
-        num_train_timesteps=1000, prediction_type="flow_prediction", use_flow_sigmas=True, final_sigmas_type="zero"
-    )
+
+def _unknown(process: Process) -> ConfigError:
+    return ConfigError(f"no samplers are known for {type(process).__name__}", "give a Sampler of your own for it")
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": Sampler("ancestral sampling (Ho et al. 2020)", True, "250 to 1000 steps", _ddpm),
+    "ddim": Sampler("DDIM, eta = 0 (Song et al. 2021)", False, "50 to 250 steps", _ddim),
+    "dpm++": Sampler("DPM-Solver++(2M) (Lu et al. 2022)", False, "15 to 30 steps", _dpm),
+    "unipc": Sampler("UniPC (Zhao et al. 2023)", False, "10 to 25 steps", _unipc),
+    "euler": Sampler("Euler steps along a flow", False, "25 to 100 steps", _euler),
+}

@@ -90,7 +90,7 @@ def evaluate(
         reference_name: what the reference is, printed with each number, such as "test".
         seed: of image keys, halvings and clusterings.
         store: keeps features; with several processes each extracts its part. Default: memory only.
-        measures: rows of the table.
+        measures: rows of the table; with more of them from outside: :func:`imbdiff.metrics.measures.choose_measures`.
         workers: scopes computed at a time; default: the cores, at most 4. Changes no number.
         progress: is told how far things are.
 
@@ -229,7 +229,7 @@ def _compute(jobs: list[_Job], seed: int, workers: int | None, dist: Dist, told:
             job.found = {number: reason for m in job.measures.values() for number in m.directions}
             return
         for measure in job.measures.values():
-            job.found.update(measure.function(job.fake, job.real, seed=seed))
+            job.found.update(measure.numbers(job.fake, job.real, seed=seed))
 
     # small products: threads inside them would cost more than they give
     with threadpool_limits(limits=None if large else 1), ThreadPoolExecutor(threads) as pool:

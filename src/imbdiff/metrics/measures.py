@@ -1,11 +1,14 @@
 """The table of measures: what `evaluate` computes for every scope, from the feature rows of two sets.
 
-A new metric is one file with a function (fake, real, *, seed) -> {name: Estimate} and one row here.
+A new metric is one file with a function (fake, real, *, seed) -> {name: Estimate} and one row here; or, outside this
+package, a `Measure` that `choose_measures` finds by its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,11 +17,16 @@ from imbdiff.metrics.frechet import frechet
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.neighbour_measures import neighbour_measures
 from imbdiff.metrics.prd import prd_measure
-from imbdiff.metrics.rows import Estimate
+from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.vendi import vendi
+from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.files import digest
+from imbdiff.runtime.tables import lookup
 
 Direction = Literal["lower", "higher", "nearer 1", "none"]
 Function = Callable[..., dict[str, Estimate]]
+OTHERS = ("agreement", "IS", "CAS", "LPIPS", "FID", "FID∞", "KID")
+"""Numbers that other parts of an evaluation give, and names of those of Inception's features."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,34 @@ class Measure:
     what: str
     source: str
     against_train: bool = True
+
+    def numbers(self, fake: Rows, real: Rows, *, seed: int) -> dict[str, Estimate]:
+        """What the function gives; a value that is not finite is refused.
+
+        Raises:
+            ConfigError: it gives numbers that are not among its `directions`, or no `Estimate`.
+        """
+        found = self.function(fake, real, seed=seed)
+        where = getattr(self.function, "__qualname__", type(self.function).__name__)
+        for name, estimate in found.items():
+            if name not in self.directions or not isinstance(estimate, Estimate):
+                raise ConfigError(
+                    f"the measure {where} gives {name!r}, a {type(estimate).__name__}",
+                    f"it must give an Estimate for each of: {', '.join(self.directions)}",
+                )
+            if estimate.value is not None and not math.isfinite(estimate.value):
+                found[name] = Estimate.refuse(f"the value is {estimate.value}", fake, real)
+        return found
+
+    @property
+    def identity(self) -> str:
+        """A hash of the row and of the file that the function stands in, as far as it has one."""
+        module = inspect.getmodule(self.function)
+        try:
+            file = "" if module is None else inspect.getsource(module)
+        except (OSError, TypeError):  # typed at a prompt, or compiled
+            file = ""
+        return digest([dict(self.directions), self.what, self.source, self.against_train, file])
 
 
 MEASURES: dict[str, Measure] = {
@@ -88,6 +124,29 @@ MEASURES: dict[str, Measure] = {
         against_train=False,
     ),
 }
+
+
+def choose_measures(names: Sequence[str] = ()) -> Mapping[str, Measure]:
+    """All measures of the table, and those named.
+
+    Args:
+        names: ``module:PACKAGE.MODULE:NAME`` of a `Measure`, or an entry point of the group ``imbdiff.metrics``.
+
+    Raises:
+        ConfigError: there is none of that name, it is no `Measure`, or one of its numbers is another's.
+    """
+    chosen = dict(MEASURES)
+    for name in names:
+        if name in chosen:
+            continue
+        found = lookup("metrics", MEASURES, name, kind=Measure)
+        taken = {*OTHERS, *(number for measure in chosen.values() for number in measure.directions)}
+        twice = sorted(taken & set(found.directions))
+        if twice or not found.directions:
+            what = f"gives the number {twice[0]!r}, as another measure does" if twice else "gives no numbers"
+            raise ConfigError(f"the measure {name} {what}", "call its numbers something else in `directions`")
+        chosen[name] = found
+    return chosen
 
 
 def named(number: str, extractor: str, is_fid: bool) -> str:

@@ -36,7 +36,7 @@ def as_json() -> dict[str, Any]:
         "presets": {n: {"for": p.idea, "expect": p.expect} for n, p in PRESETS.items()},
         "benchmarks": {n: {"what": b.what, "from": b.get} for n, b in BENCHMARKS.items()},
         "backbones": {n: {"for": idea} for n, (_, _, idea) in BACKBONES.items()},
-        "samplers": {n: {"what": what, "steps": steps} for n, (what, _, steps) in SAMPLERS.items()},
+        "samplers": {n: {"what": s.what, "steps": s.steps} for n, s in SAMPLERS.items()},
         "recipes": {n: {"what": f"{r.label}: {r.idea}", "source": r.source} for n, r in RECIPES.items()},
         "classifiers": {n: {} for n in known_networks()},
         "curation": {n: {"what": f"images {p.idea}"} for n, p in POLICIES.items()},

@@ -10,6 +10,7 @@ from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import method_of
+from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline.building import check_phases, init_folder, new_model, symmetry_of
 from imbdiff.pipeline.recognising import classifier_arms, classifier_plan
 from imbdiff.pipeline.sampling import check_needs, sampling
@@ -57,8 +58,8 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     """Refuses options that no data could make right, before any data is read.
 
     Raises:
-        ConfigError: an unknown method, backbone, classifier or strategy, a sampler that does not fit the process, a
-            device that is not there, options that have no effect on the method, or no model to start from.
+        ConfigError: an unknown method, backbone, classifier, measure or strategy, a sampler that does not fit the
+            process, a device that is not there, options that have no effect on the method, or no model to start from.
     """
     method = method_of(config)
     resolve_device(config.device)
@@ -66,6 +67,7 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     make_scheduler(how.sampler, PROCESSES[config.model.process], how.steps)
     if config.model.backbone != "auto":
         lookup("backbones", BACKBONES, config.model.backbone, kind=tuple)
+    choose_measures(config.evaluate.measures)
     check_network(config.classify.network)
     classifier_arms(config.classify)
     check_strategy(config.sample.strategy)
@@ -102,7 +104,6 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
     """
     wanted = images_to_draw(config.sample.strategy, prepared.stats)
     against_balanced(prepared, config)
-    process = PROCESSES[config.model.process]
     how = sampling(config)
     how.check(prepared.stats, prepared.groups)
     if training:

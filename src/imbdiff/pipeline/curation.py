@@ -16,11 +16,11 @@ import numpy as np
 from imbdiff.config import RunConfig, to_dict
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.guidances import guidance_needs
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.pipeline import building, stages
 from imbdiff.pipeline.folder import WORKING, flatten
 from imbdiff.pipeline.recognising import classifier_plan
+from imbdiff.pipeline.sampling import guide_of, sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.recognition.curation import curate, in_words, parse_policy
 from imbdiff.recognition.curation.space import IN_QUANTILE, OUT_FACTOR, OUT_QUANTILE
@@ -78,12 +78,8 @@ def sample_curated(
         ConfigError: an unknown policy.
     """
     names = parse_policy(config.curate.policy)
-    classifier = None
-    if "classifier" in guidance_needs(sampling(config).guidance):
-        classifier = working_logits(prepared, config)
-    candidates = stages.sample(
-        model, candidates_to_draw(counts, config), config, groups=prepared.groups, classifier=classifier, quiet=quiet
-    )
+    guidance = guide_of(sampling(config), model, prepared, config)
+    candidates = stages.sample(model, candidates_to_draw(counts, config), config, guidance=guidance, quiet=quiet)
     device = str(resolve_device(config.device))
     extractor = None
     if names != ("none",):

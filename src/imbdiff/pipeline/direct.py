@@ -20,6 +20,7 @@ from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.extractors.inception import find_inception_weights
 from imbdiff.metrics.features import FeatureStore
 from imbdiff.metrics.lpips_diversity import lpips_distance, lpips_report
+from imbdiff.metrics.measures import choose_measures
 from imbdiff.metrics.reference import StoredReference, make_reference
 from imbdiff.metrics.scopes import scopes
 from imbdiff.metrics.tables import merge
@@ -54,6 +55,7 @@ class Measuring:
         seed: of image keys, halvings and clusterings.
         quiet: prints nothing but errors.
         command: what was typed, to be printed on the page.
+        measures: more of them, as :func:`imbdiff.metrics.measures.choose_measures` takes them.
 
     Raises:
         ConfigError: a number out of range, or a word that is none of these.
@@ -69,6 +71,7 @@ class Measuring:
     seed: int = 0
     quiet: bool = False
     command: str | None = None
+    measures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -126,6 +129,7 @@ def evaluate_any(
         RunError: `out` holds other things, or the numbers of other images.
     """
     how = how or Measuring()
+    measures = choose_measures(how.measures)
     dist = start(how.device)
     folder = None if out is None else usable(Path(out))
     sets = read_sets(fake, reference, train, (fake_split, reference_split, train_split), how.size, how.resize)
@@ -153,7 +157,7 @@ def evaluate_any(
     watching = Watching(how.quiet or not dist.main)
     found = evaluate(
         synthetic, real, train_images, groups, extractors,
-        reference_name=sets["reference"].name, seed=how.seed, store=store, progress=watching,
+        reference_name=sets["reference"].name, seed=how.seed, store=store, measures=measures, progress=watching,
     )  # fmt: skip
     name = found["protocol"]["reference"]
     found["protocol"]["synthetic"] = sets["synthetic"].name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from imbdiff.metrics.evaluate import OnProgress, evaluate
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.features import FeatureStore
 from imbdiff.metrics.lpips_diversity import lpips_distance, lpips_report
+from imbdiff.metrics.measures import Measure, choose_measures
 from imbdiff.metrics.scopes import scopes
 from imbdiff.metrics.tables import merge
 from imbdiff.pipeline import building
@@ -33,10 +34,18 @@ BALANCED = "balanced training set"
 
 def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig) -> str:
     """A hash of everything that decides what the stage gives."""
-    options = {k: v for k, v in asdict(config.evaluate).items() if k != "batch_size"}
+    options = {k: v for k, v in asdict(config.evaluate).items() if k not in ("batch_size", "measures")}
     options["files"] = [_contents(n) for n in (*config.evaluate.extractors, config.evaluate.inception_weights or "")]
+    more = [[name, choose_measures([name])[name].identity] for name in _more_measures(config)]
+    if more:
+        options["measures"] = more
     cas = [asdict(config.classify), building.symmetry_of(prepared, config)] if config.evaluate.cas else []
     return digest([2, synthetic.fingerprint, prepared.manifest["hash"], config.seed, options, *cas])
+
+
+def _more_measures(config: RunConfig) -> tuple[str, ...]:
+    """Names of measures beside those of the table."""
+    return tuple(config.evaluate.measures)
 
 
 def _contents(name: str) -> list[str]:
@@ -66,6 +75,7 @@ def evaluate_run(
         folder: of the run: features are kept in ``features/``, the judge in ``judge/``.
     """
     options = config.evaluate
+    measures = choose_measures(_more_measures(config))
     distance = lpips_distance() if options.lpips else None
     more = make_extractors(options.extractors, options.inception_weights, prepared.train.shape, device)
     if not dist.main:  # the first process trains the judge, the others read it
@@ -79,10 +89,10 @@ def evaluate_run(
     store, watching = FeatureStore(folder / "features", config.evaluate.batch_size, dist), Watching(quiet)
     found = evaluate(
         synthetic, prepared.test, prepared.train, prepared.groups, extractors,
-        reference_name="test", seed=config.seed, store=store, progress=watching,
+        reference_name="test", seed=config.seed, store=store, measures=measures, progress=watching,
     )  # fmt: skip
     if against_balanced(prepared, config):
-        _add_balanced(found, prepared, synthetic, extractors, config.seed, store, watching)
+        _add_balanced(found, prepared, synthetic, extractors, measures, config.seed, store, watching)
     found["judge"] = None if judge is None else judge.to_json()
     if distance is not None and dist.main:
         every = list(scopes(prepared.train.class_names, prepared.groups))
@@ -100,6 +110,7 @@ def _add_balanced(
     prepared: Prepared,
     synthetic: ImageSet,
     extractors: Sequence[Extractor],
+    measures: Mapping[str, Measure],
     seed: int,
     store: FeatureStore,
     progress: OnProgress,
@@ -120,7 +131,7 @@ def _add_balanced(
     if able:
         more = evaluate(
             synthetic, prepared.pool, None, prepared.groups, able,
-            reference_name=BALANCED, seed=seed, store=store, progress=progress,
+            reference_name=BALANCED, seed=seed, store=store, measures=measures, progress=progress,
         )  # fmt: skip
         found["numbers"] += [row for row in more["numbers"] if row["reference"] == BALANCED]
 

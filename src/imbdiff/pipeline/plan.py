@@ -173,7 +173,8 @@ def _probe_sampling(model: Any, config: RunConfig, device: torch.device) -> floa
     how = replace(sampling(config), steps=steps)
     n = how.batch_size
     options: dict[str, Any] = {
-        "sampler": how.sampler, "guidance": how.guide(model, partial=True), "batch_size": n, "bf16": how.precision == "bf16",
+        "sampler": how.sampler, "guidance": how.guide(model, partial=True), "batch_size": n,
+        "bf16": how.precision == "bf16",
     }  # fmt: skip
     labels = [0] * n
     generate(model, labels, range(n), steps=steps, **options)

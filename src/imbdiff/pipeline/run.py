@@ -12,7 +12,6 @@ from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.guidances import guidance_needs
 from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity, spec_from_folder
 from imbdiff.methods import method_of, with_all_constants
 from imbdiff.pipeline import building, curation, drawing, samples, stages
@@ -20,7 +19,7 @@ from imbdiff.pipeline.checks import check_fit, check_options
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.page import report_data
 from imbdiff.pipeline.preview import preview_grid
-from imbdiff.pipeline.sampling import sampling, working_logits
+from imbdiff.pipeline.sampling import guide_of, sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.pipeline.watch import Watch
 from imbdiff.reporting.content import ReportData
@@ -219,11 +218,7 @@ class Run:
         with Timer() as timer:
             model = load_model(weights_file.parent, device=resolve_device(self.config.device))
             how = sampling(self.config)
-            classifier = None
-            if "classifier" in guidance_needs(how.guidance):
-                self.say("sample: training the working classifier that guides")
-                classifier = working_logits(prepared, self.config, self.folder / "curation")
-            guidance = how.guide(model, prepared.groups, classifier)
+            guidance = guide_of(how, model, prepared, self.config, self.folder / "curation")
             drawing.draw(model, todo, folder, how, guidance=guidance, quiet=self.quiet)
         if self.dist.main:
             self.end("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))

@@ -205,6 +205,18 @@ def working_logits(prepared: Prepared, config: RunConfig, folder: Path | None = 
     return extractor.network.requires_grad_(False).eval()
 
 
+def guide_of(
+    how: Sampling, model: DiffusionModel, prepared: Prepared, config: RunConfig, folder: Path | None = None
+) -> Guidance:
+    """The guidance for `model` with the class groups of its data, and the working classifier where it takes one.
+
+    Args:
+        folder: where the working classifier is kept, see `working_logits`.
+    """
+    asks = "classifier" in guidance_needs(how.guidance)
+    return how.guide(model, prepared.groups, working_logits(prepared, config, folder) if asks else None)
+
+
 def without_guidance(how: Sampling) -> Sampling:
     """The same without any guidance."""
     return replace(how, guidance="none", constants={})

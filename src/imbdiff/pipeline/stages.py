@@ -22,12 +22,12 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared, prepare
-from imbdiff.data.stats import Groups
+from imbdiff.diffusion.guidance import Guidance
 from imbdiff.diffusion.model import DiffusionModel, load_model
 from imbdiff.methods import method_of, with_all_constants
 from imbdiff.pipeline import drawing, samples
 from imbdiff.pipeline.building import build_step, check_phases, geometric, init_folder, symmetry_of
-from imbdiff.pipeline.sampling import Classifier, sampling
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.recipe import Method, Phase
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
@@ -173,16 +173,14 @@ def sample(
     config: RunConfig,
     folder: Path | None = None,
     *,
-    groups: Groups | None = None,
-    classifier: Classifier | None = None,
+    guidance: Guidance | None = None,
     quiet: bool = False,
 ) -> ImageSet:
     """Draws `counts` (C,) images of each class.
 
     Args:
-        groups: of the classes, by which guidance may be given; default: those of the class counts.
-        classifier: images in [-1, 1] -> logits, for guidances that need one: `imbdiff.pipeline.sampling.working_logits`.
         folder: where class folders and manifest go; with it, a repeated call continues. Without, nothing is kept.
+        guidance: in place of what `config` says, which takes class groups from the class counts and no classifier.
 
     Returns:
         The images, ordered by class; their ids are file names.
@@ -194,8 +192,7 @@ def sample(
         where = Path(place) / "samples" if folder is None else Path(place)
         todo = samples.plan_in(where, counts, names, config, identity)
         if not samples.finished(where, todo):
-            how = sampling(config)
-            drawing.draw(model, todo, where, how, guidance=how.guide(model, groups, classifier), quiet=quiet)
+            drawing.draw(model, todo, where, sampling(config), guidance=guidance, quiet=quiet)
         return samples.load_samples(where, (height, width, channels), names)
 
 

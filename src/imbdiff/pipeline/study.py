@@ -45,7 +45,7 @@ from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.sweep import sweep
 from imbdiff.reporting.study import build_study
-from imbdiff.runtime.device import resolve_device, start
+from imbdiff.runtime.device import prepare_threads, resolve_device, start
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import write_json, write_text
 from imbdiff.runtime.progress import Progress, duration
@@ -186,7 +186,13 @@ class _Study:
         write_json(folder / "plan.json", {"schema": SCHEMA, "of": self.identity, "grid": asked})
         todo = self.todo()
         study_pool.draw_pool(
-            todo, folder / "samples", self.run.folder / "samples", config, self.run.folder / "model", quiet=self.quiet
+            todo,
+            folder / "samples",
+            self.run.folder / "samples",
+            config,
+            self.run.folder / "model",
+            prepared,
+            quiet=self.quiet,
         )
         pool = load_samples(folder / "samples", prepared.train.shape, prepared.train.class_names)
         choose = study_pool.Chooser(
@@ -300,5 +306,6 @@ def probe_classifier(prepared: Prepared, plan: FitPlan, device: str) -> float:
             list(threads.map(once, range(workers)))
         return time.perf_counter() - began
 
+    prepare_threads()
     seconds(2)
     return max(seconds(12) - seconds(2), 1e-4) / 10 * plan.steps / workers

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import load_model
 from imbdiff.pipeline import drawing, samples
 from imbdiff.pipeline.curation import candidates_to_draw, curate_run
-from imbdiff.pipeline.sampling import sampling
+from imbdiff.pipeline.sampling import guide_of, sampling
 from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.grid import Cell, first_of
 from imbdiff.recognition.plan import FitPlan
@@ -82,7 +82,14 @@ def at_hand(todo: dict[str, Any], own: Path, run: Path) -> tuple[int, dict[str, 
 
 
 def draw_pool(
-    todo: dict[str, Any], folder: Path, run: Path, config: RunConfig, model: Path, *, quiet: bool = False
+    todo: dict[str, Any],
+    folder: Path,
+    run: Path,
+    config: RunConfig,
+    model: Path,
+    prepared: Prepared,
+    *,
+    quiet: bool = False,
 ) -> None:
     """Brings everything that `todo` says into `folder`: images of the run's samples are copied, the others drawn."""
     if samples.finished(folder, todo):
@@ -98,8 +105,10 @@ def draw_pool(
     if missing:
         how, done = sampling(config), len(rows) - len(missing)
         network = load_model(model, device=resolve_device(config.device))
+        guidance = guide_of(how, network, prepared, config, run.parent / "curation")
+        say: Callable[[str], None] = (lambda _: None) if quiet else print
         with Progress("draw", len(rows), start=done, quiet=quiet) as progress:
-            for drawn in drawing.draw_rows(network, missing, folder, how, say=(lambda _: None) if quiet else print):
+            for drawn in drawing.draw_rows(network, missing, folder, how, guidance=guidance, say=say):
                 done += drawn
                 progress.update(done)
     samples.record(folder, todo)

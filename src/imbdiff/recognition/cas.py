@@ -26,6 +26,7 @@ from imbdiff.recognition.fit import fit
 from imbdiff.recognition.jobs import default_workers
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.predict import predict
+from imbdiff.runtime.device import prepare_threads
 from imbdiff.runtime.files import digest
 
 PROTOCOL = (
@@ -69,6 +70,7 @@ def classification_accuracy_score(
         right = None
         if len(classes) >= 2 and len(part):
             train_one = partial(_predicted, images, part, classes, plan, device=device)
+            prepare_threads()
             with ThreadPoolExecutor(default_workers(device), thread_name_prefix="cas") as pool:
                 rows = []
                 for found in pool.map(train_one, seeds):

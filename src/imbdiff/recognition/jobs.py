@@ -24,6 +24,7 @@ from imbdiff.recognition.predict import probabilities
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.use import Use
 from imbdiff.runtime.checkpoint import CheckpointStore
+from imbdiff.runtime.device import prepare_threads
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, read_json, write_json
 from imbdiff.runtime.launch import cores
@@ -213,6 +214,7 @@ def run_all(jobs: Sequence[Job], workers: int, progress: Progress | None) -> dic
             results[job.arm.name + job.key, job.seed] = found
             _tell(progress, len(results), len(jobs), job, " (kept)")
     stop = threading.Event()
+    prepare_threads()
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="classifier") as pool:
         futures: dict[Future[dict[str, Any] | None], Job] = {pool.submit(job.train, stop): job for job in waiting}
         try:

@@ -1,10 +1,10 @@
 """The classifier's loop: images are augmented on the device, steps are counted, and a stopped training goes on.
 
 Nothing here knows any recipe by name. A step's rows, augmentation and mixing are pure functions of (seed, step), so
-what follows a checkpoint does not depend on what came before it. Precision and device come from accelerate, which is
-asked once: its state is global to the process and made anew for each training, so that a step of another thread must
-not read it. The network is not spread over processes: these trainings are many and small, so that several run at a time
-instead.
+what follows a checkpoint does not depend on what came before it. The network is not spread over processes: these
+trainings are many and small, so that several run at a time instead, in threads. None of them may make an
+`accelerate.Accelerator`: that empties and refills the environment of the process (accelerate 1.15), which torch's batch
+normalisation reads in every forward pass of every thread: a segmentation fault in getenv, once in some thousand times.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -38,7 +37,8 @@ from imbdiff.recognition.recipes import Recipe
 from imbdiff.recognition.timeline import Stage, stages_of
 from imbdiff.recognition.use import Mixture
 from imbdiff.runtime.checkpoint import Checkpoint, CheckpointStore
-from imbdiff.runtime.device import make_accelerator
+from imbdiff.runtime.device import resolve_device, resolve_precision
+from imbdiff.runtime.dist import launched
 from imbdiff.runtime.errors import NonFiniteLossError
 from imbdiff.runtime.log import JsonLog
 from imbdiff.runtime.streams import seed_of, torch_rng
@@ -47,7 +47,6 @@ CHECK_EVERY = 50
 """Steps between looks at the loss: each look waits for the device."""
 SAVE_EVERY = 30.0
 """Seconds between checkpoints: shorter trainings write none."""
-_START = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +93,7 @@ class Loop:
     def run(self) -> Trained:
         """Trains to the end, from the newest checkpoint where there is one; what it is at when it is stopped."""
         plan, recipe, mixture = self.plan, self.recipe, self.mixture
-        with _START:  # its state is global to the process
-            accelerator = make_accelerator(str(self.device), plan.precision, min(mixture.real.shape[:2]))
-            device, self.bf16 = accelerator.device, accelerator.mixed_precision == "bf16"
-        self.device = device if self.device.index is None else self.device
+        self._settle()
         self.network = self._network(self.seed).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         check_head(self.network, recipe)
         self._prepare()
@@ -132,6 +128,14 @@ class Loop:
         if self.best:
             best = self._plain(self._loaded(self.best["stage"], self.best["state"]))
         return Trained(self._plain(self.network), best, self.best.get("step"), total)
+
+    def _settle(self) -> None:
+        """Finds device and precision."""
+        if self.device.index is None or not launched():  # under a launch an index is this process's own, found already
+            self.device = resolve_device(str(self.device))
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)  # of this thread: memory pinned in it is that GPU's
+        self.bf16 = resolve_precision(self.plan.precision, self.device, min(self.mixture.real.shape[:2])) == "bf16"
 
     def _network(self, seed: int) -> Classifier:
         return new_network(self.plan, self.recipe, self.mixture.images, seed, split=self.mixture.split)

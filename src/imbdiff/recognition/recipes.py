@@ -6,11 +6,11 @@ augmentation, which are the same for all that are compared (:class:`imbdiff.reco
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.tables import lookup
 
 Loss = Literal["cross-entropy", "balanced-softmax", "focal", "ldam"]
 Mixing = Literal["none", "mixup", "cutmix", "remix"]
@@ -37,6 +37,9 @@ class Recipe:
         second: what is done to the head after the body is trained, with class-balanced batches.
         second_share: share of the steps that this takes.
         adjust: tau log(prior) is subtracted from the logits when deciding, not in training.
+
+    Raises:
+        ConfigError: an unknown loss, mixing or second part.
     """
 
     label: str
@@ -54,6 +57,14 @@ class Recipe:
     second: Second = "none"
     second_share: float = 0.1
     adjust: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("loss", Loss), ("mixing", Mixing), ("second", Second)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ConfigError(
+                    f"the recipe {self.label!r} has {name}={getattr(self, name)!r}",
+                    f"use one of: {', '.join(get_args(kinds))}",
+                )
 
     @property
     def needs_prior(self) -> bool:
@@ -112,11 +123,11 @@ RECIPES: dict[str, Recipe] = {
 def get_recipe(name: str) -> Recipe:
     """The recipe of that name.
 
+    Args:
+        name: in the table, ``module:PACKAGE.MODULE:NAME`` of a `Recipe`, or an entry point of the group
+            ``imbdiff.recipes``.
+
     Raises:
         ConfigError: there is none.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        known = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(RECIPES)}"
-        raise ConfigError(f"unknown recipe {name!r}", known)
-    return RECIPES[name]
+    return lookup("recipes", RECIPES, name, kind=Recipe)

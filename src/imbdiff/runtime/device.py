@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from imbdiff.runtime.dist import Dist, launched
@@ -96,6 +97,18 @@ def prepare_cpu() -> None:
     import torch
 
     torch.set_flush_denormal(True)
+
+
+@cache
+def prepare_threads() -> None:
+    """Before several threads train: torch does now what it would otherwise do in the first of them.
+
+    The first optimizer imports torch._dynamo, which sets an environment variable; meanwhile other threads' batch
+    normalisation may read the environment, which the C library allows only while nobody writes to it.
+    """
+    import torch
+
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
 
 
 def start(device: str) -> Dist:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from imbdiff.metrics.extractors.backbones import Backbone, timm_backbone, torchv
 from imbdiff.recognition.networks.classifier import Classifier, Normalised, without
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.optional import optional
+from imbdiff.runtime.tables import imported
 
 Maker = Callable[[tuple[int, int, int], int], nn.Module]
 """(shape (H, W, C), num_classes) -> a network whose input is (B, C, H, W) in [-1, 1]."""
@@ -172,17 +172,9 @@ def find_maker(name: str) -> Maker:
     Raises:
         ConfigError: the module does not import, or has no such function.
     """
-    parts = name.split(":")
-    if len(parts) != 3 or not all(parts):
-        raise ConfigError(f"network {name!r} cannot be read", HOW)
-    try:
-        module = importlib.import_module(parts[1])
-    except Exception as error:  # whatever the user's own module raises while it is imported
-        raise ConfigError(f"network {name!r}: {type(error).__name__}: {_first_line(error)}", HOW) from error
-    found = getattr(module, parts[2], None)
+    found = imported(name, "network")
     if not callable(found):
-        what = "has no" if found is None else "has, and it cannot be called:"
-        raise ConfigError(f"network {name!r}: {parts[1]} {what} {parts[2]}", HOW)
+        raise ConfigError(f"network {name!r}: it is a {type(found).__name__}, and cannot be called", HOW)
     return found
 
 

@@ -1,0 +1,106 @@
+"""Measures from outside the package: found by name, computed beside the others, on the page, in the JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.metrics.measures import MEASURES, choose_measures
+from imbdiff.metrics.rows import Rows
+from imbdiff.metrics.schema import load_schema
+from imbdiff.pipeline import evaluation
+from imbdiff.pipeline.direct import Measuring, evaluate_any
+from imbdiff.runtime.errors import ConfigError
+
+PROGRAM = """
+from imbdiff.metrics.measures import Measure
+from imbdiff.metrics.rows import Estimate
+
+def gap(fake, real, *, seed=0):
+    found = abs(float(fake.array.mean()) - float(real.array.mean()))
+    return {"mean gap": Estimate.of(found, None, None, fake, real), "never": Estimate.refuse("not today", fake, real)}
+
+GAP = Measure(gap, {"mean gap": "lower", "never": "none"}, "difference of the means <b>", "nowhere")
+TWICE = Measure(gap, {"FD": "lower"}, "x", "y")
+EMPTY = Measure(gap, {}, "x", "y")
+LIES = Measure(gap, {"mean gap": "lower"}, "x", "y")
+ENDLESS = Measure(lambda fake, real, *, seed: {"e": Estimate.of(float("nan"), None, None, fake, real)}, {"e": "lower"},
+                  "x", "y")
+"""
+
+
+def _set(n: int, high: int, seed: int) -> ImageSet:
+    g = np.random.default_rng(seed)
+    return ImageSet(g.integers(0, high, (n, 4, 4, 1), dtype=np.uint8), np.arange(n) % 2, ("a", "b"))
+
+
+@pytest.mark.parametrize("name", ["module:outside:GAP", "mean-gap"])
+def test_a_measure_from_outside_is_measured_and_shown(name: str, outside: Callable[..., None], tmp_path: Path) -> None:
+    outside(PROGRAM, "metrics", mean_gap="GAP")
+    how = Measuring(quiet=True, extractors=("raw-pixels",), measures=(name,))
+    fake, real = _set(60, 100, 0), _set(80, 200, 1)
+    found = evaluate_any(fake, real, how=how, out=tmp_path / "out")
+    Draft202012Validator(load_schema()).validate(json.loads(json.dumps(found)))
+    (row,) = [r for r in found["numbers"] if r["metric"] == "mean gap[raw-pixels]" and r["scope"] == "all"]
+    assert row["value"] > 0.1
+    assert (row["low"], row["direction"], row["n_synthetic"]) == (None, "lower", 60)
+    assert {r["refused"] for r in found["numbers"] if r["metric"] == "never[raw-pixels]"} == {"not today"}
+    plain = evaluate_any(fake, real, how=Measuring(quiet=True, extractors=("raw-pixels",)))
+    others = [r for r in found["numbers"] if r["metric"] not in ("mean gap[raw-pixels]", "never[raw-pixels]")]
+    assert others == plain["numbers"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "mean gap" in page
+    assert "difference of the means &lt;b&gt;" in page
+
+
+def test_what_cannot_be_a_measure_is_refused(outside: Callable[..., None]) -> None:
+    outside(PROGRAM, "metrics", mean_gap="GAP")
+    assert choose_measures() == MEASURES
+    assert [*choose_measures(("mean-gap", "frechet"))] == [*MEASURES, "mean-gap"]
+    for names, words, remedy in [
+        (("mean-gab",), "unknown name 'mean-gab' among the metrics", "did you mean mean-gap"),
+        (("module:outside:GAPS",), "no 'GAPS'", "did you mean GAP"),
+        (("module:outside:gap",), "gap is a function", "Measure"),
+        (("module:outside:TWICE",), "gives the number 'FD', as another", "something else"),
+        (("mean-gap", "module:outside:GAP"), "'mean gap', as another", "something else"),
+        (("module:outside:EMPTY",), "gives no numbers", "directions"),
+    ]:
+        with pytest.raises(ConfigError, match=words) as caught:
+            choose_measures(names)
+        assert remedy in caught.value.remedy
+
+
+def test_numbers_that_a_measure_may_not_give(outside: Callable[..., None]) -> None:
+    outside(PROGRAM)
+    rows = Rows.of(np.random.default_rng(0).normal(size=(9, 2)))
+    lies, endless = ("module:outside:LIES", "module:outside:ENDLESS")
+    with pytest.raises(ConfigError, match="the measure gap gives 'never'") as caught:
+        choose_measures([lies])[lies].numbers(rows, rows, seed=0)
+    assert "mean gap" in caught.value.remedy
+    assert choose_measures([endless])[endless].numbers(rows, rows, seed=0)["e"].refused == "the value is nan"
+
+
+def test_inputs_of_a_run_follow_the_measures(outside: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    from imbdiff.config import RunConfig
+
+    outside(PROGRAM)
+    config: Any = RunConfig()
+    prepared: Any = SimpleNamespace(manifest={"hash": "x"})
+    asked: Any = SimpleNamespace(evaluate=config.evaluate, classify=config.classify, seed=0)
+    monkeypatch.setattr(evaluation.building, "symmetry_of", lambda *_: "none")
+
+    def key(*names: str) -> str:
+        monkeypatch.setattr(evaluation, "_more_measures", lambda _: names)
+        return evaluation.evaluation_inputs(prepared, _set(4, 9, 0), asked)
+
+    one, two = key("module:outside:GAP"), key("module:outside:LIES")
+    assert len({key(), one, two}) == 3
+    assert one == key("module:outside:GAP")
