@@ -22,6 +22,7 @@ import multiprocessing
 import time
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,11 @@ from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.metrics.statistics import student95
 from imbdiff.pipeline import stages
-from imbdiff.pipeline.sampling import sampling
+from imbdiff.pipeline.sampling import sampling, without_guidance
 from imbdiff.recognition.judge import judges
+from imbdiff.reporting.shares import term_shares
 from imbdiff.runtime.files import read_json, write_json
+from imbdiff.runtime.log import read_jsonl
 from results_file import ROOT, method_values, write_result
 
 COMPARED = ("ddpm", "ddpm-brs", "cbdm", "ccua", "diffrc", "t2h", "coral")
@@ -76,8 +79,11 @@ def one(job: dict[str, Any]) -> dict[str, Any]:
     config = configured(job)
     prepared = stages.prepare_data("digits", config.data)
     wall, cpu = time.perf_counter(), time.process_time()
-    model = stages.train(prepared, config, quiet=True)
+    with TemporaryDirectory() as place:
+        model = stages.train(prepared, config, Path(place), quiet=True)
+        shares = {row.term: row.mean for row in term_shares(read_jsonl(Path(place) / "log.jsonl"))}
     found = {**job, "wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+    found["shares"] = shares
     found["drawn"] = [measured(model, prepared, config, guided, job) for guided in (False, True)]
     write_json(path, found)
     print(f"{path.parent.name} {path.stem}: {found['cpu_s']:.0f} CPU s", flush=True)
@@ -90,11 +96,11 @@ def measured(
     """Draws as many images of every class with the sampler that all methods share, and measures them."""
     how = replace(sampling(config), sampler="dpm++", steps=20)
     if not guided:
-        how = replace(how, omega=0.0, prototype_scale=0.0)
+        how = without_guidance(how)
     classes = len(prepared.train.class_names)
     labels = np.repeat(np.arange(classes), job["per_class"])
     images = generate(
-        model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps, guidance=how.guidance(model),
+        model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps, guidance=how.guide(model, prepared.groups),
         batch_size=100,
     )  # fmt: skip
     synthetic = ImageSet(images, labels, prepared.train.class_names)
@@ -115,7 +121,7 @@ def measured(
             rows[f"{NUMBERS[name]} {row['scope']}"] = row["value"]
     for row in report["memorisation"]["summary"]:
         rows[f"closeness {row['scope']}"] = row["closeness"]
-    return {"omega": how.omega, "judge_accuracy": judge.accuracy, "n": len(labels), "numbers": rows}
+    return {"guidance": how.text, "judge_accuracy": judge.accuracy, "n": len(labels), "numbers": rows}
 
 
 def dropped(prepared: Prepared, most: int) -> ImageSet:
@@ -165,13 +171,15 @@ def summary(found: list[dict[str, Any]], factor: float, guided: bool) -> list[di
             continue
         drawn = [r["drawn"][guided] for r in runs]
         row: dict[str, Any] = {
-            "method": name, "omega": drawn[0]["omega"], "seeds": len(runs), "images": runs[0]["images"],
+            "method": name, "guidance": drawn[0]["guidance"], "seeds": len(runs), "images": runs[0]["images"],
             "CPU s": float(np.mean([r["cpu_s"] for r in runs])),
             "wall s": float(np.mean([r["wall_s"] for r in runs])),
         }  # fmt: skip
         for key in drawn[0]["numbers"]:
             values = [d["numbers"][key] for d in drawn]
             row[key] = spread(values)
+        for term in runs[0]["shares"]:
+            row[f"share {term}"] = float(np.mean([r["shares"][term] for r in runs]))
         table.append(row)
     return table
 
@@ -220,7 +228,7 @@ NOTES = """Judge: a network of another architecture trained on the balanced pool
 balanced test images that neither it nor any generator saw; per class as many synthetic images as said, weighted to the
 reference's class mix. Mean over seeds of initial weights and draws, with the half-width of the 95 % interval of that
 mean (Student); one split. FD∞ and KD: lower is better. CPU and wall seconds of training on one thread were taken beside
-other work, and compare with nothing: method_costs has ratios. Sampler: dpm++ in 20 steps for all, also for methods
+other work, and compare with nothing: method_costs has ratios. *share*: of each term in the norm of the gradient. Sampler: dpm++ in 20 steps for all, also for methods
 whose paper uses more."""
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.methods import METHODS, method_of
-from imbdiff.pipeline.sampling import sampling
+from imbdiff.pipeline.sampling import sampling, without_guidance
 from imbdiff.pipeline.stages import train
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import digest, read_json, write_json
@@ -86,18 +85,17 @@ def job(method: str, seed: int, images: int, folder: Path) -> dict[str, Any]:
     seeds = [seed_of(seed, "toy", k, i) for k in range(world.num_classes) for i in range(DRAWN)]
     own = sampling(config)
     found: dict[str, Any] = {}
-    for name, how in (("none", replace(own, omega=0.0, prototype_scale=0.0)), ("own", own)):
+    for name, how in (("none", without_guidance(own)), ("own", own)):
         x = points(
             generate(
-                model, labels, seeds, sampler=how.sampler, steps=how.steps, guidance=how.guidance(model), batch_size=500
+                model, labels, seeds, sampler=how.sampler, steps=how.steps, guidance=how.guide(model), batch_size=500
             )
         )
         found[name] = rows(world, x, labels, points(seen.train.images), seen.train.labels)
         found[f"rarest {name}"] = x[labels == world.num_classes - 1].tolist()
-    scale = f", prototypes {own.prototype_scale:g}" if model.guide is not None else ""
     return {
         **found,
-        "guidance": f"omega {own.omega:g}{scale}",
+        "guidance": own.text,
         "wall seconds": round(time.monotonic() - began[0], 1),
         "CPU seconds": round(time.process_time() - began[1], 1),
         "CPU seconds of training": round(training, 1),
