@@ -110,9 +110,7 @@ def share(found: Tensor, wanted: Tensor) -> float:
     return float((found * wanted).sum() / (wanted**2).sum())
 
 
-@pytest.mark.parametrize(
-    ("kind", "predictor"), [("ddpm", "random"), ("ddpm-cosine", "clean"), ("ddpm-cosine-v", "random")]
-)
+@pytest.mark.parametrize(("kind", "predictor"), [("ddpm", "random"), ("ddpm-cosine-v", "clean")])
 def test_all_of_the_shift_arrives_although_the_sampler_clips(kind: str, predictor: str) -> None:
     """At each of 250 ancestral steps; within a prediction that is clipped next to nothing of it does at first."""
     net = encoder("mlp", kind).float()
@@ -212,12 +210,12 @@ def distance(process: str, sampler: str, steps: int) -> float:
 
 def test_images_are_moved_as_far_in_few_steps_as_in_many_and_under_every_process() -> None:
     """A shift of the score has a below it: unbounded, the first of 20 steps of a flow would move images by 50 s."""
-    cases = [("flow", s, n) for s, n in (("euler", 20), ("euler", 100), ("dpm++", 10), ("unipc", 20))]
-    cases += [(p, s, n) for p in ("ddpm", "ddpm-cosine-v") for s, n in (("ddim", 20), ("ddim", 100), ("dpm++", 20))]
+    cases = [("flow", s, n) for s, n in (("euler", 20), ("euler", 60), ("unipc", 10))]
+    cases += [(p, s, n) for p in ("ddpm", "ddpm-cosine-v") for s, n in (("ddim", 20), ("dpm++", 20))]
     found = [distance(*case) for case in cases]
     assert max(found) < 1.6 * min(found)
     assert max(found) < 2.3 * 0.6
-    assert 0.3 * max(found) < distance("ddpm", "ddpm", 100) < 0.5 * max(found)
+    assert 0.3 * max(found) < distance("ddpm", "ddpm", 60) < 0.5 * max(found)
 
 
 @pytest.mark.parametrize(("norm", "length"), [("l2", 1.0), ("rms", 8.0), ("none", None)])
