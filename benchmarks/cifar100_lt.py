@@ -83,7 +83,7 @@ def one(method: str, prepared: Prepared, given: argparse.Namespace) -> dict[str,
     began = time.perf_counter()
     drawn = generate(
         model.to(given.device), labels, np.arange(len(labels)), sampler="dpm++", steps=given.steps,
-        guidance=how.guidance(model), batch_size=given.draw, bf16=given.device != "cpu",
+        guidance=how.guide(model, prepared.groups), batch_size=given.draw, bf16=given.device != "cpu",
     )  # fmt: skip
     drawing = time.perf_counter() - began
     synthetic = ImageSet(drawn, labels, prepared.train.class_names)
@@ -105,7 +105,7 @@ def one(method: str, prepared: Prepared, given: argparse.Namespace) -> dict[str,
             print(method, row["metric"], row["scope"], f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})")
     return {
         "method": method, "images seen": images, "seconds of training": seconds, "images/s measured before": speed,
-        "images/s of drawing": len(labels) / drawing, "omega": how.omega, "numbers": numbers,
+        "images/s of drawing": len(labels) / drawing, "guidance": how.text, "numbers": numbers,
         "memorisation": report["memorisation"]["summary"],
     }  # fmt: skip
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,11 +54,12 @@ def shares(
     of = np.asarray(prepared.groups.of_class)[labels]
     rows, plain = [], None
     for norm, scale in SETTINGS:
-        how = replace(sampling(config), prototype_norm=norm, prototype_scale=scale)  # type: ignore[arg-type]
+        constants = {"sample.guidance.prototype.norm": norm, "sample.guidance.prototype.scale": scale}
+        how = sampling(override(config, constants))
         began = time.monotonic()
         images = generate(
             model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps,
-            guidance=how.guidance(model), batch_size=how.batch_size,
+            guidance=how.guide(model, prepared.groups), batch_size=how.batch_size,
         )  # fmt: skip
         plain = images if plain is None else plain
         right = judge.extractor.predict(judge.extractor.features(images))

@@ -100,8 +100,8 @@ def measured(
     classes = len(prepared.train.class_names)
     labels = np.repeat(np.arange(classes), job["per_class"])
     images = generate(
-        model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps, guidance=how.guide(model, prepared.groups),
-        batch_size=100,
+        model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps,
+        guidance=how.guide(model, prepared.groups), batch_size=100,
     )  # fmt: skip
     synthetic = ImageSet(images, labels, prepared.train.class_names)
     assert prepared.pool is not None
@@ -226,10 +226,10 @@ def main() -> None:
 
 NOTES = """Judge: a network of another architecture trained on the balanced pool before the tail was cut; reference: 600
 balanced test images that neither it nor any generator saw; per class as many synthetic images as said, weighted to the
-reference's class mix. Mean over seeds of initial weights and draws, with the half-width of the 95 % interval of that
+reference's class mix. Mean over seeds of initial weights and samples, with the half-width of the 95 % interval of that
 mean (Student); one split. FD∞ and KD: lower is better. CPU and wall seconds of training on one thread were taken beside
-other work, and compare with nothing: method_costs has ratios. *share*: of each term in the norm of the gradient. Sampler: dpm++ in 20 steps for all, also for methods
-whose paper uses more."""
+other work, and compare with nothing: method_costs has ratios. *share*: of each term in the norm of the gradient, mean
+over the training. Sampler: dpm++ in 20 steps for all, also for methods whose paper uses more."""
 
 if __name__ == "__main__":
     main()

@@ -167,7 +167,7 @@ def candidates(world: str, method: str, triple: int, data: Prepared, device: str
     if not path.exists():
         seeds = np.arange(len(labels)) + 1_000_000 * triple
         images = generate(
-            model.to(device), labels, seeds, sampler=how.sampler, steps=how.steps, guidance=how.guidance(model),
+            model.to(device), labels, seeds, sampler=how.sampler, steps=how.steps, guidance=how.guide(model),
             batch_size=100,
         )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)

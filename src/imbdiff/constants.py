@@ -31,7 +31,8 @@ class Constant:
         hint: its type.
         default: the method's value.
         text: what it is and where the value comes from: the field's line in its class's docstring.
-        base: whether it is of the denoising loss or of what replaces it.
+        base: whether it is of the denoising loss, of what replaces it, or of how batches are drawn: where a field alone
+            is named, that of a regulariser is meant sooner.
     """
 
     owner: str
@@ -63,7 +64,7 @@ def constants(method: Method) -> dict[str, Constant]:
             names = [f.name for f in dataclasses.fields(objective) if f.init and f.name not in objective.wiring]
             _add(found, objective.name, objective, names, base=objective.base)
         for part in phase.parts:
-            _add(found, part.name, part, ["groups", "group_size"] if part.groups else _law(part))
+            _add(found, part.name, part, ["groups", "group_size"] if part.groups else _law(part), base=True)
         network = phase.make
         if dataclasses.is_dataclass(network) and not isinstance(network, type):
             _add(found, network.name, network, [f.name for f in dataclasses.fields(network)])

@@ -1,0 +1,199 @@
+"""Constants of methods as options: on the command line, in YAML and in Python; wrong ones are refused before anything
+is read; they are part of what a run is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import imbdiff
+from imbdiff.cli import _read_options, main
+from imbdiff.config import override
+from imbdiff.constants import constants, with_constants
+from imbdiff.methods import METHODS, get_method, method_of, with_all_constants
+from imbdiff.pipeline import stages
+from imbdiff.runtime.errors import ConfigError
+from tests.pipeline.conftest import SMALL, small_arguments
+from tests.test_cli import fails
+
+
+def objective(config: Any, name: str) -> Any:
+    return next(o for o in method_of(config).target.objectives() if o.name == name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_constant_has_a_type_a_text_and_can_be_set_to_its_own_value(name: str) -> None:
+    method = get_method(name)
+    found = constants(method)
+    assert found
+    assert all(c.text and c.type for c in found.values()), [n for n, c in found.items() if not c.text]
+    same = with_constants(method, {full: c.default for full, c in found.items()})
+    for before, after in zip(method.phases, same.phases, strict=True):
+        assert [repr(o) for o in before.objectives()] == [repr(o) for o in after.objectives()]
+        assert (before.parts, before.share, before.make) == (after.parts, after.share, after.make)
+
+
+def test_a_constant_reaches_the_objective_by_every_way_of_writing_it() -> None:
+    base = imbdiff.preset("tiny")
+    for values in (
+        {"method": "cbdm", "method.tau": 0.3},
+        {"method": {"name": "cbdm", "tau": "0.3"}},
+        {"method": {"name": "cbdm", "class_balancing": {"tau": 0.3}}},
+        {"method": "cbdm", "method.class_balancing.tau": 0.3},
+        {"method": "cbdm", "constants": {"tau": 0.3}},
+    ):
+        assert objective(override(base, values), "class_balancing").tau == 0.3
+    assert objective(override(base, {"method": "cbdm"}), "class_balancing").tau == 1.0
+    both = override(base, {"method": "cbdm+ccua", "method.class_balancing.tau": 0.3, "method.alignment.weight": 2})
+    assert (objective(both, "class_balancing").tau, objective(both, "unconditional_contrast").tau) == (0.3, 0.1)
+    assert objective(both, "alignment").weight == 2.0
+
+
+def test_batches_networks_and_phases_have_constants_too() -> None:
+    base = imbdiff.preset("tiny")
+    ccua = method_of(override(base, {"method": "ccua", "method.factor": 0.5}))
+    assert ccua.target.parts[0].factor == 0.5
+    diffrc = method_of(override(base, {"method": "diffrc", "method.group_size": 4, "method.encoder.share": 0.3}))
+    assert next(p for p in diffrc.target.parts if p.name == "grouped").group_size == 4
+    assert [phase.share for phase in diffrc.phases] == [0.4, 0.45, 0.3]
+    cm: Any = method_of(override(base, {"method": "cm", "method.rank_ratio": 0.25})).target.make
+    assert (cm.rank_ratio, cm.scale) == (0.25, 0.5)
+
+
+def test_another_method_begins_with_its_own() -> None:
+    config = override(imbdiff.preset("tiny"), {"method": "cbdm", "method.tau": 0.3})
+    assert override(config, {"seed": 1}).constants
+    assert not override(config, {"method": "ccua"}).constants
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--method", "cbdm", "--method.tua", "1"), r"unknown constant --method.tua -> did you mean --method.tau\?"),
+        (("--method", "cbdm", "--method.tau", "much"), "--method.tau='much' is not valid -> expected float"),
+        (("--method", "cbdm", "--method.tau", "-1"), "tau=-1.0 and gamma=0.25 must be finite and at least 0"),
+        (("--method", "cbdm", "--method.law", "tail"), "expected prior or uniform or inverse"),
+        (
+            ("--method", "ccua", "--method.weight", "2"),
+            "ambiguous -> give one of --method.uncond",
+        ),
+        (("--method", "cbdm", "--method.tau"), "--method.tau has no value"),
+        (("--method", "diffrc", "--method.reduction", "max"), "expected sum or mean"),
+        (("--method", "cbmd", "--method.tau", "1"), r"unknown name 'cbmd' among the methods -> did you mean cbdm\?"),
+    ],
+)
+def test_wrong_ones_are_refused_before_anything_is_read(
+    arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import re
+
+    from imbdiff.data import sources
+
+    def read(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the source was opened")
+
+    monkeypatch.setattr(sources, "load", read)
+    assert re.search(says, fails(capsys, "run", "no-such-folder", *arguments))
+
+
+def test_methods_name_prints_them_with_type_value_and_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "cbdm"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--method.class_balancing.tau 1.0 (float) strength, 1 in the authors' code." in text
+    assert "--method.class_balancing.law prior (prior or uniform or inverse)" in text
+    assert main(["methods", "cm", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["constants"]["low_rank.rank_ratio"]
+    assert found["default"] == 0.1
+    assert "did you mean cbdm?" in fails(capsys, "methods", "cbmd")
+
+
+def test_a_run_keeps_them_says_them_and_is_told_from_another_by_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    command = ["train", "digits", *small_arguments(), "--method", "cbdm", "--method.tau", "0.3", "--out", out]
+    assert main(command) == 0
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["constants"]
+    assert kept["class_balancing.tau"] == 0.3
+    assert kept["class_balancing.gamma"] == 0.25
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "done before, skipped" in capsys.readouterr().out
+    said = fails(capsys, *command[:-4], "--method.tau", "0.4", "--out", out)
+    assert "--method.class_balancing.tau: 0.3 there, 0.4 here" in said
+    assert main(["report", out]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "class_balancing.tau 0.3 (published: 1.0)" in page
+    assert "--method.class_balancing.tau 0.3" in page, "the command that repeats it"
+    # from its own file, one more constant on top
+    again = _read_options("run", ["digits", "--config", f"{out}/config.yaml", "--method.gamma", "0.5"])
+    made = objective(again.options, "class_balancing")
+    assert (made.tau, made.gamma) == (0.3, 0.5)
+
+
+def test_the_identity_of_a_training_depends_on_them() -> None:
+    config = override(imbdiff.preset("tiny"), {**SMALL, "method": "cbdm"})
+    data = stages.prepare_data("digits", config.data)
+    own = stages.training_identity(data, config)
+    assert own == stages.training_identity(data, with_all_constants(config))
+    assert own == stages.training_identity(data, override(config, {"method.tau": 1.0}))
+    assert own != stages.training_identity(data, override(config, {"method.tau": 0.9}))
+
+
+MODULE = '''
+from dataclasses import dataclass
+
+from imbdiff.objectives.contract import Objective, Request
+from imbdiff.objectives.denoising import Denoising
+from imbdiff.recipe import Method, Phase
+
+
+@dataclass(eq=False, kw_only=True)
+class LabelGap(Objective):
+    """A gap.
+
+    Args:
+        power: of the noise level.
+    """
+
+    name = "label_gap"
+    power: float = 1.0
+
+    def requests(self, batch):
+        return [Request("given"), Request("null")]
+
+    def terms(self, batch, answers):
+        given, null = answers
+        gap = batch.difference(given.pred, null.pred, given).square().flatten(1).mean(1)
+        return {"gap": batch.noise_level**self.power * ~batch.dropped * gap}
+
+
+LABEL_GAP = Method(
+    idea="a gap", source="here", phases=(Phase("target", lambda: [Denoising(), LabelGap()]),), omega=0.8, cost=2,
+    when="never",
+)
+'''
+
+
+def test_a_method_from_a_module_outside_runs_to_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gaps.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    named = "module:gaps:LABEL_GAP"
+    command = ["digits", *small_arguments(), "--method", named, "--method.power", "2", "--out", "run"]
+    assert main(["train", *command]) == 0
+    assert main(["report", "run"]) == 0
+    assert "label_gap.power 2.0 (published: 1.0)" in (tmp_path / "run" / "report.html").read_text()
+    assert '"label_gap/gap"' in (tmp_path / "run" / "log.jsonl").read_text()
+    capsys.readouterr()
+    assert "--method.label_gap.power 1.0" in (main(["methods", named]) or capsys.readouterr().out)
+    with pytest.raises(ConfigError, match="no 'LABEL_GAPS'"):
+        get_method("module:gaps:LABEL_GAPS")
+    with pytest.raises(ConfigError, match="must be a Method"):
+        get_method("module:gaps:LabelGap")
+    assert len(get_method(f"{named}+cbdm").target.objectives()) == 3
