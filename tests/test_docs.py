@@ -76,28 +76,30 @@ def test_the_readme_program_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "against" in capsys.readouterr().out
 
 
-def test_the_example_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the page says: the first program is a module of its own, the third stands in methods.py."""
-    import types
-
-    import imbdiff.methods as methods
-
+def test_the_example_method_and_guidance_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the page says: files in a folder of one's own, or the same by an entry point; the package is not changed."""
     page = ROOT / "docs" / "adding-a-method.md"
-    objective, check, row = blocks(page, "python")
-    module = types.ModuleType("imbdiff.objectives.label_gap")
-    monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
-    exec(compile(objective, page.name, "exec"), module.__dict__)
+    objective, check, guidance = blocks(page, "python")
+    (tmp_path / "gaps.py").write_text(objective)
+    (tmp_path / "halves.py").write_text(guidance)
+    (declared,) = blocks(page, "toml")
+    installed = tmp_path / "mypackage-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: mypackage\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(
+        declared.replace('."', ".").replace('"]', "]").replace("project.entry-points.", "").replace('"', "")
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
     exec(compile(check, page.name, "exec"), {})
-    before = dict(vars(methods))
-    try:
-        exec(compile(row, page.name, "exec"), vars(methods))
-        config = override(imbdiff.preset("tiny"), {**SMALL, "method": "label-gap"})
-        imbdiff.run("digits", tmp_path / "run", config, wanted=("train",), quiet=True)
-        assert "label_gap/gap" in (tmp_path / "run" / "log.jsonl").read_text()
-    finally:
-        methods.METHODS.pop("label-gap", None)
-        for name in set(vars(methods)) - set(before):
-            delattr(methods, name)
+    for name in ("module:gaps:LABEL_GAP", "label-gap"):
+        config = override(imbdiff.preset("tiny"), {**SMALL, "method": name, "method.power": 2})
+        imbdiff.run("digits", tmp_path / name[-9:], config, wanted=("train",), quiet=True)
+        assert "label_gap/gap" in (tmp_path / name[-9:] / "log.jsonl").read_text()
+    run = str(tmp_path / "label-gap")
+    words = shlex.split(blocks(page, "bash")[1].replace("RUN", run))
+    assert main(words[1:]) == 0
+    manifest = (tmp_path / "label-gap" / "samples" / "manifest.json").read_text()
+    assert '"module:halves:HALF.share": 0.9' in manifest
 
 
 def test_the_example_measure_runs(monkeypatch: pytest.MonkeyPatch) -> None:
