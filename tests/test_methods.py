@@ -118,12 +118,15 @@ def test_the_rows_of_diffrc_have_the_papers_constants(name: str, dropout: float 
     assert target.parts == (Part(), grouped)
     made = {o.name: o for o in target.objectives()}
     assert made.keys() == {"denoising", "pair_diversity"}
-    assert (made["pair_diversity"].gamma, made["pair_diversity"].weight) == (0.1, 0.5)
+    pairs = made["pair_diversity"]
+    assert (pairs.gamma, pairs.reduction, pairs.temperature) == (0.1, "sum", 1.0)
+    assert pairs.weight == (0.5 if name == "diffrc-paper" else 0.05)
     (contrast,) = encoder.objectives()
     assert (contrast.tau, contrast.momentum, contrast.prior) == (0.07, 0.999, True)
     assert (encoder.gives, encoder.start, encoder.parts) == ("guide", None, (Part(),))
     assert method.target is target
-    assert method.prototype_scale == 0.6
+    assert method.guidance_constants == {"prototype.scale": 0.6 if name == "diffrc-paper" else "0.6,many=0"}
+    assert method.guidance == "prototype+classifier-free"
     paper = name == "diffrc-paper"
     assert (method.sampler, method.steps) == ("ddpm", 250)
     assert method.omega == (0.0 if paper else 0.8)
@@ -149,7 +152,7 @@ def test_diffrc_goes_with_methods_of_one_phase_but_not_without_labels() -> None:
     both = get_method("cbdm+diffrc")
     assert [phase.name for phase in both.phases] == ["source", "target", "encoder"]
     assert [o.name for o in both.target.objectives()] == ["denoising", "class_balancing", "pair_diversity"]
-    assert both.prototype_scale == 0.6
+    assert both.guidance == "prototype+classifier-free"
     with pytest.raises(ConfigError, match="without labels"):
         get_method("cbdm+diffrc-paper")
     with pytest.raises(ConfigError, match="several phases"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.alignment import Alignment
@@ -73,6 +74,20 @@ def test_a_users_own_objective_is_checked() -> None:
     with pytest.raises(AssertionError, match="gap at noise level"):
         check_objective(Gap(space="eps"))
     check_objective(Gap(space="eps"), ratio=False)
+
+
+def test_comparison_labels_in_favour_of_the_tail() -> None:
+    from imbdiff.data.stats import ClassStats
+    from imbdiff.objectives.batch import LabelDraw
+    from imbdiff.runtime.errors import ConfigError
+
+    stats = ClassStats(("a", "b", "c"), (60, 30, 10))
+    expected = {"prior": [0.6, 0.3, 0.1], "uniform": [1 / 3] * 3, "inverse": [1 / 9, 2 / 9, 6 / 9]}
+    for law, want in expected.items():
+        made = LabelDraw(law).make(40_000, torch.Generator().manual_seed(0), stats)  # type: ignore[arg-type]
+        assert (torch.bincount(made, minlength=3) / len(made)).tolist() == pytest.approx(want, abs=0.01)
+    with pytest.raises(ConfigError, match="unknown distribution of labels 'tail'"):
+        LabelDraw("tail")  # type: ignore[arg-type]
 
 
 def test_all_objectives_with_a_space_are_here() -> None:

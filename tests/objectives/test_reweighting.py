@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.objectives.denoising import Denoising
-from imbdiff.objectives.reweighting import EffectiveNumber, Focal, effective_number_weights
+from imbdiff.objectives.reweighting import EffectiveNumber, Focal, MinSNR, effective_number_weights
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import check_objective
 from tests.contract.oracles import Raw, mse
@@ -49,6 +49,35 @@ def focal(
         sigmoid, one = 1 / (1 + math.exp(-beta * math.sqrt(r))), 1 / (1 + math.exp(-beta))
         total = total + ((2 * sigmoid - 1) / (2 * one - 1)) ** gamma * e[i]
     return {"mse": total / raw.n}
+
+
+def min_snr(raw: Raw, network: Any, gamma: float = 5.0) -> dict[str, Tensor]:
+    """min(SNR, gamma) times the squared error of the clean image that each prediction implies (Eq. 8 of the paper)."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(raw.n):
+        clean = raw.clean(i, raw.call(network, i, raw.given[i])[0])
+        snr = (raw.a[i] / raw.s[i]) ** 2
+        total = total + min(snr, gamma) * mse(clean, raw.x0[i])
+    return {"mse": total / raw.n}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_min_snr_is_the_formula_in_units_of_the_clean_image(kind: str) -> None:
+    assert_follows(MinSNR(), kind, min_snr)
+    assert_follows(MinSNR(gamma=1.0), kind, lambda r, n: min_snr(r, n, 1.0))
+
+
+def test_min_snr_conforms_and_caps_clean_times_alone() -> None:
+    check_objective(MinSNR())
+    batch = example("ddpm")
+    t = torch.tensor([10, 900])
+    batch = replace(batch, t=t, x0=batch.x0[:2], noise=torch.zeros_like(batch.x0[:2]), x_t=batch.x_t[:2])
+    error = MinSNR().terms(batch, [answer(batch, torch.ones_like(batch.x0))])["mse"]
+    assert float(error[0]) < 0.02  # eps: SNR is 600 there, and counts 5
+    assert float(error[1]) == 1.0
+    for gamma in (0.0, math.inf, -1.0):
+        with pytest.raises(ConfigError, match="gamma"):
+            MinSNR(gamma=gamma)
 
 
 @pytest.mark.parametrize("kind", KINDS)

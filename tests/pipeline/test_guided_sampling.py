@@ -1,0 +1,161 @@
+"""Guidance by name, by class and group, and what it needs of a run: the weak model, the working classifier."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import imbdiff
+from imbdiff.cli import main
+from imbdiff.config import override
+from imbdiff.diffusion.model import load_model, saved_identity
+from imbdiff.pipeline import stages
+from imbdiff.pipeline.checks import check_options
+from imbdiff.pipeline.sampling import sampling
+from imbdiff.runtime.errors import ConfigError, RunError
+from tests.pipeline.conftest import SMALL
+from tests.test_cli import fails
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = override(imbdiff.preset("tiny"), {**SMALL, "train.weak_at": 0.25, "sample.strategy": "0.1"})
+    imbdiff.run("digits", folder, config, wanted=("train", "sample"), quiet=True)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / "samples").rglob("*.png"))}
+
+
+def test_the_weak_model_is_an_earlier_average_of_the_same_training(trained: Path) -> None:
+    model = load_model(trained / "model")
+    assert model.weak is not None
+    assert not torch.equal(*(next(m.backbone.parameters()) for m in (model, model.weak)))
+    assert model.weak.spec == model.spec
+    assert not model.weak.training
+    config = override(imbdiff.preset("tiny"), {**SMALL, "train.images": 16 * 12, "train.weak_at": 0.25})
+    data = stages.prepare_data("digits", config.data)
+    again = stages.train(data, config, quiet=True)
+    assert again.weak is not None
+    pairs = zip(again.weak.backbone.parameters(), model.weak.backbone.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_training_that_goes_on_has_the_same_weak_model(trained: Path, tmp_path: Path) -> None:
+    from imbdiff.training.trainer import Trainer
+
+    class StoppedError(Exception):
+        pass
+
+    config = override(imbdiff.preset("tiny"), {**SMALL, "train.weak_at": 0.25})
+    data = stages.prepare_data("digits", config.data)
+    log_row = Trainer._log_row
+
+    def stopping(self: Any, sums: Any, shares: Any, counted: int, seen: int, *rest: Any) -> Any:
+        if seen > 16 * 7:
+            raise StoppedError
+        return log_row(self, sums, shares, counted, seen, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_log_row", stopping)
+        with pytest.raises(StoppedError):
+            stages.train(data, config, tmp_path, quiet=True)
+    model = stages.train(data, config, tmp_path, quiet=True)
+    model.save(tmp_path / "model")
+    assert saved_identity(tmp_path / "model") == saved_identity(trained / "model")
+
+
+def test_a_lost_or_foreign_weak_model_is_noticed(run: Path) -> None:
+    (run / "model" / "weak.safetensors").unlink()
+    with pytest.raises(RunError, match=r"weak\.safetensors does not exist"):
+        load_model(run / "model")
+
+
+def test_autoguidance_and_scales_by_group_change_the_images_they_name(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of digits at factor 20 the classes 5 to 9 are filled: 5 and 6 are medium, the others few."""
+    plain = {}
+    for omega in ("0", "0,few=2"):
+        assert main(["sample", str(run), "--sample.omega", omega, "--quiet"]) == 0
+        plain[omega] = images(run)
+    of = json.loads((run / "samples" / "manifest.json").read_text())
+    assert of["constants"] == {"classifier-free.omega": "0,few=2"}
+    data = stages.prepare_data("digits", override(imbdiff.preset("tiny"), SMALL).data)
+    group = {name: data.groups.names[g] for name, g in zip(data.train.class_names, data.groups.of_class, strict=True)}
+    for file, before in plain["0"].items():
+        changed = plain["0,few=2"][file] != before
+        assert changed == (group[Path(file).parent.name] == "few"), file
+    assert main(["sample", str(run), "--sample.omega", "0.5", "--sample.guidance", "autoguidance", "--quiet"]) == 0
+    assert images(run) != plain["0"]
+    page = (run / "report.html").read_text()
+    assert "guidance: autoguidance 0.5" in page
+
+
+def test_entropy_guidance_takes_the_working_classifier(run: Path) -> None:
+    assert main(["sample", str(run), "--sample.omega", "0", "--quiet"]) == 0
+    before = images(run)
+    guided = ["--sample.guidance", "entropy+classifier-free", "--sample.guidance.entropy.scale", "0.5", "--quiet"]
+    assert main(["sample", str(run), "--sample.omega", "0", *guided]) == 0
+    assert images(run) != before
+    assert list((run / "curation").glob("working-*.safetensors"))
+
+
+def test_boost_and_skip_are_options(run: Path) -> None:
+    before = images(run)
+    assert main(["sample", str(run), "--sample.boost", "2", "--sample.skip", "0.2", "--quiet"]) == 0
+    assert images(run) != before
+    assert json.loads((run / "samples" / "manifest.json").read_text())["boost"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--sample.guidance", "autogidance"), r"unknown name 'autogidance' among the guidance -> did you mean autog"),
+        (("--sample.guidance", "prototype"), "needs a guide, and the method ddpm-brs trains none"),
+        (("--sample.guidance", "none", "--sample.omega", "1"), "--sample.omega has no effect on the guidance none"),
+        (("--sample.omega", "fwe=1"), r"no class or group 'fwe' -> did you mean few\?"),
+        (("--sample.omega", "-2"), "-2"),
+        (("--sample.guidance.scale", "1"), "no option 'scale'"),
+        (("--sample.skip", "1"), "sample.skip=1.0 must be in"),
+        (("--sample.boost", "0"), "sample.boost=0.0 must be above 0"),
+        (("--sample.sampler", "dpm"), r"unknown name 'dpm' among the samplers -> did you mean"),
+    ],
+)
+def test_wrong_guidance_is_refused_and_nothing_is_lost(
+    run: Path, arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    before = images(run)
+    assert re.search(says, fails(capsys, "sample", str(run), *arguments))
+    assert images(run) == before
+
+
+def test_what_no_training_keeps_cannot_guide() -> None:
+    config = override(imbdiff.preset("tiny"), {"sample.guidance": "autoguidance", "train.weak_at": 0})
+    with pytest.raises(ConfigError, match="keeps none"):
+        check_options(config)
+
+
+def test_diffrc_guides_medium_and_few_where_labels_allow_it() -> None:
+    of = {name: sampling(override(imbdiff.preset("tiny"), {"method": name})) for name in ("diffrc", "diffrc-paper")}
+    assert of["diffrc"].constants["prototype.scale"] == "0.6,many=0"
+    assert of["diffrc-paper"].constants["prototype.scale"] == 0.6
+    own = sampling(override(imbdiff.preset("tiny"), {"method": "diffrc", "sample.guidance.scale": 2}))
+    assert own.constants["prototype.scale"] == 2
+    assert np.isclose(own.constants["classifier-free.omega"], 0.8)
