@@ -107,11 +107,11 @@ def test_yaml_and_options_on_top(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         (["rnu", "digits"], "unknown verb 'rnu' -> did you mean run?"),
         (["run", "digits", "--preset", "dmeo"], "unknown preset 'dmeo'"),
-        (["run", "digits", "--method", "cbmd"], "unknown method 'cbmd' -> did you mean cbdm?"),
+        (["run", "digits", "--method", "cbmd"], "unknown name 'cbmd' among the methods -> did you mean cbdm?"),
         (["run", "digits", "--train.lrr", "1"], "--train.lr"),
         (["run", "digits", "--train.images", "many"], "--train.images"),
         (["run", "digits", "--train.images", "-5"], "train.images=-5 must be at least 1"),
-        (["run", "digits", "--model.backbone", "vgg"], "unknown backbone 'vgg'"),
+        (["run", "digits", "--model.backbone", "vgg"], "unknown name 'vgg' among the backbones"),
         (["run", "digits", "--device", "cuda:9"], "--device cpu"),
         (["run", "digits", "--sample.strategy", "most"], "sampling strategy 'most' is not understood"),
         (["run", "digits", "--classify.network", "vgg"], "vgg"),

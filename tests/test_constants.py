@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 import imbdiff
-from imbdiff.cli import _read_options, main
+from imbdiff.arguments import read_options
+from imbdiff.cli import main
 from imbdiff.config import override
 from imbdiff.constants import constants, with_constants
 from imbdiff.methods import METHODS, get_method, method_of, with_all_constants
@@ -130,7 +131,7 @@ def test_a_run_keeps_them_says_them_and_is_told_from_another_by_them(
     assert "class_balancing.tau 0.3 (published: 1.0)" in page
     assert "--method.class_balancing.tau 0.3" in page, "the command that repeats it"
     # from its own file, one more constant on top
-    again = _read_options("run", ["digits", "--config", f"{out}/config.yaml", "--method.gamma", "0.5"])
+    again = read_options("run", ["digits", "--config", f"{out}/config.yaml", "--method.gamma", "0.5"])
     made = objective(again.options, "class_balancing")
     assert (made.tau, made.gamma) == (0.3, 0.5)
 

@@ -69,8 +69,8 @@ def test_the_first_one_says_how_to_sample() -> None:
     ("name", "says"),
     [
         ("cbdm+cbdm", "named twice"),
-        ("cbdm+nothing", "unknown method 'nothing'"),
-        ("cbdm+", "unknown method ''"),
+        ("cbdm+nothing", "unknown name 'nothing' among the methods"),
+        ("cbdm+", "unknown name '' among the methods"),
         ("ccua+ddpm-balanced", "ccua draws its rows tempered .0.1., ddpm-balanced draws them balanced"),
         ("t2h+ddpm-focal", "t2h and ddpm-focal each replace the denoising loss"),
         ("ccua+ccua-v1", "both bring unconditional_contrast, with other constants"),

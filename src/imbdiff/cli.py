@@ -6,10 +6,10 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imbdiff.arguments import flag, parse, read_options, read_stage
 from imbdiff.runtime.errors import ConfigError, ImbdiffError
 from imbdiff.version import __version__
 
@@ -70,103 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parse(kind: Any, verb: str, arguments: Sequence[str], default: Any = None) -> Any:
-    import tyro
-
-    options = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=f"imbdiff {verb}", args=list(arguments), config=(tyro.conf.SuppressFixed,), **options)
-
-
-#: options whose names depend on what is named: --method.tau, --sample.guidance.scale
-OPEN = ("method", "sample.guidance")
-
-
-def _constants(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The arguments without those of `OPEN` groups, and these by name, their values read as YAML.
-
-    Raises:
-        ConfigError: one of them has no value.
-    """
-    import yaml
-
-    left: list[str] = []
-    found: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        name, given, value = argument.partition("=")
-        if not any(name.startswith(f"--{group}.") for group in OPEN):
-            left.append(argument)
-            continue
-        if not given:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"{name} has no value", f"give it as {name} VALUE")
-            value = rest.pop(0)
-        try:
-            found[name[2:].replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            found[name[2:].replace("-", "_")] = value
-    return left, found
-
-
-def _read_options(verb: str, arguments: Sequence[str]) -> Any:
-    """Parses twice: once for the source, preset and file, and again with what these imply as defaults."""
-    import tyro
-
-    from imbdiff.commands import RunCommand
-    from imbdiff.config import override
-    from imbdiff.presets import preset
-
-    arguments, constants = _constants(arguments)
-
-    file = _flag(arguments, "--config")
-    values: dict[str, Any] = {}
-    if file is not None:
-        from imbdiff.pipeline.folder import read_yaml
-
-        values = read_yaml(Path(file))
-        values.pop("source", None)
-    if constants:  # wrong ones before anything is read
-        from imbdiff.methods import method_of
-
-        method = _flag(arguments, "--method")
-        named = override(preset("tiny"), {k: v for k, v in values.items() if k in ("method", "constants")})
-        method_of(override(override(named, {} if method is None else {"method": method}), _of_method(constants)))
-    name = _flag(arguments, "--preset") or values.get("preset")
-    if name is None and {"-h", "--help"} & set(arguments):
-        base = preset("tiny")
-    elif name is None:
-        first = _parse(RunCommand, verb, arguments)
-        from imbdiff.pipeline.plan import default_config
-
-        given = values.get("data")
-        size = first.options.data.size or (given.get("size") if isinstance(given, dict) else None)
-        base = default_config(first.source, size, first.options.device)
-    else:
-        base = preset(str(name))
-    base = override(base, values)
-    command = _parse(RunCommand, verb, arguments, RunCommand(source=tyro.MISSING, options=base))
-    options = command.options
-    if options.method != base.method:  # constants in the file were those of another method
-        options = replace(options, constants={})
-    return replace(command, options=override(options, constants))
-
-
-def _of_method(constants: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in constants.items() if name.startswith("method.")}
-
-
-def _flag(arguments: Sequence[str], name: str) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument == name and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(name + "="):
-            return argument.partition("=")[2]
-    return None
-
-
 def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = None) -> int:
-    command = _read_options(verb, arguments)
+    command = read_options(verb, arguments)
     from imbdiff.pipeline.folder import RunFolder
     from imbdiff.pipeline.run import STAGES, Run
 
@@ -214,22 +119,9 @@ def _later(verb: str) -> Callable[[Sequence[str]], None]:
     """A verb that continues a run folder with one stage; options of that stage may be given."""
 
     def call(arguments: Sequence[str]) -> None:
-        import tyro
-
-        from imbdiff.commands import StageCommand
-        from imbdiff.config import override
-        from imbdiff.pipeline.folder import RunFolder
 
         # once for the folder, and again with its options as defaults
-        arguments, constants = _constants(arguments)
-        path = _parse(StageCommand, verb, arguments).run
-        folder = RunFolder(Path(path))
-        source, saved = folder.saved()
-        command = _parse(StageCommand, verb, arguments, StageCommand(run=tyro.MISSING, options=saved))
-        if command.options.sample.guidance != saved.sample.guidance:  # constants there are those of another guidance
-            sample = replace(command.options.sample, constants={})
-            command = replace(command, options=replace(command.options, sample=sample))
-        command = replace(command, options=override(command.options, constants))
+        folder, source, command = read_stage(verb, arguments)
         folder.check_only(command.options, verb)
         from imbdiff.pipeline.run import Run
 
@@ -241,7 +133,7 @@ def _later(verb: str) -> Callable[[Sequence[str]], None]:
 
 def _evaluate(arguments: Sequence[str]) -> None:
     """Of a run, or of any two sets of images: told apart by --reference."""
-    if _flag(arguments, "--reference") is None and not {"-h", "--help"} & set(arguments):
+    if flag(arguments, "--reference") is None and not {"-h", "--help"} & set(arguments):
         path = next((a for a in arguments if not a.startswith("-")), None)
         if path is not None and Path(path).exists() and not (Path(path) / "config.yaml").exists():
             raise ConfigError(
@@ -252,7 +144,7 @@ def _evaluate(arguments: Sequence[str]) -> None:
         return
     from imbdiff.commands import EvaluateCommand
 
-    command = _parse(EvaluateCommand, "evaluate", arguments)
+    command = parse(EvaluateCommand, "evaluate", arguments)
     from imbdiff.pipeline.direct import evaluate_any
     from imbdiff.runtime.dist import Dist
 
@@ -292,7 +184,7 @@ def _measuring(options: Any, command: str | None = None) -> Any:
 def _reference(arguments: Sequence[str]) -> None:
     from imbdiff.commands import ReferenceCommand
 
-    command = _parse(ReferenceCommand, "reference", arguments)
+    command = parse(ReferenceCommand, "reference", arguments)
     from imbdiff.pipeline.direct import reference_any
 
     out = Path(command.out) if command.out else Path(f"reference-{_called(command.source)}")
@@ -302,7 +194,7 @@ def _reference(arguments: Sequence[str]) -> None:
 def _inspect(arguments: Sequence[str]) -> None:
     from imbdiff.commands import InspectCommand
 
-    command = _parse(InspectCommand, "inspect", arguments)
+    command = parse(InspectCommand, "inspect", arguments)
     from imbdiff.pipeline.inspection import inspect_any
 
     written = inspect_any(
@@ -322,7 +214,7 @@ def _inspect(arguments: Sequence[str]) -> None:
 def _compare(arguments: Sequence[str]) -> None:
     from imbdiff.commands import CompareCommand
 
-    command = _parse(CompareCommand, "compare", arguments)
+    command = parse(CompareCommand, "compare", arguments)
     if len(command.runs) < 2:
         raise ConfigError("there is nothing to compare", "give at least two run folders")
     from imbdiff.pipeline.run import open_run
@@ -343,7 +235,7 @@ def _compare(arguments: Sequence[str]) -> None:
 def _study(arguments: Sequence[str]) -> None:
     from imbdiff.commands import StudyCommand
 
-    command = _parse(StudyCommand, "study", arguments)
+    command = parse(StudyCommand, "study", arguments)
     from dataclasses import asdict
 
     from imbdiff.pipeline.study import StudyOptions, study
@@ -356,7 +248,7 @@ def _study(arguments: Sequence[str]) -> None:
 def _methods(arguments: Sequence[str]) -> None:
     from imbdiff.commands import MethodsCommand
 
-    command = _parse(MethodsCommand, "methods", arguments)
+    command = parse(MethodsCommand, "methods", arguments)
     from imbdiff.pipeline.catalogue import as_json, as_text, method_json, method_text
 
     if command.name is not None:
@@ -369,7 +261,7 @@ def _methods(arguments: Sequence[str]) -> None:
 def _doctor(arguments: Sequence[str]) -> None:
     from imbdiff.commands import DoctorCommand
 
-    _parse(DoctorCommand, "doctor", arguments)
+    parse(DoctorCommand, "doctor", arguments)
     from imbdiff.pipeline.doctor import diagnose
 
     lines, healthy = diagnose()

@@ -93,3 +93,14 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     choices = [str(c) for o in options if get_origin(o) is Literal for c in get_args(o)]
     expected = " or ".join(choices) if choices else str(getattr(hint, "__name__", hint))
     raise ConfigError(f"{name}={value!r} is not valid", f"expected {expected}")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} -> {"train.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -166,7 +166,7 @@ def test_program_on_a_tiny_budget(
     record = json.loads(stem.with_suffix(".json").read_text())
     rows = {row["method"]: row for row in record["result"]["few, its own guidance"]}
     assert list(rows) == [program.FRESH, program.REPEATED, "cbdm-finetune", program.BALANCED]
-    assert rows["cbdm-finetune"]["guidance"] == "omega 2"
+    assert rows["cbdm-finetune"]["guidance"] == "classifier-free 2.0"
     assert rows[program.REPEATED]["borrowed"].startswith("0.000")
     assert float(rows[program.FRESH]["precision"][:5]) > 0.95 > float(rows["cbdm-finetune"]["precision"][:5])
     assert record["config"]["failed"] == {}
@@ -187,5 +187,5 @@ def test_program_on_a_tiny_budget(
     assert failed == {}
     _, failed = program.collect(["cbdm-finetune"], [0], 2816, tmp_path / "runs", 1)
     assert failed == {"cbdm-finetune, seed 0": "AssertionError: trained again"}  # another budget is another job
-    with pytest.raises(ConfigError, match="unknown method"):
+    with pytest.raises(ConfigError, match="among the methods"):
         program.main(["--methods", "no-such"])

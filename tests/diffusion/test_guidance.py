@@ -11,17 +11,11 @@ import torch
 from torch import Tensor
 
 from imbdiff.data.stats import Groups
+from imbdiff.diffusion.autoguidance import Autoguidance
 from imbdiff.diffusion.generate import generate
-from imbdiff.diffusion.guidance import (
-    Autoguidance,
-    ClassifierFree,
-    Guidance,
-    Guided,
-    NoGuidance,
-    Predict,
-    per_class,
-)
+from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided, NoGuidance, Predict
 from imbdiff.diffusion.process import PROCESSES, Process
+from imbdiff.diffusion.scales import per_class
 from imbdiff.runtime.errors import ConfigError
 from tests.diffusion.worlds import STATS, GaussianBackbone, best_prediction, gaussian_model
 

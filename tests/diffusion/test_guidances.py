@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from imbdiff.data.stats import Groups
+from imbdiff.diffusion.autoguidance import Autoguidance
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.entropy_guidance import EntropyGuidance
 from imbdiff.diffusion.generate import generate
-from imbdiff.diffusion.guidance import Autoguidance, ClassifierFree, Guidance, Guided, NoGuidance, Predict
+from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided, NoGuidance, Predict
 from imbdiff.diffusion.guidances import (
     GUIDANCE,
     GuidanceEntry,

@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_the_saved_model(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_bad_values() -> None:
-    with pytest.raises(ConfigError, match="unknown backbone"):
+    with pytest.raises(ConfigError, match="among the backbones"):
         build_model("resnet", PROCESSES["ddpm"], SHAPE, STATS)
     with pytest.raises(ConfigError, match="one capacity"):
         build()(torch.zeros(1, *SHAPE), torch.tensor([0]), torch.tensor([0]), capacity=torch.ones(1))

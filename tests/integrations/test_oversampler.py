@@ -55,7 +55,7 @@ def test_a_mapping_gives_target_totals_and_rows_need_a_shape() -> None:
         ({"sampling_strategy": {"cow": 9}}, ConfigError, "cow"),
         ({"sampling_strategy": {"cat": 3}}, ConfigError, "fewer than the 12"),
         ({"sampling_strategy": "most"}, ConfigError, "not understood"),
-        ({"method": "cbmd"}, ConfigError, "unknown method"),
+        ({"method": "cbmd"}, ConfigError, "among the methods"),
         ({"options": {"train.lrr": 1}}, ConfigError, "unknown option"),
     ],
 )

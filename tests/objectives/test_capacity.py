@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.diffusion.low_rank import LowRankModel, merged
+from imbdiff.diffusion.low_rank import LowRank, LowRankModel, merged
 from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import PROCESSES, Process
 from imbdiff.methods import METHODS, get_method
@@ -246,10 +246,10 @@ def test_the_rows_of_the_table_and_combinations() -> None:
         assert (first.name, cm.name) == (base, "capacity")
         assert isinstance(cm, CapacityManipulation)
         assert (cm.weight, cm.consistency, cm.diversity, METHODS[name].omega) == (1.0, 1.0, 0.2, 1.5)
-        assert (phase.make, phase.finish) == (LowRankModel.of, merged)
+        assert (phase.make, phase.finish) == (LowRank(), merged)
     joined = get_method("ccua+cm").target
     assert [o.name for o in joined.objectives()] == ["denoising", "unconditional_contrast", "alignment", "capacity"]
-    assert (joined.make, joined.finish) == (LowRankModel.of, merged)
+    assert (joined.make, joined.finish) == (LowRank(), merged)
     assert joined.parts == (Part(law="tempered", factor=0.1),)
     step = step_of(joined.objectives(), "flow")
     out = step(make_batches(step, PROCESSES["flow"]))

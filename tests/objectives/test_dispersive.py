@@ -52,7 +52,7 @@ def test_conforms() -> None:
 
 def spread(z: Tensor, **options: Any) -> Tensor:
     batch = example()
-    return Dispersive(**options).terms(batch, [answer(batch, mid=z)])["spread"]
+    return Dispersive(**options).terms(batch, [answer(batch, quarter=z)])["spread"]
 
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
@@ -105,7 +105,7 @@ def test_autocast_does_not_take_their_digits() -> None:
 def test_memory_is_rows_by_rows_and_not_by_features() -> None:
     batch, z = example(), torch.randn(16, 1, 32, 32, requires_grad=True)
     with Largest() as seen:
-        Dispersive().terms(batch, [answer(batch, mid=z)])["spread"].backward()
+        Dispersive().terms(batch, [answer(batch, quarter=z)])["spread"].backward()
     assert seen.numel == z.numel()
 
 

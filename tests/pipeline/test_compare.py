@@ -9,7 +9,7 @@ import pytest
 import imbdiff
 from imbdiff.cli import main
 from imbdiff.config import RunConfig, override
-from imbdiff.pipeline.folder import flatten
+from imbdiff.overrides import flatten
 from imbdiff.pipeline.run import run
 
 

@@ -68,20 +68,24 @@ def test_the_guide_is_kept_with_the_model_and_changes_the_images(done: tuple[str
     assert bool(((lengths - 1).abs() < 1e-5).logical_or(lengths == 0).all())
     assert int((lengths > 0).sum()) >= 5
     how = sampling(config_of(name))
-    guidance = how.guidance(model)
+    guidance = how.guide(model)
     assert isinstance(guidance, Guided)
     assert isinstance(guidance.outer, PrototypeGuidance)
-    assert (guidance.outer.scale, guidance.outer.norm, guidance.outer.adaptive) == (0.6, "l2", False)
+    groups = Groups.default(model.spec.stats).of_class
+    scale = 0.6 if name == "diffrc-paper" else tuple(0.0 if g == 0 else 0.6 for g in groups)
+    assert (guidance.outer.scale, guidance.outer.norm, guidance.outer.adaptive) == (scale, "l2", False)
     assert isinstance(guidance.inner, ClassifierFree)
     assert guidance.inner.omega == (0.0 if name == "diffrc-paper" else 0.8)
     assert how.sampler == "ddpm"
     assert len(guidance.outer.times) == 3
-    assert replace(how, sampler="dpm++").guidance(model).outer.times == ()  # type: ignore[union-attr, attr-defined]
-    assert isinstance(replace(how, prototype_scale=0.0).guidance(model), ClassifierFree)
+    assert replace(how, sampler="dpm++").guide(model).outer.times == ()  # type: ignore[union-attr, attr-defined]
+    free = sampling(override(config_of(name), {"sample.guidance": "classifier-free"}))
+    assert isinstance(free.guide(model), ClassifierFree)
 
     def drawn(scale: float) -> np.ndarray:
-        strong = replace(how, prototype_scale=scale, prototype_norm="rms")
-        return generate(model, [9] * 4, range(4), sampler=how.sampler, steps=3, guidance=strong.guidance(model))
+        changed = {"sample.guidance.scale": scale, "sample.guidance.norm": "rms"}
+        strong = sampling(override(config_of(name), changed))
+        return generate(model, [9] * 4, range(4), sampler=how.sampler, steps=3, guidance=strong.guide(model))
 
     assert not np.array_equal(drawn(0.0), drawn(5.0))
 
@@ -89,10 +93,12 @@ def test_the_guide_is_kept_with_the_model_and_changes_the_images(done: tuple[str
 def test_what_was_drawn_says_how(done: tuple[str, Path]) -> None:
     name, folder = done
     found = read_json(folder / "samples" / "manifest.json")
-    assert (found["prototype_scale"], found["prototype_norm"], found["prototype_adaptive"]) == (0.6, "l2", False)
+    assert found["guidance"] == "prototype+classifier-free"
+    assert found["constants"]["prototype.scale"] == (0.6 if name == "diffrc-paper" else "0.6,many=0")
+    assert (found["constants"]["prototype.norm"], found["constants"]["prototype.adaptive"]) == ("l2", False)
     assert sum(found["counts"]) == len(found["images"]) > 0
-    for changed in ({"prototype_norm": "rms"}, {"prototype_adaptive": True}):
-        how = sampling(override(config_of(name), {"sample": changed}))
+    for changed in ({"sample.guidance.norm": "rms"}, {"sample.guidance.adaptive": True}):
+        how = sampling(override(config_of(name), changed))
         todo = samples.plan(found["counts"], found["class_names"], how, 0, found["identity"])
         assert not samples.finished(folder / "samples", todo)
 
@@ -223,12 +229,14 @@ def test_the_page_says_how_the_guide_was_used(done: tuple[str, Path]) -> None:
     name, folder = done
     config = config_of(name)
     plan = read_json(folder / "samples" / "manifest.json")
-    omega = METHODS[name].omega
-    row = f"ddpm, 3 steps, guidance {omega:g} (0 = none), prototype guidance 0.6 (0 = none; gradient: l2)"
-    assert protocol(RunFolder(folder), config, plan, None)["Sampler"] == row
-    adaptive = {**plan, "prototype_adaptive": True, "prototype_norm": "rms", "prototype_scale": 2.0}
-    found = protocol(RunFolder(folder), config, adaptive, None)["Sampler"]
-    assert "prototype guidance 2 (0 = none; gradient: rms, less where the class is seen already)" in found
+    scale = "0.6" if name == "diffrc-paper" else "0.6,many=0"
+    row = f"ddpm, 3 steps; guidance: prototype {scale} + classifier-free {METHODS[name].omega:.1f} (0 = none)"
+    assert protocol(RunFolder(folder), config, plan, None)["Sampler"].startswith(row)
+    constants = {**plan["constants"], "prototype.scale": 2.0, "prototype.norm": "rms", "prototype.adaptive": True}
+    found = protocol(RunFolder(folder), config, {**plan, "constants": constants}, None)["Sampler"]
+    assert "prototype 2.0" in found
+    assert "prototype.norm rms" in found
+    assert "prototype.adaptive True" in found
     other = config_of("cbdm")
     todo = samples.plan([1], ["a"], sampling(other), 0, "x")
     assert "prototype" not in protocol(RunFolder(folder), other, todo, None)["Sampler"]
@@ -237,23 +245,21 @@ def test_the_page_says_how_the_guide_was_used(done: tuple[str, Path]) -> None:
 def test_plans_of_other_methods_say_nothing_of_prototypes() -> None:
     plain = samples.plan([1], ["a"], sampling(config_of("cbdm")), 0, "x")
     assert set(plain) == {
-        "identity", "class_names", "counts", "sampler", "steps", "omega", "interval", "batch_size", "images",
+        "identity", "class_names", "counts", "sampler", "steps", "guidance", "constants", "interval", "batch_size",
+        "images",
     }  # fmt: skip
+    assert plain["constants"] == {"classifier-free.omega": 1.6}
     guided = samples.plan([1], ["a"], sampling(config_of("cbdm+diffrc")), 0, "x")
-    assert set(guided) - set(plain) == {"prototype_scale", "prototype_norm", "prototype_adaptive"}
-    assert guided["prototype_scale"] == 0.6
+    assert guided["constants"]["prototype.scale"] == "0.6,many=0"
 
 
-OPTIONS = {"prototype_scale": 3.0, "prototype_norm": "rms", "prototype_adaptive": True}
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_options_of_a_guide_are_refused_where_there_is_none(option: str) -> None:
-    given = {f"sample.{option}": OPTIONS[option]}
+def test_a_guide_is_refused_where_there_is_none() -> None:
     for training in (True, False):
-        check_options(config_of("cbdm+diffrc", **given), training=training)
-        with pytest.raises(ConfigError, match=f"--sample.{option}: the method ddpm trains no guide"):
-            check_options(config_of("ddpm", **given), training=training)
+        check_options(config_of("cbdm+diffrc", **{"sample.guidance.scale": 3}), training=training)
+        with pytest.raises(ConfigError, match="needs a guide, and the method ddpm trains none"):
+            check_options(config_of("ddpm", **{"sample.guidance": "prototype"}), training=training)
+        with pytest.raises(ConfigError, match=r"'classifier-free' has no option 'prototype\.norm'"):
+            check_options(config_of("ddpm", **{"sample.guidance.prototype.norm": "rms"}), training=training)
     check_options(config_of("ddpm"))
 
 
@@ -263,8 +269,8 @@ def test_sampling_again_with_a_guide_that_there_is_none_of_is_refused(
     config = config_of("ddpm")
     RunFolder(tmp_path).save_config("digits", config)
     before = (tmp_path / "config.yaml").read_bytes()
-    assert cli.main(["sample", str(tmp_path), "--sample.prototype_scale", "3"]) != 0
-    assert "the method ddpm trains no guide" in capsys.readouterr().err
+    assert cli.main(["sample", str(tmp_path), "--sample.guidance", "prototype"]) != 0
+    assert "the method ddpm trains none" in capsys.readouterr().err
     assert (tmp_path / "config.yaml").read_bytes() == before
 
 

@@ -11,8 +11,10 @@ import pytest
 
 from imbdiff.cli import main
 from imbdiff.config import RunConfig, override
+from imbdiff.methods import with_all_constants
 from imbdiff.pipeline import drawing, recognising
-from imbdiff.pipeline.folder import RunFolder, repeat_command
+from imbdiff.pipeline.folder import RunFolder
+from imbdiff.pipeline.repeat import repeat_command
 from imbdiff.pipeline.run import open_run, run
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import ConfigError, DataError, RunError
@@ -65,7 +67,7 @@ def test_a_page_never_shows_old_numbers_beside_new_images(copy) -> None:  # type
     assert after.metrics is None
     assert after.classifier is None
     assert after.nearest is None
-    assert "guidance 3" in after.protocol["Sampler"]
+    assert "classifier-free 3.0" in after.protocol["Sampler"]
     assert "--sample.omega 3.0" in after.command
 
 
@@ -160,7 +162,7 @@ def test_what_was_finished_before_a_refusal_stays_with_its_options(copy, monkeyp
     assert kept["train"] == marks["train"]
     assert kept["sample"]["inputs"] != marks["sample"]["inputs"]
     saved = RunFolder(folder).saved()[1]
-    assert saved == override(config, {"sample.omega": 3.0, "curate.draw": 2.0})
+    assert saved == with_all_constants(override(config, {"sample.omega": 3.0, "curate.draw": 2.0}))
     # evaluation and comparison do not build on each other
     run("digits", folder, saved, wanted=("curate", "classify"), quiet=True)
     marks = RunFolder(folder).stages()
@@ -182,7 +184,7 @@ def test_a_drawing_that_is_refused_on_its_way_is_not_finished(copy, monkeypatch)
         run("digits", folder, override(config, {"sample.omega": 3.0}), wanted=("sample",), quiet=True)
     monkeypatch.undo()
     assert set(RunFolder(folder).stages()) == {"data", "train"}
-    assert RunFolder(folder).saved()[1] == config
+    assert RunFolder(folder).saved()[1] == with_all_constants(config)
     opened, prepared = open_run(folder)
     assert opened.report_data(prepared).metrics is None
     run("digits", folder, config, wanted=("sample",), quiet=True)

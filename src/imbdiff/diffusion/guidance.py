@@ -7,8 +7,6 @@ handed to the sampler apart from the prediction (`Guidance.parts`), since sample
 
 from __future__ import annotations
 
-import difflib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imbdiff.data.stats import Groups
-from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.process import DDPM, MIN_DIVISOR, Process, expand
-from imbdiff.runtime.errors import ConfigError, listing
+from imbdiff.diffusion.scales import scale_table
+from imbdiff.runtime.errors import ConfigError
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 SOLVER_DIVISOR = 0.05  # the least a that the shift of an ODE solver is divided by: a flow's after the first of 20 steps
@@ -143,63 +140,6 @@ class ClassifierFree(Extrapolation):
         return conditional, unconditional
 
     def at(self, level: float) -> ClassifierFree:
-        return replace(self, level=level)
-
-
-@dataclass(frozen=True)
-class Autoguidance(Extrapolation):
-    """Autoguidance (Karras et al., NeurIPS 2024, arXiv 2406.02507, Eq. 3): away from a worse model of the same images.
-
-        prediction = p(x_t, y) + omega (p(x_t, y) - p_weak(x_t, y))
-
-    Both have the same label, so it goes away from the weak model's errors and not from other classes. The weak model
-    should err as the strong one does, but more: theirs is a smaller one trained for 1/16 to 1/3.5 as long. Here it is
-    the same network earlier in its training. Their best omega is 0.7 on ImageNet-64 (FID 1.01; Frechet distance of
-    DINOv2: 1.2) and 1.05 to 1.45 on ImageNet-512 (w - 1 of the presets in NVlabs/edm2, generate_images.py).
-
-    Rows of the null label are guided by the same formula, the label being null in both: the paper guides unconditional
-    models too, by 1.85. Guidance within `predict` changes p and not p_weak.
-
-    Attributes:
-        omega: one number for all rows, or one per class, (C,), where rows of the null label take 0, or (C + 1,), theirs
-            the last; at least -1.
-        weak: in eval mode, on the device of the model.
-        interval: (low, high) noise levels in [0, 1] within which to guide; the paper finds no interval of use.
-        level: the noise level of t, where it is known; otherwise it is read from t.
-        bf16: call the weak network under bfloat16 autocast.
-
-    Raises:
-        ConfigError: an omega is below -1 or not finite, or their number is wrong; bad interval; `weak` is in training
-            mode.
-    """
-
-    omega: float | Sequence[float]
-    weak: DiffusionModel
-    interval: tuple[float, float] = (0.0, 1.0)
-    level: float | None = None
-    bf16: bool = False
-
-    _null_too = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if any(module.training for module in self.weak.modules()):
-            raise ConfigError("autoguidance: the weak model is in training mode", "call weak.eval() first")
-
-    @property
-    def classes(self) -> int:
-        return self.weak.num_classes
-
-    def noise_level(self, t: Tensor) -> float:
-        return known_level(self.level, self.weak.process, t)
-
-    def pair(self, x_t: Tensor, t: Tensor, labels: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
-        p = predict(x_t, t, labels)
-        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.bf16):
-            other, _ = self.weak(x_t, t, labels)
-        return p, other.to(p.dtype)
-
-    def at(self, level: float) -> Autoguidance:
         return replace(self, level=level)
 
 
@@ -370,105 +310,3 @@ def check_interval(interval: tuple[float, float]) -> None:
         raise ConfigError(
             f"guidance interval {interval} must be 0 <= low <= high <= 1", "give noise levels, such as (0.0, 0.8)"
         )
-
-
-def scale_table(scale: float | Sequence[float], classes: int, least: float = 0.0, null: bool = False) -> list[float]:
-    """(C + 1,) the scale of each label, the null label's last.
-
-    Args:
-        scale: one number, or one per class, (C,).
-        least: the least that is allowed.
-        null: the null label takes a single number too, and `scale` may name its own as the last of (C + 1,);
-            otherwise it has 0.
-
-    Raises:
-        ConfigError: a number is below `least` or not finite, or their number is wrong.
-    """
-    single = isinstance(scale, int | float)
-    values = [float(scale)] * classes if isinstance(scale, int | float) else [float(w) for w in scale]
-    if any(not least <= value < float("inf") for value in values):
-        raise ConfigError(
-            f"guidance scale {scale} must be at least {least:g} and finite", "0 is no guidance; most use 0.3 to 2"
-        )
-    if len(values) == classes:
-        return [*values, values[0] if null and single else 0.0]
-    if not null or len(values) != classes + 1:
-        raise ConfigError(f"{len(values)} guidance scales for {classes} classes", "give one number, or one per class")
-    return values
-
-
-def per_class(
-    text: str | float, names: Sequence[str], groups: Groups | None, default: float = 0.0
-) -> float | tuple[float, ...]:
-    """Guidance scales as they are written: one number, or numbers for groups and classes.
-
-        "1.6"                   1.6 for all
-        "few=0.5,many=1.6"      by group; `default` for all others
-        "1.2,few=0"             a number first is for all others
-        "melanoma=0.3,few=1"    a class goes before its group, and a class's name before a group of the same name
-
-    Args:
-        text: see above; a number stands for itself.
-        names: (C,) class names, in label order. Those with a comma or "=" in them may be written as they are.
-        groups: of the classes; None: classes alone can be named.
-        default: of classes that nothing is said of.
-
-    Returns:
-        One number if no name is given, otherwise (C,) of them.
-
-    Raises:
-        ConfigError: an unknown name (with the nearest), no number, a number below -1, a name given twice, or no text.
-    """
-    how = 'write one number, or such as "1.2,few=0.5"'
-    if not isinstance(text, str):
-        return _scale(text, str(text), how)
-    if not text.strip():
-        raise ConfigError("the guidance scale is empty", how)
-    among = groups.names if groups else ()
-    rest, found, pending = default, dict[str, float](), ""
-    pieces = text.split(",")
-    for i, piece in enumerate(pieces):
-        if i == 0 and _is_number(piece):
-            rest = _scale(piece, text, how)
-            if len(pieces) == 1:
-                return rest
-            continue
-        pending = f"{pending},{piece}" if pending else piece
-        name, equals, value = (part.strip() for part in pending.rpartition("="))
-        if not equals and i + 1 < len(pieces) and piece.strip():
-            continue  # a name with a comma in it
-        if not equals or not name:
-            raise ConfigError(
-                f"guidance scale {text!r}: {pending.strip()!r} names no class or group with a number", how
-            )
-        if name not in names and name not in among:
-            near = difflib.get_close_matches(name, [*names, *among], n=3)
-            known = f"groups: {', '.join(among) or 'none'}; classes:\n{listing(names, 10)}"
-            hint = f"did you mean {' or '.join(near)}?" if near else f"name one of them; {known}"
-            raise ConfigError(f"guidance scale {text!r}: there is no class or group {name!r}", hint)
-        if name in found:
-            raise ConfigError(f"guidance scale {text!r}: {name!r} is given twice", "give it once")
-        found[name] = _scale(value, text, how)
-        pending = ""
-    group = {k: among[g] for k, g in enumerate(groups.of_class)} if groups else {}
-    by_group = {name: value for name, value in found.items() if name not in names}
-    return tuple(found.get(name, by_group.get(group.get(k, ""), rest)) for k, name in enumerate(names))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _scale(value: str | float, text: str, how: str) -> float:
-    if isinstance(value, bool) or not _is_number(value):  # type: ignore[arg-type]
-        raise ConfigError(f"guidance scale {text!r}: {value!r} is not a number", how)
-    number = float(value)
-    if not math.isfinite(number) or number < -1:
-        raise ConfigError(
-            f"guidance scale {text!r}: {value} must be at least -1 and finite", "0 is no guidance, -1 drops the class"
-        )
-    return number

@@ -13,13 +13,15 @@ from functools import reduce
 from typing import Any, get_args, get_type_hints
 
 from imbdiff.data.stats import Groups
+from imbdiff.diffusion.autoguidance import Autoguidance
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.entropy_guidance import Classifier, Criterion, Through, entropy_guidance
 from imbdiff.diffusion.entropy_guidance import Norm as EntropyNorm
-from imbdiff.diffusion.guidance import Autoguidance, ClassifierFree, Guidance, Guided, NoGuidance, per_class
+from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided, NoGuidance
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.prototype_guidance import Norm as PrototypeNorm
 from imbdiff.diffusion.prototype_guidance import prototype_guidance
+from imbdiff.diffusion.scales import per_class
 from imbdiff.overrides import convert
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.tables import known, lookup
@@ -268,7 +270,8 @@ def make_guidance(names: str, context: SamplingContext, values: Mapping[str, Any
 
 
 def _weak(context: SamplingContext) -> DiffusionModel | None:
-    return getattr(context.model, "weak", None) if context.weak is None else context.weak
+    weak = context.model.weak if context.weak is None else context.weak
+    return None if weak is None else weak.to(next(context.model.parameters()).device)
 
 
 def _check_need(name: str, need: str, context: SamplingContext) -> None:

@@ -52,12 +52,7 @@ def _adaptive(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _dit(layers: int, width: int, heads: int) -> dict[str, Any]:
     """Arguments of diffusers' DiTTransformer2DModel with patches of 2 x 2."""
-    return {
-        "num_attention_heads": heads,
-        "attention_head_dim": width // heads,
-        "num_layers": layers,
-        "patch_size": 2,
-    }
+    return {"num_attention_heads": heads, "attention_head_dim": width // heads, "num_layers": layers, "patch_size": 2}
 
 
 _U8, _U16 = _unet((32, 64), (1,), 1, 8, 0.1), _unet((32, 64, 64), (2,), 1, 8, 0.1)
@@ -149,12 +144,20 @@ class DiffusionModel(nn.Module):
         self.codec = codec
         #: what guides the sampling of this model, where its method trains such a network
         self.guide: nn.Module | None = None
-        #: an earlier average of the same training, for autoguidance
-        self.weak: DiffusionModel | None = None
+        self._beside: dict[str, DiffusionModel] = {}  # outside of the module tree: no part of the weights
 
     @property
     def num_classes(self) -> int:
         return self.backbone.num_classes
+
+    @property
+    def weak(self) -> DiffusionModel | None:
+        """An earlier average of the same training, for autoguidance; None: none was kept."""
+        return self._beside.get("weak")
+
+    def keep_weak(self, weak: DiffusionModel | None) -> None:
+        """Takes `weak` as the earlier average; its weights are fixed."""
+        self._beside = {} if weak is None else {"weak": weak.eval().requires_grad_(False)}
 
     @property
     def null(self) -> int:
@@ -264,8 +267,8 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", guide: bool 
     described = read_json(folder / "model.json")
     try:
         model = from_spec(ModelSpec.from_json(described))
-        guided, has_weak = described.get("guide", False), described.get("weak", False)
-        weak = from_spec(ModelSpec.from_json(described)) if has_weak and guide else None
+        guided = described.get("guide", False)
+        weak = from_spec(ModelSpec.from_json(described)) if guide and described.get("weak", False) else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
             f"{folder / 'model.json'} does not describe a model: {type(error).__name__} {error}",
@@ -278,7 +281,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", guide: bool 
         model.guide = load_guide(folder)
     if weak is not None:
         load_weights(weak, folder / "weak.safetensors")
-        model.weak = weak.requires_grad_(False)
+        model.keep_weak(weak.to(device))
     return model.to(device).eval()
 
 

@@ -17,8 +17,9 @@ from imbdiff.config import RunConfig, to_dict
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.overrides import flatten
 from imbdiff.pipeline import building, stages
-from imbdiff.pipeline.folder import WORKING, flatten
+from imbdiff.pipeline.folder import WORKING
 from imbdiff.pipeline.recognising import classifier_plan
 from imbdiff.pipeline.sampling import guide_of, sampling
 from imbdiff.pipeline.strategy import images_to_draw

@@ -22,7 +22,6 @@ stages.json         which stages are complete, from which inputs, and how long t
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,9 +32,10 @@ from typing import IO, Any
 import yaml
 
 from imbdiff.config import NOT_DECISIVE, RunConfig, override, to_dict
-from imbdiff.constants import constants
-from imbdiff.methods import get_method
+from imbdiff.methods import with_all_constants
+from imbdiff.overrides import flatten
 from imbdiff.pipeline.environment import environment
+from imbdiff.pipeline.repeat import option
 from imbdiff.pipeline.samples import drawn_inputs
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError, listing
@@ -122,7 +122,7 @@ class RunFolder:
         Raises:
             RunError: names each option that differs, with both values.
         """
-        old, new = flatten(to_dict(self.saved()[1])), flatten(to_dict(config))
+        old, new = (flatten(to_dict(with_all_constants(c))) for c in (self.saved()[1], config))
         for values in (old, new):  # False in runs from before the device decided
             values["train.channels_last"] = values.get("train.channels_last") or None
         if old["method"] != new["method"]:  # its constants are others then
@@ -290,17 +290,6 @@ class RunFolder:
             yield
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"lr": 1}} -> {"train.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
@@ -320,26 +309,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of options", "such as `train: {images: 100000}`")
     return values
-
-
-def repeat_command(source: str, out: str | Path, config: RunConfig) -> str:
-    """The command line that makes this run: the preset, and whatever differs from it."""
-    base, own = flatten(to_dict(preset(config.preset))), flatten(to_dict(config))
-    published = {f"constants.{name}": c.default for name, c in constants(get_method(config.method)).items()}
-    base |= published
-    words = ["imbdiff", "run", source, "--preset", config.preset]
-    for name, value in own.items():
-        if (name not in base or value != base[name]) and name != "preset":
-            words += [f"--{option(name)}", *(str(v) for v in (value if isinstance(value, list) else [value]))]
-    return shlex.join([*words, "--out", str(out)])
-
-
-def option(name: str) -> str:
-    """The option of the command line for a configuration's flattened name: constants stand behind what they are of."""
-    for inner, outer in (("sample.constants.", "sample.guidance."), ("constants.", "method.")):
-        if name.startswith(inner):
-            return outer + name[len(inner) :]
-    return name
 
 
 def _short(text: str, limit: int = 160) -> str:

@@ -14,8 +14,9 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.methods import get_method, method_of
 from imbdiff.pipeline import building
-from imbdiff.pipeline.folder import RunFolder, repeat_command
+from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.recognising import classifier_augmentation
+from imbdiff.pipeline.repeat import repeat_command
 from imbdiff.pipeline.sampling import guidance_text
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.files import read_json

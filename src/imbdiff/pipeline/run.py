@@ -16,9 +16,10 @@ from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity, 
 from imbdiff.methods import method_of, with_all_constants
 from imbdiff.pipeline import building, curation, drawing, samples, stages
 from imbdiff.pipeline.checks import check_fit, check_options
-from imbdiff.pipeline.folder import RunFolder, repeat_command
+from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.page import report_data
 from imbdiff.pipeline.preview import preview_grid
+from imbdiff.pipeline.repeat import repeat_command
 from imbdiff.pipeline.sampling import guide_of, sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.pipeline.watch import Watch
@@ -176,9 +177,9 @@ class Run:
             if watch and self.config.watch.keep == "best" and kept is None:
                 self.say(f"kept: the last weights: no measurement gave a {self.config.watch.metric}")
             if kept is not None:
-                guide, weak = model.guide, model.weak
+                kept[0].guide = model.guide
+                kept[0].keep_weak(model.weak)
                 model, found = kept
-                model.guide, model.weak = guide, weak
                 value = found[self.config.watch.metric]["value"]
                 self.say(f"kept: the weights after {found['images']:,} images, {self.config.watch.metric} {value:.4g}")
             model.save(self.folder / "model")
@@ -196,10 +197,9 @@ class Run:
         folder = self.folder / "model"
         if not all((folder / name).exists() for name in ("model.json", "model.safetensors", "trained_on.json")):
             return False
+        files = {"guide": ("guide.json", "guide.safetensors"), "weak": ("weak.safetensors",)}
         described = spec_from_folder(folder)
-        beside = [*(["guide.json", "guide.safetensors"] if described.get("guide") else [])]
-        beside += ["weak.safetensors"] if described.get("weak") else []
-        if not all((folder / name).exists() for name in beside):
+        if not all((folder / n).exists() for what, names in files.items() if described.get(what) for n in names):
             return False
         return saved_identity(folder) == self.folder.stages()["train"]["weights"]
 

@@ -13,7 +13,7 @@ from imbdiff.config import RunConfig
 from imbdiff.data.splits import Prepared
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.diffusion.encoder import PrototypeEncoder
-from imbdiff.diffusion.guidance import Guidance, per_class
+from imbdiff.diffusion.guidance import Guidance
 from imbdiff.diffusion.guidances import (
     SamplingContext,
     guidance_constants,
@@ -22,6 +22,7 @@ from imbdiff.diffusion.guidances import (
     make_guidance,
 )
 from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.scales import per_class
 from imbdiff.methods import method_of
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import ConfigError

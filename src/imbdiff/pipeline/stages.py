@@ -124,7 +124,7 @@ def train(
     model.guide = next((trained[phase.name] for phase in method.phases if phase.gives == "guide"), None)
     if not weak and config.train.weak_at and weak_folder is not None and Dist.current().main:
         weak.append(load_model(weak_folder))  # kept before this call
-    model.weak = weak[0] if weak else None
+    model.keep_weak(weak[0] if weak else None)
     return model
 
 

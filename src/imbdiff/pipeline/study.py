@@ -30,9 +30,10 @@ from imbdiff.data.splits import Prepared
 from imbdiff.data.words import counted, named
 from imbdiff.diffusion.model import load_model, saved_identity
 from imbdiff.pipeline import building, study_pool
-from imbdiff.pipeline.folder import RunFolder, repeat_command
+from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.plan import _probe_sampling
 from imbdiff.pipeline.recognising import classifier_plan, classifier_use
+from imbdiff.pipeline.repeat import repeat_command
 from imbdiff.pipeline.run import Run, open_run
 from imbdiff.pipeline.samples import load_samples
 from imbdiff.pipeline.study_checks import SCHEMA, StudyOptions, check_folder, numbers_of

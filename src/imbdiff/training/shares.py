@@ -33,25 +33,25 @@ def gradient_shares(
     parameters = [p for p in step.networks.parameters() if p.requires_grad]
     buffers = {name: buffer.clone() for name, buffer in step.objectives.named_buffers()}
     dist = next(iter(batches.values())).dist
-    terms = _terms(step, batches, buffers, autocast)
-    if len(terms) < 2:
+    names = list(_terms(step, batches, buffers, autocast))
+    if len(names) < 2:
         return {}
     based = {o.name for o in step.active if o.base}
-    names = sorted(terms, key=lambda name: name.split("/")[0] not in based)  # those of the base loss first
+    names.sort(key=lambda name: name.split("/")[0] not in based)  # those of the base loss first
     norms: dict[str, Tensor] = {}
     dots: dict[str, Tensor] = {}
     base: Tensor | None = None
     for name in names:
-        if step.max_rows is not None:  # a pass in chunks is recomputed, which is possible once
-            terms = _terms(step, batches, buffers, autocast)
-        grads = torch.autograd.grad(terms[name], parameters, retain_graph=True, allow_unused=True)
+        # a pass for each: compiled networks and those in chunks can be gone back through once
+        terms = _terms(step, batches, buffers, autocast)
+        grads = torch.autograd.grad(terms[name], parameters, allow_unused=True)
         flat = _flat(parameters, grads, dist)
         norms[name] = flat.norm()
         if name.split("/")[0] in based:
             base = flat if base is None else base + flat
         elif base is not None:
             dots[name] = flat @ base / (norms[name] * base.norm()).clamp_min(torch.finfo(flat.dtype).tiny)
-        del flat, grads
+        del flat, grads, terms
     total = float(sum(norms.values()))
     shares = {SHARE + name: float(norm) / total if total else 0.0 for name, norm in norms.items()}
     return {**shares, **{COSINE + name: float(value) for name, value in dots.items()}}

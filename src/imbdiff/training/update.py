@@ -78,6 +78,7 @@ class Update:
         self.draws = {loader.part.name: step.draws(loader.part.name) for loader in loaders}
         self.wrapped: nn.Module = step
         self._first = True
+        self._ready: tuple[int, dict[str, NoisyBatch]] | None = None
 
     def wrap(self, say: Callable[[str], None]) -> None:
         """Makes the step ready to be called, and compiles its networks if wanted; weights are loaded before."""
@@ -97,6 +98,9 @@ class Update:
 
     def batches(self, step: int, micro: int) -> dict[str, NoisyBatch]:
         """This process's rows of every part."""
+        ready, self._ready = self._ready, None
+        if ready is not None and (ready[0], 0) == (step, micro):
+            return ready[1]
         return {
             loader.part.name: loader.load(
                 step,
@@ -144,7 +148,8 @@ class Update:
     def shares(self, step: int) -> dict[str, float]:
         """Each term's part in the gradient of the first micro-batch of step number `step`: see `gradient_shares`."""
         torch.manual_seed(seed_of(self.seed, "dropout", step, 0, self.loaders[0].dist.rank))
-        return gradient_shares(self.step, self.batches(step, 0), self.accelerator.autocast())
+        self._ready = step, self.batches(step, 0)  # images on disk are read once
+        return gradient_shares(self.step, self._ready[1], self.accelerator.autocast())
 
     def apply(self, step: int) -> None:
         """Takes the step that `gradients` prepared, and averages."""
