@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -16,7 +16,9 @@ SHARE, COSINE = "share/", "cosine/"
 
 
 def gradient_shares(
-    step: TrainingStep, batches: Mapping[str, NoisyBatch], autocast: AbstractContextManager[object] | None = None
+    step: TrainingStep,
+    batches: Mapping[str, NoisyBatch],
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, float]:
     """Each term's share of the gradient's norm, and its cosine with the gradient of the base loss.
 
@@ -61,11 +63,11 @@ def _terms(
     step: TrainingStep,
     batches: Mapping[str, NoisyBatch],
     buffers: Mapping[str, Tensor],
-    autocast: AbstractContextManager[object] | None,
+    autocast: Callable[[], AbstractContextManager[object]],
 ) -> dict[str, Tensor]:
     """The weighted terms with their graph, in a forward pass that leaves no trace."""
     device = next(step.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), autocast or nullcontext():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), autocast():
         terms, _ = step.terms(batches)
     with torch.no_grad():
         for name, buffer in step.objectives.named_buffers():

@@ -149,7 +149,7 @@ class Update:
         """Each term's part in the gradient of the first micro-batch of step number `step`: see `gradient_shares`."""
         torch.manual_seed(seed_of(self.seed, "dropout", step, 0, self.loaders[0].dist.rank))
         self._ready = step, self.batches(step, 0)  # images on disk are read once
-        return gradient_shares(self.step, self._ready[1], self.accelerator.autocast())
+        return gradient_shares(self.step, self._ready[1], self.accelerator.autocast)
 
     def apply(self, step: int) -> None:
         """Takes the step that `gradients` prepared, and averages."""
