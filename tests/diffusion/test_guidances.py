@@ -158,7 +158,7 @@ def test_what_is_missing_is_named_with_a_remedy() -> None:
     weak, how.model.guide = how.weak, None
     with pytest.raises(ConfigError, match="--method diffrc"):
         make_guidance("prototype", how)
-    how.model.weak = weak  # type: ignore[assignment]
+    how.model.keep_weak(weak)
     assert make_guidance("autoguidance", replace(how, weak=None)).weak is weak  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="the weak model's process"):
         make_guidance("autoguidance", replace(how, weak=context("flow", "euler").model))

@@ -12,7 +12,7 @@ from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity, spec_from_folder
+from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity
 from imbdiff.methods import method_of, with_all_constants
 from imbdiff.pipeline import building, curation, drawing, samples, stages
 from imbdiff.pipeline.checks import check_fit, check_options
@@ -195,13 +195,7 @@ class Run:
 
     def _model_whole(self) -> bool:
         folder = self.folder / "model"
-        if not all((folder / name).exists() for name in ("model.json", "model.safetensors", "trained_on.json")):
-            return False
-        files = {"guide": ("guide.json", "guide.safetensors"), "weak": ("weak.safetensors",)}
-        described = spec_from_folder(folder)
-        if not all((folder / n).exists() for what, names in files.items() if described.get(what) for n in names):
-            return False
-        return saved_identity(folder) == self.folder.stages()["train"]["weights"]
+        return building.files_there(folder) and saved_identity(folder) == self.folder.stages()["train"]["weights"]
 
     def _sample(self, prepared: Prepared) -> None:
         weights_file = self._needs("model/model.safetensors", "run")
