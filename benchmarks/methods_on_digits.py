@@ -204,13 +204,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "methods_on_digits")
     parser.add_argument("--validation", action="store_true", help="measure against images that the long tail left out")
+    parser.add_argument("--no-long", action="store_true", help="without DDPM for the time of the dearest method")
     parser.add_argument("--no-result", action="store_true", help="train and measure, write no result file")
     given = parser.parse_args()
     for method in given.methods:
         method_of(configured({"method": method, "factor": 50, "seed": 0, "images": 1, "backbone": given.backbone}))
     with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
         found = list(pool.imap(one, jobs_of(given)))
-        if "ddpm" in given.methods and len(given.methods) > 1 and not (given.no_result or given.validation):
+        if "ddpm" in given.methods and not (given.no_long or given.no_result or given.validation):
             found += list(pool.imap(one, long_jobs(given)))
     if given.no_result:
         return
@@ -219,7 +220,7 @@ def main() -> None:
         for factor in given.factors
         for guided in (False, True)
     }
-    config = {k: v for k, v in vars(given).items() if k not in ("folder", "workers")}
+    config = {k: v for k, v in vars(given).items() if k not in ("folder", "workers", "no_long", "no_result")}
     topic = "methods_on_digits_validation" if given.validation else "methods_on_digits"
     write_result(topic, result, config=config, notes=NOTES)
 

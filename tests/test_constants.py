@@ -110,6 +110,9 @@ def test_methods_name_prints_them_with_type_value_and_source(capsys: pytest.Capt
     found = json.loads(capsys.readouterr().out)["constants"]["low_rank.rank_ratio"]
     assert found["default"] == 0.1
     assert "did you mean cbdm?" in fails(capsys, "methods", "cbmd")
+    assert main(["methods", "entropy"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--sample.guidance.entropy.scale 0.03 (float or str) omega, 0.03 in the paper's code" in text
 
 
 def test_a_run_keeps_them_says_them_and_is_told_from_another_by_them(

@@ -66,10 +66,10 @@ def read_options(verb: str, arguments: Sequence[str]) -> Any:
 
         values = read_yaml(Path(file))
         values.pop("source", None)
-    if constants:  # wrong ones before anything is read
+    method = flag(arguments, "--method")
+    if constants or method:  # wrong ones before anything is read
         from imbdiff.methods import method_of
 
-        method = flag(arguments, "--method")
         named = override(preset("tiny"), {k: v for k, v in values.items() if k in ("method", "constants")})
         method_of(override(override(named, {} if method is None else {"method": method}), _of_method(constants)))
     name = flag(arguments, "--preset") or values.get("preset")

@@ -12,7 +12,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from imbdiff.objectives.contract import Objective
 from imbdiff.overrides import convert
@@ -52,7 +53,7 @@ def type_text(hint: Any) -> str:
     """A type to print: "float", "sum or mean", "int or none"."""
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
-    parts = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return " or ".join("none" if p is type(None) else getattr(p, "__name__", str(p)) for p in parts)
 
 

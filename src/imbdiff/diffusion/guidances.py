@@ -66,21 +66,36 @@ class NoConstants:
 
 @dataclass(frozen=True)
 class ClassifierFreeConstants:
-    """Of `ClassifierFree`. omega: 0 = none, by class or group as in :func:`per_class`; None: that of the method."""
+    """Of `ClassifierFree`.
+
+    Args:
+        omega: 0 is none; by class or group, few=0.5,many=1.6; None: that of the method.
+    """
 
     omega: float | str | None = None
 
 
 @dataclass(frozen=True)
 class AutoguidanceConstants:
-    """Of `Autoguidance`. omega: 0.7 is the best on ImageNet-64 in Karras et al. 2024."""
+    """Of `Autoguidance`.
+
+    Args:
+        omega: 0.7 is the best on ImageNet-64 in Karras et al. 2024; by class or group, few=0.5,many=1.6.
+    """
 
     omega: float | str = 0.7
 
 
 @dataclass(frozen=True)
 class PrototypeConstants:
-    """Of `PrototypeGuidance`. scale: s, 0.6 is the paper's best."""
+    """Of `PrototypeGuidance`.
+
+    Args:
+        scale: s, 0.6 is the paper's best; by class or group, few=0.5,many=1.6.
+        norm: length of the gradient per image: "l2" 1, as in the paper, "rms" that of noise, "none" as it is.
+        prior: whether class frequencies are in the loss (Eq. 12), as in the paper.
+        adaptive: less, down to 0.2, where the encoder sees the class already; the rule is ours.
+    """
 
     scale: float | str = 0.6
     norm: PrototypeNorm = "l2"
@@ -90,7 +105,15 @@ class PrototypeConstants:
 
 @dataclass(frozen=True)
 class EntropyConstants:
-    """Of `EntropyGuidance`. scale: 0.03 is that of the paper's code; every: guide at every so-manieth step."""
+    """Of `EntropyGuidance`.
+
+    Args:
+        scale: omega, 0.03 in the paper's code; by class or group, few=0.5,many=1.6.
+        criterion: "entropy", or "loss": the cross-entropy of the image's own class.
+        through: "network": the gradient goes through the network, as in the paper's code; "estimate": not.
+        norm: of the gradient: "sample" the length of x_t, as in the paper's code, "l2" 1, "none" as it is.
+        every: guide at every so-manieth step; 5 of 30 steps in the paper's code.
+    """
 
     scale: float | str = 0.03
     criterion: Criterion = "entropy"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_type_hints
 
-from imbdiff.constants import constants
+from imbdiff.constants import constants, field_texts, type_text
 from imbdiff.data.benchmarks.table import BENCHMARKS
+from imbdiff.diffusion.guidances import GUIDANCE
 from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import METHODS, get_method
@@ -37,6 +39,10 @@ def as_json() -> dict[str, Any]:
         "benchmarks": {n: {"what": b.what, "from": b.get} for n, b in BENCHMARKS.items()},
         "backbones": {n: {"for": idea} for n, (_, _, idea) in BACKBONES.items()},
         "samplers": {n: {"what": s.what, "steps": s.steps} for n, s in SAMPLERS.items()},
+        "guidance": {
+            n: {"what": g.what, "when": g.when, "source": g.source, "needs": ", ".join(g.needs)}
+            for n, g in GUIDANCE.items()
+        },
         "recipes": {n: {"what": f"{r.label}: {r.idea}", "source": r.source} for n, r in RECIPES.items()},
         "classifiers": {n: {} for n in known_networks()},
         "curation": {n: {"what": f"images {p.idea}"} for n, p in POLICIES.items()},
@@ -46,11 +52,27 @@ def as_json() -> dict[str, Any]:
 
 
 def method_json(name: str) -> dict[str, Any]:
-    """A method and its constants as plain values.
+    """A method, or a guidance, and its constants as plain values.
 
     Raises:
-        ConfigError: there is no such method.
+        ConfigError: there is neither of that name.
     """
+    if name in GUIDANCE:
+        entry = GUIDANCE[name]
+        kind = type(entry.constants)
+        hints, texts = get_type_hints(kind), field_texts(kind)
+        return {
+            "name": name,
+            "idea": entry.what,
+            "when": entry.when,
+            "source": entry.source,
+            "needs": ", ".join(entry.needs),
+            "constants": {
+                f.name: {"type": type_text(hints[f.name]), "default": getattr(entry.constants, f.name),
+                         "what": texts.get(f.name, "")}
+                for f in fields(entry.constants)
+            },
+        }  # fmt: skip
     method = get_method(name)
     return {
         "name": name,
@@ -74,12 +96,19 @@ def method_text(found: dict[str, Any], width: int = 110) -> str:
         if found[key]:
             text = found[key] if key == "idea" else f"{key}: {found[key]}"
             lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
-    phases = f"; trains {', then '.join(found['phases'])}" if len(found["phases"]) > 1 else ""
-    lines += [f"  cost {found['cost']:g} passes per image, guidance omega {found['omega']:g}{phases}", "", "CONSTANTS"]
+    option = "--method." if "phases" in found else f"--sample.guidance.{found['name']}."
+    if "phases" in found:
+        phases = f"; trains {', then '.join(found['phases'])}" if len(found["phases"]) > 1 else ""
+        lines.append(f"  cost {found['cost']:g} passes per image, guidance omega {found['omega']:g}{phases}")
+    lines += ["", "CONSTANTS"]
     for name, c in found["constants"].items():
-        lines.append(f"  --method.{name} {c['default']}   ({c['type']})")
+        lines.append(f"  {option}{name} {c['default']}   ({c['type']})")
         lines += textwrap.wrap(c["what"], width, initial_indent="      ", subsequent_indent="      ")
-    lines += ["", "The field alone will do where one loss has it: --method.tau. In YAML: method: {name: ..., tau: ...}"]
+    if "phases" in found:
+        lines += [
+            "",
+            "The field alone will do where one loss has it: --method.tau. In YAML: method: {name: .., tau: ..}",
+        ]
     return "\n".join(lines)
 
 
