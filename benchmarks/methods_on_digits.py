@@ -165,6 +165,7 @@ def long_jobs(given: argparse.Namespace) -> list[dict[str, Any]]:
 def summary(found: list[dict[str, Any]], factor: float, guided: bool) -> list[dict[str, Any]]:
     """A row per method: mean over seeds and the half-width of its 95 % interval (Student), per number."""
     table = []
+    terms = sorted({term for r in found for term in r["shares"]})
     for name in dict.fromkeys(r["name"] for r in found):
         runs = [r for r in found if r["name"] == name and r["factor"] == factor]
         if not runs:
@@ -178,8 +179,8 @@ def summary(found: list[dict[str, Any]], factor: float, guided: bool) -> list[di
         for key in drawn[0]["numbers"]:
             values = [d["numbers"][key] for d in drawn]
             row[key] = spread(values)
-        for term in runs[0]["shares"]:
-            row[f"share {term}"] = float(np.mean([r["shares"][term] for r in runs]))
+        for term in terms:
+            row[f"share {term}"] = float(np.mean([r["shares"].get(term, 0.0) for r in runs]))
         table.append(row)
     return table
 
@@ -189,7 +190,9 @@ def spread(values: list[float | None]) -> str:
     there = [v for v in values if v is not None]
     if len(there) < len(values):
         return "refused"
-    half = student95(len(there) - 1) * np.std(there, ddof=1) / np.sqrt(len(there)) if len(there) > 1 else float("nan")
+    if len(there) == 1:
+        return f"{there[0]:.3f}"
+    half = student95(len(there) - 1) * np.std(there, ddof=1) / np.sqrt(len(there))
     return f"{np.mean(there):.3f} ± {half:.3f}"
 
 
@@ -222,11 +225,13 @@ def main() -> None:
     }
     config = {k: v for k, v in vars(given).items() if k not in ("folder", "workers", "no_long", "no_result")}
     topic = "methods_on_digits_validation" if given.validation else "methods_on_digits"
-    write_result(topic, result, config=config, notes=NOTES)
+    write_result(topic, result, config=config, notes=NOTES.format(reference=LEFT_OUT if given.validation else TEST))
 
 
-NOTES = """Judge: a network of another architecture trained on the balanced pool before the tail was cut; reference: 600
-balanced test images that neither it nor any generator saw; per class as many synthetic images as said, weighted to the
+TEST = "600 balanced test images that neither it nor any generator saw"
+LEFT_OUT = "up to 60 images per class that the tail left out, which neither it nor any generator saw"
+NOTES = """Judge: a network of another architecture trained on the balanced pool before the tail was cut; reference:
+{reference}; per class as many synthetic images as said, weighted to the
 reference's class mix. Mean over seeds of initial weights and samples, with the half-width of the 95 % interval of that
 mean (Student); one split. FD∞ and KD: lower is better. CPU and wall seconds of training on one thread were taken beside
 other work, and compare with nothing: method_costs has ratios. *share*: of each term in the norm of the gradient, mean
