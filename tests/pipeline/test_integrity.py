@@ -246,11 +246,17 @@ def test_a_run_can_be_continued_from_another_folder(tmp_path: Path, monkeypatch,
 def test_the_repeat_command_gives_the_same_configuration(finished, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     import shlex
 
-    from imbdiff.cli import _read_options
+    from imbdiff.arguments import read_options
 
-    line = shlex.split(repeat_command("digits", tmp_path / "x y", override(finished[1], {"sample.strategy": "1=99"})))
-    parsed = _read_options("run", line[2:])
-    assert parsed.options == override(finished[1], {"sample.strategy": "1=99"})
+    for more in (
+        {},
+        {"method": "cbdm", "method.tau": 0.3, "sample.guidance": "autoguidance", "sample.guidance.omega": 2},
+    ):
+        config = override(finished[1], {"sample.strategy": "1=99", **more})
+        line = shlex.split(repeat_command("digits", tmp_path / "x y", config))
+        parsed = read_options("run", line[2:])
+        assert with_all_constants(parsed.options) == with_all_constants(config)
+        assert parsed.options.constants == config.constants
     assert parsed.out == str(tmp_path / "x y")
 
 
