@@ -247,10 +247,16 @@ def report(results: Results, config: dict[str, Any], out: Path) -> Path:
         for m, by in results.items()
         if m not in REFERENCES
     ]
+    carried = sorted({f"{m} {s}" for m, by in results.items() for s, r in by.items() if r.get("carried")})
+    if carried:
+        result["taken over from an earlier result file of bit-equal seeds (method and seed)"] = ", ".join(carried)
     paths = write_result("toy_world", result, config=config, notes=NOTES, folder=out)
     stem = paths[0].with_suffix("")
     bare = {
-        m: {str(s): {k: v for k, v in r.items() if not k.startswith(("rarest", "settings"))} for s, r in by.items()}
+        m: {
+            str(s): {k: v for k, v in r.items() if not k.startswith(("rarest", "settings", "carried"))}
+            for s, r in by.items()
+        }
         for m, by in results.items()
     }
     write_json(stem.with_name(stem.name + "_seeds.json"), scrub(bare))
