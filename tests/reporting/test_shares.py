@@ -43,4 +43,3 @@ def test_the_page_shows_them_and_draws_no_curve_of_them() -> None:
     assert "next to nothing" in page
     assert "-0.38" in page
     assert "share/a/b" not in page
-    assert "What each loss term did" not in build_report(replace(data, log=[{"step": 1, "images": 10, "loss": 1.0}]))
