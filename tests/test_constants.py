@@ -84,6 +84,9 @@ def test_another_method_begins_with_its_own() -> None:
         ),
         (("--method", "cbdm", "--method.tau"), "--method.tau has no value"),
         (("--method", "diffrc", "--method.reduction", "max"), "expected sum or mean"),
+        (("--method", "cm", "--method.rank_ratio", "5"), "rank_ratio=5.0 is outside"),
+        (("--method", "ddpm-brs", "--method.factor", "-3"), "factor=-3.0 must be finite and above 0"),
+        (("--method", "diffrc", "--method.source.share", "-1"), "share=-1.0 must be finite and above 0"),
         (("--method", "cbmd", "--method.tau", "1"), r"unknown name 'cbmd' among the methods -> did you mean cbdm\?"),
     ],
 )
@@ -201,3 +204,8 @@ def test_a_method_from_a_module_outside_runs_to_a_page(
     with pytest.raises(ConfigError, match="must be a Method"):
         get_method("module:gaps:LabelGap")
     assert len(get_method(f"{named}+cbdm").target.objectives()) == 3
+    config = override(imbdiff.preset("tiny"), {**SMALL, "method": named})
+    data = stages.prepare_data("digits", config.data)
+    before = stages.training_identity(data, config)
+    (tmp_path / "gaps.py").write_text(MODULE + "# changed\n")
+    assert stages.training_identity(data, config) != before, "a training depends on code from outside"

@@ -42,10 +42,13 @@ def split_constants(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{name} has no value", f"give it as {name} VALUE")
             value = rest.pop(0)
+        key = (
+            name[2:].replace("-", "_") if name.startswith("--method.") else name[2:]
+        )  # names of guidances have hyphens
         try:
-            found[name[2:].replace("-", "_")] = yaml.safe_load(value)
+            found[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            found[name[2:].replace("-", "_")] = value
+            found[key] = value
     return left, found
 
 
@@ -89,6 +92,8 @@ def read_options(verb: str, arguments: Sequence[str]) -> Any:
     options = command.options
     if options.method != base.method:  # constants in the file were those of another method
         options = replace(options, constants={})
+    if options.sample.guidance != base.sample.guidance:  # and those of another guidance
+        options = replace(options, sample=replace(options.sample, constants={}))
     return replace(command, options=override(options, constants))
 
 

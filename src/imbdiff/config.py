@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from imbdiff.options import ClassifyConfig as ClassifyConfig
 from imbdiff.options import CurateConfig as CurateConfig
@@ -206,14 +206,20 @@ def override(config: T, values: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: an unknown name (with the nearest known one) or a value of the wrong type.
     """
-    if isinstance(config, RunConfig):
-        values = _named(values, "method", "constants")
-        if isinstance(values.get("sample"), Mapping):
-            values = {**values, "sample": _named(values["sample"], "guidance", "constants")}
-        values = _named(values, "sample.guidance", "sample.constants")
-        if values.get("method", config.method) != config.method and config.constants:
-            config = dataclasses.replace(config, constants={})
-    return _override(config, values)
+    if not isinstance(config, RunConfig):
+        return _override(config, values)
+    values = _named(values, "method", "constants")
+    if isinstance(values.get("sample"), Mapping):
+        values = {**values, "sample": _named(values["sample"], "guidance", "constants")}
+    values = _named(values, "sample.guidance", "sample.constants")
+    made: RunConfig = config
+    if values.get("method", made.method) != made.method and made.constants:
+        made = dataclasses.replace(made, constants={})
+    inner, own = values.get("sample"), made.sample
+    guidance = inner.get("guidance", own.guidance) if isinstance(inner, Mapping) else own.guidance
+    if values.get("sample.guidance", guidance) != own.guidance and own.constants:
+        made = dataclasses.replace(made, sample=dataclasses.replace(own, constants={}))
+    return cast(T, _override(made, values))
 
 
 def _named(values: Mapping[str, Any], name: str, constants: str) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def override(config: T, values: Mapping[str, Any], where: str = "") -> T:
         if get_origin(hints[head]) is Mapping:  # names that only a later check knows
             if not rest and not isinstance(value, Mapping):
                 raise ConfigError(f"{where}{head} is a group of options, not {value!r}")
-            direct[head] = {**direct.get(head, getattr(config, head)), **({rest: value} if rest else value)}
+            new, old = ({rest: value} if rest else value), direct.get(head, getattr(config, head))
+            direct[head] = {**{k: v for k, v in old.items() if k not in new}, **new}  # what is new comes last
         elif rest:
             nested.setdefault(head, {})[rest] = value
         elif dataclasses.is_dataclass(hints[head]):

@@ -43,6 +43,10 @@ class Phase:
     label_dropout: float | None = None
     gives: Literal["model", "guide"] = "model"
 
+    def __post_init__(self) -> None:
+        if not 0 < self.share < float("inf"):
+            raise ConfigError(f"the phase {self.name!r}: share={self.share} must be finite and above 0")
+
 
 @dataclass(frozen=True)
 class Method:

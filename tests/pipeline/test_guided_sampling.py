@@ -131,6 +131,10 @@ def test_boost_and_skip_are_options(run: Path) -> None:
         (("--sample.omega", "fwe=1"), r"no class or group 'fwe' -> did you mean few\?"),
         (("--sample.omega", "-2"), "-2"),
         (("--sample.guidance.scale", "1"), "no option 'scale'"),
+        (("--sample.omega", "much"), "much"),
+        (("--sample.omega", "few=-3"), "at least -1"),
+        (("--sample.guidance", "entropy", "--sample.guidance.scale", "-1"), "must be at least 0|-1"),
+        (("--sample.guidance", "entropy", "--sample.guidance.every", "0"), "every=0 must be at least 1"),
         (("--sample.skip", "1"), "sample.skip=1.0 must be in"),
         (("--sample.boost", "0"), "sample.boost=0.0 must be above 0"),
         (("--sample.sampler", "dpm"), r"unknown name 'dpm' among the samplers -> did you mean"),
@@ -144,6 +148,29 @@ def test_wrong_guidance_is_refused_and_nothing_is_lost(
     before = images(run)
     assert re.search(says, fails(capsys, "sample", str(run), *arguments))
     assert images(run) == before
+
+
+def test_a_guidance_with_a_hyphen_and_a_later_value_can_be_set(run: Path) -> None:
+    guided = ["sample", str(run), "--sample.guidance", "autoguidance+classifier-free", "--quiet"]
+    more = ["--sample.guidance.classifier-free.omega", "0.5", "--sample.guidance.autoguidance.omega", "0.2"]
+    assert main([*guided, *more]) == 0
+    found = json.loads((run / "samples" / "manifest.json").read_text())["constants"]
+    assert found == {"autoguidance.omega": 0.2, "classifier-free.omega": 0.5}
+    assert main(["sample", str(run), "--sample.guidance.autoguidance.omega", "0.3", "--quiet"]) == 0
+    assert json.loads((run / "samples" / "manifest.json").read_text())["constants"]["autoguidance.omega"] == 0.3
+    assert main(["sample", str(run), "--sample.guidance", "none", "--quiet"]) == 0, "its constants go with a guidance"
+
+
+def test_images_of_entropy_guidance_depend_on_the_working_classifier(run: Path) -> None:
+    from imbdiff.pipeline.sampling import sampling_identity
+
+    config = override(imbdiff.preset("tiny"), {**SMALL, "sample.guidance": "entropy+classifier-free"})
+    data = stages.prepare_data("digits", config.data)
+    other = override(config, {"classify.steps": 7})
+    one, two = (sampling_identity(sampling(c), data, c) for c in (config, other))
+    assert one != two
+    plain = override(config, {"sample.guidance": "classifier-free"})
+    assert sampling_identity(sampling(plain), data, plain) == []
 
 
 def test_what_no_training_keeps_cannot_guide() -> None:

@@ -121,6 +121,10 @@ class EntropyConstants:
     norm: EntropyNorm = "sample"
     every: int = 1
 
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"entropy guidance: every={self.every} must be at least 1")
+
 
 @dataclass(frozen=True)
 class GuidanceEntry:

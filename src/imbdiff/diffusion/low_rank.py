@@ -128,10 +128,7 @@ class LowRankModel(DiffusionModel):
         Raises:
             ConfigError: a ratio or scale out of range, or a backbone that does not say which layers.
         """
-        if not 0 < rank_ratio <= 1:
-            raise ConfigError(f"rank_ratio={rank_ratio} is outside (0, 1]", "use 0.1")
-        if not 0 < scale < float("inf"):
-            raise ConfigError(f"the scale {scale} of the low-rank part must be finite and above 0", "use 0.5")
+        check_low_rank(rank_ratio, scale)
         plain = model.merged() if isinstance(model, LowRankModel) else model
         made = cls(plain.spec, copy.deepcopy(plain.backbone), plain.process, plain.codec)
         made.scale, made.switch = scale, Switch()
@@ -189,6 +186,18 @@ class LowRankModel(DiffusionModel):
         self.merged().save(folder)
 
 
+def check_low_rank(rank_ratio: float, scale: float) -> None:
+    """Refuses a ratio outside (0, 1], or a scale that is not above 0.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if not 0 < rank_ratio <= 1:
+        raise ConfigError(f"rank_ratio={rank_ratio} is outside (0, 1]", "use 0.1")
+    if not 0 < scale < float("inf"):
+        raise ConfigError(f"the scale {scale} of the low-rank part must be finite and above 0", "use 0.5")
+
+
 @dataclass(frozen=True)
 class LowRank:
     """`LowRankModel.of` as what makes a phase's network, with its constants.
@@ -202,6 +211,9 @@ class LowRank:
 
     rank_ratio: float = 0.1
     scale: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_low_rank(self.rank_ratio, self.scale)
 
     def __call__(self, model: DiffusionModel, seed: int) -> LowRankModel:
         return LowRankModel.of(model, seed, self.rank_ratio, self.scale)

@@ -81,7 +81,10 @@ def draw_rows(
 
     device = next(model.parameters()).device
     guidance, n, left = guidance or how.guide(model), how.batch_size, list(rows)
-    wanted = how.compile == "on" or (how.compile == "auto" and device.type == "cuda" and len(rows) >= 16 * n)
+    # gradients through a compiled network may be wrong
+    wanted = not guidance.differentiates and (
+        how.compile == "on" or (how.compile == "auto" and device.type == "cuda" and len(rows) >= 16 * n)
+    )
     checked = 0  # the batch size that it is compiled for
     while left:
         labels, seeds = (np.array([row[what] for row in left], dtype=np.int64) for what in ("label", "seed"))

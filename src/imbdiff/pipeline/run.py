@@ -20,7 +20,7 @@ from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.page import report_data
 from imbdiff.pipeline.preview import preview_grid
 from imbdiff.pipeline.repeat import repeat_command
-from imbdiff.pipeline.sampling import guide_of, sampling
+from imbdiff.pipeline.sampling import guide_of, sampling, sampling_identity
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.pipeline.watch import Watch
 from imbdiff.reporting.content import ReportData
@@ -202,6 +202,8 @@ class Run:
         wanted = images_to_draw(self.config.sample.strategy, prepared.stats)
         counts = curation.candidates_to_draw(wanted, self.config)
         folder, identity = self.folder / "samples", saved_identity(weights_file.parent)
+        if more := sampling_identity(sampling(self.config), prepared, self.config):
+            identity = digest([identity, *more])
         todo = samples.plan_in(folder, counts, prepared.train.class_names, self.config, identity)
         inputs = digest(todo)
         if not self.begin("sample", inputs, lambda: samples.finished(folder, todo)):

@@ -15,6 +15,7 @@ from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.guidance import Guidance
 from imbdiff.diffusion.guidances import (
+    GUIDANCE,
     SamplingContext,
     guidance_constants,
     guidance_entries,
@@ -22,10 +23,14 @@ from imbdiff.diffusion.guidances import (
     make_guidance,
 )
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.diffusion.scales import per_class
+from imbdiff.diffusion.scales import per_class, scale_table
+from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import method_of
 from imbdiff.runtime.device import resolve_device
+from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.files import digest
+from imbdiff.runtime.tables import code_identity
 
 Classifier = Callable[[Tensor], Tensor]
 
@@ -100,14 +105,15 @@ class Sampling:
         return guidance_text(self.guidance, self.constants)
 
     def check(self, stats: ClassStats, groups: Groups) -> None:
-        """Refuses scales of classes or groups that there are not.
+        """Refuses scales that are no numbers or out of range, and those of classes or groups that there are not.
 
         Raises:
-            ConfigError: naming the nearest.
+            ConfigError: naming the value, or the nearest name.
         """
-        for value in self.constants.values():
-            if isinstance(value, str) and ("=" in value or value[:1].isdigit()):
-                per_class(value, stats.names, groups)
+        for name, value in self.constants.items():
+            if name.endswith((".omega", ".scale")) and isinstance(value, int | float | str):
+                scale = per_class(value, stats.names, groups)
+                scale_table(scale, stats.num_classes, least=-1.0 if name.endswith(".omega") else 0.0)
 
 
 def guidance_text(names: str, constants: Mapping[str, Any]) -> str:
@@ -130,8 +136,9 @@ def sampling(config: RunConfig) -> Sampling:
         own = "euler"
     own = own or "dpm++"
     sampler = options.sampler or own
-    names = options.guidance or method.guidance
-    given = {k: v for k, v in method.guidance_constants.items() if k.partition(".")[0] in names.split("+")}
+    entries = guidance_entries(options.guidance or method.guidance)
+    names = "+".join(entries)
+    given = {k: v for k, v in method.guidance_constants.items() if k.rpartition(".")[0] in entries}
     with_omega = [n for n, c in guidance_constants(names, {}).items() if hasattr(c, "omega")]
     if "classifier-free" in with_omega:
         given.setdefault("classifier-free.omega", method.omega)
@@ -162,12 +169,12 @@ def full(names: str, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: as of `guidance_constants`.
     """
-    known = guidance_constants(names, values)
-    fields = {name: asdict(constants) for name, constants in known.items()}
-    return {
-        next(f"{name}.{f}" for name, own in fields.items() for f in own if key in (f, f"{name}.{f}")): value
-        for key, value in values.items()
-    }
+    found: dict[str, Any] = {}
+    for key, value in values.items():  # of one that is there under both names, the later counts
+        known = guidance_constants(names, {key: value})
+        fields = {name: asdict(constants) for name, constants in known.items()}
+        found[next(f"{name}.{f}" for name, own in fields.items() for f in own if key in (f, f"{name}.{f}"))] = value
+    return found
 
 
 def check_needs(config: RunConfig) -> None:
@@ -201,8 +208,12 @@ def working_logits(prepared: Prepared, config: RunConfig, folder: Path | None = 
     from imbdiff.recognition.working import working_extractor
 
     plan = classifier_plan(config.classify, symmetry=symmetry_of(prepared, config))
-    device = str(resolve_device(config.device))
+    device, dist = str(resolve_device(config.device)), Dist.current()
+    if not dist.main:  # the first process makes it, the others read it
+        dist.barrier()
     extractor = working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
+    if dist.main:
+        dist.barrier()
     return extractor.network.requires_grad_(False).eval()
 
 
@@ -216,6 +227,20 @@ def guide_of(
     """
     asks = "classifier" in guidance_needs(how.guidance)
     return how.guide(model, prepared.groups, working_logits(prepared, config, folder) if asks else None)
+
+
+def sampling_identity(how: Sampling, prepared: Prepared, config: RunConfig) -> list[str]:
+    """What decides the images beside the plan and the weights: the working classifier, and code from outside."""
+    from imbdiff.pipeline.building import symmetry_of
+    from imbdiff.pipeline.recognising import classifier_plan
+    from imbdiff.recognition.networks.identity import plan_identity
+
+    found = code_identity("guidance", GUIDANCE, how.guidance.split("+"))
+    found += code_identity("samplers", SAMPLERS, [how.sampler])
+    if "classifier" in guidance_needs(how.guidance):
+        plan = classifier_plan(config.classify, symmetry=symmetry_of(prepared, config))
+        found.append(digest([prepared.train.fingerprint, *plan_identity(plan, prepared.train), config.seed]))
+    return found
 
 
 def without_guidance(how: Sampling) -> Sampling:

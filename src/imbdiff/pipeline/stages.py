@@ -24,7 +24,7 @@ from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.guidance import Guidance
 from imbdiff.diffusion.model import DiffusionModel, load_model
-from imbdiff.methods import method_of, with_all_constants
+from imbdiff.methods import METHODS, method_of, with_all_constants
 from imbdiff.pipeline import drawing, samples
 from imbdiff.pipeline.building import build_step, check_phases, geometric, init_folder, symmetry_of
 from imbdiff.pipeline.sampling import sampling
@@ -34,6 +34,7 @@ from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.files import digest, sha256_file
 from imbdiff.runtime.log import JsonLog
+from imbdiff.runtime.tables import code_identity
 from imbdiff.training.trainer import OnPreview, Trainer
 
 
@@ -153,6 +154,7 @@ def training_identity(prepared: Prepared, config: RunConfig) -> str:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
     watch = [asdict(config.watch)] if config.watch.every else []
     constants = with_all_constants(config).constants
+    code = code_identity("methods", METHODS, config.method.split("+"))
     return digest(
         [
             prepared.manifest["hash"],
@@ -163,6 +165,7 @@ def training_identity(prepared: Prepared, config: RunConfig) -> str:
             options,
             symmetry_of(prepared, config),
             *watch,
+            *code,
         ]
     )
 

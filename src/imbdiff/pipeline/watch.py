@@ -116,7 +116,8 @@ class Watch:
         how = sampling(self.config)
         images = generate(
             model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps,
-            guidance=how.guide(model, partial=True), batch_size=how.batch_size, boost=how.boost, skip=how.skip,
+            guidance=how.guide(model, self.prepared.groups, partial=True), batch_size=how.batch_size,
+            boost=how.boost, skip=how.skip,
         )  # fmt: skip
         return ImageSet(images, labels.astype(np.int64), self.prepared.train.class_names)
 

@@ -11,11 +11,13 @@ installed packages:
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 from imbdiff.runtime.errors import ConfigError
@@ -92,6 +94,19 @@ def imported(name: str, what: str) -> Any:
             f"{what}: the module {parts[1]} has no {parts[2]!r}", f"did you mean {near[0]}?" if near else how
         )
     return getattr(module, parts[2])
+
+
+def code_identity(family: str, table: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """A hash of the source file of each named entry that is not in the table: results depend on it too."""
+    points = {point.name: point.module for point in entry_points(group=f"imbdiff.{family}")}
+    found = []
+    for name in names:
+        if name not in table:
+            lookup(family, table, name)  # imports it
+            module = sys.modules.get(name.split(":")[1] if name.startswith(PREFIX) else points[name])
+            path = getattr(module, "__file__", None)
+            found.append(hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else name)
+    return found
 
 
 def known(family: str, table: Mapping[str, Any]) -> list[str]:

@@ -45,6 +45,14 @@ class Part:
     group_size: int = 0
     of: Literal["all", "head", "non-head"] = "all"
 
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < float("inf"):
+            raise ConfigError(f"the part {self.name!r}: factor={self.factor} must be finite and above 0")
+        if self.groups < 0 or self.group_size < 0:
+            raise ConfigError(
+                f"the part {self.name!r}: groups={self.groups} and group_size={self.group_size} must be at least 0"
+            )
+
     @property
     def words(self) -> str:
         """How it draws, in words."""
