@@ -18,9 +18,9 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.overrides import flatten
-from imbdiff.pipeline import building, stages
+from imbdiff.pipeline import stages
 from imbdiff.pipeline.folder import WORKING
-from imbdiff.pipeline.recognising import classifier_plan
+from imbdiff.pipeline.recognising import plan_of
 from imbdiff.pipeline.sampling import guide_of, sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.recognition.curation import curate, in_words, parse_policy
@@ -57,14 +57,10 @@ def curation_inputs(prepared: Prepared, drawn: str, config: RunConfig) -> str:
     if names != ("none",):
         train = prepared.train
         what = network_identity(config.classify.network, train.shape, len(train.class_names))
-        deciding += [_plan(prepared, config).to_json(), what, config.seed]
+        deciding += [plan_of(prepared, config).to_json(), what, config.seed]
     if "confident" in names:
         deciding.append(config.curate.confidence)
     return digest(deciding)
-
-
-def _plan(prepared: Prepared, config: RunConfig) -> Any:
-    return classifier_plan(config.classify, symmetry=building.symmetry_of(prepared, config))
 
 
 def sample_curated(
@@ -84,7 +80,7 @@ def sample_curated(
     device = str(resolve_device(config.device))
     extractor = None
     if names != ("none",):
-        extractor = working_extractor(prepared.train, _plan(prepared, config), seed=config.seed, device=device)
+        extractor = working_extractor(prepared.train, plan_of(prepared, config), seed=config.seed, device=device)
     found = curate(
         candidates, counts, prepared.train, config.curate.policy, extractor,
         confidence=config.curate.confidence, seed=config.seed,
@@ -105,7 +101,7 @@ def curate_run(
     names = parse_policy(config.curate.policy)
     extractor, plan = None, None
     if names != ("none",):
-        plan = _plan(prepared, config)
+        plan = plan_of(prepared, config)
         extractor = working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
     found = curate(
         candidates, wanted, prepared.train, config.curate.policy, extractor,
@@ -243,7 +239,7 @@ def _other_options(found: dict[str, Any], prepared: Prepared, config: RunConfig)
     """The options, with the values that they have now, in which the working classifier of a manifest differs."""
     if found.get("classifier") is None:
         return []
-    there, here = flatten(found["classifier"]["plan"]), flatten(_plan(prepared, config).to_json())
+    there, here = flatten(found["classifier"]["plan"]), flatten(plan_of(prepared, config).to_json())
     differ = {name.split(".")[-1] for name in here if digest(here[name]) != digest(there.get(name))}
     options = flatten(to_dict(config))
     # the plan calls one of them otherwise

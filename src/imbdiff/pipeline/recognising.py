@@ -30,6 +30,11 @@ def classifier_augmentation(options: ClassifyConfig, symmetry: Symmetry) -> Augm
     )  # fmt: skip
 
 
+def plan_of(prepared: Prepared, config: RunConfig) -> FitPlan:
+    """How this configuration trains classifiers on these images, the working one included."""
+    return classifier_plan(config.classify, symmetry=symmetry_of(prepared, config))
+
+
 def classifier_plan(options: ClassifyConfig, *, symmetry: Symmetry = "none", steps: int | None = None) -> FitPlan:
     """How every classifier of the comparison is trained, and those beside it; `steps` in place of the options'."""
     return FitPlan(
@@ -74,7 +79,7 @@ def classify_run(
         return classify(
             prepared,
             synthetic,
-            plan=classifier_plan(options, symmetry=symmetry_of(prepared, config)),
+            plan=plan_of(prepared, config),
             arms=arms,
             primary=next(arm.name for arm in arms if arm.needs_synthetic and arm.recipe == options.primary),
             seeds=tuple(range(config.seed, config.seed + options.seeds)),

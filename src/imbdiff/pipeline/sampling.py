@@ -203,11 +203,10 @@ def working_logits(prepared: Prepared, config: RunConfig, folder: Path | None = 
     Args:
         folder: where its weights are kept; with it, a repeated call reads them.
     """
-    from imbdiff.pipeline.building import symmetry_of
-    from imbdiff.pipeline.recognising import classifier_plan
+    from imbdiff.pipeline.recognising import plan_of
     from imbdiff.recognition.working import working_extractor
 
-    plan = classifier_plan(config.classify, symmetry=symmetry_of(prepared, config))
+    plan = plan_of(prepared, config)
     device, dist = str(resolve_device(config.device)), Dist.current()
     if not dist.main:  # the first process makes it, the others read it
         dist.barrier()
@@ -231,14 +230,13 @@ def guide_of(
 
 def sampling_identity(how: Sampling, prepared: Prepared, config: RunConfig) -> list[str]:
     """What decides the images beside the plan and the weights: the working classifier, and code from outside."""
-    from imbdiff.pipeline.building import symmetry_of
-    from imbdiff.pipeline.recognising import classifier_plan
+    from imbdiff.pipeline.recognising import plan_of
     from imbdiff.recognition.networks.identity import plan_identity
 
     found = code_identity("guidance", GUIDANCE, how.guidance.split("+"))
     found += code_identity("samplers", SAMPLERS, [how.sampler])
     if "classifier" in guidance_needs(how.guidance):
-        plan = classifier_plan(config.classify, symmetry=symmetry_of(prepared, config))
+        plan = plan_of(prepared, config)
         found.append(digest([prepared.train.fingerprint, *plan_identity(plan, prepared.train), config.seed]))
     return found
 

@@ -21,10 +21,11 @@ from imbdiff.reporting import copies, curated, plots, tables
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.quality import quality
 from imbdiff.reporting.recognised import recognised
-from imbdiff.reporting.shares import COSINE, SHARE, idle_notes, term_shares
+from imbdiff.reporting.shares import idle_notes, term_shares
 from imbdiff.reporting.sprites import scaled_down
 from imbdiff.reporting.strips import MAX_CLASSES, columns, strips
 from imbdiff.reporting.text import clean, flatten, label, number, shorten
+from imbdiff.runtime.log import COSINE, SHARE
 from imbdiff.version import __version__
 
 __all__ = ["ReportData", "build_report"]

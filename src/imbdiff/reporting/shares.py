@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from imbdiff.reporting.plots import finite
+from imbdiff.runtime.log import COSINE, SHARE
 
-SHARE, COSINE = "share/", "cosine/"
 IDLE = 0.01
 """Share of the gradient's norm below which, for a whole training, a term is said to have done next to nothing."""
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from imbdiff.runtime.files import write_text
 
+#: prefixes of a training log's columns: a term's share of the gradient, and its cosine with that of the base loss
+SHARE, COSINE = "share/", "cosine/"
+
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All complete lines of `path`; a last line that a crash cut short is left out. [] if there is no file."""

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.runtime.dist import Dist
+from imbdiff.runtime.log import COSINE, SHARE
 from imbdiff.training.step import TrainingStep
-
-SHARE, COSINE = "share/", "cosine/"
 
 
 def gradient_shares(
@@ -35,7 +34,8 @@ def gradient_shares(
     parameters = [p for p in step.networks.parameters() if p.requires_grad]
     buffers = {name: buffer.clone() for name, buffer in step.objectives.named_buffers()}
     dist = next(iter(batches.values())).dist
-    names = list(_terms(step, batches, buffers, autocast))
+    first = _terms(step, batches, buffers, autocast)
+    names = list(first)
     if len(names) < 2:
         return {}
     based = {o.name for o in step.active if o.base}
@@ -45,7 +45,8 @@ def gradient_shares(
     base: Tensor | None = None
     for name in names:
         # a pass for each: compiled networks and those in chunks can be gone back through once
-        terms = _terms(step, batches, buffers, autocast)
+        terms = first or _terms(step, batches, buffers, autocast)
+        first = {}
         grads = torch.autograd.grad(terms[name], parameters, allow_unused=True)
         flat = _flat(parameters, grads, dist)
         norms[name] = flat.norm()
