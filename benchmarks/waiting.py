@@ -20,7 +20,7 @@ import torch
 from imbdiff import preset
 from imbdiff.config import override
 from imbdiff.data.gather import Gather
-from imbdiff.data.rows import Rows
+from imbdiff.data.imageset import Rows
 from imbdiff.data.samplers import BatchSampler
 from imbdiff.pipeline import stages
 from imbdiff.runtime.log import read_jsonl

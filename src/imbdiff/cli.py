@@ -101,7 +101,7 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
 
 def default_out(source: str, config: RunConfig) -> Path:
     """runs/SOURCE-METHOD-SEED."""
-    from imbdiff.data.folders import safe_class_dir
+    from imbdiff.data.names import safe_class_dir
     from imbdiff.data.sources import parse
 
     return Path("runs") / safe_class_dir(f"{parse(source).short}-{config.method}-{config.seed}")

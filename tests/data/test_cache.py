@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from imbdiff.data import cache, parallel
-from imbdiff.data.rows import Rows
+from imbdiff.data.imageset import Rows
 from imbdiff.data.sources import load
 from imbdiff.data.splits import prepare
 from imbdiff.runtime.errors import DataError

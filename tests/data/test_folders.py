@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbdiff.data.folders import display_name, safe_class_dir, safe_class_dirs
+from imbdiff.data.names import display_name, safe_class_dir, safe_class_dirs
 
 SAFE = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._ +-]{0,72}")
 

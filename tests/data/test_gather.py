@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from imbdiff.data.gather import Gather
-from imbdiff.data.rows import Rows, StoredImages
+from imbdiff.data.imageset import Rows, StoredImages
 from tests.data.making import noise
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import imbdiff
-from imbdiff.data.folders import display_name
+from imbdiff.data.names import display_name
 from imbdiff.runtime.errors import DataError, ImbdiffError
 from tests.data.making import encoded, noise, zipped
 
@@ -137,7 +137,7 @@ def check(source, files, class_of=lambda path: path.split("/")[0], name_of=lambd
         assert all(display_name(name, 200) in error.value.message for name in bad)
     with mock.patch.object(opened, "_refuse"):  # what is left, as inspect reads it
         sound = {name: k for k, name in enumerate(opened.ids()) if name not in bad}
-        x, wrong = opened._decode("train", imbdiff.data.resize.Target(9, 8, "crop"), False)
+        x, wrong = opened._decode("train", imbdiff.data.decode.Target(9, 8, "crop"), False)
     assert set(wrong) == bad
     for name, k in sound.items():
         assert np.array_equal(x[k], GOOD[expected[name]][1]), (name, expected[name])

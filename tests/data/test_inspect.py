@@ -197,8 +197,8 @@ def test_every_image_is_decoded_once(tmp_path, monkeypatch):
 
 def test_pictures_of_some_images_only(tmp_path, monkeypatch):
     import imbdiff.data.cache as cache
+    from imbdiff.data.decode import Target
     from imbdiff.data.findings.look import look, pictures
-    from imbdiff.data.resize import Target
 
     folder(tmp_path, {"a": 6, "b": 5})
     (tmp_path / "a" / "000.png").write_bytes(b"")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imbdiff.data.resize import Target, fit, parse_size, resolve
+from imbdiff.data.decode import Target, fit, parse_size, resolve
 from imbdiff.runtime.errors import ConfigError, DataError
 from tests.data.making import noise
 

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from imbdiff.data.imageset import ImageSet
-from imbdiff.data.rows import Rows, StoredImages, join
+from imbdiff.data.imageset import ImageSet, Rows, StoredImages, join
 from tests.data.making import noise
 
 

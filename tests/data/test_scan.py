@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from imbdiff.data.scan import pixel_hash, smaller
+from imbdiff.data.source import pixel_hash, smaller
 from tests.data.making import noise
 
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from imbdiff.data.imageset import ImageSet
-from imbdiff.data.rows import Rows
+from imbdiff.data.imageset import ImageSet, Rows
 from imbdiff.recognition import jobs, loop
 from imbdiff.recognition.jobs import Arm, Job, default_workers, run_all
 from imbdiff.recognition.plan import FitPlan

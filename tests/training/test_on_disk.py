@@ -9,7 +9,7 @@ import torch
 
 from imbdiff import preset
 from imbdiff.config import RunConfig, override
-from imbdiff.data.rows import Rows
+from imbdiff.data.imageset import Rows
 from imbdiff.data.splits import Prepared
 from imbdiff.pipeline import stages
 from imbdiff.recognition.fit import fit

@@ -20,7 +20,6 @@ from typing import BinaryIO
 
 from imbdiff.data.decode import EXTENSIONS, LARGEST, UnusableImageError
 from imbdiff.data.encoded import EncodedSource, Reader, Records
-from imbdiff.data.folders import display_name
 from imbdiff.data.layout import (
     HIDDEN,
     OTHER,
@@ -33,9 +32,9 @@ from imbdiff.data.layout import (
     split_records,
 )
 from imbdiff.data.listed.paths import LONGEST_NAME, plain_parts, why_unsafe
+from imbdiff.data.names import counted, display_name
 from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec, user_path
-from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError, listing
 
 LARGEST_RATIO, RATIO_FROM = 1000, 16 * 2**20

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imbdiff.data.decode import eight_bit
+from imbdiff.data.decode import Target, eight_bit, fit
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.resize import Target, fit
-from imbdiff.data.scan import Scan, pixel_hash, smaller
-from imbdiff.data.source import Source, Survey, check_classes
+from imbdiff.data.source import Scan, Source, Survey, check_classes, pixel_hash, smaller
 from imbdiff.runtime.errors import DataError, listing
 
 

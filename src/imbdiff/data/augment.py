@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from imbdiff.data.auto_augment import DRAWS, apply_policy, filled
+from imbdiff.data.names import counted
 from imbdiff.data.source import Symmetry
-from imbdiff.data.words import counted
 from imbdiff.runtime.errors import ConfigError
 
 Border = Literal["edge", "zero"]

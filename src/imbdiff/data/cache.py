@@ -25,10 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from imbdiff.data.decode import UnusableImageError, decode
+from imbdiff.data.decode import Target, UnusableImageError, decode
+from imbdiff.data.imageset import StoredImages
 from imbdiff.data.parallel import in_chunks
-from imbdiff.data.resize import Target
-from imbdiff.data.rows import StoredImages
 from imbdiff.data.spec import user_path
 from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.files import is_disk_full, write_json

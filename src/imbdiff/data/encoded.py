@@ -19,12 +19,10 @@ import numpy as np
 from PIL import __version__ as pillow
 
 from imbdiff.data import cache
-from imbdiff.data.decode import File, Header, UnusableImageError, decode, is_dark, is_deep, read_header
+from imbdiff.data.decode import File, Header, Target, UnusableImageError, decode, is_dark, is_deep, read_header
+from imbdiff.data.imageset import Rows
 from imbdiff.data.parallel import chunks, in_chunks
-from imbdiff.data.resize import Target
-from imbdiff.data.rows import Rows
-from imbdiff.data.scan import SMALL, Scan, pixel_hash, smaller
-from imbdiff.data.source import Source, Survey
+from imbdiff.data.source import SMALL, Scan, Source, Survey, pixel_hash, smaller
 from imbdiff.runtime.files import digest
 from imbdiff.runtime.progress import Progress
 

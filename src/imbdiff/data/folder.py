@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imbdiff.data.encoded import EncodedSource, PathReader
 from imbdiff.data.layout import Entry, Listing, Tree, below, split_records
-from imbdiff.data.words import counted, is_text
+from imbdiff.data.names import counted, is_text
 from imbdiff.runtime.errors import DataError, listing
 
 

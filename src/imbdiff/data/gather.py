@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imbdiff.data.rows import Rows
+from imbdiff.data.imageset import Rows
 
 SHARE = 0.25
 """Of a GPU's free memory, that images on disk may take; with more they are read as they are needed."""

@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from imbdiff.data.decode import Size
 from imbdiff.data.findings import alike, label_problems
 from imbdiff.data.findings.class_names import name_problems
 from imbdiff.data.findings.look import Look, look
 from imbdiff.data.findings.size_advice import suggest_resize, suggest_size
 from imbdiff.data.findings.symmetry import symmetry
-from imbdiff.data.folders import display_name
-from imbdiff.data.holdout import TINY
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.resize import Size
+from imbdiff.data.names import counted, display_name
 from imbdiff.data.source import BALANCED_WITHIN, Source
 from imbdiff.data.sources import load
+from imbdiff.data.splits import TINY
 from imbdiff.data.stats import ClassStats, Groups
-from imbdiff.data.words import counted
 
 VERSION = 2
 """Of the report's layout; 1 was the one without the number."""

@@ -12,9 +12,8 @@ import numpy as np
 
 from imbdiff.data.decode import EXTENSIONS
 from imbdiff.data.encoded import Records
-from imbdiff.data.folders import display_name
+from imbdiff.data.names import counted, display_name
 from imbdiff.data.source import check_classes
-from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError, listing
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}

@@ -24,10 +24,9 @@ import numpy as np
 from PIL import Image
 
 from imbdiff.data.arrays import ArraySource, check_labels, encode_labels
-from imbdiff.data.decode import File, UnusableImageError
+from imbdiff.data.decode import File, Target, UnusableImageError
 from imbdiff.data.encoded import EncodedSource, Reader, Records
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.resize import Target
 from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec
 from imbdiff.data.torchvision_sets import as_file, class_names_of

@@ -14,14 +14,13 @@ import numpy as np
 
 from imbdiff.data.encoded import PathReader
 from imbdiff.data.folder import FolderSource, FolderTree
-from imbdiff.data.imageset import ImageSet
+from imbdiff.data.imageset import ImageSet, join
 from imbdiff.data.layout import OUTSIDE, SPLIT_FOLDERS, Listing, class_order, class_records
+from imbdiff.data.names import counted, named
 from imbdiff.data.npz import LAYOUTS, NpzSource, find_layout
-from imbdiff.data.rows import join
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load
 from imbdiff.data.spec import user_path
-from imbdiff.data.words import counted, named
 from imbdiff.runtime.errors import DataError
 
 ONE_CLASS = "all images"

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
-from imbdiff.data.words import is_text
+from imbdiff.data.names import is_text
 from imbdiff.runtime.errors import ConfigError
 
 PATHS = frozenset({"root", "val", "test", "names", "list"})

@@ -10,16 +10,77 @@ from typing import Any
 
 import numpy as np
 
-from imbdiff.data import duplicates, holdout, near_duplicates
-from imbdiff.data.imageset import ImageSet
+from imbdiff.data import near_duplicates
+from imbdiff.data.decode import Size
+from imbdiff.data.imageset import ImageSet, conflicting_copies, copies_across, copies_within
+from imbdiff.data.names import counted
 from imbdiff.data.profiles import about_cut, about_short, largest_n_max, long_tail, parse_imbalance_factor
-from imbdiff.data.resize import Size
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load
 from imbdiff.data.stats import ClassStats, Groups
-from imbdiff.data.words import counted
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 from imbdiff.runtime.files import digest
+from imbdiff.runtime.streams import rng
+
+TINY = 3  # a class of up to this many images stays whole in train
+LEAST_FOR_VAL = 20  # a class of fewer images gives none to validation
+
+
+def check_fraction(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} {value!r} is not in [0, 1)", "give for example 0.2")
+
+
+def test_counts(
+    counts: Sequence[int], fraction: float, per_class: int | None, class_names: Sequence[str]
+) -> tuple[int, ...]:
+    """(C,) images of each class to hold out for the test split.
+
+    A class of 1 to 3 images gives none. Of the others, `per_class` if that is set, otherwise round(`fraction` n), at
+    least 1; none at all where `fraction` is 0.
+
+    Raises:
+        DataError: `per_class` would leave a class without training images.
+    """
+    if per_class is None:
+        return tuple(0 if n <= TINY or fraction == 0 else min(n - 1, max(1, round(fraction * n))) for n in counts)
+    if per_class < 1:
+        raise ConfigError(f"{per_class} test images per class is not positive", "give at least 1")
+    short = [f"{name!r}: {n} images" for name, n in zip(class_names, counts, strict=True) if TINY < n <= per_class]
+    if short:
+        raise DataError(
+            f"{per_class} test images per class would leave these classes without training images:\n{listing(short)}",
+            "hold out fewer, or a fraction (test_fraction)",
+        )
+    return tuple(0 if n <= TINY else per_class for n in counts)
+
+
+def val_counts(counts: Sequence[int], fraction: float) -> tuple[int, ...]:
+    """(C,) images to hold out for validation: round(`fraction` n), at least 1, of classes of at least 20 images."""
+    return tuple(max(1, round(fraction * n)) if n >= LEAST_FOR_VAL and fraction > 0 else 0 for n in counts)
+
+
+def held_out(
+    labels: np.ndarray, wanted: Sequence[int], seed: int, name: str, last: np.ndarray | None = None
+) -> np.ndarray:
+    """Sorted indices of `wanted`[k] images of each class k (all of them where there are fewer).
+
+    Args:
+        labels: (N,) int64.
+        wanted: (C,) images per class.
+        seed: of the split.
+        name: of the random stream; the draw in one class does not depend on the others.
+        last: (N,) bool: images to take only where the others do not suffice (those that have exact copies: a copy
+            left behind in the training split would make the test easier than it is).
+    """
+    parts = [np.empty(0, dtype=np.int64)]
+    for k, n in enumerate(wanted):
+        members = rng(seed, name, k).permutation(np.flatnonzero(labels == k))
+        if last is not None:
+            members = np.concatenate([members[~last[members]], members[last[members]]])
+        parts.append(members[:n])
+    return np.sort(np.concatenate(parts))
+
 
 NEAR_DUPLICATE_PAIRS = 10_000_000
 """Training times test images up to which near duplicates are looked for: seconds. ``imbdiff inspect`` looks further."""
@@ -88,7 +149,7 @@ def prepare(
 
     Args:
         source: as for :func:`load`.
-        size: of all images, int or (height, width); None = one common size, see :mod:`imbdiff.data.resize`.
+        size: of all images, int or (height, width); None = one common size, see :mod:`imbdiff.data.decode`.
         resize: crop, pad or stretch.
         imbalance_factor: largest / smallest training class; None = the source's default (benchmarks have one),
             otherwise as the source is. 0.01 means 100.
@@ -110,8 +171,8 @@ def prepare(
         DataError: unusable images, a class without images, nothing left for the test.
         ConfigError: an option out of range.
     """
-    holdout.check_fraction("test_fraction", test_fraction)
-    holdout.check_fraction("val_fraction", val_fraction)
+    check_fraction("test_fraction", test_fraction)
+    check_fraction("val_fraction", val_fraction)
     opened = load(source)
     own = opened.defaults
     sets, notes = opened.read_all(size, resize, cache=cache)
@@ -157,7 +218,7 @@ def prepare(
     stats = train.stats
     partition = _groups(groups or own.groups, stats)
     tested = np.bincount(test.labels, minlength=stats.num_classes)
-    claimable = tuple(bool(t > 0 and n > holdout.TINY) for t, n in zip(tested, full.stats.counts, strict=True))
+    claimable = tuple(bool(t > 0 and n > TINY) for t, n in zip(tested, full.stats.counts, strict=True))
     untested = [name for name, t in zip(stats.names, tested, strict=True) if t == 0]
     if untested:
         warnings.append(
@@ -185,14 +246,12 @@ def prepare(
 
 
 def _tiny_classes(stats: ClassStats, test_given: bool) -> list[str]:
-    tiny = [f"{name!r}: {n}" for name, n in zip(stats.names, stats.counts, strict=True) if n <= holdout.TINY]
+    tiny = [f"{name!r}: {n}" for name, n in zip(stats.names, stats.counts, strict=True) if n <= TINY]
     if not tiny:
         return []
     them = "it" if len(tiny) == 1 else "them"
     what = f"no claim is made about {them}" if test_given else "all stay in training, none is tested, no claim is made"
-    return [
-        f"{counted(len(tiny), 'class has', 'classes have')} at most {holdout.TINY} images ({what}):\n{listing(tiny)}"
-    ]
+    return [f"{counted(len(tiny), 'class has', 'classes have')} at most {TINY} images ({what}):\n{listing(tiny)}"]
 
 
 def _hold_out_test(
@@ -203,16 +262,16 @@ def _hold_out_test(
     if "test" in sets:
         return full, sets["test"], "given"
     per_class = opened.defaults.test_per_class if per_class is None else per_class
-    wanted = holdout.test_counts(full.stats.counts, fraction, per_class, full.class_names)
+    wanted = test_counts(full.stats.counts, fraction, per_class, full.class_names)
     if not any(wanted):
         raise DataError(
             f"{opened.name} has no test split, and nothing can be held out of it: "
-            + ("test_fraction is 0" if fraction == 0 else f"no class has more than {holdout.TINY} images"),
+            + ("test_fraction is 0" if fraction == 0 else f"no class has more than {TINY} images"),
             "add images, give a test split, or raise test_fraction",
         )
     often = Counter(full.hashes)
     copied = np.array([often[key] > 1 for key in full.hashes])
-    chosen = holdout.draw(full.labels, wanted, seed, "test", last=copied)
+    chosen = held_out(full.labels, wanted, seed, "test", last=copied)
     rest = np.setdiff1d(np.arange(len(full)), chosen)
     how = f"{per_class} per class" if per_class else f"{fraction:g} of each class"
     return full.select(rest), full.select(chosen), f"held out of the training images, {how}"
@@ -241,17 +300,17 @@ def _validation(
     if cut:
         dropped = np.setdiff1d(np.arange(len(rest)), kept)
         each = max(1, round(fraction * int(np.bincount(rest.labels[kept]).max())))
-        chosen = dropped[holdout.draw(rest.labels[dropped], [each] * len(rest.class_names), seed, "val")]
+        chosen = dropped[held_out(rest.labels[dropped], [each] * len(rest.class_names), seed, "val")]
         if not len(chosen):
             return None, kept, "none: the long-tail profile dropped no image"
         source = f"images that the long-tail profile dropped, up to {each} per class"
         return rest.select(chosen), kept, source
-    wanted = holdout.val_counts(rest.stats.counts, fraction)
-    chosen = holdout.draw(rest.labels, wanted, seed, "val")
+    wanted = val_counts(rest.stats.counts, fraction)
+    chosen = held_out(rest.labels, wanted, seed, "val")
     if not len(chosen):
-        return None, kept, f"none: no class has {holdout.LEAST_FOR_VAL} training images"
+        return None, kept, f"none: no class has {LEAST_FOR_VAL} training images"
     left = np.setdiff1d(kept, chosen)
-    source = f"held out of the training images, {fraction:g} of each class of at least {holdout.LEAST_FOR_VAL} images"
+    source = f"held out of the training images, {fraction:g} of each class of at least {LEAST_FOR_VAL} images"
     return rest.select(chosen), left, source
 
 
@@ -262,7 +321,7 @@ def _duplicates(
 
     The test split stays as it is, because numbers on a changed test set cannot be compared with anyone else's.
     """
-    found: dict[str, Any] = {"train_test": [list(pair) for pair in duplicates.across(train, test)]}
+    found: dict[str, Any] = {"train_test": [list(pair) for pair in copies_across(train, test)]}
     if found["train_test"]:
         rows = [f"{a} = {b}" for a, b in found["train_test"]]
         one = "test image is an exact copy of a training image; it stays"
@@ -273,8 +332,8 @@ def _duplicates(
         warnings += [near] if near else []
     found["train_val_removed"] = found["test_val_removed"] = []
     if val is not None:
-        found["train_val_removed"] = [list(pair) for pair in duplicates.across(train, val)]
-        found["test_val_removed"] = [list(pair) for pair in duplicates.across(test, val)]
+        found["train_val_removed"] = [list(pair) for pair in copies_across(train, val)]
+        found["test_val_removed"] = [list(pair) for pair in copies_across(test, val)]
         gone = {b for _, b in found["train_val_removed"] + found["test_val_removed"]}
         if gone:
             keep = [i for i, name in enumerate(val.ids) if name not in gone]
@@ -282,8 +341,8 @@ def _duplicates(
             one = "validation image is an exact copy of a training or test image and was"
             were = counted(len(gone), one, "validation images are exact copies of training or test images and were")
             warnings.append(f"{were} removed from validation:\n{listing(sorted(gone))}")
-    found["within_train"] = duplicates.within(train)
-    conflicts = duplicates.conflicting(train)
+    found["within_train"] = copies_within(train)
+    conflicts = conflicting_copies(train)
     if conflicts:
         rows = [" = ".join(names) for names in conflicts]
         occur = counted(len(rows), "training image occurs", "training images occur")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 GROUP_NAMES = ("many", "medium", "few")

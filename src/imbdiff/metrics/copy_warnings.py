@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imbdiff.data.folders import display_name
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted, display_name
 
 ALPHA = 0.05
 """Chance of any false class warning, all classes together (Holm 1979)."""

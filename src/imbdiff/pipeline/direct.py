@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from imbdiff.data.decode import POLICIES, SMALLEST
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.plain import read_any
-from imbdiff.data.resize import POLICIES, SMALLEST
 from imbdiff.data.stats import Groups
 from imbdiff.metrics.checks import check_sets
 from imbdiff.metrics.evaluate import evaluate

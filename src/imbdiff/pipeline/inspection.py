@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imbdiff.data.arrays import ArraySource
+from imbdiff.data.decode import Size
 from imbdiff.data.findings.text import format_inspection
 from imbdiff.data.inspect import Inspection, examine, listed
-from imbdiff.data.resize import Size
 from imbdiff.data.splits import prepare
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.runtime.errors import ConfigError, ImbdiffError

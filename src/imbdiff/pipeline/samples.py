@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from imbdiff.config import RunConfig
-from imbdiff.data.folders import safe_class_dirs
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.names import safe_class_dirs
 from imbdiff.pipeline.sampling import Sampling, sampling
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import digest, read_json, write_json

@@ -25,9 +25,8 @@ from typing import Any
 import torch
 
 from imbdiff.config import RunConfig
-from imbdiff.data.holdout import LEAST_FOR_VAL
-from imbdiff.data.splits import Prepared
-from imbdiff.data.words import counted, named
+from imbdiff.data.names import counted, named
+from imbdiff.data.splits import LEAST_FOR_VAL, Prepared
 from imbdiff.diffusion.model import load_model, saved_identity
 from imbdiff.pipeline import building, study_pool
 from imbdiff.pipeline.folder import RunFolder

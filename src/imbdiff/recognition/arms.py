@@ -11,7 +11,7 @@ import numpy as np
 
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.words import named
+from imbdiff.data.names import named
 from imbdiff.recognition.jobs import Arm, Job, Progress, default_workers, run_all
 from imbdiff.recognition.networks.identity import is_pretrained
 from imbdiff.recognition.plan import FitPlan

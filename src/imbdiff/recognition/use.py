@@ -7,8 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from imbdiff.data.imageset import ImageSet
-from imbdiff.data.rows import join
+from imbdiff.data.imageset import ImageSet, join
 from imbdiff.data.samplers import BatchSampler, class_law
 from imbdiff.recognition.losses import PRIORS, class_counts
 from imbdiff.runtime.errors import ConfigError

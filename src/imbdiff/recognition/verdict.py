@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.names import counted
 from imbdiff.data.stats import Groups
-from imbdiff.data.words import counted
 from imbdiff.recognition.intervals import (
     LEVEL,
     REPLICATES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted
 from imbdiff.reporting.measured import Judge, Kind, Measured, Record, arrow, kind_of, short_name, texts
 from imbdiff.reporting.refusals import Refusals, template
 from imbdiff.reporting.text import NOTHING, clean, number

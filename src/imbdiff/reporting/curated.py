@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted
 from imbdiff.reporting.content import ReportData, spread
 from imbdiff.reporting.sprites import Sprite, pack, page_size
 from imbdiff.reporting.strips import MAX_COLUMNS, Tile

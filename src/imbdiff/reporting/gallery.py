@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from imbdiff.data.decode import Target
 from imbdiff.data.findings.look import pictures
 from imbdiff.data.inspect import Inspection
-from imbdiff.data.resize import Target
 from imbdiff.reporting.sprites import Sprite, pack
 from imbdiff.reporting.strips import Tile
 from imbdiff.reporting.text import clean

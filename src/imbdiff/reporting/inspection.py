@@ -11,7 +11,7 @@ import numpy as np
 
 from imbdiff.data.findings.text import CHANGES, VERDICTS, advice
 from imbdiff.data.inspect import Inspection
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted
 from imbdiff.reporting import inspection_boards as boards
 from imbdiff.reporting.content import spread
 from imbdiff.reporting.gallery import Gallery, Sheet

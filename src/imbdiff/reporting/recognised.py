@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.plots import Plot
 from imbdiff.reporting.recognised_plots import Calibration, Recalls, recall_plot, reliability_plot

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted
 from imbdiff.reporting.curated import HEADS, Section
 from imbdiff.reporting.plots import Plot
 from imbdiff.reporting.report import render

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from imbdiff.data.names import counted
 from imbdiff.data.stats import Groups
-from imbdiff.data.words import counted
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.text import NOTHING, clean, flatten, number, seconds, shorten, signed
 

@@ -6,7 +6,7 @@ from imbdiff.data.findings import alike
 from imbdiff.data.findings.look import Look
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.near_duplicates import thumbnails
-from imbdiff.data.scan import pixel_hash, smaller
+from imbdiff.data.source import pixel_hash, smaller
 from tests.data.test_near_duplicates import _noisy, _smooth
 
 

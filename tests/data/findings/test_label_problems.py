@@ -3,7 +3,7 @@ import numpy as np
 from imbdiff.data.findings import alike
 from imbdiff.data.findings.label_problems import conflicting, odd_classes, suspicious
 from imbdiff.data.findings.look import Look
-from imbdiff.data.scan import pixel_hash, smaller
+from imbdiff.data.source import pixel_hash, smaller
 from tests.data.test_near_duplicates import _digits, _noisy, _smooth
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from imbdiff.data.findings.look import Look
 from imbdiff.data.findings.symmetry import CHANGES, MOST, level, symmetry
-from imbdiff.data.scan import pixel_hash, smaller
+from imbdiff.data.source import pixel_hash, smaller
 from tests.data.test_near_duplicates import _digits, _smooth
 
 

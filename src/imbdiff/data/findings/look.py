@@ -8,9 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from imbdiff.data.cache import Decoding, run
+from imbdiff.data.decode import Target
 from imbdiff.data.encoded import EncodedSource
 from imbdiff.data.parallel import chunks, in_chunks
-from imbdiff.data.resize import Target
 from imbdiff.data.source import Source
 
 

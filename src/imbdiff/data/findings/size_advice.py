@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from imbdiff.data.resize import SMALLEST, Size, parse_size, resolve, suggest
-from imbdiff.data.words import counted
+from imbdiff.data.decode import SMALLEST, Size, parse_size, resolve, suggest
+from imbdiff.data.names import counted
 
 MUCH = 0.25
 """Share of an image's area that is much to cut off."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from imbdiff.data.folders import display_name
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted, display_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"), "test": ("test", "testing")}

@@ -19,9 +19,9 @@ from imbdiff.data.arrays import encode_labels
 from imbdiff.data.decode import UnusableImageError
 from imbdiff.data.hub import columns as hub_columns
 from imbdiff.data.listed.labels import Names, checked_names, encode, read_names
+from imbdiff.data.names import counted
 from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec, user_path
-from imbdiff.data.words import counted
 from imbdiff.runtime.errors import ConfigError, DataError, ImbdiffError, listing
 from imbdiff.runtime.optional import optional
 

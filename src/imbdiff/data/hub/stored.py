@@ -16,7 +16,7 @@ from imbdiff.data.encoded import EncodedSource, PathReader, Reader, Records
 from imbdiff.data.hub import columns as hub_columns
 from imbdiff.data.hub.opening import Wanted, class_labels, columns_of, encoded_only, image_bytes, load_sets
 from imbdiff.data.listed.lists import apart
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted
 from imbdiff.runtime.errors import DataError, listing
 from imbdiff.runtime.files import digest
 

@@ -6,10 +6,9 @@ import csv
 import re
 from collections.abc import Sequence
 
-from imbdiff.data.folders import display_name
 from imbdiff.data.layout import SPLIT_FOLDERS
 from imbdiff.data.listed.tables import Table, is_image_name
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted, display_name
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 # compared in lower case, with underscores for spaces, dashes and dots

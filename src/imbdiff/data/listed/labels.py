@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from imbdiff.data.folders import display_name
 from imbdiff.data.listed.tables import check_file, repeated
+from imbdiff.data.names import counted, display_name, is_text
 from imbdiff.data.source import check_classes
-from imbdiff.data.words import counted, is_text
 from imbdiff.runtime.errors import DataError, listing
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}(\.0+)?")

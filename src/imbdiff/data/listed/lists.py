@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from imbdiff.data.encoded import EncodedSource, PathReader, Reader, Records
-from imbdiff.data.folders import display_name
 from imbdiff.data.listed.columns import image_column, label_columns, label_texts, split_column, splits_of
 from imbdiff.data.listed.labels import Names, checked_names, encode, read_names
 from imbdiff.data.listed.paths import find_files
 from imbdiff.data.listed.tables import Table, read_table
+from imbdiff.data.names import counted, display_name
 from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec, user_path
-from imbdiff.data.words import counted
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 OPTIONS = ("root", "image", "label", "split", "val", "test", "names", "extension")

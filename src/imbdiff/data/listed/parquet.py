@@ -15,8 +15,8 @@ import numpy as np
 
 from imbdiff.data.decode import LARGEST, UnusableImageError
 from imbdiff.data.encoded import Reader
-from imbdiff.data.folders import display_name
 from imbdiff.data.listed.tables import Table
+from imbdiff.data.names import display_name
 from imbdiff.runtime.errors import ConfigError, DataError
 
 BATCH = 1

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from imbdiff.data.decode import EXTENSIONS
 from imbdiff.data.folder import is_inside
-from imbdiff.data.folders import display_name
 from imbdiff.data.listed.tables import is_image_name
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted, display_name
 from imbdiff.runtime.errors import DataError, listing
 
 LONGEST_NAME = 4096

@@ -13,8 +13,7 @@ from os.path import splitext
 from pathlib import Path
 
 from imbdiff.data.decode import EXTENSIONS
-from imbdiff.data.folders import display_name
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted, display_name
 from imbdiff.runtime.errors import DataError, listing
 
 LONGEST_LINE = 2**20

@@ -10,7 +10,7 @@ import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted
 from imbdiff.runtime.errors import DataError
 
 TIMEOUT = 30.0

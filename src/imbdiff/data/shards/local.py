@@ -18,13 +18,13 @@ import numpy as np
 from imbdiff.data.decode import UnusableImageError
 from imbdiff.data.encoded import EncodedSource, Reader, Records
 from imbdiff.data.listed import labels
+from imbdiff.data.names import counted
 from imbdiff.data.parallel import in_chunks
 from imbdiff.data.shards import indexes
 from imbdiff.data.shards import names as shard_names
 from imbdiff.data.shards.tar_index import VERSION, Choice, DamagedTarError, index_tar
 from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec, user_path
-from imbdiff.data.words import counted
 from imbdiff.runtime.errors import DataError, listing
 from imbdiff.runtime.progress import Progress
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import PurePath
 
 from imbdiff.data.decode import EXTENSIONS
-from imbdiff.data.words import counted
+from imbdiff.data.names import counted
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 MOST = 100_000

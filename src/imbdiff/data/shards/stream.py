@@ -18,12 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from imbdiff.data.cache import default_folder
-from imbdiff.data.decode import LARGEST, Header, UnusableImageError
+from imbdiff.data.decode import LARGEST, Header, Size, UnusableImageError
 from imbdiff.data.encoded import EncodedSource, Reader, Records
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.resize import Size
-from imbdiff.data.scan import Scan
-from imbdiff.data.source import Survey
+from imbdiff.data.source import Scan, Survey
 
 
 class BytesReader(Reader):

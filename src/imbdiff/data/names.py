@@ -1,4 +1,4 @@
-"""Class names are data: they become folder names only through here, and are shown only through here."""
+"""Names of classes and files are data: how they are counted, shown on one line, and made folder names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,29 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
+
+
+def counted(n: int, one: str, several: str = "") -> str:
+    """`n` and its noun, with a verb if there is one; `several` is `one` with an s unless given."""
+    return f"{n} {one if n == 1 else several or one + 's'}"
+
+
+def named(names: Sequence[str], limit: int = 10) -> str:
+    """At most `limit` names, quoted, on one line, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(repr, names[:limit])) + more
+
+
+@cache
+def is_text(name: str) -> bool:
+    """Whether UTF-8 can stand for `name`: file names that are not UTF-8, and JSON's ``\\ud800``, cannot be written."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
 
 LONGEST = 64
 _UNSAFE = re.compile(r"[^A-Za-z0-9._ +-]+")
