@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from harness import Side, compare_apart, write_result
-from imbdiff.diffusion.model import BACKBONES, build_model
+from imbdiff.diffusion.backbones import BACKBONES
+from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import DDPM
 from imbdiff.methods import METHODS
 from imbdiff.runtime.memory import freed_memory_kept

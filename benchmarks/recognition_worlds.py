@@ -23,7 +23,8 @@ import torch
 from imbdiff import preset
 from imbdiff.config import RunConfig, override
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.model import DiffusionModel, load_model
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.saved import load_model, save_model
 from imbdiff.methods import METHODS
 from imbdiff.pipeline import stages
 from imbdiff.runtime.files import read_json, write_json
@@ -140,7 +141,7 @@ def generator(world: str, method: str, triple: int, device: str = "cpu") -> tupl
         torch.set_num_threads(1)
         began = time.process_time()
         model = stages.train(data, config, folder, quiet=True)
-        model.save(folder / "model")
+        save_model(model, folder / "model")
         facts = {"identity": identity, "cpu_s": time.process_time() - began, "parameters": model.num_parameters}
         write_json(folder / "facts.json", facts)
         print(f"{world} {method} {triple}: {facts['cpu_s']:.0f} CPU s", flush=True)

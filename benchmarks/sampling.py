@@ -31,10 +31,12 @@ from imbdiff import preset
 from imbdiff.config import RunConfig, override
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.backbones import _unet
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.guidance import ClassifierFree
-from imbdiff.diffusion.model import DiffusionModel, _unet, build_model, load_model
+from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import DDPM
+from imbdiff.diffusion.saved import load_model
 from imbdiff.metrics.frechet import frechet_distance
 from imbdiff.metrics.precision_recall import precision_recall
 from imbdiff.pipeline import stages

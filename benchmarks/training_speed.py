@@ -29,12 +29,13 @@ from imbdiff.config import TrainConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
-from imbdiff.diffusion.model import BACKBONES, DiffusionModel, build_model
+from imbdiff.diffusion.backbones import BACKBONES
+from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import DDPM
 from imbdiff.methods import METHODS
 from imbdiff.objectives.alignment import Alignment
-from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.row_sampling import sample_branches
 from imbdiff.runtime.device import make_accelerator, set_backends
 from imbdiff.runtime.dist import Dist

@@ -154,7 +154,7 @@ def test_the_identity_of_a_training_depends_on_them() -> None:
 MODULE = '''
 from dataclasses import dataclass
 
-from imbdiff.objectives.contract import Objective, Request
+from imbdiff.objectives.objective import Objective, Request
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.recipe import Method, Phase
 

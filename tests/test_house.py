@@ -118,7 +118,7 @@ def test_every_objective_goes_through_the_conformance_checks() -> None:
     import pkgutil
 
     import imbdiff.objectives
-    from imbdiff.objectives.contract import Objective
+    from imbdiff.objectives.objective import Objective
 
     found = {
         name

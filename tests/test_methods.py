@@ -13,8 +13,8 @@ from imbdiff.config import override
 from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.methods import METHODS, get_method
-from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Objective
 from imbdiff.recipe import Phase
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.parts import Part

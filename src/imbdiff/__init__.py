@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from imbdiff.data.sources import load
     from imbdiff.data.splits import prepare
     from imbdiff.diffusion.generate import generate
-    from imbdiff.diffusion.model import load_model
+    from imbdiff.diffusion.saved import load_model
     from imbdiff.integrations.oversampler import DiffusionOverSampler
     from imbdiff.metrics.evaluate import evaluate
     from imbdiff.pipeline.curation import sample_curated
@@ -48,7 +48,7 @@ _WHERE = {
     "load": "imbdiff.data.sources",
     "prepare": "imbdiff.data.splits",
     "generate": "imbdiff.diffusion.generate",
-    "load_model": "imbdiff.diffusion.model",
+    "load_model": "imbdiff.diffusion.saved",
     "evaluate": "imbdiff.metrics.evaluate",
     "run": "imbdiff.pipeline.run",
     "sample": "imbdiff.pipeline.stages",

@@ -15,7 +15,7 @@ from functools import partial
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from imbdiff.objectives.contract import Objective
+from imbdiff.objectives.objective import Objective
 from imbdiff.overrides import convert
 from imbdiff.recipe import Method, Phase
 from imbdiff.runtime.errors import ConfigError

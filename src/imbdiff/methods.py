@@ -14,7 +14,7 @@ from imbdiff.config import RunConfig
 from imbdiff.constants import constants, full_names, with_constants
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.low_rank import LowRank, merged
-from imbdiff.diffusion.unlabelled import forget_labels
+from imbdiff.diffusion.model import forget_labels
 from imbdiff.objectives.alignment import Alignment
 from imbdiff.objectives.capacity import CapacityManipulation
 from imbdiff.objectives.class_balancing import ClassBalancing

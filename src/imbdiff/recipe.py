@@ -9,8 +9,8 @@ from typing import Any, Literal
 from torch import nn
 
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Objective
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.parts import Part
 

@@ -19,8 +19,8 @@ from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import PROCESSES, Process
 from imbdiff.objectives.batch import NoisyBatch, noisy_batch
-from imbdiff.objectives.contract import Draw, Labels, Objective, Request
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Draw, Labels, Objective, Request
 from imbdiff.runtime.streams import seed_of
 from imbdiff.training.step import TrainingStep
 

@@ -18,8 +18,8 @@ from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import PROCESSES, Process
 from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Objective
 from imbdiff.runtime.dist import Dist
 from imbdiff.training.step import TrainingStep
 

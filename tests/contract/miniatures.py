@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from imbdiff.diffusion.process import MIN_DIVISOR, Process, expand
 from imbdiff.objectives.batch import LabelDraw, NoisyBatch, PermutationDraw, UniformDraw
-from imbdiff.objectives.contract import Answer, Draw, Labels, Objective, Request, Rows
+from imbdiff.objectives.objective import Answer, Draw, Labels, Objective, Request, Rows
 from imbdiff.runtime.errors import ConfigError
 
 FAR = -1e9  # a logit that no softmax gives weight to, and yet finite: rows without a partner stay finite

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from imbdiff.diffusion.process import Process
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Answer, Labels, Objective, Request, Rows
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Answer, Labels, Objective, Request, Rows
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import SHAPE, STATS, check_objective
 

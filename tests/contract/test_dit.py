@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.diffusion.backbones import DiTBackbone
+from imbdiff.diffusion.backbones import BACKBONES, DiTBackbone
 from imbdiff.diffusion.codec import Codec
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.guidance import ClassifierFree
-from imbdiff.diffusion.model import BACKBONES, DiffusionModel, ModelSpec
+from imbdiff.diffusion.model import DiffusionModel, ModelSpec
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.batch import noisy_batch
 from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Answer, Objective, Request
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Answer, Objective, Request
 from imbdiff.training.step import TrainingStep
 
 from .miniatures import Dispersive

@@ -12,9 +12,9 @@ from torch import Tensor
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.batch import LabelDraw, NoisyBatch, UniformDraw
 from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Answer, Draw, Labels, Objective, Request, Rows
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.evaluator import evaluate
+from imbdiff.objectives.objective import Answer, Draw, Labels, Objective, Request, Rows
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.step import TrainingStep
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Answer
+from imbdiff.objectives.objective import Answer
 
 from . import oracles
 from .cases import CASES, KINDS, STATS, N, Result, make_batches, make_step, oracle, run, step_of

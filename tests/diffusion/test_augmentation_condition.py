@@ -14,13 +14,14 @@ from imbdiff.data.geometric import Geometric
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.guidance import ClassifierFree
-from imbdiff.diffusion.model import DiffusionModel, build_model, load_model, without_augmentation
+from imbdiff.diffusion.model import DiffusionModel, build_model, without_augmentation
 from imbdiff.diffusion.process import PROCESSES
+from imbdiff.diffusion.saved import load_model, save_model
 from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Labels, Request, Rows
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.evaluator import evaluate
+from imbdiff.objectives.objective import Labels, Request, Rows
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.step import TrainingStep
 
@@ -192,7 +193,7 @@ def test_a_batch_without_changes_calls_the_network_without_the_word() -> None:
 @EVERY
 def test_sampling_saving_and_leaving_the_layer_out(name: str, tmp_path: Path) -> None:
     m = model(name, weights=0.5)
-    m.save(tmp_path)
+    save_model(m, tmp_path)
     loaded, less = load_model(tmp_path), without_augmentation(m)
     assert loaded.spec.config["augment"] is True
     x, t, labels, change = inputs(name)
@@ -200,7 +201,7 @@ def test_sampling_saving_and_leaving_the_layer_out(name: str, tmp_path: Path) ->
         assert torch.equal(loaded(x, t, labels, augment=change)[0], m(x, t, labels, augment=change)[0])
     assert less.spec == replace(m.spec, config={k: v for k, v in m.spec.config.items() if k != "augment"})
     assert "augmentation.weight" not in less.backbone.state_dict()
-    less.save(tmp_path / "less")
+    save_model(less, tmp_path / "less")
     assert m.backbone.augmentation is not None, "the model itself keeps it"
     assert without_augmentation(less) is less
     options = {"steps": 3, "guidance": ClassifierFree(1.4, 3, m.process), "batch_size": 4}

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.diffusion.backbones import DiTBackbone, MLPBackbone, UNetBackbone
-from imbdiff.diffusion.conditioner import VectorConditioner
-from imbdiff.diffusion.contract import Backbone
-from imbdiff.diffusion.model import BACKBONES, KINDS, DiffusionModel, build_model
+from imbdiff.diffusion.backbone import Backbone, VectorConditioner
+from imbdiff.diffusion.backbones import BACKBONES, KINDS, DiTBackbone, MLPBackbone, UNetBackbone
+from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.batch import noisy_batch
-from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.dispersive import Dispersive
+from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.runtime.errors import ConfigError

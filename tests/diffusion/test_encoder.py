@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.encoder import PrototypeEncoder
-from imbdiff.diffusion.model import DiffusionModel, ModelSpec, build_model, from_spec, load_model, saved_identity
+from imbdiff.diffusion.model import DiffusionModel, ModelSpec, build_model, forget_labels, from_spec
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.diffusion.unlabelled import forget_labels
+from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.pipeline.stages import weights_identity
 from imbdiff.runtime.errors import ConfigError, RunError
 
@@ -171,7 +171,7 @@ def guided(kind: str = "mlp", seed: int = 0) -> DiffusionModel:
 @each_kind
 def test_round_trip(tmp_path: Path, kind: str) -> None:
     made = guided(kind)
-    made.save(tmp_path / "m")
+    save_model(made, tmp_path / "m")
     names = sorted(p.name for p in (tmp_path / "m").iterdir())
     assert names == ["guide.json", "guide.safetensors", "model.json", "model.safetensors"]
     loaded = load_model(tmp_path / "m")
@@ -201,11 +201,11 @@ def test_a_guide_is_no_parameter_of_the_model_but_goes_where_it_goes() -> None:
 
 
 def test_a_guide_of_an_earlier_model_does_not_stay(tmp_path: Path) -> None:
-    guided().save(tmp_path)
+    save_model(guided(), tmp_path)
     first = saved_identity(tmp_path)
-    guided(seed=1).save(tmp_path)
+    save_model(guided(seed=1), tmp_path)
     assert saved_identity(tmp_path) != first
-    model("mlp").save(tmp_path)
+    save_model(model("mlp"), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
     assert load_model(tmp_path).guide is None
 
@@ -213,7 +213,7 @@ def test_a_guide_of_an_earlier_model_does_not_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["guide.json", "guide.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "cut", "other"])
 def test_a_missing_or_damaged_guide_is_named(tmp_path: Path, name: str, damage: str) -> None:
-    guided().save(tmp_path)
+    save_model(guided(), tmp_path)
     path = tmp_path / name
     if damage == "missing":
         path.unlink()
@@ -224,7 +224,7 @@ def test_a_missing_or_damaged_guide_is_named(tmp_path: Path, name: str, damage: 
     else:
         small = guided()
         small.guide = PrototypeEncoder(small.spec, dim=7)
-        small.save(tmp_path / "other")
+        save_model(small, tmp_path / "other")
         path.write_bytes((tmp_path / "other" / name).read_bytes())
     with pytest.raises(RunError, match="guide"):
         load_model(tmp_path)
@@ -234,7 +234,7 @@ def test_another_kind_of_guide_is_not_saved(tmp_path: Path) -> None:
     made = model("mlp")
     made.guide = nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="Linear"):
-        made.save(tmp_path)
+        save_model(made, tmp_path)
 
 
 # -- models without labels

@@ -14,8 +14,9 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.backbones import UNetBackbone
 from imbdiff.diffusion.low_rank import LowRankConv2d, LowRankLinear, LowRankModel
-from imbdiff.diffusion.model import DiffusionModel, build_model, load_model
+from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
+from imbdiff.diffusion.saved import load_model, save_model
 from imbdiff.integrations.pipeline import to_pipeline
 from imbdiff.methods import METHODS
 from imbdiff.objectives.batch import NoisyBatch, noisy_batch
@@ -270,7 +271,7 @@ def config() -> RunConfig:
 
 def test_saved_is_the_merged_network_and_can_be_exported(tmp_path: Path) -> None:
     model = at_work("unet-8")
-    model.save(tmp_path / "model")
+    save_model(model, tmp_path / "model")
     loaded = load_model(tmp_path / "model")
     assert type(loaded) is DiffusionModel
     with torch.no_grad():
@@ -313,7 +314,7 @@ def test_a_run_resumes_to_the_bit_and_gives_a_plain_model(tmp_path: Path, config
     assert logs[0] == logs[1]
     assert {"capacity/consistent", "capacity/diverse", "capacity/gap", "denoising/mse"} <= set(logs[0][-1])
 
-    whole.save(tmp_path / "saved")
+    save_model(whole, tmp_path / "saved")
     step = build_step(METHODS["cm"].target, prepared, override(config, {"model": {"init": str(tmp_path / "saved")}}))
     start = step.networks["model"]
     assert isinstance(start, LowRankModel)

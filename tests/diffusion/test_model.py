@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.diffusion.model import DiffusionModel, build_model, load_model, load_weights, spec_from_folder
+from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import DDPM, PROCESSES
+from imbdiff.diffusion.saved import load_model, load_weights, save_model
 from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.files import read_json
 
 STATS = ClassStats(("a", "<b>", "c"), (5, 2, 1))
 SHAPE = (1, 8, 8)
@@ -34,7 +36,7 @@ def predict(model: DiffusionModel) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["mlp", "unet-8", "dit-tiny"])
 def test_round_trip(tmp_path: Path, name: str) -> None:
     model = build(name, seed=5)
-    model.save(tmp_path / "m")
+    save_model(model, tmp_path / "m")
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["model.json", "model.safetensors"]
     loaded = load_model(tmp_path / "m")
     assert not loaded.training
@@ -42,8 +44,8 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
     assert loaded.process == model.process
     assert (loaded.num_classes, loaded.null) == (3, 3)
     assert torch.equal(predict(loaded), predict(model))
-    assert spec_from_folder(tmp_path / "m") == model.spec.to_json()
-    loaded.save(tmp_path / "m")  # over itself
+    assert read_json(tmp_path / "m" / "model.json") == model.spec.to_json()
+    save_model(loaded, tmp_path / "m")  # over itself
     assert torch.equal(predict(load_model(tmp_path / "m")), predict(model))
 
 
@@ -67,17 +69,15 @@ def test_the_process_gives_the_networks_time() -> None:
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no model"):
         load_model(tmp_path)
-    build().save(tmp_path)
+    save_model(build(), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(RunError, match=r"model\.safetensors does not exist"):
         load_model(tmp_path)
-    with pytest.raises(RunError, match="does not exist"):
-        spec_from_folder(tmp_path / "none")
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise"])
 def test_damaged_weights(tmp_path: Path, damage: str) -> None:
-    build().save(tmp_path)
+    save_model(build(), tmp_path)
     path = tmp_path / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "noise": b"\x93" * 5000}[damage])
@@ -86,7 +86,7 @@ def test_damaged_weights(tmp_path: Path, damage: str) -> None:
 
 
 def test_damaged_description(tmp_path: Path) -> None:
-    build().save(tmp_path)
+    save_model(build(), tmp_path)
     path = tmp_path / "model.json"
     whole = json.loads(path.read_text())
     path.write_text("{")
@@ -116,7 +116,7 @@ class Bomb:
 
 @pytest.mark.parametrize("writer", ["pickle", "torch"])
 def test_nothing_is_unpickled(tmp_path: Path, writer: str) -> None:
-    build().save(tmp_path)
+    save_model(build(), tmp_path)
     bomb = Bomb(str(tmp_path / "exploded"))
     if writer == "pickle":
         (tmp_path / "model.safetensors").write_bytes(pickle.dumps(bomb))
@@ -128,7 +128,7 @@ def test_nothing_is_unpickled(tmp_path: Path, writer: str) -> None:
 
 
 def test_weights_of_another_model_name_the_tensors(tmp_path: Path) -> None:
-    build(stats=ClassStats(("a", "b", "c", "d"), (5, 4, 2, 1))).save(tmp_path / "four")
+    save_model(build(stats=ClassStats(("a", "b", "c", "d"), (5, 4, 2, 1))), tmp_path / "four")
     with pytest.raises(RunError) as caught:
         load_weights(build(), tmp_path / "four" / "model.safetensors")
     assert "conditioner.table: (4, 128) here, (3, 128) in the model" in caught.value.message
@@ -144,14 +144,14 @@ def test_weights_of_another_model_name_the_tensors(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_saved_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build()
-    model.save(tmp_path)
+    save_model(model, tmp_path)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(RunError, match="no space left"):
-        build(seed=9).save(tmp_path)
+        save_model(build(seed=9), tmp_path)
     monkeypatch.undo()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
     assert torch.equal(predict(load_model(tmp_path)), predict(model))

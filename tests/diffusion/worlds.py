@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.backbone import Backbone, LabelPassthrough, Taps
 from imbdiff.diffusion.codec import IdentityCodec
-from imbdiff.diffusion.conditioner import LabelPassthrough
-from imbdiff.diffusion.contract import Backbone, Taps
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec
 from imbdiff.diffusion.process import DDPM, Process
 from imbdiff.diffusion.schedulers import make_scheduler, process_times, start

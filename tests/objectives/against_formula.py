@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.contract import Answer, Objective
+from imbdiff.objectives.objective import Answer, Objective
 from tests.contract.cases import STATS, make_batches, make_step
 from tests.contract.oracles import Raw
 

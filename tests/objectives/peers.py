@@ -16,7 +16,7 @@ from torch import Tensor
 
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.contract import Objective
+from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.overlap import ClassOverlap
 from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.objectives.transfer import Transfer

@@ -12,8 +12,8 @@ from torch import Tensor
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.alignment import Alignment
 from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Answer
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Answer
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import check_objective
 from tests.contract.cases import make_batches, make_step

@@ -17,8 +17,8 @@ from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import PROCESSES, Process
 from imbdiff.methods import METHODS, get_method
 from imbdiff.objectives.capacity import CapacityManipulation
-from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Objective
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import check_objective

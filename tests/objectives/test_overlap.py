@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.contract import Answer, Labels
+from imbdiff.objectives.objective import Answer, Labels
 from imbdiff.objectives.overlap import ClassOverlap
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import check_objective

@@ -13,8 +13,8 @@ from torch import Tensor
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.batch import NoisyBatch, class_counts
-from imbdiff.objectives.contract import Answer
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Answer
 from imbdiff.objectives.pair_diversity import PairDiversity
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import check_objective

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.objectives.contract import Objective
+from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.overlap import ClassOverlap
 from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.objectives.transfer import Transfer

@@ -15,8 +15,8 @@ from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import PROCESSES, Process
 from imbdiff.objectives.batch import NoisyBatch, class_prior
-from imbdiff.objectives.contract import Answer
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Answer
 from imbdiff.objectives.pair_diversity import PairDiversity
 from imbdiff.objectives.prototype_contrast import PrototypeContrast, with_prototypes
 from imbdiff.runtime.dist import Dist

@@ -12,7 +12,7 @@ from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.alignment import Alignment
 from imbdiff.objectives.capacity import CapacityManipulation
 from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Objective
+from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.overlap import ClassOverlap
 from imbdiff.testing import check_objective, check_ratio, class_difference
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from imbdiff.diffusion.model import ModelSpec, from_spec
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.contract import Answer
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Answer
 from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import check_objective, example_batch

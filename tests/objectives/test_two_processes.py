@@ -10,9 +10,9 @@ import torch
 
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.objectives.alignment import Alignment
-from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.dispersive import Dispersive
+from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.reweighting import EffectiveNumber, Focal
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.runtime.dist import Dist

@@ -17,8 +17,9 @@ from imbdiff.data.stats import Groups
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.guidance import ClassifierFree, Guided
-from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity
+from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.prototype_guidance import PrototypeGuidance
+from imbdiff.diffusion.saved import load_model, saved_identity
 from imbdiff.methods import METHODS
 from imbdiff.objectives.pair_diversity import PairDiversity
 from imbdiff.pipeline import building, samples, stages

@@ -14,7 +14,7 @@ import torch
 import imbdiff
 from imbdiff.cli import main
 from imbdiff.config import override
-from imbdiff.diffusion.model import load_model, saved_identity
+from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.checks import check_options
 from imbdiff.pipeline.sampling import sampling
@@ -75,7 +75,7 @@ def test_a_training_that_goes_on_has_the_same_weak_model(trained: Path, tmp_path
         with pytest.raises(StoppedError):
             stages.train(data, config, tmp_path, quiet=True)
     model = stages.train(data, config, tmp_path, quiet=True)
-    model.save(tmp_path / "model")
+    save_model(model, tmp_path / "model")
     assert saved_identity(tmp_path / "model") == saved_identity(trained / "model")
 
 

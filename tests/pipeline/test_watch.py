@@ -11,7 +11,8 @@ import torch
 
 from imbdiff.config import RunConfig, override
 from imbdiff.data.splits import Prepared, prepare
-from imbdiff.diffusion.model import DiffusionModel, load_model
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.saved import load_model
 from imbdiff.pipeline import watch as watch_module
 from imbdiff.pipeline.building import build_step
 from imbdiff.pipeline.run import run

@@ -13,20 +13,21 @@ from torch import nn
 from imbdiff.config import TrainConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
-from imbdiff.diffusion.model import ModelSpec, _unet, from_spec
+from imbdiff.diffusion.backbones import _unet
+from imbdiff.diffusion.model import ModelSpec, from_spec
 from imbdiff.diffusion.process import DDPM
 from imbdiff.objectives.alignment import Alignment
 from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.runtime import compiling
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
-from imbdiff.training.compiling import compile_checked
 from imbdiff.training.parts import Part
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.trainer import Trainer
+from imbdiff.training.update import compile_checked
 
 CONFIG = TrainConfig(images=16 * 5, batch_size=16, lr=1e-3, compile="on")
 

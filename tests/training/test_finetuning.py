@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from imbdiff.config import RunConfig, override
-from imbdiff.diffusion.model import load_model
+from imbdiff.diffusion.saved import load_model
 from imbdiff.pipeline import building, stages
 from imbdiff.pipeline.run import run
 from imbdiff.presets import preset
 from imbdiff.runtime.log import read_jsonl
-from imbdiff.training.learning_rate import learning_rate
+from imbdiff.training.schedule import learning_rate
 
 SMALL = {
     "data": {"imbalance_factor": 20},

@@ -16,6 +16,7 @@ from imbdiff.data.stats import Groups
 from imbdiff.diffusion.codec import IdentityCodec
 from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import DDPM
+from imbdiff.diffusion.saved import save_model
 from imbdiff.methods import METHODS
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.class_balancing import ClassBalancing
@@ -159,7 +160,7 @@ def test_cbdm_ada_is_cbdm_with_its_constants() -> None:
 def test_every_method_trains_under_it(name: str, digits: Prepared, tmp_path: Path) -> None:
     more: dict[str, Any] = {"method": name, "train": {"ada": 0.4}}
     if METHODS[name].init == "required":
-        building.new_model(digits, configured(train={"ada": 0.4})).save(tmp_path)
+        save_model(building.new_model(digits, configured(train={"ada": 0.4})), tmp_path)
         more["model"] = {"init": str(tmp_path)}
     model = stages.train(digits, configured(**more), quiet=True)
     assert model.backbone.augmentation is not None
@@ -190,9 +191,9 @@ def test_what_training_gives_depends_on_it(digits: Prepared) -> None:
 def test_a_saved_model_without_the_layer_is_refused_and_one_with_it_goes_on_without(
     digits: Prepared, tmp_path: Path
 ) -> None:
-    building.new_model(digits, configured()).save(tmp_path / "plain")
+    save_model(building.new_model(digits, configured()), tmp_path / "plain")
     told = stages.train(digits, configured(train={"ada": 0.3}), quiet=True)
-    told.save(tmp_path / "told")
+    save_model(told, tmp_path / "told")
     config = configured(method="cbdm-finetune", model={"init": str(tmp_path / "plain")}, train={"ada": 0.2})
     with pytest.raises(RunError, match="no layer for geometric changes") as error:
         building.new_model(digits, config)

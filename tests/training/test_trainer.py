@@ -18,13 +18,13 @@ from imbdiff.data.stats import Groups
 from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import DDPM
 from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Answer, Objective, Request
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Answer, Objective, Request
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog, read_jsonl
-from imbdiff.training.learning_rate import learning_rate
 from imbdiff.training.parts import Part
+from imbdiff.training.schedule import learning_rate
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.trainer import Trainer
 

@@ -15,19 +15,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from imbdiff.config import TrainConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
-from imbdiff.diffusion.model import ModelSpec, _unet, from_spec
+from imbdiff.diffusion.backbones import _unet
+from imbdiff.diffusion.model import ModelSpec, from_spec
 from imbdiff.diffusion.process import DDPM
 from imbdiff.methods import METHODS
 from imbdiff.objectives.alignment import Alignment
 from imbdiff.objectives.class_balancing import ClassBalancing
-from imbdiff.objectives.contract import Objective
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.row_sampling import sample_branches
 from imbdiff.runtime.checkpoint import Checkpoint
 from imbdiff.runtime.device import make_accelerator
 from imbdiff.runtime.dist import Dist
-from imbdiff.training.learning_rate import learning_rate
 from imbdiff.training.parts import Part, make_loaders
+from imbdiff.training.schedule import learning_rate
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.update import Update
 

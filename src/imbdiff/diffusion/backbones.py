@@ -27,8 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbdiff.diffusion.conditioner import AugmentationConditioner, LabelPassthrough, NoCondition, VectorConditioner
-from imbdiff.diffusion.contract import Backbone, Taps
+from imbdiff.diffusion.backbone import (
+    AugmentationConditioner,
+    Backbone,
+    LabelPassthrough,
+    NoCondition,
+    Taps,
+    VectorConditioner,
+)
 from imbdiff.diffusion.dropout import cheapen
 from imbdiff.runtime.errors import ConfigError
 
@@ -263,3 +269,77 @@ class MLPBackbone(Backbone):
 
     def low_rank_layers(self) -> list[str]:
         return self._layers_in(nn.Linear, "outer.")
+
+
+KINDS: dict[str, type[UNetBackbone] | type[DiTBackbone] | type[MLPBackbone]] = {
+    "unet": UNetBackbone,
+    "dit": DiTBackbone,
+    "mlp": MLPBackbone,
+}
+
+
+def _unet(
+    channels: Sequence[int], attention: Sequence[int], layers: int, groups: int, dropout: float
+) -> dict[str, Any]:
+    """Arguments of diffusers' UNet2DModel: `attention` names the levels, from 0 = full resolution, that attend."""
+    down = ["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(len(channels))]
+    up = ["AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(range(len(channels)))]
+    return {
+        "block_out_channels": list(channels),
+        "down_block_types": down,
+        "up_block_types": up,
+        "layers_per_block": layers,
+        "attention_head_dim": None,
+        "norm_num_groups": groups,
+        "dropout": dropout,
+    }
+
+
+def _adaptive(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same U-Net with adaptive group norm: time and class scale and shift what is normalised, as in ADM."""
+    return {**arguments, "resnet_time_scale_shift": "scale_shift"}
+
+
+def _dit(layers: int, width: int, heads: int) -> dict[str, Any]:
+    """Arguments of diffusers' DiTTransformer2DModel with patches of 2 x 2."""
+    return {"num_attention_heads": heads, "attention_head_dim": width // heads, "num_layers": layers, "patch_size": 2}
+
+
+_U8, _U16 = _unet((32, 64), (1,), 1, 8, 0.1), _unet((32, 64, 64), (2,), 1, 8, 0.1)
+_U32 = _unet((128, 256, 256, 256), (1,), 2, 32, 0.1)
+_SIT = "which is a SiT when trained with --model.process flow"
+_S, _B, _L, _XL = _dit(12, 384, 6), _dit(12, 768, 12), _dit(24, 1024, 16), _dit(28, 1152, 16)
+
+#: name -> (kind, arguments, what it is for). Parameter counts: RGB, 10 classes. For 1,000 classes and latents the DiT
+#: papers count 33, 130, 458 and 675 M for S, B, L and XL; here there are then 40, 147, 512 and 750 M, because diffusers
+#: has the layers that embed time and class in every block and not once. Without the copies it is the papers' count.
+BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "unet-8": ("unet", _U8, "8 to 16 pixels on a CPU, 0.7 M parameters"),
+    "unet-16": ("unet", _U16, "12 to 32 pixels on a CPU, 1.1 M parameters"),
+    "unet-32-small": ("unet", _unet((64, 128, 128), (1,), 1, 32, 0.1), "28 to 32 pixels, 4.4 M parameters"),
+    "unet-32": ("unet", _U32, "28 to 32 pixels, the 35.8 M parameters that the papers of this field use"),
+    "unet-64": ("unet", _unet((128, 256, 256, 384), (2, 3), 2, 32, 0.1), "48 to 64 pixels, 52.8 M parameters"),
+    "unet-8-adagn": ("unet", _adaptive(_U8), "unet-8 with ADM's adaptive group norm, 0.8 M parameters"),
+    "unet-16-adagn": ("unet", _adaptive(_U16), "unet-16 with ADM's adaptive group norm, 1.2 M parameters"),
+    "unet-32-adagn": (
+        "unet",
+        _adaptive(_U32),
+        "unet-32 with ADM's adaptive group norm, as in DiffRC's paper, 38.3 M parameters",
+    ),
+    "dit-tiny": ("dit", _dit(4, 128, 4), "a small transformer for latents or square images, 1.4 M parameters"),
+    "dit-s": ("dit", _S, "DiT-S/2, latents or square images, 35 M parameters"),
+    "dit-b": ("dit", _B, "DiT-B/2, latents or square images, 138 M parameters"),
+    "dit-l": ("dit", _L, "DiT-L/2, latents or square images, 487 M parameters"),
+    "dit-xl": ("dit", _XL, "DiT-XL/2, latents or square images, 718 M parameters"),
+    "sit-s": ("dit", _S, f"SiT-S/2: the network of dit-s, {_SIT}"),
+    "sit-b": ("dit", _B, f"SiT-B/2: the network of dit-b, {_SIT}"),
+    "sit-l": ("dit", _L, f"SiT-L/2: the network of dit-l, {_SIT}"),
+    "sit-xl": ("dit", _XL, f"SiT-XL/2: the network of dit-xl, {_SIT}"),
+    "mlp": ("mlp", {"width": 128}, "points and toy worlds"),
+    "mlp-512": (
+        "mlp",
+        {"width": 512, "stem": 2},
+        "8-pixel images, a fiftieth of unet-8's operations, 1.0 M parameters",
+    ),
+    "mlp-fine": ("mlp", {"width": 192, "waves": 5, "stem": 1}, "points whose density has detail finer than 0.1"),
+}

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imbdiff.diffusion.backbone import Taps, linear, pooled
 from imbdiff.diffusion.codec import Codec
-from imbdiff.diffusion.contract import Taps
-from imbdiff.diffusion.features import linear, pooled
-from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec, misfits
+from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec
 from imbdiff.diffusion.process import Process
-from imbdiff.runtime.errors import ConfigError, RunError, listing
-from imbdiff.runtime.files import atomic, read_json, write_json
+from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import seed_of, torch_rng
 
 DIM, TAU = 128, 0.07
@@ -128,55 +125,3 @@ def prototype_logits(features: Tensor, prototypes: Tensor, tau: float, prior: Te
     """(B, C) f c_j / tau + log pi_j: what Eq. 12 takes the softmax of."""
     logits = features @ prototypes.to(features.dtype).T / tau
     return logits if prior is None else logits + prior.to(features.dtype).log()
-
-
-def save_guide(guide: nn.Module | None, folder: Path) -> None:
-    """Writes ``guide.json`` and ``guide.safetensors``; without a guide, those of an earlier model are removed.
-
-    Raises:
-        ConfigError: a guide of another kind.
-    """
-    from safetensors.torch import save_file
-
-    weights, described = Path(folder) / "guide.safetensors", Path(folder) / "guide.json"
-    if guide is None:
-        weights.unlink(missing_ok=True)
-        described.unlink(missing_ok=True)
-        return
-    if not isinstance(guide, PrototypeEncoder):
-        raise ConfigError(f"a guide of type {type(guide).__name__} cannot be saved", "use a PrototypeEncoder")
-    with atomic(weights) as aside:
-        save_file({k: v.detach().cpu().contiguous() for k, v in guide.state_dict().items()}, aside)
-    write_json(described, {"kind": "prototypes", "dim": guide.dim, "tau": guide.tau, "spec": guide.spec.to_json()})
-
-
-def load_guide(folder: Path) -> PrototypeEncoder:
-    """Loads what `save_guide` wrote; in eval mode, its weights fixed.
-
-    Raises:
-        RunError: a file is missing or damaged, or the weights do not fit the description.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    weights, described = Path(folder) / "guide.safetensors", Path(folder) / "guide.json"
-    remedy = "restore it, or train again"
-    for path in (described, weights):
-        if not path.exists():
-            raise RunError(f"{path} is missing: the model in {folder} is sampled with a guide", remedy)
-    value = read_json(described)
-    try:
-        if value["kind"] != "prototypes":
-            raise ValueError(f"kind {value['kind']!r} is not known")
-        guide = PrototypeEncoder(ModelSpec.from_json(value["spec"]), dim=int(value["dim"]), tau=float(value["tau"]))
-    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-        raise RunError(f"{described} does not describe a guide: {type(error).__name__} {error}", remedy) from error
-    try:
-        state = load_file(weights)
-    except SafetensorError as error:
-        raise RunError(f"{weights} is damaged: {error}", remedy) from error
-    wrong = misfits(state, guide.state_dict())
-    if wrong:
-        raise RunError(f"the weights in {weights} do not fit their description:\n{listing(wrong, 8)}", remedy)
-    guide.load_state_dict(state)
-    return guide.requires_grad_(False).eval()

@@ -24,14 +24,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbdiff.diffusion.contract import Taps
+from imbdiff.diffusion.backbone import Taps
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
@@ -180,10 +179,6 @@ class LowRankModel(DiffusionModel):
             if isinstance(layer, LowRankConv2d | LowRankLinear):
                 backbone.set_submodule(name, layer.plain(scale))
         return DiffusionModel(self.spec, backbone, self.process, self.codec).train(self.training)
-
-    def save(self, folder: Path) -> None:
-        """Writes the merged model."""
-        self.merged().save(folder)
 
 
 def check_low_rank(rank_ratio: float, scale: float) -> None:

@@ -5,94 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.diffusion.backbones import DiTBackbone, MLPBackbone, UNetBackbone
+from imbdiff.diffusion.backbone import Backbone, Taps
+from imbdiff.diffusion.backbones import BACKBONES, KINDS
 from imbdiff.diffusion.codec import Codec, IdentityCodec
-from imbdiff.diffusion.contract import Backbone, Taps
 from imbdiff.diffusion.process import Process, process_from_json
-from imbdiff.runtime.errors import ConfigError, RunError, listing
-from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json
+from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import seed_of
 from imbdiff.runtime.tables import lookup
-
-KINDS: dict[str, type[UNetBackbone] | type[DiTBackbone] | type[MLPBackbone]] = {
-    "unet": UNetBackbone,
-    "dit": DiTBackbone,
-    "mlp": MLPBackbone,
-}
-
-
-def _unet(
-    channels: Sequence[int], attention: Sequence[int], layers: int, groups: int, dropout: float
-) -> dict[str, Any]:
-    """Arguments of diffusers' UNet2DModel: `attention` names the levels, from 0 = full resolution, that attend."""
-    down = ["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(len(channels))]
-    up = ["AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(range(len(channels)))]
-    return {
-        "block_out_channels": list(channels),
-        "down_block_types": down,
-        "up_block_types": up,
-        "layers_per_block": layers,
-        "attention_head_dim": None,
-        "norm_num_groups": groups,
-        "dropout": dropout,
-    }
-
-
-def _adaptive(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same U-Net with adaptive group norm: time and class scale and shift what is normalised, as in ADM."""
-    return {**arguments, "resnet_time_scale_shift": "scale_shift"}
-
-
-def _dit(layers: int, width: int, heads: int) -> dict[str, Any]:
-    """Arguments of diffusers' DiTTransformer2DModel with patches of 2 x 2."""
-    return {"num_attention_heads": heads, "attention_head_dim": width // heads, "num_layers": layers, "patch_size": 2}
-
-
-_U8, _U16 = _unet((32, 64), (1,), 1, 8, 0.1), _unet((32, 64, 64), (2,), 1, 8, 0.1)
-_U32 = _unet((128, 256, 256, 256), (1,), 2, 32, 0.1)
-_SIT = "which is a SiT when trained with --model.process flow"
-_S, _B, _L, _XL = _dit(12, 384, 6), _dit(12, 768, 12), _dit(24, 1024, 16), _dit(28, 1152, 16)
-
-#: name -> (kind, arguments, what it is for). Parameter counts: RGB, 10 classes. For 1,000 classes and latents the DiT
-#: papers count 33, 130, 458 and 675 M for S, B, L and XL; here there are then 40, 147, 512 and 750 M, because diffusers
-#: has the layers that embed time and class in every block and not once. Without the copies it is the papers' count.
-BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "unet-8": ("unet", _U8, "8 to 16 pixels on a CPU, 0.7 M parameters"),
-    "unet-16": ("unet", _U16, "12 to 32 pixels on a CPU, 1.1 M parameters"),
-    "unet-32-small": ("unet", _unet((64, 128, 128), (1,), 1, 32, 0.1), "28 to 32 pixels, 4.4 M parameters"),
-    "unet-32": ("unet", _U32, "28 to 32 pixels, the 35.8 M parameters that the papers of this field use"),
-    "unet-64": ("unet", _unet((128, 256, 256, 384), (2, 3), 2, 32, 0.1), "48 to 64 pixels, 52.8 M parameters"),
-    "unet-8-adagn": ("unet", _adaptive(_U8), "unet-8 with ADM's adaptive group norm, 0.8 M parameters"),
-    "unet-16-adagn": ("unet", _adaptive(_U16), "unet-16 with ADM's adaptive group norm, 1.2 M parameters"),
-    "unet-32-adagn": (
-        "unet",
-        _adaptive(_U32),
-        "unet-32 with ADM's adaptive group norm, as in DiffRC's paper, 38.3 M parameters",
-    ),
-    "dit-tiny": ("dit", _dit(4, 128, 4), "a small transformer for latents or square images, 1.4 M parameters"),
-    "dit-s": ("dit", _S, "DiT-S/2, latents or square images, 35 M parameters"),
-    "dit-b": ("dit", _B, "DiT-B/2, latents or square images, 138 M parameters"),
-    "dit-l": ("dit", _L, "DiT-L/2, latents or square images, 487 M parameters"),
-    "dit-xl": ("dit", _XL, "DiT-XL/2, latents or square images, 718 M parameters"),
-    "sit-s": ("dit", _S, f"SiT-S/2: the network of dit-s, {_SIT}"),
-    "sit-b": ("dit", _B, f"SiT-B/2: the network of dit-b, {_SIT}"),
-    "sit-l": ("dit", _L, f"SiT-L/2: the network of dit-l, {_SIT}"),
-    "sit-xl": ("dit", _XL, f"SiT-XL/2: the network of dit-xl, {_SIT}"),
-    "mlp": ("mlp", {"width": 128}, "points and toy worlds"),
-    "mlp-512": (
-        "mlp",
-        {"width": 512, "stem": 2},
-        "8-pixel images, a fiftieth of unet-8's operations, 1.0 M parameters",
-    ),
-    "mlp-fine": ("mlp", {"width": 192, "waves": 5, "stem": 1}, "points whose density has detail finer than 0.1"),
-}
 
 
 @dataclass(frozen=True)
@@ -185,20 +110,6 @@ class DiffusionModel(nn.Module):
         """Those that train; those of a guide or a weak model are not counted."""
         return sum(p.numel() for p in self.backbone.parameters() if p.requires_grad)
 
-    def save(self, folder: Path) -> None:
-        """Writes ``model.json`` and ``model.safetensors``; whole or not at all. Guide and weak model go beside them."""
-        from imbdiff.diffusion.encoder import save_guide
-
-        save_weights(self, Path(folder) / "model.safetensors")
-        save_guide(self.guide, Path(folder))
-        if self.weak is None:
-            (Path(folder) / "weak.safetensors").unlink(missing_ok=True)
-        else:
-            save_weights(self.weak, Path(folder) / "weak.safetensors")
-        # so that one that was lost is noticed
-        beside = {name: True for name in ("guide", "weak") if getattr(self, name) is not None}
-        write_json(Path(folder) / "model.json", {**self.spec.to_json(), **beside})
-
 
 def build_model(
     backbone: str,
@@ -252,85 +163,20 @@ def without_augmentation(model: DiffusionModel) -> DiffusionModel:
     return DiffusionModel(spec, backbone, model.process, model.codec).train(model.training)
 
 
-def load_model(folder: Path, *, device: torch.device | str = "cpu", guide: bool = True) -> DiffusionModel:
-    """Loads a folder that `DiffusionModel.save` wrote; in eval mode.
+@torch.no_grad()
+def forget_labels(model: DiffusionModel) -> DiffusionModel:
+    """Makes every label mean "no class": in place, and returned.
 
-    Args:
-        guide: False leaves the model's guide and weak model unread: for training on from its weights, which needs none.
+    For models trained without labels, whose class vectors are still the random ones that they began with. Vectors that
+    are added to the time embedding become zero; a DiT's become its null label's.
 
     Raises:
-        RunError: the folder holds no model, or its weights do not fit its description; the same of its guide.
+        ConfigError: the backbone does not say where its class vectors are.
     """
-    folder = Path(folder)
-    if not (folder / "model.json").exists():
-        raise RunError(f"{folder} holds no model (model.json is missing)", "give a folder that `imbdiff train` wrote")
-    described = read_json(folder / "model.json")
-    try:
-        model = from_spec(ModelSpec.from_json(described))
-        guided = described.get("guide", False)
-        weak = from_spec(ModelSpec.from_json(described)) if guide and described.get("weak", False) else None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(
-            f"{folder / 'model.json'} does not describe a model: {type(error).__name__} {error}",
-            "restore it; if another version of imbdiff wrote it, load it with that one",
-        ) from error
-    load_weights(model, folder / "model.safetensors")
-    if guided and guide:
-        from imbdiff.diffusion.encoder import load_guide
-
-        model.guide = load_guide(folder)
-    if weak is not None:
-        load_weights(weak, folder / "weak.safetensors")
-        model.keep_weak(weak.to(device))
-    return model.to(device).eval()
-
-
-def save_weights(model: DiffusionModel, path: Path) -> None:
-    """Writes the network's weights as safetensors; whole or not at all."""
-    from safetensors.torch import save_file
-
-    with atomic(path) as aside:
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.backbone.state_dict().items()}, aside)
-
-
-def load_weights(model: DiffusionModel, path: Path) -> None:
-    """Loads safetensors weights into `model`, naming every tensor that does not fit."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist", "give the folder of a saved model") from error
-    except SafetensorError as error:
-        raise RunError(f"{path} is damaged: {error}", "restore it, or train again") from error
-    wrong = misfits(state, model.backbone.state_dict())
-    if wrong:
-        raise RunError(
-            f"the weights in {path} do not fit this model:\n{listing(wrong, 8)}",
-            "start from a model with the same backbone, image shape and number of classes",
-        )
-    model.backbone.load_state_dict(state)
-
-
-def misfits(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """A line for each of the tensors of a file that does not fit those of a network; empty if all fit."""
-    wrong = [f"{k}: missing" for k in own if k not in found]
-    wrong += [f"{k}: not in this model" for k in found if k not in own]
-    return wrong + [
-        f"{k}: {tuple(found[k].shape)} here, {tuple(own[k].shape)} in the model"
-        for k in own
-        if k in found and found[k].shape != own[k].shape
-    ]
-
-
-def saved_identity(folder: Path) -> str:
-    """A hash of the weights in a folder that `DiffusionModel.save` wrote, with those of a guide and a weak model."""
-    parts = [Path(folder) / f"{name}.safetensors" for name in ("model", "guide", "weak")]
-    found = [sha256_file(path) for path in parts if path.exists()]
-    return found[0] if len(found) == 1 else digest(found)
-
-
-def spec_from_folder(folder: Path) -> dict[str, Any]:
-    """The description of a saved model, without its weights."""
-    return read_json(Path(folder) / "model.json")
+    for table in model.backbone.class_tables():
+        c = model.num_classes
+        if len(table) == c + 1:
+            table[:c] = table[c:]
+        else:
+            table.zero_()
+    return model

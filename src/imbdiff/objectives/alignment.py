@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from imbdiff.objectives.batch import NoisyBatch, Space, check_space
-from imbdiff.objectives.contract import Answer, Request
+from imbdiff.objectives.objective import Answer, Request
 from imbdiff.objectives.row_sampling import RowSampled
 from imbdiff.runtime.errors import ConfigError
 

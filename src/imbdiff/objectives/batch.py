@@ -16,7 +16,7 @@ from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.process import Process, expand
-from imbdiff.objectives.contract import Answer
+from imbdiff.objectives.requests import Answer
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng

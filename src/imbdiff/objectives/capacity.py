@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.objectives.batch import NoisyBatch, Space, check_space
-from imbdiff.objectives.contract import Answer, Request
+from imbdiff.objectives.objective import Answer, Request
 from imbdiff.objectives.row_sampling import RowSampled
 from imbdiff.runtime.errors import ConfigError
 

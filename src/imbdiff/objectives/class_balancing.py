@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from imbdiff.objectives.batch import LabelDraw, LabelLaw, NoisyBatch, Space, check_space
-from imbdiff.objectives.contract import Answer, Draw, Request
+from imbdiff.objectives.objective import Answer, Draw, Request
 from imbdiff.objectives.row_sampling import RowSampled
 from imbdiff.runtime.errors import ConfigError
 

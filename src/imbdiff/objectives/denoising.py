@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.objectives.objective import Answer, Objective, Request
 
 
 @dataclass(eq=False, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.contract import COMPARES_ROWS, Answer, Objective, Request
+from imbdiff.objectives.objective import COMPARES_ROWS, Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from imbdiff.data.geometric import CONDITION_SIZE
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.contract import Answer, Draw, Labels, Request, Usage
+from imbdiff.objectives.objective import Answer, Draw, Labels, Request, Usage
 from imbdiff.runtime.errors import ConfigError
 
 Key = tuple[str, str, str, str, str]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imbdiff.objectives.alignment import Time, check_time, time_weight
 from imbdiff.objectives.batch import NoisyBatch, PermutationDraw, Space, check_space
-from imbdiff.objectives.contract import Answer, Labels, Objective, Request
+from imbdiff.objectives.objective import Answer, Labels, Objective, Request
 
 
 @dataclass(eq=False, kw_only=True)

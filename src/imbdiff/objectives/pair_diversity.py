@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbdiff.objectives.batch import FAR, NoisyBatch, class_counts
-from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.objectives.objective import Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from imbdiff.diffusion.encoder import PrototypeEncoder, prototype_logits
 from imbdiff.objectives.batch import NoisyBatch, class_prior
-from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.objectives.objective import Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 
 TINY = 1e-18  # lengths below are those of a class that was not seen

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.objectives.objective import Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from imbdiff.objectives.batch import NoisyBatch, Space, UniformDraw
-from imbdiff.objectives.contract import Answer, Objective, Rows
+from imbdiff.objectives.objective import Answer, Objective, Rows
 from imbdiff.runtime.errors import ConfigError
 
 STRATUM = 32

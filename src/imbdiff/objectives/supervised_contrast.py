@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbdiff.diffusion.features import linear, pooled
+from imbdiff.diffusion.backbone import linear, pooled
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.objectives.batch import FAR, NoisyBatch
-from imbdiff.objectives.contract import COMPARES_ROWS, Answer, Objective, Request
+from imbdiff.objectives.objective import COMPARES_ROWS, Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
 

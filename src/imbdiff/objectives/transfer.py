@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imbdiff.diffusion.process import MIN_DIVISOR, expand
 from imbdiff.objectives.batch import NoisyBatch, UniformDraw, class_counts
-from imbdiff.objectives.contract import Answer, Objective, Request
+from imbdiff.objectives.objective import Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 
 Direction = Literal["t2h", "h2t", "full"]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from imbdiff.objectives.alignment import Time, check_time, time_weight
 from imbdiff.objectives.batch import FAR, NoisyBatch
-from imbdiff.objectives.contract import COMPARES_ROWS, Answer, Objective, Request
+from imbdiff.objectives.objective import COMPARES_ROWS, Answer, Objective, Request
 from imbdiff.runtime.errors import ConfigError
 
 

@@ -12,14 +12,9 @@ from imbdiff.config import RunConfig
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.source import Symmetry
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.model import (
-    DiffusionModel,
-    build_model,
-    load_model,
-    spec_from_folder,
-    without_augmentation,
-)
+from imbdiff.diffusion.model import DiffusionModel, build_model, without_augmentation
 from imbdiff.diffusion.process import PROCESSES
+from imbdiff.diffusion.saved import load_model
 from imbdiff.methods import method_of
 from imbdiff.objectives.row_sampling import sample_branches
 from imbdiff.recipe import Phase
@@ -66,7 +61,7 @@ def files_there(folder: Path) -> bool:
     """Whether a run's model folder has all files that its model says it has."""
     if not all((folder / name).exists() for name in ("model.json", "model.safetensors", "trained_on.json")):
         return False
-    described = spec_from_folder(folder)
+    described = read_json(Path(folder) / "model.json")
     beside = {"guide.json": "guide", "guide.safetensors": "guide", "weak.safetensors": "weak"}
     return all((folder / name).exists() for name, what in beside.items() if described.get(what))
 

@@ -8,8 +8,8 @@ from typing import Any, get_type_hints
 
 from imbdiff.constants import constants, field_texts, type_text
 from imbdiff.data.benchmarks.table import BENCHMARKS
+from imbdiff.diffusion.backbones import BACKBONES
 from imbdiff.diffusion.guidances import GUIDANCE
-from imbdiff.diffusion.model import BACKBONES
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import METHODS, get_method
 from imbdiff.metrics.extractors.catalogue import EXTRACTORS

@@ -6,7 +6,7 @@ import torch
 
 from imbdiff.config import RunConfig
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.model import BACKBONES
+from imbdiff.diffusion.backbones import BACKBONES
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import method_of

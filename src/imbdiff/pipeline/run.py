@@ -12,7 +12,8 @@ from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.model import DiffusionModel, load_model, saved_identity
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.methods import method_of, with_all_constants
 from imbdiff.pipeline import building, curation, drawing, samples, stages
 from imbdiff.pipeline.checks import check_fit, check_options
@@ -182,7 +183,7 @@ class Run:
                 model, found = kept
                 value = found[self.config.watch.metric]["value"]
                 self.say(f"kept: the weights after {found['images']:,} images, {self.config.watch.metric} {value:.4g}")
-            model.save(self.folder / "model")
+            save_model(model, self.folder / "model")
             before = building.seen_by_init(self.config)
             seen = None if before is None else sorted({*prepared.train.hashes, *before})
             write_json(self.folder / "model" / "trained_on.json", {"image_hashes": seen})

@@ -23,7 +23,8 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.guidance import Guidance
-from imbdiff.diffusion.model import DiffusionModel, load_model
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.saved import load_model, save_model
 from imbdiff.methods import METHODS, method_of, with_all_constants
 from imbdiff.pipeline import drawing, samples
 from imbdiff.pipeline.building import build_step, check_phases, geometric, init_folder, symmetry_of
@@ -91,7 +92,7 @@ def train(
     def keep_weak(model: DiffusionModel, _: int) -> None:
         weak.append(model)
         if weak_folder is not None:
-            model.save(weak_folder)
+            save_model(model, weak_folder)
 
     for phase in method.phases:
         place = None if folder is None else folder / "checkpoints" / phase.name

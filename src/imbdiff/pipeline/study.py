@@ -27,7 +27,7 @@ import torch
 from imbdiff.config import RunConfig
 from imbdiff.data.names import counted, named
 from imbdiff.data.splits import LEAST_FOR_VAL, Prepared
-from imbdiff.diffusion.model import load_model, saved_identity
+from imbdiff.diffusion.saved import load_model, saved_identity
 from imbdiff.pipeline import building, study_pool
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.plan import _probe_sampling

@@ -18,7 +18,7 @@ import numpy as np
 from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.model import load_model
+from imbdiff.diffusion.saved import load_model
 from imbdiff.pipeline import drawing, samples
 from imbdiff.pipeline.curation import candidates_to_draw, curate_run
 from imbdiff.pipeline.sampling import guide_of, sampling

@@ -17,7 +17,8 @@ from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
-from imbdiff.diffusion.model import DiffusionModel, load_model
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.saved import load_model, save_model
 from imbdiff.metrics.agreement import share_agreeing
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.frechet import ROWS_PER_FEATURE_EXTRAPOLATED, frechet
@@ -83,7 +84,7 @@ class Watch:
         log.write(images=seen, seconds=round(time.monotonic() - began, 2), **line)
         value = numbers[self.config.watch.metric].value
         if value is not None and all(self._better(value, self._of(row)) for row in rows):
-            model.save(self.folder / "checkpoints" / "best")
+            save_model(model, self.folder / "checkpoints" / "best")
             write_json(self.folder / "checkpoints" / "best" / "watched.json", {"images": seen, **line})
 
     def measure(self, model: DiffusionModel) -> dict[str, Estimate]:

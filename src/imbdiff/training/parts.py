@@ -19,7 +19,7 @@ from imbdiff.data.stats import Groups
 from imbdiff.diffusion.codec import Codec
 from imbdiff.diffusion.process import Process
 from imbdiff.objectives.batch import DrawKind, NoisyBatch, noisy_batch
-from imbdiff.objectives.contract import Objective
+from imbdiff.objectives.objective import Objective
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from imbdiff.objectives.batch import DrawKind, NoisyBatch
-from imbdiff.objectives.contract import Objective, Request, Usage
 from imbdiff.objectives.evaluator import evaluate
+from imbdiff.objectives.objective import Objective, Request, Usage
 from imbdiff.runtime.errors import ConfigError
 
 

@@ -22,7 +22,7 @@ from imbdiff.data.stats import Groups
 from imbdiff.diffusion.codec import Codec
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.process import Process
-from imbdiff.objectives.contract import Objective
+from imbdiff.objectives.objective import Objective
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import make_accelerator, resolve_device, set_backends
 from imbdiff.runtime.dist import Dist
@@ -30,9 +30,8 @@ from imbdiff.runtime.errors import NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog, read_jsonl
 from imbdiff.runtime.memory import freed_memory_kept
 from imbdiff.runtime.progress import Progress
-from imbdiff.training.cadence import make_cadence
-from imbdiff.training.learning_rate import learning_rate
 from imbdiff.training.parts import Part, make_loaders
+from imbdiff.training.schedule import learning_rate, make_cadence
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.update import Update
 

@@ -5,8 +5,8 @@ back from the device here: losses stay there until the log wants them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,14 +16,15 @@ from imbdiff.config import TrainConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.diffusion.codec import Codec
+from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.process import Process
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.runtime.checkpoint import Checkpoint
+from imbdiff.runtime.compiling import compile_if_equal
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.streams import seed_of
-from imbdiff.training.compiling import compile_checked
-from imbdiff.training.learning_rate import learning_rate
 from imbdiff.training.parts import PartLoader
+from imbdiff.training.schedule import learning_rate
 from imbdiff.training.shares import gradient_shares
 from imbdiff.training.step import TrainingStep
 
@@ -231,3 +232,59 @@ def _check_used(parameters: Mapping[str, Tensor]) -> None:
             f"{len(unused)} trainable parameters take no part in the loss, such as {unused[0]}",
             "add an objective that needs them, or freeze their network",
         )
+
+
+def compile_checked(
+    step: TrainingStep,
+    loss: Callable[[], Tensor],
+    *,
+    bf16: bool = False,
+    must: bool = False,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Compiles the backbones of `step` in place, if the gradients of `loss` are those without.
+
+    Only those of plain diffusion models: others change between calls, or are small.
+
+    Args:
+        step: its parameters hold no gradients, before and after.
+        loss: calls the step on one batch; called several times, without network dropout.
+        bf16, must, say: see `compile_if_equal`.
+
+    Returns:
+        Whether they are compiled.
+    """
+    networks = [net.backbone for net in step.networks.values() if type(net) is DiffusionModel]
+    if must and not networks:
+        say("not compiled: no network here is a plain diffusion model; others change between calls, or are small")
+
+    def gradients() -> dict[str, Tensor]:
+        step.zero_grad(set_to_none=True)
+        loss().backward()
+        found = {n: p.grad.detach().clone() for n, p in step.named_parameters() if p.grad is not None}
+        step.zero_grad(set_to_none=True)
+        return found
+
+    with _undisturbed(step):
+        return compile_if_equal(
+            networks, gradients, what="gradients of one batch", bf16=bf16, must=must, together=True,
+            option="--train.compile", say=say,
+        )  # fmt: skip
+
+
+@contextmanager
+def _undisturbed(step: TrainingStep) -> Iterator[None]:
+    """Without network dropout; random state, buffers and dropout are afterwards as before."""
+    dropouts = [(m, m.p) for m in step.modules() if isinstance(m, nn.Dropout)]
+    buffers = {n: b.detach().clone() for n, b in step.named_buffers()}
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        for module, _ in dropouts:
+            module.p = 0.0
+        try:
+            yield
+        finally:
+            for module, p in dropouts:
+                module.p = p
+            with torch.no_grad():
+                for n, b in step.named_buffers():
+                    b.copy_(buffers[n])
