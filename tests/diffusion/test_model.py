@@ -130,13 +130,13 @@ def test_nothing_is_unpickled(tmp_path: Path, writer: str) -> None:
 def test_weights_of_another_model_name_the_tensors(tmp_path: Path) -> None:
     save_model(build(stats=ClassStats(("a", "b", "c", "d"), (5, 4, 2, 1))), tmp_path / "four")
     with pytest.raises(RunError) as caught:
-        load_weights(build(), tmp_path / "four" / "model.safetensors")
+        load_weights(build().backbone, tmp_path / "four" / "model.safetensors")
     assert "conditioner.table: (4, 128) here, (3, 128) in the model" in caught.value.message
     assert "number of classes" in caught.value.remedy
     target = build("unet-8")
     before = predict(target)
     with pytest.raises(RunError) as caught:
-        load_weights(target, tmp_path / "four" / "model.safetensors")
+        load_weights(target.backbone, tmp_path / "four" / "model.safetensors")
     assert "net.conv_in.weight: missing" in caught.value.message
     assert "... and" in caught.value.message  # a capped list
     assert torch.equal(predict(target), before)  # nothing was half loaded
