@@ -94,11 +94,23 @@ def one(method: str, prepared: Prepared, given: argparse.Namespace) -> dict[str,
         reference_name="test", seed=0,
     )  # fmt: skip
     numbers = [
-        {k: row.get(k) for k in ("metric", "scope", "reference", "value", "low", "high", "n_synthetic", "n_reference")}
+        {
+            k: row.get(k)
+            for k in (
+                "metric",
+                "k",
+                "extractor",
+                "scope",
+                "reference",
+                "value",
+                "low",
+                "high",
+                "n_synthetic",
+                "n_reference",
+            )
+        }
         for row in report["numbers"]
-        if row["metric"].split("[")[0].split("(")[0] in METRICS
-        and row["reference"] == "test"
-        and row["value"] is not None
+        if row["metric"] in METRICS and row["reference"] == "test" and row["value"] is not None
     ]
     for row in numbers:
         if row["metric"].startswith("FD"):

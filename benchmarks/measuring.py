@@ -81,7 +81,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=50_000)
     parser.add_argument("--dim", type=int, default=2048)
-    parser.add_argument("--measures", nargs="+", default=[*MEASURES, "inception score"])
+    parser.add_argument(
+        "--measures", nargs="+", default=[*(n for n, m in MEASURES.items() if m.function), "inception score"]
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:

@@ -37,6 +37,7 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.methods import get_method, method_of
 from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.measures import MEASURES
+from imbdiff.metrics.numbers import Number
 from imbdiff.metrics.statistics import student95
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.sampling import sampling, without_guidance
@@ -116,7 +117,7 @@ def measured(
     )  # fmt: skip
     rows = {}
     for row in report["numbers"]:
-        name = row["metric"].split("[")[0]
+        name = Number.from_json(row).short
         if name in NUMBERS and row["reference"] in ("held out", "label asked for"):
             rows[f"{NUMBERS[name]} {row['scope']}"] = row["value"]
     for row in report["memorisation"]["summary"]:

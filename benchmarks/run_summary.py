@@ -28,7 +28,21 @@ def summary(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"all": round(block["accuracy"], 4)} | {k: round(v, 4) for k, v in block["groups"].items()}
 
     distances = [
-        {k: row.get(k) for k in ("metric", "scope", "reference", "value", "low", "high", "n_synthetic", "n_reference")}
+        {
+            k: row.get(k)
+            for k in (
+                "metric",
+                "k",
+                "extractor",
+                "scope",
+                "reference",
+                "value",
+                "low",
+                "high",
+                "n_synthetic",
+                "n_reference",
+            )
+        }
         for row in metrics["numbers"]
         if row.get("value") is not None and not row["ranking_only"]
     ]

@@ -1,10 +1,10 @@
-"""What few images do to recall, coverage, F8 and the Vendi score: the studies behind the minima in imbdiff.metrics.
+"""What few images do to recall, coverage and F8: the studies behind the minima in imbdiff.metrics.
 
     python benchmarks/small_n.py
 
 Handwritten digits (scikit-learn's 1,797). Recall and coverage: n random rows of pixels against another n, and n rows of
 five of the ten classes against n of all: from which n on is the lost half seen? F8: random halves, where it should be
-1, by rows per cluster. Vendi: 500 rows of random ReLU features, plain cosine and cosine centred on the reference.
+1, by rows per cluster.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from harness import write_result
-from imbdiff.metrics import density_coverage, prd_f8, precision_recall, vendi_score
+from imbdiff.metrics import density_coverage, prd_f8, precision_recall
 
 
 def main() -> None:
@@ -44,21 +44,6 @@ def main() -> None:
             values.append(prd_f8(x[order[::2]], x[order[1::2]], clusters, runs=3)[0])
         row = {"study": "F8 of random halves, 20 clusters", "n": per * clusters, "rows per cluster": per}
         rows.append({**row, "all classes": f"{np.mean(values):.3f} (sd {np.std(values, ddof=1):.3f})"})
-        print(rows[-1], flush=True)
-    features = np.maximum(x @ g.normal(size=(64, 1024)) / 8, 0)
-    centre = features.mean(axis=0)
-    copies = np.repeat(np.arange(10), 50)
-    for name, part in (
-        ("ten classes", np.arange(500)),
-        ("five classes", np.flatnonzero(labels < 5)[:500]),
-        ("two classes", np.resize(np.flatnonzero(labels < 2), 500)),
-        ("fifty copies of ten images", copies),
-    ):
-        z = features[part]
-        plain, centred = vendi_score(z), vendi_score(z, centre=centre)
-        rows.append(
-            {"study": f"Vendi, {name}", "n": 500, "plain cosine": round(plain, 2), "centred": round(centred, 2)}
-        )
         print(rows[-1], flush=True)
     write_result("small_n", {"studies": rows}, config={"draws": 20}, notes=(__doc__ or "").split("\n\n")[2])
 

@@ -115,7 +115,7 @@ def test_the_example_measure_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     found = imbdiff.evaluate(
         data.train, data.test, data.train, data.groups, [judge], reference_name="test", measures=only
     )
-    value = next(r["value"] for r in found["numbers"] if r["scope"] == "all" and r["metric"] == "shift[raw-pixels]")
+    value = next(r["value"] for r in found["numbers"] if r["scope"] == "all" and r["metric"] == "shift")
     assert value > 0
     assert {r["scope"] for r in found["numbers"]} == {"all", "many", "medium", "few"}
 

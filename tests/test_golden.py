@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from imbdiff.config import RunConfig, override
+from imbdiff.metrics.numbers import Number
 from imbdiff.pipeline.run import run
 from imbdiff.presets import preset
 from tests.pipeline.conftest import SMALL, write_tree
@@ -60,7 +61,8 @@ def found_in(run_folder: Path) -> dict[str, Any]:
         "sample_means": [float(image.mean()) for image in pixels],
         "sample_hash": hashlib.sha256(b"".join(image.astype(np.uint8).tobytes() for image in pixels)).hexdigest(),
         "numbers": {
-            f"{row['metric']} | {row['scope']} | {row['reference']}": row["value"] for row in read["metrics"]["numbers"]
+            f"{number.label} | {number.scope} | {number.reference}": number.value
+            for number in map(Number.from_json, read["metrics"]["numbers"])
         },
         "arms": {arm["name"]: [one["accuracy"] for one in arm["runs"]] for arm in results["arms"]},
         "verdict": {g: [v["outcome"], v["difference"], v["low"], v["high"]] for g, v in per_group.items()},

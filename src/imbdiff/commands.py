@@ -58,8 +58,6 @@ class MeasureOptions:
     """How to bring them to it. Default: crop, or as of a reference folder."""
     measures: tuple[str, ...] = ()
     """Measures of your own beside the built-in ones: module:PACKAGE.MODULE:NAME, or an entry point's name."""
-    lpips: bool = False
-    """Also measure LPIPS between images of a class; needs the extra fidelity and weights."""
     batch_size: int = 256
     """Images per network call."""
     device: str = "auto"

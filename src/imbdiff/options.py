@@ -173,8 +173,6 @@ class EvaluateConfig:
     balanced: bool | None = None
     """Also measure against the balanced set that the tail was cut from, the literature's reference. Default: for
     benchmarks."""
-    lpips: bool = False
-    """Also measure LPIPS between images of a class; needs the extra fidelity and weights."""
     batch_size: int = 256
     """Images per network call."""
 

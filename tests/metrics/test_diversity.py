@@ -1,23 +1,15 @@
-"""Intra-class diversity against scipy, loops and known answers; LPIPS with a distance put in its place."""
+"""Intra-class diversity against scipy, loops and known answers."""
 
 from __future__ import annotations
 
-import builtins
-from typing import Any
-
 import numpy as np
 import pytest
-import torch
 from scipy.spatial.distance import pdist, squareform
 
-from imbdiff.data.imageset import ImageSet
-from imbdiff.data.stats import Groups
 from imbdiff.metrics.diversity import MIN_PER_CLASS, _distances, diversity, mean_pairwise_distance
-from imbdiff.metrics.lpips_diversity import lpips_diversity, lpips_report
 from imbdiff.metrics.rows import Estimate, Rows
-from imbdiff.metrics.scopes import scopes
 from imbdiff.metrics.statistics import jackknife_half_width
-from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.errors import DataError
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e5])
@@ -116,87 +108,3 @@ def test_interval_holds_the_ratio() -> None:
     runs = [of(diversity(Rows.of(0.7 * g.normal(size=(60, 4))), Rows.of(g.normal(size=(60, 4))))) for _ in range(120)]
     assert np.mean([low <= 0.7 <= high for _, low, high in runs]) >= 0.88
     assert np.mean([high - low for _, low, high in runs]) < 6 * np.std([value for value, _, _ in runs])
-
-
-def squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    assert a.shape[1:] == (3, 4, 4)
-    assert a.abs().max() <= 1
-    return ((a - b) ** 2).mean(dim=(1, 2, 3))
-
-
-def test_lpips_takes_pairs_by_hash() -> None:
-    g = np.random.default_rng(7)
-    x = g.integers(0, 256, (130, 4, 4, 1)).astype(np.uint8)
-    same = np.full((120, 4, 4, 3), 7, np.uint8)
-    few = x[:4].repeat(3, axis=-1)
-    found = lpips_diversity({0: x, 5: same, 6: few, 7: x[:1]}, distance=squared, batch=7)
-    assert found[0].extra == {"net": "alex", "pairs": 50}
-    assert found[0].n_synthetic == 130
-    again = lpips_diversity({0: x[::-1]}, distance=squared)
-    assert again[0].value == pytest.approx(found[0].value)
-    assert lpips_diversity({0: x}, seed=1, distance=squared)[0].value != found[0].value
-    # uniform pixels in [-1, 1]: E (a - b)^2 = 2/3
-    assert found[0].low is not None
-    assert found[0].high is not None
-    assert found[0].low < 2 / 3 < found[0].high < 1
-    assert found[5].value == 0
-    # all six pairs of four images; they share images, so there is no interval
-    flat = few.reshape(4, -1) / 127.5 - 1
-    assert found[6].value == pytest.approx((pdist(flat) ** 2).mean() / flat.shape[1], rel=1e-5)
-    assert (found[6].low, found[6].extra["pairs"]) == (None, 6)
-    assert found[7].value is None
-
-
-def test_student_t_of_the_lpips_interval() -> None:
-    from scipy.stats import t
-
-    g = np.random.default_rng(8)
-    values: list[torch.Tensor] = []
-
-    def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        values.append(squared(a, b))
-        return values[-1]
-
-    x = g.integers(0, 256, (40, 4, 4, 3)).astype(np.uint8)
-    e = lpips_diversity({0: x}, pairs=11, distance=distance)[0]
-    v = torch.cat(values).double().numpy()
-    half = t.ppf(0.975, 10) * v.std(ddof=1) / 11**0.5
-    assert (e.low, e.high) == (pytest.approx(v.mean() - half, rel=1e-3), pytest.approx(v.mean() + half, rel=1e-3))
-
-
-def test_lpips_errors_are_clear(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = {0: np.zeros((5, 4, 4, 3), np.uint8)}
-    real_import = builtins.__import__
-
-    def no_lpips(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "lpips":
-            raise ImportError("No module named 'lpips'")
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_lpips)
-    with pytest.raises(ConfigError, match="lpips, which is not installed"):
-        lpips_diversity(images)
-    with pytest.raises(ConfigError, match="'resnet'"):
-        lpips_diversity(images, net="resnet")
-    with pytest.raises(DataError, match="class 0"):
-        lpips_diversity({0: images[0].astype(np.float32)}, distance=squared)
-
-
-def test_lpips_of_groups_is_the_mean_over_their_classes_beside_real_images() -> None:
-    g = np.random.default_rng(0)
-    z = np.repeat([0, 1, 2], 120)
-    wide, narrow = (
-        ImageSet((128 + s * g.normal(size=(360, 4, 4, 1))).clip(0, 255).astype(np.uint8), z, ("a", "b", "c"))
-        for s in (30, 10)
-    )
-    groups = Groups.explicit(wide.stats, {"many": ["a"], "few": ["b", "c"]})
-    every = list(scopes(wide.class_names, groups))
-    found = lpips_report(narrow, wide, every, reference_name="test", distance=squared)
-    values = {r["scope"]: r for r in found["numbers"]}
-    (column,) = [c for c in found["classes"] if c["of"] == "synthetic"]
-    assert values["few"]["value"] == pytest.approx(np.mean(column["value"][1:]), rel=1e-5)
-    assert values["few"]["low"] < values["few"]["value"] < values["few"]["high"]
-    real = {r["scope"]: r for r in found["yardsticks"]}
-    assert values["all"]["high"] < real["all"]["low"]
-    part = lpips_report(narrow.select(np.flatnonzero(z != 1)), wide, every, reference_name="test", distance=squared)
-    assert {r["scope"]: r["classes_left_out"] for r in part["numbers"]} == {"all": 1, "many": 0, "few": 1}

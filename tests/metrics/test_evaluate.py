@@ -11,6 +11,7 @@ from imbdiff.data.stats import Groups
 from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.extractors import Extractor, RandomConv
 from imbdiff.metrics.kernel import kernel_distance
+from imbdiff.metrics.numbers import Origin
 from imbdiff.runtime.errors import ConfigError, DataError
 
 NAMES = ("a", "b", "c", "d")
@@ -44,8 +45,12 @@ def sets() -> tuple[ImageSet, ImageSet, ImageSet, Groups]:
     return _set((0, 30, 30, 30), 1), _set((25, 25, 25, 25), 2), train, groups
 
 
+def label(row: dict[str, Any]) -> str:
+    return Origin.from_json(row).label
+
+
 def _find(rows: list[dict[str, Any]], metric: str, scope: str, reference: str = "test") -> dict[str, Any]:
-    (row,) = [r for r in rows if r["metric"] == metric and r["scope"] == scope and r["reference"] == reference]
+    (row,) = [r for r in rows if (label(r), r["scope"], r["reference"]) == (metric, scope, reference)]
     return row
 
 
@@ -57,14 +62,14 @@ def test_every_number_says_what_it_is(sets: Any) -> None:
     for row in found["numbers"] + found["yardsticks"]:
         assert keys | {"fingerprint", "direction", "refused", "ranking_only"} <= row.keys()
         assert (row["value"] is None) == (row["refused"] is not None)
-        assert "FID" not in row["metric"]
+        assert not row["is_fid"]
         if row["value"] is not None:
             assert row["low"] <= row["value"] <= row["high"]
     assert [e["name"] for e in found["protocol"]["extractors"] if e["ranking_only"]] == ["random-conv"]
-    metrics = {row["metric"] for row in found["numbers"]}
+    metrics = {label(row) for row in found["numbers"]}
     for number in ("FD", "FD∞", "KD", "precision(k=3)", "recall(k=3)", "density(k=5)", "coverage(k=5)", "F8", "F1/8"):
         assert f"{number}[mean]" in metrics
-    assert {"diversity[mean]", "vendi[mean]", "agreement[mean]"} <= metrics
+    assert {"diversity[mean]", "agreement[mean]"} <= metrics
     assert found == evaluate(synthetic, reference, train, groups, [Mean(), RandomConv(1)], reference_name="test")
 
 
@@ -100,7 +105,7 @@ def test_every_number_for_every_class(sets: Any) -> None:
     assert found["names"] == list(NAMES)
     assert found["group"] == ["many", "many", "few", "few"]
     assert (found["n_synthetic"], found["n_train"]) == ([0, 30, 30, 30], [40, 20, 5, 2])
-    by = {(c["of"], c["metric"], c["reference"]): c for c in found["metrics"]}
+    by = {(c["of"], label(c), c["reference"]): c for c in found["metrics"]}
     kd = by["synthetic", "KD[mean]", "test"]
     assert kd["value"][0] is None
     assert kd["reasons"][kd["refused"][0]] == "no class has images in both sets"
@@ -216,7 +221,7 @@ def test_agreement_counts_the_label_asked_for() -> None:
     row = _find(mixed["numbers"], "agreement[mean]", "all", "label asked for")
     assert row["value"] == pytest.approx((right[:10].mean() + right[10:].mean()) / 2)
     assert row["n_effective"] == pytest.approx(1 / (0.25 / 10 + 0.25))
-    (column,) = [c for c in found["classes"]["metrics"] if c["metric"] == "agreement[mean]" and c["of"] == "synthetic"]
+    (column,) = [c for c in found["classes"]["metrics"] if label(c) == "agreement[mean]" and c["of"] == "synthetic"]
     assert column["value"] == [0.8, 0.8, None, None]
     real = _find(found["yardsticks"], "agreement[mean]", "all", "labels of the test images")
     assert real["n_synthetic"] == 18  # of the classes that both have

@@ -95,7 +95,7 @@ def test_measure_equals_brute_force_with_every_group_left_out(ties: bool) -> Non
         left[0].append(brute(fx[kf], rx, wf[kf, group], wr[:, -1], 3, 5))
         left[1].append(brute(fx, rx[kr], wf[:, -1], wr[kr, group], 3, 5))
     found = neighbour_measures(fake, real)
-    assert list(found) == ["precision(k=3)", "recall(k=3)", "density(k=5)", "coverage(k=5)"]
+    assert list(found) == ["precision", "recall", "density", "coverage"]
     for i, (name, rows) in enumerate(zip(found, (fake, real, fake, real), strict=True)):
         e = found[name]
         half = jackknife_half_width([[values[i] for values in side] for side in left])
@@ -117,7 +117,7 @@ def test_weights_move_precision_to_the_class_that_counts() -> None:
     for share in (0.2, 0.9):
         mix = np.array([1 - share, share])
         found = precision_recall_measure(Rows.of(fake, labels, mix), Rows.of(real, labels, mix))
-        e = found["precision(k=3)"]
+        e = found["precision"]
         assert e.value is not None
         assert (1 - share) * 0.85 < e.value <= 1 - share
 
@@ -135,13 +135,13 @@ def test_order_and_chunks_change_nothing() -> None:
 
 def test_all_alike_has_an_interval_of_some_width_and_few_rows_are_refused() -> None:
     x = np.random.default_rng(8).normal(size=(60, 2))
-    e = precision_recall_measure(Rows.of(x), Rows.of(x))["precision(k=3)"]
+    e = precision_recall_measure(Rows.of(x), Rows.of(x))["precision"]
     assert (e.value, e.high) == (pytest.approx(1.0), 1.0)
     assert e.low == pytest.approx(wilson(60, 60)[0])
     refused = neighbour_measures(Rows.of(x[:49]), Rows.of(x), k=4)
-    assert refused["recall(k=4)"].value is None
-    assert refused["recall(k=4)"].refused == "at least 50 images in both sets are needed; here 49 and 60"
-    assert "at least 62" in str(precision_recall_measure(Rows.of(x), Rows.of(x), k=30)["recall(k=30)"].refused)
+    assert refused["recall"].value is None
+    assert refused["recall"].refused == "at least 50 images in both sets are needed; here 49 and 60"
+    assert "at least 62" in str(precision_recall_measure(Rows.of(x), Rows.of(x), k=30)["recall"].refused)
 
 
 def test_intervals_hold_the_expectation_at_this_n() -> None:

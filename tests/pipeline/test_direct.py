@@ -12,6 +12,7 @@ from PIL import Image
 
 from imbdiff.cli import _called, main
 from imbdiff.data.imageset import ImageSet
+from imbdiff.metrics.numbers import Number
 from imbdiff.pipeline.direct import Measuring, evaluate_any, reference_any
 from imbdiff.runtime.errors import ConfigError, DataError, RunError
 
@@ -37,7 +38,7 @@ def _write(images: ImageSet, folder: Path, flat: bool = False, mode: str = "L") 
 
 
 def _value(found: dict[str, Any], metric: str, scope: str = "all", reference: str | None = None) -> dict[str, Any]:
-    rows = [r for r in found["numbers"] if r["metric"] == metric and r["scope"] == scope]
+    rows = [r for r in found["numbers"] if Number.from_json(r).label == metric and r["scope"] == scope]
     return next(r for r in rows if reference is None or r["reference"] == reference)
 
 

@@ -46,7 +46,7 @@ def test_a_run_leaves_everything_that_it_says(finished: tuple[Path, RunConfig]) 
     assert manifest["counts"][-1] > 0
     metrics = json.loads((folder / "metrics.json").read_text())
     assert all("n_synthetic" in row and "reference" in row for row in metrics["numbers"])
-    assert not any("FID" in row["metric"] for row in metrics["numbers"])
+    assert not any(row["is_fid"] for row in metrics["numbers"])
     results = json.loads((folder / "classifier" / "results.json").read_text())
     assert len(results["arms"]) == 5
     assert results["verdict"]["sentence"] in (folder / "report.html").read_text().replace("&#34;", '"')

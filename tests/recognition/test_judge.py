@@ -52,7 +52,9 @@ def test_with_a_pool_a_judge_and_without_one_ranking_only(prepared: Any) -> None
     synthetic = make_set((0, 30, 36), 9)
     found = evaluate(synthetic, prepared.test, prepared.train, prepared.groups, extractors, reference_name="test")
     (column,) = [
-        c for c in found["classes"]["metrics"] if c["metric"] == "agreement[judge-cnn]" and c["of"] == "synthetic"
+        c
+        for c in found["classes"]["metrics"]
+        if (c["metric"], c["extractor"]) == ("agreement", "judge-cnn") and c["of"] == "synthetic"
     ]
     assert [v is not None for v in column["value"]] == [False, True, True]
     prepared.pool = None

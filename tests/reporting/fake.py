@@ -52,13 +52,14 @@ VALUES = {
     # number: (direction, value of "all" and what is added per smaller group, value of real images, half width)
     "FD": ("lower", 21.4, 6.0, 5.0, 2.0), "FD∞": ("lower", 20.1, 6.0, 4.0, 3.0),
     "KD": ("lower", 0.031, 0.01, 0.004, 0.006),
-    "precision(k=3)": ("higher", 0.82, -0.05, 0.93, 0.04), "recall(k=3)": ("higher", 0.51, -0.12, 0.88, 0.05),
-    "density(k=5)": ("higher", 0.86, -0.05, 0.98, 0.09), "coverage(k=5)": ("higher", 0.74, -0.08, 0.9, 0.04),
+    "precision": ("higher", 0.82, -0.05, 0.93, 0.04), "recall": ("higher", 0.51, -0.12, 0.88, 0.05),
+    "density": ("higher", 0.86, -0.05, 0.98, 0.09), "coverage": ("higher", 0.74, -0.08, 0.9, 0.04),
     "F8": ("higher", 0.8, -0.1, 0.95, 0.03), "F1/8": ("higher", 0.9, -0.02, 0.96, 0.02),
-    "diversity": ("nearer 1", 0.88, -0.06, 0.99, 0.03), "vendi": ("higher", 14.2, -2.0, 16.0, 0.4),
+    "diversity": ("nearer 1", 0.88, -0.06, 0.99, 0.03),
     "agreement": ("higher", 0.91, -0.04, 0.97, 0.02),
 }  # fmt: skip
-AGAINST_TRAIN = ("FD", "FD∞", "KD", "precision(k=3)", "recall(k=3)", "density(k=5)", "coverage(k=5)")
+K = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
+AGAINST_TRAIN = ("FD", "FD∞", "KD", "precision", "recall", "density", "coverage")
 
 
 def _reason(number: str, n: int) -> str | None:
@@ -79,7 +80,7 @@ def _record(
     refused = _reason(number, min(n))
     value = yard if real else value + step * more
     return {
-        "metric": f"{number}[{name}]", "scope": scope, "value": None if refused else value,
+        "metric": number, "k": K.get(number), "is_fid": False, "scope": scope, "value": None if refused else value,
         "low": None if refused else value - half, "high": None if refused else value + half, "refused": refused,
         "n_synthetic": n[0], "n_reference": n[1], "n_effective": float(min(n)), "direction": direction,
         "reference": reference, "extractor": name, "fingerprint": fingerprint, "ranking_only": ranking_only,
@@ -143,14 +144,14 @@ def classes(names: tuple[str, ...], counts: tuple[int, ...]) -> dict[str, Any]:
     columns = []
     for of, number, reference in (
         ("synthetic", "agreement", "label asked for"), ("reference", "agreement", "labels of the test images"),
-        ("synthetic", "KD", "test"), ("train", "KD", "test"), ("synthetic", "recall(k=3)", "test"),
-        ("train", "recall(k=3)", "test"), ("synthetic", "FD∞", "test"),
+        ("synthetic", "KD", "test"), ("train", "KD", "test"), ("synthetic", "recall", "test"),
+        ("train", "recall", "test"), ("synthetic", "FD∞", "test"),
     ):  # fmt: skip
         direction, value, _, yard, half = VALUES[number]
         mine = yard + 0 * share if of != "synthetic" else value * (0.7 + 0.3 * share)
         mine = np.clip(mine + 0.1 * half * random.normal(size=c), 0, 1)
         known = np.ones(c, bool)
-        if number == "recall(k=3)":
+        if number == "recall":
             known[smallest] = False
         if number == "FD∞":
             known[:] = False
@@ -160,7 +161,7 @@ def classes(names: tuple[str, ...], counts: tuple[int, ...]) -> dict[str, Any]:
         ]
         name, fingerprint, ranking_only, _ = EXTRACTORS[0]
         columns.append({
-            "of": of, "metric": f"{number}[{name}]", "reference": reference, "extractor": name,
+            "of": of, "metric": number, "k": K.get(number), "is_fid": False, "reference": reference, "extractor": name,
             "fingerprint": fingerprint, "direction": direction, "ranking_only": ranking_only,
             "judge_saw_reference": False, "value": some[0], "low": some[1], "high": some[2],
             "n_synthetic": [90] * c, "n_reference": [60] * c, "n_effective": [60.0] * c,

@@ -66,7 +66,11 @@ def lines(html: str) -> str:
 def test_a_number_that_both_runs_have_is_one_line() -> None:
     higher = fake.metrics()
     for entry in higher["numbers"]:
-        if entry["metric"] == "recall(k=3)[judge-cnn]" and entry["scope"] == "all" and entry["reference"] == "test":
+        if (
+            (entry["metric"], entry["extractor"]) == ("recall", "judge-cnn")
+            and entry["scope"] == "all"
+            and entry["reference"] == "test"
+        ):
             entry.update(value=0.77, low=0.7, high=0.8)
     text = lines(build_comparison([fake.full(), other(metrics=higher)]))
     assert "recall(k=3)[judge-cnn] ↑ against test all 0.51 0.46 to 0.56 0.77 0.70 to 0.80" in text

@@ -10,7 +10,6 @@ On plain arrays of features, rows (N, D), real first where the order matters:
     metrics.density_coverage(real, fake, k=5)
     metrics.prd_f8(real, fake, clusters=200)       # F8, F1/8
     metrics.inception_score(probabilities)         # mean, standard deviation over splits
-    metrics.vendi_score(x)
     metrics.mean_pairwise_distance(x)
 
 With intervals, class mix and refusals: the function of the same file that takes two `Rows`, for example
@@ -22,13 +21,15 @@ from imbdiff.metrics.diversity import mean_pairwise_distance
 from imbdiff.metrics.frechet import frechet_distance
 from imbdiff.metrics.inception_score import inception_score
 from imbdiff.metrics.kernel import kernel_distance
+from imbdiff.metrics.numbers import ClassColumn, Number
 from imbdiff.metrics.prd import prd_curve, prd_f8
 from imbdiff.metrics.precision_recall import precision_recall
 from imbdiff.metrics.rows import Estimate, Rows
-from imbdiff.metrics.vendi import vendi_score
 
 __all__ = [
+    "ClassColumn",
     "Estimate",
+    "Number",
     "Rows",
     "density_coverage",
     "frechet_distance",
@@ -38,5 +39,4 @@ __all__ = [
     "prd_curve",
     "prd_f8",
     "precision_recall",
-    "vendi_score",
 ]

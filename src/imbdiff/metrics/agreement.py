@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.inception_score import inception_score_measure
+from imbdiff.metrics.numbers import Number, Of
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.scopes import Scope
 from imbdiff.metrics.statistics import wilson
-from imbdiff.metrics.tables import number_row
 
 PROTOCOL = (
     "share of synthetic images that the judge puts into the class asked for, weighted to the class mix; 95 % Wilson "
@@ -27,11 +26,11 @@ PROTOCOL = (
 
 @dataclass
 class Agreement:
-    """Records for `evaluate`: numbers of the synthetic images, yardsticks of the real ones, and (row, class, kind)."""
+    """For `evaluate`: numbers of the synthetic images, of the real ones, and (number, class, of which images)."""
 
-    numbers: list[dict[str, Any]] = field(default_factory=list)
-    yardsticks: list[dict[str, Any]] = field(default_factory=list)
-    per_class: list[tuple[dict[str, Any], int, str]] = field(default_factory=list)
+    numbers: list[Number] = field(default_factory=list)
+    yardsticks: list[Number] = field(default_factory=list)
+    per_class: list[tuple[Number, int, Of]] = field(default_factory=list)
 
 
 def share_agreeing(predicted: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
@@ -72,31 +71,18 @@ def report(
         return result
     for scope in every:
         *pair, left_out = scope.pair(fake, real, len(names))
-        common = {
-            "extractor": extractor.name,
-            "fingerprint": extractor.fingerprint,
-            "ranking_only": extractor.ranking_only,
-            "judge_saw_reference": False,
-            "classes_left_out": left_out,
-        }
+        origin = {**extractor.origin, "direction": "higher", "classes_left_out": left_out}
         n = min(len(rows) for rows in pair)
         for rows, (predicted, probabilities), yardstick in zip(pair, answers, (False, True), strict=True):
             if predicted is not None:
                 found = share_agreeing(predicted[rows.index], rows.labels, rows.weights)
                 asked = f"labels of the {reference_name} images" if yardstick else "label asked for"
-                label = f"agreement[{extractor.name}]"
-                _put(
-                    result,
-                    number_row(label, scope.name, found, "higher", {**common, "reference": asked}),
-                    scope,
-                    yardstick,
-                )
+                _put(result, Number.of("agreement", scope.name, found, reference=asked, **origin), scope, yardstick)
             if probabilities is not None:
                 part = rows.part(n)
                 score = inception_score_measure(probabilities[part.index], part, seed=seed)["IS"]
-                label = "IS" if extractor.is_fid else f"IS[{extractor.name}]"
-                own = {**common, "reference": f"{reference_name} images" if yardstick else "none"}
-                _put(result, number_row(label, scope.name, score, "higher", own), scope, yardstick)
+                of = f"{reference_name} images" if yardstick else "none"
+                _put(result, Number.of("IS", scope.name, score, reference=of, **origin), scope, yardstick)
     return result
 
 
@@ -125,7 +111,7 @@ def _answers(
     )
 
 
-def _put(result: Agreement, row: dict[str, Any], scope: Scope, yardstick: bool) -> None:
+def _put(result: Agreement, row: Number, scope: Scope, yardstick: bool) -> None:
     if scope.kind == "class":
         result.per_class.append((row, int(scope.classes[0]), "reference" if yardstick else "synthetic"))
     else:

@@ -41,5 +41,5 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5, chunk: int 
 def density_coverage_measure(
     fake: Rows, real: Rows, *, seed: int = 0, k: int = 5, cap: int = CAP
 ) -> dict[str, Estimate]:
-    """ "density(k=5)" and "coverage(k=5)" with 95 % intervals; all about them in `neighbour_measures`."""
+    """ "density" and "coverage" with 95 % intervals; all about them in `neighbour_measures`."""
     return neighbour_measures(fake, real, seed=seed, k=None, dense_k=k, cap=cap)

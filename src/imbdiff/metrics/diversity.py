@@ -5,8 +5,6 @@ Equation: with d_k the mean of |x_i - x_j| over the pairs i < j of class k (a U-
     diversity = sum_k p_k d_k(synthetic) / sum_k p_k d_k(real),        p the class mix of the reference
 
 1: as varied as real images; 0: one image a class. It sees neither whether images are right nor how they are spread.
-
-Papers also report LPIPS between images of a class: see `lpips_diversity.py`.
 """
 
 from __future__ import annotations

@@ -18,12 +18,12 @@ from imbdiff.metrics import agreement
 from imbdiff.metrics.checks import check_judges, check_sets
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.features import FeatureSource, FeatureStore
-from imbdiff.metrics.measures import MEASURES, Measure, named
+from imbdiff.metrics.measures import MEASURES, Measure
 from imbdiff.metrics.memorisation import PROTOCOL as MEMORISATION
 from imbdiff.metrics.memorisation import memorisation_report
+from imbdiff.metrics.numbers import ClassColumns, Number
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.scopes import Scope, scopes
-from imbdiff.metrics.tables import ClassColumns, number_row
 from imbdiff.runtime.dist import Dist
 
 SCHEMA = "imbdiff-metrics/1"
@@ -59,7 +59,7 @@ class _Job:
     fake: Rows
     real: Rows
     measures: Mapping[str, Measure]
-    common: dict[str, Any]
+    origin: dict[str, Any]
     yardstick: bool
     found: dict[str, Estimate] = field(default_factory=dict)
 
@@ -95,9 +95,10 @@ def evaluate(
         progress: is told how far things are.
 
     Returns:
-        JSON-able, described by ``schema/metrics.schema.json``: "schema"; "protocol"; "numbers", one record
-        for each metric, scope ("all" or a group) and reference; "yardsticks", the same for the training images in place
-        of the synthetic ones; "classes": names, counts and, per metric, columns over the classes; "memorisation".
+        JSON-able. "schema"; "protocol"; "numbers", one :class:`~imbdiff.metrics.numbers.Number` for each metric, scope
+        ("all" or a group) and reference; "yardsticks", the same for the training images in place of the synthetic
+        ones; "classes": names, counts and, per metric, a :class:`~imbdiff.metrics.numbers.ClassColumn`;
+        "memorisation".
 
     Raises:
         ConfigError: a working extractor was to judge, or there is none.
@@ -111,20 +112,20 @@ def evaluate(
     store = store or FeatureStore()
     names = synthetic.class_names
     every = list(scopes(names, groups))
-    numbers: list[dict[str, Any]] = []
-    yardsticks: list[dict[str, Any]] = []
+    numbers: list[Number] = []
+    yardsticks: list[Number] = []
     columns = ClassColumns(len(names))
     main_features: dict[str, Any] | None = None
-    directions = {number: way for m in measures.values() for number, way in m.directions.items()}
+    measures = {name: measure for name, measure in measures.items() if measure.function is not None}
+    directions = {metric.name: metric.direction for m in measures.values() for metric in m.metrics}
     told = progress or (lambda what, done, total: None)
     for extractor in extractors:
         sets = _extract(synthetic, reference, train, extractor, reference_name, seed, store, told)
         jobs = _jobs(sets, every, extractor, measures, len(names))
         _compute(jobs, seed, workers, store.dist, partial(told, f"measuring with {extractor.name}"))
         for job in jobs:
-            for number, estimate in job.found.items():
-                label = named(number, extractor.name, extractor.is_fid)
-                row = number_row(label, job.scope.name, estimate, directions[number], job.common)
+            for name, estimate in job.found.items():
+                row = Number.of(name, job.scope.name, estimate, direction=directions[name], **job.origin)
                 if job.scope.kind == "class":
                     columns.add(row, int(job.scope.classes[0]), "train" if job.yardstick else "synthetic")
                 else:
@@ -151,8 +152,8 @@ def evaluate(
     return {
         "schema": SCHEMA,
         "protocol": _protocol(synthetic, reference, train, groups, extractors, measures, reference_name, seed),
-        "numbers": numbers,
-        "yardsticks": yardsticks,
+        "numbers": [number.to_json() for number in numbers],
+        "yardsticks": [number.to_json() for number in yardsticks],
         "classes": {
             "names": list(names),
             "group": None if groups is None else [groups.names[g] for g in groups.of_class],
@@ -201,15 +202,8 @@ def _jobs(
     for first, second, wanted, yardstick in pairs:
         for scope in every:
             a, b, left_out = scope.pair(first.rows, second.rows, num_classes)
-            common = {
-                "reference": second.name,
-                "extractor": extractor.name,
-                "fingerprint": extractor.fingerprint,
-                "ranking_only": extractor.ranking_only,
-                "judge_saw_reference": second.saw,
-                "classes_left_out": left_out,
-            }
-            jobs.append(_Job(scope, a, b, wanted, common, yardstick))
+            origin = {**extractor.origin, "reference": second.name, "judge_saw_reference": second.saw}
+            jobs.append(_Job(scope, a, b, wanted, {**origin, "classes_left_out": left_out}, yardstick))
     return jobs
 
 
@@ -226,7 +220,7 @@ def _compute(jobs: list[_Job], seed: int, workers: int | None, dist: Dist, told:
     def one(job: _Job) -> None:
         if not len(job.fake) or not len(job.real):
             reason = Estimate.refuse("no class has images in both sets", job.fake, job.real)
-            job.found = {number: reason for m in job.measures.values() for number in m.directions}
+            job.found = {metric.name: reason for m in job.measures.values() for metric in m.metrics}
             return
         for measure in job.measures.values():
             job.found.update(measure.numbers(job.fake, job.real, seed=seed))

@@ -1,4 +1,4 @@
-"""The table of measures: what `evaluate` computes for every scope, from the feature rows of two sets.
+"""The table of measures: what an evaluation computes for every scope, and how the page shows it.
 
 A new metric is one file with a function (fake, real, *, seed) -> {name: Estimate} and one row here; or, outside this
 package, a `Measure` that `choose_measures` finds by its name.
@@ -9,40 +9,69 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
 
 from imbdiff.metrics.diversity import diversity
 from imbdiff.metrics.frechet import frechet
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.neighbour_measures import neighbour_measures
+from imbdiff.metrics.numbers import FID_NAMES, Direction
 from imbdiff.metrics.prd import prd_measure
 from imbdiff.metrics.rows import Estimate, Rows
-from imbdiff.metrics.vendi import vendi
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import digest
 from imbdiff.runtime.tables import lookup
 
-Direction = Literal["lower", "higher", "nearer 1", "none"]
 Function = Callable[..., dict[str, Estimate]]
-OTHERS = ("agreement", "IS", "CAS", "LPIPS", "FID", "FID∞", "KID")
-"""Numbers that other parts of an evaluation give, and names of those of Inception's features."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number as readers know it, whatever extractor and k it is made with: all that the page shows of it.
+
+    Attributes:
+        name: the key of the estimate that the measure's function gives.
+        direction: which way is better.
+        what: one sentence for a newcomer.
+        main: whether it stands in the open table.
+        share: a part of a whole, 0 to 1.
+        by_n: its size depends on how many images went in, so that values of different n do not compare.
+        alone: it is of one set of images and looks at no reference; the baseline is of the reference images.
+        means: how the summary goes on after the value; "": with `what`.
+        baseline: the real images behind the baseline, in words.
+    """
+
+    name: str
+    direction: Direction
+    what: str = ""
+    main: bool = False
+    share: bool = False
+    by_n: bool = False
+    alone: bool = False
+    means: str = ""
+    baseline: str = "real training images"
+
+    @property
+    def decimals(self) -> int | None:
+        """It is printed with this many; None: as many as its size asks for."""
+        return 2 if self.share else None
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the table.
+    """One row of the table: a function, and the metrics that it gives.
 
     Attributes:
-        function: (fake: Rows, real: Rows, *, seed: int) -> numbers by name.
-        directions: the numbers it gives, and which way is better.
-        what: one sentence with the interval and what the number depends on; printed with the numbers.
+        function: (fake: Rows, real: Rows, *, seed: int) -> estimates by the name of the metric; its k, where it has
+            one, in `extra`. None: another part of an evaluation computes it.
+        metrics: what it gives.
+        what: how it is computed, with the interval and what the number depends on; printed with the numbers.
         source: where the equation stands.
         against_train: whether it is computed against the training set too.
     """
 
-    function: Function
-    directions: Mapping[str, Direction]
+    function: Function | None
+    metrics: tuple[Metric, ...]
     what: str
     source: str
     against_train: bool = True
@@ -51,15 +80,17 @@ class Measure:
         """What the function gives; a value that is not finite is refused.
 
         Raises:
-            ConfigError: it gives numbers that are not among its `directions`, or no `Estimate`.
+            ConfigError: it gives numbers that are not among its `metrics`, or no `Estimate`.
         """
+        assert self.function is not None
         found = self.function(fake, real, seed=seed)
         where = getattr(self.function, "__qualname__", type(self.function).__name__)
+        names = [metric.name for metric in self.metrics]
         for name, estimate in found.items():
-            if name not in self.directions or not isinstance(estimate, Estimate):
+            if name not in names or not isinstance(estimate, Estimate):
                 raise ConfigError(
                     f"the measure {where} gives {name!r}, a {type(estimate).__name__}",
-                    f"it must give an Estimate for each of: {', '.join(self.directions)}",
+                    f"it must give an Estimate for each of: {', '.join(names)}",
                 )
             if estimate.value is not None and not math.isfinite(estimate.value):
                 found[name] = Estimate.refuse(f"the value is {estimate.value}", fake, real)
@@ -73,13 +104,27 @@ class Measure:
             file = "" if module is None else inspect.getsource(module)
         except (OSError, TypeError):  # typed at a prompt, or compiled
             file = ""
-        return digest([dict(self.directions), self.what, self.source, self.against_train, file])
+        return digest([[asdict(metric) for metric in self.metrics], self.what, self.source, self.against_train, file])
 
 
 MEASURES: dict[str, Measure] = {
     "frechet": Measure(
         frechet,
-        {"FD": "lower", "FD∞": "lower"},
+        (
+            Metric(
+                "FD",
+                "lower",
+                "Fréchet distance of the features, at this number of images; 0 where they agree",
+                main=True,
+                by_n=True,
+            ),
+            Metric(
+                "FD∞",
+                "lower",
+                "Fréchet distance, extrapolated to endless samples, so that scopes of any size compare",
+                main=True,
+            ),
+        ),
         "squared Fréchet distance of normal distributions in feature space, float64. FD: of the two samples, biased "
         "upwards at small n, so compare at equal n only; from 20 rows per feature. FD∞: extrapolated to endless "
         "samples, 95 % interval of the true distance; from 5 rows per feature",
@@ -87,21 +132,65 @@ MEASURES: dict[str, Measure] = {
     ),
     "kernel": Measure(
         kernel,
-        {"KD": "lower"},
+        (
+            Metric(
+                "KD",
+                "lower",
+                "kernel distance of the features: unbiased, serves where images are few, may fall below 0",
+                main=True,
+            ),
+        ),
         "unbiased squared maximum mean discrepancy, kernel (x.y/D + 1)^3, stratified by class; may be negative; 95 % "
         "interval of the true distance",
         "Gretton et al. 2012; Binkowski et al. 2018",
     ),
     "neighbours": Measure(
         neighbour_measures,
-        {"precision(k=3)": "higher", "recall(k=3)": "higher", "density(k=5)": "higher", "coverage(k=5)": "higher"},
+        (
+            Metric(
+                "precision",
+                "higher",
+                "share of synthetic images that lie among the real ones",
+                main=True,
+                share=True,
+                by_n=True,
+                means="of synthetic images lie among real ones (precision)",
+            ),
+            Metric(
+                "recall",
+                "higher",
+                "share of real images that lie among the synthetic ones",
+                main=True,
+                share=True,
+                by_n=True,
+                means="of real images lie among synthetic ones (recall)",
+            ),
+            Metric(
+                "density",
+                "higher",
+                "how many real neighbourhoods a synthetic image lies in, on average; may exceed 1",
+                by_n=True,
+            ),
+            Metric(
+                "coverage",
+                "higher",
+                "share of real images that have a synthetic one close by",
+                main=True,
+                share=True,
+                by_n=True,
+                means="of real images have a synthetic one close by (coverage)",
+            ),
+        ),
         "shares of images inside the other set's k-nearest-neighbour balls; they depend on n and k, so compare at "
         "equal n and k only; 95 % delete-a-group jackknife around the value at this n",
         "Kynkäänniemi et al. 2019; Naeem et al. 2020",
     ),
     "prd": Measure(
         prd_measure,
-        {"F8": "higher", "F1/8": "higher"},
+        (
+            Metric("F8", "higher", "recall of distributions over clusters", share=True, by_n=True),
+            Metric("F1/8", "higher", "precision of distributions over clusters", share=True, by_n=True),
+        ),
         "precision and recall of distributions over 20 clusters per class, 1001 angles, mean of 10 clusterings; F8 "
         "weighs recall, F1/8 precision; 95 % jackknife with the clusterings kept",
         "Sajjadi et al. 2018",
@@ -109,21 +198,70 @@ MEASURES: dict[str, Measure] = {
     ),
     "diversity": Measure(
         diversity,
-        {"diversity": "nearer 1"},
+        (Metric("diversity", "nearer 1", "how far apart images of a class are; 1: as far as real ones", main=True),),
         "mean distance between two images of a class in feature space, divided by the same for the reference images: "
         "1 is as varied as real images",
-        "intra-class diversity, as in the long-tail literature, with feature distances for LPIPS",
+        "intra-class diversity, as in the long-tail literature, with feature distances",
         against_train=False,
     ),
-    "vendi": Measure(
-        vendi,
-        {"vendi": "higher"},
-        "effective number of modes: exponential of the entropy of the similarity matrix's eigenvalues; depends on n: "
-        "read it beside that of the reference at the same n",
-        "Friedman and Dieng 2023",
+    "agreement": Measure(
+        None,
+        (
+            Metric(
+                "agreement",
+                "higher",
+                "share of synthetic images that the judge puts into the class they were made for",
+                main=True,
+                share=True,
+                alone=True,
+                means="of synthetic images are put into the class they were made for (agreement)",
+                baseline="real reference images",
+            ),
+            Metric(
+                "IS",
+                "higher",
+                "Inception score: classes recognised clearly and evenly; knows no real images",
+                by_n=True,
+                alone=True,
+                baseline="real reference images",
+            ),
+        ),
+        "share of images that the judge puts into the class asked for, and the Inception score of its probabilities",
+        "Salimans et al. 2016",
+        against_train=False,
+    ),
+    "CAS": Measure(
+        None,
+        (
+            Metric(
+                "CAS",
+                "higher",
+                "accuracy on real images of a classifier trained on synthetic images alone",
+                main=True,
+                share=True,
+                means="of real images are recognised by a classifier that saw synthetic images alone (CAS)",
+                baseline="one trained on the real training images",
+            ),
+        ),
+        "classification accuracy score: test accuracy of classifiers trained on synthetic images alone",
+        "Ravuri and Vinyals 2019",
         against_train=False,
     ),
 }
+METRICS = {
+    metric.name: metric
+    for metric in sorted((m for row in MEASURES.values() for m in row.metrics), key=lambda m: not m.main)
+}
+"""Every metric of the table by its name, the main ones first: the order of the page."""
+QUESTIONS = (
+    ("Do they look real?", ("precision", "KD", "FD∞", "FD")),
+    ("Are they varied?", ("recall", "coverage", "diversity")),
+    ("Do they show what was asked for?", ("agreement",)),
+    ("Can a classifier learn from them?", ("CAS",)),
+)
+"""What a newcomer asks, and the metrics that answer: the first that can be printed."""
+PANELS = (("agreement",), ("FD∞", "KD"), ("recall", "coverage", "diversity"), ("CAS",))
+"""Panels of the plot of the classes: of each the first metric that (nearly) as many classes have as any."""
 
 
 def choose_measures(names: Sequence[str] = ()) -> Mapping[str, Measure]:
@@ -140,17 +278,10 @@ def choose_measures(names: Sequence[str] = ()) -> Mapping[str, Measure]:
         if name in chosen:
             continue
         found = lookup("metrics", MEASURES, name, kind=Measure)
-        taken = {*OTHERS, *(number for measure in chosen.values() for number in measure.directions)}
-        twice = sorted(taken & set(found.directions))
-        if twice or not found.directions:
+        taken = {*FID_NAMES.values(), *(metric.name for measure in chosen.values() for metric in measure.metrics)}
+        twice = sorted(taken & {metric.name for metric in found.metrics})
+        if twice or not found.metrics or found.function is None:
             what = f"gives the number {twice[0]!r}, as another measure does" if twice else "gives no numbers"
-            raise ConfigError(f"the measure {name} {what}", "call its numbers something else in `directions`")
+            raise ConfigError(f"the measure {name} {what}", "give it a function, and names of its own in `metrics`")
         chosen[name] = found
     return chosen
-
-
-def named(number: str, extractor: str, is_fid: bool) -> str:
-    """``FD[judge-cnn]``; with the FID Inception weights, and only with them, ``FID``, ``FID∞`` and ``KID``."""
-    if is_fid and number in ("FD", "FD∞", "KD"):
-        return {"FD": "FID", "FD∞": "FID∞", "KD": "KID"}[number]
-    return f"{number}[{extractor}]"

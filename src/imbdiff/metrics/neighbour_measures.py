@@ -129,33 +129,31 @@ def neighbour_measures(
         chunk: rows screened at a time; changes memory, not the result.
 
     Returns:
-        "precision(k=3)", "recall(k=3)", "density(k=5)", "coverage(k=5)"; n is that of the rows used.
+        "precision", "recall", "density", "coverage", with k in `extra`; n is that of the rows used.
     """
     fake, real = fake.part(cap), real.part(cap)
-    names = ([f"precision(k={k})", f"recall(k={k})"] if k is not None else []) + (
-        [f"density(k={dense_k})", f"coverage(k={dense_k})"] if dense_k is not None else []
-    )
+    names = {"precision": k, "recall": k, "density": dense_k, "coverage": dense_k}
     need = max(MIN_ROWS, *(2 * x + 2 for x in (k, dense_k) if x is not None))
     if min(len(fake), len(real)) < need:
         reason = f"at least {need} images in both sets are needed; here {len(fake)} and {len(real)}"
-        return {name: Estimate.refuse(reason, fake, real) for name in names}
+        return {name: Estimate.refuse(reason, fake, real, k=x) for name, x in names.items() if x is not None}
     f, r = Points(fake, fake.groups()), Points(real, real.groups())
     inside = count_inside(f, r, k, dense_k, chunk)
     wf, wr = f.total(fake.left_out_weights()), r.total(real.left_out_weights())
     result = {}
     if k is not None:
         left = _leave_outs(wf, inside.precision > 0, None)
-        result[names[0]] = _share(left, fake, fake, real, k)
+        result["precision"] = _share(left, fake, fake, real, k)
         left = _leave_outs(wr, inside.recall > 0, None)[::-1]
-        result[names[1]] = _share(left, real, fake, real, k)
+        result["recall"] = _share(left, real, fake, real, k)
     if dense_k is not None:
         left = _leave_outs(wf, inside.density, None)
         value, half = float(left[0][-1]) / dense_k, _half(left) / dense_k
         # at density 0 no fake row lies in any ball: the share of rows that could is at most Wilson's
         half = max(half, wilson(0.0, fake.effective)[1] / dense_k)
-        result[names[-2]] = Estimate.of(value, max(0.0, value - half), value + half, fake, real, k=dense_k)
+        result["density"] = Estimate.of(value, max(0.0, value - half), value + half, fake, real, k=dense_k)
         left = _leave_outs(wr, inside.coverage_fake > 0, inside.coverage_real > 0)[::-1]
-        result[names[-1]] = _share(left, real, fake, real, dense_k)
+        result["coverage"] = _share(left, real, fake, real, dense_k)
     return result
 
 

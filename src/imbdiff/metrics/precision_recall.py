@@ -41,5 +41,5 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3, chunk: int 
 def precision_recall_measure(
     fake: Rows, real: Rows, *, seed: int = 0, k: int = 3, cap: int = CAP
 ) -> dict[str, Estimate]:
-    """ "precision(k=3)" and "recall(k=3)" with 95 % intervals; all about them in `neighbour_measures`."""
+    """ "precision" and "recall" with 95 % intervals; all about them in `neighbour_measures`."""
     return neighbour_measures(fake, real, seed=seed, k=k, dense_k=None, cap=cap)

@@ -47,7 +47,10 @@ def as_json() -> dict[str, Any]:
         "classifiers": {n: {} for n in known_networks()},
         "curation": {n: {"what": f"images {p.idea}"} for n, p in POLICIES.items()},
         "extractors": {e.form: {"what": e.what, "needs": e.needs, "number": e.number} for e in EXTRACTORS},
-        "measures": {", ".join(m.directions): {"what": m.what, "source": m.source} for m in MEASURES.values()},
+        "measures": {
+            ", ".join(metric.name for metric in m.metrics): {"what": m.what, "source": m.source}
+            for m in MEASURES.values()
+        },
     }
 
 

@@ -19,17 +19,14 @@ from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.extractors.inception import find_inception_weights
 from imbdiff.metrics.features import FeatureStore
-from imbdiff.metrics.lpips_diversity import lpips_distance, lpips_report
 from imbdiff.metrics.measures import choose_measures
 from imbdiff.metrics.reference import StoredReference, make_reference
-from imbdiff.metrics.scopes import scopes
-from imbdiff.metrics.tables import merge
 from imbdiff.pipeline.extractors import make_extractors
 from imbdiff.pipeline.sets import read_sets
 from imbdiff.reporting.evaluation import build_evaluation
 from imbdiff.runtime.device import resolve_device, start
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.errors import ConfigError, DataError, RunError
+from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import read_json, write_json, write_text
 from imbdiff.runtime.progress import Progress
 
@@ -49,7 +46,6 @@ class Measuring:
         inception_weights: file with FID's Inception weights.
         size, resize: bring all images to this side in pixels, and how: crop (the default), pad or stretch; None: as
             they are, or as the images of a stored reference were brought to theirs.
-        lpips: also LPIPS between images of a class.
         batch_size: images per network call.
         device: auto, cpu, cuda or cuda:N.
         seed: of image keys, halvings and clusterings.
@@ -65,7 +61,6 @@ class Measuring:
     inception_weights: str | None = None
     size: int | None = None
     resize: str | None = None
-    lpips: bool = False
     batch_size: int = 256
     device: str = "auto"
     seed: int = 0
@@ -150,9 +145,6 @@ def evaluate_any(
         refuse_other(folder, {"synthetic": synthetic.fingerprint, "reference": real.fingerprint})
     known_to = real.asked if isinstance(real, StoredReference) and not how.extractors else ()
     extractors = how.make(real.shape, list(known_to))
-    distance = lpips_distance() if how.lpips else None
-    if how.lpips and not isinstance(real, ImageSet):
-        raise DataError("LPIPS compares images, and a reference folder has none", "give --reference the images")
     store = FeatureStore(None if folder is None else folder / "features", how.batch_size, dist)
     watching = Watching(how.quiet or not dist.main)
     found = evaluate(
@@ -165,11 +157,6 @@ def evaluate_any(
     size = how.size or (made.size if made else None)
     policy = how.resize or (made.resize if made else None) or "crop"
     found["protocol"]["resized"] = "no" if size is None else f"to {size} x {size} pixels: {policy}"
-    if distance is not None and isinstance(real, ImageSet):
-        merge(found, "LPIPS", lpips_report(
-            synthetic, real, list(scopes(real.class_names, groups)),
-            reference_name=name, seed=how.seed, distance=distance,
-        ))  # fmt: skip
     if folder is not None and dist.main:
         write_json(folder / "metrics.json", found)
         write_text(folder / "report.html", build_evaluation(

@@ -13,10 +13,8 @@ from imbdiff.data.splits import Prepared
 from imbdiff.metrics.evaluate import OnProgress, evaluate
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.features import FeatureStore
-from imbdiff.metrics.lpips_diversity import lpips_distance, lpips_report
 from imbdiff.metrics.measures import Measure, choose_measures
-from imbdiff.metrics.scopes import scopes
-from imbdiff.metrics.tables import merge
+from imbdiff.metrics.numbers import merge
 from imbdiff.pipeline import building
 from imbdiff.pipeline.checks import against_balanced
 from imbdiff.pipeline.direct import Watching
@@ -76,7 +74,6 @@ def evaluate_run(
     """
     options = config.evaluate
     measures = choose_measures(_more_measures(config))
-    distance = lpips_distance() if options.lpips else None
     more = make_extractors(options.extractors, options.inception_weights, prepared.train.shape, device)
     if not dist.main:  # the first process trains the judge, the others read it
         dist.barrier()
@@ -94,12 +91,6 @@ def evaluate_run(
     if against_balanced(prepared, config):
         _add_balanced(found, prepared, synthetic, extractors, measures, config.seed, store, watching)
     found["judge"] = None if judge is None else judge.to_json()
-    if distance is not None and dist.main:
-        every = list(scopes(prepared.train.class_names, prepared.groups))
-        more_numbers = lpips_report(
-            synthetic, prepared.test, every, reference_name="test", seed=config.seed, distance=distance
-        )
-        merge(found, "LPIPS", more_numbers)
     if config.evaluate.cas and dist.main:
         _add_cas(found, prepared, synthetic, config, device, quiet)
     return found

@@ -18,10 +18,10 @@ import torch
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
+from imbdiff.metrics.numbers import ClassColumns, Number, Of
 from imbdiff.metrics.rows import Estimate
 from imbdiff.metrics.scopes import scopes
 from imbdiff.metrics.statistics import student95, wilson
-from imbdiff.metrics.tables import ClassColumns, number_row
 from imbdiff.recognition.fit import fit
 from imbdiff.recognition.jobs import default_workers
 from imbdiff.recognition.plan import FitPlan
@@ -66,7 +66,8 @@ def classification_accuracy_score(
     columns = ClassColumns(c)
     result: dict[str, Any] = {"numbers": [], "yardsticks": []}
     least_seeds = {"least": MIN_SYNTHETIC, "seeds": len(seeds)}
-    for n, (kind, images, target) in enumerate((("synthetic", synthetic, "numbers"), ("train", train, "yardsticks"))):
+    sets: list[tuple[Of, ImageSet, str]] = [("synthetic", synthetic, "numbers"), ("train", train, "yardsticks")]
+    for n, (kind, images, target) in enumerate(sets):
         right = None
         if len(classes) >= 2 and len(part):
             train_one = partial(_predicted, images, part, classes, plan, device=device)
@@ -80,21 +81,20 @@ def classification_accuracy_score(
             right = np.array(rows)
         for scope in scopes(train.class_names, groups):
             members = np.isin(scope.classes, classes)
-            common = {
+            origin: dict[str, Any] = {
                 "reference": reference_name,
                 "extractor": f"{plan.network}, trained on the {kind} images",
                 "fingerprint": digest(plan.to_json()),
-                "ranking_only": False,
-                "judge_saw_reference": False,
+                "direction": "higher",
                 "classes_left_out": int((~members).sum()),
             }
             mine = np.isin(part.labels, scope.classes)
             estimate = _estimate(right, mine, int(np.isin(images.labels, scope.classes[members]).sum()))
-            row = number_row("CAS", scope.name, estimate, "higher", common)
+            number = Number.of("CAS", scope.name, estimate, **origin)
             if scope.kind == "class":
-                columns.add(row, int(scope.classes[0]), kind)
+                columns.add(number, int(scope.classes[0]), kind)
             else:
-                result[target].append(row)
+                result[target].append(number.to_json())
     return {**result, "classes": columns.to_json(), "protocol": PROTOCOL.format(**least_seeds)}
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imbdiff.data.names import counted
-from imbdiff.reporting.measured import Judge, Kind, Measured, Record, arrow, kind_of, short_name, texts
+from imbdiff.metrics.measures import Metric
+from imbdiff.reporting.measured import Judge, Measured, Record, arrow, short_name, texts
 from imbdiff.reporting.refusals import Refusals, template
 from imbdiff.reporting.text import NOTHING, clean, number
 
@@ -128,7 +129,7 @@ def _board(measured: Measured, judge: Judge, reference: str) -> Board:
     )
 
 
-def _part(measured: Measured, kinds: Sequence[Kind], judge: Judge, reference: str) -> Part | None:
+def _part(measured: Measured, kinds: Sequence[Metric], judge: Judge, reference: str) -> Part | None:
     if not kinds:
         return None
     refusals = Refusals()
@@ -138,7 +139,7 @@ def _part(measured: Measured, kinds: Sequence[Kind], judge: Judge, reference: st
             yard = measured.yardstick(kind.name, scope, judge, reference)
             for record, mark in ((own, ""), (yard, "*")):
                 if record is not None and record.get("refused"):
-                    refusals.add(short_name(record["metric"]), clean(scope) + mark, clean(record["refused"]))
+                    refusals.add(short_name(record), clean(scope) + mark, clean(record["refused"]))
     said, places = refusals.notes()
     # a number that is refused everywhere is a note, not a column
     shown = [k for k in kinds if any(_printed(measured, k, scope, judge, reference) for scope in measured.scopes)]
@@ -147,20 +148,20 @@ def _part(measured: Measured, kinds: Sequence[Kind], judge: Judge, reference: st
     return Part(columns, rows, tuple(said), _fewer(measured, shown, judge, reference))
 
 
-def _printed(measured: Measured, kind: Kind, scope: str, judge: Judge, reference: str) -> bool:
+def _printed(measured: Measured, kind: Metric, scope: str, judge: Judge, reference: str) -> bool:
     found = (get(kind.name, scope, judge, reference) for get in (measured.number, measured.yardstick))
     return any(record is not None and not record.get("refused") for record in found)
 
 
-def _column(measured: Measured, kind: Kind, judge: Judge, reference: str) -> Column:
+def _column(measured: Measured, kind: Metric, judge: Judge, reference: str) -> Column:
     every = (measured.number(kind.name, scope, judge, reference) for scope in measured.scopes)
     record = next(record for record in every if record is not None)
-    return Column(short_name(record["metric"]), arrow(record.get("direction")), kind.what)
+    return Column(short_name(record), arrow(record.get("direction")), kind.what)
 
 
 def _row(
     measured: Measured,
-    kinds: Sequence[Kind],
+    kinds: Sequence[Metric],
     scope: str,
     judge: Judge,
     reference: str,
@@ -198,7 +199,7 @@ def shown(record: Record, places: dict[tuple[str, str], int]) -> Shown:
         title += f", {counted(int(record['classes_left_out']), 'class', 'classes')} left out"
     if record.get("refused"):
         reason = clean(record["refused"])
-        place = places.get((short_name(record["metric"]), template(reason)))
+        place = places.get((short_name(record), template(reason)))
         return Shown("refused", "", "" if place is None else str(place), f"{reason}; {title}", refused=True)
     mark = SMALL if (record.get("extra") or {}).get("small_sample") else ""
     return Shown(*texts(record), mark, title)
@@ -218,7 +219,7 @@ def _notes(records: Sequence[Record], yards: Sequence[Record]) -> list[str]:
     return notes
 
 
-def _fewer(measured: Measured, kinds: Sequence[Kind], judge: Judge, reference: str) -> str:
+def _fewer(measured: Measured, kinds: Sequence[Metric], judge: Judge, reference: str) -> str:
     """Numbers that take a part of the images only, with how many: "diversity 512 / 600 (all)"."""
     found: dict[str, list[str]] = {}
     for scope in measured.scopes:
@@ -230,7 +231,7 @@ def _fewer(measured: Measured, kinds: Sequence[Kind], judge: Judge, reference: s
             n = [int(r.get(key) or 0) for key in ("n_synthetic", "n_reference")]
             if any(0 < a < b for a, b in zip(n, most, strict=True)):
                 text = " / ".join(number(a) if a else NOTHING for a in n) + f" ({clean(scope)})"
-                found.setdefault(short_name(r["metric"]), []).append(text)
+                found.setdefault(short_name(r), []).append(text)
     by_text: dict[str, list[str]] = {}
     for name, texts_ in found.items():
         by_text.setdefault(", ".join(texts_), []).append(name)
@@ -241,5 +242,5 @@ def _fewer(measured: Measured, kinds: Sequence[Kind], judge: Judge, reference: s
 def _most(measured: Measured, scope: str, judge: Judge, reference: str) -> list[int]:
     """The largest numbers of images, synthetic and reference, that any number of the scope took."""
     every = [measured.number(k.name, scope, judge, reference) for k in measured.kinds(judge, reference)]
-    records = [r for r in every if r is not None and kind_of(r["metric"]).name != "CAS"]
+    records = [r for r in every if r is not None and r["metric"] != "CAS"]
     return [max((int(r.get(key) or 0) for r in records), default=0) for key in ("n_synthetic", "n_reference")]

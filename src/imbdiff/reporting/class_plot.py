@@ -10,17 +10,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from imbdiff.reporting.measured import Kind, Measured, arrow, kind_of, short_name, texts
+from imbdiff.metrics.measures import METRICS, PANELS, Metric
+from imbdiff.reporting.measured import Measured, arrow, kind_of, short_name, texts
 from imbdiff.reporting.plots import Plot, Theme, class_ticks, dress, group_marks, plot, thousands
 from imbdiff.reporting.text import NOTHING, clean, label, number
 
 MAX_SINGLE = 60
 """Classes up to which each is drawn with its interval; above, points and a running median."""
 MAX_PANELS = 4
-_PANELS = (("agreement",), ("FD∞", "KD"), ("recall", "coverage", "diversity"), ("CAS",))
-"""One panel each: the first that (nearly) as many classes have as any."""
 NEARLY = 0.75
-_YARD = {"agreement": "reference", "IS": "reference"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +34,7 @@ class Series:
 class Panel:
     """One kind of quality; `yard`: of real images; `refused`: (C,) classes whose number n does not support."""
 
-    kind: Kind
+    kind: Metric
     name: str
     arrow: str
     own: Series
@@ -81,13 +79,13 @@ def class_view(measured: Measured) -> ClassView | None:
     order = np.argsort(-counts, kind="stable")
     columns = {_place(measured, column): column for column in classes.get("metrics") or ()}
     panels = []
-    for kinds in _PANELS:
+    for kinds in PANELS:
         found = [(kind, columns.get((kind, "synthetic"))) for kind in kinds]
         known = [(kind, column) for kind, column in found if column is not None and _count(column)]
         if known:
             most = max(_count(column) for _, column in known)
             kind, column = next(pair for pair in known if _count(pair[1]) >= NEARLY * most)
-            yard = columns.get((kind, _YARD.get(kind, "train")))
+            yard = columns.get((kind, "reference" if METRICS[kind].alone else "train"))
             panels.append(_panel(column, yard, order))
     if not panels:
         return None
@@ -104,10 +102,10 @@ def class_view(measured: Measured) -> ClassView | None:
 
 def _place(measured: Measured, column: Mapping[str, Any]) -> tuple[str, str]:
     """(kind, of which images) where the column belongs to the main extractor and first reference; ("", "") if not."""
-    kind = kind_of(str(column.get("metric"))).name
-    own = kind == "CAS" or str(column.get("fingerprint")) == measured.main.fingerprint
-    against = kind in _YARD or str(column.get("reference")) == measured.references[0]
-    return (kind, str(column.get("of"))) if own and against else ("", "")
+    kind = kind_of(column)
+    own = kind.name == "CAS" or str(column.get("fingerprint")) == measured.main.fingerprint
+    against = kind.alone or str(column.get("reference")) == measured.references[0]
+    return (kind.name, str(column.get("of"))) if own and against else ("", "")
 
 
 def _count(column: Mapping[str, Any]) -> int:
@@ -115,11 +113,10 @@ def _count(column: Mapping[str, Any]) -> int:
 
 
 def _panel(column: Mapping[str, Any], yard: Mapping[str, Any] | None, order: np.ndarray) -> Panel:
-    metric = str(column["metric"])
     refused = np.array([r is not None for r in column["refused"]])[order]
     other = None if yard is None or not _count(yard) else _series(yard, order)
-    name, way = short_name(metric), arrow(column.get("direction"))
-    return Panel(kind_of(metric), name, way, _series(column, order), other, refused)
+    name, way = short_name(column), arrow(column.get("direction"))
+    return Panel(kind_of(column), name, way, _series(column, order), other, refused)
 
 
 def _series(column: Mapping[str, Any], order: np.ndarray) -> Series:
@@ -264,7 +261,7 @@ def class_rows(view: ClassView, limit: int = 1000) -> list[tuple[str, str, str, 
 
 
 def _text(panel: Panel, series: Series, i: int) -> str:
-    record = {"metric": panel.name} | {key: float(getattr(series, key)[i]) for key in ("value", "low", "high")}
+    record = {"metric": panel.kind.name} | {key: float(getattr(series, key)[i]) for key in ("value", "low", "high")}
     value, between = texts(record)
     return value if NOTHING in (value, *between.split(" to ")) else f"{value} ({between})"
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
+from imbdiff.metrics.measures import METRICS
+from imbdiff.metrics.numbers import Origin
 from imbdiff.reporting import tables
 from imbdiff.reporting.content import ReportData, spread
-from imbdiff.reporting.measured import KINDS, arrow, kind_of, texts
+from imbdiff.reporting.measured import arrow, kind_of, texts
 from imbdiff.reporting.report import render
 from imbdiff.reporting.sprites import Sprite, pack, page_size, scaled_down
 from imbdiff.reporting.tables import Cell
@@ -99,7 +101,7 @@ def _disagree(runs: Sequence[ReportData], key: str) -> bool:
     seen: dict[tuple[str, ...], list[Any]] = {}
     for run in runs:
         for entry in (run.metrics or {}).get("numbers") or ():
-            what = tuple(str(entry.get(part)) for part in ("metric", "scope", "reference"))
+            what = (Origin.from_json(entry).label, *(str(entry.get(part)) for part in ("scope", "reference")))
             seen.setdefault(what, []).append(entry.get(key))
     return any(_several(values) for values in seen.values())
 
@@ -156,16 +158,16 @@ def _metrics(runs: Sequence[ReportData]) -> list[CompareRow]:
         for record in (run.metrics or {}).get("numbers") or ():
             lines.setdefault(_same(record, run.metrics or {}), {})[i] = record
     twice = Counter(line[:3] for line in lines)
-    order = list(KINDS)
+    order = list(METRICS)
     made: list[tuple[tuple[Any, ...], CompareRow]] = []
     for place, (line, found) in enumerate(lines.items()):
         metric, scope, reference, fingerprint, images, size = line
-        kind = kind_of(metric)
         record = next(iter(found.values()))
-        if all(r.get("refused") for r in found.values()) or (kind.name in KINDS and not kind.main):
+        kind = kind_of(record)
+        if all(r.get("refused") for r in found.values()) or (kind.name in METRICS and not kind.main):
             continue  # what no run could print, and the lesser numbers, are on the runs' own pages
         name = f"{clean(metric)} {arrow(record.get('direction'))}".rstrip()
-        if kind.name not in ("agreement", "CAS", "IS"):
+        if not kind.alone and kind.name != "CAS":
             name += f" against {clean(reference)}"
         where = clean(scope)
         if twice[line[:3]] > 1:
@@ -188,8 +190,7 @@ def _same(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[str, .
     reference = str(record.get("reference"))
     fingerprints = (metrics.get("protocol") or {}).get("fingerprints") or {}
     images = str(fingerprints.get(reference) or fingerprints.get("reference") or "")
-    name = str(record.get("metric"))
-    alone = kind_of(name).name in ("agreement", "IS")  # of the synthetic images, whatever the reference
+    name, alone = Origin.from_json(record).label, kind_of(record).alone  # of the synthetic images alone
     size = "0" if alone else str(record.get("n_reference"))
     return (name, str(record.get("scope")), reference, str(record.get("fingerprint")), "" if alone else images, size)
 

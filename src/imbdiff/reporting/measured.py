@@ -3,70 +3,26 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from imbdiff.metrics.measures import METRICS, Metric
+from imbdiff.metrics.numbers import Origin
 from imbdiff.reporting.text import MINUS, NOTHING, clean
 
 Record = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A number as readers know it, whatever extractor and k it is made with.
-
-    Attributes:
-        name: as in `KINDS`.
-        what: one sentence for a newcomer.
-        main: whether it stands in the open table.
-        share: a part of a whole, 0..1, printed with two decimals.
-        by_n: its size depends on how many images went in, so that values of different n do not compare.
-    """
-
-    name: str
-    what: str
-    main: bool = False
-    share: bool = False
-    by_n: bool = False
+def kind_of(record: Record) -> Metric:
+    """The row of the table of metrics; a metric that is not known here is a row of its own."""
+    name = str(record.get("metric"))
+    return METRICS.get(name) or Metric(name, record.get("direction") or "none")
 
 
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("FD", "Fréchet distance of the features, at this number of images; 0 where they agree", True, by_n=True),
-        Kind("FD∞", "Fréchet distance, extrapolated to endless samples, so that scopes of any size compare", True),
-        Kind("KD", "kernel distance of the features: unbiased, serves where images are few, may fall below 0", True),
-        Kind("precision", "share of synthetic images that lie among the real ones", True, True, True),
-        Kind("recall", "share of real images that lie among the synthetic ones", True, True, True),
-        Kind("coverage", "share of real images that have a synthetic one close by", True, True, True),
-        Kind("diversity", "how far apart images of a class are; 1: as far as real ones", True),
-        Kind(
-            "agreement", "share of synthetic images that the judge puts into the class they were made for", True, True
-        ),
-        Kind("CAS", "accuracy on real images of a classifier trained on synthetic images alone", True, True),
-        Kind("density", "how many real neighbourhoods a synthetic image lies in, on average; may exceed 1", by_n=True),
-        Kind("F8", "recall of distributions over clusters", share=True, by_n=True),
-        Kind("F1/8", "precision of distributions over clusters", share=True, by_n=True),
-        Kind("vendi", "effective number of different images", by_n=True),
-        Kind("IS", "Inception score: classes recognised clearly and evenly; knows no real images", by_n=True),
-    )
-}
-_FID = {"FID": "FD", "FID∞": "FD∞", "KID": "KD"}
-_ASKED = ("agreement", "IS")  # of one set alone: they stand beside the first reference's numbers
-
-
-def kind_of(metric: str) -> Kind:
-    """``recall(k=3)[judge-cnn]`` -> recall; ``FID∞`` -> FD∞; a number that is not known here is a kind of its own."""
-    name = re.sub(r"\(.*?\)", "", metric.split("[")[0])
-    name = _FID.get(name, name)
-    return KINDS.get(name) or Kind(name, "")
-
-
-def short_name(metric: str) -> str:
+def short_name(record: Record) -> str:
     """The metric's name without its extractor: ``recall(k=3)``, ``FID∞``."""
-    return clean(metric.split("[")[0])
+    return clean(Origin.from_json(record).short)
 
 
 def arrow(direction: str | None) -> str:
@@ -79,8 +35,9 @@ def texts(record: Record) -> tuple[str, str]:
     value, low, high = (record.get(key) for key in ("value", "low", "high"))
     known = [abs(x) for x in (value, low, high) if isinstance(x, int | float) and math.isfinite(x)]
     size = max(known, default=0.0)
-    if kind_of(str(record.get("metric"))).share or not size:
-        digits = 2
+    decimals = kind_of(record).decimals
+    if decimals is not None or not size:
+        digits = 2 if decimals is None else decimals
     else:  # three digits of the largest, two where all are small
         digits = min(8, max(0, (2 if size >= 0.1 else 1) - math.floor(math.log10(size))))
 
@@ -126,7 +83,7 @@ class Measured:
         if metrics is None or not numbers:
             return None
         first = str((metrics.get("protocol") or {}).get("reference") or "")
-        own = [r for r in numbers if kind_of(str(r.get("metric"))).name not in (*_ASKED, "CAS")]
+        own = [r for r in numbers if not kind_of(r).alone and r.get("metric") != "CAS"]
         judges = {str(r.get("fingerprint")): r for r in (own or numbers)}
         ordered = sorted(judges.values(), key=lambda r: bool(r.get("ranking_only")))
         references = dict.fromkeys(str(r.get("reference")) for r in (own or numbers))
@@ -172,11 +129,11 @@ class Measured:
         """The same number of real images: the training images; for agreement and IS the reference images."""
         return self._yardsticks.get((kind, scope, (judge or self.main).fingerprint, reference or self.references[0]))
 
-    def kinds(self, judge: Judge, reference: str) -> list[Kind]:
-        """What there is of an extractor and a reference, in the order of `KINDS`, unknown ones last."""
+    def kinds(self, judge: Judge, reference: str) -> list[Metric]:
+        """What there is of an extractor and a reference, in the order of the table, unknown ones last."""
         found = dict.fromkeys(key[0] for key in self._numbers if key[2:] == (judge.fingerprint, reference))
-        order = [*KINDS, *found]
-        return [KINDS.get(name) or Kind(name, "") for name in sorted(found, key=order.index)]
+        order = [*METRICS, *found]
+        return [METRICS.get(name) or Metric(name, "none") for name in sorted(found, key=order.index)]
 
 
 def _index(records: Iterable[Record], first: str, main: str) -> dict[tuple[str, ...], Record]:
@@ -186,8 +143,8 @@ def _index(records: Iterable[Record], first: str, main: str) -> dict[tuple[str, 
     """
     found: dict[tuple[str, ...], Record] = {}
     for record in records:
-        kind = kind_of(str(record.get("metric"))).name
-        reference = first if kind in _ASKED else str(record.get("reference"))
-        fingerprint = main if kind == "CAS" else str(record.get("fingerprint"))
-        found.setdefault((kind, str(record.get("scope", "all")), fingerprint, reference), record)
+        kind = kind_of(record)
+        reference = first if kind.alone else str(record.get("reference"))
+        fingerprint = main if kind.name == "CAS" else str(record.get("fingerprint"))
+        found.setdefault((kind.name, str(record.get("scope", "all")), fingerprint, reference), record)
     return found

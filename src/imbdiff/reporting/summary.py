@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imbdiff.reporting.measured import KINDS, Measured, Record, kind_of, short_name, texts
+from imbdiff.metrics.measures import METRICS, QUESTIONS
+from imbdiff.reporting.measured import Measured, Record, kind_of, short_name, texts
 from imbdiff.reporting.text import clean, number
 
 SIMILAR = 1.1
@@ -19,25 +20,10 @@ class Saying:
     answer: str
 
 
-_QUESTIONS = (
-    ("Do they look real?", ("precision", "KD", "FD∞", "FD")),
-    ("Are they varied?", ("recall", "coverage", "diversity")),
-    ("Do they show what was asked for?", ("agreement",)),
-    ("Can a classifier learn from them?", ("CAS",)),
-)
-_MEANS = {
-    "precision": "of synthetic images lie among real ones (precision)",
-    "recall": "of real images lie among synthetic ones (recall)",
-    "coverage": "of real images have a synthetic one close by (coverage)",
-    "agreement": "of synthetic images are put into the class they were made for (agreement)",
-    "CAS": "of real images are recognised by a classifier that saw synthetic images alone (CAS)",
-}
-
-
 def sayings(measured: Measured) -> list[Saying]:
     """At most four answers, each about all classes and about the rarest group, from the main extractor's numbers."""
     made = []
-    for question, kinds in _QUESTIONS:
+    for question, kinds in QUESTIONS:
         kind = next((k for k in kinds if _known(measured.number(k, "all"))), None)
         if kind is None:
             if any(measured.number(k, "all") for k in kinds):
@@ -63,16 +49,16 @@ def _about(measured: Measured, kind: str, scope: str) -> str:
     where = "" if scope == "all" else f"In the {clean(scope)} group "
     if not _known(record):
         return f"{where}there are too few images to say."
-    means = _MEANS.get(kind)
+    means = METRICS[kind].means
     if scope == "all":
-        lead = f"{_with_interval(record)} {means}" if means else f"{short_name(record['metric'])}: {_named(record)}"
+        lead = f"{_with_interval(record)} {means}" if means else f"{short_name(record)}: {_named(record)}"
     else:
         lead = f"{where}it is {_with_interval(record)}"
     return f"{lead}{_against(kind, record, yard)}."
 
 
 def _named(record: Record) -> str:
-    what = kind_of(str(record.get("metric"))).what
+    what = kind_of(record).what
     return f"{_with_interval(record)}" + (f" ({what})" if what else "")
 
 
@@ -87,13 +73,12 @@ def _against(kind: str, record: Record, yard: Record | None) -> str:
         return _against_one(record)
     if yard is None:
         return ""
-    whose = {"agreement": "real reference images", "CAS": "one trained on the real training images"}
-    who = whose.get(kind, "real training images")
+    who = METRICS[kind].baseline
     if not _known(yard):
         return f"; of {who} there are too few for this number"
     said = _with_interval(yard)
     n = [max(1, int(r.get("n_synthetic") or 0)) for r in (record, yard)]
-    if KINDS[kind].by_n and max(n) > SIMILAR * min(n):
+    if METRICS[kind].by_n and max(n) > SIMILAR * min(n):
         return f"; {number(n[1])} {who}: {said}, a rough yardstick, as this number depends on n"
     low, high = record.get("low"), record.get("high")
     if None in (low, high, yard.get("low"), yard.get("high")):

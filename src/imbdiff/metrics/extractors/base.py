@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -93,6 +93,16 @@ class Extractor(ABC):
             if progress is not None:
                 progress(start + len(rows))
         return out
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What :class:`imbdiff.metrics.numbers.Origin` keeps of the extractor."""
+        return {
+            "extractor": self.name,
+            "fingerprint": self.fingerprint,
+            "ranking_only": self.ranking_only,
+            "is_fid": self.is_fid,
+        }
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Call it before long work: raises DataError where images of `shape` (H, W, C) cannot be read."""
