@@ -117,7 +117,9 @@ def evaluate(
     columns = ClassColumns(len(names))
     main_features: dict[str, Any] | None = None
     measures = {name: measure for name, measure in measures.items() if measure.function is not None}
-    directions = {metric.name: metric.direction for m in measures.values() for metric in m.metrics}
+    metrics = {
+        metric.name: {"direction": metric.direction, "k": metric.k} for m in measures.values() for metric in m.metrics
+    }
     told = progress or (lambda what, done, total: None)
     for extractor in extractors:
         sets = _extract(synthetic, reference, train, extractor, reference_name, seed, store, told)
@@ -125,7 +127,7 @@ def evaluate(
         _compute(jobs, seed, workers, store.dist, partial(told, f"measuring with {extractor.name}"))
         for job in jobs:
             for name, estimate in job.found.items():
-                row = Number.of(name, job.scope.name, estimate, direction=directions[name], **job.origin)
+                row = Number.of(name, job.scope.name, estimate, **metrics[name], **job.origin)
                 if job.scope.kind == "class":
                     columns.add(row, int(job.scope.classes[0]), "train" if job.yardstick else "synthetic")
                 else:

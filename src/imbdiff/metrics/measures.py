@@ -34,6 +34,7 @@ class Metric:
         direction: which way is better.
         what: one sentence for a newcomer.
         main: whether it stands in the open table.
+        k: which nearest neighbour the function takes; None where it takes none.
         share: a part of a whole, 0 to 1.
         by_n: its size depends on how many images went in, so that values of different n do not compare.
         alone: it is of one set of images and looks at no reference; the baseline is of the reference images.
@@ -45,6 +46,7 @@ class Metric:
     direction: Direction
     what: str = ""
     main: bool = False
+    k: int | None = None
     share: bool = False
     by_n: bool = False
     alone: bool = False
@@ -151,6 +153,7 @@ MEASURES: dict[str, Measure] = {
                 "precision",
                 "higher",
                 "share of synthetic images that lie among the real ones",
+                k=3,
                 main=True,
                 share=True,
                 by_n=True,
@@ -160,6 +163,7 @@ MEASURES: dict[str, Measure] = {
                 "recall",
                 "higher",
                 "share of real images that lie among the synthetic ones",
+                k=3,
                 main=True,
                 share=True,
                 by_n=True,
@@ -169,12 +173,14 @@ MEASURES: dict[str, Measure] = {
                 "density",
                 "higher",
                 "how many real neighbourhoods a synthetic image lies in, on average; may exceed 1",
+                k=5,
                 by_n=True,
             ),
             Metric(
                 "coverage",
                 "higher",
                 "share of real images that have a synthetic one close by",
+                k=5,
                 main=True,
                 share=True,
                 by_n=True,

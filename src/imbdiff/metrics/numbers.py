@@ -93,9 +93,10 @@ class Number(Origin):
     def of(cls, metric: str, scope: str, estimate: Estimate, **origin: Any) -> Number:
         """The number that `estimate` is; `origin` has the other attributes of :class:`Origin`."""
         extra = dict(estimate.extra)
+        origin["k"] = extra.pop("k", origin.get("k"))
         left_out = origin.pop("classes_left_out", 0) + int(extra.get("classes_dropped", 0))
         return cls(
-            metric=metric, scope=scope, k=extra.pop("k", None), value=estimate.value, low=estimate.low,
+            metric=metric, scope=scope, value=estimate.value, low=estimate.low,
             high=estimate.high, refused=estimate.refused, n_synthetic=estimate.n_synthetic,
             n_reference=estimate.n_reference, n_effective=estimate.n_effective, extra=extra,
             classes_left_out=left_out, **origin,
