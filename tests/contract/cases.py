@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -14,28 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.encoder import PrototypeEncoder
+from imbdiff.diffusion.low_rank import LowRankModel
 from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import PROCESSES, Process
+from imbdiff.objectives.alignment import Alignment
 from imbdiff.objectives.batch import NoisyBatch, noisy_batch
+from imbdiff.objectives.capacity import CapacityManipulation
 from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.denoising import Denoising
+from imbdiff.objectives.dispersive import Dispersive
 from imbdiff.objectives.objective import Objective
+from imbdiff.objectives.overlap import ClassOverlap
+from imbdiff.objectives.pair_diversity import PairDiversity
+from imbdiff.objectives.prototype_contrast import PrototypeContrast
+from imbdiff.objectives.reweighting import EffectiveNumber, Focal, MinSNR
+from imbdiff.objectives.supervised_contrast import SupervisedContrast
+from imbdiff.objectives.transfer import Transfer
+from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.runtime.dist import Dist
 from imbdiff.training.step import TrainingStep
 
 from . import oracles
-from .miniatures import (
-    CM,
-    T2H,
-    UCL,
-    Alignment,
-    Coral,
-    DiffRC,
-    DiffROP,
-    Dispersive,
-    LowRank,
-    SampledBalancing,
-)
 
 KINDS = ("ddpm", "ddpm-v", "flow")
 SHAPE = (1, 2, 3)
@@ -45,7 +46,14 @@ LABELS = torch.tensor([0, 1, 0, 2, 0, 3, 0, 1, 0, 0, 2, 1, 0, 3, 1, 0])
 GROUP = torch.arange(N) // 4
 GROUP_CLASS = torch.tensor([1, 2, 3, 1])  # no head class
 
-Calls = tuple[tuple[int, int], ...]  # (rows, predicted rows) of every call of a network
+#: the papers' weights that are not 1
+WEIGHTS: dict[type[Objective], float] = {
+    ClassOverlap: 0.1,
+    Dispersive: 0.5,
+    PairDiversity: 0.5,
+    SupervisedContrast: 0.05,
+}
+Calls = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -53,83 +61,137 @@ class Case:
     """Objectives and what they may cost.
 
     Attributes:
-        calls: network -> its calls for the global batch of 16, with gradient first.
-        taps_only: parameters behind the taps are not used, which is only so without a denoising loss.
+        objectives: each with its constants that are not the paper's.
+        calls: (rows, predicted rows) of every call of the model with gradient, for the global batch.
+        network: "mlp", "low rank" or "encoder".
+        size, steps: rows of the global batch; how many steps, of which the last is compared.
     """
 
-    objectives: Callable[[], list[Objective]]
-    calls: Mapping[str, Calls]
-    low_rank: bool = False
-    taps_only: bool = False
+    objectives: tuple[tuple[type[Objective], dict[str, Any]], ...]
+    calls: Calls
+    network: str = "mlp"
     max_rows: int | None = None
+    size: int = N
+    steps: int = 1
+
+    def make(self) -> list[Objective]:
+        return [kind(**options) for kind, options in self.objectives]
+
+    @property
+    def unused(self) -> bool:
+        """Whether some parameters are not used: those behind the taps, where nothing but taps is asked for."""
+        return self.network != "encoder" and all(predicted == 0 for _, predicted in self.calls)
 
 
-def _alone(make: Callable[[], Objective], calls: Calls, **options: Any) -> Case:
-    return Case(lambda: [make()], {"model": calls}, **options)
+@dataclass(eq=False, kw_only=True)
+class SampledBalancing(ClassBalancing):
+    """Estimated from some rows, under a name of its own: beside one that is not."""
+
+    name = "sampled_balancing"
 
 
-def _ccua() -> list[Objective]:
-    return [
-        Denoising(),
-        ClassBalancing(weight=0.7),
-        UCL(weight=0.3),
-        Alignment(weight=0.2),
-    ]
+def _alone(kind: type[Objective], calls: Calls, **variants: dict[str, Any]) -> dict[str, Case]:
+    """The case of an objective with the paper's constants, and its variants."""
+    network = {CapacityManipulation: "low rank", PrototypeContrast: "encoder"}.get(kind, "mlp")
+    steps = 3 if kind is PrototypeContrast else 1
+    every = {"": {}, **variants}
+    return {f"{kind.name} {v}".strip(): Case(((kind, o),), calls, network, steps=steps) for v, o in every.items()}
 
 
-def _everything() -> list[Objective]:
-    return [
-        *_ccua(),
-        T2H(weight=0.5),
-        CM(weight=0.4),
-        Coral(24, weight=0.1),
-        DiffRC(weight=0.6),
-        DiffROP(weight=0.8),
-        Dispersive(weight=0.9),
-        SampledBalancing(weight=0.35),
-    ]
-
+ONE, TWO, TAPS = ((16, 16),), ((32, 32),), ((16, 0),)
+_CBDM = ((Denoising, {}), (ClassBalancing, {"weight": 0.7}), (UnconditionalContrast, {"weight": 0.3}))
+_CCUA = (*_CBDM, (Alignment, {"weight": 0.2}))
+_EVERYTHING = (
+    *_CCUA,
+    (Transfer, {"weight": 0.5}),
+    (CapacityManipulation, {"weight": 0.4}),
+    (SupervisedContrast, {"width": 128}),
+    (PairDiversity, {}),
+    (ClassOverlap, {"weight": 0.8}),
+    (Dispersive, {"weight": 0.9}),
+    (Focal, {"weight": 0.35}),
+)
 
 CASES: dict[str, Case] = {
-    "denoising": _alone(Denoising, ((16, 16),)),
-    "class_balancing": _alone(ClassBalancing, ((32, 32),)),
-    "ucl": _alone(UCL, ((16, 0),), taps_only=True),
-    "alignment": _alone(Alignment, ((32, 32),)),
-    "t2h": _alone(T2H, ((16, 16),)),
-    "cm": _alone(CM, ((32, 32),), low_rank=True),
-    "coral": _alone(lambda: Coral(128), ((16, 0),), taps_only=True),
-    "diffrc": Case(lambda: [DiffRC()], {"model": ((16, 16),), "source": ((16, 16),)}),
-    "diffrop": _alone(DiffROP, ((32, 32),)),
-    "dispersive": _alone(Dispersive, ((16, 0),), taps_only=True),
-    "sampled_balancing": _alone(SampledBalancing, ((12, 12),)),  # 2 strata x 3 rows x 2 labels
-    # taps of the null condition ride on the same pass and stop where the taps are
-    "denoising + CBDM + UCL": Case(lambda: _ccua()[:3], {"model": ((48, 32),)}),
-    "denoising + CBDM + UCL + alignment": Case(_ccua, {"model": ((48, 48),)}),
-    # sampled rows of "given" are taken from the full evaluation, and of the comparison labels too
-    "everything": Case(
-        _everything,
-        # given, comparison, null, base capacity, pairing, and the grouped part
-        {"model": ((96, 96),), "source": ((16, 16),)},
-        low_rank=True,
+    **_alone(Denoising, ONE),
+    **_alone(EffectiveNumber, ONE, beta={"beta": 0.9}, images={"mean": "images"}),
+    **_alone(Focal, ONE, stronger={"beta": 2.0, "gamma": 2.0}, published={"against": "nothing"}, wider={"width": 0.5}),
+    **_alone(MinSNR, ONE, gamma={"gamma": 1.0}),
+    **_alone(
+        ClassBalancing, TWO, uniform={"law": "uniform"}, eps={"space": "eps"}, constants={"tau": 0.7, "gamma": 0.5}
     ),
-    "denoising + sampled": Case(lambda: [Denoising(), SampledBalancing()], {"model": ((22, 22),)}),
-    # chunks of 10 of 2 x 16 + 16 rows; on two processes of 2 x 8 + 8
-    "chunked": Case(lambda: _ccua()[:3], {}, max_rows=10),
+    **_alone(
+        UnconditionalContrast,
+        TAPS,
+        tau={"tau": 0.5},
+        none={"time": "none"},
+        clean={"time": "clean"},
+        block={"block": 4},
+    ),
+    **_alone(Alignment, TWO, none={"time": "none"}, clean={"time": "clean", "space": "eps"}),
+    **_alone(Transfer, ONE, h2t={"direction": "h2t"}, full={"direction": "full", "tau": 1.0}),
+    **_alone(
+        SupervisedContrast,
+        TAPS,
+        dropping={"drop": True},
+        released={"released": True},
+        wholly={"drop": True, "released": True},
+    ),
+    **_alone(ClassOverlap, TWO, eps={"space": "eps", "time": "none"}),
+    **{
+        f"overlap {name}": Case(((ClassOverlap, {"exact": False, **options}),), ONE)
+        for name, options in {"released": {"time": "clean"}, "released eps": {"space": "eps"}}.items()
+    },
+    **_alone(Dispersive, TAPS, tau={"tau": 1.0}, cosine={"distance": "cosine"}),
+    **_alone(
+        CapacityManipulation,
+        TWO,
+        free={"bound": math.inf},
+        constants={"consistency": 0.3, "diversity": 2.0, "bound": 0.02, "weight": 0.7},
+        eps={"space": "eps"},
+    ),
+    "capacity anchor": Case(((CapacityManipulation, {"detach_base": True}),), ONE, "low rank"),
+    **_alone(
+        PairDiversity,
+        ONE,
+        mean={"gamma": 0.0, "reduction": "mean"},
+        null={"gamma": 0.7, "condition": "null", "weight": 1.3, "temperature": 0.2},
+    ),
+    **_alone(
+        PrototypeContrast,
+        TAPS,
+        plain={"prior": False, "momentum": 0.9},
+        alike={"clean": False, "tau": 0.3, "momentum": 0.8},
+    ),
+    # 2 strata x 13 rows x 2 labels
+    "sampled_balancing": Case(((SampledBalancing, {"rows": 0.4}),), ((52, 52),), size=64),
+    # taps of the null condition ride on the same pass and stop where the taps are
+    "denoising + CBDM + contrast": Case(_CBDM, ((48, 32),)),
+    "denoising + CBDM + CCUA": Case(_CCUA, ((48, 48),)),
+    # sampled rows of "given" are taken from the full evaluation
+    "denoising + sampled": Case(((Denoising, {}), (SampledBalancing, {"rows": 0.4})), ((90, 90),), size=64),
+    # given, comparison, null, base capacity, overlap, and the grouped part
+    "everything": Case(_EVERYTHING, ((96, 96),), "low rank"),
+    # chunks of 10 of 2 x 16 + 16 rows, the first 32 of which need a prediction; on two processes of 2 x 8 + 8
+    "chunked": Case(_CBDM, ((10, 10), (10, 10), (10, 10), (10, 2), (8, 0)), max_rows=10),
 }
 
 
 def oracle(
-    step: TrainingStep, batches: Mapping[str, NoisyBatch], kind: str
+    step: TrainingStep, case: Case, batches: Mapping[str, NoisyBatch], kind: str, **state: Any
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(losses, gradients by parameter name) of a step from the formulas; `step` is in float64."""
-    parts = {name: oracles.Raw(kind, batch, STATS.counts) for name, batch in batches.items()}
-    losses: dict[str, Tensor] = {}
-    for o in step.active:
-        losses.update(getattr(oracles, o.name)(step.networks, parts, step))
-    weights = {o.name: o.weight for o in step.active}
-    losses["loss"] = sum(
-        (weights[name.split("/")[0]] * value for name, value in losses.items()), torch.zeros((), dtype=torch.float64)
-    )
+    losses, total = {}, oracles.ZERO
+    for made, (of, options) in zip(step.active, case.objectives, strict=True):
+        raw = oracles.Raw(kind, batches[made.part], STATS.counts)
+        constants = {k: v for k, v in options.items() if k != "weight"} | state
+        formula = getattr(oracles, of.name.replace("sampled", "class"))
+        if of is SampledBalancing:
+            constants["name"] = of.name
+        for term, value in formula(raw, step.networks, step, **constants).items():
+            losses[f"{of.name}/{term}"] = value
+            total = total + (0 if term in of.monitors else options.get("weight", WEIGHTS.get(of, 1.0)) * value)
+    losses["loss"] = total
     named = {n: p for n, p in step.named_parameters() if p.requires_grad}
     grads = torch.autograd.grad(losses["loss"], list(named.values()), allow_unused=True)
     return (
@@ -138,27 +200,37 @@ def oracle(
     )
 
 
+def low_rank(process: Process, shape: tuple[int, int, int] = SHAPE, spread: float = 0.5) -> LowRankModel:
+    """A small network whose low-rank part is at work."""
+    model = LowRankModel.of(build_model("mlp", process, shape, STATS, seed=1), 2)
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(".up"):
+                p.copy_(spread * torch.randn(p.shape, generator=generator))
+    return model.train()
+
+
+def encoder(process: Process, shape: tuple[int, int, int] = SHAPE) -> PrototypeEncoder:
+    return PrototypeEncoder.like(build_model("mlp", process, shape, STATS, seed=3), 5)
+
+
 def make_step(
     objectives: list[Objective],
     process: Process,
     *,
-    low_rank: bool = False,
+    network: str = "mlp",
     dtype: torch.dtype = torch.float64,
     max_rows: int | None = None,
-    backbone: str = "mlp",
-    shape: tuple[int, int, int] = SHAPE,
 ) -> TrainingStep:
     """A step on small networks; `source` is there, frozen, if anyone reads the grouped part."""
-    networks: dict[str, nn.Module] = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        if low_rank:
-            networks["model"] = LowRank(process, shape, STATS.num_classes)
-        else:
-            networks["model"] = build_model(backbone, process, shape, STATS, seed=1)
+    made: nn.Module
+    if network == "mlp":
+        made = build_model("mlp", process, SHAPE, STATS, seed=1)
+    else:
+        made = {"low rank": low_rank, "encoder": encoder}[network](process)
     frozen = ["source"] if any(o.part == "grouped" for o in objectives) else []
-    for name in frozen:
-        networks[name] = build_model(backbone, process, shape, STATS, seed=2)
+    networks = {"model": made, **{name: build_model("mlp", process, SHAPE, STATS, seed=2) for name in frozen}}
     return TrainingStep(networks, objectives, frozen=frozen, max_rows=max_rows).to(dtype)
 
 
@@ -171,16 +243,17 @@ def make_batches(
     seed: int = 46,
     share: slice | None = None,
     shape: tuple[int, int, int] = SHAPE,
+    size: int = N,
 ) -> dict[str, NoisyBatch]:
     """This process's rows of the parts that the objectives of `step` read."""
     dist = dist or Dist()
-    rows = share or dist.share(N)
+    rows = share or dist.share(size)
     out = {}
     for part in sorted({o.part for o in step.active}):
         grouped = part == "grouped"
         generator = torch.Generator().manual_seed(seed + grouped)
-        x0 = torch.randn(N, *shape, generator=generator, dtype=torch.float64).to(dtype)
-        labels = GROUP_CLASS[GROUP] if grouped else LABELS
+        x0 = torch.randn(size, *shape, generator=generator, dtype=torch.float64).to(dtype)
+        labels = GROUP_CLASS[GROUP] if grouped else LABELS.repeat(size // N)
         out[part] = noisy_batch(
             x0[rows],
             labels[rows],
@@ -188,7 +261,7 @@ def make_batches(
             stats=STATS,
             seed=seed,
             step=3,
-            size=N,
+            size=size,
             share=rows,
             part=part,
             draws=step.draws(part),
@@ -200,41 +273,34 @@ def make_batches(
     return out
 
 
-def objectives_of(case: str) -> list[Objective]:
-    """New objectives of a case, their own parameters always the same."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        return CASES[case].objectives()
-
-
 def step_of(case: str, kind: str, **options: Any) -> TrainingStep:
-    options = {"low_rank": CASES[case].low_rank, "max_rows": CASES[case].max_rows, **options}
-    return make_step(objectives_of(case), PROCESSES[kind], **options)
+    of = CASES[case]
+    return make_step(of.make(), PROCESSES[kind], **{"network": of.network, "max_rows": of.max_rows, **options})
 
 
 @dataclass
 class Result:
+    """`losses` are means over processes, `grads` what this process's parameters hold after the last step."""
+
     losses: dict[str, Tensor]
     grads: dict[str, Tensor]
-    calls: dict[str, Calls]
+    buffers: dict[str, Tensor]
+    calls: Calls
     forwards: int
     wrapped: int
     usage: Any
 
 
 def run(case: str, kind: str, dist: Dist | None = None, **options: Any) -> Result:
-    """One step of a case: losses are means over processes, gradients what this process's parameters hold after it."""
-    dist = dist or Dist()
+    """The steps of a case; costs are those of the last."""
+    dist, of = dist or Dist(), CASES[case]
     step = step_of(case, kind, **options)
-    calls: dict[str, list[tuple[int, int]]] = {name: [] for name in step.networks}
+    calls: list[tuple[int, int]] = []
     counted = {"step": 0, "wrapped": 0}
 
-    def count(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            if torch.is_grad_enabled() or name == "source":
-                calls[name].append((len(args[0]), len(out[0])))
-
-        return hook
+    def count(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if torch.is_grad_enabled():
+            calls.append((len(args[0]), len(out[0])))
 
     def bump(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -242,22 +308,25 @@ def run(case: str, kind: str, dist: Dist | None = None, **options: Any) -> Resul
 
         return hook
 
-    for name, network in step.networks.items():
-        network.register_forward_hook(count(name))
+    step.networks["model"].register_forward_hook(count)
     step.register_forward_hook(bump("step"))
     module: nn.Module = step
     if dist.world > 1:
-        module = nn.parallel.DistributedDataParallel(step, find_unused_parameters=CASES[case].taps_only)
+        module = nn.parallel.DistributedDataParallel(step, find_unused_parameters=of.unused)
         module.register_forward_hook(bump("wrapped"))
-    out = module(make_batches(step, PROCESSES[kind], dist=dist))
-    during = {name: tuple(c) for name, c in calls.items()}  # checkpointed chunks are recomputed from here on
-    out["loss"].backward()
+    for i in range(of.steps):
+        calls.clear()
+        step.zero_grad()
+        out = module(make_batches(step, PROCESSES[kind], dist=dist, seed=46 + i, size=of.size))
+        during = tuple(calls)  # checkpointed chunks are recomputed from here on
+        out["loss"].backward()
     return Result(
         {n: dist.total(v) / dist.world for n, v in out.items()},
         {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in step.named_parameters() if p.requires_grad},
+        dict(step.objectives.named_buffers()),
         during,
-        counted["step"],
-        counted["wrapped"],
+        counted["step"] // of.steps,
+        counted["wrapped"] // of.steps,
         step.usage,
     )
 

@@ -10,48 +10,55 @@ from torch import Tensor, nn
 
 from imbdiff.diffusion.process import Process
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.denoising import Denoising
-from imbdiff.objectives.objective import Answer, Labels, Objective, Request, Rows
+from imbdiff.objectives.objective import Objective
+from imbdiff.objectives.requests import Answer, Labels, Request, Rows
+from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.runtime.errors import ConfigError
-from imbdiff.testing import SHAPE, STATS, check_objective
+from imbdiff.testing import STATS, check_objective
 
-from .miniatures import (
-    CM,
-    T2H,
-    UCL,
-    Alignment,
-    Coral,
-    DiffRC,
-    DiffROP,
-    Dispersive,
-    LowRank,
-    SampledBalancing,
-    row_mse,
-)
+from .cases import CASES, KINDS, encoder, low_rank
 
-
-def low_rank(name: str, process: Process) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return LowRank(process, SHAPE, STATS.num_classes)
-
-
-@pytest.mark.parametrize(
-    "objective", [Denoising(), ClassBalancing(), UCL(), Alignment(), Coral(128), Dispersive()], ids=lambda o: o.name
-)
-def test_right_ones_pass(objective: Objective) -> None:
-    check_objective(objective)
+#: under every process what is as published, and one of its variants under flow
+FULL = [case for case, of in CASES.items() if of.objectives[0][0].name == case]
+VARIANTS = [
+    "effective_number images",
+    "focal published",
+    "class_balancing eps",
+    "unconditional_contrast none",
+    "alignment clean",
+    "transfer full",
+    "supervised_contrast wholly",
+    "overlap released",
+    "dispersive cosine",
+    "capacity anchor",
+    "pair_diversity null",
+    "prototype_contrast alike",
+]
+#: their draws or blocks name rows of the batch
+ORDERED = ("sampled_balancing",)
 
 
-def test_right_ones_pass_that_need_more_than_one_small_network() -> None:
-    check_objective(DiffRC(), networks=("model", "source"))
-    check_objective(CM(), build=low_rank)
+@pytest.mark.parametrize("case", [*FULL, *VARIANTS])
+def test_right_ones_pass(case: str) -> None:
+    of, (objective,) = CASES[case], CASES[case].make()
+    builds = {"low rank": low_rank, "encoder": encoder}
+
+    def build(name: str, process: Process) -> nn.Module:
+        return builds[of.network](process)
+
+    check_objective(
+        objective,
+        processes=KINDS if case in FULL else ("flow",),
+        networks=("model", "source") if objective.part == "grouped" else ("model",),
+        equivariant=case not in ORDERED,
+        ratio=False,  # tests/objectives/test_ratio.py
+        **({} if of.network == "mlp" else {"build": build}),
+    )
 
 
-@pytest.mark.parametrize("objective", [T2H(), DiffROP(), SampledBalancing(k=2, stratum=4)], ids=lambda o: o.name)
-def test_right_ones_pass_whose_draws_speak_of_an_order(objective: Objective) -> None:
-    check_objective(objective, equivariant=False)
+def row_mse(x: Tensor) -> Tensor:
+    return x.square().flatten(1).mean(1)
 
 
 class Base(Denoising):
@@ -186,11 +193,11 @@ def test_terms_of_another_shape_are_refused(make: Callable[[], Objective]) -> No
 
 
 def test_own_parameters_may_be_frozen_and_own_labels_may_differ() -> None:
-    check_objective(FullyFrozen())
+    check_objective(FullyFrozen(), processes=("ddpm",), ratio=False)
 
 
 def test_the_objective_itself_is_left_as_it_was() -> None:
-    objective = Coral(128)
+    objective = SupervisedContrast(width=128)
     before = {n: p.clone() for n, p in objective.named_parameters()}
     state = torch.random.get_rng_state()
     check_objective(objective, processes=("flow",))

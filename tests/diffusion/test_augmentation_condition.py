@@ -21,7 +21,7 @@ from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.evaluator import evaluate
-from imbdiff.objectives.objective import Labels, Request, Rows
+from imbdiff.objectives.requests import Labels, Request, Rows
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.step import TrainingStep
 

@@ -19,7 +19,8 @@ from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import DDPM
 from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.denoising import Denoising
-from imbdiff.objectives.objective import Answer, Objective, Request
+from imbdiff.objectives.objective import Objective
+from imbdiff.objectives.requests import Answer, Request
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog, read_jsonl
