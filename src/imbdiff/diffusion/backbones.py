@@ -1,9 +1,8 @@
 """Backbones: the networks, as ``backbone(x_t, time, cond, taps) -> (prediction, taps)``.
 
-The networks are diffusers' `UNet2DModel` and `DiTTransformer2DModel`, untouched but for how dropout draws its coins, so
-that what is trained here loads there. The forward passes are written out over their sub-modules for two reasons:
-intermediate features ("taps") come back as values and not through hooks, and a request for taps alone stops where the
-taps are.
+The networks are diffusers' `UNet2DModel` and `DiTTransformer2DModel`, untouched, so that what is
+trained here loads there. The forward passes are written out over their sub-modules for two reasons: intermediate
+features ("taps") come back as values and not through hooks, and a request for taps alone stops where the taps are.
 
 A tap is a layer, or a role that every backbone maps to a layer of its own: ``mid``, the features that contrasts use
 (CCUA's transformer takes block 3 of 12), and ``quarter``, those of the dispersive loss (its paper takes block 2 of 12).
@@ -35,7 +34,6 @@ from imbdiff.diffusion.backbone import (
     Taps,
     VectorConditioner,
 )
-from imbdiff.diffusion.dropout import cheapen
 from imbdiff.runtime.errors import ConfigError
 
 
@@ -69,7 +67,6 @@ class UNetBackbone(Backbone):
         self.net = UNet2DModel(
             sample_size=size, in_channels=channels, out_channels=channels, class_embed_type="identity", **config
         )
-        cheapen(self.net)
         dim = config["block_out_channels"][0] * 4
         self.conditioner = VectorConditioner(num_classes, dim)
         if augment:  # last, so that the other weights are drawn as without it
