@@ -71,7 +71,7 @@ def test_the_first_one_says_how_to_sample() -> None:
         ("cbdm+cbdm", "named twice"),
         ("cbdm+nothing", "unknown name 'nothing' among the methods"),
         ("cbdm+", "unknown name '' among the methods"),
-        ("ccua+ddpm-balanced", "ccua draws its rows tempered .0.1., ddpm-balanced draws them balanced"),
+        ("ccua+ddpm-balanced", "ccua samples its rows tempered .0.1., ddpm-balanced samples them balanced"),
         ("t2h+ddpm-focal", "t2h and ddpm-focal each replace the denoising loss"),
         ("ccua+ccua-v1", "both bring unconditional_contrast, with other constants"),
         ("cbdm+cbdm-finetune", "both bring class_balancing, with other constants"),

@@ -173,7 +173,7 @@ def _parts(joined: Sequence[tuple[str, Phase]]) -> tuple[Part, ...]:
             owner, other = found.get(part.name, ("", Part()))
             if owner and other != part:
                 raise ConfigError(
-                    f"{owner} draws its rows {other.words}, {name} draws them {part.words}: a batch has one law",
+                    f"{owner} samples its rows {other.text}, {name} samples them {part.text}: a batch has one distribution",
                     "take one of them",
                 )
             found[part.name] = (name, part)

@@ -262,7 +262,7 @@ class _Affine(nn.Module):
 def class_difference(
     objective: Objective, process: Process, level: float, *, mean: float = 0.05, sd: float = 1.0, points: int = 8
 ) -> float:
-    """What `objective`, beside the denoising loss, leaves of the difference between two classes of Gaussian data.
+    """What `objective`, added to the denoising loss, leaves of the difference between two classes of Gaussian data.
 
     Classes N(-mean, sd^2) and N(mean, sd^2), equally frequent, a fifth of the labels dropped, one time of noise level
     `level`. The networks are affine in x for each label, which holds both exact predictions; images and noises are
@@ -271,7 +271,7 @@ def class_difference(
 
     Returns:
         The root mean square over noisy images of p_a(x) - p_b(x), divided by the same without `objective`: 1 where it
-        has no effect, below 1 where it draws predictions together, above 1 where it drives them apart.
+        has no effect, below 1 where it pulls predictions together, above 1 where it pushes them apart.
     """
     q = torch.tensor([NormalDist().inv_cdf((i + 0.5) / points) for i in range(points)], dtype=torch.float64)
     q = q / q.square().mean().sqrt()

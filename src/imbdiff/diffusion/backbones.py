@@ -46,7 +46,7 @@ class UNetBackbone(Backbone):
     Args:
         shape: (c, h, w) of one input.
         num_classes: C.
-        config: keyword arguments of `UNet2DModel`; ``augment=True`` beside them: a layer for geometric changes.
+        config: keyword arguments of `UNet2DModel`; ``augment=True`` among them adds a layer for geometric changes.
     """
 
     tap_names = ("mid",)
@@ -128,8 +128,8 @@ class DiTBackbone(Backbone):
     Args:
         shape: (c, h, h) of one input.
         num_classes: C.
-        config: keyword arguments of `DiTTransformer2DModel`; ``augment=True`` beside them: a layer for geometric
-            changes.
+        config: keyword arguments of `DiTTransformer2DModel`; ``augment=True`` among them adds a layer for
+            geometric changes.
     """
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, config: dict[str, Any]) -> None:

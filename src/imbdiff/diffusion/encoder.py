@@ -65,7 +65,7 @@ class PrototypeEncoder(nn.Module):
 
     @classmethod
     def like(cls, model: DiffusionModel, seed: int) -> PrototypeEncoder:
-        """A new encoder for images, process and classes of `model`; its weights are drawn from `seed`."""
+        """A new encoder for images, process and classes of `model`; its initial weights come from `seed`."""
         return cls(model.spec, seed=seed)
 
     def _example(self) -> Tensor:

@@ -1,7 +1,7 @@
 """`generate`: from labels and seeds to images.
 
 Every random number of image i depends on its seed alone, and batches are of one fixed size (the last one is padded),
-so image i is the same whatever is drawn beside it, in whatever order, by however many processes, and after a restart:
+so image i is the same for any other images, any order, any number of processes, and after a restart:
 bit for bit on the same machine, precision and thread count. Other batch sizes or devices round differently.
 """
 
@@ -175,7 +175,7 @@ def _batch(
         return prediction.float()
 
     times = process_times(scheduler, model.process)
-    levels = model.process.noise_level(times.cpu()).tolist()  # known here, so that nobody has to read them back
+    levels = model.process.noise_level(times.cpu()).tolist()  # known here, so that they need not be read back from the device
     steps_left = zip(scheduler.timesteps[begin:], times.to(device)[begin:], levels[begin:], strict=True)
     for timestep, time, level in steps_left:
         t = time.expand(len(x))

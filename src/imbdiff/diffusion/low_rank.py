@@ -104,7 +104,7 @@ class LowRankModel(DiffusionModel):
     """A diffusion model whose second half has low-rank capacity on top of its weights; see the module's text.
 
     Made by `of`. Its parameters are those of the model that it was made from, under the same names, and a ``down`` and
-    an ``up`` beside the weight of every layer with a low-rank part.
+    an ``up`` next to the weight of every layer with a low-rank part.
 
     Attributes:
         scale: factor of B A.
@@ -116,7 +116,7 @@ class LowRankModel(DiffusionModel):
 
     @classmethod
     def of(cls, model: DiffusionModel, seed: int, rank_ratio: float = 0.1, scale: float = 0.5) -> LowRankModel:
-        """`model` with new low-rank parts; a copy, that gives the same predictions to the bit.
+        """`model` with new low-rank parts; a copy, whose predictions are bit-identical.
 
         Args:
             model: is left as it is. Of a model with low-rank parts the merged one is taken.
@@ -232,7 +232,7 @@ def _geometry(layer: nn.Conv2d) -> dict[str, Any]:
 
 
 def _uniform(like: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> nn.Parameter:
-    """The initial law of torch's layers, U(-b, b) with b = 1 / sqrt(in); drawn on the CPU, the same on all devices."""
+    """The initial distribution of torch's layers, U(-b, b) with b = 1 / sqrt(in); drawn on the CPU, the same on all devices."""
     bound = like[0].numel() ** -0.5
     values = (2 * torch.rand(shape, generator=generator) - 1) * bound
     return nn.Parameter(values.to(like))

@@ -102,8 +102,8 @@ class DiffusionModel(nn.Module):
         """See `Backbone.forward`. `capacity` (B,) is for networks with a low-rank part that can be switched off."""
         if capacity is not None:
             raise ConfigError("this network has one capacity only", "use a method's own network for capacity='base'")
-        told = {} if augment is None else {"augment": augment}  # a backbone of your own need not know of it
-        return self.backbone(x_t, self.process.model_time(t), labels, taps, predict_rows, **told)
+        extra = {} if augment is None else {"augment": augment}  # a backbone of your own need not know of it
+        return self.backbone(x_t, self.process.model_time(t), labels, taps, predict_rows, **extra)
 
     @property
     def num_parameters(self) -> int:
@@ -121,7 +121,7 @@ def build_model(
     dropout: float | None = None,
     augment: bool = False,
 ) -> DiffusionModel:
-    """A new model with weights drawn from `seed`; no global random state is read or left changed.
+    """A new model with initial weights from `seed`; no global random state is read or left changed.
 
     Args:
         backbone: a name in `BACKBONES`.

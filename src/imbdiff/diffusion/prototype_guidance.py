@@ -36,7 +36,7 @@ class PrototypeGuidance(Shift):
 
     The paper's "s changes adaptively" has no rule. Ours, with `adaptive`: per row and step s_i = 0.2 + (s - 0.2)
     (1 - exp(-L_PC)), from s where the encoder does not see the class to 0.2 (s, if less) where it is sure of it. It
-    depends on the row alone, so that images stay the same whatever is generated beside them.
+    depends on the row alone, so that images stay the same whatever else is generated in the batch.
 
     All classes are guided alike by default. The paper generates medium and tail classes only; a frequent class that is
     asked for needs it as much, since nothing else tells an unconditional model which class to generate. Rows of the

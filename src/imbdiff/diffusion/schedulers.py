@@ -1,7 +1,7 @@
 """diffusers' samplers for our processes: one table, and nothing of their arithmetic rewritten.
 
 Times are the process's own: betas are handed over as numbers, so that training and sampling cannot disagree. What
-had to be worked around in diffusers (seen in 0.42) is said in `start`, `process_times` and beside each sampler, and
+had to be worked around in diffusers (seen in 0.42) is explained in `start`, `process_times` and at each sampler, and
 tested.
 """
 
@@ -61,7 +61,7 @@ def make_scheduler(name: str, process: Process, steps: int, *, clip: bool = True
 
 
 def start(scheduler: Any, steps: int) -> None:
-    """Sets `steps` timesteps and forgets earlier steps, so that a scheduler can draw one batch after another.
+    """Sets `steps` timesteps and forgets earlier steps, so that a scheduler can generate one batch after another.
 
     For 62 step counts of 1 to 1000 (61, 103, 121, ...) diffusers' trailing spacing rounds to one time too many, t = -1,
     where the tables are read from their noisy end: that time is taken out. The ancestral sampler adds noise in every
@@ -135,7 +135,7 @@ def _ddim(process: Process, steps: int, clip: bool) -> Any:
 
 
 # Both solvers below need the clipping: x0 = (x_t - s eps) / a multiplies an error of eps by 157 at the first time of
-# the linear schedule and by 20,000 at that of the cosine; without it a network trained for minutes draws saturated
+# the linear schedule and by 20,000 at that of the cosine; without it a network trained for minutes generates saturated
 # noise. Times evenly spaced in t end with a jump from t = 49 (20 steps) to the clean image: of detail with standard
 # deviation 0.10 they leave 0.05. Spaced in log SNR (Lu et al. 2022) 20 steps leave 0.101, and Karras et al.'s spacing,
 # the one that UniPC takes in diffusers, 0.106: tests/diffusion/test_samplers.py.

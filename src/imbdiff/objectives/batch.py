@@ -22,7 +22,7 @@ from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
 
 Space = Literal["native", "eps"]
-FAR = -1e9  # a logit that no softmax gives weight to, and yet finite: a row with nobody to compare with stays finite
+FAR = -1e9  # a logit that no softmax gives weight to, and yet finite: a row without another to compare with stays finite
 
 
 def check_space(name: str, space: str) -> None:
@@ -116,7 +116,7 @@ class NoisyBatch:
         process, stats, null: the noising process, the training set's class statistics, the null label.
         draws: the named draws of the objectives, each (B, ...).
         dist: collectives; `dist.gather` is differentiable, the identity on one process.
-        augment: (B, 9) the geometric change that each row's image had, of which networks are told; None: none had one.
+        augment: (B, 9) the geometric change that each row's image had, which networks take as a condition; None: none had one.
     """
 
     x0: Tensor
@@ -146,7 +146,7 @@ class NoisyBatch:
     def difference(self, a: Tensor, b: Tensor, answer: Answer, space: Space = "native") -> Tensor:
         """a - b, two predictions for the rows of `answer`.
 
-        "native": in the units of the network's own target, as the denoising loss beside it. What decides the effect of
+        "native": in the units of the network's own target, as the denoising loss. What decides the effect of
         a regulariser is its *ratio* to that loss at the same noise level; under v and flow this keeps the ratio of the
         papers' networks, which predict eps. "eps": as differences of predicted noises, a(t) times those of v
         or velocity: the ratio is a^2 of the papers' then, and the term vanishes at noisy times, where they want it

@@ -31,7 +31,7 @@ class CapacityManipulation(RowSampled):
     consistency = diversity and no bound nothing is left then, exactly.
 
     The paper's diverse term, phi(g) = g, has no lower bound: where diversity w_div > consistency w_con it pays to drive
-    the predictions of W_g alone away for ever, which nothing else looks at. Here phi(g) = g / (1 + g / bound): g to
+    the predictions of W_g alone away for ever, which no other term constrains. Here phi(g) = g / (1 + g / bound): g to
     first order where g is far below `bound`, never above `bound`. The loss of a row is then at least
     -diversity w_div(y) bound, and a class settles near g = bound (sqrt(diversity w_div / (consistency w_con)) - 1).
 
@@ -100,6 +100,6 @@ class CapacityManipulation(RowSampled):
 def class_weights(stats: ClassStats, device: torch.device) -> Tensor:
     """(2, C) float64: w_con and w_div; one copy per device: no host-to-device copy in the loop."""
     n = torch.tensor(stats.counts, dtype=torch.float64)
-    # w_div as C / sum_c (N_y / N_c), so that equal counts give 1 to the bit
+    # w_div as C / sum_c (N_y / N_c), so that equal counts give exactly 1
     weights = torch.stack([len(n) * n / n.sum(), len(n) / (n[:, None] / n).sum(1)])
     return weights.to(device)

@@ -28,7 +28,7 @@ class PairDiversity(Objective):
     without label, as it was trained; the gradient goes through p_tar alone. Groups of fewer than three rows give 0: a
     softmax over one similarity is 1. Rows outside any group give 0 too.
 
-    Eq. 9 sums over classes and images, beside a base loss that is a mean over images: so does ``reduction="sum"``, over
+    Eq. 9 sums over classes and images, while the base loss is a mean over images: so does ``reduction="sum"``, over
     all rows that are compared at a time (64 in the methods here; of one micro-batch where a step has several). As a
     mean over rows the term is 64 times smaller, and a softmax of cosines at temperature 1 hardly differs between the
     two models: 0.2 % of the gradient was measured, which does nothing (docs/methods.md).
@@ -44,7 +44,7 @@ class PairDiversity(Objective):
         weight: lambda of Eq. 10, the best of 0.1, 0.3, 0.5, 0.7, 0.9 in the paper.
         source: name of the frozen network that was trained first.
         condition: the target's label: "given" (as the batch has it, dropped ones included) or "null".
-        part: a part drawn in class groups.
+        part: a part sampled in class groups.
     """
 
     name = "pair_diversity"

@@ -36,7 +36,7 @@ class EffectiveNumber(Objective):
     Args:
         beta: in [0, 1]; 0.9999 for the long-tailed sets of the paper and of the recipes that use it.
         mean: what has mean 1: the weights of all "classes" (the paper), or of all training "images", which keeps the
-            size of the loss beside other objectives.
+            size of the loss relative to other objectives.
     """
 
     name = "effective_number"

@@ -70,7 +70,7 @@ class Transfer(Objective):
         candidates = batch.dist.gather(batch.x0)
         clean = candidates.index_select(0, self.sources(batch, candidates))
         a, s = (expand(c, batch.x0).to(batch.x0.dtype) for c in batch.process.coefficients(batch.t))
-        # (x_t - a x0_z) / s, written so that a row that stays where it is keeps its noise to the bit
+        # (x_t - a x0_z) / s, written so that a row that stays where it is keeps its noise bit for bit
         noise = batch.noise + a / s.clamp_min(MIN_DIVISOR) * (batch.x0 - clean)
         return batch.process.target(clean, noise, batch.t)
 

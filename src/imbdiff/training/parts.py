@@ -1,4 +1,4 @@
-"""The parts of a step's batch, each drawn by its own sampling law."""
+"""The parts of a step's batch, each with its own sampling distribution."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from imbdiff.runtime.streams import torch_rng
 
 @dataclass(frozen=True)
 class Part:
-    """How one part of a batch is drawn.
+    """How one part of a batch is sampled.
 
     Attributes:
         name: objectives name the part that they read.
@@ -35,7 +35,7 @@ class Part:
         factor: of the tempered law.
         groups, group_size: above 0, the part is `groups` class groups of `group_size` rows that share one t; the
             batch size does not matter to it.
-        of: the classes that it draws from: all, the many-shot ones, or the others.
+        of: the classes that it samples from: all, the many-shot ones, or the others.
     """
 
     name: str = "main"
@@ -54,8 +54,8 @@ class Part:
             )
 
     @property
-    def words(self) -> str:
-        """How it draws, in words."""
+    def text(self) -> str:
+        """Its sampling, for messages."""
         law = f"{self.law} ({self.factor:g})" if self.law == "tempered" else self.law
         grouped = f", {self.groups} groups of {self.group_size}" if self.groups else ""
         return law + grouped + ("" if self.of == "all" else f", from {self.of} classes")
@@ -76,7 +76,7 @@ class Part:
             )
 
     def classes(self, groups: Groups) -> Sequence[int]:
-        """The classes that it draws from.
+        """The classes that it samples from.
 
         Raises:
             ConfigError: there are none.
@@ -86,7 +86,7 @@ class Part:
         classes = np.flatnonzero(chosen).tolist()
         if not classes:
             raise ConfigError(
-                f"the part {self.name!r} draws from {self.of} classes, and there are none ({groups.rule})",
+                f"the part {self.name!r} samples from {self.of} classes, and there are none ({groups.rule})",
                 "choose other groups, or a method that does not need them",
             )
         return classes

@@ -39,7 +39,7 @@ OnPreview = Callable[[DiffusionModel, int], None]
 
 
 class Trainable(Protocol):
-    """What a network that is trained says beside being a module: how its images are encoded and noised."""
+    """A network that can be trained: it also has the codec and the process of its images."""
 
     codec: Codec
     process: Process
@@ -52,21 +52,21 @@ class Trainer:
     Attributes:
         step: networks and objectives; its network `target` is the one that is averaged and returned.
         data: the training split, and nothing else.
-        groups: many / medium / few, for parts that draw from some of them.
-        parts: how the parts of a batch are drawn.
+        groups: many / medium / few, for parts that sample from some of them.
+        parts: how the parts of a batch are sampled.
         config: amounts, rates, cadences.
-        seed: of everything that is drawn.
+        seed: of all random numbers.
         device: "auto", "cpu", "cuda", ...
         store: where checkpoints go; None: none are written.
         log: where losses go; None: nowhere.
         augmentation: of the training images.
-        geometric: changes of the training images that the networks are told of; None: none.
+        geometric: changes of the training images, which the networks take as a condition; None: none.
         on_preview: called with the averaged model and the images seen, on the first process.
         on_watch: the same, every `watch_images` images and at the end.
         on_weak: the same, once: after the share `config.weak_at` of the steps.
         finish: what the averaged network becomes when it is handed out; gets the objectives too.
         identity: a hash of what the run is; a checkpoint of another is refused.
-        say: where notices go.
+        say: prints notices.
     """
 
     step: TrainingStep

@@ -39,7 +39,7 @@ class Update:
         accelerator: of accelerate; wraps the step.
         codec, process: of the network that is trained.
         target: the network that is averaged.
-        seed: of everything that is drawn.
+        seed: of all random numbers.
 
     Attributes:
         parameters: all that are trained, by name.
