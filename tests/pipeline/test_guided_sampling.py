@@ -15,9 +15,15 @@ import imbdiff
 from imbdiff.cli import main
 from imbdiff.config import override
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
+from imbdiff.data.stats import ClassStats, Groups
+from imbdiff.diffusion.model import build_model
+from imbdiff.diffusion.process import PROCESSES
 from imbdiff.pipeline import stages
 from imbdiff.pipeline.checks import check_options
-from imbdiff.pipeline.sampling import sampling
+from imbdiff.pipeline.drawing import doubles
+from imbdiff.pipeline.plan import probe_sampling
+from imbdiff.pipeline.preview import preview_grid
+from imbdiff.pipeline.sampling import sampling, without_guidance
 from imbdiff.runtime.errors import ConfigError, RunError
 from tests.pipeline.conftest import SMALL
 from tests.test_cli import fails
@@ -128,6 +134,10 @@ def test_boost_and_skip_are_options(run: Path) -> None:
         (("--sample.guidance", "autogidance"), r"unknown name 'autogidance' among the guidance -> did you mean autog"),
         (("--sample.guidance", "prototype"), "needs a guide, and the method ddpm-brs trains none"),
         (("--sample.guidance", "none", "--sample.omega", "1"), "--sample.omega has no effect on the guidance none"),
+        (
+            ("--sample.omega", "1", "--sample.guidance.omega", "2"),
+            "both set the strength of guidance -> give one of them",
+        ),
         (("--sample.omega", "fwe=1"), r"no class or group 'fwe' -> did you mean few\?"),
         (("--sample.omega", "-2"), "-2"),
         (("--sample.guidance.scale", "1"), "no option 'scale'"),
@@ -186,3 +196,53 @@ def test_diffrc_guides_medium_and_few_where_labels_allow_it() -> None:
     own = sampling(override(imbdiff.preset("tiny"), {"method": "diffrc", "sample.guidance.scale": 2}))
     assert own.constants["prototype.scale"] == 2
     assert np.isclose(own.constants["classifier-free.omega"], 0.8)
+
+
+def test_whether_a_step_takes_twice_as_many_rows_is_read_off_the_guidance() -> None:
+    model = build_model("unet-8", PROCESSES["ddpm"], (1, 8, 8), ClassStats(("a", "b"), (200, 5)), seed=0)
+    for omega, twice in ((0, False), ("0.0", False), ("0,few=0", False), ("0,few=1", True), (0.5, True)):
+        how = sampling(override(imbdiff.preset("tiny"), {"sample.omega": omega}))
+        assert doubles(how.guide(model)) == twice, omega
+    assert not doubles(without_guidance(how).guide(model))
+
+
+def test_previews_probe_and_sampling_take_the_class_groups_of_the_data(tmp_path: Path) -> None:
+    """A source's own rule names groups that the default does not have: here "head" and "tail"."""
+    groups = Groups(("head", "tail"), (0, 1), "ours")
+    config = override(imbdiff.preset("tiny"), {"sample.omega": "0,tail=1", "sample.steps": 2, "device": "cpu"})
+    model = build_model("unet-8", PROCESSES["ddpm"], (1, 8, 8), ClassStats(("a", "b"), (200, 5)), seed=0).eval()
+    assert preview_grid(model, config, groups)
+    assert len(stages.sample(model, (0, 2), config, groups=groups, quiet=True)) == 2
+    assert probe_sampling(model, config, torch.device("cpu"), groups) > 0
+    with pytest.raises(ConfigError, match="no class or group 'tail'"):
+        preview_grid(model, config)
+
+
+def test_guidances_from_outside_are_listed(outside: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    program = """
+from dataclasses import dataclass
+from imbdiff.diffusion.guidance import NoGuidance
+from imbdiff.diffusion.guidances import GuidanceEntry
+
+@dataclass(frozen=True)
+class Constants:
+    \"\"\"Of it.
+
+    Args:
+        length: how far it goes.
+    \"\"\"
+
+    length: float = 3.0
+
+OURS = GuidanceEntry(what="far away", when="now", source="here", make=lambda *_: NoGuidance(), constants=Constants())
+"""
+    outside(program, "guidance", far="OURS")
+    assert main(["methods", "module:outside:OURS+entropy"]) == 0
+    text = capsys.readouterr().out
+    assert "--sample.guidance.module:outside:OURS.length 3.0" in text
+    assert "how far it goes" in text
+    assert "--sample.guidance.entropy.scale 0.03" in text
+    assert main(["methods", "far"]) == 0
+    assert "--sample.guidance.far.length 3.0" in capsys.readouterr().out
+    assert main(["methods", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["guidance"]["far"] == {"what": "from outside: outside:OURS"}

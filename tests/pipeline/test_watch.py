@@ -116,6 +116,18 @@ def test_a_repeated_measurement_takes_its_place_in_the_log(
     assert best[1]["images"] == 64
 
 
+def test_guidance_that_a_model_in_training_cannot_serve_is_logged_once(tmp_path: Path, config: RunConfig) -> None:
+    config = override(config, {"sample.guidance": "autoguidance+classifier-free"})
+    prepared, said = prepare_data("digits", config.data), list[str]()
+    watch = Watch(prepared, config, tmp_path, log=said.append)
+    model = build_model(prepared, config)
+    for seen in (64, 128):
+        watch(model, seen)
+    assert said == ["watch: while training, images are sampled without this guidance: autoguidance (needs weak)"]
+    rows = read_jsonl(tmp_path / "watch.jsonl")
+    assert [row["without_guidance"] for row in rows] == [{"autoguidance": "weak"}] * 2
+
+
 def test_a_metric_that_these_images_cannot_support_is_refused_before_training(
     tmp_path: Path, config: RunConfig
 ) -> None:

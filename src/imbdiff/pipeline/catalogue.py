@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import fields
+from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
 from imbdiff.constants import constants, field_texts, type_text
 from imbdiff.data.benchmarks.table import BENCHMARKS
 from imbdiff.diffusion.backbones import BACKBONES
-from imbdiff.diffusion.guidances import GUIDANCE
+from imbdiff.diffusion.guidances import GUIDANCE, GuidanceEntry, guidance_entries
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import METHODS, get_method
 from imbdiff.metrics.extractors.catalogue import EXTRACTORS
@@ -18,11 +19,12 @@ from imbdiff.presets import PRESETS
 from imbdiff.recognition.curation import POLICIES
 from imbdiff.recognition.networks import known_networks
 from imbdiff.recognition.recipes import RECIPES
+from imbdiff.runtime.tables import PREFIX, imported, known
 
 
 def as_json() -> dict[str, Any]:
-    """The tables as plain values."""
-    return {
+    """The tables as plain values, and the names of entries that other installed packages declare as entry points."""
+    tables: dict[str, dict[str, dict[str, Any]]] = {
         "methods": {
             name: {
                 "idea": m.idea,
@@ -52,6 +54,11 @@ def as_json() -> dict[str, Any]:
             for m in MEASURES.values()
         },
     }
+    for family, rows in tables.items():
+        group = {"benchmarks": "sources", "measures": "metrics"}.get(family, family)
+        points = {p.name: p.value for p in entry_points(group=f"imbdiff.{group}") if p.name not in rows}
+        rows |= {name: {"what": f"from outside: {place}"} for name, place in sorted(points.items())}
+    return tables
 
 
 def method_json(name: str) -> dict[str, Any]:
@@ -60,22 +67,24 @@ def method_json(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is neither of that name.
     """
-    if name in GUIDANCE:
-        entry = GUIDANCE[name]
-        kind = type(entry.constants)
-        hints, texts = get_type_hints(kind), field_texts(kind)
-        return {
-            "name": name,
-            "idea": entry.what,
-            "when": entry.when,
-            "source": entry.source,
-            "needs": ", ".join(entry.needs),
-            "constants": {
-                f.name: {"type": type_text(hints[f.name]), "default": getattr(entry.constants, f.name),
-                         "what": texts.get(f.name, "")}
-                for f in fields(entry.constants)
-            },
-        }  # fmt: skip
+    guidances = _guidances(name)
+    if guidances is not None:
+        found: dict[str, Any] = {"name": name}
+        for key, joint in (("what", " + "), ("when", "; "), ("source", "; ")):
+            found["idea" if key == "what" else key] = joint.join(
+                filter(None, (getattr(e, key) for e in guidances.values()))
+            )
+        found["needs"] = ", ".join(dict.fromkeys(need for entry in guidances.values() for need in entry.needs))
+        found["constants"] = {}
+        for owner, entry in guidances.items():
+            kind = type(entry.constants)
+            hints, texts = get_type_hints(kind), field_texts(kind)
+            for f in fields(entry.constants):
+                found["constants"][f"{owner}.{f.name}"] = {
+                    "type": type_text(hints[f.name]), "default": getattr(entry.constants, f.name),
+                    "what": texts.get(f.name, ""),
+                }  # fmt: skip
+        return found
     method = get_method(name)
     return {
         "name": name,
@@ -92,6 +101,20 @@ def method_json(name: str) -> dict[str, Any]:
     }
 
 
+def _guidances(name: str) -> dict[str, GuidanceEntry] | None:
+    """The entries of one or more guidances joined by "+"; None where the first is not a guidance.
+
+    Raises:
+        ConfigError: the first is a guidance and another one is not.
+    """
+    first = name.split("+")[0].strip()
+    if first in METHODS or (first not in known("guidance", GUIDANCE) and not first.startswith(PREFIX)):
+        return None
+    if first.startswith(PREFIX) and not isinstance(imported(first, "guidance"), GuidanceEntry):
+        return None
+    return guidance_entries(name)
+
+
 def method_text(found: dict[str, Any], width: int = 110) -> str:
     """`method_json` to read in a terminal."""
     lines = [found["name"]]
@@ -99,7 +122,7 @@ def method_text(found: dict[str, Any], width: int = 110) -> str:
         if found[key]:
             text = found[key] if key == "idea" else f"{key}: {found[key]}"
             lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
-    option = "--method." if "phases" in found else f"--sample.guidance.{found['name']}."
+    option = "--method." if "phases" in found else "--sample.guidance."
     if "phases" in found:
         phases = f"; trains {', then '.join(found['phases'])}" if len(found["phases"]) > 1 else ""
         lines.append(f"  cost {found['cost']:g} passes per image, guidance omega {found['omega']:g}{phases}")

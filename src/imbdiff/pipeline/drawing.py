@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from imbdiff.diffusion.generate import generate_batches
-from imbdiff.diffusion.guidance import Guidance
+from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided
 from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.scales import scale_table
 from imbdiff.pipeline import samples
 from imbdiff.pipeline.sampling import Sampling
 from imbdiff.runtime.compiling import compile_if_equal, uncompile
@@ -91,7 +92,7 @@ def draw_rows(
         begun = 0
         try:
             if wanted and checked != n:
-                wanted = compile_network(model, how, n, say=say)
+                wanted = compile_network(model, how, n, guidance=guidance, say=say)
                 checked = n
             for indices, images in generate_batches(
                 model, labels, seeds, sampler=how.sampler, steps=how.steps, guidance=guidance, batch_size=n,
@@ -115,11 +116,25 @@ def draw_rows(
         left = left[begun:]
 
 
-def compile_network(model: DiffusionModel, how: Sampling, n: int, *, say: Callable[[str], None] = print) -> bool:
+def doubles(guidance: Guidance) -> bool:
+    """Whether a step evaluates the network for twice as many rows: some class has an omega other than 0."""
+    if isinstance(guidance, Guided):
+        return doubles(guidance.outer) or doubles(guidance.inner)
+    return isinstance(guidance, ClassifierFree) and any(scale_table(guidance.omega, guidance.classes, least=-1.0))
+
+
+def compile_network(
+    model: DiffusionModel,
+    how: Sampling,
+    n: int,
+    *,
+    guidance: Guidance,
+    say: Callable[[str], None] = print,
+) -> bool:
     """Compiles the network for batches of `n` images, if its predictions are those without."""
     import torch
 
-    device, rows = next(model.parameters()).device, n * (2 if how.doubled else 1)
+    device, rows = next(model.parameters()).device, n * (2 if doubles(guidance) else 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((rows, *model.codec.shape), generator=generator).to(device)
     t = model.process.time_from_uniform(torch.rand(rows, generator=generator)).to(device)

@@ -13,6 +13,7 @@ from imbdiff.config import RunConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
+from imbdiff.data.stats import Groups
 from imbdiff.diffusion.generate import generate
 from imbdiff.methods import method_of
 from imbdiff.pipeline import building, stages
@@ -78,7 +79,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         if phase.gives == "guide" and phase.make is not None:  # an untrained one costs as much
             model.guide = phase.make(model, 0).eval()
     seen = config.train.steps * config.train.batch_size
-    sample_seconds = _probe_sampling(model, config, device) * drawn
+    sample_seconds = probe_sampling(model, config, device, prepared.groups) * drawn
     arm_seconds = _probe_classifier(prepared, config, device, arms=1)
     arms = sum(sum(counts) > 0 or not arm.needs_synthetic for arm in classifier_arms(config.classify))
     classify_seconds = arm_seconds * arms
@@ -166,14 +167,14 @@ def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device:
 
 
 @torch.no_grad()
-def _probe_sampling(model: Any, config: RunConfig, device: torch.device) -> float:
+def probe_sampling(model: Any, config: RunConfig, device: torch.device, groups: Groups) -> float:
     """Seconds per image."""
     model = model.to(device).eval()
     steps = min(2, sampling(config).steps)
     how = replace(sampling(config), steps=steps)
     n = how.batch_size
     options: dict[str, Any] = {
-        "sampler": how.sampler, "guidance": how.guide(model, partial=True), "batch_size": n,
+        "sampler": how.sampler, "guidance": how.guide(model, groups, partial=True), "batch_size": n,
         "bf16": how.precision == "bf16",
     }  # fmt: skip
     labels = [0] * n

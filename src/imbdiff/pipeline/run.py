@@ -158,12 +158,14 @@ class Run:
             return
 
         def preview(model: DiffusionModel, seen: int) -> None:
-            write_bytes(self.folder / "previews" / f"{seen:012d}.png", preview_grid(model, self.config))
+            write_bytes(
+                self.folder / "previews" / f"{seen:012d}.png", preview_grid(model, self.config, prepared.groups)
+            )
 
         watch = None
         if self.config.watch.every:
             device = str(resolve_device(self.config.device))
-            watch = Watch(prepared, self.config, self.folder.path, device=device)
+            watch = Watch(prepared, self.config, self.folder.path, device=device, log=self.say)
         model = stages.train(
             prepared,
             self.config,

@@ -79,17 +79,21 @@ class Sampling:
         )  # fmt: skip
         names, constants = self.guidance, dict(self.constants)
         if partial:
-            there = {"guide": isinstance(model.guide, PrototypeEncoder), "weak": model.weak is not None}
-            there["classifier"] = classifier is not None
-            kept = [n for n, entry in guidance_entries(names).items() if all(there[need] for need in entry.needs)]
+            missing = self.missing(model, classifier)
+            kept = [n for n in guidance_entries(names) if n not in missing]
             names = "+".join(kept) or "none"
             constants = {k: v for k, v in constants.items() if k.rpartition(".")[0] in kept}
         return make_guidance(names, context, constants)
 
-    @property
-    def doubled(self) -> bool:
-        """Whether every step evaluates the network for twice as many rows."""
-        return self.constants.get("classifier-free.omega", 0) not in (0, 0.0, "0")
+    def missing(self, model: DiffusionModel, classifier: Classifier | None = None) -> dict[str, str]:
+        """The guidances that `model` cannot serve, and what each lacks: "guide", "weak" or "classifier"."""
+        there = {
+            "guide": isinstance(model.guide, PrototypeEncoder),
+            "weak": model.weak is not None,
+            "classifier": classifier is not None,
+        }
+        lacking = {n: ", ".join(x for x in e.needs if not there[x]) for n, e in guidance_entries(self.guidance).items()}
+        return {name: what for name, what in lacking.items() if what}
 
     def to_json(self) -> dict[str, Any]:
         """What decides the images, for the plan that they are drawn by; defaults that say nothing are left out."""
@@ -148,7 +152,14 @@ def sampling(config: RunConfig) -> Sampling:
                 f"--sample.omega has no effect on the guidance {names}", "leave it out, or name classifier-free"
             )
         given.update({f"{name}.omega": options.omega for name in with_omega})
-    found = guidance_constants(names, {**given, **full(names, options.constants)})
+    own_constants = full(names, options.constants)
+    if options.omega is not None and (twice := [name for name in own_constants if name.endswith(".omega")]):
+        raise ConfigError(
+            f"--sample.omega {options.omega} and --sample.guidance.{twice[0]} {own_constants[twice[0]]} both set the "
+            "strength of guidance",
+            "give one of them; --sample.omega None takes back an earlier one",
+        )
+    found = guidance_constants(names, {**given, **own_constants})
     return Sampling(
         sampler=sampler,
         steps=options.steps or (method.steps if sampler == own else None) or 20,

@@ -22,6 +22,7 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared, prepare
+from imbdiff.data.stats import Groups
 from imbdiff.diffusion.guidance import Guidance
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.saved import load_model, save_model
@@ -177,6 +178,7 @@ def sample(
     config: RunConfig,
     folder: Path | None = None,
     *,
+    groups: Groups | None = None,
     guidance: Guidance | None = None,
     quiet: bool = False,
 ) -> ImageSet:
@@ -184,7 +186,9 @@ def sample(
 
     Args:
         folder: where class folders and manifest go; with it, a repeated call continues. Without, nothing is kept.
-        guidance: in place of what `config` says, which takes class groups from the class counts and no classifier.
+        groups: of the classes, by which guidance scales may be given: `data.groups` of the data that was trained on,
+            whose source may have a rule of its own. Default: those of the class counts.
+        guidance: in place of what `config` says, which takes no classifier.
 
     Returns:
         The images, ordered by class; their ids are file names.
@@ -196,7 +200,8 @@ def sample(
         where = Path(place) / "samples" if folder is None else Path(place)
         todo = samples.plan_in(where, counts, names, config, identity)
         if not samples.finished(where, todo):
-            drawing.draw(model, todo, where, sampling(config), guidance=guidance, quiet=quiet)
+            how = sampling(config)
+            drawing.draw(model, todo, where, how, guidance=guidance or how.guide(model, groups), quiet=quiet)
         return samples.load_samples(where, (height, width, channels), names)
 
 

@@ -30,7 +30,7 @@ from imbdiff.data.splits import LEAST_FOR_VAL, Prepared
 from imbdiff.diffusion.saved import load_model, saved_identity
 from imbdiff.pipeline import building, study_pool
 from imbdiff.pipeline.folder import RunFolder
-from imbdiff.pipeline.plan import _probe_sampling
+from imbdiff.pipeline.plan import probe_sampling
 from imbdiff.pipeline.recognising import classifier_plan, classifier_use
 from imbdiff.pipeline.repeat import repeat_command
 from imbdiff.pipeline.run import Run, open_run
@@ -143,7 +143,9 @@ class _Study:
         drawing = 0.0
         if left:
             model = load_model(self.run.folder / "model", device=resolve_device(self.config.device))
-            drawing = _probe_sampling(model, self.config, resolve_device(self.config.device)) * left
+            drawing = (
+                probe_sampling(model, self.config, resolve_device(self.config.device), self.prepared.groups) * left
+            )
         training = probe_classifier(self.prepared, self.plan, self.device) * trained
         missing = missing_classes(self.prepared)
         n_val = 0 if self.prepared.val is None else len(self.prepared.val)

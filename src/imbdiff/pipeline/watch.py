@@ -7,7 +7,8 @@ the training split only, the reference is the validation split, and neither is u
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ class Watch:
     config: RunConfig
     folder: Path
     device: str = "cpu"
-    quiet: bool = False
+    log: Callable[[str], None] = lambda _: None
+    _logged: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if self.prepared.val is None or len(self.prepared.val) < 20:
@@ -77,7 +79,11 @@ class Watch:
         """Measures `model`, writes a line, and keeps the model if it is the best so far."""
         began = time.monotonic()
         numbers = self.measure(model)
-        line = {name: {"value": e.value, "low": e.low, "high": e.high} for name, e in numbers.items()}
+        line: dict[str, Any] = {name: {"value": e.value, "low": e.low, "high": e.high} for name, e in numbers.items()}
+        missing = sampling(self.config).missing(model)
+        if missing:
+            line["without_guidance"] = missing
+            self._log_missing(missing)
         rows = [row for row in read_jsonl(self.folder / "watch.jsonl") if row["images"] < seen]
         log = JsonLog(self.folder / "watch.jsonl")
         log.cut(lambda row: row["images"] < seen)
@@ -112,6 +118,13 @@ class Watch:
             return None
         found = read_json(folder / "watched.json")
         return load_model(folder), found
+
+    def _log_missing(self, missing: dict[str, str]) -> None:
+        """Says once which guidances the images that are measured here do without."""
+        if missing and not self._logged:
+            self._logged = True
+            left = ", ".join(f"{name} (needs {what})" for name, what in missing.items())
+            self.log(f"watch: while training, images are sampled without this guidance: {left}")
 
     def _draw(self, model: DiffusionModel, labels: np.ndarray) -> ImageSet:
         how = sampling(self.config)
