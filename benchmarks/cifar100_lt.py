@@ -30,7 +30,7 @@ from imbdiff.diffusion.generate import generate
 from imbdiff.methods import METHODS
 from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.extractors import Extractor, RandomConv
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import training
 from imbdiff.pipeline.extractors import make_extractors
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.reporting.sprites import sample_grid
@@ -55,7 +55,7 @@ def per_second(prepared: Prepared, given: argparse.Namespace, method: str) -> fl
 
     def seconds(steps: int) -> float:
         began = time.perf_counter()
-        stages.train(prepared, configured(given, method, steps * given.batch), quiet=True)
+        training.train(prepared, configured(given, method, steps * given.batch), quiet=True)
         if given.device != "cpu":
             torch.cuda.synchronize()
         return time.perf_counter() - began
@@ -76,7 +76,7 @@ def one(method: str, prepared: Prepared, given: argparse.Namespace) -> dict[str,
     images = given.images or int(60 * given.minutes * (speed or 0) // given.batch * given.batch)
     config = configured(given, method, images)
     began = time.perf_counter()
-    model = stages.train(prepared, config, quiet=True)  # nothing is continued: its seconds count
+    model = training.train(prepared, config, quiet=True)  # nothing is continued: its seconds count
     seconds = time.perf_counter() - began
     how = sampling(config)
     labels = np.repeat(np.arange(prepared.stats.num_classes), given.per_class)
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "cifar100_lt")
     given = parser.parse_args()
-    prepared = stages.prepare_data(source("cifar100-lt", 0), configured(given, given.methods[0], 64).data)
+    prepared = training.prepare_data(source("cifar100-lt", 0), configured(given, given.methods[0], 64).data)
     found = [one(method, prepared, given) for method in given.methods]
     config = {k: v for k, v in vars(given).items() if k != "folder"}
     config |= {"counts": list(prepared.stats.counts), "groups": prepared.groups.rule}

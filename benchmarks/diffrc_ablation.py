@@ -23,7 +23,7 @@ import imbdiff
 from imbdiff.config import RunConfig, override
 from imbdiff.data.imageset import ImageSet
 from imbdiff.diffusion.generate import generate
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import training
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.reporting.shares import term_shares
 from imbdiff.runtime.files import digest, read_json, write_json
@@ -44,11 +44,11 @@ def one(seed: int, form: str, given: argparse.Namespace) -> dict[str, Any]:
     """One generator with both ways of sampling it: accuracies by arm, and the share of the pair-wise loss."""
     method = FORMS[form].format(constants=given.constants)
     config = configured(method, seed, given)
-    data = stages.prepare_data("digits", config.data)
+    data = training.prepare_data("digits", config.data)
     with TemporaryDirectory() as place:
-        model = stages.train(data, config, Path(place), quiet=True)
+        model = training.train(data, config, Path(place), quiet=True)
         shares = {row.term: row.mean for row in term_shares(read_jsonl(Path(place) / "log.jsonl"))}
-    counts = imbdiff.images_to_draw("auto", data.stats)
+    counts = imbdiff.images_to_add("auto", data.stats)
     labels = np.repeat(np.arange(len(counts)), counts)
     found: dict[str, Any] = {"share": shares.get("pair_diversity/kl", 0.0)}
     for guided in (False, True):

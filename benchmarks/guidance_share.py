@@ -23,7 +23,7 @@ from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.metrics.agreement import share_agreeing
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import training
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.presets import preset
 from imbdiff.recognition.judge import Judge, train_judge
@@ -97,11 +97,11 @@ def main() -> None:
                 "train.images": given.images, "sample.steps": given.steps if method == "diffrc-paper" else None,
             },
         )  # fmt: skip
-        prepared = stages.prepare_data("digits", config.data)
+        prepared = training.prepare_data("digits", config.data)
         assert prepared.pool is not None
         judge = judge or train_judge(prepared.pool, prepared.test, seed=given.seed)
         trained = time.monotonic()
-        model = stages.train(prepared, config, quiet=True)
+        model = training.train(prepared, config, quiet=True)
         assert isinstance(model.guide, PrototypeEncoder)
         result[f"{method}: training seconds"] = round(time.monotonic() - trained)
         result[f"{method}: test images at their own prototype"] = recognised(model.guide, prepared.test)

@@ -20,7 +20,7 @@ from imbdiff.config import override
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.splits import Prepared
 from imbdiff.methods import METHODS
-from imbdiff.pipeline import building, stages
+from imbdiff.pipeline import training
 from imbdiff.recipe import Phase
 from imbdiff.runtime.dist import Dist
 from imbdiff.training.parts import make_loaders
@@ -32,8 +32,8 @@ def side(name: str, method: str, phase: Phase, prepared: Prepared, batch: int) -
     """A phase's step on one batch, and its parts."""
     values = {"method": method, "train.batch_size": batch, "device": "cpu"}
     config = override(preset("demo"), values)
-    earlier = {n: building.new_model(prepared, config) for n in {phase.start, *phase.frozen} if n}
-    step = building.build_step(phase, prepared, config, earlier)
+    earlier = {n: training.new_model(prepared, config) for n in {phase.start, *phase.frozen} if n}
+    step = training.build_step(phase, prepared, config, earlier)
     model = cast(Trainable, step.networks["model"])
     loaders = make_loaders(
         phase.parts, prepared.train, prepared.groups, batch, seed=0, dist=Dist(), device=torch.device("cpu")
@@ -42,7 +42,7 @@ def side(name: str, method: str, phase: Phase, prepared: Prepared, batch: int) -
         loader.part.name: loader.load(
             0, 0, codec=model.codec, process=model.process, draws=step.draws(loader.part.name),
             label_dropout=0.1 if phase.label_dropout is None else phase.label_dropout, dropout_per="sample",
-            augmentation=Augmentation(), geometric=building.geometric(phase, config),
+            augmentation=Augmentation(), geometric=training.geometric(phase, config),
         )
         for loader in loaders
     }  # fmt: skip
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=9)
     given = parser.parse_args()
-    prepared = stages.prepare_data("digits", override(preset("demo"), {}).data)
+    prepared = training.prepare_data("digits", override(preset("demo"), {}).data)
     sides, steps, of = [], {}, {}
     for method in dict.fromkeys(["ddpm", *given.methods]):
         phases = METHODS[method].phases

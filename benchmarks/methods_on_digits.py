@@ -39,7 +39,7 @@ from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.metrics.numbers import Number
 from imbdiff.metrics.statistics import student95
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import training
 from imbdiff.pipeline.sampling import sampling, without_guidance
 from imbdiff.recognition.judge import judges
 from imbdiff.reporting.shares import term_shares
@@ -78,10 +78,10 @@ def one(job: dict[str, Any]) -> dict[str, Any]:
             return found
     torch.set_num_threads(1)
     config = configured(job)
-    prepared = stages.prepare_data("digits", config.data)
+    prepared = training.prepare_data("digits", config.data)
     wall, cpu = time.perf_counter(), time.process_time()
     with TemporaryDirectory() as place:
-        model = stages.train(prepared, config, Path(place), quiet=True)
+        model = training.train(prepared, config, Path(place), quiet=True)
         shares = {row.term: row.mean for row in term_shares(read_jsonl(Path(place) / "log.jsonl"))}
     found = {**job, "wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
     found["shares"] = shares

@@ -26,7 +26,7 @@ from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.saved import load_model, save_model
 from imbdiff.methods import METHODS
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import training
 from imbdiff.runtime.files import read_json, write_json
 from results_file import ROOT
 
@@ -128,19 +128,19 @@ def source(world: str, triple: int) -> str:
 def prepared(world: str, triple: int) -> Prepared:
     """The splits of a triple: the same for every method."""
     config = configured(world, WORLDS[world].methods[0], triple)
-    return stages.prepare_data(source(world, triple), config.data)
+    return training.prepare_data(source(world, triple), config.data)
 
 
 def generator(world: str, method: str, triple: int, device: str = "cpu") -> tuple[DiffusionModel, float]:
     """The trained generator and its training's CPU seconds; trained if it is not there yet, on a CPU by one thread."""
     folder = KEPT / "generators" / world / f"{method}-{triple}"
     config, data = override(configured(world, method, triple), {"device": device}), prepared(world, triple)
-    identity = stages.training_identity(data, config)
+    identity = training.training_identity(data, config)
     facts = read_json(folder / "facts.json") if (folder / "facts.json").exists() else None
     if facts is None or facts["identity"] != identity:
         torch.set_num_threads(1)
         began = time.process_time()
-        model = stages.train(data, config, folder, quiet=True)
+        model = training.train(data, config, folder, quiet=True)
         save_model(model, folder / "model")
         facts = {"identity": identity, "cpu_s": time.process_time() - began, "parameters": model.num_parameters}
         write_json(folder / "facts.json", facts)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imbdiff.config import to_dict
-from imbdiff.pipeline.repeat import repeat_command
+from imbdiff.pipeline.folder import repeat_command
 from imbdiff.pipeline.run import open_run
 from results_file import write_result
 

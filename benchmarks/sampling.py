@@ -39,7 +39,7 @@ from imbdiff.diffusion.process import DDPM
 from imbdiff.diffusion.saved import load_model
 from imbdiff.metrics.frechet import frechet_distance
 from imbdiff.metrics.precision_recall import precision_recall
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import training
 from imbdiff.recognition.judge import judges
 from imbdiff.runtime.files import digest
 from results_file import ROOT
@@ -79,10 +79,10 @@ def configured(given: argparse.Namespace) -> RunConfig:
 def generator(given: argparse.Namespace) -> Path:
     """The folder of the generator; trained where it is missing."""
     config = configured(given)
-    prepared = stages.prepare_data("digits", config.data)
-    folder = given.folder / digest([stages.training_identity(prepared, config)])[:12]
+    prepared = training.prepare_data("digits", config.data)
+    folder = given.folder / digest([training.training_identity(prepared, config)])[:12]
     if not (folder / "model" / "model.json").exists():
-        stages.train(prepared, config, folder).save(folder / "model")
+        training.train(prepared, config, folder).save(folder / "model")
     return folder
 
 
@@ -122,7 +122,7 @@ def quality(given: argparse.Namespace) -> dict[str, Any]:
     dear_first = sorted(WAYS, key=lambda way: -way.steps)
     with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
         pool.map(draw, [(folder, way, given.n) for way in dear_first], chunksize=1)
-    prepared = stages.prepare_data("digits", configured(given).data)
+    prepared = training.prepare_data("digits", configured(given).data)
     _, judge = judges(prepared)
     assert judge is not None
     names, labels = prepared.train.class_names, np.arange(given.n) % len(prepared.train.class_names)

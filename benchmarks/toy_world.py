@@ -28,7 +28,7 @@ from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.methods import METHODS, method_of
 from imbdiff.pipeline.sampling import sampling, without_guidance
-from imbdiff.pipeline.stages import train
+from imbdiff.pipeline.training import train
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import digest, read_json, write_json
 from imbdiff.runtime.streams import seed_of

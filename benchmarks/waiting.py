@@ -22,7 +22,7 @@ from imbdiff.config import override
 from imbdiff.data.gather import Gather
 from imbdiff.data.imageset import Rows
 from imbdiff.data.samplers import BatchSampler
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import training
 from imbdiff.runtime.log import read_jsonl
 from preparing import generate
 from results_file import write_result
@@ -44,7 +44,7 @@ def main() -> None:
     train = {"images": given.steps * given.batch, "batch_size": given.batch, "log_images": given.batch}
     config = override(preset("small"), {"data": {"size": 32}, "train": train, "device": "cpu"})
     data = {
-        where: stages.prepare_data(root, override(config, {"data.cache": cache}).data)
+        where: training.prepare_data(root, override(config, {"data.cache": cache}).data)
         for where, cache in (("memory", "off"), ("disk", str(base / "cache32")))
     }
     assert isinstance(data["disk"].train.images, Rows)
@@ -53,7 +53,7 @@ def main() -> None:
     for i in range(given.repeats):
         for where, prepared in data.items():
             with tempfile.TemporaryDirectory() as folder:
-                stages.train(prepared, override(config, {"seed": i}), Path(folder), quiet=True)
+                training.train(prepared, override(config, {"seed": i}), Path(folder), quiet=True)
                 rows = read_jsonl(Path(folder) / "log.jsonl")
             seconds[where].append((rows[-1]["seconds"] - rows[0]["seconds"]) / (len(rows) - 1))
             if where == "disk":

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 import imbdiff
-from imbdiff.arguments import read_options
 from imbdiff.cli import main
+from imbdiff.commands import read_options
 from imbdiff.config import override
-from imbdiff.constants import constants, with_constants
 from imbdiff.methods import METHODS, get_method, method_of, with_all_constants
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import training
+from imbdiff.recipe import constants, with_constants
 from imbdiff.runtime.errors import ConfigError
 from tests.pipeline.conftest import SMALL, small_arguments
 from tests.test_cli import fails
@@ -144,11 +144,11 @@ def test_a_run_keeps_them_says_them_and_is_told_from_another_by_them(
 
 def test_the_identity_of_a_training_depends_on_them() -> None:
     config = override(imbdiff.preset("tiny"), {**SMALL, "method": "cbdm"})
-    data = stages.prepare_data("digits", config.data)
-    own = stages.training_identity(data, config)
-    assert own == stages.training_identity(data, with_all_constants(config))
-    assert own == stages.training_identity(data, override(config, {"method.tau": 1.0}))
-    assert own != stages.training_identity(data, override(config, {"method.tau": 0.9}))
+    data = training.prepare_data("digits", config.data)
+    own = training.training_identity(data, config)
+    assert own == training.training_identity(data, with_all_constants(config))
+    assert own == training.training_identity(data, override(config, {"method.tau": 1.0}))
+    assert own != training.training_identity(data, override(config, {"method.tau": 0.9}))
 
 
 MODULE = '''
@@ -205,7 +205,7 @@ def test_a_method_from_a_module_outside_runs_to_a_page(
         get_method("module:gaps:LabelGap")
     assert len(get_method(f"{named}+cbdm").target.objectives()) == 3
     config = override(imbdiff.preset("tiny"), {**SMALL, "method": named})
-    data = stages.prepare_data("digits", config.data)
-    before = stages.training_identity(data, config)
+    data = training.prepare_data("digits", config.data)
+    before = training.training_identity(data, config)
     (tmp_path / "gaps.py").write_text(MODULE + "# changed\n")
-    assert stages.training_identity(data, config) != before, "a training depends on code from outside"
+    assert training.training_identity(data, config) != before, "a training depends on code from outside"

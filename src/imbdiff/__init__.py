@@ -5,7 +5,7 @@
     data = imbdiff.prepare("digits", imbalance_factor=50)
     config = imbdiff.preset("demo")
     model = imbdiff.train(data, config)
-    images = imbdiff.sample(model, imbdiff.images_to_draw("auto", data.stats), config)
+    images = imbdiff.sample(model, imbdiff.images_to_add("auto", data.stats), config)
 
 Names are loaded when they are first used: ``import imbdiff`` itself costs nothing.
 """
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from imbdiff.metrics.evaluate import evaluate
     from imbdiff.pipeline.curation import sample_curated
     from imbdiff.pipeline.run import run
-    from imbdiff.pipeline.stages import sample, train
-    from imbdiff.pipeline.strategy import images_to_draw
+    from imbdiff.pipeline.samples import sample
+    from imbdiff.pipeline.sampling import images_to_add
+    from imbdiff.pipeline.training import train
     from imbdiff.presets import preset
     from imbdiff.recognition.arms import classify
     from imbdiff.recognition.judge import judges
@@ -51,10 +52,10 @@ _WHERE = {
     "load_model": "imbdiff.diffusion.saved",
     "evaluate": "imbdiff.metrics.evaluate",
     "run": "imbdiff.pipeline.run",
-    "sample": "imbdiff.pipeline.stages",
+    "sample": "imbdiff.pipeline.samples",
     "sample_curated": "imbdiff.pipeline.curation",
-    "train": "imbdiff.pipeline.stages",
-    "images_to_draw": "imbdiff.pipeline.strategy",
+    "train": "imbdiff.pipeline.training",
+    "images_to_add": "imbdiff.pipeline.sampling",
     "classify": "imbdiff.recognition.arms",
     "judges": "imbdiff.recognition.judge",
 }
@@ -66,7 +67,7 @@ __all__ = [
     "classify",
     "evaluate",
     "generate",
-    "images_to_draw",
+    "images_to_add",
     "inspect",
     "judges",
     "load",

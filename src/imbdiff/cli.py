@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imbdiff.arguments import flag, parse, read_options, read_stage
+from imbdiff.commands import flag, parse, read_options, read_stage
 from imbdiff.runtime.errors import ConfigError, ImbdiffError
 from imbdiff.version import __version__
 
@@ -78,9 +78,8 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
     config: RunConfig = command.options
     out = Path(command.out) if command.out else default_out(command.source, config)
     if command.dry_run:
-        from imbdiff.pipeline.checks import check_fit, check_options
-        from imbdiff.pipeline.plan import make_plan
-        from imbdiff.pipeline.stages import prepare_data
+        from imbdiff.pipeline.plan import check_fit, check_options, make_plan
+        from imbdiff.pipeline.training import prepare_data
 
         check_options(config)
         prepared = prepare_data(command.source, config.data)
@@ -89,7 +88,7 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
             print(f"note: {warning}")
         print(make_plan(prepared, config, command.source).text())
         return 0
-    from imbdiff.pipeline.checks import count_processes
+    from imbdiff.pipeline.plan import count_processes
     from imbdiff.runtime.launch import launch
 
     count = count_processes(command.processes, config)
@@ -262,7 +261,7 @@ def _doctor(arguments: Sequence[str]) -> None:
     from imbdiff.commands import DoctorCommand
 
     parse(DoctorCommand, "doctor", arguments)
-    from imbdiff.pipeline.doctor import diagnose
+    from imbdiff.pipeline.environment import diagnose
 
     lines, healthy = diagnose()
     print("\n".join(lines))

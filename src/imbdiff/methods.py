@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from imbdiff.config import RunConfig
-from imbdiff.constants import constants, full_names, with_constants
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.low_rank import LowRank, merged
 from imbdiff.diffusion.model import forget_labels
@@ -27,7 +26,7 @@ from imbdiff.objectives.reweighting import EffectiveNumber, Focal, MinSNR
 from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.objectives.transfer import Transfer
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
-from imbdiff.recipe import Method, Phase, combine
+from imbdiff.recipe import Method, Phase, combine, constants, full_names, with_constants
 from imbdiff.runtime.tables import lookup
 from imbdiff.training.parts import Part
 

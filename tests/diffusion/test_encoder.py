@@ -16,7 +16,7 @@ from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec, build_model, forget_labels, from_spec
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
-from imbdiff.pipeline.stages import weights_identity
+from imbdiff.pipeline.samples import weights_identity
 from imbdiff.runtime.errors import ConfigError, RunError
 
 STATS = ClassStats(("a", "<b>", "c"), (50, 9, 2))

@@ -23,8 +23,7 @@ from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.capacity import CapacityManipulation
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
-from imbdiff.pipeline.building import build_step
-from imbdiff.pipeline.stages import prepare_data, train
+from imbdiff.pipeline.training import build_step, prepare_data, train
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.log import read_jsonl

@@ -175,7 +175,7 @@ def test_a_method_samples_where_it_can_and_says_where_not() -> None:
 
 def test_losses_that_keep_all_rows_are_named() -> None:
     from imbdiff.config import override
-    from imbdiff.pipeline.building import check_branches
+    from imbdiff.pipeline.training import check_branches
     from imbdiff.presets import preset
 
     def of(method: str, share: float) -> dict[str, str]:

@@ -8,8 +8,7 @@ import pytest
 
 import imbdiff
 from imbdiff.cli import main
-from imbdiff.config import RunConfig, override
-from imbdiff.overrides import flatten
+from imbdiff.config import RunConfig, flatten, override
 from imbdiff.pipeline.run import run
 
 

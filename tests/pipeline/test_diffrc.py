@@ -22,10 +22,10 @@ from imbdiff.diffusion.prototype_guidance import PrototypeGuidance
 from imbdiff.diffusion.saved import load_model, saved_identity
 from imbdiff.methods import METHODS
 from imbdiff.objectives.pair_diversity import PairDiversity
-from imbdiff.pipeline import building, samples, stages
-from imbdiff.pipeline.checks import check_fit, check_options
+from imbdiff.pipeline import samples, training
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.page import protocol
+from imbdiff.pipeline.plan import check_fit, check_options
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.recipe import Phase
 from imbdiff.runtime.errors import ConfigError, RunError
@@ -119,12 +119,12 @@ def test_a_model_without_labels_knows_none(done: tuple[str, Path]) -> None:
 def test_the_target_starts_from_the_source(name: str) -> None:
     """With class vectors of zero where it learns no labels; random ones where it does: from zero they grow slowly."""
     config = config_of(name)
-    prepared = stages.prepare_data("digits", config.data)
+    prepared = training.prepare_data("digits", config.data)
     phases = {phase.name: phase for phase in METHODS[name].phases}
-    step = building.build_step(phases["source"], prepared, config)
+    step = training.build_step(phases["source"], prepared, config)
     finish = phases["source"].finish
     source = finish(step.networks["model"], step.active) if finish else step.networks["model"]
-    target = building.build_step(phases["target"], prepared, config, {"source": source})
+    target = training.build_step(phases["target"], prepared, config, {"source": source})
     assert target.networks["source"] is source
     assert not any(p.requires_grad for p in source.parameters())
     model = target.networks["model"]
@@ -141,7 +141,7 @@ class StoppedError(Exception):
 
 def test_stopped_between_phases_it_goes_on_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of("diffrc-paper", **{"train.images": 16 * 6})
-    prepared = stages.prepare_data("digits", config.data)
+    prepared = training.prepare_data("digits", config.data)
     real, log_row, stepped, last = Trainer.run, Trainer._log_row, set(), [""]
 
     def stopping(self: Trainer) -> Any:
@@ -158,7 +158,7 @@ def test_stopped_between_phases_it_goes_on_with_the_next(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Trainer, "run", stopping)
     monkeypatch.setattr(Trainer, "_log_row", counting)
-    whole = stages.train(prepared, config, tmp_path / "a", quiet=True)
+    whole = training.train(prepared, config, tmp_path / "a", quiet=True)
     for end, expected in (
         ("log-source.jsonl", {"log-source.jsonl"}),
         ("log.jsonl", {"log.jsonl"}),  # phases that were finished take no step
@@ -168,18 +168,18 @@ def test_stopped_between_phases_it_goes_on_with_the_next(tmp_path: Path, monkeyp
         last[0] = end
         if end:
             with pytest.raises(StoppedError):
-                stages.train(prepared, config, tmp_path / "b", quiet=True)
+                training.train(prepared, config, tmp_path / "b", quiet=True)
         else:
-            again = stages.train(prepared, config, tmp_path / "b", quiet=True)
+            again = training.train(prepared, config, tmp_path / "b", quiet=True)
         assert stepped == expected
-    assert stages.weights_identity(again) == stages.weights_identity(whole)
+    assert samples.weights_identity(again) == samples.weights_identity(whole)
 
 
 def test_a_new_run_from_a_guided_model_does_not_carry_its_guide(done: tuple[str, Path]) -> None:
     _, folder = done
     config = config_of("ddpm", **{"model.init": str(folder), "data.imbalance_factor": 20.0})
-    prepared = stages.prepare_data("digits", config.data)
-    assert building.new_model(prepared, config).guide is None
+    prepared = training.prepare_data("digits", config.data)
+    assert training.new_model(prepared, config).guide is None
 
 
 def test_a_lost_guide_is_noticed(done: tuple[str, Path], tmp_path: Path) -> None:
@@ -220,8 +220,8 @@ def test_a_new_run_does_not_need_the_guide_of_the_model_it_starts_from(
     weights = tmp_path / "model" / "guide.safetensors"
     weights.unlink() if damage == "lost" else weights.write_bytes(b"1234")
     config = config_of("ddpm", **{"model.init": str(tmp_path / "model")})
-    prepared = stages.prepare_data("digits", config.data)
-    assert building.new_model(prepared, config).guide is None
+    prepared = training.prepare_data("digits", config.data)
+    assert training.new_model(prepared, config).guide is None
     with pytest.raises(RunError, match="guide"):
         load_model(tmp_path / "model")
 
@@ -255,12 +255,12 @@ def test_plans_of_other_methods_say_nothing_of_prototypes() -> None:
 
 
 def test_a_guide_is_refused_where_there_is_none() -> None:
-    for training in (True, False):
-        check_options(config_of("cbdm+diffrc", **{"sample.guidance.scale": 3}), training=training)
+    for now in (True, False):
+        check_options(config_of("cbdm+diffrc", **{"sample.guidance.scale": 3}), training=now)
         with pytest.raises(ConfigError, match="needs a guide, and the method ddpm trains none"):
-            check_options(config_of("ddpm", **{"sample.guidance": "prototype"}), training=training)
+            check_options(config_of("ddpm", **{"sample.guidance": "prototype"}), training=now)
         with pytest.raises(ConfigError, match=r"'classifier-free' has no option 'prototype\.norm'"):
-            check_options(config_of("ddpm", **{"sample.guidance.prototype.norm": "rms"}), training=training)
+            check_options(config_of("ddpm", **{"sample.guidance.prototype.norm": "rms"}), training=now)
     check_options(config_of("ddpm"))
 
 
@@ -300,13 +300,13 @@ def test_the_methods_steps_go_with_its_sampler() -> None:
 def test_every_phase_is_checked_before_the_first_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """For users of `train`, who do not pass the command's checks: the last phases' parts cannot be drawn here."""
     config = config_of("diffrc")
-    prepared = stages.prepare_data("digits", config.data)
+    prepared = training.prepare_data("digits", config.data)
     monkeypatch.setattr(Trainer, "run", None)
     all_head = replace(prepared, groups=Groups(("many", "medium", "few"), (0,) * 10, "by hand"))
     with pytest.raises(ConfigError, match="draws from non-head classes"):
-        stages.train(all_head, config, quiet=True)
+        training.train(all_head, config, quiet=True)
     with pytest.raises(ConfigError, match="8 class groups of part 'grouped'"):
-        stages.train(prepared, override(config, {"train.accumulate": 16}), quiet=True)
+        training.train(prepared, override(config, {"train.accumulate": 16}), quiet=True)
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,7 +322,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_data_without_head_classes_are_refused_before_training() -> None:
     config = config_of("diffrc")
-    prepared = stages.prepare_data("digits", config.data)
+    prepared = training.prepare_data("digits", config.data)
     check_fit(prepared, config)
     for of_class, missing in (([1] * 10, "head"), ([0] * 10, "non-head")):
         flat = replace(prepared, groups=Groups(("many", "medium", "few"), tuple(of_class), "by hand"))
@@ -333,7 +333,7 @@ def test_data_without_head_classes_are_refused_before_training() -> None:
 
 def test_groups_that_cannot_be_divided_or_are_too_small_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of("diffrc")
-    prepared = stages.prepare_data("digits", config.data)
+    prepared = training.prepare_data("digits", config.data)
     with pytest.raises(ConfigError, match="8 class groups of part 'grouped'"):
         check_fit(prepared, config, world=16)
     target = METHODS["diffrc"].target
@@ -342,5 +342,5 @@ def test_groups_that_cannot_be_divided_or_are_too_small_are_refused(monkeypatch:
     with pytest.raises(ConfigError, match="groups of 2 rows"):
         check_fit(prepared, config)
     with pytest.raises(ConfigError, match="groups of 2 rows"):
-        building.build_step(replace(small, start=None, frozen=()), prepared, config)
+        training.build_step(replace(small, start=None, frozen=()), prepared, config)
     assert PairDiversity.smallest_group == 3

@@ -14,15 +14,13 @@ import torch
 import imbdiff
 from imbdiff.cli import main
 from imbdiff.config import override
-from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.pipeline import stages
-from imbdiff.pipeline.checks import check_options
-from imbdiff.pipeline.drawing import doubles
-from imbdiff.pipeline.plan import probe_sampling
-from imbdiff.pipeline.preview import preview_grid
+from imbdiff.diffusion.saved import load_model, save_model, saved_identity
+from imbdiff.pipeline import samples, training
+from imbdiff.pipeline.plan import check_options, probe_sampling
+from imbdiff.pipeline.samples import doubles, preview_grid
 from imbdiff.pipeline.sampling import sampling, without_guidance
 from imbdiff.runtime.errors import ConfigError, RunError
 from tests.pipeline.conftest import SMALL
@@ -54,8 +52,8 @@ def test_the_weak_model_is_an_earlier_average_of_the_same_training(trained: Path
     assert model.weak.spec == model.spec
     assert not model.weak.training
     config = override(imbdiff.preset("tiny"), {**SMALL, "train.images": 16 * 12, "train.weak_at": 0.25})
-    data = stages.prepare_data("digits", config.data)
-    again = stages.train(data, config, quiet=True)
+    data = training.prepare_data("digits", config.data)
+    again = training.train(data, config, quiet=True)
     assert again.weak is not None
     pairs = zip(again.weak.backbone.parameters(), model.weak.backbone.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -68,7 +66,7 @@ def test_a_training_that_goes_on_has_the_same_weak_model(trained: Path, tmp_path
         pass
 
     config = override(imbdiff.preset("tiny"), {**SMALL, "train.weak_at": 0.25})
-    data = stages.prepare_data("digits", config.data)
+    data = training.prepare_data("digits", config.data)
     log_row = Trainer._log_row
 
     def stopping(self: Any, sums: Any, shares: Any, counted: int, seen: int, *rest: Any) -> Any:
@@ -79,8 +77,8 @@ def test_a_training_that_goes_on_has_the_same_weak_model(trained: Path, tmp_path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_log_row", stopping)
         with pytest.raises(StoppedError):
-            stages.train(data, config, tmp_path, quiet=True)
-    model = stages.train(data, config, tmp_path, quiet=True)
+            training.train(data, config, tmp_path, quiet=True)
+    model = training.train(data, config, tmp_path, quiet=True)
     save_model(model, tmp_path / "model")
     assert saved_identity(tmp_path / "model") == saved_identity(trained / "model")
 
@@ -101,7 +99,7 @@ def test_autoguidance_and_scales_by_group_change_the_images_they_name(
         plain[omega] = images(run)
     of = json.loads((run / "samples" / "manifest.json").read_text())
     assert of["constants"] == {"classifier-free.omega": "0,few=2"}
-    data = stages.prepare_data("digits", override(imbdiff.preset("tiny"), SMALL).data)
+    data = training.prepare_data("digits", override(imbdiff.preset("tiny"), SMALL).data)
     group = {name: data.groups.names[g] for name, g in zip(data.train.class_names, data.groups.of_class, strict=True)}
     for file, before in plain["0"].items():
         changed = plain["0,few=2"][file] != before
@@ -175,7 +173,7 @@ def test_images_of_entropy_guidance_depend_on_the_working_classifier(run: Path) 
     from imbdiff.pipeline.sampling import sampling_identity
 
     config = override(imbdiff.preset("tiny"), {**SMALL, "sample.guidance": "entropy+classifier-free"})
-    data = stages.prepare_data("digits", config.data)
+    data = training.prepare_data("digits", config.data)
     other = override(config, {"classify.steps": 7})
     one, two = (sampling_identity(sampling(c), data, c) for c in (config, other))
     assert one != two
@@ -212,7 +210,7 @@ def test_previews_probe_and_sampling_take_the_class_groups_of_the_data(tmp_path:
     config = override(imbdiff.preset("tiny"), {"sample.omega": "0,tail=1", "sample.steps": 2, "device": "cpu"})
     model = build_model("unet-8", PROCESSES["ddpm"], (1, 8, 8), ClassStats(("a", "b"), (200, 5)), seed=0).eval()
     assert preview_grid(model, config, groups)
-    assert len(stages.sample(model, (0, 2), config, groups=groups, quiet=True)) == 2
+    assert len(samples.sample(model, (0, 2), config, groups=groups, quiet=True)) == 2
     assert probe_sampling(model, config, torch.device("cpu"), groups) > 0
     with pytest.raises(ConfigError, match="no class or group 'tail'"):
         preview_grid(model, config)

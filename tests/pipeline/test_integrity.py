@@ -12,9 +12,8 @@ import pytest
 from imbdiff.cli import main
 from imbdiff.config import RunConfig, override
 from imbdiff.methods import with_all_constants
-from imbdiff.pipeline import drawing, recognising
-from imbdiff.pipeline.folder import RunFolder
-from imbdiff.pipeline.repeat import repeat_command
+from imbdiff.pipeline import recognising, samples
+from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.run import open_run, run
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import ConfigError, DataError, RunError
@@ -37,7 +36,7 @@ class KilledError(Exception):
 def test_a_killed_resampling_is_made_good_by_either_command(copy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     folder, config = copy
     original = files(folder, "samples/**/*")
-    real = drawing.generate_batches
+    real = samples.generate_batches
 
     def dies(*arguments, **options):  # type: ignore[no-untyped-def]
         for i, batch in enumerate(real(*arguments, **options)):
@@ -46,7 +45,7 @@ def test_a_killed_resampling_is_made_good_by_either_command(copy, monkeypatch) -
             yield batch
 
     other = override(config, {"sample.omega": 3.0})
-    monkeypatch.setattr(drawing, "generate_batches", dies)
+    monkeypatch.setattr(samples, "generate_batches", dies)
     with pytest.raises(KilledError):
         run("digits", folder, other, wanted=("sample",), quiet=True)
     monkeypatch.undo()
@@ -179,7 +178,7 @@ def test_what_was_finished_before_a_refusal_stays_with_its_options(copy, monkeyp
 def test_a_drawing_that_is_refused_on_its_way_is_not_finished(copy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     folder, config = copy
     original = files(folder, "samples/**/*")
-    monkeypatch.setattr(drawing, "generate_batches", refuses)
+    monkeypatch.setattr(samples, "generate_batches", refuses)
     with pytest.raises(DataError):
         run("digits", folder, override(config, {"sample.omega": 3.0}), wanted=("sample",), quiet=True)
     monkeypatch.undo()
@@ -246,7 +245,7 @@ def test_a_run_can_be_continued_from_another_folder(tmp_path: Path, monkeypatch,
 def test_the_repeat_command_gives_the_same_configuration(finished, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     import shlex
 
-    from imbdiff.arguments import read_options
+    from imbdiff.commands import read_options
 
     for more in (
         {},
@@ -324,7 +323,7 @@ def test_what_each_stage_was_done_with_is_kept(finished) -> None:  # type: ignor
 
 def test_other_weights_at_the_same_path_are_another_evaluation(tmp_path: Path, config: RunConfig) -> None:
     from imbdiff.pipeline.evaluation import evaluation_inputs
-    from imbdiff.pipeline.stages import prepare_data
+    from imbdiff.pipeline.training import prepare_data
 
     prepared = prepare_data("digits", config.data)
     weights = tmp_path / "weights.pth"

@@ -18,7 +18,7 @@ from imbdiff.data.gather import Gather
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.pipeline import run as run_module
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import training
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.recognition.curation import choice
 from imbdiff.recognition.loop import Loop
@@ -78,7 +78,7 @@ class Sealed(ImageSet):
 
 def guarded(patch: pytest.MonkeyPatch, spoil: Callable[[Prepared], Prepared] = lambda p: p) -> Guard:
     """Every run from here on works on images that tell; `spoil` lets them leak first."""
-    real_prepare = stages.prepare_data
+    real_prepare = training.prepare_data
     guard = Guard(set())
 
     def prepare_data(*args: Any, **kwargs: Any) -> Prepared:
@@ -91,7 +91,7 @@ def guarded(patch: pytest.MonkeyPatch, spoil: Callable[[Prepared], Prepared] = l
         return spoil(replace(prepared, test=sealed))
 
     patch.setattr(Sealed, "guard", guard, raising=False)
-    patch.setattr(stages, "prepare_data", prepare_data)
+    patch.setattr(training, "prepare_data", prepare_data)
     # what is trained on: generators, classifiers, judge and working classifier all take their images from here
     real_gather = Gather.__init__
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from imbdiff.cli import main
 from imbdiff.config import override
-from imbdiff.pipeline import checks
+from imbdiff.pipeline import plan
 from imbdiff.presets import preset
 from imbdiff.runtime.launch import launch as start_processes
 from tests.pipeline.test_run import files
@@ -133,11 +133,11 @@ def test_no_process_outlives_a_killed_command(tmp_path: Path, arguments: list[st
 def test_how_many_processes_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
     config = override(preset("demo"), {"device": "cpu"})
     for there, batch, expected in ((8, 64, 4), (3, 64, 2), (1, 64, 1), (4, 15, 3), (2, 15, 1)):
-        monkeypatch.setattr(checks, "cores", lambda n=there: n)
-        assert checks.count_processes("auto", override(config, {"train.batch_size": batch})) == expected
-    assert checks.count_processes(5, config) == 5
-    monkeypatch.setattr(checks, "cores", lambda: 3)
-    assert checks.count_processes("auto", override(config, {"method": "diffrc"})) == 2  # 8 class groups
+        monkeypatch.setattr(plan, "cores", lambda n=there: n)
+        assert plan.count_processes("auto", override(config, {"train.batch_size": batch})) == expected
+    assert plan.count_processes(5, config) == 5
+    monkeypatch.setattr(plan, "cores", lambda: 3)
+    assert plan.count_processes("auto", override(config, {"method": "diffrc"})) == 2  # 8 class groups
 
 
 def test_the_error_of_the_process_that_failed_first_is_shown(

@@ -18,7 +18,7 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.pipeline import drawing, samples
+from imbdiff.pipeline import samples
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.presets import preset
 from imbdiff.runtime import compiling
@@ -39,7 +39,7 @@ def plan(counts: tuple[int, ...], config: RunConfig = CONFIG, seed: int = 3) -> 
 
 
 def draw(model: DiffusionModel, folder: Path, todo: dict[str, Any], config: RunConfig = CONFIG) -> dict[str, str]:
-    drawing.draw(model, todo, folder, sampling(config), quiet=True)
+    samples.sample_into(model, todo, folder, sampling(config), quiet=True)
     assert samples.finished(folder, todo)
     return {str(p.relative_to(folder)): sha256_file(p) for p in sorted(folder.rglob("*.png"))}
 
@@ -48,13 +48,13 @@ def draw(model: DiffusionModel, folder: Path, todo: dict[str, Any], config: RunC
 def drew(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each drawing asked for."""
     asked: list[int] = []
-    real = drawing.generate_batches
+    real = samples.generate_batches
 
     def spy(model: Any, labels: Any, seeds: Any, **options: Any) -> Any:
         asked.append(len(labels))
         return real(model, labels, seeds, **options)
 
-    monkeypatch.setattr(drawing, "generate_batches", spy)
+    monkeypatch.setattr(samples, "generate_batches", spy)
     return asked
 
 
@@ -96,9 +96,9 @@ def test_a_kill_while_the_plan_changes_is_mended(model: DiffusionModel, tmp_path
 
 def test_images_are_known_by_the_plan_that_they_were_drawn_by(model: DiffusionModel, tmp_path: Path) -> None:
     own, other = plan((0, 3, 2)), plan((0, 3, 2), seed=4)
-    assert samples.drawn_inputs(tmp_path / "a") is None
+    assert samples.sampled_inputs(tmp_path / "a") is None
     draw(model, tmp_path / "a", own)
-    assert samples.drawn_inputs(tmp_path / "a") == digest(own) != digest(other)
+    assert samples.sampled_inputs(tmp_path / "a") == digest(own) != digest(other)
     for inputs in (None, digest(own)):
         assert len(samples.load_samples(tmp_path / "a", (8, 8, 1), NAMES, inputs=inputs)) == 5
     with pytest.raises(RunError, match=r"a are not those that this run drew\n.*imbdiff sample"):
@@ -122,7 +122,7 @@ def test_batches_are_halved_where_memory_does_not_suffice(
     said: list[str] = []
     monkeypatch.setattr("builtins.print", said.append)
     how = sampling(CONFIG)
-    drawing.draw(model, plan((3, 9, 12)), tmp_path / "a", how)
+    samples.sample_into(model, plan((3, 9, 12)), tmp_path / "a", how)
     assert samples.finished(tmp_path / "a", plan((3, 9, 12)))
     assert calls[:2] == [16, 16]
     assert set(calls[-4:]) == {4}
@@ -132,7 +132,7 @@ def test_batches_are_halved_where_memory_does_not_suffice(
         assert np.abs(a - b).max() <= 1
     monkeypatch.setattr(DiffusionModel, "forward", _none)
     with pytest.raises(RunError, match="does not suffice to draw one image"):
-        drawing.draw(model, plan((1, 0, 0)), tmp_path / "b", how, quiet=True)
+        samples.sample_into(model, plan((1, 0, 0)), tmp_path / "b", how, quiet=True)
 
 
 def _none(*_: Any, **__: Any) -> Any:
@@ -162,9 +162,9 @@ def test_a_compiled_network_draws_the_same_or_is_not_used(
     own = copy.deepcopy(model)
     if not right:
         with pytest.raises(RunError, match=r"(?s)differ by.*--sample.compile off"):
-            drawing.draw(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
+            samples.sample_into(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
         return
-    drawing.draw(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
+    samples.sample_into(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
     assert len(ran) > 3
     for name in whole:
         a, b = (np.asarray(Image.open(tmp_path / at / name)).astype(int) for at in ("whole", "a"))
@@ -200,7 +200,7 @@ def test_memory_that_does_not_suffice_while_compiling_halves_batches_too(
         return real(x, *args, **options)
 
     monkeypatch.setattr(own.backbone, "forward", little)
-    drawing.draw(own, plan((3, 9, 12)), tmp_path / "a", replace(sampling(CONFIG), compile="on"), quiet=True)
+    samples.sample_into(own, plan((3, 9, 12)), tmp_path / "a", replace(sampling(CONFIG), compile="on"), quiet=True)
     for name in whole:
         a, b = (np.asarray(Image.open(tmp_path / at / name)).astype(int) for at in ("whole", "a"))
         assert np.abs(a - b).max() <= 1

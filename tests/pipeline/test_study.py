@@ -16,7 +16,7 @@ import pytest
 from imbdiff.cli import main
 from imbdiff.commands import StudyCommand
 from imbdiff.config import override
-from imbdiff.pipeline import curation, drawing, study_pool
+from imbdiff.pipeline import curation, samples, study_pool
 from imbdiff.pipeline import study as study_module
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.run import open_run, run
@@ -124,13 +124,13 @@ def test_images_that_the_run_has_are_not_drawn_again_and_altered_ones_are(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
-    real = drawing.generate_batches
+    real = samples.generate_batches
 
     def counting(model: Any, labels: Any, seeds: Any, **options: Any) -> Any:
         drawn.append(len(labels))
         return real(model, labels, seeds, **options)
 
-    monkeypatch.setattr(drawing, "generate_batches", counting)
+    monkeypatch.setattr(samples, "generate_batches", counting)
     plain = StudyOptions(numbers=("0.2",), curation=("none",), recipes=("ce",))
     study(own, plain, quiet=True)
     assert drawn == []
@@ -149,7 +149,7 @@ def test_a_study_that_was_stopped_anywhere_goes_on_to_the_same_result(
     own: Path, studied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
-    real_batches, real_curate, real_train = drawing.generate_batches, curation.curate, jobs.train_classifier
+    real_batches, real_curate, real_train = samples.generate_batches, curation.curate, jobs.train_classifier
 
     def batches(model: Any, labels: Any, seeds: Any, **options: Any) -> Any:
         drawn.append(len(labels))
@@ -171,7 +171,7 @@ def test_a_study_that_was_stopped_anywhere_goes_on_to_the_same_result(
         return real_train(*arguments, **options)
 
     calls: list[str] = []
-    monkeypatch.setattr(drawing, "generate_batches", batches)
+    monkeypatch.setattr(samples, "generate_batches", batches)
     monkeypatch.setattr(curation, "curate", curate)
     monkeypatch.setattr(jobs, "train_classifier", train)
     monkeypatch.setattr(jobs, "default_workers", lambda device: 1)

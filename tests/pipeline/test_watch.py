@@ -14,9 +14,8 @@ from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.saved import load_model
 from imbdiff.pipeline import watch as watch_module
-from imbdiff.pipeline.building import build_step
 from imbdiff.pipeline.run import run
-from imbdiff.pipeline.stages import prepare_data
+from imbdiff.pipeline.training import build_step, prepare_data
 from imbdiff.pipeline.watch import Watch, working_extractor
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, DataError, RunError

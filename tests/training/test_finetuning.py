@@ -9,7 +9,7 @@ import torch
 
 from imbdiff.config import RunConfig, override
 from imbdiff.diffusion.saved import load_model
-from imbdiff.pipeline import building, stages
+from imbdiff.pipeline import training
 from imbdiff.pipeline.run import run
 from imbdiff.presets import preset
 from imbdiff.runtime.log import read_jsonl
@@ -41,7 +41,7 @@ def test_a_run_is_continued_by_another_method_from_its_averaged_weights(tmp_path
     same = load_model(tmp_path / "same" / "model")
     for key, value in start.state_dict().items():
         assert torch.allclose(value, same.state_dict()[key], atol=1e-7), key
-    fresh = building.new_model(stages.prepare_data("digits", still.data), configured())
+    fresh = training.new_model(training.prepare_data("digits", still.data), configured())
     assert not all(torch.allclose(v, start.state_dict()[k], atol=1e-3) for k, v in fresh.state_dict().items())
     assert same.spec.stats == start.spec.stats
 

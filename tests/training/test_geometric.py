@@ -21,7 +21,7 @@ from imbdiff.methods import METHODS
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.denoising import Denoising
-from imbdiff.pipeline import building, plan, stages
+from imbdiff.pipeline import plan, training
 from imbdiff.presets import preset
 from imbdiff.recipe import Phase
 from imbdiff.runtime.checkpoint import CheckpointStore
@@ -43,7 +43,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def digits() -> Prepared:
-    return stages.prepare_data("digits", configured().data)
+    return training.prepare_data("digits", configured().data)
 
 
 def configured(**more: Any) -> RunConfig:
@@ -131,19 +131,19 @@ def test_a_network_with_the_layer_is_not_trained_without_the_changes() -> None:
 
 
 def test_the_probability_is_the_options_otherwise_the_methods() -> None:
-    assert building.ada(configured(method="cbdm-ada")) == 0.12
-    assert building.ada(configured(method="cbdm-ada", train={"ada": 0.0})) == 0
-    assert building.ada(configured(method="cbdm")) == 0
-    assert building.ada(configured(method="cbdm", train={"ada": 0.3})) == 0.3
-    assert building.ada(configured(method="cbdm+cbdm-ada")) == 0.12
+    assert training.ada(configured(method="cbdm-ada")) == 0.12
+    assert training.ada(configured(method="cbdm-ada", train={"ada": 0.0})) == 0
+    assert training.ada(configured(method="cbdm")) == 0
+    assert training.ada(configured(method="cbdm", train={"ada": 0.3})) == 0.3
+    assert training.ada(configured(method="cbdm+cbdm-ada")) == 0.12
     with pytest.raises(ConfigError, match=r"train\.ada=1\.2"):
         configured(train={"ada": 1.2})
     guide = Phase("encoder", lambda: [Denoising()], gives="guide")
     target = Phase("target", lambda: [Denoising()])
     told = configured(train={"ada": 0.3})
-    assert building.geometric(target, told) == Geometric(0.3)
-    assert building.geometric(target, configured()) is None
-    assert building.geometric(guide, told) is None
+    assert training.geometric(target, told) == Geometric(0.3)
+    assert training.geometric(target, configured()) is None
+    assert training.geometric(guide, told) is None
 
 
 def test_cbdm_ada_is_cbdm_with_its_constants() -> None:
@@ -160,9 +160,9 @@ def test_cbdm_ada_is_cbdm_with_its_constants() -> None:
 def test_every_method_trains_under_it(name: str, digits: Prepared, tmp_path: Path) -> None:
     more: dict[str, Any] = {"method": name, "train": {"ada": 0.4}}
     if METHODS[name].init == "required":
-        save_model(building.new_model(digits, configured(train={"ada": 0.4})), tmp_path)
+        save_model(training.new_model(digits, configured(train={"ada": 0.4})), tmp_path)
         more["model"] = {"init": str(tmp_path)}
-    model = stages.train(digits, configured(**more), quiet=True)
+    model = training.train(digits, configured(**more), quiet=True)
     assert model.backbone.augmentation is not None
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
@@ -174,16 +174,16 @@ def test_images_that_may_be_mirrored_are_mirrored_once_and_said_to_be(
     seen: list[Trainer] = []
     real = Trainer.run
     monkeypatch.setattr(Trainer, "run", lambda self: (seen.append(self), real(self))[1])
-    model = stages.train(digits, configured(train={"ada": ada}, data={"augment": "mirror"}), quiet=True)
+    model = training.train(digits, configured(train={"ada": ada}, data={"augment": "mirror"}), quiet=True)
     assert [t.augmentation for t in seen] == [plain]
     assert [t.geometric for t in seen] == [Geometric(ada) if ada else None]
     assert (model.backbone.augmentation is not None) == (ada > 0)
 
 
 def test_what_training_gives_depends_on_it(digits: Prepared) -> None:
-    found = {stages.training_identity(digits, configured(train={"ada": ada})) for ada in (None, 0.1, 0.2)}
+    found = {training.training_identity(digits, configured(train={"ada": ada})) for ada in (None, 0.1, 0.2)}
     assert len(found) == 3
-    models = [stages.train(digits, configured(train={"ada": ada}), quiet=True) for ada in (0.1, 0.6, 0.6)]
+    models = [training.train(digits, configured(train={"ada": ada}), quiet=True) for ada in (0.1, 0.6, 0.6)]
     assert not same(models[0], models[1])
     assert same(models[1], models[2])
 
@@ -191,27 +191,27 @@ def test_what_training_gives_depends_on_it(digits: Prepared) -> None:
 def test_a_saved_model_without_the_layer_is_refused_and_one_with_it_goes_on_without(
     digits: Prepared, tmp_path: Path
 ) -> None:
-    save_model(building.new_model(digits, configured()), tmp_path / "plain")
-    told = stages.train(digits, configured(train={"ada": 0.3}), quiet=True)
+    save_model(training.new_model(digits, configured()), tmp_path / "plain")
+    told = training.train(digits, configured(train={"ada": 0.3}), quiet=True)
     save_model(told, tmp_path / "told")
     config = configured(method="cbdm-finetune", model={"init": str(tmp_path / "plain")}, train={"ada": 0.2})
     with pytest.raises(RunError, match="no layer for geometric changes") as error:
-        building.new_model(digits, config)
+        training.new_model(digits, config)
     assert "--train.ada 0.2" in error.value.remedy
     config = configured(method="cbdm-finetune", model={"init": str(tmp_path / "told")})
-    start = building.new_model(digits, config)
+    start = training.new_model(digits, config)
     assert start.backbone.augmentation is None
     kept = {k: v for k, v in told.backbone.state_dict().items() if k != "augmentation.weight"}
     assert start.backbone.state_dict().keys() == kept.keys()
     assert all(torch.equal(v, start.backbone.state_dict()[k]) for k, v in kept.items())
-    assert stages.train(digits, config, quiet=True).backbone.augmentation is None
-    again = building.new_model(digits, configured(model={"init": str(tmp_path / "told")}, train={"ada": 0.2}))
+    assert training.train(digits, config, quiet=True).backbone.augmentation is None
+    again = training.new_model(digits, configured(model={"init": str(tmp_path / "told")}, train={"ada": 0.2}))
     assert again.backbone.augmentation is not None
     assert torch.equal(again.backbone.augmentation.weight, told.backbone.augmentation.weight)  # type: ignore[union-attr]
 
 
 def test_the_transformer_has_the_layer_too(digits: Prepared) -> None:
-    made = building.new_model(digits, configured(model={"backbone": "dit-tiny"}, train={"ada": 0.2}))
+    made = training.new_model(digits, configured(model={"backbone": "dit-tiny"}, train={"ada": 0.2}))
     assert made.backbone.augmentation is not None
 
 

@@ -11,7 +11,7 @@ from imbdiff import preset
 from imbdiff.config import RunConfig, override
 from imbdiff.data.imageset import Rows
 from imbdiff.data.splits import Prepared
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import training
 from imbdiff.recognition.fit import fit
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.runtime.log import read_jsonl
@@ -30,7 +30,7 @@ def configured(**data: object) -> RunConfig:
 
 def prepared(source: Path, cache: Path | str) -> tuple[Prepared, RunConfig]:
     config = configured(cache=str(cache))
-    return stages.prepare_data(source, config.data), config
+    return training.prepare_data(source, config.data), config
 
 
 @pytest.mark.parametrize("method", ["ddpm-brs", "diffrc"])
@@ -39,7 +39,7 @@ def test_generators(source: Path, tmp_path: Path, method: str) -> None:
     for cache in ("off", tmp_path / "cache"):
         data, config = prepared(source, cache)
         assert isinstance(data.train.images, Rows) == (cache != "off")
-        model = stages.train(data, override(config, {"method": method}), tmp_path / str(cache != "off"), quiet=True)
+        model = training.train(data, override(config, {"method": method}), tmp_path / str(cache != "off"), quiet=True)
         found.append(model.state_dict())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     logs = [read_jsonl(tmp_path / str(on) / "log.jsonl") for on in (False, True)]
@@ -57,7 +57,7 @@ def test_batches_are_announced(source: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Gather, "rows", lambda self, i: (read.append(i.tolist()), rows(self, i))[1])
     monkeypatch.setattr(Gather, "ahead", lambda self, i: (ahead.append(i.tolist()), announce(self, i))[1])
     data, config = prepared(source, tmp_path)
-    stages.train(data, config, quiet=True)
+    training.train(data, config, quiet=True)
     assert len(read) == 12
     assert read[1:] == ahead[:-1]
 

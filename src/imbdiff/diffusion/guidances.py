@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from functools import reduce
 from typing import Any, get_args, get_type_hints
 
+from imbdiff.config import convert
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.autoguidance import Autoguidance
 from imbdiff.diffusion.encoder import PrototypeEncoder
@@ -22,7 +23,6 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.prototype_guidance import Norm as PrototypeNorm
 from imbdiff.diffusion.prototype_guidance import prototype_guidance
 from imbdiff.diffusion.scales import per_class
-from imbdiff.overrides import convert
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.tables import known, lookup
 

@@ -13,11 +13,10 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.pipeline import stages
-from imbdiff.pipeline.checks import check_options
+from imbdiff.pipeline import training
 from imbdiff.pipeline.curation import sample_curated
-from imbdiff.pipeline.plan import default_preset
-from imbdiff.pipeline.strategy import Strategy, images_to_draw
+from imbdiff.pipeline.plan import check_options, default_preset
+from imbdiff.pipeline.sampling import Strategy, images_to_add
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, DataError
 
@@ -83,7 +82,7 @@ class DiffusionOverSampler(BaseEstimator):
             raise DataError(f"y has one class only, {classes.tolist()}", "over-sampling needs at least two")
         names = tuple(str(c) for c in classes.tolist())
         train = ImageSet(images, labels.astype(np.int64), names)
-        counts = images_to_draw(self._strategy(classes, y), train.stats)
+        counts = images_to_add(self._strategy(classes, y), train.stats)
         config = self._config(train)
         check_options(config)
         self.classes_ = classes
@@ -91,7 +90,7 @@ class DiffusionOverSampler(BaseEstimator):
         if sum(counts) == 0:
             return X.copy(), y.copy()
         prepared = _prepared(train)
-        self.model_: DiffusionModel = stages.train(prepared, config, quiet=not self.verbose)
+        self.model_: DiffusionModel = training.train(prepared, config, quiet=not self.verbose)
         drawn = sample_curated(self.model_, prepared, counts, config, quiet=not self.verbose)
         new = drawn.images.reshape(len(drawn), *X.shape[1:])
         return np.concatenate([X, new]), np.concatenate([y, classes[drawn.labels]])

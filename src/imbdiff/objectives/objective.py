@@ -37,7 +37,7 @@ COMPARES_ROWS = "it compares the batch's rows with each other: with fewer of the
 class Objective(nn.Module):
     """One training objective: a dataclass whose fields are its constants, with the paper's values as defaults.
 
-    They are options of the command line and of YAML (`imbdiff.constants`), so a field's line under *Args* says what it
+    They are options of the command line and of YAML (`imbdiff.recipe`), so a field's line under *Args* says what it
     is and where its value comes from. A subclass is a ``@dataclass(eq=False, kw_only=True)`` too; one with more to set
     up than fields does so in ``__post_init__``, after that of this class.
 

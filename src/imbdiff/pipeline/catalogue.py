@@ -7,7 +7,6 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
-from imbdiff.constants import constants, field_texts, type_text
 from imbdiff.data.benchmarks.table import BENCHMARKS
 from imbdiff.diffusion.backbones import BACKBONES
 from imbdiff.diffusion.guidances import GUIDANCE, GuidanceEntry, guidance_entries
@@ -16,6 +15,7 @@ from imbdiff.methods import METHODS, get_method
 from imbdiff.metrics.extractors.catalogue import EXTRACTORS
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.presets import PRESETS
+from imbdiff.recipe import constants, field_texts, type_text
 from imbdiff.recognition.curation import POLICIES
 from imbdiff.recognition.networks import known_networks
 from imbdiff.recognition.recipes import RECIPES

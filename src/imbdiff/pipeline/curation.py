@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imbdiff.config import RunConfig, to_dict
+from imbdiff.config import RunConfig, flatten, to_dict
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.overrides import flatten
-from imbdiff.pipeline import stages
+from imbdiff.pipeline import samples
 from imbdiff.pipeline.folder import WORKING
 from imbdiff.pipeline.recognising import plan_of
-from imbdiff.pipeline.sampling import guide_of, sampling
-from imbdiff.pipeline.strategy import images_to_draw
+from imbdiff.pipeline.sampling import guide_of, images_to_add, sampling
 from imbdiff.recognition.curation import curate, in_words, parse_policy
 from imbdiff.recognition.curation.space import IN_QUANTILE, OUT_FACTOR, OUT_QUANTILE
 from imbdiff.recognition.networks.identity import network_identity
@@ -52,7 +50,7 @@ def candidates_to_draw(wanted: Sequence[int], config: RunConfig) -> tuple[int, .
 def curation_inputs(prepared: Prepared, drawn: str, config: RunConfig) -> str:
     """A hash of everything that decides the choice; `drawn` is that of the samples."""
     names = parse_policy(config.curate.policy)
-    wanted = images_to_draw(config.sample.strategy, prepared.stats)
+    wanted = images_to_add(config.sample.strategy, prepared.stats)
     deciding: list[Any] = [SCHEMA, drawn, list(wanted), list(names), prepared.manifest["hash"]]
     if names != ("none",):
         train = prepared.train
@@ -76,7 +74,7 @@ def sample_curated(
     """
     names = parse_policy(config.curate.policy)
     guidance = guide_of(sampling(config), model, prepared, config)
-    candidates = stages.sample(model, candidates_to_draw(counts, config), config, guidance=guidance, quiet=quiet)
+    candidates = samples.sample(model, candidates_to_draw(counts, config), config, guidance=guidance, quiet=quiet)
     device = str(resolve_device(config.device))
     extractor = None
     if names != ("none",):
@@ -97,7 +95,7 @@ def curate_run(
         drawn: a hash of the samples, kept so that another run's choice is recognised.
         folder: ``curation/``; the working classifier is kept there, and read where it is there already.
     """
-    wanted = images_to_draw(config.sample.strategy, prepared.stats)
+    wanted = images_to_add(config.sample.strategy, prepared.stats)
     names = parse_policy(config.curate.policy)
     extractor, plan = None, None
     if names != ("none",):
@@ -191,7 +189,7 @@ def _drawn(run: Run, prepared: Prepared) -> str:
     mark = run.folder.stages().get("sample")
     if mark is None:
         raise RunError(f"{run.folder / 'samples'} is not finished", f"run `imbdiff sample {run.folder.path}` first")
-    wanted = candidates_to_draw(images_to_draw(run.config.sample.strategy, prepared.stats), run.config)
+    wanted = candidates_to_draw(images_to_add(run.config.sample.strategy, prepared.stats), run.config)
     if list(mark["counts"]) != list(wanted):
         raise RunError(
             f"{run.folder / 'samples'} holds {sum(mark['counts']):,} images, the options ask for {sum(wanted):,} "

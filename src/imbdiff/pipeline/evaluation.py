@@ -15,10 +15,10 @@ from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.features import FeatureStore
 from imbdiff.metrics.measures import Measure, choose_measures
 from imbdiff.metrics.numbers import merge
-from imbdiff.pipeline import building
-from imbdiff.pipeline.checks import against_balanced
+from imbdiff.pipeline import training
 from imbdiff.pipeline.direct import Watching
 from imbdiff.pipeline.extractors import make_extractors
+from imbdiff.pipeline.plan import against_balanced
 from imbdiff.pipeline.recognising import classifier_plan
 from imbdiff.recognition.cas import classification_accuracy_score
 from imbdiff.recognition.judge import judges
@@ -37,7 +37,7 @@ def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig
     more = [[name, choose_measures([name])[name].identity] for name in _more_measures(config)]
     if more:
         options["measures"] = more
-    cas = [asdict(config.classify), building.symmetry_of(prepared, config)] if config.evaluate.cas else []
+    cas = [asdict(config.classify), training.symmetry_of(prepared, config)] if config.evaluate.cas else []
     return digest([2, synthetic.fingerprint, prepared.manifest["hash"], config.seed, options, *cas])
 
 
@@ -136,7 +136,7 @@ def _add_cas(
     quiet: bool,
 ) -> None:
     options = config.classify
-    plan = classifier_plan(options, symmetry=building.symmetry_of(prepared, config))
+    plan = classifier_plan(options, symmetry=training.symmetry_of(prepared, config))
     seeds = tuple(range(config.seed, config.seed + options.seeds))
     with Progress("classifiers on synthetic images alone", 2 * len(seeds), "classifiers", quiet=quiet) as bar:
         cas = classification_accuracy_score(

@@ -22,6 +22,7 @@ stages.json         which stages are complete, from which inputs, and how long t
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,13 +32,12 @@ from typing import IO, Any
 
 import yaml
 
-from imbdiff.config import NOT_DECISIVE, RunConfig, override, to_dict
-from imbdiff.methods import with_all_constants
-from imbdiff.overrides import flatten
+from imbdiff.config import NOT_DECISIVE, RunConfig, flatten, override, to_dict
+from imbdiff.methods import get_method, with_all_constants
 from imbdiff.pipeline.environment import environment
-from imbdiff.pipeline.repeat import option
-from imbdiff.pipeline.samples import drawn_inputs
+from imbdiff.pipeline.samples import sampled_inputs
 from imbdiff.presets import preset
+from imbdiff.recipe import constants
 from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError, listing
 from imbdiff.runtime.files import is_disk_full, read_json, write_json, write_text
 
@@ -228,7 +228,7 @@ class RunFolder:
             if (
                 "sample" in marks
                 and "sample" not in now
-                and drawn_inputs(self / "samples") != marks["sample"]["inputs"]
+                and sampled_inputs(self / "samples") != marks["sample"]["inputs"]
             ):
                 lost |= {*FOLLOWERS["sample"]}  # drawing had begun
             kept = {name: mark for name, mark in marks.items() if name not in lost}
@@ -313,3 +313,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _short(text: str, limit: int = 160) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def repeat_command(source: str, out: str | Path, config: RunConfig) -> str:
+    """The command line that makes this run: the preset, and whatever differs from it."""
+    base, own = flatten(to_dict(preset(config.preset))), flatten(to_dict(config))
+    published = {f"constants.{name}": c.default for name, c in constants(get_method(config.method)).items()}
+    base |= published
+    words = ["imbdiff", "run", source, "--preset", config.preset]
+    for name, value in own.items():
+        if (name not in base or value != base[name]) and name != "preset":
+            words += [f"--{option(name)}", *(str(v) for v in (value if isinstance(value, list) else [value]))]
+    return shlex.join([*words, "--out", str(out)])
+
+
+def option(name: str) -> str:
+    """The option of the command line for a configuration's flattened name: constants stand behind what they are of."""
+    for inner, outer in (("sample.constants.", "sample.guidance."), ("constants.", "method.")):
+        if name.startswith(inner):
+            return outer + name[len(inner) :]
+    return name

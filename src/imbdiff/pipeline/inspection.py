@@ -11,7 +11,7 @@ from imbdiff.data.decode import Size
 from imbdiff.data.findings.text import format_inspection
 from imbdiff.data.inspect import Inspection, examine, listed
 from imbdiff.data.splits import prepare
-from imbdiff.pipeline.strategy import images_to_draw
+from imbdiff.pipeline.sampling import images_to_add
 from imbdiff.runtime.errors import ConfigError, ImbdiffError
 from imbdiff.runtime.files import write_json, write_text
 
@@ -122,7 +122,7 @@ def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
     return {
         "strategy": STRATEGY,
         "training": list(made.stats.counts),
-        "draw": list(images_to_draw(STRATEGY, made.stats)),
+        "draw": list(images_to_add(STRATEGY, made.stats)),
         "validation": 0 if made.val is None else len(made.val),
         "test": len(made.test),
         "notes": notes,
@@ -133,7 +133,7 @@ def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
 def _cost(seen: Inspection) -> dict[str, Any]:
     """The plan of the default method and preset, from a measured probe."""
     from imbdiff.pipeline.plan import default_preset, make_plan
-    from imbdiff.pipeline.stages import prepare_data
+    from imbdiff.pipeline.training import prepare_data
     from imbdiff.presets import preset
 
     sizes = seen.report["sizes"]

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 
 from imbdiff.config import RunConfig, to_dict
-from imbdiff.constants import constants, full_names
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.methods import get_method, method_of
-from imbdiff.pipeline import building
-from imbdiff.pipeline.folder import RunFolder
+from imbdiff.pipeline import training
+from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.recognising import classifier_augmentation
-from imbdiff.pipeline.repeat import repeat_command
 from imbdiff.pipeline.sampling import guidance_text
+from imbdiff.recipe import constants, full_names
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.files import read_json
 from imbdiff.runtime.log import read_jsonl
@@ -113,8 +112,8 @@ def constants_text(config: RunConfig) -> str:
 
 def augmentation(prepared: Prepared, config: RunConfig) -> str:
     """What was done to training images, and why it may be."""
-    symmetry = building.symmetry_of(prepared, config)
-    p = building.ada(config)
+    symmetry = training.symmetry_of(prepared, config)
+    p = training.ada(config)
     shown = Augmentation.of(symmetry).words() if not p else f"geometric changes with probability {p:g}, told of them"
     why = (
         f"--data.augment {config.data.augment}"

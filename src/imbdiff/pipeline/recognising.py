@@ -11,7 +11,7 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Symmetry
 from imbdiff.data.splits import Prepared
-from imbdiff.pipeline.building import symmetry_of
+from imbdiff.pipeline.training import symmetry_of
 from imbdiff.recognition.arms import classify, make_arms
 from imbdiff.recognition.jobs import Arm
 from imbdiff.recognition.networks.identity import network_identity

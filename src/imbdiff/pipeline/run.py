@@ -15,14 +15,12 @@ from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.methods import method_of, with_all_constants
-from imbdiff.pipeline import building, curation, drawing, samples, stages
-from imbdiff.pipeline.checks import check_fit, check_options
-from imbdiff.pipeline.folder import RunFolder
+from imbdiff.pipeline import curation, samples, training
+from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.page import report_data
-from imbdiff.pipeline.preview import preview_grid
-from imbdiff.pipeline.repeat import repeat_command
-from imbdiff.pipeline.sampling import guide_of, sampling, sampling_identity
-from imbdiff.pipeline.strategy import images_to_draw
+from imbdiff.pipeline.plan import check_fit, check_options
+from imbdiff.pipeline.samples import preview_grid
+from imbdiff.pipeline.sampling import guide_of, images_to_add, sampling, sampling_identity
 from imbdiff.pipeline.watch import Watch
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.device import resolve_device, start
@@ -90,7 +88,7 @@ class Run:
             opened = load(self.source)
             if opened.kind == "benchmark":  # with the root that an environment variable may have named
                 self.source = parse(opened.name).absolute()
-            prepared = stages.prepare_data(opened, self.config.data)
+            prepared = training.prepare_data(opened, self.config.data)
         stats = prepared.stats
         val = "none" if prepared.val is None else str(len(prepared.val))
         self.say(
@@ -98,7 +96,7 @@ class Run:
             f"({max(stats.counts)} to {min(stats.counts)}, imbalance factor {stats.imbalance_factor:.4g}), "
             f"{val} for validation, {len(prepared.test)} for testing, {'x'.join(map(str, prepared.train.shape))}"
         )
-        if building.seen_by_init(self.config) is None:
+        if training.seen_by_init(self.config) is None:
             unknown = f"what the model {self.config.model.init} was trained on is not known: perhaps on test images"
             prepared = replace(prepared, warnings=(*prepared.warnings, unknown))
         for warning in prepared.warnings:
@@ -153,7 +151,7 @@ class Run:
     # -- training, sampling and measuring: on every process
 
     def _train(self, prepared: Prepared) -> None:
-        identity = stages.training_identity(prepared, self.config)
+        identity = training.training_identity(prepared, self.config)
         if not self.begin("train", identity, self._model_whole):
             return
 
@@ -166,7 +164,7 @@ class Run:
         if self.config.watch.every:
             device = str(resolve_device(self.config.device))
             watch = Watch(prepared, self.config, self.folder.path, device=device, log=self.say)
-        model = stages.train(
+        model = training.train(
             prepared,
             self.config,
             self.folder.path,
@@ -186,11 +184,11 @@ class Run:
                 value = found[self.config.watch.metric]["value"]
                 self.say(f"kept: the weights after {found['images']:,} images, {self.config.watch.metric} {value:.4g}")
             save_model(model, self.folder / "model")
-            before = building.seen_by_init(self.config)
+            before = training.seen_by_init(self.config)
             seen = None if before is None else sorted({*prepared.train.hashes, *before})
             write_json(self.folder / "model" / "trained_on.json", {"image_hashes": seen})
             method = method_of(self.config)
-            logs = [read_jsonl(self.folder / stages.log_name(method, phase)) for phase in method.phases]
+            logs = [read_jsonl(self.folder / training.log_name(method, phase)) for phase in method.phases]
             weights = saved_identity(self.folder / "model")
             seconds = sum(rows[-1]["seconds"] for rows in logs if rows)
             self.end("train", identity, seconds, parameters=model.num_parameters, weights=weights)
@@ -198,11 +196,11 @@ class Run:
 
     def _model_whole(self) -> bool:
         folder = self.folder / "model"
-        return building.files_there(folder) and saved_identity(folder) == self.folder.stages()["train"]["weights"]
+        return training.files_there(folder) and saved_identity(folder) == self.folder.stages()["train"]["weights"]
 
     def _sample(self, prepared: Prepared) -> None:
         weights_file = self._needs("model/model.safetensors", "run")
-        wanted = images_to_draw(self.config.sample.strategy, prepared.stats)
+        wanted = images_to_add(self.config.sample.strategy, prepared.stats)
         counts = curation.candidates_to_draw(wanted, self.config)
         folder, identity = self.folder / "samples", saved_identity(weights_file.parent)
         if more := sampling_identity(sampling(self.config), prepared, self.config):
@@ -218,7 +216,7 @@ class Run:
             model = load_model(weights_file.parent, device=resolve_device(self.config.device))
             how = sampling(self.config)
             guidance = guide_of(how, model, prepared, self.config, self.folder / "curation")
-            drawing.draw(model, todo, folder, how, guidance=guidance, quiet=self.quiet)
+            samples.sample_into(model, todo, folder, how, guidance=guidance, quiet=self.quiet)
         if self.dist.main:
             self.end("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))
         self.dist.barrier()
@@ -333,7 +331,7 @@ def open_run(path: str | Path, *, quiet: bool = True) -> tuple[Run, Prepared]:
     folder = RunFolder(Path(path))
     source, config = folder.saved()
     opened = Run(folder, source, config, quiet)
-    prepared = stages.prepare_data(source, config.data)
+    prepared = training.prepare_data(source, config.data)
     folder.check_data(prepared.manifest)
     return opened, prepared
 

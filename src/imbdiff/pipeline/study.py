@@ -28,11 +28,10 @@ from imbdiff.config import RunConfig
 from imbdiff.data.names import counted, named
 from imbdiff.data.splits import LEAST_FOR_VAL, Prepared
 from imbdiff.diffusion.saved import load_model, saved_identity
-from imbdiff.pipeline import building, study_pool
-from imbdiff.pipeline.folder import RunFolder
+from imbdiff.pipeline import study_pool, training
+from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.plan import probe_sampling
 from imbdiff.pipeline.recognising import classifier_plan, classifier_use
-from imbdiff.pipeline.repeat import repeat_command
 from imbdiff.pipeline.run import Run, open_run
 from imbdiff.pipeline.samples import load_samples
 from imbdiff.pipeline.study_checks import SCHEMA, StudyOptions, check_folder, numbers_of
@@ -103,7 +102,7 @@ class _Study:
         uses = [replace(base, weight=w, schedule=s) for w in options.weights for s in options.schedules]
         numbers = numbers_of(options.numbers, prepared)
         cells = make_cells(numbers, options.curation, options.recipes, uses)
-        plan = classifier_plan(config.classify, symmetry=building.symmetry_of(prepared, config))
+        plan = classifier_plan(config.classify, symmetry=training.symmetry_of(prepared, config))
         seeds = tuple(range(config.seed, config.seed + (options.seeds or config.classify.seeds)))
         check_grid(
             prepared,

@@ -9,7 +9,7 @@ from typing import get_args
 
 from imbdiff.data.splits import Prepared
 from imbdiff.pipeline.run import Run
-from imbdiff.pipeline.strategy import check_strategy, images_to_draw
+from imbdiff.pipeline.sampling import check_strategy, images_to_add
 from imbdiff.pipeline.study_looks import read_looks
 from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.recipes import get_recipe
@@ -68,7 +68,7 @@ def numbers_of(words: Sequence[str], prepared: Prepared) -> dict[str, tuple[int,
     for word in words:
         if word.strip() in numbers:
             raise ConfigError(f"the number {word!r} stands in the grid twice", "name each once")
-        numbers[word.strip()] = images_to_draw(word, prepared.stats)
+        numbers[word.strip()] = images_to_add(word, prepared.stats)
     return numbers
 
 

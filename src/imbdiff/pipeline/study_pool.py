@@ -19,7 +19,7 @@ from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.saved import load_model
-from imbdiff.pipeline import drawing, samples
+from imbdiff.pipeline import samples
 from imbdiff.pipeline.curation import candidates_to_draw, curate_run
 from imbdiff.pipeline.sampling import guide_of, sampling
 from imbdiff.recognition.curation import parse_policy
@@ -108,7 +108,7 @@ def draw_pool(
         guidance = guide_of(how, network, prepared, config, run.parent / "curation")
         say: Callable[[str], None] = (lambda _: None) if quiet else print
         with Progress("draw", len(rows), start=done, quiet=quiet) as progress:
-            for drawn in drawing.draw_rows(network, missing, folder, how, guidance=guidance, say=say):
+            for drawn in samples.sample_rows(network, missing, folder, how, guidance=guidance, say=say):
                 done += drawn
                 progress.update(done)
     samples.record(folder, todo)

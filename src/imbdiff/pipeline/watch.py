@@ -26,7 +26,7 @@ from imbdiff.metrics.frechet import ROWS_PER_FEATURE_EXTRAPOLATED, frechet
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.metrics.scopes import Scope
-from imbdiff.pipeline import building
+from imbdiff.pipeline import training
 from imbdiff.pipeline.recognising import classifier_plan
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.recognition import working
@@ -151,5 +151,5 @@ class Watch:
 
 def working_extractor(prepared: Prepared, config: RunConfig, device: str) -> Extractor:
     """A classifier of the comparison's network, trained on the training split alone with balanced softmax."""
-    plan = classifier_plan(config.classify, symmetry=building.symmetry_of(prepared, config))
+    plan = classifier_plan(config.classify, symmetry=training.symmetry_of(prepared, config))
     return working.working_extractor(prepared.train, plan, seed=config.seed, device=device)

@@ -17,12 +17,11 @@ from imbdiff.data.profiles import long_tail
 from imbdiff.data.sources import NAMES, load
 from imbdiff.data.splits import prepare
 from imbdiff.data.stats import ClassStats
-from imbdiff.pipeline.building import symmetry_of
 from imbdiff.pipeline.catalogue import as_text
-from imbdiff.pipeline.checks import against_balanced
 from imbdiff.pipeline.folder import RunFolder
+from imbdiff.pipeline.plan import against_balanced
 from imbdiff.pipeline.run import Run
-from imbdiff.pipeline.stages import prepare_data
+from imbdiff.pipeline.training import prepare_data, symmetry_of
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, DataError
 from tests.data.benchmarks.test_cifar import binary

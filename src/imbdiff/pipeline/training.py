@@ -1,29 +1,42 @@
-"""What a run trains: the model it starts from, each phase's training step, and whether its batches can be drawn."""
+"""Preparing data and training a generator: plain functions on objects; a folder is needed only to resume.
+
+data = prepare_data("digits", config.data)
+model = train(data, config)
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from imbdiff.config import RunConfig
+from imbdiff.config import ADDED, NOT_DECISIVE, DataConfig, RunConfig, TrainConfig
+from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
-from imbdiff.data.source import Symmetry
-from imbdiff.data.splits import Prepared
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.source import Source, Symmetry
+from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.model import DiffusionModel, build_model, without_augmentation
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.diffusion.saved import load_model
-from imbdiff.methods import method_of
+from imbdiff.diffusion.saved import load_model, save_model
+from imbdiff.methods import METHODS, method_of, with_all_constants
 from imbdiff.objectives.row_sampling import sample_branches
-from imbdiff.recipe import Phase
+from imbdiff.recipe import Method, Phase
+from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
+from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError, RunError
-from imbdiff.runtime.files import read_json
+from imbdiff.runtime.files import digest, read_json, sha256_file
+from imbdiff.runtime.log import JsonLog
 from imbdiff.runtime.streams import seed_of
+from imbdiff.runtime.tables import code_identity
 from imbdiff.training.parts import check_groups
 from imbdiff.training.step import TrainingStep
+from imbdiff.training.trainer import OnPreview, Trainer
 
 
 def symmetry_of(prepared: Prepared, config: RunConfig) -> Symmetry:
@@ -194,3 +207,135 @@ def check_branches(config: RunConfig) -> dict[str, str]:
         )
     base = {o.name for o in objectives if o.base}
     return {name: why for name, why in refused.items() if share < 1 and name not in base}
+
+
+def prepare_data(source: str | Path | Source | ImageSet, config: DataConfig) -> Prepared:
+    """Opens a source and splits it as the configuration says; see `imbdiff.data.splits.prepare`."""
+    return prepare(
+        source,
+        size=config.size,
+        resize=config.resize,
+        imbalance_factor=config.imbalance_factor,
+        profile=config.profile,
+        protocol=config.protocol,
+        test_fraction=config.test_fraction,
+        test_per_class=config.test_per_class,
+        val_fraction=config.val_fraction,
+        seed=config.split_seed,
+        cache=config.cache,
+    )
+
+
+def train(
+    prepared: Prepared,
+    config: RunConfig,
+    folder: Path | None = None,
+    *,
+    on_preview: OnPreview | None = None,
+    on_watch: OnPreview | None = None,
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
+) -> DiffusionModel:
+    """Trains a diffusion model by ``config.method`` on ``prepared.train``, and on nothing else.
+
+    Args:
+        folder: where ``checkpoints/`` and ``log.jsonl`` go; with it, a repeated call continues.
+        on_preview: called now and then, while the model to be sampled trains, with its average and the images seen.
+        on_watch: the same, every `config.watch.every` images.
+
+    Returns:
+        The model with averaged weights, in eval mode.
+
+    Raises:
+        ConfigError: a phase's parts cannot be drawn; before anything is trained.
+    """
+    method: Method = method_of(config)
+    keep_all = check_phases(prepared, config, world=Dist.current().world)
+    if not quiet and Dist.current().main:
+        for name, why in keep_all.items():
+            say(f"{name} keeps all rows: {why}")
+    identity = training_identity(prepared, config)
+    trained: dict[str, nn.Module] = {}
+    weak: list[DiffusionModel] = []
+    weak_folder = None if folder is None else folder / "checkpoints" / "weak"
+
+    def keep_weak(model: DiffusionModel, _: int) -> None:
+        weak.append(model)
+        if weak_folder is not None:
+            save_model(model, weak_folder)
+
+    for phase in method.phases:
+        place = None if folder is None else folder / "checkpoints" / phase.name
+        final = phase is method.target
+        told = geometric(phase, config)
+        trainer = Trainer(
+            step=build_step(phase, prepared, config, trained),
+            data=prepared.train,
+            groups=prepared.groups,
+            parts=phase.parts,
+            config=phase_config(phase, config),
+            seed=config.seed,
+            device=config.device,
+            store=None if place is None else CheckpointStore(place),
+            log=None if folder is None else JsonLog(folder / log_name(method, phase)),
+            # geometric changes mirror and turn too, and say so
+            augmentation=Augmentation.of(symmetry_of(prepared, config) if told is None else "none"),
+            geometric=told,
+            on_preview=on_preview if final else None,
+            on_watch=on_watch if final else None,
+            on_weak=keep_weak if final else None,
+            watch_images=config.watch.every,
+            identity=digest([identity, phase.name]),
+            finish=phase.finish,
+            quiet=quiet,
+            say=say,
+        )
+        trained[phase.name] = trainer.run()
+    model = trained[method.target.name]
+    assert isinstance(model, DiffusionModel)
+    model.guide = next((trained[phase.name] for phase in method.phases if phase.gives == "guide"), None)
+    if not weak and config.train.weak_at and weak_folder is not None and Dist.current().main:
+        weak.append(load_model(weak_folder))  # kept before this call
+    model.keep_weak(weak[0] if weak else None)
+    return model
+
+
+def log_name(method: Method, phase: Phase) -> str:
+    """The log of a phase, in the run folder."""
+    return "log.jsonl" if phase is method.target else f"log-{phase.name}.jsonl"
+
+
+def phase_config(phase: Phase, config: RunConfig) -> TrainConfig:
+    """The options of one phase: its share of the images, and its label dropout where it has one."""
+    changed: dict[str, Any] = {"images": max(config.train.batch_size, round(config.train.images * phase.share))}
+    if phase.label_dropout is not None:
+        changed["label_dropout"] = phase.label_dropout
+    return replace(config.train, **changed)
+
+
+def training_identity(prepared: Prepared, config: RunConfig) -> str:
+    """A hash of everything that decides what training gives: contents, not paths."""
+    from dataclasses import asdict
+
+    options = {k: v for k, v in asdict(config.train).items() if k not in NOT_DECISIVE}
+    options = {k: v for k, v in options.items() if not (k in ADDED and v == getattr(TrainConfig, k))}
+    options["channels_last"] = bool(options["channels_last"])
+    model = asdict(config.model)
+    if config.model.init is not None:
+        model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
+    watch = [asdict(config.watch)] if config.watch.every else []
+    constants = with_all_constants(config).constants
+    code = code_identity("methods", METHODS, config.method.split("+"))
+    return digest(
+        [
+            prepared.manifest["hash"],
+            config.method,
+            constants,
+            config.seed,
+            model,
+            options,
+            symmetry_of(prepared, config),
+            *watch,
+            *code,
+        ]
+    )
