@@ -184,7 +184,7 @@ def _parts(joined: Sequence[tuple[str, Phase]]) -> tuple[Part, ...]:
             owner, other = found.get(part.name, ("", Part()))
             if owner and other != part:
                 raise ConfigError(
-                    f"{owner} samples its rows {other.text}, {name} samples them {part.text}: a batch has one distribution",
+                    f"{owner} samples its rows {other.text}, {name} samples them {part.text}: one is possible",
                     "take one of them",
                 )
             found[part.name] = (name, part)

@@ -232,7 +232,7 @@ def _geometry(layer: nn.Conv2d) -> dict[str, Any]:
 
 
 def _uniform(like: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> nn.Parameter:
-    """The initial distribution of torch's layers, U(-b, b) with b = 1 / sqrt(in); drawn on the CPU, the same on all devices."""
+    """The initial distribution of torch's layers, U(-b, b) with b = 1 / sqrt(in); made on the CPU, alike everywhere."""
     bound = like[0].numel() ** -0.5
     values = (2 * torch.rand(shape, generator=generator) - 1) * bound
     return nn.Parameter(values.to(like))

@@ -118,7 +118,7 @@ class NoisyBatch:
         process, stats, null: the noising process, the training set's class statistics, the null label.
         draws: the named draws of the objectives, each (B, ...).
         dist: collectives; `dist.gather` is differentiable, the identity on one process.
-        augment: (B, 9) the geometric change that each row's image had, which networks take as a condition; None: none had one.
+        augment: (B, 9) the geometric change of each row's image, a condition of the network; None: none had one.
     """
 
     x0: Tensor
