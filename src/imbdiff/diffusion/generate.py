@@ -175,9 +175,7 @@ def _batch(
         return prediction.float()
 
     times = process_times(scheduler, model.process)
-    levels = model.process.noise_level(
-        times.cpu()
-    ).tolist()  # known here, so that they need not be read back from the device
+    levels = model.process.noise_level(times.cpu()).tolist()  # known here: not read back from the device
     steps_left = zip(scheduler.timesteps[begin:], times.to(device)[begin:], levels[begin:], strict=True)
     for timestep, time, level in steps_left:
         t = time.expand(len(x))

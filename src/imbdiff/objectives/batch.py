@@ -22,9 +22,7 @@ from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
 
 Space = Literal["native", "eps"]
-FAR = (
-    -1e9
-)  # a logit that no softmax gives weight to, and yet finite: a row without another to compare with stays finite
+FAR = -1e9  # a logit without weight in any softmax; finite, so that a row with no other to compare with is too
 
 
 def check_space(name: str, space: str) -> None:

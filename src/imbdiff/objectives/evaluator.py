@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,17 @@ from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.objective import Answer, Draw, Labels, Request, Usage
 from imbdiff.runtime.errors import ConfigError
 
-Key = tuple[str, str, str, str, str]
 Network = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+
+class Key(NamedTuple):
+    """What makes two requests the same evaluation; all by name. `rows` is "" for all rows."""
+
+    part: str
+    condition: str
+    rows: str
+    network: str
+    capacity: str
 
 
 @dataclass(eq=False)
@@ -72,7 +81,7 @@ def _key(part: str, request: Request, all_rows: bool = False) -> Key:
     if isinstance(request.condition, Draw | Labels):
         condition = f"{type(request.condition).__name__}:{request.condition.name}"
     rows = "" if request.rows is None or all_rows else f"rows:{request.rows.name}"
-    return part, condition, rows, request.network, request.capacity
+    return Key(part, condition, rows, request.network, request.capacity)
 
 
 def evaluate(
@@ -104,6 +113,29 @@ def evaluate(
             raise ConfigError(
                 f"an objective asks for the network {request.network!r}", f"this method declares {sorted(networks)}"
             )
+    served, evaluations = _merged(batches, asked)
+    results: dict[Key, Answer] = {}
+    passes = rows = predicted = 0
+    by_network: dict[str, int] = {}
+    for name in dict.fromkeys(key.network for key in evaluations):
+        for grad in (True, False):
+            found = [(k, e) for k, e in evaluations.items() if k.network == name and e.grad == grad]
+            if not found:
+                continue
+            found.sort(key=lambda pair: not pair[1].prediction)  # stable: taps-only rows come last
+            results.update(_one_pass(networks[name], dict(found), grad, max_rows))
+            passes += 1
+            rows += sum(len(e) for _, e in found)
+            predicted += sum(len(e) for _, e in found if e.prediction)
+            by_network[name] = by_network.get(name, 0) + 1
+    answers = [_fit(results[key], request) for key, (_, request) in zip(served, asked, strict=True)]
+    return answers, Usage(passes, rows, predicted, by_network)
+
+
+def _merged(
+    batches: Mapping[str, NoisyBatch], asked: Sequence[tuple[str, Request]]
+) -> tuple[list[Key], dict[Key, _Evaluation]]:
+    """For every request the key of the evaluation that serves it, and the evaluations."""
     whole = {_key(part, request) for part, request in asked if request.rows is None}
     evaluations: dict[Key, _Evaluation] = {}
     served: list[Key] = []
@@ -113,12 +145,12 @@ def evaluate(
             key = _key(part, request, all_rows=True)
         served.append(key)
         if key not in evaluations:
-            rows = None if not key[2] else request.rows
+            rows = request.rows if key.rows else None
             evaluations[key] = _Evaluation(
                 batches[part], Request(request.condition, rows, request.network, capacity=request.capacity)
             )
         evaluation = evaluations[key]
-        if key[2] and request.rows is not None and len(request.rows.index) != len(evaluation):
+        if key.rows and request.rows is not None and len(request.rows.index) != len(evaluation):
             raise ConfigError(
                 f"two requests name {len(evaluation)} and {len(request.rows.index)} rows {request.rows.name!r}",
                 "give different rows different names",
@@ -126,23 +158,7 @@ def evaluate(
         evaluation.grad |= request.grad
         evaluation.prediction |= request.prediction
         evaluation.taps |= set(request.taps)
-
-    results: dict[Key, Answer] = {}
-    passes = rows_total = predicted = 0
-    by_network: dict[str, int] = {}
-    for name in dict.fromkeys(key[3] for key in evaluations):
-        for grad in (True, False):
-            keys = [k for k, e in evaluations.items() if k[3] == name and e.grad == grad]
-            if not keys:
-                continue
-            keys.sort(key=lambda k: not evaluations[k].prediction)  # stable: taps-only rows come last
-            results.update(_one_pass(networks[name], {k: evaluations[k] for k in keys}, grad, max_rows))
-            passes += 1
-            rows_total += sum(len(evaluations[k]) for k in keys)
-            predicted += sum(len(evaluations[k]) for k in keys if evaluations[k].prediction)
-            by_network[name] = by_network.get(name, 0) + 1
-    answers = [_fit(results[key], request) for key, (_, request) in zip(served, asked, strict=True)]
-    return answers, Usage(passes, rows_total, predicted, by_network)
+    return served, evaluations
 
 
 def _fit(answer: Answer, request: Request) -> Answer:
