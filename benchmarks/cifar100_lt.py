@@ -13,13 +13,13 @@ ResNet-56 that was trained on CIFAR-10 (no image of CIFAR-100), and of a fixed r
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from imbdiff.pipeline.extractors import make_extractors
 
 from harness import write_result
 from imbdiff import preset
@@ -31,7 +31,6 @@ from imbdiff.methods import METHODS
 from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.extractors import Extractor, RandomConv
 from imbdiff.pipeline import training
-from imbdiff.pipeline.extractors import make_extractors
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.reporting.sprites import sample_grid
 from recognition_worlds import source
@@ -66,8 +65,7 @@ def per_second(prepared: Prepared, given: argparse.Namespace, method: str) -> fl
 
 
 def extractors(prepared: Prepared, given: argparse.Namespace) -> list[Extractor]:
-    weights = Path(os.environ["IMBDIFF_DATA"]) / "akamaster_resnet56-4bfd9763.th"
-    named = make_extractors([f"cifar-resnet:{weights}"], None, prepared.train.shape, given.device)
+    named = make_extractors(given.extractors, None, prepared.train.shape, given.device)
     return [*named, RandomConv(prepared.train.shape[2])]
 
 
@@ -129,6 +127,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="to see, in place of minutes")
     parser.add_argument("--backbone", default="unet-32")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--extractors", nargs="*", default=["inception"])
     parser.add_argument("--omega", type=float, help="default: the method's")
     parser.add_argument("--per-class", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20)

@@ -21,10 +21,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from harness import write_result
-from imbdiff.metrics.frechet import frechet, frechet_distance
+from imbdiff.metrics.frechet import Moments, frechet, frechet_distance
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.rows import Rows
-from imbdiff.metrics.statistics import Moments
 
 SPECTRA = {
     "flat": lambda d: np.linspace(0.5, 2, d),

@@ -36,9 +36,9 @@ from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.methods import get_method, method_of
 from imbdiff.metrics.evaluate import evaluate
+from imbdiff.metrics.intervals import student95
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.metrics.numbers import Number
-from imbdiff.metrics.statistics import student95
 from imbdiff.pipeline import training
 from imbdiff.pipeline.sampling import sampling, without_guidance
 from imbdiff.recognition.judge import judges

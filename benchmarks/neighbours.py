@@ -21,11 +21,7 @@ from typing import Any
 import numpy as np
 
 from harness import Side, compare, peak_rss, write_result
-from imbdiff.metrics.density_coverage import density_coverage
-from imbdiff.metrics.neighbour_measures import count_inside, neighbour_measures
-from imbdiff.metrics.neighbours import CAP
-from imbdiff.metrics.points import Points
-from imbdiff.metrics.precision_recall import precision_recall
+from imbdiff.metrics.neighbours import CAP, count_inside, density_coverage, neighbour_measures, precision_recall
 from imbdiff.metrics.rows import Rows
 
 
@@ -46,7 +42,7 @@ def speed(n: int, dim: int, repeats: int) -> None:
             return compute_prdc(real, fake, 5)
 
     def values() -> None:
-        count_inside(Points(fake), Points(real), 5, 5)
+        count_inside(fake, real, 5, 5)
 
     sides = [
         Side("prdc, k=5", package),

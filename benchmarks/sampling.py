@@ -38,7 +38,7 @@ from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import DDPM
 from imbdiff.diffusion.saved import load_model
 from imbdiff.metrics.frechet import frechet_distance
-from imbdiff.metrics.precision_recall import precision_recall
+from imbdiff.metrics.neighbours import precision_recall
 from imbdiff.pipeline import training
 from imbdiff.recognition.judge import judges
 from imbdiff.runtime.files import digest

@@ -32,8 +32,7 @@ from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import DDPM
 from imbdiff.methods import METHODS
 from imbdiff.metrics.frechet import frechet
-from imbdiff.metrics.neighbours import CAP
-from imbdiff.metrics.precision_recall import precision_recall_measure
+from imbdiff.metrics.neighbours import CAP, neighbour_measures
 from imbdiff.metrics.rows import Rows
 from imbdiff.runtime.device import make_accelerator
 from imbdiff.runtime.dist import Dist
@@ -94,7 +93,7 @@ def rows(given: argparse.Namespace) -> dict[str, Any]:
         draw = np.random.default_rng(n)
         real, fake = (Rows.of(draw.standard_normal((n, given.features), np.float32)) for _ in range(2))
         row: dict[str, Any] = {"rows of each set": n, "features": given.features, "neighbours of": min(n, CAP)}
-        for name, measure in (("FD with interval", frechet), ("precision, recall", precision_recall_measure)):
+        for name, measure in (("FD with interval", frechet), ("precision, recall", neighbour_measures)):
             began = time.perf_counter()
             with peak_rss() as peak:
                 measure(fake, real)

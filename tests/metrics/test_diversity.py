@@ -7,8 +7,8 @@ import pytest
 from scipy.spatial.distance import pdist, squareform
 
 from imbdiff.metrics.diversity import MIN_PER_CLASS, _distances, diversity, mean_pairwise_distance
+from imbdiff.metrics.intervals import jackknife_half_width
 from imbdiff.metrics.rows import Estimate, Rows
-from imbdiff.metrics.statistics import jackknife_half_width
 from imbdiff.runtime.errors import DataError
 
 

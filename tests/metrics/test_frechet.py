@@ -9,9 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imbdiff.metrics.frechet import frechet, frechet_distance
+from imbdiff.metrics.frechet import Moments, frechet, frechet_distance
 from imbdiff.metrics.rows import Rows
-from imbdiff.metrics.statistics import Moments
 
 
 def _two_sets(n: int = 150, m: int = 130, d: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -105,8 +104,7 @@ def test_class_mix_of_the_synthetic_set_does_not_count() -> None:
 
 
 def test_halves_have_the_class_mix_of_the_whole() -> None:
-    from imbdiff.metrics.frechet import _halves
-    from imbdiff.metrics.statistics import moments_of
+    from imbdiff.metrics.frechet import _halves, moments_of
 
     z = np.repeat([0, 1, 2], [7, 4, 1])
     rows = Rows.of(np.eye(3)[z], z, np.array([0.2, 0.3, 0.5]))

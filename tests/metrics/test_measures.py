@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,10 +95,10 @@ def test_inputs_of_a_run_follow_the_measures(outside: Callable[..., None], monke
     config: Any = RunConfig()
     prepared: Any = SimpleNamespace(manifest={"hash": "x"})
     asked: Any = SimpleNamespace(evaluate=config.evaluate, classify=config.classify, seed=0)
-    monkeypatch.setattr(evaluation.building, "symmetry_of", lambda *_: "none")
+    monkeypatch.setattr(evaluation.training, "symmetry_of", lambda *_: "none")
 
     def key(*names: str) -> str:
-        monkeypatch.setattr(evaluation, "_more_measures", lambda _: names)
+        asked.evaluate = replace(config.evaluate, measures=names)
         return evaluation.evaluation_inputs(prepared, _set(4, 9, 0), asked)
 
     one, two = key("module:outside:GAP"), key("module:outside:LIES")

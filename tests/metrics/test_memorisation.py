@@ -11,8 +11,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
-from imbdiff.metrics.closeness import closeness, closeness_interval, combined
-from imbdiff.metrics.copy_warnings import Counts, excess, suspects, warnings
+from imbdiff.metrics.copies import Counts, closeness, excess, suspects, warnings
+from imbdiff.metrics.intervals import closeness_interval, combined
 from imbdiff.metrics.memorisation import PAIRS, PAIRS_PER_CLASS, capped_rows, memorisation_report, nearest_within_class
 from imbdiff.runtime.errors import DataError
 

@@ -1,8 +1,14 @@
-"""The neighbour engine against loops in exact arithmetic, at ties, copies, outliers and any chunk size."""
+"""Precision, recall, density, coverage: against prdc, loops with every group left out, and known geometry.
+
+torch-fidelity returns precision and recall exchanged where its first input is the synthetic set (its `input1` is the
+real one), so the direction is tested by geometry, not against that package.
+"""
 
 from __future__ import annotations
 
-import tracemalloc
+import contextlib
+import io
+from math import prod
 
 import numpy as np
 import pytest
@@ -10,59 +16,76 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from imbdiff.metrics.neighbour_measures import count_inside
-from imbdiff.metrics.neighbours import Screen, ball_radii, kth_radii, within
-from imbdiff.metrics.points import Points
+from imbdiff.metrics.intervals import jackknife_half_width, wilson
+from imbdiff.metrics.neighbours import (
+    ball_radii,
+    count_inside,
+    density_coverage,
+    neighbour_measures,
+    precision_recall,
+)
+from imbdiff.metrics.rows import Rows
 from imbdiff.runtime.errors import DataError
 
 
 def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """sum (a - b)^2, exact for small whole numbers."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return np.array([[((p - q) ** 2).sum() for q in b] for p in a]).reshape(len(a), len(b))
+    return ((a[:, None].astype(np.float64) - b[None].astype(np.float64)) ** 2).sum(axis=2)
 
 
 def loop_radii(x: np.ndarray, k: int) -> np.ndarray:
     """Squared, as the k-th smallest over the other rows, one row at a time."""
-    d = squared(x, x)
-    return np.array([sorted(np.delete(row, i))[k - 1] for i, row in enumerate(d)])
+    return np.array([sorted(np.delete(row, i))[k - 1] for i, row in enumerate(squared(x, x))])
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    x=st.integers(1, 4).flatmap(lambda d: arrays(np.float64, (24, d), elements=st.integers(-2, 2))),
-    k=st.integers(1, 6),
-    chunk=st.integers(1, 30),
-)
-def test_radii_on_grids_full_of_ties_equal_a_loop(x: np.ndarray, k: int, chunk: int) -> None:
-    assert np.array_equal(kth_radii(x, k, chunk) ** 2 > 1e-9, loop_radii(x, k) > 0)
-    assert np.array_equal(ball_radii(Points(x), (k,), chunk)[k][Points(x).member, 0], loop_radii(x, k))
+@pytest.mark.parametrize(("n", "m", "dim", "k"), [(200, 170, 4, 3), (150, 300, 64, 5), (90, 90, 1, 1)])
+def test_equals_prdc(n: int, m: int, dim: int, k: int) -> None:
+    from prdc import compute_prdc
+
+    g = np.random.default_rng(n)
+    real, fake = g.normal(size=(n, dim)), 0.8 * g.normal(size=(m, dim)) + 0.2
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = compute_prdc(real, fake, k)
+    assert precision_recall(real, fake, k) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-12)
+    assert density_coverage(real, fake, k) == pytest.approx((theirs["density"], theirs["coverage"]), abs=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(x=arrays(np.float64, (40, 2), elements=st.integers(0, 3)), k=st.integers(1, 4))
 def test_radii_without_a_group_equal_those_of_the_remaining_rows(x: np.ndarray, k: int) -> None:
-    # uneven groups: some hold most of the neighbours of a row, so that the first list is too short
+    # a grid full of ties; uneven groups, which hold most of the neighbours of a row: the first list is too short
     groups = np.minimum(np.arange(40) % 7, 3)
-    points = Points(x, groups)
-    radii = ball_radii(points, (k,))[k]
-    assert radii.shape == (len(points), 5)
+    radii = ball_radii(x, (k,), groups)[k]
+    assert radii.shape == (40, 5)
+    assert np.array_equal(radii[:, -1], loop_radii(x, k))
     for g in range(4):
         left = np.flatnonzero(groups != g)
-        assert np.array_equal(radii[points.member[left], g], loop_radii(x[left], k))
+        assert np.array_equal(radii[left, g], loop_radii(x[left], k))
 
 
 def test_a_group_that_holds_all_near_neighbours_makes_a_longer_list() -> None:
     # on a line, a group is a stretch: without it, the nearest others are far beyond the first list
     x = np.arange(120.0)[:, None] ** 1.01
-    groups = np.arange(120) // 40
-    radii = ball_radii(Points(np.r_[x, x], np.r_[groups, groups * 0 + 3]), (3,))[3]
-    assert np.array_equal(radii[:, 3], loop_radii(x, 3))
-    mixed = np.where(np.arange(120) % 30 == 0, 3, groups)
-    radii = ball_radii(Points(x, mixed), (3,))[3]
+    groups = np.where(np.arange(120) % 30 == 0, 3, np.arange(120) // 40)
+    radii = ball_radii(x, (3,), groups)[3]
     for g in range(4):
-        left = np.flatnonzero(mixed != g)
+        left = np.flatnonzero(groups != g)
         assert np.array_equal(radii[left, g], loop_radii(x[left], 3))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    real=arrays(np.float64, (23, 2), elements=st.integers(0, 4)),
+    fake=arrays(np.float64, (17, 2), elements=st.integers(0, 4)),
+    k=st.integers(1, 3),
+)
+def test_counts_on_grids_equal_a_loop(real: np.ndarray, fake: np.ndarray, k: int) -> None:
+    found = count_inside(fake, real, k, k + 1)
+    d = squared(fake, real)
+    assert np.array_equal(found.precision[:, 0], (d <= loop_radii(real, k)).sum(axis=1))
+    assert np.array_equal(found.density[:, 0], (d <= loop_radii(real, k + 1)).sum(axis=1))
+    assert np.array_equal(found.recall[:, 0], (d <= loop_radii(fake, k)[:, None]).sum(axis=0))
+    assert np.array_equal(found.coverage_fake[:, 0], (d <= loop_radii(real, k + 1)).sum(axis=0))
 
 
 @pytest.mark.parametrize("collapsed", ["fake", "real"])
@@ -70,109 +93,35 @@ def test_balls_that_hold_nearly_everything_are_counted_right(collapsed: str) -> 
     g = np.random.default_rng(5)
     wide, tight = g.normal(size=(700, 60)), 1e-3 * g.normal(size=(650, 60))
     fake, real = (tight, wide) if collapsed == "fake" else (wide, tight)
-    f, r = Points(fake, np.arange(len(fake)) % 3), Points(real, np.arange(len(real)) % 3)
-    found = count_inside(f, r, 3, 5)
+    of_fake, of_real = np.arange(len(fake)) % 3, np.arange(len(real)) % 3
+    found = count_inside(fake, real, 3, 5, of_fake, of_real)
     d = np.array([((row - real) ** 2).sum(axis=1) for row in fake])
-    radii, dense, own = ball_radii(r, (3,))[3], ball_radii(r, (5,))[5], ball_radii(f, (3,))[3]
+    both = ball_radii(real, (3, 5), of_real)
+    radii, dense, own = both[3], both[5], ball_radii(fake, (3,), of_fake)[3]
     for group in range(4):
-        keep_f, keep_r = np.arange(len(fake)) % 3 != group, np.arange(len(real)) % 3 != group
+        keep_f, keep_r = of_fake != group, of_real != group
         assert np.array_equal(found.precision[:, group], (d <= radii[:, group])[:, keep_r].sum(axis=1))
         assert np.array_equal(found.density[:, group], (d <= dense[:, group])[:, keep_r].sum(axis=1))
         assert np.array_equal(found.recall[:, group], (d <= own[:, [group]])[keep_f].sum(axis=0))
         assert np.array_equal(found.coverage_fake[:, group], (d <= dense[:, -1])[keep_f].sum(axis=0))
-        assert np.array_equal(found.coverage_real[:, group], (d <= dense[:, group]).sum(axis=0))
+        assert np.array_equal(found.coverage_real[:, group], (d <= dense[:, group]).any(axis=0))
     assert max(found.precision.mean(), found.recall.mean()) > 256
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    real=arrays(np.float64, (23, 2), elements=st.integers(0, 4)),
-    fake=arrays(np.float64, (17, 2), elements=st.integers(0, 4)),
-    k=st.integers(1, 3),
-    chunk=st.integers(1, 20),
-)
-def test_counts_on_grids_equal_a_loop(real: np.ndarray, fake: np.ndarray, k: int, chunk: int) -> None:
-    f, r = Points(fake), Points(real)
-    found = count_inside(f, r, k, k + 1, chunk)
-    d = squared(fake, real)
-    assert np.array_equal(found.precision[f.member, 0], (d <= loop_radii(real, k)).sum(axis=1))
-    assert np.array_equal(found.density[f.member, 0], (d <= loop_radii(real, k + 1)).sum(axis=1))
-    assert np.array_equal(found.recall[r.member, 0], (d <= loop_radii(fake, k)[:, None]).sum(axis=0))
-    assert np.array_equal(found.coverage_fake[r.member, 0], (d <= loop_radii(real, k + 1)).sum(axis=0))
 
 
 @pytest.mark.parametrize("dim", [3, 200])
 def test_a_copy_of_the_kth_neighbour_is_on_the_edge(dim: int) -> None:
-    """Rounding of norms and products must not decide: every fake is as far as a radius, to the last bit."""
-    g = np.random.default_rng(0)
-    real = (g.normal(size=(80, dim)) * 0.01 + 7).astype(np.float32)
-    d = squared(real, real)
-    fourth = np.argsort(d, axis=1)[:, 4]
-    points = Points(real)
-    for i, fake in enumerate(real[fourth]):
-        inside = list(within(Points(fake[None]), points, ball_radii(points, (4,))[4]))
-        mine = np.concatenate([p.support[p.column <= ball_radii(points, (4,))[4][p.support, 0]] for p in inside])
-        assert i in mine
-        if i == 3:
-            break
+    """Rounding of norms and products must not decide: every fake is as far as a radius."""
+    real = (np.random.default_rng(0).normal(size=(80, dim)) * 0.01 + 7).astype(np.float32)
+    fourth = np.argsort(squared(real, real), axis=1)[:, 4]
+    for i, j in enumerate(fourth[:10]):  # with one real point left, its ball alone counts
+        inside = count_inside(real[[j]], real, None, 4)
+        assert inside.coverage_fake[i, 0] == 1
 
 
-def test_screen_bounds_hold_and_are_tight() -> None:
-    g = np.random.default_rng(1)
-    a, b = Points(g.normal(size=(50, 700)) + 30), Points(1.5 * g.normal(size=(90, 700)) + 30)
-    screen = Screen(a, b)
-    low, norms = screen.lower(np.arange(50))
-    low = low[:, :90]
-    exact = squared(a.take(np.arange(50)), b.take(np.arange(90))) / screen.unit
-    high = low + 2 * screen.slack * (norms[:, None] + screen.base_norms)
-    assert screen.kind is np.float32
-    assert (low <= exact).all()
-    assert (exact <= high).all()
-    assert ((high - low) / exact).max() < 0.01
-
-
-def test_far_clusters_and_outliers_go_to_float64_and_stay_exact() -> None:
+def test_far_clusters_keep_their_neighbours() -> None:
     g = np.random.default_rng(2)
-    x = g.normal(size=(600, 4)) * 1e-3 + 1e4 * g.integers(0, 3, size=(600, 1))
-    x[0] = 1e9
-    points = Points(x)
-    screen = Screen(points, points)
-    assert screen.upgrade(10**9, 1)
-    assert screen.kind is np.float64
-    expected = np.sort(((x[:, None] - x[None]) ** 2).sum(axis=2), axis=1)[:, 3]
-    assert np.allclose(kth_radii(x, 3) ** 2, expected, rtol=1e-12, atol=0)
-
-
-def test_chunks_and_order_change_nothing() -> None:
-    g = np.random.default_rng(3)
-    x = g.normal(size=(300, 30)).astype(np.float32)
-    plain = kth_radii(x, 5)
-    assert np.array_equal(plain, kth_radii(x, 5, chunk=7))
-    order = g.permutation(300)
-    assert np.array_equal(plain[order], kth_radii(x[order], 5))
-
-
-@pytest.mark.parametrize("kind", ["equal", "collapsed", "few"])
-def test_degenerate_sets_need_little_memory(kind: str) -> None:
-    g = np.random.default_rng(4)
-    real = g.normal(size=(3000, 8)).astype(np.float32)
-    fake = {
-        "equal": np.ones((3000, 8), np.float32),
-        "collapsed": (1e-3 * g.normal(size=(3000, 8))).astype(np.float32),
-        "few": real[:5].repeat(600, axis=0),
-    }[kind]
-    tracemalloc.start()
-    # all pairs as float64 would be 72 MB for each of the counts
-    count_inside(Points(fake), Points(fake if kind == "equal" else real), 3, 5, chunk=64)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 120e6
-
-
-def test_minus_zero_is_zero_and_equal_rows_are_one_point() -> None:
-    points = Points(np.array([[0.0, 1.0], [-0.0, 1.0], [2.0, 3.0], [0.0, 1.0]]), np.array([0, 1, 1, 0]))
-    assert points.member.tolist() == [0, 0, 1, 0]
-    assert points.counts.tolist() == [[1, 2, 3], [1, 0, 1]]
+    x = g.normal(size=(600, 4)) + 1e4 * g.integers(0, 3, size=(600, 1))
+    assert np.allclose(ball_radii(x - x.mean(axis=0), (3,))[3][:, 0], loop_radii(x, 3), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -180,4 +129,178 @@ def test_minus_zero_is_zero_and_equal_rows_are_one_point() -> None:
 )
 def test_impossible_input_is_refused(x: np.ndarray, k: int) -> None:
     with pytest.raises(DataError):
-        kth_radii(x, k)
+        count_inside(x, x, k, None)
+    with pytest.raises(DataError, match=r"9 x 2 fake .* 9 x 3 real"):
+        precision_recall(np.zeros((9, 3)), np.zeros((9, 2)))
+    with pytest.raises(DataError, match="0 x 3 fake"):
+        precision_recall(np.zeros((9, 3)), np.zeros((0, 3)))
+
+
+def test_order_of_rows_changes_nothing_and_equal_rows_count_each() -> None:
+    g = np.random.default_rng(7)
+    x, y = g.normal(size=(130, 5)).astype(np.float32), g.normal(size=(110, 5)).astype(np.float32)
+    y[60:80] = y[60]
+    a = neighbour_measures(Rows.of(y), Rows.of(x), cap=100)
+    b = neighbour_measures(Rows.of(y[::-1]), Rows.of(x[g.permutation(130)]), cap=100)
+    for name, e in a.items():
+        assert (e.value, e.low, e.high) == pytest.approx((b[name].value, b[name].low, b[name].high), abs=1e-12)
+        assert (e.n_synthetic, e.n_reference) == (100, 100)
+
+
+def test_tight_fakes_in_a_wide_cloud_are_precise_and_recall_little_and_the_reverse() -> None:
+    g = np.random.default_rng(0)
+    wide, tight = g.normal(size=(400, 3)), 0.05 * g.normal(size=(400, 3))
+    precision, recall = precision_recall(wide, tight)
+    assert precision > 0.95
+    assert recall < 0.05
+    precision, recall = precision_recall(tight, wide)
+    assert precision < 0.05
+    assert recall > 0.95
+
+
+def test_a_lost_mode_costs_recall_and_not_precision() -> None:
+    g = np.random.default_rng(0)
+    real = g.normal(size=(400, 4)) + 20 * (np.arange(400) % 2)[:, None]
+    fake = g.normal(size=(400, 4))
+    precision, recall = precision_recall(real, fake)
+    both = precision_recall(real, g.normal(size=(400, 4)) + 20 * (np.arange(400) % 2)[:, None])
+    assert recall < 0.55 < 0.8 < both[1]
+    assert precision > both[0] - 0.1
+
+
+def test_a_point_on_the_edge_is_inside() -> None:
+    # radii of the real points at k = 1: 1, 1, 2
+    real, fake = np.array([[0.0], [1.0], [3.0]]), np.array([[5.0], [-1.0], [5.1], [5.2]])
+    precision, _ = precision_recall(real, fake, 1)
+    assert precision == 0.5
+
+
+def brute(
+    fake: np.ndarray, real: np.ndarray, wf: np.ndarray, wr: np.ndarray, k: int, dense_k: int
+) -> tuple[float, float, float, float]:
+    d = ((real[:, None] - fake[None]) ** 2).sum(axis=2)
+
+    def radii(x: np.ndarray, k: int) -> np.ndarray:
+        return np.sort(((x[:, None] - x[None]) ** 2).sum(axis=2), axis=1)[:, k]
+
+    r, dense, s = radii(real, k), radii(real, dense_k), radii(fake, k)
+    return (
+        float(wf @ (d <= r[:, None]).any(axis=0)),
+        float(wr @ (d <= s).any(axis=1)),
+        float(wf @ (d <= dense[:, None]).sum(axis=0)) / dense_k,
+        float(wr @ (d <= dense[:, None]).any(axis=1)),
+    )
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_measure_equals_brute_force_with_every_group_left_out(ties: bool) -> None:
+    g = np.random.default_rng(5)
+    x, y = g.normal(size=(90, 3)), 1.2 * g.normal(size=(75, 3)) + 0.3
+    if ties:
+        x, y = np.round(x), np.round(y)
+    real = Rows.of(x, g.integers(0, 2, 90), np.array([0.3, 0.7]))
+    fake = Rows.of(y, g.integers(0, 2, 75), np.array([0.3, 0.7]))
+    wf, wr, fx, rx = fake.left_out_weights(), real.left_out_weights(), fake.array, real.array
+    whole = brute(fx, rx, wf[:, -1], wr[:, -1], 3, 5)
+    left: list[list[tuple[float, ...]]] = [[], []]
+    for group in range(20):
+        kf, kr = fake.groups() != group, real.groups() != group
+        left[0].append(brute(fx[kf], rx, wf[kf, group], wr[:, -1], 3, 5))
+        left[1].append(brute(fx, rx[kr], wf[:, -1], wr[kr, group], 3, 5))
+    found = neighbour_measures(fake, real)
+    assert list(found) == ["precision", "recall", "density", "coverage"]
+    for i, (name, rows) in enumerate(zip(found, (fake, real, fake, real), strict=True)):
+        e = found[name]
+        half = jackknife_half_width([[values[i] for values in side] for side in left])
+        assert e.value == pytest.approx(whole[i], abs=1e-12)
+        assert (e.n_synthetic, e.n_reference) == (75, 90)
+        low, high = whole[i] - half, whole[i] + half
+        if "density" not in name:
+            w = wilson(min(1.0, whole[i]) * rows.effective, rows.effective)
+            low, high = max(0.0, min(low, w[0])), min(1.0, max(high, w[1]))
+        assert (e.low, e.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
+
+
+def test_weights_move_precision_to_the_class_that_counts() -> None:
+    g = np.random.default_rng(6)
+    labels = np.repeat([0, 1], 60)
+    real = g.normal(size=(120, 2)) + 50 * labels[:, None]
+    # class 1 of the fakes lies nowhere
+    fake = g.normal(size=(120, 2)) + 500 * labels[:, None]
+    for share in (0.2, 0.9):
+        mix = np.array([1 - share, share])
+        found = neighbour_measures(Rows.of(fake, labels, mix), Rows.of(real, labels, mix))
+        e = found["precision"]
+        assert e.value is not None
+        assert (1 - share) * 0.85 < e.value <= 1 - share
+
+
+def test_all_alike_has_an_interval_of_some_width_and_few_rows_are_refused() -> None:
+    x = np.random.default_rng(8).normal(size=(60, 2))
+    e = neighbour_measures(Rows.of(x), Rows.of(x))["precision"]
+    assert (e.value, e.high) == (pytest.approx(1.0), 1.0)
+    assert e.low == pytest.approx(wilson(60, 60)[0])
+    refused = neighbour_measures(Rows.of(x[:49]), Rows.of(x), k=4)
+    assert refused["recall"].value is None
+    assert refused["recall"].refused == "at least 50 images in both sets are needed; here 49 and 60"
+    assert "at least 62" in str(neighbour_measures(Rows.of(x), Rows.of(x), k=30)["recall"].refused)
+
+
+def test_intervals_hold_the_expectation_at_this_n() -> None:
+    """Short form of `benchmarks/neighbours.py coverage`."""
+    g = np.random.default_rng(9)
+    runs = [
+        neighbour_measures(Rows.of(0.8 * g.normal(size=(60, 3))), Rows.of(g.normal(size=(60, 3)))) for _ in range(60)
+    ]
+    for name in runs[0]:
+        mean = np.mean([run[name].value for run in runs])
+        assert np.mean([run[name].low <= mean <= run[name].high for run in runs]) >= 0.9, name
+        assert np.mean([run[name].high - run[name].low for run in runs]) < 0.9, name
+
+
+def test_left_out_weights_keep_the_class_mix() -> None:
+    labels = np.r_[np.zeros(50, int), np.ones(30, int), 2]
+    mix = np.array([0.2, 0.5, 0.3])
+    rows = Rows.of(np.arange(81.0)[:, None], labels, mix)
+    w = rows.left_out_weights()
+    assert w.shape == (81, 21)
+    for g in range(20):
+        assert (w[rows.groups() == g, g] == 0).all()
+        share = np.bincount(rows.labels, w[:, g])
+        alone = rows.groups()[-1] == g
+        assert share == pytest.approx([2 / 7, 5 / 7, 0] if alone else mix, abs=1e-12)
+    assert w[:, -1] == pytest.approx(rows.weights)
+
+
+def test_known_balls_on_a_line() -> None:
+    # radii at k = 1: 1, 1, 2; the balls [-1, 1], [0, 2], [1, 5]
+    real = np.array([[0.0], [1.0], [3.0]])
+    assert density_coverage(real, np.array([[1.0], [9.0]]), 1) == (1.5, 1.0)
+    assert density_coverage(real, np.array([[0.5], [0.5], [9.0], [9.0]]), 1) == (1.0, pytest.approx(2 / 3))
+    assert density_coverage(real, np.array([[9.0]]), 1) == (0.0, 0.0)
+
+
+def test_coverage_of_real_by_real_is_as_the_theory_says() -> None:
+    g = np.random.default_rng(0)
+    n, m, k = 80, 60, 3
+    found = [density_coverage(g.normal(size=(n, 4)), g.normal(size=(m, 4)), k) for _ in range(60)]
+    expected = 1 - prod((n - 1 - i) / (m + n - 1 - i) for i in range(k))
+    density, coverage = np.mean(found, axis=0)
+    assert coverage == pytest.approx(expected, abs=0.02)
+    assert density == pytest.approx(1, abs=0.06)
+
+
+def test_measure_has_intervals_and_no_fakes_near_give_zero_with_an_upper_end() -> None:
+    g = np.random.default_rng(2)
+    real, fake = Rows.of(g.normal(size=(80, 3))), Rows.of(g.normal(size=(60, 3)) + 100)
+    found = neighbour_measures(fake, real)
+    for e in (found["density"], found["coverage"]):
+        assert (e.value, e.low) == (0.0, 0.0)
+        assert e.high is not None
+        assert 0.0 < e.high < 0.1
+    assert "at least 50" in str(neighbour_measures(fake.part(40), real)["density"].refused)
+    near = neighbour_measures(Rows.of(g.normal(size=(60, 3))), real)["density"]
+    assert near.value is not None
+    assert near.low is not None
+    assert near.high is not None
+    assert 0.3 < near.low < near.value < near.high < 2

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imbdiff.metrics.frechet import Moments, moments_of
 from imbdiff.metrics.rows import Rows
-from imbdiff.metrics.statistics import Moments, moments_of
 from imbdiff.runtime.errors import DataError
 
 

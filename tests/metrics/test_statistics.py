@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imbdiff.metrics.statistics import Moments, jackknife_half_width, wilson
+from imbdiff.metrics.frechet import Moments
+from imbdiff.metrics.intervals import jackknife_half_width, wilson
 
 
 def test_merged_parts_equal_the_whole_also_far_from_zero() -> None:

@@ -13,7 +13,7 @@ from imbdiff.metrics.extractors.inception import InceptionFeatures
 from imbdiff.metrics.extractors.inception_net import InceptionV3, resize_like_tf1
 from imbdiff.metrics.frechet import frechet_distance
 from imbdiff.metrics.kernel import kernel_distance
-from imbdiff.metrics.precision_recall import precision_recall
+from imbdiff.metrics.neighbours import precision_recall
 
 SIZES = [(32, 32), (28, 28), (299, 299), (64, 48), (33, 57), (400, 301)]
 

@@ -85,9 +85,9 @@ def test_the_command_writes_numbers_and_page_and_goes_on(tmp_path: Path, capsys:
     assert {e["name"] for e in found["protocol"]["extractors"]} == {"random-conv", "raw-pixels"}
     assert "random-conv" in (out / "report.html").read_text()
     assert "random-conv" in capsys.readouterr().out
-    kept = {p.name: p.stat().st_mtime_ns for p in (out / "features").glob("*.npy")}
+    kept = {p.name: p.stat().st_mtime_ns for p in (out / "features").glob("*.npz")}
     assert main([*command, "--extractor", "random-conv", "raw-pixels", "--quiet"]) == 0
-    assert {p.name: p.stat().st_mtime_ns for p in (out / "features").glob("*.npy")} == kept
+    assert {p.name: p.stat().st_mtime_ns for p in (out / "features").glob("*.npz")} == kept
     (out / "mine.txt").write_text("x")
     assert main(command) == 2
     assert "holds other files" in capsys.readouterr().err

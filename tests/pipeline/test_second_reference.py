@@ -8,8 +8,7 @@ import pytest
 from imbdiff.config import override
 from imbdiff.data.arrays import ArraySource
 from imbdiff.data.splits import Prepared, prepare
-from imbdiff.metrics.extractors import RandomConv
-from imbdiff.metrics.extractors.baselines import RawPixels
+from imbdiff.metrics.extractors import RandomConv, RawPixels
 from imbdiff.pipeline import evaluation
 from imbdiff.pipeline.evaluation import BALANCED, evaluate_run
 from imbdiff.presets import preset

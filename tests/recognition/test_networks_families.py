@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from imbdiff.metrics.extractors import backbones
+from imbdiff.metrics.extractors import Backbone
 from imbdiff.recognition.networks import (
     NETWORKS,
     Classifier,
@@ -397,8 +397,8 @@ def test_timm_is_refused_where_it_must_be(timm: Any, monkeypatch: pytest.MonkeyP
     assert "imbalanced-diffusion[timm]" in caught.value.remedy
 
 
-def _backbone(body: nn.Module) -> backbones.Backbone:
-    return backbones.Backbone(body, "timm:tiny", SHAPE[:2], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+def _backbone(body: nn.Module) -> Backbone:
+    return Backbone(body, "timm:tiny", SHAPE[:2], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

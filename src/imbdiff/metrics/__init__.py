@@ -16,14 +16,13 @@ With intervals, class mix and refusals: the function of the same file that takes
 ``imbdiff.metrics.frechet.frechet(Rows.of(x), Rows.of(y))``; for images: :func:`imbdiff.metrics.evaluate.evaluate`.
 """
 
-from imbdiff.metrics.density_coverage import density_coverage
 from imbdiff.metrics.diversity import mean_pairwise_distance
 from imbdiff.metrics.frechet import frechet_distance
 from imbdiff.metrics.inception_score import inception_score
 from imbdiff.metrics.kernel import kernel_distance
+from imbdiff.metrics.neighbours import density_coverage, precision_recall
 from imbdiff.metrics.numbers import ClassColumn, Number
 from imbdiff.metrics.prd import prd_curve, prd_f8
-from imbdiff.metrics.precision_recall import precision_recall
 from imbdiff.metrics.rows import Estimate, Rows
 
 __all__ = [

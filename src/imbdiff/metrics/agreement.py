@@ -13,10 +13,9 @@ import numpy as np
 
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.inception_score import inception_score_measure
+from imbdiff.metrics.intervals import wilson
 from imbdiff.metrics.numbers import Number, Of
-from imbdiff.metrics.rows import Estimate, Rows
-from imbdiff.metrics.scopes import Scope
-from imbdiff.metrics.statistics import wilson
+from imbdiff.metrics.rows import Estimate, Rows, Scope
 
 PROTOCOL = (
     "share of synthetic images that the judge puts into the class asked for, weighted to the class mix; 95 % Wilson "

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from imbdiff.metrics.points import PAIRS
+from imbdiff.metrics.intervals import jackknife_half_width
 from imbdiff.metrics.rows import GROUPS, Estimate, Rows
-from imbdiff.metrics.statistics import jackknife_half_width
 from imbdiff.runtime.errors import DataError
 
+PAIRS = 1 << 21
+"""Numbers in one block of work on pairs: 16 MiB of float64."""
 PER_CLASS = 500
 """Rows of a class in either set that are used, those of the lowest keys."""
 MIN_PER_CLASS = 5

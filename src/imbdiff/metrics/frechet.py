@@ -15,7 +15,6 @@ import numpy as np
 
 from imbdiff.metrics.intervals import distance_interval, variance_of_sum
 from imbdiff.metrics.rows import Estimate, Rows
-from imbdiff.metrics.statistics import Moments, moments_of
 from imbdiff.runtime.streams import rng
 
 ROWS_PER_FEATURE = 20
@@ -27,6 +26,85 @@ SINGLE_SHARE = 0.1
 HALVINGS = 20
 HALVINGS_LARGE = 10
 """Random halvings, and those for more than 512 features, where each costs seconds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Weighted first and second moments of feature rows, mergeable.
+
+    Kept around the running mean, not around zero, so that nothing cancels (Chan, Golub, LeVeque 1979).
+
+    Attributes:
+        weight: sum of the weights W.
+        squares: sum of the squared weights.
+        mean: (D,) float64.
+        scatter: (D, D) float64, sum of w (x - mean)(x - mean)^T.
+    """
+
+    weight: float
+    squares: float
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def empty(cls, dim: int) -> Moments:
+        return cls(0.0, 0.0, np.zeros(dim), np.zeros((dim, dim)))
+
+    @classmethod
+    def of(cls, x: np.ndarray, weights: np.ndarray | None = None) -> Moments:
+        """Moments of rows `x` (N, D) with `weights` (N,) >= 0, all 1 where not given."""
+        x = np.asarray(x, dtype=np.float64)
+        w = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=np.float64)
+        total = float(w.sum())
+        if total == 0:
+            return cls.empty(x.shape[1])
+        mean = w @ x / total
+        centred = x - mean
+        return cls(total, float((w * w).sum()), mean, (centred * w[:, None]).T @ centred)
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of the rows of both."""
+        if self.weight == 0 or other.weight == 0:
+            return other if self.weight == 0 else self
+        total = self.weight + other.weight
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.weight / total)
+        scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.weight * other.weight / total)
+        return Moments(total, self.squares + other.squares, mean, scatter)
+
+    def complement(self, part: Moments, squares: float) -> Moments:
+        """Moments of the other half: of rows whose weights and those of `part` average to the weights of these.
+
+        Args:
+            part: of half the rows, or of all with other weights; the same total weight.
+            squares: sum of the squared weights of the other half.
+        """
+        shift = part.mean - self.mean
+        mean = self.mean - shift
+        # both second moments around this mean: twice the whole less the part
+        around = 2 * self.scatter - (part.scatter + part.weight * np.outer(shift, shift))
+        return Moments(self.weight, squares, mean, around - self.weight * np.outer(shift, shift))
+
+    @property
+    def effective(self) -> float:
+        """Effective number of rows W^2 / sum w^2 (Kish); the number of rows where all weights are equal."""
+        return self.weight**2 / self.squares if self.squares else 0.0
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """(D, D) covariance with the N - 1 correction, sum w (.)(.)^T / (W - sum w^2 / W)."""
+        return self.scatter / (self.weight - self.squares / self.weight)
+
+
+def moments_of(rows: Rows, weights: np.ndarray | None = None, size: int = 8192) -> Moments:
+    """Moments of `rows` with their weights, or with others (N,) >= 0; `size` rows in memory at a time, as float64."""
+    w = rows.weights if weights is None else weights
+    kept = np.flatnonzero(w)
+    part = rows if len(kept) == len(rows) else rows.select(kept)
+    result = Moments.empty(rows.dim)
+    for block, place in part.blocks(size):
+        result = result.merge(Moments.of(block, w[kept[place]]))
+    return result
 
 
 def frechet_distance(a: Moments | np.ndarray, b: Moments | np.ndarray) -> float:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from imbdiff.metrics.intervals import jackknife_half_width
 from imbdiff.metrics.rows import Estimate, Rows
-from imbdiff.metrics.statistics import jackknife_half_width
 from imbdiff.runtime.errors import DataError
 
 SPLITS = 10

@@ -1,5 +1,6 @@
-"""Intervals of distances that are 0 at best: where the linear part of the error vanishes there, a plain one fails.
+"""Intervals: of shares (Wilson), of statistics of groups of rows (jackknife), and of distances that are 0 at best.
 
+*Distances.* Where the linear part of the error vanishes, a plain interval fails.
 A squared distance D between two samples has the Hoeffding expansion  D_n - D = linear + quadratic + ...  with variances
 V1 + V2. The linear part fades as D goes to 0, where only the quadratic part is left. Two things follow.
 
@@ -13,12 +14,14 @@ V1 + V2. The linear part fades as D goes to 0, where only the quadratic part is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from imbdiff.metrics.rows import Rows
-from imbdiff.metrics.statistics import Z95
 
+Z95 = 1.959963984540054
+"""Two-sided 95 % point of the normal distribution."""
 CHI2_95 = 5.023886187314888
 
 
@@ -67,3 +70,82 @@ def distance_interval(
         half = z2 * (c + max(plug_in_variance / biased - c, 0.0) * unsure) / 2
     high = value + half + math.sqrt(half * half + z2 * v2 + 2 * half * above)
     return (low + value - wald) / 2, max(high, value + wald)
+
+
+# two-sided 95 % points of Student's t with 1..30 degrees of freedom
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+def student95(degrees: int) -> float:
+    """Two-sided 95 % point of Student's t; that of the normal distribution above 30 degrees of freedom."""
+    return _T95[degrees - 1] if degrees <= len(_T95) else 1.96
+
+
+def jackknife_half_width(leave_out: Sequence[Sequence[float]]) -> float:
+    """Half width of the 95 % delete-a-group jackknife interval of a statistic of several independent samples.
+
+    v = sum over samples of (G - 1) / G sum_g (theta_g - mean theta)^2, times Student's t with G - 1 degrees of freedom
+    (Kott 2001, "The delete-a-group jackknife").
+
+    Args:
+        leave_out: per sample, the G values of the statistic with one group left out.
+    """
+    variance = 0.0
+    for values in leave_out:
+        v = np.asarray(values, dtype=np.float64)
+        variance += (len(v) - 1) / len(v) * float(((v - v.mean()) ** 2).sum())
+    dof = min(len(v) for v in leave_out) - 1
+    return float(np.sqrt(variance)) * student95(dof)
+
+
+def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """95 % Wilson score interval of a share (Wilson 1927); (0, 1) where n = 0. An effective n need not be whole."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # at p = 0 and 1 the ends are 0 and 1 exactly; rounding must not put the share outside its own interval
+    return max(0.0, min(p, float(centre - half))), min(1.0, max(p, float(centre + half)))
+
+
+def closeness_interval(value: float, m: int, n: int) -> tuple[float, float]:
+    """95 % interval of a Mann-Whitney share (closeness) of m and n images: both ends solve (value - a)^2 = z^2 V(a).
+
+    V(a) = a (1 - a) [1 + N ((1 - a) / (2 - a) + a / (1 + a))] / (m n), N = (m + n) / 2 - 1: the variance of Hanley and
+    McNeil (1982) in the form of Newcombe (2006, "Confidence intervals for an effect size measure based on the
+    Mann-Whitney statistic, part 2", method 5). Unlike DeLong's it does not shrink to nothing at 0 and 1, where copies
+    are. It covers the draw of both sets of images; the training images are taken as given."""
+
+    def outside(a: float) -> bool:
+        spread = 1 + ((m + n) / 2 - 1) * ((1 - a) / (2 - a) + a / (1 + a))
+        return (value - a) ** 2 > Z95 * Z95 * a * (1 - a) * spread / (m * n)
+
+    ends = []
+    for far in (0.0, 1.0):
+        out, inside = far, value
+        if not outside(out):
+            ends.append(far)
+            continue
+        for _ in range(60):
+            middle = (out + inside) / 2
+            out, inside = (middle, inside) if outside(middle) else (out, middle)
+        ends.append(inside)
+    return ends[0], ends[1]
+
+
+def combined(values: Sequence[tuple[float, float, float]], weights: Sequence[float]) -> tuple[float, float, float]:
+    """Weighted mean of independent (value, low, high), with its interval (MOVER: Zou and Donner 2008).
+
+    low = value - sqrt(sum w^2 (value_k - low_k)^2), high in the same way, weights scaled to sum to 1.
+    """
+    v = np.asarray(values, dtype=np.float64)
+    w = np.asarray(weights, dtype=np.float64)
+    w = w / w.sum()
+    value = float(w @ v[:, 0])
+    low = value - float(np.sqrt((w**2) @ (v[:, 0] - v[:, 1]) ** 2))
+    high = value + float(np.sqrt((w**2) @ (v[:, 2] - v[:, 0]) ** 2))
+    return value, max(0.0, low), min(1.0, high)

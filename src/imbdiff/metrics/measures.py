@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from imbdiff.metrics.diversity import diversity
 from imbdiff.metrics.frechet import frechet
 from imbdiff.metrics.kernel import kernel
-from imbdiff.metrics.neighbour_measures import neighbour_measures
+from imbdiff.metrics.neighbours import neighbour_measures
 from imbdiff.metrics.numbers import FID_NAMES, Direction
 from imbdiff.metrics.prd import prd_measure
 from imbdiff.metrics.rows import Estimate, Rows

@@ -15,8 +15,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.near_duplicates import CopyFinder, Found, finder, thumbnails
 from imbdiff.data.nearest import Nearest, hash_keys
 from imbdiff.data.stats import Groups
-from imbdiff.metrics.copy_tables import Side, rounded, tables
-from imbdiff.metrics.copy_warnings import RULE
+from imbdiff.metrics.copies import RULE, Side, rounded, tables
 from imbdiff.runtime.errors import DataError
 
 CAP = 10_000

@@ -20,8 +20,8 @@ from __future__ import annotations
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from imbdiff.metrics.intervals import jackknife_half_width
 from imbdiff.metrics.rows import Estimate, Rows
-from imbdiff.metrics.statistics import jackknife_half_width
 from imbdiff.runtime.errors import ConfigError, DataError
 from imbdiff.runtime.streams import rng
 

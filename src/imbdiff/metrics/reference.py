@@ -19,8 +19,8 @@ import numpy as np
 from imbdiff.data.imageset import ImageSet
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.features import FeatureStore, OnImages, file_stem
+from imbdiff.metrics.frechet import moments_of
 from imbdiff.metrics.rows import Rows
-from imbdiff.metrics.statistics import moments_of
 from imbdiff.runtime.errors import ConfigError, DataError, ImbdiffError, RunError
 from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json
 

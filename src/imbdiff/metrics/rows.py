@@ -1,4 +1,4 @@
-"""Feature rows of one image set, as every metric takes them; and what a metric gives back."""
+"""Feature rows of one image set, as every metric takes them; scopes; and what a metric gives back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from imbdiff.data.stats import Groups
 from imbdiff.runtime.errors import DataError
 
 GROUPS = 20
@@ -240,3 +241,42 @@ def row_keys(x: np.ndarray, seed: int = 0) -> np.ndarray:
     salt = f"imbdiff {seed} ".encode()
     digests = (hashlib.blake2b(salt + np.ascontiguousarray(row).tobytes(), digest_size=8).digest() for row in x)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """All classes, one group or one class.
+
+    Attributes:
+        kind: "all", "group" or "class".
+        name: "all", or the name of the group or class.
+        classes: (n,) labels.
+    """
+
+    kind: str
+    name: str
+    classes: np.ndarray
+
+    def pair(self, fake: Rows, real: Rows, num_classes: int) -> tuple[Rows, Rows, int]:
+        """The rows of both sets in this scope, weighted to the class mix of `real`; and how many classes are left out.
+
+        Synthetic images fill up classes, so their class mix differs from the reference's by construction, and a plain
+        distance would first of all measure that. Classes that one of the sets lacks are left out of both.
+        """
+        a, b = (np.bincount(r.labels, minlength=num_classes)[self.classes] for r in (fake, real))
+        shared = self.classes[(a > 0) & (b > 0)]
+        mix = np.zeros(num_classes)
+        mix[shared] = np.bincount(real.labels, minlength=num_classes)[shared]
+        return fake.mixed(mix), real.mixed(mix), len(self.classes) - len(shared)
+
+
+def scopes(names: tuple[str, ...], groups: Groups | None, *, per_class: bool = True) -> Iterator[Scope]:
+    """All, then groups that are present, then classes (not where there is one class only: that is "all")."""
+    every = np.arange(len(names))
+    yield Scope("all", "all", every)
+    if groups is not None and len(groups.present) > 1:
+        for name in groups.present:
+            yield Scope("group", name, np.array(groups.classes(name)))
+    if per_class and len(names) > 1:
+        for k, name in enumerate(names):
+            yield Scope("class", name, every[k : k + 1])

@@ -12,7 +12,7 @@ from imbdiff.diffusion.backbones import BACKBONES
 from imbdiff.diffusion.guidances import GUIDANCE, GuidanceEntry, guidance_entries
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import METHODS, get_method
-from imbdiff.metrics.extractors.catalogue import EXTRACTORS
+from imbdiff.metrics.extractors import EXTRACTORS
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.presets import PRESETS
 from imbdiff.recipe import constants, field_texts, type_text
@@ -48,7 +48,7 @@ def as_json() -> dict[str, Any]:
         "recipes": {n: {"what": f"{r.label}: {r.idea}", "source": r.source} for n, r in RECIPES.items()},
         "classifiers": {n: {} for n in known_networks()},
         "curation": {n: {"what": f"images {p.idea}"} for n, p in POLICIES.items()},
-        "extractors": {e.form: {"what": e.what, "needs": e.needs, "number": e.number} for e in EXTRACTORS},
+        "extractors": {e.form: {"what": e.what, "needs": e.needs, "number": e.number} for e in EXTRACTORS.values()},
         "measures": {
             ", ".join(metric.name for metric in m.metrics): {"what": m.what, "source": m.source}
             for m in MEASURES.values()

@@ -11,13 +11,12 @@ from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.metrics.evaluate import OnProgress, evaluate
-from imbdiff.metrics.extractors import Extractor
+from imbdiff.metrics.extractors import EXTRACTORS, Extractor, make_extractors
 from imbdiff.metrics.features import FeatureStore
 from imbdiff.metrics.measures import Measure, choose_measures
 from imbdiff.metrics.numbers import merge
 from imbdiff.pipeline import training
 from imbdiff.pipeline.direct import Watching
-from imbdiff.pipeline.extractors import make_extractors
 from imbdiff.pipeline.plan import against_balanced
 from imbdiff.pipeline.recognising import classifier_plan
 from imbdiff.recognition.cas import classification_accuracy_score
@@ -25,6 +24,7 @@ from imbdiff.recognition.judge import judges
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.files import digest, sha256_file
 from imbdiff.runtime.progress import Progress
+from imbdiff.runtime.tables import code_identity
 
 BALANCED = "balanced training set"
 """What the second reference is called beside its numbers."""
@@ -34,16 +34,11 @@ def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig
     """A hash of everything that decides what the stage gives."""
     options = {k: v for k, v in asdict(config.evaluate).items() if k not in ("batch_size", "measures")}
     options["files"] = [_contents(n) for n in (*config.evaluate.extractors, config.evaluate.inception_weights or "")]
-    more = [[name, choose_measures([name])[name].identity] for name in _more_measures(config)]
-    if more:
-        options["measures"] = more
+    own = [name for name in config.evaluate.extractors if name.partition(":")[0] not in EXTRACTORS]
+    options["code"] = code_identity("extractors", EXTRACTORS, own)
+    options["measures"] = [[name, choose_measures([name])[name].identity] for name in config.evaluate.measures]
     cas = [asdict(config.classify), training.symmetry_of(prepared, config)] if config.evaluate.cas else []
     return digest([2, synthetic.fingerprint, prepared.manifest["hash"], config.seed, options, *cas])
-
-
-def _more_measures(config: RunConfig) -> tuple[str, ...]:
-    """Names of measures beside those of the table."""
-    return tuple(config.evaluate.measures)
 
 
 def _contents(name: str) -> list[str]:
@@ -73,7 +68,7 @@ def evaluate_run(
         folder: of the run: features are kept in ``features/``, the judge in ``judge/``.
     """
     options = config.evaluate
-    measures = choose_measures(_more_measures(config))
+    measures = choose_measures(config.evaluate.measures)
     more = make_extractors(options.extractors, options.inception_weights, prepared.train.shape, device)
     if not dist.main:  # the first process trains the judge, the others read it
         dist.barrier()

@@ -24,8 +24,7 @@ from imbdiff.metrics.agreement import share_agreeing
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.frechet import ROWS_PER_FEATURE_EXTRAPOLATED, frechet
 from imbdiff.metrics.kernel import kernel
-from imbdiff.metrics.rows import Estimate, Rows
-from imbdiff.metrics.scopes import Scope
+from imbdiff.metrics.rows import Estimate, Rows, Scope
 from imbdiff.pipeline import training
 from imbdiff.pipeline.recognising import classifier_plan
 from imbdiff.pipeline.sampling import sampling

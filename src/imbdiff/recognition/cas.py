@@ -18,10 +18,9 @@ import torch
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
+from imbdiff.metrics.intervals import student95, wilson
 from imbdiff.metrics.numbers import ClassColumns, Number, Of
-from imbdiff.metrics.rows import Estimate
-from imbdiff.metrics.scopes import scopes
-from imbdiff.metrics.statistics import student95, wilson
+from imbdiff.metrics.rows import Estimate, scopes
 from imbdiff.recognition.fit import fit
 from imbdiff.recognition.jobs import default_workers
 from imbdiff.recognition.plan import FitPlan

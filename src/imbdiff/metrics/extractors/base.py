@@ -1,4 +1,6 @@
-"""What an extractor is: images -> features. A number made with one carries its name and fingerprint.
+"""What an extractor is: images -> features; and those that need nothing from outside this project.
+
+A number made with one carries its name and fingerprint.
 
 A *judge* is frozen and never used for curation, tuning, early stopping or guidance. A *working* extractor has seen the
 training split only and may be used for those; it may not judge (``docs/metrics.md``).
@@ -8,16 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.runtime.errors import DataError
+from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.streams import torch_rng
 
 Role = Literal["judge", "working"]
 Progress = Callable[[int], None]
@@ -205,3 +210,151 @@ def hash_weights(kind: str, weights: Iterable[Tensor]) -> str:
         h.update(str(tuple(w.shape)).encode())
         h.update(w.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
+
+
+class RawPixels(Extractor):
+    """The pixels themselves, in [-1, 1], as (H * W * C) features.
+
+    Args:
+        shape: (H, W, C) of the images.
+    """
+
+    trained_on_note = "nothing: it has no weights"
+    preprocessing = "pixels / 127.5 - 1"
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape = tuple(shape)
+        self.name, self.role, self.dim = "raw-pixels", "judge", int(np.prod(self.shape))
+        self.fingerprint = hash_weights(f"raw-pixels {self.shape}", [])
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        same_shape(self.name, self.shape, shape)
+
+    def _batch(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(len(x), -1).astype(np.float32) / 127.5 - 1
+
+
+class RandomConv(Extractor):
+    """A fixed random convolutional network: three 3x3 layers with ReLU, then the mean of each map.
+
+    It is the same for everybody who gives the same `seed`, needs no weights and has seen no image, so it can be used on
+    any folder; it knows nothing of what matters in the images and is for ranking only.
+
+    Args:
+        channels: C of the images, 1 or 3.
+        seed: of the weights.
+        dim: D, number of maps of the last layer.
+        device: where it runs; the weights are drawn on the CPU and are the same everywhere.
+    """
+
+    trained_on_note = "nothing: its weights are random"
+    preprocessing = "pixels / 127.5 - 1, at the size of the image"
+
+    def __init__(self, channels: int, seed: int = 0, dim: int = 32, *, device: str | torch.device = "cpu") -> None:
+        self.channels = channels
+        self.name, self.role, self.dim = "random-conv", "judge", dim
+        self.device = torch.device(device)
+        generator = torch_rng(seed, "random-conv", channels, dim)
+        widths = [channels, 16, 32, dim]
+        weights = []
+        for c, o in itertools.pairwise(widths):
+            w = torch.randn((o, c, 3, 3), generator=generator)
+            # zero sum over space and input: the features tell structure, not brightness, from the second layer on
+            w = w - w.mean(dim=(1, 2, 3), keepdim=True) if c != channels else w
+            weights.append(w * (2 / (9 * c)) ** 0.5)
+        self.fingerprint = hash_weights(f"random-conv {channels} {dim}", weights)
+        self.weights = [w.to(self.device) for w in weights]
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if shape[-1] != self.channels:
+            raise DataError(
+                f"extractor {self.name} was made for {self.channels} channels, the images have {shape[-1]}",
+                f"make RandomConv({shape[-1]})",
+            )
+
+    def _batch(self, x: np.ndarray) -> np.ndarray:
+        h = to_unit(as_tensor(x, self.device))
+        for layer, weight in enumerate(self.weights):
+            h = functional.relu(functional.conv2d(h, weight, stride=1 if layer == 0 else 2, padding=1))
+        return h.mean(dim=(2, 3)).cpu().numpy()
+
+
+class FeatureNetwork(Protocol):
+    """What a classifier must offer to be an extractor: its last features and the layer on top of them."""
+
+    feature_dim: int
+    head: nn.Module
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) float in [-1, 1] -> (B, feature_dim)."""
+        ...
+
+
+class ClassifierFeatures(Extractor):
+    """The last features of a classifier, and its decisions.
+
+    Args:
+        network: in evaluation mode already or not; it is switched to it.
+        name: for ``FD[name]``.
+        role: "judge" only if it is used for nothing else.
+        fingerprint: of the weights; computed where not given.
+        shape: (H, W, C) that it was trained for, or None where any will do.
+        trained_on: hashes of the images it was trained on.
+        trained_on_note: what it was trained on, in words, where the hashes are not known.
+        classes: names of its classes, where they may not be those of the data set at hand.
+        device: where the network runs.
+    """
+
+    ranking_only = False
+    preprocessing = "pixels / 127.5 - 1, at the size of the image"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        role: Role,
+        fingerprint: str | None = None,
+        *,
+        shape: tuple[int, int, int] | None = None,
+        trained_on: frozenset[str] = frozenset(),
+        trained_on_note: str = "",
+        classes: tuple[str, ...] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if role not in ("judge", "working"):
+            raise ConfigError(f"unknown extractor role {role!r}", 'it is "judge" or "working"')
+        self.network = network.eval().to(device)
+        self._net = cast(FeatureNetwork, self.network)
+        self.name, self.role, self.dim, self.shape = name, role, self._net.feature_dim, shape
+        self.device = torch.device(device)
+        self.trained_on, self.trained_on_note, self.classes = trained_on, trained_on_note, classes
+        self.fingerprint = fingerprint or hash_weights(
+            f"classifier {shape} {self.preprocessing}", network.state_dict().values()
+        )
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if self.shape is not None:
+            same_shape(self.name, self.shape, shape)
+
+    def _batch(self, x: np.ndarray) -> np.ndarray:
+        self.network.eval()
+        return self._net.features(self._prepare(as_tensor(x, self.device))).float().cpu().numpy()
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) uint8 -> what the network takes."""
+        return to_unit(x)
+
+    def logits(self, features: np.ndarray) -> Tensor:
+        """(N, C) float32 on the CPU."""
+        self.network.eval()
+        with torch.no_grad():
+            width = self._net.head(torch.zeros((1, self.dim), device=self.device)).shape[1]
+        return in_chunks(features, width, self._net.head, self.device)
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(N,) int64."""
+        return self.logits(features).argmax(dim=1).numpy().astype(np.int64)
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """(N, C) float64: softmax of the logits."""
+        return softmax(self.logits(features))

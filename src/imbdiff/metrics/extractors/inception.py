@@ -93,7 +93,7 @@ class InceptionFeatures(Extractor):
         return softmax(in_chunks(features, OUTPUTS, lambda rows: functional.linear(rows, weight), self.device))
 
 
-def inception(weights: str | Path | None = None, *, device: str | torch.device = "cpu") -> InceptionFeatures:
+def load_inception(weights: str | Path | None = None, *, device: str | torch.device = "cpu") -> InceptionFeatures:
     """The FID Inception, with weights from a file, from torch's cache, or from the network.
 
     Args:

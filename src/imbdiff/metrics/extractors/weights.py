@@ -23,16 +23,12 @@ from torch import Tensor, nn
 from imbdiff.runtime.errors import ConfigError, DataError
 from imbdiff.runtime.files import atomic
 
-NESTED = ("state_dict", "model_state_dict", "model", "net", "params")
-"""Keys under which training scripts put the weights beside other things."""
-PREFIXES = ("module.", "_orig_mod.")
-"""Added by data parallelism and by torch.compile."""
 TIMEOUT = 10.0
 """Seconds without an answer after which a download is given up."""
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Name -> tensor (on the CPU) of a weight file; wrappers and the prefixes of data parallelism are taken off.
+    """Name -> tensor (on the CPU) of a weight file.
 
     Raises:
         DataError: the file is missing or damaged, is a TorchScript program, holds something else than tensors, or a
@@ -47,9 +43,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             "save the state dict of the network as .safetensors and give that",
         )
     found = _safetensors(path) if _is_safetensors(path) else _restricted(path)
-    for _ in range(2):
-        nested = [found[key] for key in NESTED if isinstance(found.get(key), Mapping)]
-        found = dict(nested[0]) if nested else found
     weights = {k: v.detach() for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not weights or len(weights) != len(found):
         others = [str(k) for k in found if k not in weights]
@@ -57,9 +50,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"{path} does not hold a state dict: {len(weights)} tensors, besides {', '.join(others[:5]) or 'nothing'}",
             "save `network.state_dict()` alone, best as .safetensors",
         )
-    for prefix in PREFIXES:
-        if all(k.startswith(prefix) for k in weights):
-            weights = {k.removeprefix(prefix): v for k, v in weights.items()}
     for key, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DataError(f"{path}: weight {key} is not finite", "the training that wrote it diverged; use another")

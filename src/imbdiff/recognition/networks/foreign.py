@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imbdiff.metrics.extractors.backbones import Backbone, timm_backbone, torchvision_backbone
+from imbdiff.metrics.extractors.pretrained import Backbone, timm_backbone, torchvision_backbone
 from imbdiff.recognition.networks.classifier import Classifier, Normalised, without
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.optional import optional

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imbdiff.metrics.extractors.base import Extractor, as_tensor, check_rgb, hash_weights, normalise, to_rgb
-from imbdiff.metrics.extractors.weights import download, load_into, read_weights, require_network
+from imbdiff.metrics.extractors.weights import require_network
 from imbdiff.runtime.errors import ConfigError, DataError
 from imbdiff.runtime.optional import optional
 
@@ -85,76 +85,57 @@ class Backbone(Extractor):
         return self._call(self.network, normalise(h, self.mean, self.std)).float().cpu().numpy()
 
 
-def timm_backbone(name: str, weights: Path | None = None, *, device: str | torch.device = "cpu") -> Backbone:
-    """A timm model without its head.
+def timm_backbone(name: str, *, device: str | torch.device = "cpu") -> Backbone:
+    """A timm model without its head, with the weights that timm distributes, from the cache or the network.
 
     Args:
         name: as timm calls it, such as "resnet50.a1_in1k".
-        weights: a file of its weights; not given, those timm distributes, from the Hugging Face cache or the network.
 
     Raises:
         ConfigError: timm is not installed, knows no such model, or its weights are neither here nor within reach.
-        DataError: the file does not hold that model.
     """
     timm = optional("timm", "timm", WHAT, OTHERWISE)
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         near = ", ".join(timm.list_models(f"*{base[:6]}*")[:5])
         raise ConfigError(f"timm has no model {name!r}", f"see timm.list_models(); near: {near or 'none'}")
-    if weights is None:
-        cfg = timm.get_pretrained_cfg(name)
-        if cfg is None or not (cfg.hf_hub_id or cfg.url):
-            raise ConfigError(f"timm has no weights for {name!r}", f"give a file: checkpoint:timm:{name}:FILE")
-        _need_on_hub(cfg.hf_hub_id or "", cfg.url or "", f"timm:{name}", f"checkpoint:timm:{name}:FILE")
-        network = _made(timm, name, lambda: timm.create_model(name, pretrained=True, num_classes=0))
-    else:
-        table = read_weights(weights)
-        network = _made(timm, name, lambda: timm.create_model(name, pretrained=False, num_classes=0))
-        # the head that the features leave out may be in the file
-        own = network.state_dict()
-        heads = tuple(f"{h}." for h in _head_names(timm, name))
-        load_into(
-            network, {k: v for k, v in table.items() if k in own or not k.startswith(heads)}, weights, f"timm:{name}"
-        )
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        raise ConfigError(f"timm has no weights for {name!r}", "see timm.list_models(pretrained=True)")
+    _need_on_hub(cfg.hf_hub_id or "", cfg.url or "", f"timm:{name}")
+    try:
+        network = timm.create_model(name, pretrained=True, num_classes=0)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"timm cannot make {name!r}: {_first_line(error)}", f"see timm.list_models({name!r})"
+        ) from error
     cfg = timm.data.resolve_model_data_config(network)
-    height, width = cfg["input_size"][1:]
-    note = f"as the name of the weights says: {tag}" if tag and weights is None else "not known"
-    return Backbone(
-        network, f"timm:{name}", (height, width), cfg["mean"], cfg["std"], trained_on_note=note, device=device
-    )
+    size = (cfg["input_size"][1], cfg["input_size"][2])
+    note = f"as the name of the weights says: {tag}" if tag else "not known"
+    return Backbone(network, f"timm:{name}", size, cfg["mean"], cfg["std"], trained_on_note=note, device=device)
 
 
-def torchvision_backbone(name: str, weights: Path | None = None, *, device: str | torch.device = "cpu") -> Backbone:
-    """A torchvision classification model without its last layer; its best weights where no file is given.
+def torchvision_backbone(name: str, *, device: str | torch.device = "cpu") -> Backbone:
+    """A torchvision classification model without its last layer, with its best weights.
 
     Raises:
         ConfigError: torchvision is not installed, knows no such model, or its weights are neither here nor in reach.
-        DataError: the file does not hold that model.
     """
     models = optional("torchvision.models", "torchvision", WHAT, OTHERWISE)
     if name not in models.list_models(module=models):
         near = ", ".join(m for m in models.list_models(module=models) if m.startswith(name[:4]))
         raise ConfigError(f"torchvision has no classifier {name!r}", f"near: {near or 'none'}")
     best = models.get_model_weights(name).DEFAULT
-    path = weights
-    if path is None:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / best.url.rsplit("/", 1)[1]
-        if not path.is_file():
-            # the eight digits in the name are the start of the hash
-            digits = path.stem.rsplit("-", 1)[-1]
-            download(best.url, path, digits, f"put the file there, or give it: checkpoint:torchvision:{name}:FILE")
-    # the two that were converted from TensorFlow undo the usual normalisation inside
-    inside = {"init_weights": False, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
-    network = models.get_model(name, weights=None, **inside)
-    load_into(network, read_weights(path), path, f"torchvision:{name}")
+    if not (Path(torch.hub.get_dir()) / "checkpoints" / best.url.rsplit("/", 1)[1]).is_file():
+        require_network(best.url, f"torchvision:{name}", OTHERWISE)
+    network = models.get_model(name, weights=best)
     last = [key for key, m in network.named_modules() if isinstance(m, nn.Linear)]
     if not last:
         raise ConfigError(f"torchvision:{name} has no linear last layer", "choose another model")
     parent, _, leaf = last[-1].rpartition(".")
     setattr(network.get_submodule(parent), leaf, nn.Identity())
-    plan = best.transforms()
+    plan, note = best.transforms(), f"ImageNet, weights {best.name}"
     side = int(plan.crop_size[0])
-    note = f"ImageNet, weights {best.name}" if weights is None else "not known"
     return Backbone(
         network, f"torchvision:{name}", (side, side), plan.mean, plan.std, trained_on_note=note, device=device
     )
@@ -244,7 +225,7 @@ def _hub_folder(repository: str) -> Path:
         raise ConfigError(f"{repository} cannot be fetched: {_first_line(error)}", remedy) from error
 
 
-def _need_on_hub(repository: str, url: str, what: str, remedy: str) -> None:
+def _need_on_hub(repository: str, url: str, what: str) -> None:
     """Raises ConfigError at once where timm's weights are neither cached nor within reach."""
     if repository:
         hub = optional("huggingface_hub", "hf", WHAT, OTHERWISE)
@@ -254,23 +235,7 @@ def _need_on_hub(repository: str, url: str, what: str, remedy: str) -> None:
     elif (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]).is_file():
         return
     at = f"{HUB}/api/models/{repository}" if repository else url
-    require_network(at, what, f"give a file of its weights: {remedy}")
-
-
-def _made(timm: Any, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        return make()
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ConfigError(
-            f"timm cannot make {name!r}: {_first_line(error)}", f"see timm.list_models({name!r})"
-        ) from error
-
-
-def _head_names(timm: Any, name: str) -> tuple[str, ...]:
-    """Names of the classification layers of a timm model."""
-    cfg = timm.get_pretrained_cfg(name)
-    head = (getattr(cfg, "classifier", None) if cfg is not None else None) or ("fc", "head", "classifier")
-    return (head,) if isinstance(head, str) else tuple(head)
+    require_network(at, what, "fetch it on a machine with network and copy its cache, or use hf:FOLDER")
 
 
 def _first_line(error: BaseException) -> str:

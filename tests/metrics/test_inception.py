@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from imbdiff.metrics.extractors import make_extractor
 from imbdiff.metrics.extractors.inception import (
@@ -18,9 +23,10 @@ from imbdiff.metrics.extractors.inception import (
     URL,
     InceptionFeatures,
     find_inception_weights,
-    inception,
+    load_inception,
 )
 from imbdiff.metrics.extractors.inception_net import InceptionV3, resize_like_tf1
+from imbdiff.metrics.extractors.weights import download, load_into, read_weights, require_network
 from imbdiff.runtime.errors import ConfigError, DataError
 from imbdiff.runtime.files import sha256_file
 
@@ -127,27 +133,25 @@ def test_the_resize_is_the_legacy_one(source: tuple[int, int], target: tuple[int
 
 def test_features_and_probabilities(net: InceptionV3) -> None:
     extractor = InceptionFeatures(net)
-    x = _images()
+    x = _images(2)
     seen: list[torch.Tensor] = []
     hook = net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    f = extractor.features(x)
+    f = extractor.features(x, batch_size=1)
+    extractor.features(x[:1, :, :, :1])
     hook.remove()
-    assert f.shape == (3, 2048)
+    assert f.shape == (2, 2048)
     h = (resize_like_tf1(torch.from_numpy(x).permute(0, 3, 1, 2).float()) - 128) / 128
-    assert h.shape == (3, 3, 299, 299)
-    torch.testing.assert_close(seen[0], h)
+    assert h.shape == (2, 3, 299, 299)
+    torch.testing.assert_close(torch.cat(seen[:2]), h)
+    torch.testing.assert_close(seen[2], h[:1, :1].expand(-1, 3, -1, -1))  # grey
     with torch.no_grad():
         np.testing.assert_allclose(f, net(h).numpy(), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(extractor.features(x, batch_size=1), f, rtol=1e-4, atol=1e-6 * np.abs(f).max())
     z = f.astype(np.float64) @ net.fc.weight.detach().double().numpy().T  # no bias
     p = np.exp(z - z.max(1, keepdims=True))
     found = extractor.probabilities(f)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, p / p.sum(1, keepdims=True), rtol=1e-4)
     assert extractor.predict(f) is None  # its classes are not those of any data set here
-    grey = x[:1, :, :, :1]
-    rgb = extractor.features(np.repeat(grey, 3, axis=3))
-    np.testing.assert_allclose(extractor.features(grey), rgb, rtol=1e-4, atol=1e-6 * np.abs(f).max())
     with pytest.raises(DataError, match="grey or RGB"):
         extractor.features(_images(1, (8, 8, 4)))
 
@@ -157,7 +161,7 @@ def test_only_the_known_file_is_fid(file: Path, monkeypatch: pytest.MonkeyPatch)
     assert (found.name, found.is_fid, found.verified, found.ranking_only) == ("inception-unknown", False, None, True)
     assert sha256_file(file) in found.weights_note
     monkeypatch.setattr(f"{MODULE}.FID_SHA256", sha256_file(file))
-    found = inception(file)
+    found = load_inception(file)
     assert (found.name, found.is_fid, found.verified) == ("inception-v3-fid", True, False)
     assert "never run against the real weights" in found.weights_note
 
@@ -174,10 +178,10 @@ def test_nvidias_program_is_recognised_and_refused(tmp_path: Path, monkeypatch: 
     path = tmp_path / "inception-2015-12-05.pt"
     torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(path)
     with pytest.raises(DataError, match="TorchScript"):
-        inception(path)
+        load_inception(path)
     monkeypatch.setattr(f"{MODULE}.NVIDIA_SHA256", sha256_file(path))
     with pytest.raises(DataError, match="NVIDIA") as caught:
-        inception(path)
+        load_inception(path)
     assert "weights-inception-2015-12-05-6726825d.pth" in caught.value.remedy
 
 
@@ -195,7 +199,7 @@ def test_without_network_the_error_says_what_to_fetch_and_where_to_put_it(
     for part in (name, FID_SHA256, URL, str(home / name), "--inception-weights", "no route"):
         assert part in text
     with pytest.raises(ConfigError, match=r"nowhere\.pth"):
-        inception(home / "nowhere.pth")
+        load_inception(home / "nowhere.pth")
 
 
 def test_the_cache_of_torch_is_used_and_filled(file: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,15 +209,15 @@ def test_the_cache_of_torch_is_used_and_filled(file: Path, home: Path, monkeypat
     other.write_bytes(b"cut off")
     assert find_inception_weights() == other
     with pytest.raises(DataError, match="has SHA-256"):
-        inception()
+        load_inception()
     other.unlink()
     monkeypatch.setattr(f"{MODULE}.FID_SHA256", sha256_file(file))
     monkeypatch.setattr(f"{MODULE}.FILES", {"w.pth": sha256_file(file)})
     monkeypatch.setattr(f"{MODULE}.URL", file.as_uri())
-    assert inception().is_fid
+    assert load_inception().is_fid
     assert find_inception_weights() == home / "w.pth"
     monkeypatch.setattr(f"{MODULE}.URL", "file:///gone")
-    assert inception().is_fid  # no second download
+    assert load_inception().is_fid  # no second download
 
 
 def test_weights_of_another_network_are_refused(net: InceptionV3, tmp_path: Path) -> None:
@@ -222,4 +226,101 @@ def test_weights_of_another_network_are_refused(net: InceptionV3, tmp_path: Path
     del state["Mixed_7c.branch1x1.conv.weight"]
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(DataError, match=r"branch1x1.conv.weight: missing; fc.weight: \(1000, 2048\) in the file"):
-        inception(tmp_path / "w.pth")
+        load_inception(tmp_path / "w.pth")
+
+
+class Bomb:
+    """Writes a file if it is ever unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("writer", ["pickle", "torch", "torch-legacy", "beside"])
+def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path, writer: str) -> None:
+    bomb: Any = Bomb(str(tmp_path / "exploded"))
+    path = tmp_path / "weights.pth"
+    if writer == "pickle":
+        path.write_bytes(pickle.dumps({"w": bomb}, protocol=2))
+    elif writer == "beside":
+        torch.save({"state_dict": {"w": torch.ones(2)}, "optimizer": bomb}, path)
+    else:
+        torch.save({"w": bomb}, path, _use_new_zipfile_serialization=writer == "torch")
+    with pytest.raises(DataError, match="weights alone"):
+        read_weights(path)
+    assert not (tmp_path / "exploded").exists()
+    open(tmp_path / "exploded", "w").close()  # that is what it would have done
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tables_of_weights_are_read_whatever_the_file_is_called(tmp_path: Path, legacy: bool) -> None:
+    weights = {"a": torch.arange(3.0), "b.c": torch.ones(2, 2)}
+    torch.save(weights, tmp_path / "w.th", _use_new_zipfile_serialization=not legacy)
+    assert torch.equal(read_weights(tmp_path / "w.th")["a"], torch.arange(3.0))
+    save_file(weights, tmp_path / "w.bin")
+    assert set(read_weights(tmp_path / "w.bin")) == {"a", "b.c"}
+
+
+def test_what_is_no_table_of_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no weight file"):
+        read_weights(tmp_path / "absent.pth")
+    for content, message in (
+        ({"a": torch.ones(2), "lr": 0.1}, "1 tensors, besides lr"),
+        ([torch.ones(2)], "holds a list"),
+        ({}, "0 tensors"),
+        ({"a": torch.tensor([1.0, float("nan")])}, "weight a is not finite"),
+    ):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(DataError, match=message):
+            read_weights(tmp_path / "w.pth")
+    (tmp_path / "half.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    with pytest.raises(DataError, match="not a whole safetensors file"):
+        read_weights(tmp_path / "half.safetensors")
+    torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "program.pt")
+    with pytest.raises(DataError, match="TorchScript program"):
+        read_weights(tmp_path / "program.pt")
+
+
+def test_keys_and_shapes_that_differ_are_named() -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    good = {k: torch.full_like(v, 2) for k, v in net.state_dict().items() if "num_batches" not in k}
+    load_into(net, good, Path("f"), "net")
+    assert torch.equal(net.state_dict()["0.weight"], torch.full((2, 3), 2.0))
+    bad = {k: v for k, v in good.items() if k != "0.bias"} | {"0.weight": torch.ones(2, 4), "extra": torch.ones(1)}
+    with pytest.raises(DataError) as caught:
+        load_into(net, bad, Path("f"), "net")
+    for part in ("0.bias: missing", "extra: unexpected", "0.weight: (2, 4) in the file, (2, 3) in the network"):
+        assert part in caught.value.message
+    with pytest.raises(DataError, match="and 4 more"):
+        load_into(net, {f"k{i}": torch.ones(1) for i in range(3)}, Path("f"), "net")
+
+
+def test_a_download_is_checked_and_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "IMBDIFF_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    source, target = tmp_path / "source", tmp_path / "deep" / "w.pth"
+    source.write_bytes(b"weights" * 1000)
+    with pytest.raises(DataError, match="not aaaa"):
+        download(source.as_uri(), target, "aaaa", "remedy")
+    assert not list((tmp_path / "deep").iterdir())
+    download(source.as_uri(), target, sha256_file(source), "remedy")
+    assert target.read_bytes() == source.read_bytes()
+    with pytest.raises(ConfigError, match="cannot be reached") as caught:
+        download((tmp_path / "gone").as_uri(), tmp_path / "x.pth", "bb", "put it there")
+    assert caught.value.remedy == "put it there"
+    assert "x.pth (SHA-256 bb" in caught.value.message
+
+
+def test_offline_is_respected_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(urllib.request, "urlopen", never)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="switched off"):
+        download("https://example.org/w", tmp_path / "w", "cc", "r")
+    with pytest.raises(ConfigError, match=re.escape("a/b is not on this machine")):
+        require_network("https://example.org/a", "a/b", "r")
