@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from imbdiff.pipeline.extractors import make_extractors
 
 from harness import write_result
 from imbdiff import preset
@@ -29,7 +28,7 @@ from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.methods import METHODS
 from imbdiff.metrics.evaluate import evaluate
-from imbdiff.metrics.extractors import Extractor, RandomConv
+from imbdiff.metrics.extractors import Extractor, RandomConv, make_extractors
 from imbdiff.pipeline import training
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.reporting.sprites import sample_grid
