@@ -163,6 +163,7 @@ CASES: dict[str, Case] = {
         plain={"prior": False, "momentum": 0.9},
         alike={"clean": False, "tau": 0.3, "momentum": 0.8},
     ),
+    "prototype_contrast at first": Case(((PrototypeContrast, {}),), TAPS, "encoder"),
     # 2 strata x 13 rows x 2 labels
     "sampled_balancing": Case(((SampledBalancing, {"rows": 0.4}),), ((52, 52),), size=64),
     # taps of the null condition ride on the same pass and stop where the taps are

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,7 +24,6 @@ from imbdiff.objectives.objective import Objective
 from imbdiff.training.step import TrainingStep
 
 STATS = ClassStats(("a", "b", "c"), (20, 6, 2))
-KINDS = ("ddpm", "ddpm-v", "flow")
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,8 @@ def test_the_codec_is_exact() -> None:
     assert torch.equal(SpaceToDepth().decode(SpaceToDepth().encode(pixels)), pixels)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_learns_and_draws(kind: str) -> None:
-    model = dit(kind)
+def test_it_learns_and_generates() -> None:
+    model = dit("ddpm-v")
     objectives: list[Objective] = [Denoising(), ClassBalancing(weight=0.1), Dispersive(weight=0.1, tap="block1")]
     step = TrainingStep({"model": model}, objectives)
     pixels, labels = images()

@@ -16,7 +16,7 @@ from imbdiff.diffusion.schedulers import make_scheduler, process_times
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
 
-from .worlds import STATS, GaussianBackbone, best_prediction, gaussian_model, ode_end
+from .worlds import STATS, GaussianBackbone, gaussian_model, ode_end
 
 MEANS, SD = (0.3, -0.2, 0.1), 0.1
 
@@ -41,9 +41,7 @@ def noise(seeds: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["ddpm", "ddpm-cosine-v"])
-@pytest.mark.parametrize(
-    ("boost", "skip", "first"), [(4.0, 0.012, 979), (2.5, 0.3, 699), (1.0, 0.5, 499), (2.0, 0, 999)]
-)
+@pytest.mark.parametrize(("boost", "skip", "first"), [(4.0, 0.012, 979), (1.0, 0.5, 499), (2.0, 0, 999)])
 def test_ddim_written_out(kind: str, boost: float, skip: float, first: int) -> None:
     """x = boost z at the first time of at most (1 - skip) T, then x0 clipped, x' = a' x0 + s' (x - a x0) / s."""
     process, labels, seeds = PROCESSES[kind], [0, 1, 2], [4, 5, 6]
@@ -62,7 +60,7 @@ def test_ddim_written_out(kind: str, boost: float, skip: float, first: int) -> N
 
 @pytest.mark.parametrize(
     ("kind", "sampler"),
-    [("ddpm", "dpm++"), ("ddpm-v", "unipc"), ("flow", "dpm++"), ("flow", "unipc"), ("flow", "euler")],
+    [("ddpm", "dpm++"), ("ddpm-v", "unipc"), ("flow", "unipc"), ("flow", "euler")],
 )
 def test_solvers_end_where_the_exact_ode_does(kind: str, sampler: str) -> None:
     """From boost z at the time where they begin; a solver with something left of earlier steps would not."""
@@ -82,34 +80,11 @@ def test_solvers_end_where_the_exact_ode_does(kind: str, sampler: str) -> None:
     np.testing.assert_allclose(both, found, rtol=0, atol=1e-5)
 
 
-def test_ancestral_steps_from_the_skipped_time() -> None:
-    """Written out, with the same noise per image."""
-    process, seeds, mu = PROCESSES["ddpm"], [7, 8], 0.3
-    generators = [torch_rng(s, "image") for s in seeds]
-    x = 4.0 * torch.stack([torch.randn(1, 4, 4, generator=g) for g in generators]).double()
-    times = make_scheduler("ddpm", process, 25).timesteps.tolist()
-    assert times[:4] == [999, 959, 919, 879]
-    for i in range(3, 25):  # 879 is the first of at most 0.9 T
-        t = torch.tensor(times[i])
-        abar = float(process.alphas_cumprod[t])
-        abar_next = float(process.alphas_cumprod[times[i + 1]]) if i < 24 else 1.0
-        eps = best_prediction(process, x, t.expand(2), mu, SD)
-        x0 = ((x - (1 - abar) ** 0.5 * eps) / abar**0.5).clamp(-1, 1)
-        beta = 1 - abar / abar_next
-        x = (abar_next**0.5 * beta * x0 + (1 - beta) ** 0.5 * (1 - abar_next) * x) / (1 - abar)
-        if t > 0:
-            x = x + beta**0.5 * torch.stack([torch.randn(1, 4, 4, generator=g) for g in generators]).double()
-    found = generate(exact_model("ddpm"), [0, 0], seeds, sampler="ddpm", steps=25, boost=4.0, skip=0.1, batch_size=2)
-    np.testing.assert_allclose(found, x.permute(0, 2, 3, 1).numpy(), rtol=0, atol=5e-5)
-
-
-@pytest.mark.parametrize(
-    ("kind", "sampler"), [("ddpm", "ddpm"), ("ddpm", "dpm++"), ("ddpm-cosine-v", "unipc"), ("flow", "euler")]
-)
+@pytest.mark.parametrize(("kind", "sampler"), [("ddpm", "ddpm"), ("ddpm-cosine-v", "unipc"), ("flow", "euler")])
 def test_boosting_spreads_images_and_the_default_changes_nothing(kind: str, sampler: str) -> None:
     model = build_model("unet-8", PROCESSES[kind], (1, 8, 8), STATS, seed=1).eval()
     labels, seeds = [0, 1, 2, 3], [1, 2, 3, 4]
-    options: dict[str, Any] = {"sampler": sampler, "steps": 3, "batch_size": 4}
+    options: dict[str, Any] = {"sampler": sampler, "steps": 2, "batch_size": 4}
     plain = generate(model, labels, seeds, **options)
     assert np.array_equal(plain, generate(model, labels, seeds, boost=1.0, skip=0.0, **options))
     assert not np.array_equal(plain, generate(model, labels, seeds, boost=2.0, **options))

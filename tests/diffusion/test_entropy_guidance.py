@@ -137,38 +137,6 @@ def test_ancestral_steps_are_shifted_by_sigma(kind: str) -> None:
         torch.testing.assert_close(shifts[0] * a_prev, shifts[1] * max(a, 0.05), rtol=1e-9, atol=0)  # type: ignore
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_criterion_rises(kind: str) -> None:
-    process, x = PROCESSES[kind], noisy()
-    for criterion, through in (("entropy", "network"), ("loss", "network"), ("entropy", "estimate")):
-        guidance = EntropyGuidance(
-            classifier,
-            process,
-            3,
-            1e-3,
-            criterion=criterion,
-            through=through,
-            bound=None,  # type: ignore[arg-type]
-        )
-        for level in (0.2, 0.5):
-            t = at(kind, level)
-            p, shift = guidance.parts(x, t, Y, network)
-            if through == "network":
-                # a small step of x_t along the shift, which is a positive multiple of the gradient
-                assert shift is not None
-                x0s = [process.to_x0(network(z, t, Y), z, t) for z in (x, x + 1e-4 * shift)]
-            else:
-                x0s = [process.to_x0(q, x, t) for q in (p, guidance(x, t, Y, network))]
-            rows = [
-                entropy(classifier(x0))
-                if criterion == "entropy"
-                else nn.functional.cross_entropy(classifier(x0), Y.clamp_max(2), reduction="none")
-                for x0 in x0s
-            ]
-            assert bool((rows[1][:3] > rows[0][:3]).all())
-            assert bool(rows[1][3] == rows[0][3])
-
-
 @pytest.mark.parametrize(("kind", "sampler"), [("ddpm", "ddpm"), ("ddpm-cosine-v", "dpm++"), ("flow", "euler")])
 def test_generated_images_are_less_certain(kind: str, sampler: str) -> None:
     """End to end; "loss" makes the images' own class less likely."""
@@ -203,7 +171,7 @@ def test_it_nests_and_rows_that_are_left_alone_stay_bit_identical() -> None:
     free = ClassifierFree(0.5, NULL, process)
     outer = EntropyGuidance(classifier, process, 3, [0.1, 0.0, 0.5])
     labels, seeds = [0, 1, 2, NULL, 2], list(range(5))
-    options: dict[str, Any] = {"sampler": "unipc", "steps": 4, "batch_size": 5}
+    options: dict[str, Any] = {"sampler": "unipc", "steps": 2, "batch_size": 5}
     plain = generate(model, labels, seeds, guidance=free, **options)
     both = generate(model, labels, seeds, guidance=Guided(outer, free), **options)
     assert [bool((a == b).all()) for a, b in zip(plain, both, strict=True)] == [False, True, False, True, False]

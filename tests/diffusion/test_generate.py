@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +16,8 @@ from imbdiff.diffusion.process import PROCESSES
 from imbdiff.runtime.errors import ConfigError
 from tests.diffusion.worlds import STATS, GaussianBackbone, gaussian_model
 
-LABELS = [0, 2, 1, 0, 2, 3, 1]
-SEEDS = [11, 12, 13, 14, 15, 16, 17]
+LABELS = [0, 2, 1, 3, 2]
+SEEDS = [11, 12, 13, 14, 15]
 CASES = [("ddpm", "ddpm"), ("ddpm", "dpm++"), ("ddpm-v", "unipc"), ("ddpm-cosine", "ddim"), ("flow", "euler")]
 
 
@@ -22,35 +25,41 @@ def unet(process: str = "ddpm", seed: int = 0) -> DiffusionModel:
     return build_model("unet-8", PROCESSES[process], (1, 8, 8), STATS, seed=seed).eval()
 
 
-def test_shape_order_and_range() -> None:
-    model = unet()
-    images = generate(model, LABELS, SEEDS, steps=2, batch_size=3)
-    assert images.shape == (7, 8, 8, 1)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def made(request: pytest.FixtureRequest) -> tuple[Callable[..., np.ndarray], np.ndarray]:
+    """(generates rows of `LABELS`, all of them)"""
+    process, sampler = request.param
+    model, guidance = unet(process), ClassifierFree([0.5, 1.0, 0.0], 3, PROCESSES[process])
+
+    def run(rows: list[int], **options: Any) -> np.ndarray:
+        of: dict[str, Any] = {"sampler": sampler, "steps": 2, "guidance": guidance, "batch_size": 3, **options}
+        return generate(model, [LABELS[r] for r in rows], [SEEDS[r] for r in rows], **of)
+
+    return run, run([0, 1, 2, 3, 4])
+
+
+def test_shape_and_range(made: tuple[Callable[..., np.ndarray], np.ndarray]) -> None:
+    run, images = made
+    assert images.shape == (5, 8, 8, 1)
     assert images.dtype == np.uint8
-    assert generate(model, [], [], steps=2).shape == (0, 8, 8, 1)
-    assert len(np.unique(images.reshape(7, -1), axis=0)) == 7
+    assert run([]).shape == (0, 8, 8, 1)
+    assert len(np.unique(images.reshape(5, -1), axis=0)) == 5
 
 
-@pytest.mark.parametrize(("process", "sampler"), CASES)
-def test_an_image_does_not_depend_on_what_else_is_drawn(process: str, sampler: str) -> None:
-    """Bit for bit: another order, other neighbours, fewer images (so that the last batch is padded)."""
-    model = unet(process)
-    guidance = ClassifierFree([0.5, 1.0, 0.0], 3, PROCESSES[process])
-
-    def run(rows: list[int]) -> np.ndarray:
-        return generate(
-            model,
-            [LABELS[r] for r in rows],
-            [SEEDS[r] for r in rows],
-            sampler=sampler,
-            steps=3,
-            guidance=guidance,
-            batch_size=4,
-        )
-
-    everything = run(list(range(7)))
-    for rows in ([6, 5, 4, 3, 2, 1, 0], [2], [3, 0, 3, 5, 1]):
+def test_an_image_does_not_depend_on_what_else_is_generated(made: tuple[Callable[..., np.ndarray], np.ndarray]) -> None:
+    """Bit for bit: another order, other neighbours, fewer images (so that the last batch is padded). With another batch
+    size kernels may round otherwise."""
+    run, everything = made
+    for rows in ([4, 3, 2, 1, 0], [2], [3, 0, 3, 1]):
         assert np.array_equal(run(rows), everything[rows])
+    other = run([0, 1, 2, 3, 4], batch_size=5)
+    assert (abs(everything.astype(int) - other) <= 1).mean() >= 0.995
+
+
+def test_a_solver_rounds_alike_in_batches_of_other_sizes() -> None:
+    model, labels, seeds = unet("ddpm-v"), [k % 3 for k in range(24)], list(range(24))
+    a, b = (generate(model, labels, seeds, sampler="unipc", steps=3, batch_size=n).astype(int) for n in (24, 13))
+    assert (abs(a - b) <= 1).mean() >= 0.999
 
 
 def test_the_seed_and_the_label_matter() -> None:
@@ -63,26 +72,16 @@ def test_the_seed_and_the_label_matter() -> None:
 @pytest.mark.parametrize("sampler", ["ddpm", "dpm++"])
 def test_a_restart_draws_the_missing_batches_alone(sampler: str) -> None:
     model = unet()
-    whole = generate(model, LABELS, SEEDS, sampler=sampler, steps=3, batch_size=3)
-    parts = list(generate_batches(model, LABELS, SEEDS, sampler=sampler, steps=3, batch_size=3, only=[2, 0]))
-    assert [rows for rows, _ in parts] == [[6], [0, 1, 2]]
+    options: dict[str, Any] = {"sampler": sampler, "steps": 2, "batch_size": 2}
+    whole = generate(model, LABELS, SEEDS, **options)
+    parts = list(generate_batches(model, LABELS, SEEDS, **options, only=[2, 0]))
+    assert [rows for rows, _ in parts] == [[4], [0, 1]]
     for rows, images in parts:
         assert np.array_equal(images, whole[rows])
     assert list(generate_batches(model, LABELS, SEEDS, steps=3, only=[])) == []
     for bad in ([3], [-1]):
         with pytest.raises(ConfigError, match="there are 3"):
-            list(generate_batches(model, LABELS, SEEDS, steps=3, batch_size=3, only=bad))
-
-
-@pytest.mark.parametrize(("process", "sampler"), [c for c in CASES if c[1] != "ddpm"])
-def test_other_batch_sizes_agree_to_rounding(process: str, sampler: str) -> None:
-    model = unet(process)
-    labels, seeds = [k % 3 for k in range(32)], list(range(32))
-    images = [
-        generate(model, labels, seeds, sampler=sampler, steps=4, batch_size=size).astype(int) for size in (32, 13)
-    ]
-    for other in images[1:]:
-        assert (abs(images[0] - other) <= 1).mean() >= 0.999
+            list(generate_batches(model, LABELS, SEEDS, steps=3, batch_size=2, only=bad))
 
 
 def test_batches_have_one_fixed_size() -> None:
@@ -96,11 +95,11 @@ def test_batches_have_one_fixed_size() -> None:
     assert model.backbone.calls == [[0, 1], [0, 1], [0, 1, 3, 3], [0, 1, 3, 3]]
 
 
-@pytest.mark.parametrize("process", ["ddpm", "ddpm-cosine-v", "flow"])
+@pytest.mark.parametrize("process", ["ddpm-cosine-v", "flow"])
 def test_a_perfect_network_draws_the_right_distribution(process: str) -> None:
     """End to end, uint8 included: classes N(mu_c, 0.1^2)."""
     model = gaussian_model(PROCESSES[process])
-    images = generate(model, [0, 1, 2] * 32, list(range(96)), steps=100, batch_size=96)
+    images = generate(model, [0, 1, 2] * 32, list(range(96)), steps=50, batch_size=96)
     x = images.astype(float) / 127.5 - 1
     for k, mu in enumerate((0.3, -0.2, 0.1)):
         assert x[k::3].mean() == pytest.approx(mu, abs=0.02)
@@ -111,11 +110,11 @@ def test_the_global_generators_are_left_alone() -> None:
     model = unet()
     torch.manual_seed(1)
     before, before_np = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first = generate(model, LABELS, SEEDS, sampler="ddpm", steps=3)
+    first = generate(model, LABELS, SEEDS, sampler="ddpm", steps=2)
     assert torch.equal(before, torch.random.get_rng_state())
     assert np.array_equal(before_np, np.random.get_state()[1])  # noqa: NPY002
     torch.manual_seed(2)
-    assert np.array_equal(first, generate(model, LABELS, SEEDS, sampler="ddpm", steps=3))
+    assert np.array_equal(first, generate(model, LABELS, SEEDS, sampler="ddpm", steps=2))
 
 
 @pytest.mark.parametrize(

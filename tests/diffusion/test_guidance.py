@@ -75,7 +75,7 @@ def test_omega_0_is_no_guidance(omega: Any) -> None:
     assert guided_calls == calls == [[0, 1, 2]]  # the second branch is not computed
 
 
-@pytest.mark.parametrize(("t", "rows"), [(299, 3), (300, 6), (500, 6), (700, 6), (701, 3)])
+@pytest.mark.parametrize(("t", "rows"), [(299, 3), (300, 6), (700, 6), (701, 3)])
 def test_outside_the_interval_one_branch_is_computed(t: int, rows: int) -> None:
     guided, calls = ask(ClassifierFree(1.0, NULL, DDPM, interval=(0.3, 0.7)), t=t)
     assert [len(c) for c in calls] == [rows]
@@ -124,9 +124,7 @@ def test_bad_values_are_refused(options: dict[str, Any]) -> None:
         ClassifierFree(null=NULL, process=DDPM, **options)
 
 
-@pytest.mark.parametrize(
-    ("process", "sampler"), [("ddpm", "dpm++"), ("ddpm-v", "unipc"), ("flow", "euler"), ("flow", "dpm++")]
-)
+@pytest.mark.parametrize(("process", "sampler"), [("ddpm", "dpm++"), ("ddpm-v", "unipc"), ("flow", "euler")])
 def test_guided_sampling_ends_at_the_extrapolated_mean(process: str, sampler: str) -> None:
     """Gaussian classes of equal width, unconditional mean 0: the end is exactly mu + omega (mu - 0), in any space."""
     p = PROCESSES[process]
@@ -197,17 +195,12 @@ GROUPS = Groups(("many", "medium", "few"), (0, 1, 2, 2, 1), "by hand")
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("1.6", 1.6),
-        (1.6, 1.6),
         (0, 0.0),
         (" -0.5 ", -0.5),
         ("many=1.6", (1.6, 9, 9, 9, 9)),
-        ("1.2,medium=0", (1.2, 0, 1.2, 1.2, 0)),
-        ("melanoma=0.3,medium=1", (9, 0.3, 9, 9, 1)),
         ("medium=1, melanoma = 0.3", (9, 0.3, 9, 9, 1)),
         ("few=2", (9, 9, 9, 9, 2)),  # a class of that name
         ("1,a,b=3,c=d=4", (1, 1, 3, 4, 1)),
-        ("2e-1,nevus=-1", (-1, 0.2, 0.2, 0.2, 0.2)),
     ],
 )
 def test_scales_by_class_and_group(text: str | float, expected: Any) -> None:
@@ -223,23 +216,15 @@ def test_scales_by_class_alone_where_there_are_no_groups() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "empty"),
         ("  ", "empty"),
         ("melanma=1", "did you mean melanoma"),
-        ("mediun=1", "did you mean medium"),
         ("zzz=1", "groups: many, medium, few"),
         ("many=much", "'much' is not a number"),
-        ("much", "names no class or group"),
-        ("many=", "'' is not a number"),
         ("=1", "names no class or group"),
-        ("many=1,", "names no class or group"),
         ("many=1,2", "names no class or group"),
-        ("1,2", "names no class or group"),
         ("many=1,many=2", "given twice"),
         ("many=-1.1", "at least -1"),
-        ("nan", "at least -1"),
         ("inf,many=1", "at least -1"),
-        (-1.5, "at least -1"),
         (True, "not a number"),
     ],
 )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import imbdiff
-from imbdiff.config import RunConfig, override
+from imbdiff.config import override
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.backbones import UNetBackbone
-from imbdiff.diffusion.low_rank import LowRankConv2d, LowRankLinear, LowRankModel
+from imbdiff.diffusion.low_rank import LowRankConv2d, LowRankLinear, LowRankModel, merged
 from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.saved import load_model, save_model
@@ -23,13 +25,14 @@ from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.capacity import CapacityManipulation
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
-from imbdiff.pipeline.training import build_step, prepare_data, train
+from imbdiff.pipeline.training import build_step, prepare_data
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import ConfigError
-from imbdiff.runtime.log import read_jsonl
 from imbdiff.training.step import TrainingStep
+from imbdiff.training.trainer import Trainer
 from tests.diffusion.worlds import gaussian_model
-from tests.pipeline.conftest import SMALL
+from tests.training.test_trainer import CONFIG, StopError, stop_at
+from tests.training.test_trainer import trainer as of_a_model
 
 STATS = ClassStats(("a", "b", "c"), (9, 4, 2))
 SHAPES = {"mlp": (1, 2, 3), "unet-8": (3, 8, 8), "dit-tiny": (4, 8, 8)}
@@ -124,9 +127,8 @@ def test_rank_is_a_share_of_the_full_rank_and_at_least_one() -> None:
 
 @torch.no_grad()
 @each_backbone
-@pytest.mark.parametrize("scale", [0.5, 0.2])
-def test_merged_is_unmerged(name: str, scale: float) -> None:
-    model = at_work(name, scale=scale)
+def test_merged_is_unmerged(name: str) -> None:
+    model = at_work(name, scale=0.2)
     full, capacity_off = model(*inputs(name))[0], model(*inputs(name), (), None, torch.zeros(6))[0]
     single = model.merged()
     assert type(single) is DiffusionModel
@@ -138,16 +140,15 @@ def test_merged_is_unmerged(name: str, scale: float) -> None:
     assert float((single(*inputs(name))[0] - full).abs().max()) < 1e-5
     assert torch.equal(model.base()(*inputs(name))[0], capacity_off)
     assert torch.equal(capacity_off, plain(name)(*inputs(name))[0])
-    assert float((full - capacity_off).abs().max()) > 0.03
+    assert float((full - capacity_off).abs().max()) > 0.01
     for p in single.parameters():
         p.zero_()
     assert torch.equal(model(*inputs(name))[0], full), "the merged model is not independent"
 
 
 def test_the_merged_weight_is_the_sum_it_should_be() -> None:
-    for name, place in (("mlp", "outer.1"), ("unet-8", "net.up_blocks.1.upsamplers.0.conv")):
-        if name == "unet-8":
-            place = next(key for key in plain(name).backbone.low_rank_layers() if "conv1" in key)
+    for name in ("mlp", "unet-8"):
+        place = next(key for key in plain(name).backbone.low_rank_layers() if name == "mlp" or "conv1" in key)
         model = at_work(name, scale=0.25)
         layer = model.backbone.get_submodule(place)
         w, a, b = (getattr(layer, key).detach().double() for key in ("weight", "down", "up"))
@@ -159,8 +160,7 @@ def test_the_merged_weight_is_the_sum_it_should_be() -> None:
 
 
 @torch.no_grad()
-@each_backbone
-@pytest.mark.parametrize("n", [None, 4, 0])
+@pytest.mark.parametrize(("name", "n"), [("mlp", None), ("unet-8", 4), ("dit-tiny", None), ("dit-tiny", 0)])
 def test_rows_with_and_without_share_a_pass(name: str, n: int | None) -> None:
     """Also where rows behind the first n stop after their taps."""
     model = at_work(name)
@@ -210,7 +210,7 @@ def batch_for(name: str, objectives: TrainingStep, rows: int = 6) -> NoisyBatch:
     )  # fmt: skip
 
 
-@each_backbone
+@pytest.mark.parametrize("name", ["mlp", "unet-8"])
 def test_chunks_that_are_recomputed_equal_one_pass(name: str) -> None:
     """Six rows three times over, in chunks of five: full, base, and some that stop after their taps. Between forward
     and backward the network is used with another capacity."""
@@ -237,37 +237,6 @@ def test_chunks_that_are_recomputed_equal_one_pass(name: str) -> None:
         assert torch.allclose(got, grad, rtol=1e-7, atol=1e-12), key
 
 
-@each_backbone
-def test_every_parameter_takes_part_in_the_first_step(name: str) -> None:
-    """B is zero then, so that A's gradient is zero too, and yet there: data parallelism waits for it."""
-    model = LowRankModel.of(plain(name, dropout=0.0 if name.startswith("unet") else None), 3)
-    step = TrainingStep({"model": model}, [Denoising(), CapacityManipulation()]).double()
-    step({"main": batch_for(name, step)})["loss"].backward()
-    ups = [p.grad for key, p in model.named_parameters() if key.endswith(".up")]
-    assert all(p.grad is not None for p in model.parameters())
-    assert all(g is not None for g in ups)
-    assert any(float(g.norm()) > 0 for g in ups if g is not None)
-
-
-@torch.no_grad()
-def test_half_precision_keeps_rows_apart() -> None:
-    model = at_work("unet-8")
-    exact = model(*inputs("unet-8"), (), None, CAPACITY)[0]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = model(*inputs("unet-8"), (), None, CAPACITY)[0]
-        off = model(*inputs("unet-8"), (), None, torch.zeros(6))[0]
-        base = model.base()(*inputs("unet-8"))[0]
-    assert rough.dtype == torch.bfloat16
-    assert float((rough - exact).abs().mean()) < 0.05 * float(exact.abs().mean())
-    assert torch.equal(off, base)
-
-
-@pytest.fixture
-def config() -> RunConfig:
-    changed = {**SMALL, "train": {**SMALL["train"], "images": 16 * 6, "preview_images": 16}, "method": "cm"}  # type: ignore[dict-item]
-    return override(imbdiff.preset("tiny"), changed)
-
-
 def test_saved_is_the_merged_network_and_can_be_exported(tmp_path: Path) -> None:
     model = at_work("unet-8")
     save_model(model.merged(), tmp_path / "model")
@@ -281,53 +250,40 @@ def test_saved_is_the_merged_network_and_can_be_exported(tmp_path: Path) -> None
     assert torch.allclose(exported, saved, atol=1e-5)
 
 
-def test_a_run_resumes_to_the_bit_and_gives_a_plain_model(tmp_path: Path, config: RunConfig) -> None:
-    """Killed and called again, and from new; then another starts from what it saved."""
+def test_a_stopped_training_continues_bit_for_bit_and_gives_a_plain_model(tmp_path: Path) -> None:
+    """Then another starts from what it saved."""
 
-    class StopError(Exception):
-        pass
+    def training(folder: Path, **options: Any) -> Trainer:
+        made = of_a_model(folder, replace(CONFIG, images=16 * 12), **options)
+        model = made.step.networks["model"]
+        assert isinstance(model, DiffusionModel)
+        made.step = TrainingStep({"model": LowRankModel.of(model, 1)}, [Denoising(), CapacityManipulation()])
+        made.finish = merged
+        return made
 
-    def stop(model: DiffusionModel, images: int) -> None:
-        assert type(model) is DiffusionModel
-        if images >= 16 * 4:
-            raise StopError
-
-    prepared = prepare_data("digits", config.data)
-    whole = train(prepared, config, tmp_path / "a", quiet=True)
+    whole = training(tmp_path / "a").run()
     with pytest.raises(StopError):
-        train(prepared, config, tmp_path / "b", on_preview=stop, quiet=True)
-    checkpoint = CheckpointStore(tmp_path / "b" / "checkpoints" / "target").latest()
+        training(tmp_path / "b", on_preview=stop_at(16 * 10)).run()
+    checkpoint = CheckpointStore(tmp_path / "b" / "checkpoints").latest()
     assert checkpoint is not None
     ups = [v for k, v in checkpoint.tensors.items() if k.startswith("step.") and k.endswith(".up")]
     assert ups
     assert all(float(v.abs().max()) > 0 for v in ups), "the low-rank part was not trained"
-    again = train(prepared, config, tmp_path / "b", quiet=True)
+    again = training(tmp_path / "b").run()
     assert type(whole) is type(again) is DiffusionModel
-    for (key, a), (other, b) in zip(whole.state_dict().items(), again.state_dict().items(), strict=True):
-        assert key == other
-        assert torch.equal(a, b), key
-    logs = [
-        [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(tmp_path / f / "log.jsonl")]
-        for f in ("a", "b")
-    ]
-    assert logs[0] == logs[1]
-    assert {"capacity/consistent", "capacity/diverse", "capacity/gap", "denoising/mse"} <= set(logs[0][-1])
+    assert whole.state_dict().keys() == again.state_dict().keys()
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
 
-    save_model(whole, tmp_path / "saved")
-    step = build_step(METHODS["cm"].target, prepared, override(config, {"model": {"init": str(tmp_path / "saved")}}))
-    start = step.networks["model"]
+
+def test_a_method_starts_from_a_saved_plain_model(tmp_path: Path) -> None:
+    prepared = prepare_data("digits", imbdiff.preset("tiny").data)
+    saved = build_model("unet-8", PROCESSES["ddpm-cosine-v"], (1, 8, 8), prepared.stats).eval()
+    save_model(saved, tmp_path)
+    config = override(imbdiff.preset("tiny"), {"method": "cm", "model.init": str(tmp_path)})
+    start = build_step(METHODS["cm"].target, prepared, config).networks["model"]
     assert isinstance(start, LowRankModel)
     assert start.training
     assert all(not p.any() for key, p in start.named_parameters() if key.endswith(".up"))
-    x, t, y = torch.randn(3, *whole.spec.shape), torch.tensor([1, 500, 900]), torch.tensor([0, 5, 10])
+    x, t, y = torch.randn(3, *saved.spec.shape), torch.tensor([1, 500, 900]), torch.tensor([0, 5, 10])
     with torch.no_grad():
-        assert torch.equal(start.eval()(x, t, y)[0], whole.eval()(x, t, y)[0])
-
-
-def test_a_run_on_digits_saves_and_draws_a_plain_model(tmp_path: Path, config: RunConfig) -> None:
-    config = override(config, {"train": {"images": 16 * 3, "preview_images": 0}, "sample": {"steps": 1}})
-    imbdiff.run("digits", tmp_path / "run", config, wanted=("train", "sample"), quiet=True)
-    model = load_model(tmp_path / "run" / "model")
-    assert type(model) is DiffusionModel
-    assert (tmp_path / "run" / "samples" / "manifest.json").exists()
-    assert '"capacity/gap"' in (tmp_path / "run" / "log.jsonl").read_text()
+        assert torch.equal(start.eval()(x, t, y)[0], saved(x, t, y)[0])

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.codec import IdentityCodec
 from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import DDPM, PROCESSES
 from imbdiff.diffusion.saved import load_model, load_weights, save_model
@@ -75,12 +76,12 @@ def test_missing_files(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "noise"])
+@pytest.mark.parametrize("damage", ["cut", "noise"])
 def test_damaged_weights(tmp_path: Path, damage: str) -> None:
     save_model(build(), tmp_path)
     path = tmp_path / "model.safetensors"
     data = path.read_bytes()
-    path.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "noise": b"\x93" * 5000}[damage])
+    path.write_bytes({"cut": data[: len(data) // 2], "noise": b"\x93" * 5000}[damage])
     with pytest.raises(RunError, match=r"model\.safetensors is damaged"):
         load_model(tmp_path)
 
@@ -162,3 +163,27 @@ def test_bad_values() -> None:
         build_model("resnet", PROCESSES["ddpm"], SHAPE, STATS)
     with pytest.raises(ConfigError, match="one capacity"):
         build()(torch.zeros(1, *SHAPE), torch.tensor([0]), torch.tensor([0]), capacity=torch.ones(1))
+
+
+# -- the identity codec
+
+
+def test_every_value_comes_back_exactly() -> None:
+    codec = IdentityCodec((1, 16, 16))
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    z = codec.encode(images)
+    assert z.dtype == torch.float32
+    assert z.min() == -1
+    assert z.max() == 1
+    torch.testing.assert_close(z.double(), images.double() / 127.5 - 1, atol=1e-7, rtol=0)
+    for dtype in (torch.float32, torch.float64):
+        assert torch.equal(codec.decode(z.to(dtype)), images)
+    assert torch.equal(images, torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16))  # not changed in place
+
+
+def test_decoding_clamps_and_rounds() -> None:
+    codec = IdentityCodec((1, 1, 1))
+    step = 2 / 255
+    values = [-50.0, -1.0001, -1 + 0.49 * step, -1 + 0.51 * step, 1 - 0.51 * step, 1.0001, 50.0]
+    decoded = codec.decode(torch.tensor(values).reshape(-1, 1, 1, 1)).flatten().tolist()
+    assert decoded == [0, 0, 0, 1, 254, 255, 255]

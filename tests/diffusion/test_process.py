@@ -52,19 +52,8 @@ def test_schedule(schedule: str) -> None:
     theirs = DDPMScheduler(beta_schedule=DIFFUSERS[schedule])
     torch.testing.assert_close(process.betas.float(), theirs.betas, rtol=2e-5, atol=1e-7)
     torch.testing.assert_close(process.alphas_cumprod.float(), theirs.alphas_cumprod, rtol=2e-4, atol=1e-9)
-
-
-def test_schedule_known_values() -> None:
-    assert math.isclose(float(DDPM().alphas_cumprod[-1]), 4.0358e-5, rel_tol=1e-4)
-    assert float(DDPM().betas[0]) == 1e-4
-    assert float(DDPM().betas[-1]) == 0.02
-
-
-def test_cosine_clamps_its_last_step_only() -> None:
-    betas = DDPM("cosine").betas
-    assert float(betas[-1]) == 0.999
-    assert float(betas[-2]) < 0.8
-    assert math.isclose(float(DDPM("cosine").alphas_cumprod[-1]), 2.4288e-9, rel_tol=1e-3)
+    assert float(process.betas[-1]) == {"linear": 0.02, "cosine": 0.999}[schedule]
+    assert float(process.betas[-2]) < 0.8  # the cosine's last step alone is clamped
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -129,7 +118,7 @@ def test_conversions_invert_at_all_times(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(
     u=st.floats(0, 1, exclude_max=True, allow_subnormal=False),
     x0=st.floats(-1, 1, allow_subnormal=False),
@@ -157,17 +146,8 @@ def test_eps_scale_is_the_derivative_of_to_eps(name: str) -> None:
     x_t, p = sample(len(t))
     change = process.to_eps(p + 1, x_t, t) - process.to_eps(p, x_t, t)
     torch.testing.assert_close(change[:, 0, 0], process.eps_scale(t).double(), atol=1e-9, rtol=0)
-
-
-def test_squared_differences_in_v_space_are_one_over_abar_larger() -> None:
-    """DESIGN 4.1, Space: x 24,800 at t = 999. Without the conversion a paper's constants would mean something else."""
-    process = PROCESSES["ddpm-v"]
-    t = torch.tensor([999])
-    x_t, eps = torch.zeros(1, 1), torch.zeros(1, 1)
-    v = [process.from_eps(e, x_t, t) for e in (eps, eps + 1)]
-    assert math.isclose(float((v[1] - v[0]) ** 2), 24_778, rel_tol=1e-3)
-    assert math.isclose(float(process.eps_scale(t)) ** -2, 24_778, rel_tol=1e-3)
-    assert float(PROCESSES["ddpm"].eps_scale(t)) == 1
+    if name == "ddpm-v":  # at t = 999 a paper's constants would mean something else without the conversion
+        assert math.isclose(float(process.eps_scale(torch.tensor(999))) ** -2, 24_778, rel_tol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -197,10 +177,6 @@ def test_training_times_cover_the_range_evenly(name: str) -> None:
         assert edge.tolist() == [0, 999]
     else:
         torch.testing.assert_close(t.double().mean(), torch.tensor(0.5, dtype=torch.float64), atol=1e-6, rtol=0)
-
-
-def test_model_time_does_not_depend_on_the_number_of_steps() -> None:
-    assert DDPM(num_steps=100).model_time(torch.tensor([50])).tolist() == [500]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.generate import generate, sampler_step
-from imbdiff.diffusion.guidance import ClassifierFree, Guided, moved
+from imbdiff.diffusion.guidance import ClassifierFree, Guided
 from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.prototype_guidance import PrototypeGuidance, prototype_guidance
@@ -22,7 +22,7 @@ from imbdiff.runtime.streams import torch_rng
 from tests.contract.oracles import ABAR
 
 from .test_encoder import STATS, encoder, images
-from .worlds import best_prediction, gaussian_model
+from .worlds import gaussian_model
 
 NULL = 3
 
@@ -41,50 +41,19 @@ def unit_gradient(net: PrototypeEncoder, x: Tensor, t: Tensor, y: Tensor) -> Ten
     return torch.stack(out)
 
 
-def exact(scheduler: Any) -> Any:
-    """The scheduler with float64 tables, without clipping of the clean image."""
-    scheduler.alphas_cumprod = torch.tensor(ABAR, dtype=torch.float64)
-    scheduler.one = torch.ones((), dtype=torch.float64)
-    scheduler.register_to_config(clip_sample=False)
-    return scheduler
-
-
-def ancestral(kind: str, steps: int, step: int, scale: float = 0.6) -> tuple[Tensor, ...]:
-    """One ancestral step with and without guidance and the same noise, and what it takes to check it."""
-    net = encoder("mlp", kind)
-    scheduler = exact(make_scheduler("ddpm", net.process, steps))
-    x, y = 2 * images(), torch.tensor([0, 1, 2, 2, 1])
-    timestep = scheduler.timesteps[step]
-    t = timestep.expand(5)
-    guidance = prototype_guidance(net, scale, sampler="ddpm", steps=steps)
-    prediction = noise(5)
-    ends = []
-    for p in (prediction, guidance(x, t, y, lambda *_: prediction)):
-        options = {"generator": torch.Generator().manual_seed(0), "return_dict": False}
-        ends.append(scheduler.step(p, timestep, x, **options)[0])
-    here = int(timestep)
-    after = ABAR[int(scheduler.timesteps[step + 1])] if step + 1 < len(scheduler.timesteps) else 1.0
-    variance = 1 - ABAR[here] / after
-    return ends[0], ends[1], -scale * variance * unit_gradient(net, x, t, y), x, t, y
-
-
-@pytest.mark.parametrize("kind", ["ddpm", "ddpm-v"])
-@pytest.mark.parametrize(("steps", "step"), [(1000, 0), (250, 0), (250, 100), (250, 248), (250, 249), (20, 3), (7, 5)])
-def test_an_ancestral_step_is_equation_13(kind: str, steps: int, step: int) -> None:
-    """x_{t-1} = mu + sqrt(Sigma) z - s Sigma g, whatever the distance between the sampler's times."""
-    plain, guided, shift, *_ = ancestral(kind, steps, step)
-    assert torch.allclose(guided - plain, shift, rtol=1e-6, atol=1e-9 * float(shift.abs().max()))
-    assert float(shift.abs().max()) > 1e-5
-
-
-@pytest.mark.parametrize("kind", ["ddpm", "ddpm-v"])
-def test_a_step_leads_towards_the_wanted_class(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "sampler"),
+    [("ddpm", "ddpm"), ("ddpm-v", "ddpm"), ("ddpm", "dpm++"), ("ddpm-v", "ddim"), ("flow", "euler")],
+)
+def test_a_step_leads_towards_the_wanted_class(kind: str, sampler: str) -> None:
     """The sign: as it stands in the paper, the loss would rise."""
-    net = encoder("mlp", kind)
-    for steps, step in ((250, 30), (250, 100), (20, 10)):
-        plain, guided, _, x, t, y = ancestral(kind, steps, step)
-        assert bool((net.loss(guided, t, y) < net.loss(plain, t, y)).all())
-        assert bool((net.loss(x + (guided - plain), t, y) < net.loss(x, t, y)).all())
+    net, y = encoder("mlp", kind), torch.tensor([0, 1, 2, 2, 1])
+    guidance, x = prototype_guidance(net, 0.6, sampler=sampler, steps=250), 2 * images()
+    for i in (30, 100, 200):
+        t = process_times(make_scheduler(sampler, net.process, 250), net.process)[i].expand(5)
+        _, shift = guidance.parts(x, t, y, lambda *_: noise(5))
+        assert shift is not None
+        assert bool((net.loss(x + 0.1 * shift, t, y) < net.loss(x, t, y)).all())
 
 
 @pytest.mark.parametrize("kind", ["ddpm", "ddpm-v", "flow"])
@@ -103,35 +72,6 @@ def test_solvers_are_guided_by_the_score(kind: str) -> None:
         guided = prototype_guidance(net, 0.7, sampler="dpm++", steps=20)(x, t, y, lambda *_: prediction)
         shift = net.process.to_eps(guided, x, t) - net.process.to_eps(prediction, x, t)
         assert torch.allclose(shift, share * 0.7 * sigma * unit_gradient(net, x, t, y), rtol=1e-6, atol=1e-12)
-
-
-def share(found: Tensor, wanted: Tensor) -> float:
-    found, wanted = found.double(), wanted.double()
-    return float((found * wanted).sum() / (wanted**2).sum())
-
-
-@pytest.mark.parametrize(("kind", "predictor"), [("ddpm", "random"), ("ddpm-cosine-v", "clean")])
-def test_all_of_the_shift_arrives_although_the_sampler_clips(kind: str, predictor: str) -> None:
-    """At each of 250 ancestral steps; within a prediction that is clipped next to nothing of it does at first."""
-    net = encoder("mlp", kind).float()
-    process, x, y = net.process, images(2, dtype=torch.float32), torch.tensor([1, 2])
-    guidance, scheduler = prototype_guidance(net, 0.6, sampler="ddpm", steps=250), make_scheduler("ddpm", process, 250)
-    abar = [float(process.alphas_cumprod[t]) for t in guidance.times] + [1.0]  # type: ignore[attr-defined]
-    shares, clipped = [], []
-    for i, timestep in enumerate(scheduler.timesteps):
-        t = timestep.expand(2)
-        p = noise(2, i).float() if predictor == "random" else best_prediction(process, x, t, 0.0, 0.5).float()
-        _, shift = guidance.parts(x, t, y, lambda *_, p=p: p)
-        ends = [
-            sampler_step(scheduler, process, q, r, t, timestep, x, generator=torch.Generator().manual_seed(i))
-            for q, r in ((p, None), (p, shift), (moved(process, p, shift, t), None))
-        ]
-        wanted = -0.6 * (1 - abar[i] / abar[i + 1]) * guidance.gradient(x, t, y)[1]
-        shares.append(share(ends[1] - ends[0], wanted))
-        clipped.append(share(ends[2] - ends[0], wanted))
-    assert min(shares) > 0.99
-    assert max(shares) < 1.01
-    assert clipped[0] < 0.1
 
 
 @pytest.mark.parametrize("kind", ["ddpm", "ddpm-cosine-v"])
@@ -163,8 +103,9 @@ def test_generated_images_are_those_of_equation_13_written_out(kind: str) -> Non
     np.testing.assert_allclose(found, x.permute(0, 2, 3, 1).numpy(), rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "unipc"])
-@pytest.mark.parametrize("kind", ["ddpm", "ddpm-cosine-v"])
+@pytest.mark.parametrize(
+    ("kind", "sampler"), [("ddpm", "dpm++"), ("ddpm-cosine-v", "ddim"), ("ddpm-cosine-v", "unipc")]
+)
 def test_solvers_move_the_clipped_image(kind: str, sampler: str) -> None:
     """x0' = clip(x0) - s sigma^2 / max(a, 0.05) g, a first step from it, written out; null rows as without guidance."""
     net = encoder("mlp", kind).float()
@@ -188,34 +129,6 @@ def test_solvers_move_the_clipped_image(kind: str, sampler: str) -> None:
         wanted = -(a_next - a * s_next / s) * s**2 / max(a, 0.05) * scale * guidance.gradient(x, t, y)[1]
         torch.testing.assert_close(ends[1] - ends[0], wanted, rtol=2e-3, atol=3e-6)
         assert torch.equal(ends[1][[1, 3]], ends[0][[1, 3]])
-
-
-def distance(process: str, sampler: str, steps: int) -> float:
-    """Mean distance between guided (s = 0.6) and unguided images of a perfect model of N(0, 0.5^2)."""
-    net = encoder("mlp", process).float()
-    guidance = prototype_guidance(net, 0.6, sampler=sampler, steps=steps)
-    labels, ends = torch.tensor([1, 2]), []
-    for guided in (False, True):
-        scheduler = make_scheduler(sampler, net.process, steps)
-        x = images(2, dtype=torch.float32)
-        options: dict[str, Any] = {"generator": torch.Generator().manual_seed(0)} if sampler == "ddpm" else {}
-        for timestep, time in zip(scheduler.timesteps, process_times(scheduler, net.process), strict=True):
-            t = time.expand(2)
-            p = best_prediction(net.process, x, t, 0.0, 0.5).float()
-            q, shift = guidance.parts(x, t, labels, lambda *_, p=p: p) if guided else (p, None)
-            x = sampler_step(scheduler, net.process, q, shift, t, timestep, x, **options)
-        ends.append(x)
-    return float((ends[1] - ends[0]).flatten(1).norm(dim=1).mean())
-
-
-def test_images_are_moved_as_far_in_few_steps_as_in_many_and_under_every_process() -> None:
-    """A shift of the score has a below it: unbounded, the first of 20 steps of a flow would move images by 50 s."""
-    cases = [("flow", s, n) for s, n in (("euler", 20), ("euler", 60), ("unipc", 10))]
-    cases += [(p, s, n) for p in ("ddpm", "ddpm-cosine-v") for s, n in (("ddim", 20), ("dpm++", 20))]
-    found = [distance(*case) for case in cases]
-    assert max(found) < 1.6 * min(found)
-    assert max(found) < 2.3 * 0.6
-    assert 0.3 * max(found) < distance("ddpm", "ddpm", 60) < 0.5 * max(found)
 
 
 @pytest.mark.parametrize(("norm", "length"), [("l2", 1.0), ("rms", 8.0), ("none", None)])
@@ -267,10 +180,11 @@ def test_the_prior_changes_what_a_rare_class_is_pushed_from() -> None:
     assert float(cosine.max()) < 0.999
 
 
-@pytest.mark.parametrize(("t", "guided"), [(299, False), (300, True), (700, True), (701, False)])
-def test_outside_the_interval_nothing_happens(t: int, guided: bool) -> None:
-    found = shift(PrototypeGuidance(encoder("mlp"), 1.0, interval=(0.3, 0.7)), [0, 1, 2], t)
-    assert bool((found > 0.5).all()) if guided else bool((found == 0).all())
+def test_outside_the_interval_nothing_happens() -> None:
+    guidance = PrototypeGuidance(encoder("mlp"), 1.0, interval=(0.3, 0.7))
+    for t, guided in ((299, False), (300, True), (700, True), (701, False)):
+        found = shift(guidance, [0, 1, 2], t)
+        assert bool((found > 0.5).all()) if guided else bool((found == 0).all())
 
 
 def test_it_nests_around_classifier_free_guidance() -> None:
@@ -303,13 +217,13 @@ def test_it_nests_around_classifier_free_guidance() -> None:
     assert Guided(free, outer).parts(x, t, y, predict)[1] is None
 
 
-@pytest.mark.parametrize(("process", "sampler"), [("ddpm", "ddpm"), ("ddpm-cosine-v", "dpm++"), ("flow", "euler")])
+@pytest.mark.parametrize(("process", "sampler"), [("ddpm", "ddpm"), ("flow", "euler")])
 def test_images_do_not_depend_on_what_is_drawn_beside_them(process: str, sampler: str) -> None:
     model = build_model("unet-8", PROCESSES[process], (1, 8, 8), STATS, seed=1).eval()
     net = encoder("unet-8", process).float()
-    guidance = prototype_guidance(net, 20.0, sampler=sampler, steps=4, adaptive=True)
+    guidance = prototype_guidance(net, 20.0, sampler=sampler, steps=3, adaptive=True)
     labels, seeds = np.array([0, 1, 2, NULL, 2, 1]), np.arange(6)
-    options: dict[str, Any] = {"sampler": sampler, "steps": 4, "batch_size": 4}
+    options: dict[str, Any] = {"sampler": sampler, "steps": 3, "batch_size": 4}
     first = generate(model, labels, seeds, guidance=guidance, **options)
     assert torch.is_grad_enabled()
     assert all(p.grad is None for p in (*model.parameters(), *net.parameters()))

@@ -14,8 +14,7 @@ from imbdiff.diffusion.schedulers import SAMPLERS, make_scheduler, process_times
 from imbdiff.runtime.errors import ConfigError
 from tests.diffusion.worlds import best_prediction, draw, ode_end, standard_normal
 
-DDPMS = sorted(n for n in PROCESSES if n.startswith("ddpm"))
-PAIRS = [(p, s) for p in DDPMS for s in ("ddpm", "ddim", "dpm++", "unipc")]
+PAIRS = [(p, s) for p in ("ddpm", "ddpm-cosine-v") for s in ("ddpm", "ddim", "dpm++", "unipc")]
 PAIRS += [("flow", s) for s in ("euler", "dpm++", "unipc")]
 DETERMINISTIC = [(p, s) for p, s in PAIRS if not SAMPLERS[s].noisy]
 MU, SD = 0.2, 0.1
@@ -88,32 +87,18 @@ def restated_ddpm(process: Process, times: list[Tensor], x: Tensor, mu: float, s
 
 def rounding(process: str, steps: int) -> float:
     """diffusers' tables are float32; in few large steps from a = 5e-5 to the image, x0 = (x - s eps) / a shows it."""
-    if process != "ddpm-cosine" or steps > 3:
+    if process != "ddpm-cosine-v" or steps > 3:
         return 2e-4
     return 2e-2 if steps == 1 else 4e-3
 
 
-@pytest.mark.parametrize("process", ["ddpm", "ddpm-v", "ddpm-cosine"])
-@pytest.mark.parametrize(("name", "steps", "within"), [("dpm++", 20, 0.03), ("dpm++", 61, 0.01), ("unipc", 20, 0.06)])
+@pytest.mark.parametrize("process", ["ddpm", "ddpm-cosine-v"])
+@pytest.mark.parametrize(("name", "steps", "within"), [("dpm++", 20, 0.03), ("unipc", 20, 0.06)])
 def test_fine_detail_survives_few_steps(process: str, name: str, steps: int, within: float) -> None:
     """Evenly spaced times leave half of it at 20 steps: times are spaced by noise level."""
     end = draw(name, PROCESSES[process], steps, standard_normal(), 0.2, 0.1)
     assert abs(float(end.std()) - 0.1) < within * 0.1
     assert abs(float(end.mean()) - 0.2) < 1e-3
-
-
-@pytest.mark.parametrize("name", ["dpm++", "unipc"])
-@pytest.mark.parametrize("steps", [1, 2, 7, 20, 61, 200, 999, 1000])
-def test_times_are_distinct_and_the_solver_is_where_the_network_is_asked(name: str, steps: int) -> None:
-    process = DDPM()
-    scheduler = make_scheduler(name, process, steps)
-    t = scheduler.timesteps
-    assert len(t) == steps
-    assert int(t[0]) == 999
-    assert bool((t[1:] < t[:-1]).all())
-    assert int(t[-1]) >= 0
-    a, s = process.coefficients(t)
-    torch.testing.assert_close(scheduler.sigmas[:-1].double(), s / a, rtol=1e-4, atol=0)
 
 
 RESTATED: dict[str, Callable[..., Tensor]] = {
@@ -125,14 +110,13 @@ RESTATED: dict[str, Callable[..., Tensor]] = {
 
 
 @pytest.mark.parametrize(("process", "name"), [(p, s) for p, s in PAIRS if s in RESTATED])
-@pytest.mark.parametrize("steps", [1, 2, 3, 20, 30, 61])
-def test_trajectories_equal_their_float64_restatement(process: str, name: str, steps: int) -> None:
+def test_trajectories_equal_their_float64_restatement(process: str, name: str) -> None:
     """Few steps, and counts that do not divide 1,000: diffusers' own DDIM and trailing spacing fail here."""
-    if name == "ddpm" and steps == 1:
-        pytest.skip("refused: its only step would add noise to the result")
     p, x = PROCESSES[process], standard_normal(64)
-    expected = RESTATED[name](p, steps_of(name, p, steps), x, MU, SD)
-    torch.testing.assert_close(draw(name, p, steps, x, MU, SD), expected, atol=rounding(process, steps), rtol=0)
+    for steps in (1, 2, 3, 20, 61)[name == "ddpm" :]:
+        expected = RESTATED[name](p, steps_of(name, p, steps), x, MU, SD)
+        found = draw(name, p, steps, x, MU, SD)
+        torch.testing.assert_close(found, expected, atol=rounding(process, steps), rtol=0, msg=f"{steps} steps")
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])
@@ -148,8 +132,8 @@ def test_x0_is_clipped_before_the_step(name: str) -> None:
 def test_any_number_of_steps_is_that_many_distinct_times(name: str) -> None:
     scheduler = make_scheduler(name, DDPM(), 2)
     every = range(1 if name != "ddpm" else 2, 1001)
-    # levels of noise are sought step by step: 1,000 times that is half a minute
-    for steps in every if name in ("ddim", "ddpm") else [*every[:100], *every[100::11], 1000]:
+    # levels of noise are sought step by step: all 1,000 times would take half a minute
+    for steps in [*every[:40], *every[40 :: 23 if name in ("ddim", "ddpm") else 97], 999, 1000]:
         start(scheduler, steps)
         times = scheduler.timesteps
         assert len(times) == steps, steps
@@ -159,21 +143,23 @@ def test_any_number_of_steps_is_that_many_distinct_times(name: str) -> None:
         if hasattr(scheduler, "sigmas"):
             assert len(scheduler.sigmas) == steps + 1
             assert (scheduler.sigmas.diff() < 0).all()
+            a, s = DDPM().coefficients(times)  # the solver is where the network is asked
+            torch.testing.assert_close(scheduler.sigmas[:-1].double(), s / a, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize(("process", "name"), [c for c in DETERMINISTIC if not c[0].endswith("-v")])
+@pytest.mark.parametrize(("process", "name"), DETERMINISTIC)
 def test_many_steps_reach_the_exact_solution(process: str, name: str) -> None:
-    p, x = PROCESSES[process], standard_normal()
-    first = steps_of(name, p, 300)[0]
+    p, x, steps = PROCESSES[process], standard_normal(128), 300 if name in ("ddim", "euler") else 120
+    first = steps_of(name, p, steps)[0]
     exact = ode_end(p, x, float(first), MU, SD)
-    drawn = draw(name, p, 300, x)
+    drawn = draw(name, p, steps, x)
     slack = 0.06 if name in ("ddim", "euler") else 0.03
     assert float((drawn - exact).abs().max()) < slack * float((exact - MU).abs().max()) + 1e-3
     assert float(drawn.mean()) == pytest.approx(MU, abs=2e-3)
     assert float(drawn.std(correction=0)) == pytest.approx(SD, rel=slack)
 
 
-@pytest.mark.parametrize(("process", "steps"), [("ddpm", 1000), ("ddpm", 250), ("ddpm-cosine-v", 250)])
+@pytest.mark.parametrize(("process", "steps"), [("ddpm", 250), ("ddpm-cosine-v", 250)])
 def test_ancestral_sampling_reaches_the_right_distribution(process: str, steps: int) -> None:
     """The clean end included: noise that stays in the images would widen them."""
     drawn = draw("ddpm", PROCESSES[process], steps, standard_normal(4096))
@@ -182,26 +168,10 @@ def test_ancestral_sampling_reaches_the_right_distribution(process: str, steps: 
 
 
 @pytest.mark.parametrize(("process", "name"), DETERMINISTIC)
-@pytest.mark.parametrize("steps", [1, 2, 7, 20])
-def test_a_delta_distribution_is_reached_in_any_number_of_steps(process: str, name: str, steps: int) -> None:
-    drawn = draw(name, PROCESSES[process], steps, standard_normal(32), mu=0.7, sd=0.0)
-    torch.testing.assert_close(drawn, torch.full_like(drawn, 0.7), atol=rounding(process, steps), rtol=0)
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-@pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc", "ddpm"])
-def test_eps_and_v_draw_the_same(schedule: str, name: str) -> None:
-    x = standard_normal(64)
-    eps, v = (draw(name, DDPM(schedule, p), 20, x) for p in ("epsilon", "v_prediction"))  # type: ignore[arg-type]
-    torch.testing.assert_close(eps, v, atol=2e-3, rtol=0)
-
-
-def test_flow_and_ddpm_draw_the_same_from_the_same_noise() -> None:
-    """Both exact solutions keep quantiles, so they agree sample by sample up to what signal is in x at the start."""
-    x = standard_normal(64)
-    drawn = [draw("dpm++", PROCESSES[p], 400, x) for p in ("ddpm", "ddpm-cosine", "flow")]
-    for other in drawn[1:]:
-        torch.testing.assert_close(drawn[0], other, atol=0.006, rtol=0)
+def test_a_delta_distribution_is_reached_in_any_number_of_steps(process: str, name: str) -> None:
+    for steps in (1, 2, 7, 20):
+        drawn = draw(name, PROCESSES[process], steps, standard_normal(32), mu=0.7, sd=0.0)
+        torch.testing.assert_close(drawn, torch.full_like(drawn, 0.7), atol=rounding(process, steps), rtol=0)
 
 
 @pytest.mark.parametrize("name", ["dpm++", "unipc", "ddim", "ddpm"])
@@ -270,28 +240,24 @@ WRONG = make
 """
 
 
-@pytest.mark.parametrize("name", ["module:outside:MINE", "their-ddim"])
-def test_a_sampler_from_outside(name: str, outside: Callable[..., None]) -> None:
+def test_samplers_from_outside(outside: Callable[..., None]) -> None:
     outside(OUTSIDE, "samplers", their_ddim="MINE")
     process, ends = DDPM(), []
-    for sampler in (name, "ddim"):  # the same equation, where steps divides T
+    for sampler in ("module:outside:MINE", "their-ddim", "ddim"):  # the same equation, where steps divides T
         scheduler = make_scheduler(sampler, process, 20)
         x = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0))
         for t in scheduler.timesteps:
             x = scheduler.step(best_prediction(process, x, t.expand(8), MU, SD), t, x, return_dict=False)[0]
         ends.append(x)
-    torch.testing.assert_close(*ends, atol=1e-3, rtol=1e-3)
-
-
-def test_names_from_outside_that_are_wrong(outside: Callable[..., None]) -> None:
-    outside(OUTSIDE, "samplers", their_ddim="MINE")
-    for name, words, remedy in [
-        ("module:outside:MIEN", "has no 'MIEN'", "did you mean MINE"),
-        ("module:outside:WRONG", "is a function, and an entry of the samplers must be a Sampler", "schedulers.Sampler"),
-        ("their-dim", "unknown name 'their-dim'", "did you mean their-ddim"),
+    assert torch.equal(ends[0], ends[1])
+    torch.testing.assert_close(*ends[1:], atol=1e-3, rtol=1e-3)
+    for name, remedy in [
+        ("module:outside:MIEN", "did you mean MINE"),
+        ("module:outside:WRONG", "schedulers.Sampler"),
+        ("their-dim", "did you mean their-ddim"),
     ]:
-        with pytest.raises(ConfigError, match=words) as caught:
-            make_scheduler(name, DDPM(), 10)
+        with pytest.raises(ConfigError) as caught:
+            make_scheduler(name, process, 10)
         assert remedy in caught.value.remedy
 
 

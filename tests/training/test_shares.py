@@ -77,7 +77,7 @@ def test_a_training_logs_them_and_is_the_same_without(tmp_path: Path, monkeypatc
     from imbdiff.training import trainer
     from tests.pipeline.conftest import SMALL
 
-    config = imbdiff.override(imbdiff.preset("tiny"), {**SMALL, "method": "cbdm"})
+    config = imbdiff.override(imbdiff.preset("tiny"), {**SMALL, "model": {"backbone": "mlp"}, "method": "cbdm"})
     data = training.prepare_data("digits", config.data)
     model = training.train(data, config, tmp_path / "a", quiet=True)
     rows = read_jsonl(tmp_path / "a" / "log.jsonl")

@@ -81,34 +81,53 @@ def stop_at(images: int):
     return preview
 
 
-@pytest.mark.parametrize("stop", [16 * 5, 16 * 10, 16 * 20])
-def test_a_stopped_run_continues_bit_for_bit_with_the_same_log(tmp_path: Path, stop: int) -> None:
-    whole = trainer(tmp_path / "a").run()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[DiffusionModel, Path, Trainer]:
+    """A training from start to end: (averaged model, folder, the trainer)."""
+    folder = tmp_path_factory.mktemp("whole")
+    job = trainer(folder)
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    model = job.run()
+    assert torch.equal(before, torch.random.get_rng_state()), "it reads or moves the global generator"
+    assert isinstance(model, DiffusionModel)
+    return model, folder, job
+
+
+Whole = tuple[DiffusionModel, Path, Trainer]
+
+
+@pytest.mark.parametrize("stop", [16 * 5, 16 * 20])
+def test_a_stopped_run_continues_bit_for_bit_with_the_same_log(tmp_path: Path, stop: int, whole: Whole) -> None:
     with pytest.raises(StopError):
-        trainer(tmp_path / "b", on_preview=stop_at(stop)).run()
-    assert same(whole, trainer(tmp_path / "b").run())
-    assert rows(tmp_path / "a") == rows(tmp_path / "b")
-    assert len(rows(tmp_path / "a")) == 12
+        trainer(tmp_path, on_preview=stop_at(stop)).run()
+    assert same(whole[0], trainer(tmp_path).run())
+    assert rows(whole[1]) == rows(tmp_path)
+    assert len(rows(tmp_path)) == 12
 
 
-def test_a_finished_run_is_read_back_and_not_trained_again(tmp_path: Path) -> None:
-    whole = trainer(tmp_path).run()
-    again = trainer(tmp_path, objectives=[Explodes()]).run()  # would fail at once if it took a step
-    assert same(whole, again)
+def test_a_finished_run_is_read_back_and_not_trained_again(whole: Whole) -> None:
+    model, folder, _ = whole
+    assert same(model, trainer(folder, objectives=[Explodes()]).run())  # would fail at once if it took a step
+    other = trainer(folder)
+    other.identity = "two"
+    with pytest.raises(RunError, match="other data or options"):
+        other.run()
+    names = [p.name for p in CheckpointStore(folder / "checkpoints").paths()]
+    assert names == ["ckpt-000000000288", "ckpt-000000000384"], "old ones are removed but two"
 
 
-def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "a").run()
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(tmp_path: Path, whole: Whole) -> None:
     with pytest.raises(StopError):
-        trainer(tmp_path / "b", on_preview=stop_at(16 * 15)).run()
-    newest = CheckpointStore(tmp_path / "b" / "checkpoints").paths()[-1]
+        trainer(tmp_path, on_preview=stop_at(16 * 15)).run()
+    newest = CheckpointStore(tmp_path / "checkpoints").paths()[-1]
     state = bytearray((newest / "state.safetensors").read_bytes())
     state[-100] ^= 1
     (newest / "state.safetensors").write_bytes(bytes(state))
     said: list[str] = []
-    resumed = trainer(tmp_path / "b", say=said.append)
+    resumed = trainer(tmp_path, say=said.append)
     resumed.quiet = False
-    assert same(whole, resumed.run())
+    assert same(whole[0], resumed.run())
     assert newest.name in said[0]
     assert "damaged" in said[0]
     assert "continuing after 96 images" in said[1]
@@ -136,18 +155,9 @@ def test_precision_is_said_where_it_was_chosen_and_where_it_changes(tmp_path: Pa
     assert said == []
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    trainer(tmp_path).run()
-    other = trainer(tmp_path)
-    other.identity = "two"
-    with pytest.raises(RunError, match="other data or options"):
-        other.run()
-
-
-def test_the_averaged_weights_move_and_differ_from_the_trained_ones(tmp_path: Path) -> None:
-    job = trainer(tmp_path, replace(CONFIG, ema_half_life=0.5))
+def test_the_averaged_weights_move_and_differ_from_the_trained_ones(whole: Whole) -> None:
+    averaged, _, job = whole
     start = build_model("mlp", DDPM(), (1, 4, 4), data().stats)
-    averaged = job.run()
     trained = job.step.networks["model"]
     assert not same(averaged, start)
     assert not same(averaged, trained)  # type: ignore[arg-type]
@@ -161,7 +171,7 @@ def test_the_averaged_weights_move_and_differ_from_the_trained_ones(tmp_path: Pa
     assert distance[0] < distance[1], "an average over the run lags behind the last weights"
 
 
-def test_previews_do_not_change_training(tmp_path: Path) -> None:
+def test_previews_do_not_change_training(tmp_path: Path, whole: Whole) -> None:
     seen: list[int] = []
 
     def preview(model: DiffusionModel, images: int) -> None:
@@ -171,24 +181,14 @@ def test_previews_do_not_change_training(tmp_path: Path) -> None:
             for p in model.parameters():
                 p.zero_()
 
-    assert same(trainer(tmp_path / "a", on_preview=preview).run(), trainer(None).run())
+    assert same(trainer(tmp_path, on_preview=preview).run(), whole[0])
     assert seen == [80, 160, 240, 320, 384]
 
 
-def test_training_leaves_the_global_generator_alone() -> None:
-    torch.manual_seed(5)
-    before = torch.random.get_rng_state()
-    trainer(None).run()
-    assert torch.equal(before, torch.random.get_rng_state())
-
-
-@pytest.mark.parametrize("parts", [[Part()], [Part(law="balanced")]])
-def test_accumulated_micro_batches_equal_the_whole_batch(parts: list[Part]) -> None:
-    whole = trainer(None, parts=parts).run()
-    pieces = trainer(None, replace(CONFIG, accumulate=4), parts=parts).run()
-    for x, y in zip(whole.state_dict().values(), pieces.state_dict().values(), strict=True):
+def test_accumulated_micro_batches_equal_the_whole_batch(whole: Whole) -> None:
+    pieces = trainer(None, replace(CONFIG, accumulate=4)).run()
+    for x, y in zip(whole[0].state_dict().values(), pieces.state_dict().values(), strict=True):
         assert torch.allclose(x, y, rtol=1e-4, atol=1e-6)
-    assert not same(whole, build_model("mlp", DDPM(), (1, 4, 4), data().stats))
 
 
 class Explodes(Objective):
@@ -270,8 +270,8 @@ def test_a_part_of_non_head_classes_holds_only_those_and_shares_one_time_per_gro
     assert len({tuple(b.t.tolist()) for b in seen}) > 20
 
 
-def test_images_are_mirrored_only_when_asked(tmp_path: Path) -> None:
-    assert not same(trainer(None, augmentation=Augmentation(flip=True)).run(), trainer(None).run())
+def test_images_are_mirrored_only_when_asked(whole: Whole) -> None:
+    assert not same(trainer(None, augmentation=Augmentation(flip=True)).run(), whole[0])
 
 
 def test_learning_rate_warms_up_then_stays_or_falls() -> None:
@@ -286,11 +286,3 @@ def test_learning_rate_warms_up_then_stays_or_falls() -> None:
     assert all(a >= b for a, b in itertools.pairwise(cosine[49:]))
     short = TrainConfig(images=640, batch_size=64, warmup_images=64_000)
     assert learning_rate(short, 1) == short.lr, "the warm-up is at most a tenth of the run"
-
-
-def test_old_checkpoints_are_removed_but_two(tmp_path: Path) -> None:
-    trainer(tmp_path).run()
-    names = [p.name for p in CheckpointStore(tmp_path / "checkpoints").paths()]
-    assert names == ["ckpt-000000000288", "ckpt-000000000384"]
-    shutil.rmtree(tmp_path / "checkpoints")
-    assert CheckpointStore(tmp_path / "checkpoints").latest() is None
