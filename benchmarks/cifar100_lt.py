@@ -31,7 +31,7 @@ from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.extractors import Extractor, RandomConv, make_extractors
 from imbdiff.pipeline import training
 from imbdiff.pipeline.sampling import sampling
-from imbdiff.reporting.sprites import sample_grid
+from imbdiff.reporting.pictures import sample_grid
 from recognition_worlds import source
 from results_file import ROOT
 

@@ -156,7 +156,7 @@ def _evaluate(arguments: Sequence[str]) -> None:
     if Dist.current().main and not command.measure.quiet:
         from rich.console import Console
 
-        from imbdiff.reporting.numbers import numbers_table
+        from imbdiff.reporting.measured import numbers_table
 
         for table in numbers_table(found):
             Console().print(table)

@@ -27,7 +27,7 @@ from imbdiff.pipeline.training import prepare_data
 from imbdiff.presets import preset
 from imbdiff.recognition.curation import choice
 from imbdiff.reporting import report
-from imbdiff.reporting.curated import section
+from imbdiff.reporting.curated import curation
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.streams import seed_of
 from tests.pipeline.conftest import SMALL, write_tree
@@ -53,7 +53,7 @@ def generator() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "generate_batches", fake_images)
         # the one section of the page that is of interest here: its plots take longer than all else
-        patch.setattr(report, "build_report", lambda data: repr(section(data)))
+        patch.setattr(report, "build_report", lambda data: repr(curation(data)))
         yield
 
 
@@ -142,7 +142,7 @@ def test_a_run_keeps_what_the_policy_asks_for_and_no_more_than_is_wanted(chosen:
     assert metrics["protocol"]["fingerprints"]["synthetic"] == kept.fingerprint
     assert {"curate", "evaluate", "classify"} <= set(stages_of(chosen))
     page = (chosen / "report.html").read_text()
-    assert f"{len(kept)} of {len(rows)} images drawn are kept" in page
+    assert f"{len(kept)} of {len(rows)} images sampled are kept" in page
 
 
 def test_the_same_again_is_skipped_and_a_lost_manifest_is_made_again(

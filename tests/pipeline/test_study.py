@@ -61,7 +61,7 @@ def studied(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_pages(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages take seconds; that of `studied` was made before."""
-    monkeypatch.setattr(study_module, "build_study", lambda found, boards: "page")
+    monkeypatch.setattr(study_module, "build_study", lambda found, curated: "page")
     monkeypatch.setattr("imbdiff.reporting.report.build_report", lambda data: "page")
 
 

@@ -13,7 +13,11 @@ from sklearn.datasets import load_digits
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.metrics.memorisation import memorisation_report
+from imbdiff.recognition.arms import ARMS, PRIMARY
+from imbdiff.recognition.scores import scores, spread
+from imbdiff.recognition.verdict import choose_control, verdict
 from imbdiff.reporting.content import ReportData
+from imbdiff.runtime.streams import rng
 
 COUNTS = (110, 71, 46, 29, 19, 12, 8, 5, 3, 2)
 
@@ -270,7 +274,7 @@ def full() -> ReportData:
         manifest={"counts": {"train": list(COUNTS), "val": [6] * 10, "test": [60] * 10, "pool": None},
                   "hash": "9d3b" * 16, "seed": 0, "long_tail": {"profile": "exponential", "imbalance_factor": 50},
                   "test_from": "60 images per class", "val_from": "images that the profile dropped"},
-        drawn=tuple(110 - n for n in COUNTS),
+        sampled=tuple(110 - n for n in COUNTS),
         train=train,
         synthetic=synthetic,
         nearest=copy.deepcopy(_memorisation()),
@@ -280,3 +284,146 @@ def full() -> ReportData:
         timings={"prepare": 0.8, "train": 122.0, "sample": 41.3, "evaluate": 12.9, "classify": 88.0},
         protocol={"Sampler": "DPM-Solver++, 20 steps, guidance 1.0", "Judge": "judge-cnn, accuracy 0.97 on test"},
     )  # fmt: skip
+
+
+def trained(
+    counts: tuple[int, ...] = COUNTS,
+    per_class: int = 30,
+    seeds: int = 3,
+    best: bool = True,
+    controls: bool = False,
+) -> ReportData:
+    """Real results of made-up networks: the rarer the class, the worse, less so with synthetic images; too sure."""
+    c, random = len(counts), np.random.default_rng(4)
+    stats = ClassStats(tuple(f"class {k}" if c > 10 else str(k) for k in range(c)), counts)
+    groups = Groups.default(stats)
+    labels = np.repeat(np.arange(c), per_class)
+    test = ImageSet(np.zeros((len(labels), 2, 2, 1), np.uint8), labels, stats.names)
+    size = np.log(np.array(counts) + 1) / np.log(max(counts) + 1)
+
+    def network(arm: Any, lift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        p = np.clip(0.5 + 0.45 * size + lift + 0.1 * arm.needs_synthetic * (1 - size), 0, 0.99)[labels]
+        right = random.random(len(labels)) < p
+        return np.where(right, labels, (labels + 1) % c), np.clip(p + random.normal(0.08, 0.1, len(p)), 1 / c, 1)
+
+    def scored(made: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+        return scores(made[0], labels, groups, (True,) * c, made[1])
+
+    rows, predictions = [], {}
+    for arm in ARMS:
+        made = [network(arm) for _ in range(seeds)]
+        predictions[arm.name] = np.array([one[0] for one in made])
+        runs = [{"seed": i, **scored(one), "val": None, "best": None} for i, one in enumerate(made)]
+        if best:
+            for i, run in enumerate(runs):
+                run["best"] = {"step": 300 + 50 * i, **scored(network(arm, 0.02)), "val": None}
+        val = {"balanced_accuracy": 0.5 + 0.1 * (arm.recipe == "balanced-softmax")}
+        rows.append({**arm.to_json(), "runs": runs, **spread(runs), "val": val})
+    control = choose_control(rows, None if controls else test, (True,) * c)
+    made_of = [arm.name for arm in ARMS if arm.needs_synthetic]
+    judged = verdict(predictions, test, groups, (True,) * c, control, PRIMARY, made_of)
+    found = {"protocol": {"steps": 500, "n_test": len(test)}, "arms": rows, "control": control, "verdict": judged}
+    return replace(minimal(stats), groups=groups, classifier=found)
+
+
+HOSTILE = "<script>alert(1)</script>"
+REASONS = ("kept", "other class", "low probability", "near copy", "exact copy", "out", "approximate", "surplus")
+
+
+def curated(classes: int = 4, per_class: int = 16, size: int = 8) -> ReportData:
+    """Class k has 3 + k real images and `per_class` candidates, of the reasons in turn; class 0 has none."""
+    names = tuple(f"{HOSTILE} {k}" for k in range(classes))
+    stats = ClassStats(names, tuple(3 + k for k in range(classes)))
+    labels = np.repeat(np.arange(1, classes), per_class).astype(np.int64)
+    images = rng(0, "test").integers(0, 256, (len(labels), size, size, 3), dtype=np.uint8)
+    candidates = ImageSet(images, labels, names, tuple(f"{k}/{i:06d}.png" for i, k in enumerate(labels)))
+    rows: list[dict[str, Any]] = []
+    for i, k in enumerate(labels.tolist()):
+        reason = REASONS[i % len(REASONS)]
+        rows.append({
+            "file": candidates.ids[i], "label": k, "kept": reason == "kept", "reason": reason, "predicted": 0,
+            "agrees": False, "probability": 0.123, "distance": 1.0, "ratio": 4.56, "zone": "out", "copy_ratio": 0.789,
+            "near_copy": False, "exact_copy": False, "apart": None,
+        })  # fmt: skip
+    kept = np.bincount(labels[[row["kept"] for row in rows]], minlength=classes)
+    manifest = {
+        "policy": "agreement", "words": f"Kept are images {HOSTILE}.", "images": rows, "class_names": list(names),
+        "classifier": {"name": "working-x", "trained_on": "the training split", "decides": "as if flat", "plan": {}},
+        "zones": {"in-distribution": 1.11, "out": 2.22}, "copy_limit": 0.33, "warnings": [f"short:\n  {HOSTILE}"],
+        "counts": {
+            "wanted": [0, *[3] * (classes - 1)], "candidates": [0, *[per_class] * (classes - 1)], "kept": kept.tolist(),
+        },
+    }  # fmt: skip
+    return replace(
+        minimal(stats), groups=Groups.by_quantile(stats), curated={**manifest, "candidates": candidates}
+    )  # fmt: skip
+
+
+GROUPS = ("many", "medium", "few")
+
+
+def _accuracies(base: float, seeds: int = 3, sd: float = 0.012) -> dict[str, Any]:
+    values = [round(base + sd * (i - 1), 4) for i in range(seeds)]
+    by_group = {g: round(base + d, 4) for g, d in zip(GROUPS, (0.13, 0.02, -0.16), strict=True)}
+    return {
+        "mean": {"balanced": base, "accuracy": base + 0.01, "groups": by_group},
+        "sd": {"balanced": sd, "accuracy": sd, "groups": dict.fromkeys(GROUPS, 2 * sd)},
+        "seeds": values,
+    }
+
+
+def _arm(name: str, base: float) -> dict[str, Any]:
+    return {
+        "name": name, "number": None, "wanted": 0, "images": 0, "short": 0, "curation": None, "recipe": name,
+        "label": name, "use": None, "reason": None, "validation": _accuracies(base),
+    }  # fmt: skip
+
+
+def _cell(number: str, wanted: int, images: int, curation: str, label: str, base: float, use: str) -> dict[str, Any]:
+    return {
+        "name": f"{number}, {curation}: {label}, {use}", "number": number, "wanted": wanted, "images": images,
+        "short": 4 if images < wanted else 0, "curation": curation, "recipe": label, "label": label,
+        "use": {"words": use}, "reason": None, "validation": _accuracies(base),
+    }  # fmt: skip
+
+
+def study(weights: tuple[str, ...] = ("weight 1", "weight 0.5"), **changes: Any) -> dict[str, Any]:
+    """A grid of 3 numbers, 2 curations, 2 recipes and the weights; the best cell adds 4,200 images."""
+    rows = [_arm("CE", 0.61), _arm("CE + class-balanced resampling", 0.63), _arm("balanced softmax", 0.66)]
+    random = np.random.default_rng(0)
+    for number, wanted in (("0.25", 900), ("0.5", 2300), ("1.0", 5400)):
+        for curation, share in (("none", 1.0), ("agreement+no-copies", 0.8)):
+            for label, gain in (("CE", 0.0), ("balanced softmax", 0.03)):
+                for use in weights:
+                    base = 0.62 + gain + wanted / 5400 * 0.05 + 0.01 * (share < 1) + random.normal(0, 0.004)
+                    rows.append(_cell(number, wanted, int(share * wanted), curation, label, round(base, 4), use))
+    best = max(rows, key=lambda r: r["validation"]["mean"]["balanced"])
+    scopes = {
+        "all": {"n": 2000, "difference": 0.031, "low": 0.012, "high": 0.051, "reason": None},
+        "many": {"n": 700, "difference": -0.004, "low": -0.018, "high": 0.009, "reason": None},
+        "medium": {"n": 700, "difference": 0.021, "low": 0.001, "high": 0.04, "reason": None},
+        "few": {"n": 12, "difference": None, "low": None, "high": None, "reason": "fewer than 20 test images"},
+    }
+    found = {
+        "schema": "imbdiff-study/1",
+        "run": "runs/digits-ddpm-0",
+        "source": "digits",
+        "grid": {"numbers": ["0.25", "0.5", "1.0"], "seeds": 3},
+        "protocol": {"network": "resnet-small", "steps": 500, "seeds": [0, 1, 2], "n_val": 110, "n_test": 2000},
+        "groups": list(GROUPS),
+        "rows": rows,
+        "missing": [],
+        "recommendation": {
+            "name": best["name"], "score": best["validation"]["mean"]["balanced"], "control": "balanced softmax",
+            "control_score": 0.66, "compared": len(rows), "equal": [], "rule": "the highest",
+        },
+        "test": {
+            "numbers": {best["name"]: _accuracies(0.7654), "balanced softmax": _accuracies(0.7321)}, "scopes": scopes,
+        },
+        "exploratory": None,
+        "why_not": None,
+        "apply": ["imbdiff sample RUN --sample.strategy 1.0", "imbdiff classify RUN --classify.synthetic ce"],
+        "command": "imbdiff study runs/digits-ddpm-0 --numbers 0.25 0.5 1.0",
+        "seconds": 1234.5,
+    }  # fmt: skip
+    return {**found, **changes}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.reporting.compare import build_comparison, differences
+from imbdiff.reporting.compare import arm_rows, build_comparison, differences, metric_rows
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.errors import ConfigError
 
 from . import fake
+from .looking import check_page, words
 
 
 def other(**changes: Any) -> ReportData:
@@ -23,6 +23,14 @@ def other(**changes: Any) -> ReportData:
 def with_numbers(**changes: Any) -> dict[str, Any]:
     found = fake.metrics()
     return {**found, "numbers": [{**e, **changes} if e["reference"] == "test" else e for e in found["numbers"]]}
+
+
+def lines(*runs: ReportData) -> dict[tuple[str, str], list[str]]:
+    """Values of each line, "-" where a run has none."""
+    return {
+        (name, scope): [cells[i].text if i in cells else "-" for i in range(len(runs))]
+        for name, scope, cells in metric_rows(runs)
+    }
 
 
 def test_runs_of_one_split_are_comparable() -> None:
@@ -45,58 +53,74 @@ def test_what_makes_runs_incomparable_is_said(changes: dict[str, Any], said: str
     found = differences([fake.full(), other(**changes)])
     assert len(found) == 1
     assert said in found[0]
-    assert said in build_comparison([fake.full(), other(**changes)])
+
+
+def test_the_page_of_three_runs() -> None:
+    runs = [fake.full(), other(manifest={"hash": "ff"}), replace(fake.minimal(), title="bare <run>", run="<x>")]
+    html = build_comparison(runs)
+    check_page(html)
+    text = words(html)
+    assert text.index("These runs differ in more than the method") < text.index("The splits differ")
+    assert "bare <run>" in text
+    assert "255,360 255,360 –" in text
+    for command in (run.command for run in runs):
+        assert command in text
+    bare = replace(fake.minimal(), title="other")
+    twins = words(build_comparison([bare, replace(bare, run="b")]))
+    assert "other (runs/digits)" in twins
+    for verb in ("classify RUN", "evaluate RUN", "sample RUN"):
+        assert f"imbdiff {verb}" in twins
+    with pytest.raises(ConfigError, match="1 runs"):
+        build_comparison([fake.full()])
 
 
 def test_each_run_keeps_its_column() -> None:
     better = fake.classifier()
     better["arms"][0]["mean"]["accuracy"] = 0.4321
-    html = build_comparison([fake.full(), other(classifier=better), replace(fake.minimal(), title="bare <run>")])
-    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+    rows = arm_rows([fake.full(), other(classifier=better), fake.minimal()])
+    name, scope, cells = rows[0]
     first = fake.classifier()["arms"][0]["mean"]["accuracy"]
-    assert re.search(rf"CE all {first:.3f} ± [\d.]+ 0\.432 ± [\d.]+ –", text)
-    assert "bare &lt;run&gt;" in html
-    assert not re.search(r"https?://|url\((?!data:)", html)
-
-
-def lines(html: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+    assert (name, scope) == ("CE", "all")
+    assert {i: cell.text for i, cell in cells.items()} == {0: f"{first:.3f}", 1: "0.432"}
+    assert cells[0].small.startswith("± ")
 
 
 def test_a_number_that_both_runs_have_is_one_line() -> None:
     higher = fake.metrics()
-    for entry in higher["numbers"]:
-        if (
-            (entry["metric"], entry["extractor"]) == ("recall", "judge-cnn")
-            and entry["scope"] == "all"
-            and entry["reference"] == "test"
-        ):
-            entry.update(value=0.77, low=0.7, high=0.8)
-    text = lines(build_comparison([fake.full(), other(metrics=higher)]))
-    assert "recall(k=3)[judge-cnn] ↑ against test all 0.51 0.46 to 0.56 0.77 0.70 to 0.80" in text
-    assert "FD[judge-cnn] ↓ against test all 21.4 19.4 to 23.4 21.4 19.4 to 23.4 FD∞" in text  # refused in all groups
-    assert "F8[" not in text
-    assert text.index("FD[judge-cnn] ↓ against test") < text.index("against train") < text.index("[random-conv]")
+    for row in higher["numbers"]:
+        if (row["metric"], row["scope"], row["reference"]) == ("recall", "all", "test"):
+            row.update(value=0.77, low=0.7, high=0.8)
+    found = lines(fake.full(), other(metrics=higher))
+    assert found["recall(k=3)[judge-cnn] ↑ against test", "all"] == ["0.51", "0.77"]
+    assert found["FD[judge-cnn] ↓ against test", "all"] == ["21.4", "21.4"]
+    names = list(dict.fromkeys(name for name, _ in found))
+    assert not any(name.startswith(("F8", "density")) for name in names)
+    assert ("FD[judge-cnn] ↓ against test", "few") not in found  # refused in both
+    order = [
+        next(i for i, n in enumerate(names) if what in n) for what in ("against test", "against train", "[random-")
+    ]
+    assert order == sorted(order)
+    refused = fake.metrics()
+    next(r for r in refused["numbers"] if r["metric"] == "KD").update(value=None, refused="too few")
+    assert lines(fake.full(), other(metrics=refused))["KD[judge-cnn] ↓ against test", "all"] == ["0.031", "refused"]
 
 
 @pytest.mark.parametrize("changes", [{"fingerprint": "9" * 60}, {"n_reference": 17}])
 def test_numbers_of_other_extractors_or_sizes_share_no_line(changes: dict[str, Any]) -> None:
-    text = lines(build_comparison([fake.full(), other(metrics=with_numbers(**changes))]))
-    own = fake.EXTRACTORS[0][1][:8]
-    assert f"against test (extractor {own}, images bbbbbbbb) all, 600 reference images 21.4 19.4 to 23.4 –" in text
+    found = lines(fake.full(), other(metrics=with_numbers(**changes)))
+    fingerprints = [fake.EXTRACTORS[0][1][:8], str(changes.get("fingerprint", fake.EXTRACTORS[0][1]))[:8]]
     size = changes.get("n_reference", 600)
-    assert f"all, {size} reference images – 21.4 19.4 to 23.4" in text
+    first, second = (f"FD[judge-cnn] ↓ against test (extractor {one}, images bbbbbbbb)" for one in fingerprints)
+    assert found[first, "all, 600 reference images"] == ["21.4", "-"]
+    assert found[second, f"all, {size} reference images"] == ["-", "21.4"]
 
 
 def test_numbers_against_other_images_of_the_same_name_share_no_line() -> None:
-    found = fake.metrics()
-    found["protocol"]["fingerprints"]["reference"] = "dd" * 32
-    text = lines(build_comparison([fake.full(), other(metrics=found)]))
-    assert "images dddddddd) all, 600 reference images – 21.4" in text
-    assert "CAS ↑ all 0.87 0.84 to 0.90 0.87" not in text
-    assert "agreement[judge-cnn] ↑ all 0.91 0.89 to 0.93 0.91" in text  # of the synthetic images alone
-
-
-def test_one_run_is_no_comparison() -> None:
-    with pytest.raises(ConfigError, match="1 runs"):
-        build_comparison([fake.full()])
+    metrics = fake.metrics()
+    metrics["protocol"]["fingerprints"]["reference"] = "dd" * 32
+    found = lines(fake.full(), other(metrics=metrics))
+    own = fake.EXTRACTORS[0][1][:8]
+    line = f"FD[judge-cnn] ↓ against test (extractor {own}, images dddddddd)"
+    assert found[line, "all, 600 reference images"] == ["-", "21.4"]
+    assert ("CAS ↑", "all") not in found
+    assert found["agreement[judge-cnn] ↑", "all"] == ["0.91", "0.91"]  # of the synthetic images alone

@@ -20,7 +20,7 @@ from imbdiff.metrics.extractors.inception import find_inception_weights
 from imbdiff.metrics.features import FeatureStore
 from imbdiff.metrics.measures import choose_measures
 from imbdiff.metrics.reference import StoredReference, is_reference, load_reference, make_reference
-from imbdiff.reporting.evaluation import build_evaluation
+from imbdiff.reporting.report import build_evaluation
 from imbdiff.runtime.device import resolve_device, start
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError, DataError, RunError

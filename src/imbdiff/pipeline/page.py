@@ -42,7 +42,7 @@ def report_data(
         config=to_dict(config),
         warnings=prepared.warnings,
         manifest=prepared.manifest,
-        drawn=() if synthetic is None else tuple(np.bincount(synthetic.labels, minlength=c).tolist()),
+        sampled=() if synthetic is None else tuple(np.bincount(synthetic.labels, minlength=c).tolist()),
         train=prepared.train,
         synthetic=synthetic,
         nearest=metrics.get("memorisation") if metrics else None,

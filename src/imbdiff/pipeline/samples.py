@@ -30,7 +30,7 @@ from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.scales import scale_table
 from imbdiff.pipeline.sampling import Sampling, sampling
-from imbdiff.reporting.sprites import sample_grid
+from imbdiff.reporting.pictures import sample_grid
 from imbdiff.runtime.compiling import compile_if_equal, uncompile
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist

@@ -237,7 +237,7 @@ class _Study:
         }
         write_json(folder / "study.json", result)
         best = next((cell.number for cell in self.cells if picked and cell.name == picked["name"]), None)
-        write_text(folder / "report.html", build_study(result, choose.boards(best)))
+        write_text(folder / "report.html", build_study(result, choose.examples(best)))
         if not self.quiet:
             said = f"recommended: {picked['name']}" if picked else f"no recommendation: {missing[0] if missing else ''}"
             print(f"{said}\nstudy: {folder / 'report.html'}", flush=True)

@@ -27,8 +27,7 @@ from imbdiff.recognition.grid import Cell, first_of
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.working import working_extractor
 from imbdiff.reporting.content import ReportData
-from imbdiff.reporting.curated import section
-from imbdiff.reporting.study import BOARD_OTHERS, BOARD_RAREST, MAX_BOARDS, Board
+from imbdiff.reporting.study import MAX_POLICIES, Curated
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import atomic, digest, read_json, write_json
@@ -149,11 +148,11 @@ class Chooser:
                 self.made.append({**row, **counts})
         return self._known[key]
 
-    def boards(self, number: str | None) -> list[Board]:
-        """One board per policy, at most :data:`~imbdiff.reporting.study.MAX_BOARDS`: of `number` where it is given and
-        was chosen of, otherwise of the choice with most images wanted."""
+    def examples(self, number: str | None) -> list[Curated]:
+        """One choice per policy, at most :data:`~imbdiff.reporting.study.MAX_POLICIES`: of `number` where it is given
+        and was chosen of, otherwise the choice with most images wanted."""
         shown = []
-        for policy in list(dict.fromkeys(row["policy"] for row in self.made))[:MAX_BOARDS]:
+        for policy in list(dict.fromkeys(row["policy"] for row in self.made))[:MAX_POLICIES]:
             own = [row for row in self.made if row["policy"] == policy]
             row = max(own, key=lambda r: (r["number"] == number, r["wanted"]))
             found = read_json(self._folder / row["file"])
@@ -162,9 +161,7 @@ class Chooser:
                 title="", command="", method="", source="", stats=self._prepared.stats, groups=self._prepared.groups,
                 curated={**found, "candidates": candidates},
             )  # fmt: skip
-            made = section(about, rarest=BOARD_RAREST, others=BOARD_OTHERS)
-            if made is not None:
-                shown.append(Board(policy, row["number"], f"{self._folder.name}/{row['file']}", made))
+            shown.append(Curated(policy, row["number"], f"{self._folder.name}/{row['file']}", about))
         return shown
 
     def _manifest(self, cell: Cell, candidates: ImageSet) -> tuple[Path, dict[str, Any]]:

@@ -30,8 +30,8 @@ class ReportData:
         groups: many / medium / few, a partition of the classes of `stats`.
         warnings: sentences for the reader, from all stages.
         manifest: the split: "counts", "hash", "seed", "profile", "val" and so on (`Prepared.manifest`).
-        drawn: (C,) synthetic images per class; empty means none.
-        train: the training images; None leaves the image strips out.
+        sampled: (C,) synthetic images per class; empty means none.
+        train: the training images; None leaves the pictures out.
         synthetic: the synthetic images, all or a sample of each class.
         nearest: for synthetic images the nearest training image: `evaluate(...)["nearest"]`.
         log: rows of the training log: {"step", "images", "loss", <term>: value, ...}.
@@ -53,7 +53,7 @@ class ReportData:
     config: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    drawn: Sequence[int] = ()
+    sampled: Sequence[int] = ()
     train: ImageSet | None = None
     synthetic: ImageSet | None = None
     nearest: Mapping[str, Any] | None = None
@@ -69,26 +69,28 @@ class ReportData:
         c = self.stats.num_classes
         if len(self.groups.of_class) != c:
             raise DataError(f"groups of {len(self.groups.of_class)} classes for {c} classes")
-        if len(self.drawn) not in (0, c):
-            raise DataError(f"{len(self.drawn)} numbers of synthetic images for {c} classes")
+        if len(self.sampled) not in (0, c):
+            raise DataError(f"{len(self.sampled)} numbers of synthetic images for {c} classes")
         for name, images in (("train", self.train), ("synthetic", self.synthetic)):
             if images is not None and len(images.class_names) != c:
                 raise DataError(f"the {name} images have {len(images.class_names)} classes, the statistics {c}")
 
     @property
     def filled(self) -> tuple[int, ...]:
-        """(C,) synthetic images per class, zeros where nothing was drawn."""
-        return tuple(int(n) for n in self.drawn) or (0,) * self.stats.num_classes
+        """(C,) synthetic images per class, zeros where nothing was sampled."""
+        return tuple(int(n) for n in self.sampled) or (0,) * self.stats.num_classes
+
+    @property
+    def memorisation(self) -> Mapping[str, Any] | None:
+        """What was found about copies; None if nothing was looked for."""
+        found = self.nearest or (self.metrics or {}).get("memorisation")
+        return found if found and found.get("summary") else None
+
+    def group(self, k: int) -> str:
+        """Name of the group of class `k`."""
+        return self.groups.names[self.groups.of_class[k]]
 
     @property
     def by_size(self) -> list[int]:
         """Class labels from the largest class to the smallest; ties in label order."""
         return np.argsort(-np.asarray(self.stats.counts), kind="stable").tolist()
-
-
-def spread(items: Sequence[int], limit: int) -> list[int]:
-    """At most `limit` of `items`, evenly spaced, the first and the last always among them."""
-    if len(items) <= limit:
-        return list(items)
-    places = np.linspace(0, len(items) - 1, limit).round().astype(int)
-    return [items[i] for i in places]

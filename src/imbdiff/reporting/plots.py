@@ -1,6 +1,6 @@
-"""Plots as PNG data: each drawn for light and dark pages, and where it matters for wide and narrow ones.
+"""Plots as PNG data: each for light and dark pages, and where it matters for wide and narrow ones.
 
-Figures are made without pyplot, so nothing global is created or changed. Text is drawn with `parse_math=False`:
+Figures are made without pyplot, so nothing global is created or changed. Text is set with `parse_math=False`:
 a class called ``$x`` is a name, not a formula.
 """
 
@@ -18,15 +18,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
-from imbdiff.reporting.sprites import data_uri
+from imbdiff.reporting.pictures import data_uri
 from imbdiff.reporting.text import label
 
 DPI = 192.0  # twice the nominal 96, for sharp text on dense screens
+SINGLE = 60
+"""Classes up to which each has a bar or point of its own; above, one outline or a running median."""
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one look of the page; the same values stand in the style sheet."""
+    """Colours of one look of the page; the same values are in the style sheet."""
 
     paper: str
     ink: str
@@ -39,7 +41,7 @@ class Theme:
 LIGHT = Theme("#ffffff", "#1b2430", "#5b6675", "#dfe3e8", "#3d6fb4", "#e08a2c")
 DARK = Theme("#1b2027", "#e6e9ee", "#9aa5b3", "#333b46", "#7fabe6", "#f0a85a")
 
-Draw = Callable[[Figure, Theme], None]
+Paint = Callable[[Figure, Theme], None]
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ class Plot:
     narrow: tuple[str, str] | None = None
 
 
-def render(draw: Draw, size: tuple[int, int], theme: Theme) -> str:
-    """Draws a figure of `size` CSS pixels and gives it back as a data: address (PNG, at most 128 colours)."""
+def render(paint: Paint, size: tuple[int, int], theme: Theme) -> str:
+    """Paints a figure of `size` CSS pixels and returns it as a data: address (PNG, at most 128 colours)."""
     figure = Figure(figsize=(size[0] / 96, size[1] / 96), dpi=DPI, facecolor=theme.paper, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    draw(figure, theme)
+    paint(figure, theme)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     picture = Image.fromarray(np.ascontiguousarray(pixels)).quantize(128, dither=Image.Dither.NONE)
@@ -67,14 +69,22 @@ def render(draw: Draw, size: tuple[int, int], theme: Theme) -> str:
     return data_uri(out.getvalue())
 
 
-def plot(alt: str, draw: Draw, size: tuple[int, int], narrow: tuple[int, int] | None = None) -> Plot:
+def plot(alt: str, paint: Paint, size: tuple[int, int], narrow: tuple[int, int] | None = None) -> Plot:
     """All variants of one plot; sizes are (width, height) in CSS pixels."""
-    slim = (render(draw, narrow, LIGHT), render(draw, narrow, DARK)) if narrow else None
-    return Plot(alt, render(draw, size, LIGHT), render(draw, size, DARK), *size, narrow=slim)
+    slim = (render(paint, narrow, LIGHT), render(paint, narrow, DARK)) if narrow else None
+    return Plot(alt, render(paint, size, LIGHT), render(paint, size, DARK), *size, narrow=slim)
 
 
-def dress(axes: Any, theme: Theme, grid: str = "y") -> None:
-    """The house style of an axes: no box, quiet ticks, hair lines in the direction that is read."""
+def pixels_across(figure: Figure) -> float:
+    return figure.get_figwidth() * 96
+
+
+def is_narrow(figure: Figure) -> bool:
+    return pixels_across(figure) < 600
+
+
+def style_axes(axes: Any, theme: Theme, grid: str = "y", x: str = "", y: str = "", title: str = "") -> None:
+    """The style of all axes: no box, quiet ticks, hair lines in the direction that is read; labels and title."""
     axes.set_facecolor(theme.paper)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -82,6 +92,12 @@ def dress(axes: Any, theme: Theme, grid: str = "y") -> None:
     axes.tick_params(colors=theme.muted, labelsize=8.5, length=0)
     axes.grid(axis=grid, color=theme.rule, linewidth=0.7)
     axes.set_axisbelow(True)
+    if x:
+        axes.set_xlabel(x, fontsize=8.5, color=theme.muted)
+    if y:
+        axes.set_ylabel(y, fontsize=8.5, color=theme.muted)
+    if title:
+        axes.set_title(title, loc="left", fontsize=9.5, color=theme.ink, fontweight="bold", parse_math=False)
 
 
 def thousands(value: float, _: Any = None) -> str:
@@ -92,45 +108,54 @@ def thousands(value: float, _: Any = None) -> str:
     return f"{value:g}"
 
 
+def outline(axes: Any, tops: np.ndarray, floor: float, colour: str, alpha: float = 1.0) -> None:
+    """Bars of classes; of more than `SINGLE` one outline in place of a thousand rectangles."""
+    c = len(tops)
+    if c <= SINGLE:
+        axes.bar(np.arange(c), tops - floor, 0.74, bottom=floor, color=colour, alpha=alpha)
+        return
+    edges = np.arange(c + 1) - 0.5
+    axes.fill_between(edges, floor, np.append(tops, tops[-1]), step="post", color=colour, alpha=alpha, linewidth=0)
+
+
 def class_histogram(
-    names: Sequence[str], real: Sequence[int], drawn: Sequence[int], group: Sequence[str], log: bool
+    names: Sequence[str],
+    counts: Sequence[int],
+    layers: Sequence[tuple[Sequence[int], str]],
+    group: Sequence[str],
+    log: bool,
+    what: str = "Images per class",
 ) -> Plot:
-    """Images per class, real below and synthetic on top, in the order given (largest class first).
+    """Images per class in the order given (largest class first), layers in front of each other.
 
     Args:
-        names, real, drawn, group: (C,) names (or "#label"), training images, synthetic images, group name.
+        names, counts, group: (C,) names (or "#label"), real images, group name.
+        layers: (heights (C,), colour: a field of :class:`Theme`); the highest first.
         log: logarithmic counts. Heights of stacked bars then say nothing; their tops do.
     """
     c = len(names)
+    floor = 0.5 if log else 0.0
 
-    def draw(figure: Figure, theme: Theme) -> None:
+    def paint(figure: Figure, theme: Theme) -> None:
         axes: Any = figure.add_subplot()
-        dress(axes, theme)
-        x = np.arange(c)
-        low, high = np.asarray(real, float), np.asarray(real, float) + np.asarray(drawn, float)
-        floor = 0.5 if log else 0.0
-        for tops, colour in ((high, theme.synthetic), (low, theme.real)):
-            if c <= 60:
-                axes.bar(x, tops - floor, 0.74, bottom=floor, color=colour)
-            else:  # one outline instead of a thousand rectangles
-                edges = np.arange(c + 1) - 0.5
-                axes.fill_between(edges, floor, np.append(tops, tops[-1]), step="post", color=colour, linewidth=0)
+        style_axes(axes, theme, y="images" + (", log scale" if log else ""))
+        for heights, colour in layers:
+            outline(axes, np.maximum(np.asarray(heights, float), floor), floor, getattr(theme, colour))
         if log:
             axes.set_yscale("log")
             axes.set_ylim(bottom=floor)
+            axes.minorticks_off()
         axes.set_xlim(-0.6, c - 0.4)
         axes.yaxis.set_major_formatter(FuncFormatter(thousands))
-        axes.set_ylabel("images" + (", log scale" if log else ""), color=theme.muted, fontsize=8.5)
-        class_ticks(axes, names, real, figure.get_figwidth() * 96, theme)
+        class_ticks(axes, names, counts, pixels_across(figure), theme)
         group_marks(axes, group, theme)
 
-    what = "log" if log else "linear"
-    alt = f"Images per class, real and synthetic stacked, {c} classes sorted by size, {what} scale"
+    alt = f"{what}, {c} classes sorted by size, {'log' if log else 'linear'} scale"
     tall = 20 if any(len(name) > 6 for name in names) and c <= 40 else 0
-    return plot(alt, draw, (1000, 300 + tall), (400, 260 + tall) if c > 1 else None)
+    return plot(alt, paint, (1000, 300 + tall), (400, 260 + tall) if c > 1 else None)
 
 
-def class_ticks(axes: Any, names: Sequence[str], real: Sequence[int], pixels: float, theme: Theme) -> None:
+def class_ticks(axes: Any, names: Sequence[str], counts: Sequence[int], pixels: float, theme: Theme) -> None:
     """Names below the bars where they fit, otherwise ranks."""
     c = len(names)
     if c > 40 or c * 13 > pixels:
@@ -140,23 +165,32 @@ def class_ticks(axes: Any, names: Sequence[str], real: Sequence[int], pixels: fl
         return
     axes.set_xticks(range(c))
     flat = max(len(name) for name in names) * 7 < pixels / c - 4
-    texts = [f"{name}\n{n}" if flat and c <= 20 else name for name, n in zip(names, real, strict=True)]
+    texts = [f"{name}\n{n}" if flat and c <= 20 else name for name, n in zip(names, counts, strict=True)]
     style = {} if flat else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticklabels(texts, parse_math=False, **style)
 
 
-def group_marks(axes: Any, group: Sequence[str], theme: Theme) -> None:
-    """Names the groups above the bars, where each is one stretch of the size order."""
+def stretches_of(group: Sequence[str]) -> list[int]:
+    """Where each group starts, if each is one stretch of the order; empty if not: explicit groups need not be."""
     starts = [i for i in range(len(group)) if i == 0 or group[i] != group[i - 1]]
-    if len(starts) != len(set(group)):  # explicit groups need not follow the size order
-        return
-    for a, b in zip(starts, [*starts[1:], len(group)], strict=True):
-        if a:
-            axes.axvline(a - 0.5, color=theme.muted, linewidth=0.8, linestyle=(0, (2, 3)))
-        text = label(group[a], "", limit=12)
+    return starts if len(starts) == len(set(group)) else []
+
+
+def group_marks(axes: Any, group: Sequence[str], theme: Theme, edges: Sequence[float] | None = None) -> None:
+    """Names the groups above the axes, with a line between them, where each is one stretch of the size order.
+
+    Args:
+        edges: (groups + 1,) where they begin and end on the x axis; by default at the places of bars 0, 1, ...
+    """
+    starts = stretches_of(group)
+    at = [s - 0.5 for s in [*starts, len(group)]] if edges is None else list(edges)
+    middle = (lambda a, b: (a + b) / 2) if edges is None else (lambda a, b: math.sqrt(a * b))
+    for i, start in enumerate(starts):
+        if i:
+            axes.axvline(at[i], color=theme.muted, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.text(
-            (a + b - 1) / 2, 1.015, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom",
-            fontsize=8.5, color=theme.muted, parse_math=False,
+            middle(at[i], at[i + 1]), 1.015, label(group[start], "", limit=12), ha="center", va="bottom",
+            transform=axes.get_xaxis_transform(), fontsize=8.5, color=theme.muted, parse_math=False,
         )  # fmt: skip
 
 
@@ -165,74 +199,25 @@ def loss_curve(name: str, images: Sequence[float], values: Sequence[float]) -> P
     x, y = np.asarray(images, float), np.asarray(values, float)
     keep = np.isfinite(x) & np.isfinite(y)
     x, y = x[keep], y[keep]
-    stretches = np.array_split(np.arange(len(x)), min(len(x), max(1, min(120, len(x) // 4)))) if len(x) > 60 else None
+    parts = np.array_split(np.arange(len(x)), min(len(x), max(1, min(120, len(x) // 4)))) if len(x) > 60 else None
 
-    def draw(figure: Figure, theme: Theme) -> None:
+    def paint(figure: Figure, theme: Theme) -> None:
         axes: Any = figure.add_subplot()
-        dress(axes, theme)
-        if stretches is None:
+        style_axes(axes, theme, x="images seen", title=label(name, "term", 40))
+        if parts is None:
             axes.plot(x, y, color=theme.real, linewidth=1.6, marker="o" if len(x) < 12 else None, markersize=3)
         else:
-            middle = [float(x[s].mean()) for s in stretches]
-            low, mid, high = (np.array([np.quantile(y[s], q) for s in stretches]) for q in (0.1, 0.5, 0.9))
+            middle = [float(x[s].mean()) for s in parts]
+            low, mid, high = (np.array([np.quantile(y[s], q) for s in parts]) for q in (0.1, 0.5, 0.9))
             axes.fill_between(middle, low, high, color=theme.real, alpha=0.2, linewidth=0)
             axes.plot(middle, mid, color=theme.real, linewidth=1.5)
         if len(y) and y.min() > 0 and y.max() / y.min() > 30:
             axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(thousands))
-        axes.set_xlabel("images seen", fontsize=8.5, color=theme.muted)
-        axes.set_title(
-            label(name, "term", 40), loc="left", fontsize=9.5, color=theme.ink, fontweight="bold", parse_math=False
-        )
 
     last = f", last value {y[-1]:.4g}" if len(y) else ""
-    return plot(f"Training loss {name} against images seen{last}", draw, (350, 205))
-
-
-def accuracy_by_group(arms: Sequence[dict[str, Any]], scopes: Sequence[str]) -> Plot:
-    """Accuracy of each arm, one panel per scope, arms as rows: mean, standard deviation over seeds, single seeds.
-
-    Args:
-        arms: {"name", "synthetic": bool, "control": bool, "mean": {scope: value}, "sd": {scope: value},
-            "seeds": {scope: [value of each seed]}}.
-        scopes: "all" and the groups, in the order of the panels.
-    """
-    rows = list(range(len(arms)))[::-1]
-    names = [label(arm["name"], f"arm {i + 1}", 30) for i, arm in enumerate(arms)]
-
-    def panel(axes: Any, scope: str, theme: Theme, named: bool) -> None:
-        dress(axes, theme, grid="x")
-        for y, arm in zip(rows, arms, strict=True):
-            colour = theme.synthetic if arm["synthetic"] else theme.real
-            mean, sd = arm["mean"].get(scope), arm["sd"].get(scope) or 0.0
-            if mean is None:
-                continue
-            seeds = [v for v in arm["seeds"].get(scope, ()) if v is not None]
-            axes.plot(seeds, [y] * len(seeds), "o", color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
-            axes.plot([mean - sd, mean + sd], [y, y], color=colour, linewidth=1.6, solid_capstyle="round")
-            axes.plot([mean], [y], "D" if arm["control"] else "o", color=colour, markersize=6)
-            if arm["control"]:
-                axes.axvline(mean, color=theme.real, linewidth=0.9, linestyle=(0, (3, 3)), zorder=0)
-        axes.set_ylim(-0.6, len(arms) - 0.4)
-        axes.set_yticks(rows)
-        axes.set_yticklabels(names if named else [""] * len(names), parse_math=False)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.margins(x=0.12)
-        axes.set_title(
-            label(scope, "group", 24), loc="left", fontsize=9.5, color=theme.ink, fontweight="bold", parse_math=False
-        )
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        slim = figure.get_figwidth() * 96 < 600
-        shape = (len(scopes), 1) if slim else (1, len(scopes))
-        grid: Any = figure.subplots(*shape, squeeze=False)
-        for i, (axes, scope) in enumerate(zip(grid.ravel(), scopes, strict=True)):
-            panel(axes, scope, theme, slim or i == 0)
-
-    alt = "Accuracy per group and arm: mean over seeds, bar one standard deviation, dashed line the best control"
-    tall = 26 * len(arms) + 60
-    return plot(alt, draw, (1000, tall), (400, tall * len(scopes)))
+    return plot(f"Training loss {name} against images seen{last}", paint, (350, 205))
 
 
 def is_wide(counts: Sequence[int]) -> bool:

@@ -6,160 +6,129 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
 from imbdiff.data.names import counted
-from imbdiff.reporting.curated import HEADS, Section
-from imbdiff.reporting.plots import Plot
-from imbdiff.reporting.report import render
-from imbdiff.reporting.study_plot import MAX_LEVELS, MAX_LINES, MAX_PANELS, Level, Line, sweep_plot
-from imbdiff.reporting.tables import CLASS_MEAN, Cell, points
-from imbdiff.reporting.text import NOTHING, clean, flatten, number, seconds, shorten
+from imbdiff.reporting import blocks as ui
+from imbdiff.reporting.classifier import CLASS_MEAN, points
+from imbdiff.reporting.content import ReportData
+from imbdiff.reporting.curated import REASONS, curation
+from imbdiff.reporting.plots import Plot, Theme, is_narrow, plot, style_axes, thousands
+from imbdiff.reporting.text import NOTHING, clean, flatten, label, number, seconds, shorten
 
 MAX_ROWS = 200
 MAX_GROUPS = 8
 MAX_MISSING = 50
-MAX_BOARDS = 6
-BOARD_RAREST = 3
-BOARD_OTHERS = 1
+MAX_POLICIES, RAREST, OTHERS = 6, 3, 1
+MAX_LINES, MAX_LEVELS, MAX_PANELS = 8, 3, 6
+COLOURS = (
+    ("#c46a10", "#f0a85a"), ("#7b4fb5", "#b493ea"), ("#1f7a4d", "#62c791"), ("#b23a2e", "#f08a7d"),
+    ("#0f7f93", "#5cc5d6"), ("#a0478c", "#e08fce"), ("#7d7200", "#d9cc5a"), ("#5b6675", "#c3cbd5"),
+)  # fmt: skip
+"""Of the lines, on light and dark pages; markers and dashes tell them apart as well."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)))
+LEVELS: tuple[Any, ...] = ((0, (6, 3)), (0, (1, 2)), (0, (6, 2, 1, 2)))
+
+Found = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class GridRow:
-    """One arm or cell; `cells` follow the mean over classes and the groups."""
-
-    name: str
-    number: str
-    curation: str
-    recipe: str
-    use: str
-    images: Cell
-    cells: tuple[Cell, ...]
-    badge: str
-    synthetic: bool
-
-
-@dataclass(frozen=True)
-class ScopeRow:
-    """The difference of the two finalists in one scope."""
-
-    scope: str
-    difference: str
-    tone: str
-    n: str
-
-
-@dataclass(frozen=True)
-class Board:
-    """What one policy keeps and drops for one number of images; `file` holds the scores of all."""
+class Curated:
+    """What one policy keeps and drops for one number of images: results with `curated`; `file` has all scores."""
 
     policy: str
     number: str
     file: str
-    section: Section
+    data: ReportData
 
 
-def build_study(found: Mapping[str, Any], boards: Sequence[Board] = ()) -> str:
+def build_study(found: Found, curated: Sequence[Curated] = ()) -> str:
     """The page as HTML text with no reference to anything outside it, from what ``study.json`` holds.
 
     Caps, all stated on the page: 200 rows, 8 groups in tables, 8 lines, 3 arms and 6 panels in the plot, 50 classes
-    without validation images, 200 choices of images, boards of 6 policies with 3 rare classes and one other each.
+    without validation images, 200 choices of images, pictures of 6 policies with 3 rare classes and one other each.
     """
-    picked, test = found.get("recommendation"), found.get("test")
-    groups = [str(g) for g in found["groups"]]
     rows = sorted(found["rows"], key=lambda row: -_score(row))
-    shown = rows[:MAX_ROWS]
-    missing = [clean(name) for name in found["missing"]]
-    exploratory = found.get("exploratory")
+    sections = [
+        _missing(found),
+        _plot_section(found, rows),
+        _grid(found, rows),
+        *_curation(found, curated),
+        _test(found),
+        _exploratory(found),
+        _protocol(found),
+        ui.Section("repeat", "Repeat this study", [ui.Text("", command=found["command"])], "Repeat"),
+    ]
+    page = ui.Page("study", f"Study of {shorten(found['run'], 120)}", _top(found), [s for s in sections if s])
+    return ui.render(page)
+
+
+def _top(found: Found) -> list[ui.Block]:
+    test = found.get("test")
+    blocks: list[ui.Block] = [
+        ui.Text(recommendation(found), f"verdict {tone(((test or {}).get('scopes') or {}).get('all'))}")
+    ]
+    blocks += [ui.Text(text, "note") for text in (_tested(found), _looks(found.get("looks") or ())) if text]
+    chips = [
+        ui.Cell(ui.joined([Markup("<b>{}</b>").format(clean(d.scope)), ui.span(d.difference, "")]), style=d.tone)
+        for d in differences(test)
+    ]
+    blocks.append(ui.Items(chips, "chips"))
+    if found["apply"]:
+        blocks.append(ui.Text("To apply it to the run:", "note"))
+        blocks += [ui.Text("", command=line) for line in found["apply"]]
     protocol = found["protocol"]
-    choices = list(found.get("curated") or ())
-    trained = sum(row["validation"] is not None or not row["reason"] for row in rows)
-    return render(
-        "study.html.j2",
-        title=f"Study of {shorten(found['run'], 120)}",
-        sentence=_sentence(found),
-        tone=_tone(test),
-        tested=_tested(picked, test, exploratory is not None),
-        looks=_looks(found.get("looks") or ()),
-        apply=[clean(line) for line in found["apply"]],
-        facts=[
-            (number(trained), "compared", "cells and arms without synthetic images"),
-            (number(trained * len(protocol["seeds"])), "classifiers", f"{protocol['steps']:,} steps each"),
-            (number(protocol["n_val"]), "validation images", "they choose"),
-            (
-                number(protocol["n_test"]),
-                "test images",
-                "looked at after the choice" if test else "looked at" if exploratory else "not looked at",
-            ),
-        ],
-        plot=_plot(rows, groups, picked),
-        plot_notes=_plot_notes(rows, groups),
-        scopes=[CLASS_MEAN, *groups[:MAX_GROUPS]],
-        rows=[_grid_row(row, groups[:MAX_GROUPS], picked) for row in shown],
-        rows_left=len(rows) - len(shown),
-        groups_left=max(0, len(groups) - MAX_GROUPS),
-        missing=missing[:MAX_MISSING],
-        missing_left=max(0, len(missing) - MAX_MISSING),
-        rule=clean(picked["rule"]) if picked else "",
-        equal=[clean(name) for name in picked["equal"][:20]] if picked else [],
-        finalists=[(clean(n), _accuracies(block, groups[:MAX_GROUPS])) for n, block in test["numbers"].items()]
-        if test
-        else [],
-        differences=_differences(test),
-        exploratory=[
-            (clean(row["name"]), _accuracies(row["numbers"], groups[:MAX_GROUPS]))
-            for row in (exploratory or {"rows": []})["rows"][:MAX_ROWS]
-        ],
-        chosen=[_chosen(row) for row in choices[:MAX_ROWS]],
-        chosen_left=max(0, len(choices) - MAX_ROWS),
-        boards=[Board(clean(b.policy), shorten(b.number, 60), clean(b.file), b.section) for b in boards[:MAX_BOARDS]],
-        boards_left=max(0, len({row["policy"] for row in choices}) - MAX_BOARDS),
-        explored=0 if exploratory is None else exploratory["compared"],
-        protocol=[*flatten(protocol), *flatten(found["grid"], "grid"), ("time", seconds(found["seconds"]))],
-        command=clean(found["command"]),
-    )
+    trained = sum(row["validation"] is not None or not row["reason"] for row in found["rows"])
+    looked = "looked at after the choice" if test else "looked at" if found.get("exploratory") else "not looked at"
+    return [*blocks, ui.Items([
+        ui.fact(number(trained), "compared", "cells and arms without synthetic images"),
+        ui.fact(number(trained * len(protocol["seeds"])), "classifiers", f"{protocol['steps']:,} steps each"),
+        ui.fact(number(protocol["n_val"]), "validation images", "they choose"),
+        ui.fact(number(protocol["n_test"]), "test images", looked),
+    ], "facts")]  # fmt: skip
 
 
-def _score(row: Mapping[str, Any]) -> float:
+def _score(row: Found) -> float:
     value = None if row["validation"] is None else row["validation"]["mean"]["balanced"]
     return -1.0 if value is None else float(value)
 
 
-def _row_of(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return next(row for row in found["rows"] if row["name"] == name)
-
-
-def _sentence(found: Mapping[str, Any]) -> str:
+def recommendation(found: Found) -> str:
+    """The sentence on top."""
     picked = found.get("recommendation")
     if not picked:
         why = found.get("why_not") or {"reason": "validation images of some classes are missing.", "remedy": ""}
-        return clean(f"No recommendation: {why['reason']} {why['remedy']}").strip()
-    row = _row_of(found, picked["name"])
+        return f"No recommendation: {why['reason']} {why['remedy']}".strip()
+    row = next(row for row in found["rows"] if row["name"] == picked["name"])
     end = f"of {picked['compared']} compared on validation images."
     if row["images"]:
-        text = (
+        return (
             f"Recommended: {picked['name']} ({row['images']:,} synthetic images). Balanced accuracy "
             f"{number(picked['score'])}, against {number(picked['control_score'])} of {picked['control']}, the best "
             f"without synthetic images: the highest {end}"
         )
-        return clean(text)
     best = max((r for r in found["rows"] if r["images"]), key=_score, default=None)
     text = f"Recommended: no synthetic images. {picked['name']} has a balanced accuracy of {number(picked['score'])}"
     if best is not None and _score(best) >= 0:
         text += f", against {number(_score(best))} of the best with synthetic images, {best['name']}"
-    return clean(f"{text}: the highest {end}")
+    return f"{text}: the highest {end}"
 
 
-def _tone(test: Mapping[str, Any] | None) -> str:
-    whole = ((test or {}).get("scopes") or {}).get("all") or {}
-    if whole.get("low") is None:
+def tone(scope: Found | None) -> str:
+    """good, bad or same, as the interval of the difference on test images says; none without one."""
+    if not scope or scope.get("low") is None:
         return "none"
-    return "good" if whole["low"] > 0 else "bad" if whole["high"] < 0 else "same"
+    return "good" if scope["low"] > 0 else "bad" if scope["high"] < 0 else "same"
 
 
-def _looks(looks: Sequence[Mapping[str, Any]]) -> str:
+def _looks(looks: Sequence[Found]) -> str:
+    """How often the test images were looked at in this folder."""
     if not looks:
         return ""
-    times = "once" if len(looks) == 1 else f"{len(looks)} times"
-    text = f"The test images were looked at {times} in this folder"
+    text = f"The test images were looked at {'once' if len(looks) == 1 else f'{len(looks)} times'} in this folder"
     if len(looks) == 1:
         return f"{text}."
     return (
@@ -168,116 +137,323 @@ def _looks(looks: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _chosen(row: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
-    """policy, number, wanted, candidates, kept, and why the others were not, of one choice."""
-    why = ", ".join(f"{HEADS.get(reason, reason)} {n:,}" for reason, n in row["reasons"].items() if reason != "kept")
-    counts = (number(row["wanted"]), number(row["candidates"]), number(row["kept"]))
-    return (clean(row["policy"]), shorten(row["number"], 60), *counts, clean(why or NOTHING))
-
-
-def _tested(picked: Mapping[str, Any] | None, test: Mapping[str, Any] | None, revealed: bool) -> str:
+def _tested(found: Found) -> str:
+    picked, test = found.get("recommendation"), found.get("test")
     if not picked or not test:
         return ""
     if test["scopes"] is None:
         return "It is the best arm without synthetic images itself: there is nothing to compare on the test images."
     whole = test["scopes"]["all"]
     if whole["difference"] is None:
-        return f"On the test images: not compared, {clean(whole['reason'])}."
-    only = "looked at after this choice" if revealed else "looked at after this choice and for these two only"
-    return clean(
-        f"On {counted(whole['n'], 'test image')}, {only}: "
+        return f"On the test images: not compared, {whole['reason']}."
+    only = "" if found.get("exploratory") is not None else " and for these two only"
+    return (
+        f"On {counted(whole['n'], 'test image')}, looked at after this choice{only}: "
         f"{_between(whole)} points of accuracy against {picked['control']}."
     )
 
 
-def _between(row: Mapping[str, Any]) -> str:
+def _between(row: Found) -> str:
     return f"{points(row['difference'])} ({points(row['low'])} to {points(row['high'])})"
 
 
-def _differences(test: Mapping[str, Any] | None) -> list[ScopeRow]:
+@dataclass(frozen=True)
+class Difference:
+    """The difference of the two finalists in one scope."""
+
+    scope: str
+    difference: str
+    tone: str
+    n: str
+
+
+def differences(test: Found | None) -> list[Difference]:
     rows = []
     for scope, row in ((test or {}).get("scopes") or {}).items():
-        if row["difference"] is None:
-            rows.append(ScopeRow(clean(scope), clean(row["reason"]), "none", number(row["n"])))
-            continue
-        tone = "good" if row["low"] > 0 else "bad" if row["high"] < 0 else "same"
-        rows.append(ScopeRow(clean(scope), _between(row), tone, number(row["n"])))
+        text = str(row["reason"]) if row["difference"] is None else _between(row)
+        rows.append(Difference(scope, text, tone(row), number(row["n"])))
     return rows[: MAX_GROUPS + 1]
 
 
-def _accuracies(block: Mapping[str, Any] | None, groups: Sequence[str]) -> tuple[Cell, ...]:
+def _groups(found: Found) -> list[str]:
+    return [str(group) for group in found["groups"]]
+
+
+def _columns(found: Found) -> list[ui.Column]:
+    return [ui.Column(scope) for scope in (CLASS_MEAN, *_groups(found)[:MAX_GROUPS])]
+
+
+def accuracies(block: Found | None, groups: Sequence[str]) -> list[ui.Cell]:
     """Mean ± standard deviation over seeds, of the mean over classes and of each group."""
+    groups = groups[:MAX_GROUPS]
     if block is None:
-        return tuple(Cell(NOTHING) for _ in range(1 + len(groups)))
+        return [ui.Cell(NOTHING)] * (1 + len(groups))
+    mean, sd = block["mean"], block["sd"]
+    pairs = [(mean["balanced"], sd["balanced"]), *((mean["groups"].get(g), sd["groups"].get(g)) for g in groups)]
+    cells = [ui.Cell(number(m), "" if m is None or s is None else f"± {number(s)}") for m, s in pairs]
     singles = "seeds: " + ", ".join(number(v) for v in block["seeds"])
-    cells = [_cell(block["mean"]["balanced"], block["sd"]["balanced"], singles)]
-    return (*cells, *(_cell(block["mean"]["groups"].get(g), block["sd"]["groups"].get(g)) for g in groups))
+    return [ui.Cell(cells[0].text, cells[0].small, singles), *cells[1:]]
 
 
-def _cell(mean: float | None, sd: float | None, title: str = "") -> Cell:
-    return Cell(number(mean), "" if mean is None or sd is None else f"± {number(sd)}", title)
+def _missing(found: Found) -> ui.Section | None:
+    names = list(found["missing"])
+    if not names:
+        return None
+    blocks: list[ui.Block] = [
+        ui.Text("A choice would be made without these classes. The accuracies below are of the other classes."),
+        ui.Items([ui.name(one) for one in names[:MAX_MISSING]]),
+    ]
+    if len(names) > MAX_MISSING:
+        blocks.append(ui.Text(f"and {number(len(names) - MAX_MISSING)} more", "note"))
+    return ui.Section("missing", "Classes without validation images", blocks)
 
 
-def _grid_row(row: Mapping[str, Any], groups: Sequence[str], picked: Mapping[str, Any] | None) -> GridRow:
-    badge = ""
-    if picked and row["name"] == picked["name"]:
-        badge = "recommended"
-    elif picked and row["name"] == picked["control"]:
-        badge = "best without"
-    fewer = row["images"] < row["wanted"]
-    few = f"of {row['wanted']:,}; {counted(row['short'], 'class', 'classes')} short" if fewer else ""
-    synthetic = row["number"] is not None
-    return GridRow(
-        name=clean(row["name"]),
-        number=shorten(row["number"], 60) if synthetic else NOTHING,
-        curation=clean(row["curation"] or NOTHING),
-        recipe=clean(row["label"]),
-        use=clean(row["use"]["words"]) if row["use"] else NOTHING,
-        images=Cell(number(row["images"]), few, clean(row["reason"] or "")),
-        cells=_accuracies(row["validation"], groups),
-        badge=badge,
-        synthetic=synthetic,
-    )
+@dataclass(frozen=True)
+class Line:
+    """One way of using synthetic images: number of them, mean accuracy and standard deviation by scope, per point."""
+
+    name: str
+    points: tuple[tuple[int, Mapping[str, float | None], Mapping[str, float | None]], ...]
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """One line per recipe, curation and use; the line of the highest score first."""
+@dataclass(frozen=True)
+class Level:
+    """An arm without synthetic images: mean accuracy by scope; `control` is the best of them."""
+
+    name: str
+    mean: Mapping[str, float | None]
+    control: bool
+
+
+def _by_scope(row: Found, block: str) -> dict[str, float | None]:
+    found = row["validation"][block]
+    return {CLASS_MEAN: found["balanced"], **found["groups"]}
+
+
+def lines_of(rows: Sequence[Found]) -> list[Line]:
+    """One line per recipe, curation and use; the line of the highest score first, as `rows` are."""
     uses = {row["use"]["words"] for row in rows if row["use"]}
-    found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:  # by score
+    found: dict[tuple[str, str, str], list[Found]] = {}
+    for row in rows:
         if row["validation"] is not None and row["number"] is not None:
             found.setdefault((row["label"], row["curation"], row["use"]["words"]), []).append(row)
     lines = []
-    for (recipe, curation, use), own in found.items():
-        parts = [recipe, "" if curation == "none" else curation, use if len(uses) > 1 else ""]
+    for (recipe, choice, use), own in found.items():
+        parts = [recipe, "" if choice == "none" else choice, use if len(uses) > 1 else ""]
         made = [(row["images"], _by_scope(row, "mean"), _by_scope(row, "sd")) for row in own]
         lines.append(Line(", ".join(p for p in parts if p), tuple(sorted(made, key=lambda p: p[0]))))
     return lines
 
 
-def _by_scope(row: Mapping[str, Any], block: str) -> dict[str, float | None]:
-    found = row["validation"][block]
-    return {CLASS_MEAN: found["balanced"], **found["groups"]}
-
-
-def _plot(rows: Sequence[Mapping[str, Any]], groups: Sequence[str], picked: Mapping[str, Any] | None) -> Plot | None:
-    lines = _lines(rows)
+def _plot_section(found: Found, rows: Sequence[Found]) -> ui.Section:
+    title = "Accuracy against the number of synthetic images"
+    lines, groups, picked = lines_of(rows), _groups(found), found.get("recommendation")
     if not lines:
-        return None
-    without = [row for row in rows if row["number"] is None and row["validation"] is not None][:MAX_LEVELS]
+        text = "There are no accuracies on validation images to show."
+        return ui.Section("plot", title, [ui.Text(text, "note")], "Plot")
+    without = [row for row in rows if row["number"] is None and row["validation"] is not None]
     best = picked["control"] if picked else None
-    levels = [Level(row["name"], _by_scope(row, "mean"), row["name"] == best) for row in without]
-    return sweep_plot(lines[:MAX_LINES], levels, [CLASS_MEAN, *groups][:MAX_PANELS])
-
-
-def _plot_notes(rows: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> list[str]:
-    notes = []
-    lines = len(_lines(rows))
-    without = sum(row["number"] is None and row["validation"] is not None for row in rows)
-    if lines > MAX_LINES:
-        notes.append(f"Drawn are the {MAX_LINES} of {lines} lines with the highest points; all are in the table.")
-    if without > MAX_LEVELS:
-        notes.append(f"Drawn are the best {MAX_LEVELS} of {without} arms without synthetic images.")
+    levels = [Level(row["name"], _by_scope(row, "mean"), row["name"] == best) for row in without[:MAX_LEVELS]]
+    text = (
+        "On validation images; points are means over seeds, bars one standard deviation. Points are a little apart "
+        "where numbers are equal."
+    )
+    if len(lines) > MAX_LINES:
+        text += f" Shown are the {MAX_LINES} of {len(lines)} lines with the highest points; all are in the table."
+    if len(without) > MAX_LEVELS:
+        text += f" Shown are the best {MAX_LEVELS} of {len(without)} arms without synthetic images."
     if len(groups) + 1 > MAX_PANELS:
-        notes.append(f"Drawn are {MAX_PANELS - 1} of {len(groups)} groups.")
-    return notes
+        text += f" Shown are {MAX_PANELS - 1} of {len(groups)} groups."
+    figure = accuracy_plot(lines[:MAX_LINES], levels, [CLASS_MEAN, *groups][:MAX_PANELS])
+    return ui.Section("plot", title, [ui.Figures([figure]), ui.Text(text, "note")], "Plot")
+
+
+def accuracy_plot(lines: Sequence[Line], levels: Sequence[Level], scopes: Sequence[str]) -> Plot:
+    """Lines with bars of one standard deviation, and dashed levels of the arms without synthetic images.
+
+    Args:
+        lines: at most 8; levels: at most 3; scopes: at most 6, in the order of the panels.
+    """
+    names = [label(line.name, f"line {i + 1}", 60) for i, line in enumerate(lines)]
+    names += [label(f"without synthetic images: {v.name}", f"arm {i + 1}", 60) for i, v in enumerate(levels)]
+    widest = max((point[0] for line in lines for point in line.points), default=1)
+    across = min(len(scopes), 4 if len(scopes) != 5 else 3)
+
+    def panel(axes: Any, scope: str, theme: Theme, dark: bool) -> list[Any]:
+        style_axes(axes, theme, x="synthetic images", title=label(scope, "group", 24))
+        handles = []
+        for i, line in enumerate(lines):
+            colour = COLOURS[i % len(COLOURS)][dark]
+            # a little apart, so that bars of equal numbers do not hide each other
+            shift = (i - (len(lines) - 1) / 2) * 0.004 * widest
+            known = [(n + shift, y, s.get(scope) or 0.0) for n, m, s in line.points if (y := m.get(scope)) is not None]
+            for x, mean, sd in known:
+                axes.plot([x, x], [mean - sd, mean + sd], color=colour, linewidth=1.2, alpha=0.55)
+            style = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
+            xs, ys = [x for x, _, _ in known], [y for _, y, _ in known]
+            handles += axes.plot(xs, ys, linewidth=1.6, markersize=5.5, **style)
+        for i, level in enumerate(levels):
+            value = level.mean.get(scope)
+            colour = theme.real if level.control else theme.muted
+            style = {"color": colour, "linestyle": LEVELS[i % len(LEVELS)], "linewidth": 1.6 if level.control else 1.1}
+            if value is not None:
+                axes.axhline(value, zorder=1, **style)
+            handles += axes.plot([], [], **style)
+        axes.set_xlim(0, widest * 1.06)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(thousands))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        return handles
+
+    def paint(figure: Figure, theme: Theme) -> None:
+        slim = is_narrow(figure)
+        columns = 1 if slim else across
+        grid: Any = figure.subplots(-(-len(scopes) // columns), columns, squeeze=False)
+        handles: list[Any] = []
+        for axes, scope in zip(grid.ravel(), scopes, strict=False):
+            handles = panel(axes, scope, theme, theme.paper != "#ffffff")
+        for axes in grid.ravel()[len(scopes) :]:
+            axes.set_visible(False)
+        for row in grid:
+            row[0].set_ylabel("validation accuracy", fontsize=8.5, color=theme.muted)
+        legend = figure.legend(
+            handles, names, loc="outside lower left", ncols=1 if slim else 2, frameon=False, fontsize=8.5,
+            labelcolor=theme.ink, handlelength=3.2,
+        )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+
+    size = (1000, 270 * -(-len(scopes) // across) + 18 * -(-len(names) // 2) + 20)
+    narrow = (400, 210 * len(scopes) + 18 * len(names) + 20)
+    alt = (
+        f"Validation accuracy against the number of synthetic images, {len(lines)} ways of using them, for "
+        f"{', '.join(scopes)}; bars one standard deviation over seeds, dashed lines the arms without synthetic images"
+    )
+    return plot(alt, paint, size, narrow)
+
+
+def _grid(found: Found, rows: Sequence[Found]) -> ui.Section:
+    picked, groups = found.get("recommendation"), _groups(found)
+    blocks: list[ui.Block] = []
+    if picked:
+        equal = f" Equal to the recommended one: {'; '.join(picked['equal'][:20])}." if picked["equal"] else ""
+        blocks.append(ui.Text(
+            f"The choice: {picked['rule']}.{equal} The highest of many is so partly by luck: how much it gains is "
+            "better judged by the test images."))  # fmt: skip
+    table = [_grid_row(row, groups, picked) for row in rows[:MAX_ROWS]]
+    heads: ui.Cells = ["recipe", "number", "curation", "use", ui.Column("synthetic images"), *_columns(found)]
+    text = "Mean ± standard deviation over seeds. Where curation left fewer images than wanted, fewer were used."
+    if len(rows) > MAX_ROWS:
+        text += f" {number(len(rows) - MAX_ROWS)} more rows, with lower accuracies, are in study.json."
+    if len(groups) > MAX_GROUPS:
+        text += f" {number(len(groups) - MAX_GROUPS)} more groups are in study.json."
+    blocks += [ui.Table(heads, table, "dense"), ui.Text(text, "note")]
+    return ui.Section("grid", "The grid, by balanced accuracy on validation images", blocks, "Grid")
+
+
+def _grid_row(row: Found, groups: Sequence[str], picked: Found | None) -> ui.Row:
+    badge = ""
+    if picked and row["name"] in (picked["name"], picked["control"]):
+        badge = "recommended" if row["name"] == picked["name"] else "best without"
+    synthetic = row["number"] is not None
+    kind = "synthetic" if synthetic else "real"
+    few = [f"of {row['wanted']:,}; {counted(row['short'], 'class', 'classes')} short"] * (row["images"] < row["wanted"])
+    mark = [ui.span(badge, "badge synthetic" if synthetic else "badge")] if badge else []
+    head = ui.Cell(ui.joined([ui.span("", f"dot {kind}"), row["label"], *mark]), title=row["name"])
+    return ui.Row([
+        head,
+        shorten(row["number"], 60) if synthetic else NOTHING,
+        row["curation"] or NOTHING,
+        row["use"]["words"] if row["use"] else NOTHING,
+        ui.Cell(number(row["images"]), "; ".join([*few, *([row["reason"]] if row["reason"] else [])])),
+        *accuracies(row["validation"], groups),
+    ], "control" if badge else "")  # fmt: skip
+
+
+def _curation(found: Found, curated: Sequence[Curated]) -> list[ui.Section]:
+    """A table of all choices of images, and for each policy its section as a run's page has it."""
+    choices = list(found.get("curated") or ())
+    if not choices:
+        return []
+    rows = []
+    for row in choices[:MAX_ROWS]:
+        out = [f"{REASONS.get(reason, reason)} {n:,}" for reason, n in row["reasons"].items() if reason != "kept"]
+        counts = [number(row[key]) for key in ("wanted", "candidates", "kept")]
+        rows.append([row["policy"], shorten(row["number"], 60), *counts, ", ".join(out) or NOTHING])
+    text = "The scores of every candidate are in curation/, in the files that study.json names."
+    if len(choices) > MAX_ROWS:
+        text += f" {number(len(choices) - MAX_ROWS)} more rows are in study.json."
+    text += " Below, kept and dropped images of each policy, for one number." if curated else ""
+    hidden = len({row["policy"] for row in choices}) - MAX_POLICIES
+    text += f" {number(hidden)} more policies are not shown." if hidden > 0 else ""
+    heads: ui.Cells = [
+        "curation",
+        "number",
+        ui.Column("wanted"),
+        ui.Column("candidates"),
+        ui.Column("kept"),
+        "not kept",
+    ]
+    sections = [
+        ui.Section("curation", "Which images were kept", [ui.Table(heads, rows), ui.Text(text, "note")], "Curation")
+    ]
+    for i, one in enumerate(curated[:MAX_POLICIES], start=1):
+        own = curation(one.data, RAREST, OTHERS)
+        if own is not None:
+            file = ui.Text(ui.joined(["The scores of every candidate:", ui.code(one.file)]), "note")
+            sections.append(
+                ui.Section(f"curation-{i}", f"{one.policy}, for {shorten(one.number, 60)}", [*own.blocks, file])
+            )
+    return sections
+
+
+def _test(found: Found) -> ui.Section | None:
+    test = found.get("test")
+    if not test:
+        return None
+    one = len(test["numbers"]) == 1
+    if found.get("exploratory") is not None:
+        who = "The recommended arm" if one else "The recommended one and the best without synthetic images"
+        text = (
+            f"{who}, chosen on validation images. All others were looked at after the choice as well (--reveal-test): "
+            "they are below, as exploratory."
+        )
+    else:
+        who = "the recommended arm" if one else "the recommended one and the best without synthetic images"
+        text = f"Looked at after the choice, for {who} only."
+    rows: list[ui.Cells] = [[arm, *accuracies(block, _groups(found))] for arm, block in test["numbers"].items()]
+    blocks: list[ui.Block] = [ui.Text(text), ui.Table(["arm", *_columns(found)], rows)]
+    if differences(test):
+        table: list[ui.Cells] = [[d.scope, ui.Cell(d.difference, style=d.tone), d.n] for d in differences(test)]
+        blocks += [
+            ui.Heading("Difference"),
+            ui.Table(["scope", ui.Column("difference in points (interval)"), ui.Column("test images")], table),
+            ui.Text("Recommended minus best without, over images of the classes that claims are made of; bootstrap "
+                 "over seeds and, within classes, test images. The comparison declared beforehand is that over all of "
+                 "them, with a 95 % interval. Those of groups are corrected for their number by Holm's method, and "
+                 "their intervals are widened with it, so that an interval excludes 0 where the corrected p-value is "
+                 "below 0.05, and only there.", "note"),
+        ]  # fmt: skip
+    return ui.Section("test", "On the test images", blocks, "Test images")
+
+
+def _exploratory(found: Found) -> ui.Section | None:
+    explored = found.get("exploratory")
+    if explored is None:
+        return None
+    rows: list[ui.Cells] = [
+        [row["name"], *accuracies(row["numbers"], _groups(found))] for row in explored["rows"][:MAX_ROWS]
+    ]
+    text = (
+        f"{number(explored['compared'])} compared, in the order of the grid. These numbers chose nothing, and a "
+        "choice by them would need other test images to be tested on."
+    )
+    blocks: list[ui.Block] = [ui.Text(text), ui.Table(["arm", *_columns(found)], rows)]
+    if explored["compared"] > len(rows):
+        blocks.append(ui.Text(f"{number(explored['compared'] - len(rows))} more are in study.json.", "note"))
+    return ui.Section("exploratory", "Exploratory: all of them on the test images", blocks, "Exploratory")
+
+
+def _protocol(found: Found) -> ui.Section:
+    rows = [*flatten(found["protocol"]), *flatten(found["grid"], "grid"), ("time", seconds(found["seconds"]))]
+    return ui.Section("protocol", "Protocol", [ui.Definitions(rows)], "Protocol")

@@ -1,4 +1,4 @@
-"""Images for the page and for previews: pixels unchanged, enlarged without smoothing, packed into few files."""
+"""Images for pages and previews: pixels unchanged, enlarged without smoothing, packed into few files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.reporting.content import spread
 from imbdiff.reporting.text import font_path, label
 from imbdiff.runtime.errors import DataError
 
@@ -35,6 +34,20 @@ def to_pil(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
+def spread(items: Sequence[int], limit: int) -> list[int]:
+    """At most `limit` of `items`, evenly spaced, the first and the last always among them."""
+    if len(items) <= limit:
+        return list(items)
+    places = np.linspace(0, len(items) - 1, limit).round().astype(int)
+    return [items[i] for i in places]
+
+
+def fitting(shape: tuple[int, int, int], raw_bytes: int, least: int, most: int) -> int:
+    """How many images of a shape fit into `raw_bytes` of pixels on a page, within bounds."""
+    h, w = page_size(shape)
+    return int(np.clip(raw_bytes // (h * w * shape[-1]), least, most))
+
+
 def page_size(shape: tuple[int, int, int], largest: int = LARGEST_TILE) -> tuple[int, int]:
     """(height, width) at which an image goes into the page: its own, or scaled down to `largest` on the longer side."""
     h, w, _ = shape
@@ -52,7 +65,7 @@ def scaled_down(shape: tuple[int, int, int]) -> str:
 
 @dataclass(frozen=True)
 class Sprite:
-    """Tiles packed into one picture, a grid of `columns` by `rows`.
+    """Tiles of (height, width) pixels packed into one picture, a grid of `columns` by `rows`.
 
     Every tile has a border of one pixel that repeats its own edge, so that a browser that scales the sheet by an odd
     factor cannot let the neighbouring tile bleed in.
@@ -61,6 +74,8 @@ class Sprite:
     uri: str
     columns: int
     rows: int
+    height: int
+    width: int
 
 
 def pack(images: Sequence[np.ndarray], columns: int = 8) -> Sprite:
@@ -81,7 +96,7 @@ def pack(images: Sequence[np.ndarray], columns: int = 8) -> Sprite:
             image = np.asarray(small).reshape(h, w, -1)
         y, x = (i // columns) * (h + 2), (i % columns) * (w + 2)
         sheet[y : y + h + 2, x : x + w + 2] = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    return Sprite(data_uri(png(to_pil(sheet))), columns, rows)
+    return Sprite(data_uri(png(to_pil(sheet))), columns, rows, h, w)
 
 
 def sample_grid(images: ImageSet, per_class: int = 8, max_classes: int = 10) -> Image.Image:
