@@ -27,7 +27,7 @@ from imbdiff.pipeline.training import prepare_data
 from imbdiff.presets import preset
 from imbdiff.recognition.curation import choice
 from imbdiff.reporting import report
-from imbdiff.reporting.curated import curation
+from imbdiff.reporting.curated import curation as curation_section
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.streams import seed_of
 from tests.pipeline.conftest import SMALL, write_tree
@@ -53,7 +53,7 @@ def generator() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "generate_batches", fake_images)
         # the one section of the page that is of interest here: its plots take longer than all else
-        patch.setattr(report, "build_report", lambda data: repr(curation(data)))
+        patch.setattr(report, "build_report", lambda data: repr(curation_section(data)))
         yield
 
 

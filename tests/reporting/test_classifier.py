@@ -12,6 +12,7 @@ import pytest
 from imbdiff.data.stats import ClassStats
 from imbdiff.recognition.arms import ARMS, PRIMARY
 from imbdiff.reporting import classifier as module
+from imbdiff.reporting import plots
 from imbdiff.reporting.blocks import Section, Table
 from imbdiff.reporting.classifier import (
     EXTRAS,
@@ -24,7 +25,6 @@ from imbdiff.reporting.classifier import (
     outcomes,
     pair,
     points,
-    stretches,
     verdict,
     verdict_sentence,
 )  # fmt: skip
@@ -172,7 +172,7 @@ def test_stretches_hold_equally_many_classes() -> None:
     counts = np.arange(1000, 0, -1)
     values = counts / 1000
     values[::7] = np.nan
-    at, mean, (low, high) = stretches(counts, values)
+    at, mean, (low, high) = plots.stretches(counts, values)
     assert len(at) == 20
     known = np.flatnonzero(np.isfinite(values))
     first = known[: len(known) // 20 + 1]
@@ -195,7 +195,7 @@ def test_recall_is_at_the_training_images_of_its_class(monkeypatch: pytest.Monke
     second = replace(second, value=value + 0.1, sd=np.full(4, 0.2))
     counts = np.array([110, 46, 8, 3])
     groups = ["many", "many", "few", "few"]
-    (axes,) = axes_of(monkeypatch, lambda: module.recall_plot([first, second], counts, groups, False))
+    (axes,) = axes_of(monkeypatch, lambda: plots.recall_plot([first, second], counts, groups, False))
     assert axes.get_xscale() == "log"
     shown = [line for line in axes.lines if line.get_marker() in ("o", "D")]
     assert [line.get_marker() for line in shown] == ["D", "o"]

@@ -12,6 +12,7 @@ from rich.console import Console
 from imbdiff.metrics.numbers import Number
 from imbdiff.reporting import quality as module
 from imbdiff.reporting.blocks import Cell, Definitions, Fold, Heading, Section, Table
+from imbdiff.reporting.class_quality import class_plot, class_view, running_median
 from imbdiff.reporting.measured import (
     GroupTable,
     Measured,
@@ -24,7 +25,7 @@ from imbdiff.reporting.measured import (
     printed,
     texts,
 )  # fmt: skip
-from imbdiff.reporting.quality import answers, class_plot, class_view, how_measured, quality, running_median
+from imbdiff.reporting.quality import answers, how_measured, quality
 
 from . import fake
 from .looking import HOSTILE, axes_of, blocks_of, check_page, plain, section_page, tables, text_of

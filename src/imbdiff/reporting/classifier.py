@@ -9,22 +9,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from imbdiff.data.names import counted
 from imbdiff.data.stats import Groups
 from imbdiff.reporting import blocks as ui
+from imbdiff.reporting import plots
 from imbdiff.reporting.content import ReportData
-from imbdiff.reporting.plots import (
-    Plot,
-    Theme,
-    group_marks,
-    is_narrow,
-    plot,
-    stretches_of,
-    style_axes,
-    thousands,
-)  # fmt: skip
+from imbdiff.reporting.plots import Plot, Theme, is_narrow, plot, style_axes
 from imbdiff.reporting.text import NOTHING, clean, flatten, label, number, shorten, signed
 
 CLASS_MEAN = "mean over classes"
@@ -37,7 +29,6 @@ MAX_ROWS = 200
 """Rows of the table of classes: the smallest classes."""
 MAX_SINGLE = 200
 """Classes up to which each is a mark in the plot; above, the middle and the spread of stretches of the size order."""
-STRETCHES = 20
 
 Found = Mapping[str, Any]
 
@@ -318,23 +309,13 @@ def pair(classifier: Found) -> tuple[list[Found], str]:
     return found, several if len(controls) > 1 else ""
 
 
-@dataclass(frozen=True, eq=False)
-class Recalls:
-    """Recall of each class in one arm: (C,) mean and standard deviation over seeds, NaN where there is none."""
-
-    name: str
-    synthetic: bool
-    value: np.ndarray
-    sd: np.ndarray
-
-
-def recalls_of(arm: Found, order: Sequence[int]) -> Recalls | None:
+def recalls_of(arm: Found, order: Sequence[int]) -> plots.Recalls | None:
     """In the given order of classes; None where none is known."""
     value, sd = (np.array((arm.get(key) or {}).get("per_class") or (), dtype=float) for key in ("mean", "sd"))
     if value.shape != (len(order),) or not np.isfinite(value).any():
         return None
     sd = sd if sd.shape == value.shape else np.zeros_like(value)
-    return Recalls(str(arm.get("name", "")), bool(arm.get("needs_synthetic")), value[order], sd[order])
+    return plots.Recalls(str(arm.get("name", "")), bool(arm.get("needs_synthetic")), value[order], sd[order])
 
 
 def _recalls(data: ReportData, found: Found) -> list[ui.Block]:
@@ -361,8 +342,8 @@ def _recalls(data: ReportData, found: Found) -> list[ui.Block]:
     heads += [ui.Column("points")] if len(arms) > 1 else []
     left = f" (the {number(len(rows))} smallest of {number(len(order))})" if len(rows) < len(order) else ""
     how = (
-        f"Points: classes. Line: mean over {STRETCHES} stretches of the size order with equally many classes; band: "
-        "10th to 90th percentile of their classes."
+        f"Points: classes. Line: mean over {plots.STRETCHES} stretches of the size order with equally many classes; "
+        "band: 10th to 90th percentile of their classes."
         if binned
         else "Mean over seeds; bars: one standard deviation."
     )
@@ -370,77 +351,10 @@ def _recalls(data: ReportData, found: Found) -> list[ui.Block]:
     return [
         ui.Heading("Recall of each class against its training images"),
         ui.legend(**names),
-        ui.Figures([recall_plot(arms, counts, [data.group(k) for k in order], binned)]),
+        ui.Figures([plots.recall_plot(arms, counts, [data.group(k) for k in order], binned)]),
         ui.Text(how + (f" Without synthetic images: {chosen}." if chosen else ""), "note"),
         ui.Fold(f"Recall of each class as a table{left}", [ui.Table(heads, rows)]),
     ]
-
-
-def recall_plot(arms: Sequence[Recalls], counts: np.ndarray, group: Sequence[str], binned: bool) -> Plot:
-    """Recall per class against its training images on a log axis, one colour per arm.
-
-    Args:
-        arms: at most one without and one with synthetic images; classes from the largest to the smallest.
-        counts, group: (C,) training images and group name, in this order.
-        binned: mean and 10th to 90th percentile of stretches of the size order in place of single classes.
-    """
-    c = len(counts)
-    low, high = max(0.5, counts.min() * 0.8), counts.max() * 1.25
-
-    def paint(figure: Figure, theme: Theme) -> None:
-        axes: Any = figure.add_subplot()
-        style_axes(axes, theme, x="training images of the class, log scale", y="recall of the class")
-        axes.set_xscale("log")
-        wide = (high / low) ** (0.004 if len(arms) > 1 else 0.0)  # apart, so that neither hides the other
-        for arm, shift in zip(arms, (1 / wide, wide), strict=False):
-            colour = theme.synthetic if arm.synthetic else theme.real
-            x = counts * shift
-            if binned:
-                axes.plot(x, arm.value, ".", color=colour, markersize=2.2, alpha=0.35, markeredgewidth=0)
-                at, mean, ends = stretches(counts, arm.value)
-                axes.fill_between(at, *ends, color=colour, alpha=0.14, linewidth=0)
-                axes.plot(at, mean, color=colour, linewidth=2.0)
-            else:
-                low_end, high_end = np.clip((arm.value - arm.sd, arm.value + arm.sd), 0, 1)
-                axes.vlines(x, low_end, high_end, color=colour, linewidth=1.4, alpha=0.6)
-                size = 5.5 if c <= 60 else 3.6
-                axes.plot(x, arm.value, "o" if arm.synthetic else "D", color=colour, markersize=size, alpha=0.85)
-        axes.set_xlim(low, high)
-        axes.set_ylim(-0.04, 1.06)
-        axes.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
-        ratio = high / low  # below 5, 1, 2, 5, 10 would be a mark or two
-        marks = LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 3000 else (1.0,))
-        axes.xaxis.set_major_locator(MaxNLocator(5) if ratio < 5 else marks)
-        axes.xaxis.set_major_formatter(FuncFormatter(thousands))
-        axes.minorticks_off()
-        starts = stretches_of(group)
-        if starts and not any(i and counts[i] == counts[i - 1] for i in starts):
-            edges = [high, *(float(np.sqrt(float(counts[i]) * counts[i - 1])) for i in starts[1:]), low]
-            group_marks(axes, group, theme, edges)
-
-    halves = "; ".join(f"{label(arm.name, 'arm', 60)}: {_halves(arm.value)}" for arm in arms)
-    alt = f"Recall of {c:,} classes against their training images, mean over seeds: {halves}"
-    return plot(alt, paint, (1000, 320), (400, 280))
-
-
-def stretches(counts: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Per stretch of the size order: middle of the counts (geometric), mean of the values, 10th and 90th percentile.
-
-    Classes without a value are left out before the stretches are made.
-    """
-    known = np.isfinite(values)
-    n, v = np.log(np.maximum(counts[known], 0.5)), values[known]
-    parts = np.array_split(np.arange(len(v)), max(1, min(STRETCHES, len(v))))
-    ends = tuple(np.array([np.quantile(v[part], q) for part in parts]) for q in (0.1, 0.9))
-    return np.exp([n[part].mean() for part in parts]), np.array([v[part].mean() for part in parts]), (ends[0], ends[1])
-
-
-def _halves(values: np.ndarray) -> str:
-    """Means of the larger and the smaller half of the classes, in words."""
-    half = (len(values) + 1) // 2
-    means = [part[np.isfinite(part)] for part in (values[:half], values[half:])]
-    texts = [number(float(part.mean())) if len(part) else "none" for part in means]
-    return f"{texts[0]} in the larger half, {texts[1]} in the smaller half"
 
 
 def accuracy_plot(classifier: Found, shown: Sequence[str]) -> Plot:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from PIL import Image
 
 from imbdiff.reporting.pictures import data_uri
-from imbdiff.reporting.text import label
+from imbdiff.reporting.text import label, number
 
 DPI = 192.0  # twice the nominal 96, for sharp text on dense screens
 SINGLE = 60
@@ -40,6 +40,9 @@ class Theme:
 
 LIGHT = Theme("#ffffff", "#1b2430", "#5b6675", "#dfe3e8", "#3d6fb4", "#e08a2c")
 DARK = Theme("#1b2027", "#e6e9ee", "#9aa5b3", "#333b46", "#7fabe6", "#f0a85a")
+
+STRETCHES = 20
+"""Stretches of the size order, equally many classes in each, where classes are too many to be shown one by one."""
 
 Paint = Callable[[Figure, Theme], None]
 
@@ -227,3 +230,80 @@ def is_wide(counts: Sequence[int]) -> bool:
 
 def finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Recalls:
+    """Recall of each class in one arm: (C,) mean and standard deviation over seeds, NaN where there is none."""
+
+    name: str
+    synthetic: bool
+    value: np.ndarray
+    sd: np.ndarray
+
+
+def recall_plot(arms: Sequence[Recalls], counts: np.ndarray, group: Sequence[str], binned: bool) -> Plot:
+    """Recall per class against its training images on a log axis, one colour per arm.
+
+    Args:
+        arms: at most one without and one with synthetic images; classes from the largest to the smallest.
+        counts, group: (C,) training images and group name, in this order.
+        binned: mean and 10th to 90th percentile of stretches of the size order in place of single classes.
+    """
+    c = len(counts)
+    low, high = max(0.5, counts.min() * 0.8), counts.max() * 1.25
+
+    def paint(figure: Figure, theme: Theme) -> None:
+        axes: Any = figure.add_subplot()
+        style_axes(axes, theme, x="training images of the class, log scale", y="recall of the class")
+        axes.set_xscale("log")
+        wide = (high / low) ** (0.004 if len(arms) > 1 else 0.0)  # apart, so that neither hides the other
+        for arm, shift in zip(arms, (1 / wide, wide), strict=False):
+            colour = theme.synthetic if arm.synthetic else theme.real
+            x = counts * shift
+            if binned:
+                axes.plot(x, arm.value, ".", color=colour, markersize=2.2, alpha=0.35, markeredgewidth=0)
+                at, mean, ends = stretches(counts, arm.value)
+                axes.fill_between(at, *ends, color=colour, alpha=0.14, linewidth=0)
+                axes.plot(at, mean, color=colour, linewidth=2.0)
+            else:
+                low_end, high_end = np.clip((arm.value - arm.sd, arm.value + arm.sd), 0, 1)
+                axes.vlines(x, low_end, high_end, color=colour, linewidth=1.4, alpha=0.6)
+                size = 5.5 if c <= 60 else 3.6
+                axes.plot(x, arm.value, "o" if arm.synthetic else "D", color=colour, markersize=size, alpha=0.85)
+        axes.set_xlim(low, high)
+        axes.set_ylim(-0.04, 1.06)
+        axes.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
+        ratio = high / low  # below 5, 1, 2, 5, 10 would be a mark or two
+        marks = LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 3000 else (1.0,))
+        axes.xaxis.set_major_locator(MaxNLocator(5) if ratio < 5 else marks)
+        axes.xaxis.set_major_formatter(FuncFormatter(thousands))
+        axes.minorticks_off()
+        starts = stretches_of(group)
+        if starts and not any(i and counts[i] == counts[i - 1] for i in starts):
+            edges = [high, *(float(np.sqrt(float(counts[i]) * counts[i - 1])) for i in starts[1:]), low]
+            group_marks(axes, group, theme, edges)
+
+    halves = "; ".join(f"{label(arm.name, 'arm', 60)}: {_halves(arm.value)}" for arm in arms)
+    alt = f"Recall of {c:,} classes against their training images, mean over seeds: {halves}"
+    return plot(alt, paint, (1000, 320), (400, 280))
+
+
+def stretches(counts: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Per stretch of the size order: middle of the counts (geometric), mean of the values, 10th and 90th percentile.
+
+    Classes without a value are left out before the stretches are made.
+    """
+    known = np.isfinite(values)
+    n, v = np.log(np.maximum(counts[known], 0.5)), values[known]
+    parts = np.array_split(np.arange(len(v)), max(1, min(STRETCHES, len(v))))
+    ends = tuple(np.array([np.quantile(v[part], q) for part in parts]) for q in (0.1, 0.9))
+    return np.exp([n[part].mean() for part in parts]), np.array([v[part].mean() for part in parts]), (ends[0], ends[1])
+
+
+def _halves(values: np.ndarray) -> str:
+    """Means of the larger and the smaller half of the classes, in words."""
+    half = (len(values) + 1) // 2
+    means = [part[np.isfinite(part)] for part in (values[:half], values[half:])]
+    texts = [number(float(part.mean())) if len(part) else "none" for part in means]
+    return f"{texts[0]} in the larger half, {texts[1]} in the smaller half"
