@@ -22,15 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from imbdiff.data.augment import Augmentation
 from imbdiff.data.benchmarks.groups import shots, thirds
 from imbdiff.data.splits import GroupRule, Prepared, prepare
-from imbdiff.recognition.arms import arm_row
-from imbdiff.recognition.fit import train_classifier
-from imbdiff.recognition.jobs import Arm, Job, default_workers, run_all
-from imbdiff.recognition.loop import CHECK_EVERY
+from imbdiff.recognition.arms import Arm
+from imbdiff.recognition.comparison import ArmResult
+from imbdiff.recognition.fitting import CHECK_EVERY, Fit
+from imbdiff.recognition.jobs import Conditions, train_arms
+from imbdiff.recognition.networks import predict
 from imbdiff.recognition.plan import FitPlan, literature
-from imbdiff.recognition.predict import predict
 from imbdiff.recognition.recipes import RECIPES, get_recipe
 from imbdiff.recognition.scores import scores
 from recognition_worlds import KEPT, arrays
@@ -61,7 +60,7 @@ SHORT = ("ce", "balanced-softmax", "ldam-drw")
 TASKS = {
     "fashion-lt": Task(
         "fashion_mnist", {"size": 16, "imbalance_factor": 100.0, "val_fraction": 0.0}, None,
-        FitPlan("resnet-small", 1000, augmentation=Augmentation(flip=True, shift=2, border="zero")),
+        FitPlan("resnet-small", 1000, shift=2, symmetry="mirror"),
         ("ce", "resampling", "reweighting", "focal", "balanced-softmax", "ldam-drw", "crt", "remix"), {},
     ),
     "cifar10-lt": Task(
@@ -92,12 +91,12 @@ def first_steps(data: Prepared, plan: FitPlan, name: str, steps: int, device: st
     """The first steps of a training by `plan`, its learning rate that of the whole schedule."""
     looks = iter(range(steps // CHECK_EVERY))
     began = time.perf_counter()
-    found = train_classifier(data.train, plan, get_recipe(name), device=device, stop=lambda: next(looks, None) is None)
+    found = Fit(data.train, plan, get_recipe(name), device=device, stop=lambda: next(looks, None) is None).run()
     seconds = time.perf_counter() - began
     result = scores(predict(found.last, data.test), data.test.labels, data.groups, data.claimable)
     return {
         "recipe": get_recipe(name).label, "steps done": found.steps, "of": plan.steps, "seconds": seconds,
-        "accuracy": result["accuracy"], **result["groups"],
+        "accuracy": result.accuracy, **result.groups,
     }  # fmt: skip
 
 
@@ -105,12 +104,15 @@ def table(name: str, data: Prepared, plan: FitPlan, given: argparse.Namespace) -
     """A row per recipe: means and standard deviations over seeds, in points."""
     arms = [Arm(recipe) for recipe in given.recipes or TASKS[name].recipes]
     folder = given.folder / name / (str(plan.steps) + ("" if plan.precision == "fp32" else f"-{plan.precision}"))
-    jobs = [Job(arm, seed, plan, data, None, given.device, folder) for arm in arms for seed in range(given.seeds)]
-    workers = given.workers or default_workers(given.device)
-    done = run_all(jobs, workers, lambda now, total, note: print(f"{now}/{total} {note}", flush=True))
+    seeds = tuple(range(given.seeds))
+    conditions = Conditions(
+        plan, data, seeds, given.device, folder=folder, workers=given.workers,
+        progress=lambda now, total, note: print(f"{now}/{total} {note}", flush=True),
+    )  # fmt: skip
+    done = train_arms(dict.fromkeys(arms), conditions)
     rows = []
     for arm in arms:
-        row = arm_row(arm, [done[arm.name, seed] for seed in range(given.seeds)], data)
+        row = ArmResult.of(arm, done[arm], seeds, data).to_json()
         shown: dict[str, Any] = {"recipe": arm.name, "top-1": points(row, "accuracy")}
         shown |= {group: points(row, "groups", group) for group in row["mean"]["groups"]}
         shown |= {"sd of groups": points(row, "group_sd"), "macro-F1": points(row, "macro_f1")}

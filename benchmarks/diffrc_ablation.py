@@ -61,7 +61,8 @@ def one(seed: int, form: str, given: argparse.Namespace) -> dict[str, Any]:
         synthetic = ImageSet(images, labels, data.train.class_names)
         result = imbdiff.classify(data, synthetic, steps=given.steps, seeds=(seed,), workers=1)
         found["guided" if guided else "plain"] = {
-            arm["name"]: {k: arm["runs"][0][k] for k in ("accuracy", "groups", "group_sd")} for arm in result["arms"]
+            arm.arm.name: {k: getattr(arm.runs[0].test, k) for k in ("accuracy", "groups", "group_sd")}
+            for arm in result.arms
         }
     return found
 

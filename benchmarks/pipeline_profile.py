@@ -19,7 +19,6 @@ from typing import Any
 import yaml
 
 import imbdiff.pipeline.recognising
-import imbdiff.recognition.arms
 import imbdiff.recognition.jobs
 from harness import write_result
 from imbdiff import preset
@@ -80,8 +79,7 @@ def main() -> None:
     given = parser.parse_args()
     values = {name: yaml.safe_load(value) for name, _, value in (item.partition("=") for item in given.set)}
     config = override(preset(given.preset), {**values, "device": "cpu"})
-    for module in (imbdiff.recognition.arms, imbdiff.recognition.jobs):
-        module.default_workers = lambda device: 1  # type: ignore[attr-defined]
+    imbdiff.recognition.jobs.default_workers = lambda device: 1
     rows = []
     with tempfile.TemporaryDirectory() as place:
         for stage in STAGES:

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.pipeline.sampling import images_to_add, sampling
+from imbdiff.recognition.arms import Arm
 from imbdiff.recognition.curation import curate
 from imbdiff.recognition.intervals import holm, nested_interval, nested_p
-from imbdiff.recognition.jobs import Arm, Job, default_workers, run_all
+from imbdiff.recognition.jobs import Conditions, train_arms
 from imbdiff.recognition.plan import FitPlan, literature
 from imbdiff.recognition.scores import scores
 from imbdiff.recognition.use import Use
@@ -61,7 +61,7 @@ class Way:
     def label(self) -> str:
         parts = [self.recipe]
         if self.use != Use():
-            parts.append(self.use.words().removeprefix("weight 1, "))
+            parts.append(self.use.describe().removeprefix("weight 1, "))
         if self.number != 1:
             parts.append(f"{self.number:.0%} of the images")
         if self.curation != "none":
@@ -74,8 +74,6 @@ BASIC = tuple(Way(recipe, curation) for recipe in ("ce", "balanced-softmax") for
 MORE = (
     Way("balanced-softmax", use=Use(weight=0.3)),
     Way("balanced-softmax", use=Use(schedule="real-last")),
-    Way("balanced-softmax", use=Use(schedule="head-last")),
-    Way("balanced-softmax", use=Use(batch_norm="separate")),
     Way("balanced-softmax", use=Use(share=0.25)),
     Way("balanced-softmax", number=0.3),
     Way("balanced-softmax", curation="agreement+diverse"),
@@ -107,12 +105,12 @@ class Trials:
 
 
 TRIALS = {
-    "digits-50": Trials(FitPlan(steps=500, augmentation=Augmentation(shift=1)), 2),
-    "digits-20": Trials(FitPlan(steps=500, augmentation=Augmentation(shift=1)), 1),
+    "digits-50": Trials(FitPlan(steps=500), 2),
+    "digits-20": Trials(FitPlan(steps=500), 1),
     # half of the largest
-    "fashion": Trials(FitPlan(steps=500, augmentation=Augmentation(flip=True, shift=2)), 1, strategy="0.5"),
+    "fashion": Trials(FitPlan(steps=500, shift=2, symmetry="mirror"), 1, strategy="0.5"),
     # 202 images of every class that has fewer
-    "lesions": Trials(FitPlan(steps=400, batch_size=64, augmentation=Augmentation(flip=True, turns=True, shift=2)), 1,
+    "lesions": Trials(FitPlan(steps=400, batch_size=64, shift=2, symmetry="turns"), 1,
                       strategy="0.065"),
     "cifar100-lt": Trials(literature(), 3),
     "cifar10-lt": Trials(literature(200 * 97), 3),
@@ -183,7 +181,8 @@ def triple_results(world: str, triple: int, given: argparse.Namespace) -> tuple[
     trials, data = TRIALS[world], prepared(world, triple)
     wanted = images_to_add(trials.strategy, data.stats)
     working = working_extractor(data.train, trials.plan, seed=triple, device=given.device, folder=KEPT / "working")
-    jobs, notes = [], []
+    arms: dict[Arm, ImageSet | None] = {}
+    notes = []
     pools: dict[str, ImageSet] = {}
     for cell in cells_of(world, given.methods):
         images = None
@@ -205,27 +204,28 @@ def triple_results(world: str, triple: int, given: argparse.Namespace) -> tuple[
                     "near copies": float(s.near_copy.mean()), "near copies few": float(s.near_copy[few].mean()),
                     "kept": len(found.kept), "wanted": sum(numbers),
                 })  # fmt: skip
-        folder = KEPT / "classifiers" / world / str(triple)
-        for seed in range(trials.seeds):
-            jobs.append(Job(cell.arm, 100 * triple + seed, trials.plan, data, images, given.device, folder))
-    print(f"{world}, triple {triple}: {len(jobs)} classifiers", flush=True)
-    workers = given.workers or default_workers(given.device)
-    done = run_all(
-        jobs, workers, lambda now, n, note: print(f"  {now}/{n} {note}", flush=True) if now % 20 == 0 else None
-    )
-    return data, {(name, seed - 100 * triple): found for (name, seed), found in done.items()}, _unique(notes)
+        arms[cell.arm] = images
+    print(f"{world}, triple {triple}: {len(arms) * trials.seeds} classifiers", flush=True)
+    conditions = Conditions(
+        trials.plan, data, tuple(100 * triple + seed for seed in range(trials.seeds)), given.device,
+        folder=KEPT / "classifiers" / world / str(triple), workers=given.workers,
+        progress=lambda now, n, note: print(f"  {now}/{n} {note}", flush=True) if now % 20 == 0 else None,
+    )  # fmt: skip
+    done = train_arms(arms, conditions)
+    results = {(arm.name, seed): found for arm, own in done.items() for seed, found in enumerate(own)}
+    return data, results, _unique(notes)
 
 
 def _unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for i, row in enumerate(rows) if row not in rows[:i]]
 
 
-def balanced(found: dict[str, Any], data: Prepared, part: str) -> dict[str, float | None]:
+def balanced(found: Any, data: Prepared, part: str) -> dict[str, float | None]:
     """Balanced accuracy, and accuracy per scope, of one network's predictions of validation or test images."""
     images = data.val if part == "val" else data.test
     assert images is not None
-    got = scores(np.array(found[part]["predicted"]), images.labels, data.groups, data.claimable)
-    return {"balanced": got["balanced_accuracy"], "all": got["accuracy"], **got["groups"]}
+    got = scores(getattr(found, part).predicted, images.labels, data.groups, data.claimable)
+    return {"balanced": got.balanced_accuracy, "all": got.accuracy, **got.groups}
 
 
 def choose(names: Sequence[str], validation: dict[str, float]) -> str:
@@ -310,7 +310,7 @@ def against(
         labels = data.test.labels[mine]
 
         def right(arm: str, of: Any = found, mine: np.ndarray = mine, labels: np.ndarray = labels) -> np.ndarray:
-            return np.array([np.array(of[arm, s]["test"]["predicted"])[mine] == labels for s in seeds]).astype(int)
+            return np.array([of[arm, s].test.predicted[mine] == labels for s in seeds]).astype(int)
 
         triples.append((right(name) - right(control), labels))
     centre, low, high = nested_interval(triples, shared=shared)

@@ -26,7 +26,7 @@ from imbdiff.presets import preset
 from tests.pipeline.conftest import SMALL, write_tree
 
 VALUES = Path(__file__).parent / "golden"
-FIXED = {"train": {"precision": "fp32"}, "classify": {"precision": "fp32"}}
+FIXED = {"train": {"precision": "fp32"}}
 
 
 def machine() -> str:

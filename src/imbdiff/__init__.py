@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from imbdiff.pipeline.sampling import images_to_add
     from imbdiff.pipeline.training import train
     from imbdiff.presets import preset
-    from imbdiff.recognition.arms import classify
+    from imbdiff.recognition.comparison import classify
     from imbdiff.recognition.judge import judges
 
 _WHERE = {
@@ -56,7 +56,7 @@ _WHERE = {
     "sample_curated": "imbdiff.pipeline.curation",
     "train": "imbdiff.pipeline.training",
     "images_to_add": "imbdiff.pipeline.sampling",
-    "classify": "imbdiff.recognition.arms",
+    "classify": "imbdiff.recognition.comparison",
     "judges": "imbdiff.recognition.judge",
 }
 

@@ -235,13 +235,9 @@ def _study(arguments: Sequence[str]) -> None:
     from imbdiff.commands import StudyCommand
 
     command = parse(StudyCommand, "study", arguments)
-    from dataclasses import asdict
+    from imbdiff.pipeline.study import study
 
-    from imbdiff.pipeline.study import StudyOptions, study
-
-    values = asdict(command)
-    path, out, dry_run, quiet = (values.pop(name) for name in ("run", "out", "dry_run", "quiet"))
-    study(path, StudyOptions(**values), out=out, dry_run=dry_run, quiet=quiet)
+    study(command.run, command.grid, out=command.out, dry_run=command.dry_run, quiet=command.quiet)
 
 
 def _methods(arguments: Sequence[str]) -> None:

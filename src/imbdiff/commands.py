@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from imbdiff.config import RunConfig
+from imbdiff.config import RunConfig, StudyOptions
 from imbdiff.runtime.errors import ConfigError
 
 Options = Annotated[RunConfig, tyro.conf.arg(name="")]
@@ -133,22 +133,7 @@ class StudyCommand:
 
     run: tyro.conf.Positional[str]
     """Run folder, whose generator is trained."""
-    numbers: tuple[str, ...] = ("0.25", "0.5", "1.0")
-    """How many images, each a word of --sample.strategy: 0.5, auto, effective=0.9, NAME=TOTAL,NAME=TOTAL."""
-    curation: tuple[str, ...] = ("none", "agreement")
-    """Which of them are kept, each a --curate.policy."""
-    recipes: tuple[str, ...] = ("ce", "balanced-softmax")
-    """Recipes with synthetic images; `imbdiff methods` lists them."""
-    weights: tuple[float, ...] = (1.0,)
-    """Weights of a synthetic image in the loss, in (0, 1]."""
-    schedules: tuple[Literal["mixed", "real-last", "head-last"], ...] = ("mixed",)
-    """When synthetic images are seen, each a --classify.synthetic_schedule."""
-    seeds: int | None = None
-    """Classifiers per cell and arm. Default: the run's --classify.seeds."""
-    draw: float = 1.5
-    """Candidates per image wanted, where they are curated."""
-    reveal_test: bool = False
-    """Also show the test accuracy of every cell, marked as exploratory. It chooses nothing."""
+    grid: tyro.conf.OmitArgPrefixes[StudyOptions] = field(default_factory=StudyOptions)
     out: str | None = None
     """Study folder. Default: study in the run folder."""
     dry_run: bool = False

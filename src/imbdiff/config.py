@@ -14,7 +14,9 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 from imbdiff.options import ClassifyConfig as ClassifyConfig
 from imbdiff.options import CurateConfig as CurateConfig
 from imbdiff.options import EvaluateConfig as EvaluateConfig
+from imbdiff.options import FitConfig as FitConfig
 from imbdiff.options import SampleConfig as SampleConfig
+from imbdiff.options import StudyOptions as StudyOptions
 from imbdiff.options import WatchConfig as WatchConfig
 from imbdiff.options import check as _check
 from imbdiff.runtime.errors import ConfigError
@@ -219,7 +221,8 @@ class TrainConfig:
     weak_at: float = 0.0625
     """Share of the training after which the averaged weights are kept as autoguidance's weak model; 0: they are not."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that has it, and from 16 pixels on a CPU with units for it (AMX); fp32 elsewhere."""
+    """Of the diffusion model's training and the classifiers'. auto: bf16 on a GPU that has it, and from 16 pixels on a
+    CPU with units for it (AMX); fp32 elsewhere."""
     checkpoint_images: int | None = None
     """Images between checkpoints; default: a twentieth of the run."""
     preview_images: int | None = None

@@ -64,20 +64,57 @@ class CurateConfig:
     """Choosing among synthetic images."""
 
     policy: str = "none"
-    """Which are kept: none (all), agreement, confident, in-distribution, approximate, not-out, no-copies, diverse, or
-    several joined by +, such as agreement+no-copies."""
+    """Which are kept: none (all), agreement, confident (confident=0.8: least probability), in-distribution,
+    approximate, not-out, no-copies, diverse, or several joined by +, such as agreement+no-copies."""
     draw: float = 1.0
-    """Candidates to draw per image wanted."""
-    confidence: float = 0.5
-    """Least probability of the class asked for, in the policy confident."""
+    """Candidates to generate per image wanted."""
 
     def __post_init__(self) -> None:
         check(1 <= self.draw <= 10, f"curate.draw={self.draw} must be in 1..10")
-        check(0 < self.confidence < 1, f"curate.confidence={self.confidence} must be in (0, 1)")
 
 
 @dataclass(frozen=True)
-class ClassifyConfig:
+class FitConfig:
+    """Training one classifier: the same for all that are compared, and for the one that chooses among images."""
+
+    network: str = "resnet-small"
+    """Classifier network: resnet-small, resnet20, resnet32, resnet56, resnet32x4, timm:NAME, or
+    module:PACKAGE.MODULE:FUNCTION."""
+    steps: int = 500
+    """Optimizer steps of every classifier, in every arm."""
+    batch_size: int = 128
+    """Images per step."""
+    lr: float = 0.1
+    """Learning rate of SGD."""
+    weight_decay: float = 5e-4
+    """Of SGD."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises."""
+    protocol: Literal["imbdiff", "cifar-lt"] = "imbdiff"
+    """imbdiff: the rate then falls along a half cosine, with Nesterov momentum. cifar-lt, as the literature of CIFAR-LT
+    has it: times 0.01 at 80 % and 0.0001 at 90 % of the steps, plain momentum, black borders where images are shifted,
+    pixels standardised by CIFAR's mean and deviation, float32."""
+    shift: int = 1
+    """Move training images by up to this many pixels at random."""
+    policy: Literal["none", "autoaugment-cifar"] = "none"
+    """Further augmentation."""
+    erase: int = 0
+    """Side in pixels of a grey square put over training images at random (cutout)."""
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 1, f"classify.steps={self.steps} must be at least 1")
+        check(self.batch_size >= 2, f"classify.batch_size={self.batch_size} must be at least 2")
+        check(self.lr > 0, f"classify.lr={self.lr} must be above 0")
+        check(self.weight_decay >= 0, f"classify.weight_decay={self.weight_decay} must be at least 0")
+        check(0 <= self.warmup <= 1, f"classify.warmup={self.warmup} must be in [0, 1]")
+        known = ("imbdiff", "cifar-lt")
+        check(self.protocol in known, f"classify.protocol={self.protocol!r} must be one of {', '.join(known)}")
+        check(self.shift >= 0, f"classify.shift={self.shift} must be at least 0")
+        check(self.erase >= 0, f"classify.erase={self.erase} must be at least 0")
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(FitConfig):
     """Training the classifiers of the comparison."""
 
     recipes: tuple[str, ...] = ("ce", "resampling", "balanced-softmax")
@@ -87,75 +124,54 @@ class ClassifyConfig:
     """Recipes with synthetic images."""
     primary: str = "balanced-softmax"
     """The one of them whose comparison is the verdict: say so before you see a result."""
-    network: str = "resnet-small"
-    """Classifier network: resnet-small, resnet20 to resnet110, wider as resnet32x4, timm:NAME, torchvision:NAME, or
-    module:PACKAGE.MODULE:FUNCTION."""
-    steps: int = 500
-    """Optimizer steps of every classifier, in every arm."""
-    batch_size: int = 128
-    """Images per step."""
     seeds: int = 3
     """Classifiers per arm."""
-    lr: float = 0.1
-    """Learning rate of SGD."""
-    weight_decay: float = 5e-4
-    """Of SGD."""
-    schedule: Literal["cosine", "steps"] = "cosine"
-    """Learning rate after the warm-up: down along a half cosine, with Nesterov momentum, or times 0.01 at 80 % and
-    0.0001 at 90 % of the steps, with plain momentum, as the literature of CIFAR-LT has it."""
-    warmup: float = 0.1
-    """Share of the steps over which the learning rate rises."""
-    looks: int = 10
-    """Looks at validation images while training: the best weights are reported beside the last."""
     synthetic_weight: float = 1.0
     """Weight of a synthetic image in the loss."""
     synthetic_share: float | None = None
-    """Share of every batch that is synthetic. Default: as often as they are many."""
-    synthetic_schedule: Literal["mixed", "real-last", "head-last"] = "mixed"
-    """When synthetic images are seen: always; not in the last steps; or in these the head alone is trained, on real
-    images."""
-    synthetic_last: float = 0.2
-    """Share of the steps that are these last ones."""
-    synthetic_norm: Literal["shared", "separate"] = "shared"
-    """Batch statistics: of real and synthetic images together, or each of their own."""
-    prior: Literal["train", "effective"] = "train"
-    """Prior of balanced softmax with synthetic images: real counts, or real + weight x synthetic. Where classes are
-    filled to one size the latter is flat, and the arm repeats the one with cross-entropy."""
-    shift: int = 1
-    """Move training images by up to so many pixels at random."""
-    border: Literal["edge", "zero"] = "edge"
-    """What moving leaves behind: the border repeated, or black."""
-    jitter: float = 0.0
-    """Change brightness and contrast of training images by up to this share at random."""
-    erase: int = 0
-    """Side in pixels of a grey square put over training images at random."""
-    policy: Literal["none", "autoaugment-cifar"] = "none"
-    """Further augmentation."""
-    normalise: Literal["unit", "cifar"] = "unit"
-    """Pixels in [-1, 1], or brought to mean 0 and variance 1 with the literature's figures of CIFAR."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that has it, and from 16 pixels on a CPU with units for it (AMX); fp32 elsewhere."""
+    """Share of every batch that is synthetic. Default: their share of all images."""
+    synthetic_schedule: Literal["mixed", "real-last"] = "mixed"
+    """When synthetic images are seen: always, or not in the last fifth of the steps."""
 
     def __post_init__(self) -> None:
-        check(self.steps >= 1, f"classify.steps={self.steps} must be at least 1")
-        check(self.batch_size >= 2, f"classify.batch_size={self.batch_size} must be at least 2")
+        super().__post_init__()
         check(self.seeds >= 1, f"classify.seeds={self.seeds} must be at least 1")
-        check(self.shift >= 0, f"classify.shift={self.shift} must be at least 0")
-        check(0 <= self.jitter < 1, f"classify.jitter={self.jitter} must be in [0, 1)")
-        check(self.erase >= 0, f"classify.erase={self.erase} must be at least 0")
-        check(self.looks >= 0, f"classify.looks={self.looks} must be at least 0")
-        check(self.lr > 0, f"classify.lr={self.lr} must be above 0")
-        check(self.weight_decay >= 0, f"classify.weight_decay={self.weight_decay} must be at least 0")
-        check(0 <= self.warmup <= 1, f"classify.warmup={self.warmup} must be in [0, 1]")
         check(0 < self.synthetic_weight <= 1, "classify.synthetic_weight must be in (0, 1]")
         share = self.synthetic_share
         check(share is None or 0 < share < 1, f"classify.synthetic_share={share} must be in (0, 1)")
-        check(0 < self.synthetic_last < 1, f"classify.synthetic_last={self.synthetic_last} must be in (0, 1)")
         check(len(self.recipes) > 0, "classify.recipes must name at least one recipe")
         check(
             self.primary in self.synthetic,
             f"classify.primary={self.primary!r} is none of classify.synthetic={list(self.synthetic)}",
         )
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The grid of a study: every number with every curation, recipe, weight and schedule."""
+
+    numbers: tuple[str, ...] = ("0.25", "0.5", "1.0")
+    """How many images, each a word of --sample.strategy: 0.5, auto, effective=0.9, NAME=TOTAL,NAME=TOTAL."""
+    curation: tuple[str, ...] = ("none", "agreement")
+    """Which of them are kept, each a --curate.policy."""
+    recipes: tuple[str, ...] = ("ce", "balanced-softmax")
+    """Recipes with synthetic images; `imbdiff methods` lists them."""
+    weights: tuple[float, ...] = (1.0,)
+    """Weights of a synthetic image in the loss, in (0, 1]."""
+    schedules: tuple[Literal["mixed", "real-last"], ...] = ("mixed",)
+    """When synthetic images are seen, each a --classify.synthetic_schedule."""
+    seeds: int | None = None
+    """Classifiers per arm. Default: the run's --classify.seeds."""
+    draw: float = 1.5
+    """Candidates per image wanted, where they are curated."""
+
+    def __post_init__(self) -> None:
+        for weight in self.weights:
+            check(0 < weight <= 1, f"--weights {weight:g} is not in (0, 1]")
+        for schedule in self.schedules:
+            check(schedule in ("mixed", "real-last"), f"--schedules {schedule!r} must be mixed or real-last")
+        check(self.seeds is None or self.seeds >= 1, f"--seeds {self.seeds} must be at least 1")
+        check(1 <= self.draw <= 10, f"--draw {self.draw:g} is not in 1..10")
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,10 @@ _CIFAR_LT: dict[str, Any] = {
         "recipes": ["ce", "resampling", "balanced-softmax", "ldam-drw"],
         "network": "resnet32",
         "steps": 17_000,
-        "schedule": "steps",
+        "protocol": "cifar-lt",
         "weight_decay": 2e-4,
         "warmup": 0.025,
         "shift": 4,
-        "border": "zero",
-        "normalise": "cifar",
-        "precision": "fp32",
     },
 }
 
@@ -53,7 +50,7 @@ def _diffrc_imagenet(epochs: int) -> dict[str, Any]:
         "model": {"backbone": "unet-32-adagn"},
         "train": {"images": 12_800_000, "batch_size": 128},
         "classify": {
-            "network": "timm:resnext50_32x4d", "batch_size": 512, "lr": 0.2, "schedule": "cosine", "warmup": 0.0,
+            "network": "timm:resnext50_32x4d", "batch_size": 512, "lr": 0.2, "warmup": 0.0,
             "steps": round(epochs * IMAGENET_LT / 512),
         },
     }  # fmt: skip

@@ -25,7 +25,7 @@ from imbdiff.pipeline.run import STAGES, Run, open_run, run
 from imbdiff.pipeline.sampling import images_to_add
 from imbdiff.pipeline.training import prepare_data
 from imbdiff.presets import preset
-from imbdiff.recognition.curation import choice
+from imbdiff.recognition import curation as choice
 from imbdiff.reporting import report
 from imbdiff.reporting.curated import curation as curation_section
 from imbdiff.runtime.errors import ConfigError, RunError
@@ -160,7 +160,7 @@ def test_the_same_again_is_skipped_and_a_lost_manifest_is_made_again(
 
 
 def test_another_policy_takes_back_what_was_built_on_the_old_one(source: str, copy: Path, plain: RunConfig) -> None:
-    assert main(["curate", str(copy), "--curate.policy", "confident", "--curate.confidence", "0.3", "--quiet"]) == 0
+    assert main(["curate", str(copy), "--curate.policy", "confident=0.3", "--quiet"]) == 0
     assert set(stages_of(copy)) == {"data", "train", "sample", "curate"}
     manifest = manifest_of(copy)
     assert manifest["confidence"] == 0.3
@@ -273,7 +273,7 @@ def test_samples_that_do_not_fit_the_options_are_refused(
         (["--curate.policy", "in-distribution+approximate"], "no image is both"),
         (["--curate.draw", "0.5"], "must be in 1..10"),
         (["--curate.draw", "11"], "must be in 1..10"),
-        (["--curate.confidence", "1.5"], "must be in (0, 1)"),
+        (["--curate.policy", "confident=1.5"], "must be in (0, 1)"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_anything(
@@ -341,7 +341,7 @@ def test_a_dry_run_measures_the_precision_that_is_asked_for(
 
 
 def test_everything_dropped_is_said_and_not_filled_up(source: str, copy: Path, plain: RunConfig) -> None:
-    strict = override(plain, {**POLICY, "curate.policy": "confident", "curate.confidence": 0.999999})
+    strict = override(plain, {**POLICY, "curate.policy": "confident=0.999999"})
     run(source, copy, strict, wanted=("curate", "evaluate", "report"), quiet=True)
     manifest = manifest_of(copy)
     assert sum(manifest["counts"]["kept"]) < sum(manifest["counts"]["wanted"])
@@ -367,18 +367,18 @@ def test_a_choice_by_a_classifier_of_other_options_is_not_used(
         assert state(copy) == before
     # options that it is not trained by leave it as it is
     config = override(plain, POLICY)
-    for change in ({"classify.seeds": 3}, {"classify.looks": 4}, {"classify.recipes": ["ce", "focal"]}):
+    for change in ({"classify.seeds": 3}, {"classify.synthetic_weight": 0.5}, {"classify.recipes": ["ce", "focal"]}):
         opened, prepared = Run(RunFolder(copy), source, override(config, change)), open_run(copy)[1]
         assert curation.curated(opened, prepared) is not None
-    assert main(["curate", str(copy), "--classify.looks", "4"]) == 2
-    assert "--classify.looks" in capsys.readouterr().err
+    assert main(["curate", str(copy), "--classify.seeds", "4"]) == 2
+    assert "--classify.seeds" in capsys.readouterr().err
     assert state(copy) == before
     assert main(["classify", str(copy)]) == 0
     assert "classify: done before, skipped" in capsys.readouterr().out
     # the command that the message names
     assert main(["curate", str(copy), "--classify.steps", "60", "--classify.lr", "0.05", "--quiet"]) == 0
     assert manifest_of(copy)["classifier"]["plan"]["steps"] == 60
-    assert manifest_of(copy)["classifier"]["plan"]["learning_rate"] == 0.05
+    assert manifest_of(copy)["classifier"]["plan"]["lr"] == 0.05
     assert set(stages_of(copy)) == {"data", "train", "sample", "curate"}
     opened, prepared = open_run(copy)
     assert opened.config.classify.steps == 60

@@ -121,9 +121,8 @@ def state(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--classify.normalise", "cifar"], "1 channels cannot be standardised by 3 means"),
+        (["--classify.protocol", "cifar-lt"], "1 channels cannot be standardised by 3 means"),
         (["--classify.synthetic-share", "0.01"], "synthetic share of 0.01"),
-        (["--classify.synthetic", "balanced-softmax", "mixup", "--classify.synthetic-norm", "separate"], "mixes real"),
     ],
 )
 def test_a_refused_option_writes_and_forgets_nothing(
@@ -140,7 +139,7 @@ def test_a_refused_option_writes_and_forgets_nothing(
 
 
 def test_options_that_do_not_fit_are_refused_before_a_run_begins(tmp_path: Path, arguments, capsys) -> None:  # type: ignore[no-untyped-def]
-    line = ["run", "digits", "--out", str(tmp_path / "run"), *arguments, "--classify.normalise", "cifar"]
+    line = ["run", "digits", "--out", str(tmp_path / "run"), *arguments, "--classify.protocol", "cifar-lt"]
     assert "cannot be standardised" in fails(capsys, *line)
     assert "cannot be standardised" in fails(capsys, *line, "--dry-run")
     assert not (tmp_path / "run").exists()

@@ -20,8 +20,9 @@ from imbdiff.data.splits import Prepared
 from imbdiff.pipeline import run as run_module
 from imbdiff.pipeline import training
 from imbdiff.pipeline.folder import RunFolder
-from imbdiff.recognition.curation import choice
-from imbdiff.recognition.loop import Loop
+from imbdiff.recognition import comparison
+from imbdiff.recognition import curation as choice
+from imbdiff.recognition.fitting import Fit
 from imbdiff.training.trainer import Trainer
 
 STAGES_SEEN = ("train", "sample", "curate", "classify", "report")
@@ -110,18 +111,17 @@ def guarded(patch: pytest.MonkeyPatch, spoil: Callable[[Prepared], Prepared] = l
         return real_score(candidates, train, extractor)
 
     patch.setattr(choice, "score", score)
-    for owner, name in ((Trainer, "run"), (Loop, "run"), (choice, "score")):
+    for owner, name in ((Trainer, "run"), (Fit, "run"), (choice, "score")):
         guard.around(patch, owner, name)
     from imbdiff.pipeline import curation
-    from imbdiff.recognition import arms
 
     guard.around(patch, curation, "curate")
-    guard.around(patch, arms, "choose_control")
+    guard.around(patch, comparison, "choose_control")
     return guard
 
 
 def executed(folder: Path, config: RunConfig) -> None:
-    values = {"curate.policy": "diverse", "curate.draw": 1.5, "classify.looks": 2,
+    values = {"curate.policy": "diverse", "curate.draw": 1.5,
               "watch.every": 64, "watch.samples": 20, "watch.metric": "agreement"}  # fmt: skip
     run_module.Run(RunFolder(folder), "digits", override(config, values), True).execute(STAGES_SEEN)
 
@@ -156,21 +156,19 @@ def test_one_planted_image_is_noticed(tmp_path: Path, config: RunConfig, monkeyp
 def test_reading_test_images_while_choosing_is_noticed(
     tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imbdiff.recognition import arms
-
     prepared_of: list[Prepared] = []
 
     def remember(prepared: Prepared) -> Prepared:
         prepared_of.append(prepared)
         return prepared
 
-    real = arms.choose_control
+    real = comparison.choose_control
 
     def peeks(*args: Any) -> Any:
         assert len(prepared_of[-1].test.images)
         return real(*args)
 
-    monkeypatch.setattr(arms, "choose_control", peeks)
+    monkeypatch.setattr(comparison, "choose_control", peeks)
     guarded(monkeypatch, remember)
     with suppress(FileNotFoundError), pytest.raises(AssertionError, match="choose_control read the test images"):
         executed(tmp_path / "run", config)

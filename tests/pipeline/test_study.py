@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 
 from imbdiff.cli import main
-from imbdiff.commands import StudyCommand
-from imbdiff.config import override
-from imbdiff.pipeline import curation, samples, study_pool
+from imbdiff.config import StudyOptions, override
+from imbdiff.pipeline import curation, samples
 from imbdiff.pipeline import study as study_module
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.run import open_run, run
 from imbdiff.pipeline.samples import load_samples
-from imbdiff.pipeline.study import StudyOptions, study
+from imbdiff.pipeline.study import check_grid, study
 from imbdiff.presets import preset
-from imbdiff.recognition import jobs
-from imbdiff.recognition.grid import Cell, first_of
+from imbdiff.recognition.arms import first_of
+from imbdiff.recognition.comparison import Choice
+from imbdiff.recognition.fitting import Fit
 from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError
 from imbdiff.runtime.files import read_json
 
@@ -149,7 +149,7 @@ def test_a_study_that_was_stopped_anywhere_goes_on_to_the_same_result(
     own: Path, studied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
-    real_batches, real_curate, real_train = samples.generate_batches, curation.curate, jobs.train_classifier
+    real_batches, real_curate, real_run = samples.generate_batches, curation.curate, Fit.run
 
     def batches(model: Any, labels: Any, seeds: Any, **options: Any) -> Any:
         drawn.append(len(labels))
@@ -164,17 +164,17 @@ def test_a_study_that_was_stopped_anywhere_goes_on_to_the_same_result(
             raise KeyboardInterrupt
         return real_curate(*arguments, **options)
 
-    def train(*arguments: Any, **options: Any) -> Any:
+    def train(self: Fit) -> Any:
         calls.append("train")
         if calls.count("train") == 3:
             raise KeyboardInterrupt
-        return real_train(*arguments, **options)
+        return real_run(self)
 
     calls: list[str] = []
     monkeypatch.setattr(samples, "generate_batches", batches)
     monkeypatch.setattr(curation, "curate", curate)
-    monkeypatch.setattr(jobs, "train_classifier", train)
-    monkeypatch.setattr(jobs, "default_workers", lambda device: 1)
+    monkeypatch.setattr(Fit, "run", train)
+    monkeypatch.setattr("imbdiff.recognition.jobs.default_workers", lambda device: 1)
     for _ in range(3):  # while drawing, curating and training
         with pytest.raises(KeyboardInterrupt):
             study(own, GRID, quiet=True)
@@ -191,17 +191,17 @@ def test_a_study_that_was_stopped_anywhere_goes_on_to_the_same_result(
 
 def test_a_larger_grid_takes_over_what_a_smaller_one_did(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
-    real = jobs.train_classifier
+    run_fit = Fit.run
 
-    def counting(*arguments: Any, **options: Any) -> Any:
-        trained.append(options["name"])
-        return real(*arguments, **options)
+    def counting(self: Fit) -> Any:
+        trained.append(self.name)
+        return run_fit(self)
 
-    monkeypatch.setattr(jobs, "train_classifier", counting)
+    monkeypatch.setattr(Fit, "run", counting)
     before = {row["name"]: row for row in result(copied)["rows"]}
     larger = StudyOptions(numbers=("0.2", "0.3", "0.4"), curation=("none", "diverse"), recipes=("ce",), draw=1.5)
     study(copied, larger, quiet=True)
-    assert {name.split(",")[0] for name in trained} == {"0.4 none synthetic + CE", "0.4 diverse synthetic + CE"}
+    assert trained == ["0.4: CE, weight 1, seed 0", "0.4, diverse: CE, weight 1, seed 0"]
     after = {row["name"]: row for row in result(copied)["rows"]}
     assert {name: after[name] for name in before} == before
     images = len(list((copied / "study" / "samples").glob("*/*.png")))
@@ -213,13 +213,12 @@ def test_the_commands_of_a_recommendation_give_its_images_and_its_classifier(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = "0.2, diverse: CE, weight 1"
-    real = study_module.sweep
+    real = study_module.compare
 
-    def sweep(*arguments: Any, **options: Any) -> dict[str, Any]:
-        found = real(*arguments, **options)
-        return {**found, "recommendation": {**found["recommendation"], "name": wanted, "control": "CE"}}
+    def compare(*arguments: Any, **options: Any) -> Any:
+        return replace(real(*arguments, **options), choice=Choice(wanted, "CE", 7))
 
-    monkeypatch.setattr(study_module, "sweep", sweep)
+    monkeypatch.setattr(study_module, "compare", compare)
     study(copied, GRID, quiet=True)
     commands = read_json(copied / "study" / "study.json")["apply"]
     assert len(commands) == 2
@@ -233,8 +232,8 @@ def test_the_commands_of_a_recommendation_give_its_images_and_its_classifier(
     assert kept is not None
     assert 0 < len(kept) == row["images"]
     (trained,) = (copied / "study" / "jobs").glob("0.2-diverse-*.json")
-    classified = read_json(copied / "classifier" / "synthetic+ce-seed0.json")
-    assert classified["test"] == read_json(trained)["test"]
+    (classified,) = (copied / "classifier").glob("synthetic+ce-*-seed0.json")
+    assert read_json(classified)["test"] == read_json(trained)["test"]
 
 
 def test_a_dry_run_says_how_large_the_grid_is_and_writes_nothing(
@@ -244,21 +243,20 @@ def test_a_dry_run_says_how_large_the_grid_is_and_writes_nothing(
     options = ["--numbers", "0.2", "0.3", "--curation", "none", "--weights", "1.0", "0.5", "--recipes", "ce", "drw"]
     assert main(["study", str(trained), *options, "--seeds", "2", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "2 numbers x 1 curation x 2 recipes x 2 weights x 1 schedule = 8 cells" in said
+    assert "2 numbers x 1 curation x 2 recipes x 2 weights x 1 schedule = 8 arms" in said
     assert "4 arms without synthetic images" in said  # three that no comparison may lack, and drw
     assert "24 = 12 x 2 seeds, 3 steps each" in said
-    assert re.search(r"time +about .* to draw and .* to train", said)
+    assert re.search(r"time +about .* to generate and .* to train", said)
     manifest = read_json(trained / "samples" / "manifest.json")
     assert f"{sum(manifest['counts'])} at hand" in said
     assert sorted(p for p in trained.rglob("*") if p.name != ".lock") == before
 
 
 def test_a_study_elsewhere(trained: Path, tmp_path: Path) -> None:
-    plain = StudyOptions(numbers=("0.2",), curation=("none",), recipes=("ce",), reveal_test=True)
+    plain = StudyOptions(numbers=("0.2",), curation=("none",), recipes=("ce",))
     assert study(trained, plain, out=tmp_path / "there", quiet=True) == tmp_path / "there" / "report.html"
     found = read_json(tmp_path / "there" / "study.json")
-    assert found["exploratory"]["compared"] == 4
-    assert f"--reveal-test --out {tmp_path / 'there'}" in found["command"]
+    assert found["command"].endswith(f"--draw 1.5 --out {tmp_path / 'there'}")
     assert not (trained / "study").exists()
 
 
@@ -269,7 +267,7 @@ def test_a_study_elsewhere(trained: Path, tmp_path: Path) -> None:
         ({"curation": ("no-copy",)}, "did you mean no-copies"),
         ({"weights": (1.5,)}, "--weights 1.5 is not in (0, 1]"),
         ({"weights": (0.0,)}, "--weights 0 is not in (0, 1]"),
-        ({"schedules": ("last",)}, "--schedules 'last' is unknown"),
+        ({"schedules": ("last",)}, "--schedules 'last' must be"),
         ({"seeds": 0}, "--seeds 0"),
         ({"draw": 0.5}, "--draw 0.5 is not in 1..10"),
         ({"numbers": ("1.5",)}, "must be in (0, 1]"),
@@ -278,7 +276,7 @@ def test_a_study_elsewhere(trained: Path, tmp_path: Path) -> None:
 )
 def test_options_that_make_no_sense_are_refused_without_a_run(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as error:
-        StudyOptions(**changes)
+        check_grid(StudyOptions(**changes))
     assert said in str(error.value)
 
 
@@ -286,7 +284,7 @@ def test_options_that_make_no_sense_are_refused_without_a_run(changes: dict[str,
     ("numbers", "said"),
     [
         (("0.01",), "'0.01' adds no image"),
-        (("0.2", "0.2"), "'0.2' stands in the grid twice"),
+        (("0.2", "0.2"), "the number '0.2' is named twice"),
         (("1.0", "auto"), "'1.0' and 'auto' add the same images"),
         (("nobody=900",), "unknown class 'nobody'"),
     ],
@@ -378,11 +376,11 @@ def test_every_command_on_the_page_of_studies_runs(
     assert len(studies) >= 3
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(study_module, "probe_classifier", lambda *arguments: 0.5)
-    monkeypatch.setattr(study_module, "_probe_sampling", lambda *arguments: 0.5)
+    monkeypatch.setattr(study_module, "probe_sampling", lambda *arguments: 0.5)
     for words in studies:
         arguments = [str(own) if word == "RUN" else word for word in words[1:]]
         assert main([*arguments, *([] if "--dry-run" in words else ["--dry-run"])]) == 0, capsys.readouterr().err
-    for option in ("numbers", "curation", "recipes", "weights", "schedules", "seeds", "draw", "reveal-test", "out"):
+    for option in ("numbers", "curation", "recipes", "weights", "schedules", "seeds", "draw", "out"):
         assert f"`--{option}" in text, option
 
 
@@ -400,10 +398,11 @@ def test_a_damaged_choice_is_made_again(copied: Path) -> None:
     assert result(copied) == before
 
 
-def test_a_curated_cell_has_the_first_images_that_are_kept(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_curated_arm_has_the_first_images_that_are_kept(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The policy is asked about the first wanted x draw of each class, and no others."""
-    opened, prepared = open_run(studied)
-    pool = load_samples(studied / "study" / "samples", prepared.train.shape, prepared.train.class_names)
+    work = study_module._Study.open(studied, replace(GRID, draw=1.4), None, True)
+    train = work.prepared.train
+    work.pool = load_samples(studied / "study" / "samples", train.shape, train.class_names)
     asked: list[Any] = []
 
     def curate_run(prepared: Any, candidates: Any, drawn: str, config: Any, *rest: Any, **options: Any) -> Any:
@@ -411,19 +410,18 @@ def test_a_curated_cell_has_the_first_images_that_are_kept(studied: Path, monkey
         rows = [{"file": f, "kept": i % 2 == 1, "reason": "kept"} for i, f in enumerate(candidates.ids)]
         return {"images": rows, "counts": {}, "warnings": []}
 
-    monkeypatch.setattr(study_pool, "curate_run", curate_run)
-    monkeypatch.setattr(study_pool, "working_extractor", lambda *a, **k: type("E", (), {"fingerprint": "x"})())
-    monkeypatch.setattr(study_pool, "write_json", lambda *a: None)
+    monkeypatch.setattr(study_module, "curate_run", curate_run)
+    monkeypatch.setattr(study_module, "write_json", lambda *a: None)
     wanted = (0, 0, 0, 0, 0, 0, 3, 5, 0, 0)
-    choose = study_pool.Chooser(pool, prepared, opened.config, 1.4, Any, studied / "none", "cpu")  # type: ignore[arg-type]
-    found = choose(Cell("x", wanted, "diverse", "ce", study_module.classifier_use(opened.config.classify)))
-    candidates, train, *options = asked[0]
+    arm = replace(work.grid[0], number="x", wanted=wanted, curation="diverse")
+    found = work.images(arm)
+    candidates, images, *options = asked[0]
     assert np.bincount(candidates.labels, minlength=10).tolist() == [0, 0, 0, 0, 0, 0, 5, 7, 0, 0]
-    assert train is prepared.train
+    assert images is train
     assert options == ["x", "diverse"]
     assert found.ids == candidates.ids[1::2]
-    plain = choose(Cell("x", wanted, "none", "ce", study_module.classifier_use(opened.config.classify)))
-    assert plain.fingerprint == first_of(pool, wanted).fingerprint
+    assert work.images(replace(arm, curation="none")).fingerprint == first_of(work.pool, wanted).fingerprint
+    assert work.images(arm) is found
     assert len(asked) == 1
 
 
@@ -450,12 +448,6 @@ def test_every_choice_keeps_the_scores_of_all_its_candidates_and_is_counted(stud
     assert "url(data:image/png" in page[page.index('id="curation-1"') : page.index('id="protocol"')]
 
 
-def test_the_command_and_its_options_have_the_same_defaults() -> None:
-    command, options = StudyCommand("RUN"), StudyOptions()
-    assert {field.name: getattr(command, field.name) for field in fields(options)} == asdict(options)
-    assert options.curation == ("none", "agreement")
-
-
 def test_each_look_at_the_test_images_is_counted_whatever_the_grid(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,21 +457,20 @@ def test_each_look_at_the_test_images_is_counted_whatever_the_grid(
     assert found["looks"] == first
     assert len(first) == 1
     assert first[0] | {"grid": ""} == {
-        "recommended": found["recommendation"]["name"], "control": "CE", "grid": "", "cells": 4, "revealed": False,
+        "recommended": found["recommendation"]["name"], "control": "CE", "grid": "", "cells": 4,
     }  # fmt: skip
     study(copied, GRID, quiet=True)  # the same again, and in another order, is no new look
     study(copied, replace(GRID, numbers=("0.3", "0.2")), quiet=True)
     assert read_json(folder / "looks.json") == first
     study(copied, replace(GRID, numbers=("0.2",)), quiet=True)
-    study(copied, replace(GRID, numbers=("0.2",), reveal_test=True), quiet=True)
     looks = read_json(folder / "looks.json")
     assert looks[:1] == first
-    assert [(look["cells"], look["revealed"]) for look in looks] == [(4, False), (2, False), (2, True)]
+    assert [look["cells"] for look in looks] == [4, 2]
     assert result(copied)["looks"] == looks
     (folder / "looks.json").unlink()  # study.json still tells of them
     study(copied, GRID, quiet=True)
     assert read_json(folder / "looks.json") == looks
     (folder / "looks.json").write_text("[")
-    monkeypatch.setattr(study_module, "sweep", None)
+    monkeypatch.setattr(study_module, "compare", None)
     with pytest.raises(RunError, match=r"looks\.json is damaged.*\n.*another --out"):
         study(copied, GRID, quiet=True)

@@ -18,17 +18,19 @@ import time
 import torch
 
 from imbdiff.recognition.cas import classification_accuracy_score
-from imbdiff.recognition.jobs import Arm, run_all
+from imbdiff.recognition.arms import Arm
+from imbdiff.recognition.jobs import Conditions, train_arms
 from imbdiff.recognition.use import Use
 from tests.recognition.conftest import make_prepared, make_set
-from tests.recognition.test_jobs import PLAN, _job
+from tests.recognition.test_jobs import PLAN
 
 prepared, synthetic = make_prepared(make_set((8, 8, 8), 1)), make_set((0, 30, 36), 9)
 
 
-def some(seeds):
-    arms = [Arm("ce"), Arm("balanced-softmax", Use()), Arm("crt")]
-    return [_job(prepared, arm, synthetic, seed=seed, looks=2) for arm in arms for seed in seeds]
+def train(seeds, workers):
+    arms = {Arm("ce"): None, Arm("balanced-softmax", Use()): synthetic, Arm("crt"): None}
+    conditions = Conditions(PLAN, prepared, tuple(seeds), validations=2, workers=workers)
+    return sum(map(len, train_arms(arms, conditions).values()))
 """
 
 COUNT = """
@@ -50,10 +52,10 @@ def in_threads():
     return [change for change in changes if change[2] != "MainThread"]
 
 
-assert len(run_all(some(range(2)), 3, None)) == 6
+assert train(range(2), 3) == 6
 assert not in_threads(), (len(in_threads()), in_threads()[:3])
 changes.clear()  # what is written once, before there are threads, is written by now
-assert len(run_all(some(range(2, 4)), 3, None)) == 6
+assert train(range(2, 4), 3) == 6
 classification_accuracy_score(make_set((30, 30, 30), 7), prepared.train, prepared.test, prepared.groups, PLAN,
                               seeds=(0, 1))
 assert not changes, (len(changes), changes[:3])
@@ -78,7 +80,7 @@ thread = threading.Thread(target=read)
 thread.start()
 trained = 0
 while time.monotonic() < end:
-    trained += len(run_all(some([trained]), 2, None))
+    trained += train([trained], 2)
 thread.join()
 assert trained >= 3, trained
 assert passes > 100, passes

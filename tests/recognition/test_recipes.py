@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable
 
 import pytest
 
 from imbdiff.data.samplers import class_law
-from imbdiff.recognition.jobs import Arm, Job
+from imbdiff.recognition.arms import Arm
+from imbdiff.recognition.jobs import Conditions, train_arms
 from imbdiff.recognition.losses import WEIGHTINGS
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import RECIPES, Recipe, get_recipe
@@ -22,7 +22,7 @@ def test_the_table_is_of_names_labels_and_values_that_exist() -> None:
         assert recipe.idea
         assert recipe.source
         assert recipe.weighting in WEIGHTINGS
-        class_law([1.0, 2.0], recipe.law)  # type: ignore[arg-type]
+        class_law([1.0, 2.0], recipe.sampler)  # type: ignore[arg-type]
         assert 0 <= recipe.deferred < 1
         assert (recipe.loss == "ldam") == (recipe.head == "cosine")
 
@@ -32,7 +32,7 @@ def test_constants_of_the_papers() -> None:
     assert {r.deferred for r in RECIPES.values()} == {0.0, 0.8}  # epoch 160 of 200
     assert {r.beta for r in RECIPES.values()} == {0.9999}
     assert {r.tau for r in RECIPES.values()} == {1.0}
-    assert {r.law for r in RECIPES.values()} == {"natural", "balanced", "sqrt"}
+    assert {r.sampler for r in RECIPES.values()} == {"natural", "balanced", "sqrt"}
 
 
 def test_which_recipes_count_the_classes() -> None:
@@ -62,7 +62,7 @@ def test_unknown_names_get_a_suggestion() -> None:
 OUTSIDE = """
 from imbdiff.recognition.recipes import Recipe
 
-MINE = Recipe("drop head", "class-balanced batches from the middle on", "here", law="balanced", deferred=0.5)
+MINE = Recipe("drop head", "class-balanced batches from the middle on", "here", sampler="balanced", deferred=0.5)
 WRONG = {"label": "x"}
 """
 
@@ -70,14 +70,13 @@ WRONG = {"label": "x"}
 @pytest.mark.parametrize("name", ["module:outside:MINE", "their-recipe"])
 def test_a_recipe_from_outside_trains_in_a_comparison(name: str, outside: Callable[..., None]) -> None:
     outside(OUTSIDE, "recipes", their_recipe="MINE")
-    assert get_recipe(name).law == "balanced"
+    assert get_recipe(name).sampler == "balanced"
     arm = Arm(name)
     assert (arm.name, arm.file) == ("drop head", "drop-head")
-    job = Job(arm, 0, FitPlan(tiny, steps=4, batch_size=8), make_prepared(None), None, "cpu", None)
-    assert len(job.input_hash()) == 64
-    found = job.train(threading.Event())
-    assert found is not None
-    assert len(found["test"]["predicted"]) == 90
+    conditions = Conditions(FitPlan(tiny, steps=4, batch_size=8), make_prepared(None), (0,))
+    ((found,),) = train_arms({arm: None}, conditions).values()
+    assert found.test is not None
+    assert len(found.test.predicted) == 90
 
 
 def test_recipes_from_outside_that_are_wrong(outside: Callable[..., None]) -> None:

@@ -34,7 +34,7 @@ def test_without_synthetic_images_batches_are_those_of_the_sampler_of_that_name(
     sampler = BatchSampler(REAL.labels, 20, law=law, seed=5, name="classifier batch")
     empty = SYNTHETIC.select([])
     for mixture in (Mixture(REAL, None, Use(), 20, 5), Mixture(REAL, empty, Use(share=0.5), 20, 5)):
-        assert mixture.row_weights is None
+        assert mixture.relative_weights(law) is None
         for step in range(6):
             np.testing.assert_array_equal(mixture.rows(step, law), sampler.indices(step))
 
@@ -118,33 +118,35 @@ def test_effective_counts_by_hand() -> None:
 def test_effective_counts_are_how_often_classes_weigh_in_batches() -> None:
     mixture = _mixture(weight=0.5, share=0.25)
     rows = np.concatenate([mixture.rows(step, "natural") for step in range(300)])
-    assert mixture.row_weights is not None
-    seen = np.bincount(mixture.images.labels[rows], mixture.row_weights[rows], minlength=3)
+    weights = mixture.relative_weights("natural")
+    assert weights is not None
+    seen = np.bincount(mixture.images.labels[rows], weights[rows], minlength=3)
     expected = mixture.counts("effective")
     np.testing.assert_allclose(seen / seen.sum(), expected / expected.sum(), atol=0.004)
 
 
-def test_weights_of_images_and_their_mean_by_hand() -> None:
-    mixture = _mixture(weight=0.25)
-    assert mixture.row_weights is not None
-    assert mixture.row_weights.tolist() == [1.0] * 54 + [0.25] * 66
-    assert mixture.mean_weight() == pytest.approx((54 + 0.25 * 66) / 120)
-    assert mixture.mean_weight(real_only=True) == 1
-    assert _mixture(weight=0.25, share=0.5).mean_weight() == pytest.approx(0.5 + 0.5 * 0.25)
-    own = np.repeat([2.0, 4.0], 27)
-    mixture = Mixture(REAL, SYNTHETIC, Use(weight=0.5, share=0.25), 20, 5, own)
-    assert mixture.mean_weight() == pytest.approx(0.75 * 3 + 0.25 * 0.5)
-    assert mixture.mean_weight(real_only=True) == 3
-    assert Mixture(REAL, None, Use(), 20, 5, own).mean_weight() == 3
-
-
-def test_words() -> None:
-    assert Use().words() == "weight 1"
-    said = Use(0.3, 0.25, "real-last", 0.1, "separate").words()
-    assert said == (
-        "weight 0.3, 25% of every batch, last 10% of the steps: real images only, batch statistics of their own"
+def test_weights_of_images_are_relative_to_their_mean_by_hand() -> None:
+    mean = (54 + 0.25 * 66) / 120
+    assert _mixture(weight=0.25).relative_weights("natural").tolist() == pytest.approx(  # type: ignore[union-attr]
+        [1 / mean] * 54 + [0.25 / mean] * 66
     )
-    assert "the head alone" in Use(schedule="head-last").words()
+    real = _mixture(weight=0.25).relative_weights("natural", real_only=True)
+    assert real is not None
+    assert real[:54].tolist() == [1.0] * 54
+    shared = _mixture(weight=0.25, share=0.5).relative_weights("natural")
+    assert shared is not None
+    assert (shared[0], shared[-1]) == pytest.approx((1 / 0.625, 0.25 / 0.625))
+    # where classes are sampled equally often: of class 0 all are real, of the others 30 of 40 and 36 of 40 synthetic
+    balanced = _mixture(weight=0.25).relative_weights("balanced")
+    assert balanced is not None
+    assert balanced[0] == pytest.approx(3 / (1 + (10 + 0.25 * 30) / 40 + (4 + 0.25 * 36) / 40))
+    assert Mixture(REAL, None, Use(), 20, 5).relative_weights("natural") is None
+
+
+def test_descriptions() -> None:
+    assert Use().describe() == "weight 1"
+    said = Use(0.3, 0.25, "real-last", 0.1, "effective").describe()
+    assert said == "weight 0.3, 25% of every batch, last 10% of the steps: real images only, prior: effective"
     assert Use(**Use(0.3, 0.25, "real-last").to_json()) == Use(0.3, 0.25, "real-last")
 
 
@@ -157,7 +159,6 @@ def test_words() -> None:
         ({"share": 1.0}, "share 1.0"),
         ({"schedule": "last"}, "'last'"),
         ({"last": 1.0}, "last share 1.0"),
-        ({"batch_norm": "own"}, "'own'"),
         ({"prior": "flat"}, "'flat'"),
     ],
 )

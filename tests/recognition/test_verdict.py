@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
 
 import numpy as np
 import pytest
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
-from imbdiff.recognition.verdict import _decide, choose_control, no_loss, paired_interval, verdict
+from imbdiff.recognition.intervals import paired_interval
+from imbdiff.recognition.verdict import Control, Verdict, _decide, choose_control, verdict
 
 PRIMARY = "synthetic + balanced softmax"
 NAMES = ("a", "b", "c", "d")
@@ -37,11 +38,11 @@ def _predict(test: ImageSet, accuracy: tuple[float, ...], seeds: int = 3) -> np.
     return np.array(rows)
 
 
-def _control(names: list[str]) -> dict[str, Any]:
-    return {"arm": names[0] if len(names) == 1 else None, "arms": names, "chosen_by": "validation", "scores": {}}
+def _control(names: list[str]) -> Control:
+    return Control(names[0] if len(names) == 1 else None, tuple(names), "validation", {})
 
 
-def _run(test: ImageSet, groups: Groups, arms: dict[str, tuple[float, ...]], controls: list[str]) -> dict[str, Any]:
+def _run(test: ImageSet, groups: Groups, arms: dict[str, tuple[float, ...]], controls: list[str]) -> Verdict:
     predictions = {name: _predict(test, accuracy) for name, accuracy in arms.items()}
     made = [name for name in arms if name not in controls]
     return verdict(predictions, test, groups, (True,) * 4, _control(controls), PRIMARY, made)
@@ -57,31 +58,22 @@ def test_all_three_outcomes_for_the_group_concerned(
         {"balanced softmax": (0.9, 0.9, 0.61, 0.61), PRIMARY: (0.92, 0.9, few, few)},
         ["balanced softmax"],
     )
-    assert found["per_group"]["few"]["outcome"] == outcome
-    assert found["per_group"]["many"]["outcome"] == "no difference"
-    assert found["per_group"]["few"]["n"] == 100
-    assert outcome in found["sentence"]
-    assert '"balanced softmax"' in found["sentence"]
-    assert "Fixed beforehand" in found["rule"]
+    assert found.per_group["few"].outcome == outcome
+    assert found.per_group["many"].outcome == "no difference"
+    assert found.per_group["few"].n == 100
+    assert outcome in found.sentence
+    assert '"balanced softmax"' in found.sentence
+    assert "Fixed beforehand" in found.rule
 
 
 def test_helped_means_above_every_control_and_hurt_below_one(test_set: ImageSet, groups: Groups) -> None:
     arms = {"CE": (0.5,) * 4, "balanced softmax": (0.8,) * 4, PRIMARY: (0.81,) * 4}
-    found = _run(test_set, groups, arms, ["CE", "balanced softmax"])["per_group"]["all"]
-    assert found["outcome"] == "no difference"
-    assert found["against"] == "balanced softmax"
-    assert (
-        _run(test_set, groups, {**arms, PRIMARY: (0.95,) * 4}, ["CE", "balanced softmax"])["per_group"]["all"][
-            "outcome"
-        ]
-        == "helped"
-    )
-    assert (
-        _run(test_set, groups, {**arms, PRIMARY: (0.65,) * 4}, ["CE", "balanced softmax"])["per_group"]["all"][
-            "outcome"
-        ]
-        == "hurt"
-    )
+    found = _run(test_set, groups, arms, ["CE", "balanced softmax"]).per_group["all"]
+    assert found.outcome == "no difference"
+    assert found.against == "balanced softmax"
+    for value, outcome in ((0.95, "helped"), (0.65, "hurt")):
+        changed = {**arms, PRIMARY: (value,) * 4}
+        assert _run(test_set, groups, changed, ["CE", "balanced softmax"]).per_group["all"].outcome == outcome
 
 
 def test_the_interval_shown_is_that_of_the_control_that_decides(test_set: ImageSet, groups: Groups) -> None:
@@ -91,7 +83,7 @@ def test_the_interval_shown_is_that_of_the_control_that_decides(test_set: ImageS
         first = np.arange(len(test_set)) % 50 < 50 * np.array(of_seeds)[:, None]
         return np.where(first, test_set.labels, (test_set.labels + 1) % 4)
 
-    def of(primary: np.ndarray, controls: dict[str, np.ndarray]) -> dict[str, Any]:
+    def of(primary: np.ndarray, controls: dict[str, np.ndarray]) -> Verdict:
         predictions = {**controls, PRIMARY: primary}
         return verdict(predictions, test_set, groups, (True,) * 4, _control(list(controls)), PRIMARY, [PRIMARY])
 
@@ -108,13 +100,13 @@ def test_the_interval_shown_is_that_of_the_control_that_decides(test_set: ImageS
             controls = {"wide": right(0.0, 0.1, 0.2), "narrow": narrow}
         for order in (list(controls), list(controls)[::-1]):
             found = of(primary, {name: controls[name] for name in order})
-            for row in found["per_group"].values():
-                assert row["outcome"] == outcome
-                assert row["against"] == against
-                assert (row["low"] > 0) == (outcome == "helped")
-                assert (row["high"] < 0) == (outcome == "hurt")
-            assert f'against "{against}")' in found["sentence"]
-            assert "the control that decides" in found["rule"]
+            for row in found.per_group.values():
+                assert row.outcome == outcome
+                assert row.against == against
+                assert (row.low > 0) == (outcome == "helped")
+                assert (row.high < 0) == (outcome == "hurt")
+            assert f'against "{against}")' in found.sentence
+            assert "the control that decides" in found.rule
 
 
 _ENDS = st.floats(-1, 1, allow_subnormal=False)
@@ -135,11 +127,11 @@ def test_classes_without_claim_do_not_count(test_set: ImageSet, groups: Groups) 
         PRIMARY: _predict(test_set, (0.9, 0.9, 0.92, 1.0)),
     }
     found = verdict(predictions, test_set, groups, (True, True, True, False), _control(["CE"]), PRIMARY, [PRIMARY])
-    assert found["per_group"]["few"]["outcome"] == "no difference"
-    assert found["per_group"]["few"]["n"] == 50
+    assert found.per_group["few"].outcome == "no difference"
+    assert found.per_group["few"].n == 50
     claimable = (True, True, False, False)
     found = verdict(predictions, test_set, groups, claimable, _control(["CE"]), PRIMARY, [PRIMARY])
-    assert found["per_group"]["few"]["outcome"] == "not measured"
+    assert found.per_group["few"].outcome == "not measured"
 
 
 def test_interval_equals_the_paired_standard_error_for_one_seed() -> None:
@@ -165,20 +157,17 @@ def test_interval_holds_the_spread_between_seeds() -> None:
 
 
 def test_control_is_chosen_on_validation_and_ties_go_to_the_simpler_arm(test_set: ImageSet) -> None:
-    def arm(name: str, value: float, needs: bool = False) -> dict[str, Any]:
-        return {"name": name, "needs_synthetic": needs, "val": {"balanced_accuracy": value}}
-
-    arms = [arm("CE", 0.7), arm("resampling", 0.9), arm("balanced softmax", 0.9), arm("synthetic + CE", 0.99, True)]
+    arms = {"CE": 0.7, "resampling": 0.9, "balanced softmax": 0.9}
     found = choose_control(arms, test_set, (True,) * 4)
-    assert found["arm"] == "resampling"
-    assert "validation" in found["chosen_by"]
-    none = [{**a, "val": {"balanced_accuracy": None}} for a in arms]
-    found = choose_control(none, test_set, (False,) * 4)
-    assert (found["arm"], found["arms"]) == (None, ["CE", "resampling", "balanced softmax"])
+    assert (found.arm, found.arms, found.scores) == ("resampling", ("resampling",), arms)
+    assert "validation" in found.chosen_by
+    found = choose_control(dict.fromkeys(arms), test_set, (False,) * 4)
+    assert (found.arm, found.arms) == (None, tuple(arms))
     # a class that no claim is made of may be missing
     part = test_set.select(np.flatnonzero(test_set.labels != 2))
-    assert choose_control(arms, part, (True, True, False, True))["arm"] == "resampling"
-    assert choose_control(arms, part, (True,) * 4)["arms"] == ["CE", "resampling", "balanced softmax"]
+    assert choose_control(arms, part, (True, True, False, True)).arm == "resampling"
+    assert choose_control(arms, part, (True,) * 4).arms == tuple(arms)
+    assert json.loads(json.dumps(found.to_json()))["arms"] == list(arms)
 
 
 def _unequal(counts: tuple[int, ...]) -> tuple[ImageSet, Groups]:
@@ -190,29 +179,29 @@ def _unequal(counts: tuple[int, ...]) -> tuple[ImageSet, Groups]:
 def test_groups_of_few_test_images_are_not_measured() -> None:
     test, groups = _unequal((40, 40, 13, 0))
     found = _run(test, groups, {"CE": (0.5,) * 4, PRIMARY: (0.95,) * 4}, ["CE"])
-    assert found["per_group"]["all"]["outcome"] == found["per_group"]["many"]["outcome"] == "helped"
-    assert found["per_group"]["medium"]["outcome"] == "not measured"
-    assert found["per_group"]["medium"]["difference"] is None
-    assert found["per_group"]["medium"]["n"] == 13
-    assert found["sentence"].endswith("; not measured for medium (13 test images), few (no test images).")
-    assert "fewer than 20 test images" in found["rule"]
+    assert found.per_group["all"].outcome == found.per_group["many"].outcome == "helped"
+    assert found.per_group["medium"].outcome == "not measured"
+    assert found.per_group["medium"].difference is None
+    assert found.per_group["medium"].n == 13
+    assert found.sentence.endswith("; not measured for medium (13 test images), few (no test images).")
+    assert "fewer than 20 test images" in found.rule
 
 
 def test_an_interval_without_width_is_not_measured() -> None:
     test, groups = _unequal((40, 40, 30, 30))
     found = _run(test, groups, {"CE": (0.5, 0.5, 1, 1), PRIMARY: (0.95, 0.95, 1, 1)}, ["CE"])
-    assert found["per_group"]["few"]["reason"] == "30 test images, an interval without width"
-    assert "few (30 test images, an interval without width)" in found["sentence"]
-    assert "no difference" not in found["sentence"]
+    assert found.per_group["few"].reason == "30 test images, an interval without width"
+    assert "few (30 test images, an interval without width)" in found.sentence
+    assert "no difference" not in found.sentence
 
 
 def test_too_few_test_images_altogether_give_no_verdict() -> None:
     test, groups = _unequal((5, 4, 3, 1))
     found = _run(test, groups, {"CE": (0.5,) * 4, PRIMARY: (0.95,) * 4}, ["CE"])
-    assert found["sentence"] == (
+    assert found.sentence == (
         "Whether synthetic images helped was not measured: 13 test images; at least 20 test images are needed."
     )
-    assert {row["outcome"] for row in found["per_group"].values()} == {"not measured"}
+    assert {row.outcome for row in found.per_group.values()} == {"not measured"}
 
 
 def _won(test: ImageSet, **won_and_lost: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -232,7 +221,7 @@ def test_all_but_the_declared_comparison_are_corrected_for_their_number(test_set
     made = _won(test_set, c=(7, 2), d=(7, 2))
     predictions = {"CE": made["CE"], PRIMARY: made["arm"], "synthetic + CE": made["arm"]}
 
-    def of(arms: list[str]) -> dict[str, Any]:
+    def of(arms: list[str]) -> Verdict:
         return verdict(predictions, test_set, groups, (True,) * 4, _control(["CE"]), PRIMARY, arms)
 
     both = of([PRIMARY, "synthetic + CE"])
@@ -242,30 +231,28 @@ def test_all_but_the_declared_comparison_are_corrected_for_their_number(test_set
     )
     _, low, high = paired_interval(difference, test_set.labels[few])
     assert low > 0  # by itself, it is above 0
-    declared, row = both["per_group"]["all"], both["per_group"]["few"]
-    assert (declared["outcome"], declared["corrected"]) == ("helped", False)
-    assert declared["p_adjusted"] == declared["p"] < 0.05
+    declared, row = both.per_group["all"], both.per_group["few"]
+    assert (declared.outcome, declared.corrected) == ("helped", False)
+    assert declared.p_adjusted == declared.p < 0.05
     # the same images won in the other arm, over all test images: corrected, and no longer above 0
-    other = both["other_arms"]["synthetic + CE"]
-    assert other["all"]["p"] == declared["p"]
+    other = both.other_arms["synthetic + CE"]
+    assert other["all"].p == declared.p
     for corrected in (row, other["all"], other["few"]):
-        assert corrected["corrected"]
-        assert corrected["outcome"] == "no difference"
-        assert 0.01 < corrected["p"] < 0.05 < corrected["p_adjusted"] <= 1
-        assert corrected["low"] <= 0 < corrected["high"]
-    assert row["low"] < low
-    assert row["high"] > high
+        assert corrected.corrected
+        assert corrected.outcome == "no difference"
+        assert 0.01 < corrected.p < 0.05 < corrected.p_adjusted <= 1
+        assert corrected.low <= 0 < corrected.high
+    assert row.low < low
+    assert row.high > high
     # "many" never differs: an interval without width counts in the family, so that M = 5
-    assert both["per_group"]["many"]["p"] is None
-    assert (
-        "The 5 other comparisons (groups, other arms) are corrected for their number by Holm's method" in both["rule"]
-    )
-    assert "by group, corrected for 5 comparisons: no difference for few" in both["sentence"]
-    smallest = min(row["p"] for row in (row, other["all"], other["few"]))
-    assert min(one["p_adjusted"] for one in (row, other["all"], other["few"])) == pytest.approx(5 * smallest)
+    assert both.per_group["many"].p is None
+    assert "The 5 other comparisons (groups, other arms) are corrected for their number by Holm's method" in both.rule
+    assert "by group, corrected for 5 comparisons: no difference for few" in both.sentence
+    smallest = min(row.p for row in (row, other["all"], other["few"]))
+    assert min(one.p_adjusted for one in (row, other["all"], other["few"])) == pytest.approx(5 * smallest)
     # a family of two: more is left of it
-    assert of([PRIMARY])["per_group"]["few"]["p_adjusted"] == pytest.approx(2 * row["p"])
-    assert "The 2 other comparisons" in of([PRIMARY])["rule"]
+    assert of([PRIMARY]).per_group["few"].p_adjusted == pytest.approx(2 * row.p)
+    assert "The 2 other comparisons" in of([PRIMARY]).rule
 
 
 @pytest.mark.parametrize("controls", [["CE"], ["CE", "balanced softmax"]])
@@ -276,12 +263,12 @@ def test_adjusted_p_and_interval_say_the_same(test_set: ImageSet, groups: Groups
         arms = {name: made[name] for name in controls}
         arms |= {PRIMARY: (0.57, 0.53, 0.62 + 0.05 * step, 0.6), "synthetic + CE": (0.47 + 0.05 * step,) * 4}
         found = _run(test_set, groups, arms, controls)
-        for block in (found["per_group"], *found["other_arms"].values()):
+        for block in (found.per_group, *found.other_arms.values()):
             for row in block.values():
-                seen.add(row["outcome"])
-                assert (row["p_adjusted"] < 0.05) == (row["outcome"] != "no difference")
-                assert (row["p_adjusted"] < 0.05) == (row["low"] > 0 or row["high"] < 0)
-                assert row["p"] <= row["p_adjusted"]
+                seen.add(row.outcome)
+                assert (row.p_adjusted < 0.05) == (row.outcome != "no difference")
+                assert (row.p_adjusted < 0.05) == (row.low > 0 or row.high < 0)
+                assert row.p <= row.p_adjusted
     assert seen == {"helped", "hurt", "no difference"}
 
 
@@ -292,20 +279,13 @@ def test_nothing_is_lost_overall_where_the_interval_excludes_a_loss_of_a_point(
         made = _won(test_set, **won)
         predictions = {"CE": made["CE"], PRIMARY: made["arm"]}
         found = verdict(predictions, test_set, groups, (True,) * 4, _control(["CE"]), PRIMARY, [PRIMARY])
-        whole = found["per_group"]["all"]
-        assert found["no_loss"] == {"margin": 0.01, "shown": shown, "low": whole["low"]}
-        assert shown == (whole["low"] > -0.01)
-        assert "above -1 point" in found["rule"]
+        whole = found.per_group["all"]
+        assert found.no_loss == {"margin": 0.01, "shown": shown, "low": whole.low}
+        assert shown == (whole.low > -0.01)
+        assert "above -1 point" in found.rule
     few = verdict(predictions, test_set, groups, (False,) * 4, _control(["CE"]), PRIMARY, [PRIMARY])
-    assert few["no_loss"] is None
-    assert "other comparison" not in few["rule"]
-
-
-@pytest.mark.parametrize(("low", "shown"), [(-0.0099, True), (-0.0101, False), (0.02, True)])
-def test_a_loss_is_ruled_out_by_the_lower_end(low: float, shown: bool) -> None:
-    assert no_loss({"low": low}) == {"margin": 0.01, "shown": shown, "low": low}
-    assert no_loss({"low": -0.03}, margin=0.05) == {"margin": 0.05, "shown": True, "low": -0.03}
-    assert no_loss({"low": None}) is None
+    assert few.no_loss is None
+    assert "other comparison" not in few.rule
 
 
 def test_a_comparison_without_width_uses_up_no_step_of_the_correction(test_set: ImageSet, groups: Groups) -> None:
@@ -314,6 +294,6 @@ def test_a_comparison_without_width_uses_up_no_step_of_the_correction(test_set: 
     for name, right in (("CE", False), ("arm", True)):
         made[name][:, many] = (test_set.labels[many] + (not right)) % 4
     predictions = {"CE": made["CE"], PRIMARY: made["arm"]}
-    found = verdict(predictions, test_set, groups, (True,) * 4, _control(["CE"]), PRIMARY, [PRIMARY])["per_group"]
-    assert found["many"]["reason"] == "100 test images, an interval without width"
-    assert found["few"]["p_adjusted"] == pytest.approx(2 * found["few"]["p"])
+    found = verdict(predictions, test_set, groups, (True,) * 4, _control(["CE"]), PRIMARY, [PRIMARY]).per_group
+    assert found["many"].reason == "100 test images, an interval without width"
+    assert found["few"].p_adjusted == pytest.approx(2 * found["few"].p)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from imbdiff.recognition import working
-from imbdiff.recognition.fit import FitPlan
+from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.working import working_extractor
 from tests.recognition.conftest import make_set
 
 TRAIN = make_set((90, 12, 4), 0)
-PLAN = FitPlan(steps=60, batch_size=32, learning_rate=0.05)
+PLAN = FitPlan(steps=60, batch_size=32, lr=0.05)
 
 
 def test_it_is_a_working_extractor_that_saw_the_training_split_and_counts_classes_alike() -> None:
@@ -35,15 +35,14 @@ def test_balanced_softmax_is_what_it_is_trained_with(monkeypatch: pytest.MonkeyP
     seen: dict[str, Any] = {}
     real = working.fit
 
-    def spy(images: Any, plan: Any, **options: Any) -> Any:
-        seen.update(options, images=images)
-        return real(images, plan, **options)
+    def spy(images: Any, plan: Any, recipe: str, **options: Any) -> Any:
+        seen.update(options, images=images, recipe=recipe)
+        return real(images, plan, recipe, **options)
 
     monkeypatch.setattr(working, "fit", spy)
     working_extractor(TRAIN, FitPlan(steps=2, batch_size=8), seed=3)
     assert seen["images"] is TRAIN
-    assert seen["prior"].tolist() == pytest.approx([90 / 106, 12 / 106, 4 / 106])
-    assert seen["seed"] == 3
+    assert (seen["recipe"], seen["seed"]) == ("balanced-softmax", 3)
 
 
 def test_it_is_kept_read_again_and_trained_anew_for_other_images_options_or_damage(
@@ -76,20 +75,8 @@ def test_it_is_kept_read_again_and_trained_anew_for_other_images_options_or_dama
     assert repaired.fingerprint == first.fingerprint
 
 
-def test_with_figures_of_its_own_it_is_read_again_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    plan = FitPlan(steps=3, batch_size=8, normalise=((0.4,), (0.2,)))
-    first = working_extractor(TRAIN, plan, folder=tmp_path)
-    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(working, "fit", lambda *a, **k: pytest.fail("trained again"))
-        again = working_extractor(TRAIN, plan, folder=tmp_path)
-    assert not caplog.records
-    assert np.array_equal(first.features(TRAIN), again.features(TRAIN))
-
-
 def test_weights_of_other_images_do_not_curate() -> None:
     """A network that comes with a library's weights may have seen the test images: another one takes its place."""
     plan = FitPlan("timm:resnet18?pretrained", steps=2, batch_size=8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(working, "plan_identity", lambda plan, images: [plan.to_json()])
-        extractor = working_extractor(TRAIN, plan)
+    extractor = working_extractor(TRAIN, plan)
     assert extractor.name == "working-resnet-small"

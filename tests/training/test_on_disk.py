@@ -12,7 +12,7 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.imageset import Rows
 from imbdiff.data.splits import Prepared
 from imbdiff.pipeline import training
-from imbdiff.recognition.fit import fit
+from imbdiff.recognition.fitting import fit
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.runtime.log import read_jsonl
 from tests.data.making import folder

@@ -21,9 +21,8 @@ from imbdiff.pipeline import samples
 from imbdiff.pipeline.folder import WORKING
 from imbdiff.pipeline.recognising import plan_of
 from imbdiff.pipeline.sampling import guide_of, images_to_add, sampling
-from imbdiff.recognition.curation import curate, in_words, parse_policy
-from imbdiff.recognition.curation.space import IN_QUANTILE, OUT_FACTOR, OUT_QUANTILE
-from imbdiff.recognition.networks.identity import network_identity
+from imbdiff.recognition.curation import curate, describe, least_probability, parse_policy
+from imbdiff.recognition.real_space import IN_QUANTILE, OUT_FACTOR, OUT_QUANTILE
 from imbdiff.recognition.working import working_extractor
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import RunError
@@ -54,10 +53,7 @@ def curation_inputs(prepared: Prepared, drawn: str, config: RunConfig) -> str:
     deciding: list[Any] = [SCHEMA, drawn, list(wanted), list(names), prepared.manifest["hash"]]
     if names != ("none",):
         train = prepared.train
-        what = network_identity(config.classify.network, train.shape, len(train.class_names))
-        deciding += [plan_of(prepared, config).to_json(), what, config.seed]
-    if "confident" in names:
-        deciding.append(config.curate.confidence)
+        deciding += [plan_of(prepared, config).identity(train.shape, len(train.class_names)), config.seed]
     return digest(deciding)
 
 
@@ -79,10 +75,7 @@ def sample_curated(
     extractor = None
     if names != ("none",):
         extractor = working_extractor(prepared.train, plan_of(prepared, config), seed=config.seed, device=device)
-    found = curate(
-        candidates, counts, prepared.train, config.curate.policy, extractor,
-        confidence=config.curate.confidence, seed=config.seed,
-    )  # fmt: skip
+    found = curate(candidates, counts, prepared.train, config.curate.policy, extractor, seed=config.seed)
     return candidates.select(found.kept)
 
 
@@ -101,10 +94,7 @@ def curate_run(
     if names != ("none",):
         plan = plan_of(prepared, config)
         extractor = working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
-    found = curate(
-        candidates, wanted, prepared.train, config.curate.policy, extractor,
-        confidence=config.curate.confidence, seed=config.seed,
-    )  # fmt: skip
+    found = curate(candidates, wanted, prepared.train, config.curate.policy, extractor, seed=config.seed)
     classes = len(wanted)
     rows = [
         {"file": file, "label": int(label), **row}
@@ -117,9 +107,9 @@ def curate_run(
         "schema": SCHEMA,
         "samples": drawn,
         "policy": "+".join(names),
-        "words": in_words(config.curate.policy, config.curate.confidence),
+        "words": describe(config.curate.policy),
         "draw": config.curate.draw,
-        "confidence": config.curate.confidence if "confident" in names else None,
+        "confidence": least_probability(names),
         "classifier": None
         if extractor is None or plan is None
         else {
@@ -218,8 +208,7 @@ def curated(run: Run, prepared: Prepared) -> dict[str, Any] | None:
     if found.get("samples") != drawn:
         raise RunError(f"{place} is of other images than those in {run.folder / 'samples'}", again)
     policy = "+".join(parse_policy(run.config.curate.policy))
-    least = run.config.curate.confidence if "confident" in policy.split("+") else None
-    if (found.get("policy"), found.get("confidence")) != (policy, least):
+    if found.get("policy") != policy:
         raise RunError(f"{place} was made by the policy {found.get('policy')}, the options say {policy}", again)
     if marks["curate"]["inputs"] != curation_inputs(prepared, drawn, run.config):
         other = _other_options(found, prepared, run.config)
@@ -238,14 +227,9 @@ def _other_options(found: dict[str, Any], prepared: Prepared, config: RunConfig)
     if found.get("classifier") is None:
         return []
     there, here = flatten(found["classifier"]["plan"]), flatten(plan_of(prepared, config).to_json())
-    differ = {name.split(".")[-1] for name in here if digest(here[name]) != digest(there.get(name))}
     options = flatten(to_dict(config))
-    # the plan calls one of them otherwise
-    return [
-        (f"--{name}", str(options[name]))
-        for name in WORKING
-        if name.removeprefix("classify.").replace("lr", "learning_rate") in differ
-    ]
+    names = [name for name in WORKING if here[name.partition(".")[2]] != there.get(name.partition(".")[2])]
+    return [(f"--{name}", str(options[name])) for name in names]
 
 
 def kept_of(images: ImageSet, manifest: dict[str, Any], folder: Path) -> ImageSet:

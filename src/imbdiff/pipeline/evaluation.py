@@ -18,7 +18,7 @@ from imbdiff.metrics.numbers import merge
 from imbdiff.pipeline import training
 from imbdiff.pipeline.direct import Watching
 from imbdiff.pipeline.plan import against_balanced
-from imbdiff.pipeline.recognising import classifier_plan
+from imbdiff.pipeline.recognising import plan_of
 from imbdiff.recognition.cas import classification_accuracy_score
 from imbdiff.recognition.judge import judges
 from imbdiff.runtime.dist import Dist
@@ -131,7 +131,7 @@ def _add_cas(
     quiet: bool,
 ) -> None:
     options = config.classify
-    plan = classifier_plan(options, symmetry=training.symmetry_of(prepared, config))
+    plan = plan_of(prepared, config)
     seeds = tuple(range(config.seed, config.seed + options.seeds))
     with Progress("classifiers on synthetic images alone", 2 * len(seeds), "classifiers", quiet=quiet) as bar:
         cas = classification_accuracy_score(

@@ -26,13 +26,13 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-from imbdiff.config import NOT_DECISIVE, RunConfig, flatten, override, to_dict
+from imbdiff.config import NOT_DECISIVE, FitConfig, RunConfig, flatten, override, to_dict
 from imbdiff.methods import get_method, with_all_constants
 from imbdiff.pipeline.environment import environment
 from imbdiff.pipeline.samples import sampled_inputs
@@ -45,13 +45,7 @@ from imbdiff.runtime.files import is_disk_full, read_json, write_json, write_tex
 LATER = ("sample", "curate", "evaluate", "classify", "device", "preset")
 HARMLESS = tuple(f"train.{name}" for name in NOT_DECISIVE)
 #: options of the classifiers of the comparison by which the one that chooses among images is trained too
-WORKING = tuple(
-    f"classify.{name}"
-    for name in (
-        "network", "steps", "batch_size", "lr", "weight_decay", "schedule", "warmup", "shift", "jitter", "erase",
-        "border", "policy", "normalise", "precision",
-    )
-)  # fmt: skip
+WORKING = tuple(f"classify.{option.name}" for option in fields(FitConfig))
 #: stage -> it and the stages that build on it, in the order of the stages
 FOLLOWERS = {
     "train": ("train", "sample", "curate", "evaluate", "classify"),

@@ -14,7 +14,7 @@ from imbdiff.data.splits import Prepared
 from imbdiff.methods import get_method, method_of
 from imbdiff.pipeline import training
 from imbdiff.pipeline.folder import RunFolder, repeat_command
-from imbdiff.pipeline.recognising import classifier_augmentation
+from imbdiff.pipeline.recognising import plan_of
 from imbdiff.pipeline.sampling import guidance_text
 from imbdiff.recipe import constants, full_names
 from imbdiff.reporting.content import ReportData
@@ -120,7 +120,7 @@ def augmentation(prepared: Prepared, config: RunConfig) -> str:
         if config.data.augment != "auto"
         else f"this source is {'known' if prepared.flippable else 'not known'} to allow mirroring"
     )
-    classifiers = classifier_augmentation(config.classify, symmetry).words()
+    classifiers = plan_of(prepared, config).augmentation.words()
     return f"images shown to the generator: {shown}; to classifiers: {classifiers} ({why})"
 
 

@@ -22,14 +22,13 @@ from imbdiff.methods import method_of
 from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline import training
 from imbdiff.pipeline.curation import candidates_to_draw, chooses
-from imbdiff.pipeline.recognising import classifier_arms, classifier_plan
+from imbdiff.pipeline.recognising import classifier_arms, plan_of
 from imbdiff.pipeline.sampling import check_needs, check_strategy, images_to_add, sampling
-from imbdiff.pipeline.training import check_phases, init_folder, new_model, symmetry_of
+from imbdiff.pipeline.training import check_phases, init_folder, new_model
 from imbdiff.presets import choose_preset, preset
 from imbdiff.recipe import Phase
 from imbdiff.recognition.curation import parse_policy
-from imbdiff.recognition.fit import fit
-from imbdiff.recognition.fitting import check_trainings
+from imbdiff.recognition.fitting import check_trainings, fit
 from imbdiff.recognition.networks import check_network
 from imbdiff.runtime.device import resolve_device, resolve_precision
 from imbdiff.runtime.dist import Dist, launched
@@ -125,7 +124,7 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
     if training:
         new_model(prepared, config)
         check_phases(prepared, config, world=world)
-    plan = classifier_plan(config.classify, symmetry=symmetry_of(prepared, config))
+    plan = plan_of(prepared, config)
     arms = [(a.recipe, a.use) for a in classifier_arms(config.classify) if sum(wanted) or not a.needs_synthetic]
     # and the classifiers that choose, judge and measure: by cross-entropy or balanced softmax, of one kind of images
     check_trainings(prepared.train, plan, [("ce", None), *arms])
@@ -305,7 +304,7 @@ def _probe_classifier(prepared: Prepared, config: RunConfig, device: torch.devic
     """Seconds of all arms and seeds."""
 
     def seconds(steps: int) -> float:
-        plan = classifier_plan(config.classify, steps=steps)
+        plan = replace(plan_of(prepared, config), steps=steps)
         began = time.perf_counter()
         fit(prepared.train, plan, seed=0, device=str(device), name="probe")
         return time.perf_counter() - began

@@ -277,9 +277,9 @@ class Run:
             return
         with Timer() as timer:
             result = classify_run(prepared, synthetic, self.config, self.folder.path, quiet=self.quiet)
-        write_json(self.folder / "classifier" / "results.json", result)
+        write_json(self.folder / "classifier" / "results.json", result.to_json())
         self.end("classify", inputs, timer.seconds)
-        self.say(f"verdict: {result['verdict']['sentence']}" if result.get("verdict") else "classify: done")
+        self.say(f"verdict: {result.verdict.sentence}")
 
     # -- reporting
 

@@ -244,13 +244,13 @@ def guide_of(
 def sampling_identity(how: Sampling, prepared: Prepared, config: RunConfig) -> list[str]:
     """What decides the images beside the plan and the weights: the working classifier, and code from outside."""
     from imbdiff.pipeline.recognising import plan_of
-    from imbdiff.recognition.networks.identity import plan_identity
 
     found = code_identity("guidance", GUIDANCE, how.guidance.split("+"))
     found += code_identity("samplers", SAMPLERS, [how.sampler])
     if "classifier" in guidance_needs(how.guidance):
         plan = plan_of(prepared, config)
-        found.append(digest([prepared.train.fingerprint, *plan_identity(plan, prepared.train), config.seed]))
+        train = prepared.train
+        found.append(digest([train.fingerprint, *plan.identity(train.shape, len(train.class_names)), config.seed]))
     return found
 
 

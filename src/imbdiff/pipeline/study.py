@@ -3,9 +3,9 @@
 ==============  =======================================================================
 plan.json       of which run and model, and the grid; written first
 samples/        the pool of candidates, which begins with the run's own samples
-curation/       which of them each policy keeps, with all scores, and the working classifier that says so
+curation/       which of them each policy keeps, with all scores, and the working classifier that decides
 jobs/           one file per trained classifier
-looks.json      each look at the test images, whatever grid it was for
+looks.json      each reading of results on test images, whatever grid it was for
 study.json      the grid, results on validation images, the recommendation
 report.html     the page
 ==============  =======================================================================
@@ -13,41 +13,50 @@ report.html     the page
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import logging
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from imbdiff.config import RunConfig
+from imbdiff.config import RunConfig, StudyOptions
+from imbdiff.data.imageset import ImageSet
 from imbdiff.data.names import counted, named
 from imbdiff.data.splits import LEAST_FOR_VAL, Prepared
 from imbdiff.diffusion.saved import load_model, saved_identity
-from imbdiff.pipeline import study_pool, training
+from imbdiff.pipeline import samples
+from imbdiff.pipeline.curation import candidates_to_draw, curate_run
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.plan import probe_sampling
-from imbdiff.pipeline.recognising import classifier_plan, classifier_use
+from imbdiff.pipeline.recognising import classifier_use, plan_of
 from imbdiff.pipeline.run import Run, open_run
-from imbdiff.pipeline.samples import load_samples
-from imbdiff.pipeline.study_checks import SCHEMA, StudyOptions, check_folder, numbers_of
-from imbdiff.pipeline.study_looks import add_look, grid_hash
-from imbdiff.recognition.arms import recipes_alone
-from imbdiff.recognition.fit import fit
-from imbdiff.recognition.grid import Cell, check_grid, make_cells, missing_classes
-from imbdiff.recognition.jobs import default_workers
+from imbdiff.pipeline.sampling import check_strategy, guide_of, images_to_add, sampling
+from imbdiff.recognition.arms import Arm, first_of, make_grid, missing_classes, recipes_alone
+from imbdiff.recognition.comparison import Studied, check_study, grid_arms
+from imbdiff.recognition.comparison import study as compare
+from imbdiff.recognition.curation import parse_policy
+from imbdiff.recognition.fitting import fit
+from imbdiff.recognition.jobs import Conditions, default_workers
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import get_recipe
-from imbdiff.recognition.sweep import sweep
-from imbdiff.reporting.study import build_study
+from imbdiff.recognition.working import working_extractor
+from imbdiff.reporting.content import ReportData
+from imbdiff.reporting.study import MAX_POLICIES, Curated, build_study
 from imbdiff.runtime.device import prepare_threads, resolve_device, start
 from imbdiff.runtime.errors import ConfigError, RunError
-from imbdiff.runtime.files import write_json, write_text
+from imbdiff.runtime.files import atomic, digest, read_json, write_json, write_text
 from imbdiff.runtime.progress import Progress, duration
+
+_log = logging.getLogger(__name__)
+SCHEMA = "imbdiff-study/2"
 
 
 def study(
@@ -58,7 +67,7 @@ def study(
 
     Args:
         out: the study folder; default: ``study/`` in the run folder. The same call continues what is there; a larger
-            grid takes over what was drawn and trained for a smaller one.
+            grid takes over what was generated and trained for a smaller one.
         dry_run: prints the size of the grid and an estimate of the time, and writes nothing.
 
     Returns:
@@ -73,22 +82,39 @@ def study(
     return None if dry_run else work.execute()
 
 
+def check_grid(options: StudyOptions) -> None:
+    """Refuses words that no run could make right.
+
+    Raises:
+        ConfigError: an unknown number, policy or recipe.
+    """
+    for check, words in (
+        (check_strategy, options.numbers),
+        (parse_policy, options.curation),
+        (get_recipe, options.recipes),
+    ):
+        for word in words:
+            check(word)
+
+
 @dataclass
 class _Study:
     run: Run
     prepared: Prepared
     options: StudyOptions
     folder: Path
-    cells: tuple[Cell, ...]
-    plan: FitPlan
-    seeds: tuple[int, ...]
+    grid: tuple[Arm, ...]
+    conditions: Conditions
     identity: dict[str, str]
-    device: str
     quiet: bool
+    pool: ImageSet | None = None
+    chosen: dict[tuple[str, tuple[int, ...]], ImageSet] = field(default_factory=dict)
+    curated: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path, options: StudyOptions, out: str | Path | None, quiet: bool) -> _Study:
-        """Everything that can be refused is refused here, before anything is drawn or trained."""
+        """Everything that can be refused is refused here, before anything is generated or trained."""
+        check_grid(options)
         run, prepared = open_run(path)
         config = run.config
         if start(config.device).world > 1:
@@ -98,149 +124,149 @@ class _Study:
         if made is None or saved_identity(weights) != made["weights"]:
             line = repeat_command(run.source, run.folder.path, config)
             raise RunError(f"the model in {weights} is not finished", f"run `{line}` first")
+        numbers: dict[str, tuple[int, ...]] = {}
+        for word in (number.strip() for number in options.numbers):
+            if word in numbers:
+                raise ConfigError(f"the number {word!r} is named twice", "name each number once")
+            numbers[word] = images_to_add(word, prepared.stats)
         base = classifier_use(config.classify)
         uses = [replace(base, weight=w, schedule=s) for w in options.weights for s in options.schedules]
-        numbers = numbers_of(options.numbers, prepared)
-        cells = make_cells(numbers, options.curation, options.recipes, uses)
-        plan = classifier_plan(config.classify, symmetry=training.symmetry_of(prepared, config))
-        seeds = tuple(range(config.seed, config.seed + (options.seeds or config.classify.seeds)))
-        check_grid(
-            prepared,
-            cells,
-            plan,
-            recipes_alone(config.classify.recipes, options.recipes),
-            seeds,
-            reveal_test=options.reveal_test,
-        )
-        identity = {"data": prepared.manifest["hash"], "weights": str(made["weights"])}
+        grid = make_grid(numbers, options.curation, options.recipes, uses)
         folder = run.folder / "study" if out is None else Path(out)
-        check_folder(folder, run, identity)
+        seeds = tuple(range(config.seed, config.seed + (options.seeds or config.classify.seeds)))
         device = str(resolve_device(config.device))
-        return cls(run, prepared, options, folder, cells, plan, seeds, identity, device, quiet)
+        conditions = Conditions(plan_of(prepared, config), prepared, seeds, device, folder=folder / "jobs")
+        check_study(prepared, grid, conditions.plan, config.classify.recipes, seeds)
+        identity = {"data": prepared.manifest["hash"], "weights": str(made["weights"])}
+        made_study = cls(run, prepared, options, folder, grid, conditions, identity, quiet)
+        made_study._check_folder()
+        return made_study
 
     @property
     def config(self) -> RunConfig:
-        return self.run.config
+        """Of the run, with the study's number of candidates per image wanted."""
+        config = self.run.config
+        return replace(config, curate=replace(config.curate, draw=self.options.draw))
 
     @property
     def without(self) -> list[str]:
         return recipes_alone(self.config.classify.recipes, self.options.recipes)
 
-    def todo(self) -> dict[str, Any]:
-        """Of the pool, see :mod:`imbdiff.pipeline.samples`."""
-        counts = study_pool.pool_counts(self.cells, self.config, self.options.draw)
-        place = self.folder / "samples"
-        return study_pool.plan_pool(place, counts, self.prepared, self.config, self.identity["weights"])
+    def _check_folder(self) -> None:
+        """Refuses a study folder that is something else.
+
+        Raises:
+            RunError: it is a file, lies among the images, holds other files, or a study of other data or another model,
+                or its record of readings of test images is damaged.
+        """
+        folder, source = self.folder, Path(self.run.source)
+        for place in (folder, *folder.parents):
+            if place.is_file():
+                raise RunError(f"{place} is a file", "give another --out")
+        if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+            raise RunError(f"the study folder {folder} lies inside the images, {source}", "give an --out elsewhere")
+        if not folder.exists():
+            return
+        if not (folder / "plan.json").exists():
+            others = [p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.endswith(".partial")]
+            if others:
+                raise RunError(
+                    f"{folder} is not a study: it holds {len(others)} other files, such as {sorted(others)[0]!r}",
+                    "give an empty or a new folder as --out; nothing was changed",
+                )
+            return
+        found = read_json(folder / "plan.json")
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise RunError(f"{folder} is not a study of this version", "give another --out; nothing was changed")
+        differ = [what for what, value in self.identity.items() if found.get("of", {}).get(what) != value]
+        if differ:
+            other = " and ".join({"data": "other data", "weights": "another model"}[what] for what in differ)
+            raise RunError(
+                f"the study in {folder} is of {other} than the run in {self.run.folder.path}",
+                "give another --out, or remove it; nothing was changed",
+            )
+        self._looks()
+
+    # -- the dry run
 
     def plan_rows(self) -> list[tuple[str, str]]:
         """The size of the grid, and an estimate of the time from a measured probe."""
-        o, arms = self.options, len(self.without)
+        o, plan, seeds = self.options, self.conditions.plan, self.conditions.seeds
+        arms = len(grid_arms(self.grid, self.without))
         todo = self.todo()
-        have, copied = study_pool.at_hand(todo, self.folder / "samples", self.run.folder / "samples")
+        have, copied = self._at_hand(todo)
         left = len(todo["images"]) - have - len(copied)
-        trained = (len(self.cells) + arms) * len(self.seeds)
-        drawing = 0.0
+        generating = 0.0
         if left:
             model = load_model(self.run.folder / "model", device=resolve_device(self.config.device))
-            drawing = (
-                probe_sampling(model, self.config, resolve_device(self.config.device), self.prepared.groups) * left
-            )
-        training = probe_classifier(self.prepared, self.plan, self.device) * trained
+            device, groups = resolve_device(self.config.device), self.prepared.groups
+            generating = probe_sampling(model, self.config, device, groups) * left
+        training = probe_classifier(self.prepared, plan, self.conditions.device) * arms * len(seeds)
         missing = missing_classes(self.prepared)
         n_val = 0 if self.prepared.val is None else len(self.prepared.val)
-        chosen = f"by {n_val:,} validation images, among {len(self.cells) + arms}"
+        chosen = f"by {n_val:,} validation images, among {arms}"
         if missing:
-            chosen = f"none: {self._about_missing(missing)[0]} {self._about_missing(missing)[1]}"
+            chosen = "none: " + " ".join(self._about_missing(missing))
         grid = (
             f"{counted(len(o.numbers), 'number')} x {len(o.curation)} curation x {counted(len(o.recipes), 'recipe')} x "
             f"{counted(len(o.weights), 'weight')} x {counted(len(o.schedules), 'schedule')} = "
-            f"{counted(len(self.cells), 'cell')}, and {counted(arms, 'arm')} without synthetic images"
+            f"{counted(len(self.grid), 'arm')}, and {counted(arms - len(self.grid), 'arm')} without synthetic images"
         )
         return [
             ("grid", grid),
-            ("classifiers", f"{trained} = {len(self.cells) + arms} x {counted(len(self.seeds), 'seed')}, "
-                            f"{self.plan.steps:,} steps each"),
-            ("images", f"{len(todo['images']):,} candidates: {have + len(copied):,} at hand, {left:,} to draw"),
+            ("classifiers", f"{arms * len(seeds)} = {arms} x {counted(len(seeds), 'seed')}, {plan.steps:,} steps each"),
+            ("images", f"{len(todo['images']):,} candidates: {have + len(copied):,} at hand, {left:,} to generate"),
             ("choice", chosen),
-            ("time", f"about {duration(drawing)} to draw and {duration(training)} to train, from a measured probe; "
-                     "what is trained already is not trained again"),
+            ("time", f"about {duration(generating)} to generate and {duration(training)} to train, from a measured "
+                     "probe; what is trained already is not trained again"),
         ]  # fmt: skip
 
+    # -- the work
+
     def execute(self) -> Path:
-        with self._locked():
+        folder = RunFolder(self.folder)
+        # the run folder too: a command that changes it would change what is compared
+        with self.run.folder.locked(), folder.locked():
+            folder.sweep()
+            self._check_folder()
             try:
                 return self._work()
             except OSError as error:
-                raise RunFolder(self.folder).unwritable(error) from error
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """The run folder too: a command that changes it would change what is compared."""
-        with self.run.folder.locked(), RunFolder(self.folder).locked():
-            RunFolder(self.folder).sweep()
-            check_folder(self.folder, self.run, self.identity)
-            yield
+                raise folder.unwritable(error) from error
 
     def _work(self) -> Path:
-        began, folder, config, prepared = time.monotonic(), self.folder, self.config, self.prepared
-        asked = {**asdict(self.options), "seeds": len(self.seeds)}
+        began, folder = time.monotonic(), self.folder
+        asked = {**asdict(self.options), "seeds": len(self.conditions.seeds)}
         write_json(folder / "plan.json", {"schema": SCHEMA, "of": self.identity, "grid": asked})
-        todo = self.todo()
-        study_pool.draw_pool(
-            todo,
-            folder / "samples",
-            self.run.folder / "samples",
-            config,
-            self.run.folder / "model",
-            prepared,
-            quiet=self.quiet,
-        )
-        pool = load_samples(folder / "samples", prepared.train.shape, prepared.train.class_names)
-        choose = study_pool.Chooser(
-            pool, prepared, config, self.options.draw, self.plan, folder / "curation", self.device
-        )
+        self._fill_pool()
         with Progress("study", 1, "classifiers", quiet=self.quiet, every=20) as progress:
 
-            def told(done: int, total: int, note: str) -> None:
+            def update(done: int, total: int, note: str) -> None:
                 progress.total = total  # fewer than the grid has, where inputs are equal or curation left no image
                 progress.update(done, note)
 
-            found = sweep(
-                prepared,
-                choose,
-                self.cells,
-                plan=self.plan,
-                without=self.without,
-                seeds=self.seeds,
-                device=self.device,
-                folder=folder / "jobs",
-                progress=told,
-                reveal_test=self.options.reveal_test,
-            )
-        missing = self._about_missing(found["missing"]) if found["missing"] else None
-        picked = found["recommendation"]
-        grid = grid_hash(self.cells, self.without, self.seeds, self.plan, self.options.draw, config.curate.confidence)
-        looks = add_look(folder, grid, len(self.cells), found)
+            found = compare(replace(self.conditions, progress=update), self.grid, self.images, without=self.without)
+        reason, remedy = self._about_missing(found.missing) if found.missing else ("", "")
+        picked = next((arm for arm in self.grid if found.choice and arm.name == found.choice.recommended), None)
         result = {
             "schema": SCHEMA,
             "run": str(self.run.folder.path),
             "source": self.run.source,
             "of": self.identity,
             "grid": asked,
-            **found,
-            "looks": looks,
-            "curated": choose.made,
-            "why_not": None if missing is None else {"reason": missing[0], "remedy": missing[1]},
-            "apply": [] if picked is None else self._commands(picked),
+            **found.to_json(),
+            "looks": self._add_look(found),
+            "curated": self.curated,
+            "why_not": {"reason": reason, "remedy": remedy} if found.missing else None,
+            "apply": [] if found.choice is None else self._commands(picked, found.choice.control),
             "command": self._command(),
             "seconds": round(time.monotonic() - began, 1),
         }
         write_json(folder / "study.json", result)
-        best = next((cell.number for cell in self.cells if picked and cell.name == picked["name"]), None)
-        write_text(folder / "report.html", build_study(result, choose.examples(best)))
+        write_text(folder / "report.html", build_study(result, self._examples(None if picked is None else picked.number)))
         if not self.quiet:
-            said = f"recommended: {picked['name']}" if picked else f"no recommendation: {missing[0] if missing else ''}"
-            print(f"{said}\nstudy: {folder / 'report.html'}", flush=True)
+            text = f"recommended: {found.choice.recommended}" if found.choice else f"no recommendation: {reason}"
+            print(f"{text}\nstudy: {folder / 'report.html'}", flush=True)
         return folder / "report.html"
 
     def _about_missing(self, missing: Sequence[str]) -> tuple[str, str]:
@@ -261,33 +287,177 @@ class _Study:
             )
         return why, "A larger --data.val_fraction in a new run would help."
 
-    def _commands(self, picked: dict[str, Any]) -> list[str]:
-        """The command lines by which a run does what is recommended."""
+    # -- the pool of images
+
+    def todo(self) -> dict[str, Any]:
+        """What the pool holds, as the samples' plan: what the largest number wants of each class, times the candidates
+        per image where it is curated; no fewer than an earlier grid had there. It continues where the run's own samples
+        end: an image depends on its class, its number and the run's seed."""
+        names, config, folder = self.prepared.train.class_names, self.config, self.folder / "samples"
+        needs = [a.wanted if a.curation == "none" else candidates_to_draw(a.wanted, config) for a in self.grid]
+        counts = np.max(np.array(needs), axis=0).tolist()
+        todo = samples.plan_in(folder, counts, names, config, self.identity["weights"])
+        if (folder / "plan.json").exists():
+            before = read_json(folder / "plan.json")
+            if samples.alike(before, todo):
+                more = [max(n, m) for n, m in zip(counts, before["counts"], strict=True)]
+                todo = samples.plan_in(folder, more, names, config, self.identity["weights"])
+        return todo
+
+    def _at_hand(self, todo: dict[str, Any]) -> tuple[int, dict[str, str]]:
+        """What need not be generated: how many images the pool has, and of the others those of the run's samples: file
+        -> sha256. Samples of other weights, seeds or another sampler are none of them."""
+        own, run = self.folder / "samples", self.run.folder / "samples"
+        have = {row["file"] for row in todo["images"] if (own / row["file"]).exists()}
+        if not (run / "manifest.json").exists():
+            return len(have), {}
+        manifest = read_json(run / "manifest.json")
+        bare = {**manifest, "images": [{k: v for k, v in row.items() if k != "sha256"} for row in manifest["images"]]}
+        bare["batch_size"] = todo["batch_size"]  # of another one they differ by rounding alone
+        if not samples.alike(bare, todo):
+            return len(have), {}
+        asked = {row["file"] for row in todo["images"]} - have
+        return len(have), {row["file"]: row["sha256"] for row in manifest["images"] if row["file"] in asked}
+
+    def _fill_pool(self) -> None:
+        """Copies the run's own samples into the pool, and generates the others."""
+        todo, folder, run = self.todo(), self.folder / "samples", self.run.folder
+        if not samples.finished(folder, todo):
+            samples.make_ready(folder, todo)
+            for file, sha256 in self._at_hand(todo)[1].items():
+                path = run / "samples" / file
+                data = path.read_bytes() if path.exists() else b""
+                if hashlib.sha256(data).hexdigest() == sha256:  # one that was altered is generated again
+                    with atomic(folder / file, sync=False) as aside:
+                        aside.write_bytes(data)
+            how = sampling(self.config)
+            network = load_model(run / "model", device=resolve_device(self.config.device))
+            guidance = guide_of(how, network, self.prepared, self.config, run / "curation")
+            samples.sample_into(network, todo, folder, how, guidance=guidance, quiet=self.quiet)
+        train = self.prepared.train
+        self.pool = samples.load_samples(folder, train.shape, train.class_names)
+
+    def images(self, arm: Arm) -> ImageSet:
+        """The images of an arm: the first ones of each class; under a policy, those that it keeps of the first
+        candidates, as the stage `curate` of a run with the same options does."""
+        assert self.pool is not None
+        key = (arm.curation, arm.wanted)
+        if key not in self.chosen and arm.curation == "none":
+            self.chosen[key] = first_of(self.pool, arm.wanted)
+        if key not in self.chosen:
+            candidates = first_of(self.pool, candidates_to_draw(arm.wanted, self.config))
+            path, found = self._choice(arm, candidates)
+            self.chosen[key] = candidates.select([i for i, row in enumerate(found["images"]) if row["kept"]])
+            row = {"policy": arm.curation, "number": arm.number, "file": path.name, "reasons": found["reasons"]}
+            self.curated.append({**row, **{name: sum(values) for name, values in found["counts"].items()}})
+        return self.chosen[key]
+
+    def _choice(self, arm: Arm, candidates: ImageSet) -> tuple[Path, dict[str, Any]]:
+        """The file of a choice, and what it holds: the manifest of the stage `curate`; made where it is not there."""
+        config, train, folder = self.config, self.prepared.train, self.folder / "curation"
+        device = self.conditions.device
+        extractor = working_extractor(train, self.conditions.plan, seed=config.seed, device=device, folder=folder)
+        deciding = [candidates.fingerprint, list(arm.wanted), arm.curation, config.seed]
+        key = digest([*deciding, train.fingerprint, extractor.fingerprint])
+        path = folder / f"{arm.curation}-{key[:16]}.json"
+        if path.exists():
+            try:
+                found = read_json(path)
+                if found["input"] == key and [row["file"] for row in found["images"]] == list(candidates.ids):
+                    return path, found
+            except (RunError, KeyError, TypeError):
+                pass
+            _log.warning("%s is damaged: the images are chosen again", path)
+        config = replace(
+            config,
+            sample=replace(config.sample, strategy=str(arm.number)),
+            curate=replace(config.curate, policy=arm.curation),
+        )
+        found = curate_run(self.prepared, candidates, candidates.fingerprint, config, folder, device=device)
+        warnings = [text.replace("--curate.draw", "--draw") for text in found["warnings"]]
+        reasons = dict(sorted(Counter(row["reason"] for row in found["images"]).items()))
+        found = {"input": key, "number": arm.number, "reasons": reasons, **found, "warnings": warnings}
+        write_json(path, found)
+        return path, found
+
+    def _examples(self, number: str | None) -> list[Curated]:
+        """Kept and dropped images of each policy, at most :data:`~imbdiff.reporting.study.MAX_POLICIES`: of `number`
+        where it was chosen of, otherwise of the choice with most images wanted."""
+        assert self.pool is not None
+        shown = []
+        for policy in list(dict.fromkeys(row["policy"] for row in self.curated))[:MAX_POLICIES]:
+            own = [row for row in self.curated if row["policy"] == policy]
+            row = max(own, key=lambda r: (r["number"] == number, r["wanted"]))
+            found = read_json(self.folder / "curation" / row["file"])
+            candidates = first_of(self.pool, found["counts"]["candidates"])
+            about = ReportData(
+                title="", command="", method="", source="", stats=self.prepared.stats, groups=self.prepared.groups,
+                curated={**found, "candidates": candidates},
+            )  # fmt: skip
+            shown.append(Curated(policy, row["number"], f"curation/{row['file']}", about))
+        return shown
+
+    # -- how often results on test images were read: who has seen them and then asks for another grid chooses with them
+    # in mind
+
+    def _looks(self) -> list[dict[str, Any]]:
+        """The readings so far; where the file is gone, those that ``study.json`` knows of.
+
+        Raises:
+            RunError: the file is damaged: how often they were read is not known any more.
+        """
+        path, result = self.folder / "looks.json", self.folder / "study.json"
+        if not path.exists():
+            return list(read_json(result).get("looks", [])) if result.exists() else []
+        remedy = "put the file back, or give another --out: a new folder counts anew"
+        try:
+            found = read_json(path)
+        except RunError as error:
+            raise RunError(error.message, remedy) from error
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            raise RunError(f"{path} is damaged: it holds no list of looks", remedy)
+        return found
+
+    def _add_look(self, found: Studied) -> list[dict[str, Any]]:
+        """Writes down what `found` read of the test images; all readings so far. The same one again is no new one."""
+        looks = self._looks()
+        if found.choice is not None:
+            arms = sorted(digest([a.recipe, a.name, list(a.wanted)]) for a in grid_arms(self.grid, self.without))
+            plan = self.conditions.plan.to_json()
+            grid = digest([arms, sorted(self.conditions.seeds), plan, self.options.draw])
+            choice = {"recommended": found.choice.recommended, "control": found.choice.control}
+            look = {**choice, "grid": grid, "cells": len(self.grid)}
+            if look not in looks:
+                looks.append(look)
+        if looks:
+            write_json(self.folder / "looks.json", looks)
+        return looks
+
+    # -- commands
+
+    def _commands(self, picked: Arm | None, control: str) -> list[str]:
+        """The command lines by which a run does what is recommended; None: no synthetic images."""
         path, own = str(self.run.folder.path), self.config.classify
-        cell = next((c for c in self.cells if c.name == picked["name"]), None)
-        label = picked["control"] if cell is not None else picked["name"]
-        recipe = next(name for name in self.without if get_recipe(name).label == label)
+        recipe = next(name for name in self.without if get_recipe(name).label == control)
         classify = ["imbdiff", "classify", path]
         if recipe not in own.recipes:
             classify += ["--classify.recipes", *own.recipes, recipe]
-        if len(self.seeds) != own.seeds:
-            classify += ["--classify.seeds", str(len(self.seeds))]
-        if cell is None:
+        if len(self.conditions.seeds) != own.seeds:
+            classify += ["--classify.seeds", str(len(self.conditions.seeds))]
+        if picked is None or picked.use is None:
             return [shlex.join(classify)]
-        curated = cell.curation != "none"
-        sample = ["imbdiff", "sample", path, "--sample.strategy", cell.number, "--curate.policy", cell.curation]
-        sample += ["--curate.draw", str(self.options.draw if curated else 1)]
-        classify += ["--classify.synthetic", cell.recipe, "--classify.primary", cell.recipe]
-        classify += ["--classify.synthetic_weight", str(cell.use.weight)]
-        classify += ["--classify.synthetic_schedule", cell.use.schedule]
+        draw = self.options.draw if picked.curation != "none" else 1
+        sample = ["imbdiff", "sample", path, "--sample.strategy", str(picked.number)]
+        sample += ["--curate.policy", picked.curation, "--curate.draw", str(draw)]
+        classify += ["--classify.synthetic", picked.recipe, "--classify.primary", picked.recipe]
+        classify += ["--classify.synthetic_weight", str(picked.use.weight)]
+        classify += ["--classify.synthetic_schedule", picked.use.schedule]
         return [shlex.join(sample), shlex.join(classify)]
 
     def _command(self) -> str:
-        o = self.options
-        words = ["imbdiff", "study", str(self.run.folder.path), "--numbers", *o.numbers, "--curation", *o.curation]
-        words += ["--recipes", *o.recipes, "--weights", *map(str, o.weights), "--schedules", *o.schedules]
-        words += ["--seeds", str(len(self.seeds)), "--draw", str(o.draw)]
-        words += ["--reveal-test"] if o.reveal_test else []
+        words = ["imbdiff", "study", str(self.run.folder.path)]
+        for name, value in {**asdict(self.options), "seeds": len(self.conditions.seeds)}.items():
+            words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
         words += [] if self.folder == self.run.folder / "study" else ["--out", str(self.folder)]
         return shlex.join(words)
 

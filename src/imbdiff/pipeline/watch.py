@@ -25,8 +25,7 @@ from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.frechet import ROWS_PER_FEATURE_EXTRAPOLATED, frechet
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.rows import Estimate, Rows, Scope
-from imbdiff.pipeline import training
-from imbdiff.pipeline.recognising import classifier_plan
+from imbdiff.pipeline.recognising import plan_of
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.recognition import working
 from imbdiff.recognition.networks import build_network
@@ -150,5 +149,5 @@ class Watch:
 
 def working_extractor(prepared: Prepared, config: RunConfig, device: str) -> Extractor:
     """A classifier of the comparison's network, trained on the training split alone with balanced softmax."""
-    plan = classifier_plan(config.classify, symmetry=training.symmetry_of(prepared, config))
+    plan = plan_of(prepared, config)
     return working.working_extractor(prepared.train, plan, seed=config.seed, device=device)

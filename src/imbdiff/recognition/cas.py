@@ -21,10 +21,10 @@ from imbdiff.data.stats import Groups
 from imbdiff.metrics.intervals import student95, wilson
 from imbdiff.metrics.numbers import ClassColumns, Number, Of
 from imbdiff.metrics.rows import Estimate, scopes
-from imbdiff.recognition.fit import fit
+from imbdiff.recognition.fitting import fit
 from imbdiff.recognition.jobs import default_workers
+from imbdiff.recognition.networks import predict
 from imbdiff.recognition.plan import FitPlan
-from imbdiff.recognition.predict import predict
 from imbdiff.runtime.device import prepare_threads
 from imbdiff.runtime.files import digest
 
@@ -109,7 +109,7 @@ def _predicted(
     names = tuple(images.class_names[k] for k in classes.tolist())
     own = images.select(rows)
     seen = ImageSet(own.images, place[own.labels].astype(np.int64), names, own.ids)
-    network = fit(seen, plan, law="balanced", seed=seed, device=device, name=f"CAS, seed {seed}")
+    network = fit(seen, plan, "resampling", seed=seed, device=device, name=f"CAS, seed {seed}")
     asked = ImageSet(test.images, place[test.labels].astype(np.int64), names, test.ids)
     return classes[predict(network, asked)]
 

@@ -8,9 +8,7 @@ of so few values are too narrow.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from statistics import NormalDist
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,9 +28,9 @@ def paired_interval(
 ) -> tuple[float, float, float]:
     """Mean of `difference` (S, N) and its interval over seeds and test images.
 
-    Bootstrap: images are drawn anew within each class, seeds anew as a whole; the deviations of seeds are widened by
-    sqrt(S / (S - 1)), because drawing S of S values understates their variance by that much. Percentiles at `level`, in
-    [-1, 1].
+    Bootstrap: images are resampled within each class, seeds as a whole; the deviations of seeds are widened by
+    sqrt(S / (S - 1)), because S of S values with replacement understate their variance by that much. Percentiles at
+    `level`, in [-1, 1].
 
     Args:
         difference: correct in one arm minus correct in the other, -1, 0 or 1, per seed and test image.
@@ -47,8 +45,8 @@ def paired_replicates(
 ) -> np.ndarray:
     """Bootstrap values of :func:`paired_interval`, (R,), or (P, R) for P comparisons (P, S, N) of the same images.
 
-    R is `replicates` rounded up to whole hundreds. All comparisons are of the same draws. What widening puts beyond -1
-    or 1 is that end: no difference of accuracies lies there.
+    R is `replicates` rounded up to whole hundreds. All comparisons are of the same resamples. What widening puts beyond
+    -1 or 1 is that end: no difference of accuracies lies there.
     """
     d = difference.astype(np.float64)
     s, n = d.shape[-2:]
@@ -105,13 +103,13 @@ def nested_interval(
     mean D ± t(T - 1) s / sqrt(T). Where triples have test images of their own, s holds the variation of splits,
     generators, classifiers and test images together; with triples of unequal precision the interval covers more than
     `level`, not less (Ibragimov and Müller 2010). It is never narrower than mean D ± z sqrt(v), v the variance that
-    drawing test images anew within their classes gives the mean: few triples can agree by chance, and by more than
+    resampling test images within their classes gives the mean: few triples can agree by chance, and by more than
     their test images allow.
 
     With `shared` test images, s holds nothing of them; both parts are added: sqrt((t s)^2 / T + z^2 v). Ends are cut
     at -1 and 1.
 
-    A single triple says nothing of other splits and generators: that is :func:`paired_interval`, drawn with `seed`.
+    A single triple says nothing of other splits and generators: that is :func:`paired_interval` with `seed`.
 
     Args:
         triples: T >= 1 of (difference, labels); S and N may differ between triples.
@@ -158,7 +156,7 @@ def nested_parts(triples: Sequence[Triple], shared: bool = False) -> tuple[float
         if d.ndim != 2 or d.shape[1:] != labels.shape or not d.size:
             raise DataError(f"differences of shape {d.shape} for {labels.shape[0]} test images: (S, N) is needed")
     if shared and any(not np.array_equal(labels, triples[0][1]) for _, labels in triples):
-        raise DataError("the triples' test images are not the same", "say shared=False where each has its own")
+        raise DataError("the triples' test images are not the same", "give shared=False where each has its own")
     images = [d.astype(np.float64).mean(axis=0) for d, _ in triples]
     means = np.array([d.mean() for d in images])
     if shared:
@@ -176,38 +174,13 @@ def _image_variance(d: np.ndarray, labels: np.ndarray) -> float:
     return total / len(d) ** 2
 
 
-def _half_width(level: float, t: int, s: float, v: float, shared: bool) -> float:
-    between = student_quantile(level, t - 1) * s / math.sqrt(t) if s else 0.0
-    images = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(v) if v else 0.0
+def _half_width(level: float, triples: int, s: float, v: float, shared: bool) -> float:
+    from scipy.stats import norm
+    from scipy.stats import t as student
+
+    between = float(student.ppf((1 + level) / 2, triples - 1)) * s / math.sqrt(triples) if s else 0.0
+    images = float(norm.ppf((1 + level) / 2)) * math.sqrt(v) if v else 0.0
     return math.hypot(between, images) if shared else max(between, images)
-
-
-def student_level(t: float, degrees: int) -> float:
-    """P(|T| < t) of Student's distribution with a whole number of degrees (Abramowitz and Stegun 26.7.3, 26.7.4)."""
-    angle = math.atan(t / math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    if degrees == 1:
-        return 2 * angle / math.pi
-    term = cosine if odd else 1.0
-    total = term
-    for i in range(2 if odd else 1, degrees - 1, 2):
-        term *= cosine * cosine * i / (i + 1)
-        total += term
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
-
-
-def student_quantile(level: float, degrees: int) -> float:
-    """t with P(|T| < t) = `level`, 0 < level < 1; infinite where the level rounds to 1."""
-    low, high = 0.0, 1.0
-    while student_level(high, degrees) < level:
-        high *= 2
-        if high > 1e12:
-            return math.inf
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_level(middle, degrees) < level else (low, middle)
-    return high
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -235,44 +208,3 @@ def holm_steps(p_values: Sequence[float], alpha: float = 1 - LEVEL) -> list[floa
         if p_values[i] < steps[i]:
             left = max(left - 1, 1)
     return steps
-
-
-def nested_coverage(
-    triples: int,
-    between: float,
-    *,
-    shared: bool = False,
-    seeds: int = 3,
-    images: int = 300,
-    classes: int = 5,
-    repetitions: int = 1000,
-    level: float = LEVEL,
-    seed: int = 0,
-    interval: Callable[..., tuple[float, float, float]] = nested_interval,
-) -> dict[str, Any]:
-    """How often `interval` holds the true mean difference, by simulation.
-
-    World: a difference is 1, -1 or 0 with probability (0.2 + e) / 2, (0.2 - e) / 2 and 0.8, e = 0.02 + effect of the
-    triple (normal, `between`) + of the seed (normal, 0.01) + of the image (uniform in ±0.1).
-
-    Returns:
-        "coverage", "standard_error", "mean_width", and the arguments.
-    """
-    truth, generator = 0.02, rng(seed, "nested coverage", triples, images)
-    labels = np.arange(images) % classes
-    held, widths = 0, []
-    for _ in range(repetitions):
-        tendency = generator.uniform(-0.1, 0.1, (1 if shared else triples, 1, images))
-        e = truth + generator.normal(0, between, (triples, 1, 1)) + generator.normal(0, 0.01, (triples, seeds, 1))
-        e = np.clip(e + tendency, -0.2, 0.2)
-        u = generator.random((triples, seeds, images))
-        d = (u < (0.2 + e) / 2).astype(np.int8) - (u > 1 - (0.2 - e) / 2)
-        _, low, high = interval([(one, labels) for one in d], level=level, shared=shared)
-        held += low <= truth <= high
-        widths.append(high - low)
-    share = held / repetitions
-    return {
-        "coverage": share, "standard_error": math.sqrt(share * (1 - share) / repetitions),
-        "mean_width": float(np.mean(widths)), "triples": triples, "between": between, "shared": shared, "seeds": seeds,
-        "images": images, "classes": classes, "repetitions": repetitions, "level": level,
-    }  # fmt: skip

@@ -1,13 +1,13 @@
-"""The trainings of a comparison: one per (arm, seed), several at a time, each kept in a file of its own when done."""
+"""The trainings of a comparison: one per arm and seed, several at a time, each kept in a file named by its inputs."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +15,15 @@ import numpy as np
 import torch
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.recognition.fit import train_classifier
-from imbdiff.recognition.loop import Trained
-from imbdiff.recognition.networks import Classifier
-from imbdiff.recognition.networks.identity import plan_identity
+from imbdiff.recognition.arms import Arm
+from imbdiff.recognition.fitting import Fit
+from imbdiff.recognition.networks import Classifier, probabilities
 from imbdiff.recognition.plan import FitPlan
-from imbdiff.recognition.predict import probabilities
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.use import Use
-from imbdiff.runtime.checkpoint import CheckpointStore
+from imbdiff.runtime.checkpoint import CheckpointStore, TrainingFiles
 from imbdiff.runtime.device import prepare_threads
-from imbdiff.runtime.errors import RunError
+from imbdiff.runtime.errors import NonFiniteLossError, RunError
 from imbdiff.runtime.files import digest, read_json, write_json
 from imbdiff.runtime.launch import cores
 from imbdiff.runtime.log import JsonLog
@@ -34,210 +32,224 @@ if TYPE_CHECKING:
     from imbdiff.data.splits import Prepared
 
 _log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 Progress = Callable[[int, int, str], None]
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One way of training the classifier in a comparison.
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What is the same for all arms of a comparison.
 
     Attributes:
-        recipe: a name of :data:`imbdiff.recognition.recipes.RECIPES`.
-        use: how synthetic images take part; None: they do not.
-        label: as printed; the recipe's, with "synthetic + " before it, where not given.
+        plan: network, steps, rates, augmentation.
+        prepared: the splits; test images are predicted when a training is over.
+        seeds: of weights, batches and augmentation; the same ones in every arm, so that arms are compared in pairs.
+        validations: how often the balanced accuracy on validation images is measured while training; the best weights
+            are kept next to the last.
+        folder: where the result of each training is kept; what is there for the same inputs is not trained again,
+            whatever it was trained for, and what was begun continues. None: nowhere.
+        workers: networks trained at a time, each on one CPU thread; default: one per core on a CPU, one on an
+            accelerator. The results do not depend on it.
+        progress: called with (finished, total, arm and seed just finished).
     """
 
-    recipe: str
-    use: Use | None = None
-    label: str = ""
+    plan: FitPlan
+    prepared: Prepared
+    seeds: tuple[int, ...] = (0, 1, 2)
+    device: str = "cpu"
+    validations: int = 0
+    folder: Path | None = None
+    workers: int | None = None
+    progress: Progress | None = None
 
-    @property
-    def name(self) -> str:
-        if self.label:
-            return self.label
-        return ("synthetic + " if self.use is not None else "") + get_recipe(self.recipe).label
 
-    @property
-    def needs_synthetic(self) -> bool:
-        return self.use is not None
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a network says of (N,) images: classes, and softmax probabilities of these."""
 
-    @property
-    def prior(self) -> str | None:
-        """What the recipe counts as images of a class: "train", "effective", or None where it counts nothing."""
-        if not get_recipe(self.recipe).needs_prior:
-            return None
-        return "train" if self.use is None else self.use.prior
+    predicted: np.ndarray
+    confidence: np.ndarray
 
-    @property
-    def file(self) -> str:
-        return "".join(c if c.isalnum() or c in "+-." else "-" for c in self.name.lower().replace(" + ", "+"))
+    @classmethod
+    def of(cls, network: Classifier, images: ImageSet) -> Predictions:
+        p = probabilities(network, images)
+        return cls(p.argmax(axis=1).astype(np.int64), np.round(p.max(axis=1).astype(np.float64), 5))
 
     def to_json(self) -> dict[str, Any]:
-        recipe = get_recipe(self.recipe)
-        return {
-            "name": self.name,
-            "recipe": self.recipe,
-            "use": None if self.use is None else self.use.to_json(),
-            "needs_synthetic": self.needs_synthetic,
-            "sampler": recipe.law,
-            "loss": recipe.loss,
-            "prior": self.prior,
-        }
+        return {"predicted": self.predicted.tolist(), "confidence": self.confidence.tolist()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Predictions:
+        return cls(np.array(values["predicted"], dtype=np.int64), np.array(values["confidence"], dtype=np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What a training gave: predictions by the network after the last step, or at the best one by validation images.
+
+    Attributes:
+        step: of the network.
+        best: of a network after the last step, the best one; None where there was no validation.
+        failed: why there are none.
+    """
+
+    test: Predictions | None
+    val: Predictions | None
+    step: int | None = None
+    best: Predicted | None = None
+    failed: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        parts = {name: None if p is None else p.to_json() for name, p in (("test", self.test), ("val", self.val))}
+        return {**parts, "step": self.step, "best": None if self.best is None else self.best.to_json()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Predicted:
+        test, val = (None if p is None else Predictions.from_json(p) for p in (values["test"], values["val"]))
+        best = values["best"]
+        return cls(test, val, values["step"], None if best is None else cls.from_json(best))
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One training.
-
-    Attributes:
-        plan: network, steps and so on: the same in all that are compared.
-        prepared: the splits; test images are predicted when training is over.
-        synthetic: generated images, of arms that use them.
-        looks: at validation images while training.
-        folder: where the result is kept; None: nowhere.
-    """
+    """One training."""
 
     arm: Arm
     seed: int
-    plan: FitPlan
-    prepared: Prepared
     synthetic: ImageSet | None
-    device: str
-    folder: Path | None
-    looks: int = 0
-    key: str = field(default="", kw_only=True)
+    conditions: Conditions
+    identity: str = ""
+
+    def with_identity(self) -> Job:
+        """The same with a hash of all that the predictions depend on."""
+        c, use = self.conditions, self.arm.use
+        train, val, test = c.prepared.train, c.prepared.val, c.prepared.test
+        recipe = asdict(get_recipe(self.arm.recipe))
+        inputs = [
+            FORMAT,
+            torch.__version__,
+            torch.device(c.device).type,
+            {k: v for k, v in recipe.items() if k not in ("label", "idea", "source")},
+            None if use is None else use.to_json(),
+            self.seed,
+            *c.plan.identity(train.shape, len(train.class_names)),
+            c.validations,
+            train.fingerprint,
+            None if val is None else val.fingerprint,
+            test.fingerprint,
+            None if self.synthetic is None else self.synthetic.fingerprint,
+        ]
+        return replace(self, identity=digest(inputs))
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}, seed {self.seed}"
 
     @property
     def file(self) -> str:
-        return f"{self.arm.file}{self.key}-seed{self.seed}"
+        return f"{self.arm.file}-{self.identity[:12]}-seed{self.seed}"
 
-    @property
-    def path(self) -> Path | None:
-        return None if self.folder is None else Path(self.folder) / f"{self.file}.json"
-
-    def input_hash(self) -> str:
-        """All that the predictions depend on; an arm without synthetic images does not depend on them."""
-        val, synthetic = self.prepared.val, self.synthetic if self.arm.needs_synthetic else None
-        return digest(
-            [
-                FORMAT,
-                torch.__version__,
-                torch.device(self.device).type,
-                {k: v for k, v in asdict(get_recipe(self.arm.recipe)).items() if k not in ("label", "idea", "source")},
-                None if self.arm.use is None else self.arm.use.to_json(),
-                self.seed,
-                *plan_identity(self.plan, self.prepared.train),
-                self.looks,
-                self.prepared.train.fingerprint,
-                None if val is None else val.fingerprint,
-                self.prepared.test.fingerprint,
-                None if synthetic is None else synthetic.fingerprint,
-            ]
-        )
-
-    def stored(self) -> dict[str, Any] | None:
+    def stored(self) -> Predicted | None:
         """The result in the folder, or None where there is none for these inputs."""
-        if self.path is None or not self.path.is_file():
-            return None
-        try:
-            found = read_json(self.path)
-            if found["input"] == self.input_hash():
-                return {"seed": self.seed, **{key: found[key] for key in ("test", "val", "best")}}
-        except (RunError, KeyError, TypeError):
-            _log.warning("%s is damaged: this classifier is trained again", self.path)
+        folder = self.conditions.folder
+        for path in [] if folder is None else Path(folder).glob(f"*-{self.identity[:12]}-seed{self.seed}.json"):
+            try:
+                found = read_json(path)
+                if found["input"] == self.identity:
+                    return Predicted.from_json(found)
+            except (RunError, KeyError, TypeError, ValueError):
+                _log.warning("%s is damaged: this classifier is trained again", path)
         return None
 
-    def train(self, stop: threading.Event) -> dict[str, Any] | None:
+    def train(self, stop: threading.Event) -> Predicted | None:
         """Trains and predicts; None if it was stopped."""
-        if torch.device(self.device).type == "cpu":
+        c, files = self.conditions, TrainingFiles()
+        if torch.device(c.device).type == "cpu":
             # holds for this thread only; one thread each is fastest for small networks and the same on every machine
             torch.set_num_threads(1)
-        identity = self.input_hash()
-        place = None if self.folder is None else Path(self.folder) / "checkpoints" / self.file
-        log = None if self.folder is None else JsonLog(Path(self.folder) / "logs" / f"{self.file}.jsonl")
-        found = train_classifier(
-            self.prepared.train,
-            self.plan,
-            get_recipe(self.arm.recipe),
-            synthetic=self.synthetic if self.arm.needs_synthetic else None,
-            use=self.arm.use,
-            val=self.prepared.val,
-            looks=self.looks,
-            seed=self.seed,
-            device=self.device,
-            stop=stop.is_set,
-            name=f"{self.arm.name}, seed {self.seed}",
-            store=None if place is None else CheckpointStore(place),
-            log=log,
-            identity=identity,
-        )
+        if c.folder is not None:
+            store = CheckpointStore(Path(c.folder) / "checkpoints" / self.file)
+            files = TrainingFiles(store, JsonLog(Path(c.folder) / "logs" / f"{self.file}.jsonl"), self.identity)
+        found = Fit(
+            c.prepared.train, c.plan, get_recipe(self.arm.recipe), self.seed, c.device, self.synthetic,
+            self.arm.use or Use(), c.prepared.val, c.validations, self.name, stop.is_set, files,
+        ).run()  # fmt: skip
         if stop.is_set():
             return None
-        result = self._predicted(found)
-        if self.path is not None:
-            write_json(self.path, {"input": identity, "arm": self.arm.name, "seed": self.seed, **result})
-        if place is not None:
-            shutil.rmtree(place, ignore_errors=True)
-        return {"seed": self.seed, **result}
 
-    def _predicted(self, found: Trained) -> dict[str, Any]:
-        val, test = self.prepared.val, self.prepared.test
+        def predicted(network: Classifier, step: int | None, best: Predicted | None = None) -> Predicted:
+            val = c.prepared.val
+            of_val = None if val is None else Predictions.of(network, val)
+            return Predicted(Predictions.of(network, c.prepared.test), of_val, step, best)
 
-        def of(network: Classifier, images: ImageSet | None) -> dict[str, Any] | None:
-            if images is None:
-                return None
-            p = probabilities(network, images)
-            sure = [round(float(x), 5) for x in p.max(axis=1)]
-            return {"predicted": p.argmax(axis=1).astype(np.int64).tolist(), "confidence": sure}
-
-        best = None
-        if found.best is not None:
-            best = {"step": found.best_step, "test": of(found.best, test), "val": of(found.best, val)}
-        return {"test": of(found.last, test), "val": of(found.last, val), "best": best}
+        best = None if found.best is None else predicted(found.best, found.best_step)
+        result = predicted(found.last, found.steps, best)
+        if c.folder is not None:
+            facts = {"input": self.identity, "arm": self.arm.name, "seed": self.seed}
+            write_json(Path(c.folder) / f"{self.file}.json", {**facts, **result.to_json()})
+            shutil.rmtree(Path(c.folder) / "checkpoints" / self.file, ignore_errors=True)
+        return result
 
 
-def run_all(jobs: Sequence[Job], workers: int, progress: Progress | None) -> dict[tuple[str, int], dict[str, Any]]:
-    """Trains what is not in the folders yet, `workers` at a time.
+def train_arms(
+    arms: Mapping[Arm, ImageSet | None], conditions: Conditions, *, keep_going: bool = False
+) -> dict[Arm, list[Predicted]]:
+    """Trains every arm with every seed, several at a time; what is in the folder already is read.
+
+    Equal inputs are one training.
+
+    Args:
+        arms: each with its synthetic images; None: without.
+        keep_going: where a loss becomes infinite, the others go on; "failed" then says so. It is not kept, and the next
+            call tries again.
 
     Returns:
-        By (arm's name + key, seed): {"seed", "test": {"predicted", "confidence"}, "val": the same or None,
-        "best": None or {"step", "test", "val"}}.
+        Of each arm one result per seed, in the order of the seeds.
     """
-    results: dict[tuple[str, int], dict[str, Any]] = {}
-    waiting = []
-    for job in jobs:
+    asked = {
+        arm: [Job(arm, int(seed), images, conditions).with_identity() for seed in conditions.seeds]
+        for arm, images in arms.items()
+    }
+    jobs: dict[str, Job] = {}
+    for job in (job for own in asked.values() for job in own):
+        jobs.setdefault(job.identity, job)
+    results: dict[str, Predicted] = {}
+
+    def finished(job: Job, result: Predicted, note: str = "") -> None:
+        results[job.identity] = result
+        if conditions.progress is not None:
+            conditions.progress(len(results), len(jobs), job.name + note)
+
+    for job in jobs.values():
         found = job.stored()
-        if found is None:
-            waiting.append(job)
-        else:
-            results[job.arm.name + job.key, job.seed] = found
-            _tell(progress, len(results), len(jobs), job, " (kept)")
+        if found is not None:
+            finished(job, found, " (kept)")
     stop = threading.Event()
     prepare_threads()
+    workers = conditions.workers or default_workers(conditions.device)
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="classifier") as pool:
-        futures: dict[Future[dict[str, Any] | None], Job] = {pool.submit(job.train, stop): job for job in waiting}
+        waiting: dict[Future[Predicted | None], Job] = {
+            pool.submit(job.train, stop): job for identity, job in jobs.items() if identity not in results
+        }
         try:
-            open_futures = set(futures)
+            open_futures = set(waiting)
             while open_futures:
-                finished, open_futures = wait(open_futures, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    job = futures[future]
-                    result = future.result()
+                ended, open_futures = wait(open_futures, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    try:
+                        result = future.result()
+                    except NonFiniteLossError as error:
+                        if not keep_going:
+                            raise
+                        result = Predicted(None, None, failed=error.message)
                     assert result is not None
-                    results[job.arm.name + job.key, job.seed] = result
-                    _tell(progress, len(results), len(jobs), job, "")
+                    finished(waiting[future], result)
         except BaseException:
             # Ctrl-C and errors end the other trainings within some steps; finished ones are in the folder
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return results
-
-
-def _tell(progress: Progress | None, done: int, total: int, job: Job, note: str) -> None:
-    if progress is not None:
-        progress(done, total, f"{job.arm.name}{job.key}, seed {job.seed}{note}")
+    return {arm: [results[job.identity] for job in own] for arm, own in asked.items()}
 
 
 def default_workers(device: str) -> int:

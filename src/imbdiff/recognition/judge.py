@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
 from imbdiff.metrics.extractors import ClassifierFeatures, Extractor, RandomConv
-from imbdiff.recognition.fit import fit
-from imbdiff.recognition.kept import keep_network, kept_network
-from imbdiff.recognition.networks import Classifier
+from imbdiff.recognition.fitting import fit
+from imbdiff.recognition.networks import Classifier, predict
 from imbdiff.recognition.plan import FitPlan
-from imbdiff.recognition.predict import predict
+from imbdiff.recognition.working import keep_network, kept_network
 from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.files import digest
 
@@ -85,16 +83,11 @@ def train_judge(
         raise DataError("the pool has no image of some class left for the judge", "evaluate without a judge")
     if steps is None:
         steps = min(4000, max(300, math.ceil(20 * len(pool) / batch_size)))
-    plan = FitPlan(
-        network=JUDGE,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=0.05,
-        augmentation=Augmentation(shift=max(1, min(pool.shape[:2]) // 8)),
-    )
+    shift = max(1, min(pool.shape[:2]) // 8)
+    plan = FitPlan(network=JUDGE, steps=steps, batch_size=batch_size, lr=0.05, shift=shift)
     key = digest([2, pool.fingerprint, plan.to_json(), seed, torch.__version__, torch.device(device).type])
     weights = None if folder is None else Path(folder) / f"judge-{key[:16]}.safetensors"
-    stored = None if weights is None else kept_network(weights, key, plan, pool, "the judge", ("test", "judge"))
+    stored = None if weights is None else kept_network(weights, key, plan, pool, "test", "judge")
     if stored is None:
         network = fit(pool, plan, seed=seed, device=device, name="judge")
         extractor = _extractor(network, pool, device)

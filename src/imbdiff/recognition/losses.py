@@ -1,12 +1,19 @@
-"""Losses of the classifier: per row, so that synthetic images can weigh less; and the class priors that they use."""
+"""Losses of classifiers for long tails, per row; mixing of images and labels in a batch; and the loss of a batch.
+
+The loss of a mixed row is lambda L(z, y_a) + (1 - lambda) L(z, y_b), which for cross-entropy is that of the mixed label
+and leaves every other loss as it is.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from imbdiff.recognition.recipes import Recipe
 from imbdiff.runtime.errors import ConfigError
 
 PRIORS = ("train", "effective")
@@ -15,11 +22,6 @@ LDAM_MARGIN = 0.5
 """The largest margin of LDAM, that of the rarest class (Cao et al. 2019, their code)."""
 LDAM_SCALE = 30.0
 """s of LDAM: what cosines are multiplied by (their code)."""
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B,) -log softmax(logits)[label] for logits (B, C)."""
-    return functional.cross_entropy(logits, labels, reduction="none")
 
 
 def balanced_softmax(logits: Tensor, labels: Tensor, log_prior: Tensor, tau: float = 1.0) -> Tensor:
@@ -101,14 +103,142 @@ def class_counts(
     return counts
 
 
-def class_prior(
-    name: str, real_labels: np.ndarray, synthetic_labels: np.ndarray | None, weight: float, num_classes: int
-) -> np.ndarray:
-    """(C,) float64 :func:`class_counts` as shares that sum to 1."""
-    counts = class_counts(name, real_labels, synthetic_labels, weight, num_classes)
-    return counts / counts.sum()
+# -- mixing
+
+REMIX_KAPPA = 3.0
+REMIX_TAU = 0.5
+"""Constants of Remix (Chou et al. 2020, section 4.3)."""
+CUTMIX_PROBABILITY = 0.5
+"""Share of the batches that CutMix changes, as its authors' code does on CIFAR."""
 
 
-def log_prior(prior: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """(C,) float32 logarithm of `prior` on `device`."""
-    return torch.from_numpy(np.log(prior)).float().to(device)
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """A mixed batch.
+
+    Attributes:
+        x: (B, C, H, W).
+        partner: (B,) int64 row that each was mixed with.
+        weight: (B,) float32 lambda of the row's own label; 1 - lambda is the partner's.
+    """
+
+    x: Tensor
+    partner: Tensor
+    weight: Tensor
+
+
+def mix(kind: str, x: Tensor, labels: Tensor, counts: Tensor, generator: torch.Generator) -> Mixed | None:
+    """Mixes the rows of a batch with a permutation of them; None where this batch stays as it is.
+
+    One lambda ~ U(0, 1) (Beta(1, 1)) per batch, as the authors' codes draw it.
+
+    * mixup (Zhang et al. 2018): x = lambda x_a + (1 - lambda) x_b, labels alike.
+    * cutmix (Yun et al. 2019): a box of area 1 - lambda, its centre uniform, comes from x_b; lambda is then the share
+      of the image that is left. In half of the batches.
+    * remix (Chou et al. 2020, Eq. 6-7): images as mixup; with n_a / n_b >= kappa and lambda < tau the label is all
+      y_b's, with n_a / n_b <= 1 / kappa and 1 - lambda < tau all y_a's: the rarer class.
+
+    Args:
+        kind: "mixup", "cutmix" or "remix".
+        x: (B, C, H, W) float.
+        labels: (B,).
+        counts: (C,) images of each class.
+        generator: on the CPU.
+    """
+    draws = torch.rand(4, generator=generator).tolist()
+    partner = torch.randperm(len(x), generator=generator).to(x.device)
+    share = draws[0]
+    if kind == "cutmix":
+        if draws[1] >= CUTMIX_PROBABILITY:
+            return None
+        h, w = x.shape[2:]
+        side = (1 - share) ** 0.5
+        rows, columns = _span(int(h * side), int(draws[2] * h), h), _span(int(w * side), int(draws[3] * w), w)
+        x = x.clone()
+        x[:, :, rows, columns] = x[partner][:, :, rows, columns]
+        area = (rows.stop - rows.start) * (columns.stop - columns.start)
+        return Mixed(x, partner, torch.full((len(x),), 1 - area / (h * w), device=x.device))
+    mixed = share * x + (1 - share) * x[partner]
+    weight = torch.full((len(x),), share, device=x.device)
+    if kind == "remix":
+        ratio = counts[labels] / counts[labels[partner]]
+        if share < REMIX_TAU:
+            weight = torch.where(ratio >= REMIX_KAPPA, torch.zeros_like(weight), weight)
+        if 1 - share < REMIX_TAU:
+            weight = torch.where(ratio <= 1 / REMIX_KAPPA, torch.ones_like(weight), weight)
+    elif kind != "mixup":
+        raise ValueError(f"unknown mixing {kind!r}")
+    return Mixed(mixed, partner, weight)
+
+
+def _span(length: int, centre: int, size: int) -> slice:
+    return slice(max(0, centre - length // 2), min(size, centre + length // 2))
+
+
+# -- the loss of a batch
+
+
+class BatchLoss:
+    """The loss that a recipe minimises.
+
+    Args:
+        recipe: says which.
+        counts: (C,) images of each class, above 0; None where the recipe needs none.
+        device: of the tensors.
+    """
+
+    def __init__(self, recipe: Recipe, counts: np.ndarray | None, device: torch.device) -> None:
+        self.recipe = recipe
+        self.class_weights = self.log_prior = self.margins = None
+        if counts is None:
+            return
+        self.log_prior = torch.from_numpy(np.log(counts / counts.sum())).float().to(device)
+        if recipe.weighting != "none":
+            found = class_weights(recipe.weighting, counts, recipe.beta)
+            self.class_weights = torch.from_numpy(found).float().to(device)
+        if recipe.loss == "ldam":
+            self.margins = torch.from_numpy(ldam_margins(counts)).float().to(device)
+
+    def __call__(
+        self, logits: Tensor, y: Tensor, own: Tensor | None, mixed: Mixed | None, *, weighted: bool = True
+    ) -> Tensor:
+        """The loss of the batch, a scalar.
+
+        Equation: sum_i v_i w_i L_i / sum_i w_i with class weights w, as the authors' codes have it, and the mean of
+        v_i L_i without; v are the weights of images. Of a mixed row, lambda of the row's own plus 1 - lambda of the
+        partner's, in L, v and w alike.
+
+        Args:
+            logits: (B, C).
+            y: (B,).
+            own: (B,) weights of the images; None: 1.
+            mixed: partners and lambdas, where rows were mixed.
+            weighted: whether class weights hold already.
+        """
+        weights = self.class_weights if weighted else None
+        loss, scale = self._rows(logits, y, weights)
+        if own is not None:
+            loss = loss * own
+        if mixed is not None:
+            other, other_scale = self._rows(logits, y[mixed.partner], weights)
+            if own is not None:
+                other = other * own[mixed.partner]
+            loss = mixed.weight * loss + (1 - mixed.weight) * other
+            if scale is not None and other_scale is not None:
+                scale = mixed.weight * scale + (1 - mixed.weight) * other_scale
+        return loss.mean() if scale is None else loss.sum() / scale.sum()
+
+    def _rows(self, logits: Tensor, y: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B,) loss per row, times the weight of its class; and these weights, None where there are none."""
+        recipe = self.recipe
+        if recipe.loss == "balanced-softmax":
+            assert self.log_prior is not None
+            found = balanced_softmax(logits, y, self.log_prior, recipe.tau)
+        elif recipe.loss == "focal":
+            found = focal(logits, y, recipe.gamma)
+        elif recipe.loss == "ldam":
+            assert self.margins is not None
+            found = ldam(logits, y, self.margins)
+        else:
+            found = functional.cross_entropy(logits, y, reduction="none")
+        return (found, None) if weights is None else (found * weights[y], weights[y])

@@ -1,6 +1,6 @@
 """The recipes: published ways of training a classifier on a long tail, as rows of a table.
 
-A recipe says nothing of synthetic images (:mod:`imbdiff.recognition.use`), nor of network, steps, learning rate and
+A recipe holds nothing about synthetic images (:mod:`imbdiff.recognition.use`), nor of network, steps, learning rate and
 augmentation, which are the same for all that are compared (:class:`imbdiff.recognition.plan.FitPlan`).
 """
 
@@ -28,10 +28,10 @@ class Recipe:
         loss: per row, see :mod:`imbdiff.recognition.losses`.
         tau: strength of the prior in balanced softmax, and of `adjust`.
         gamma: of the focal loss.
-        law: of the batch sampler over classes.
+        sampler: distribution over classes that batches are sampled by.
         weighting, beta: weights of the classes in the loss.
-        deferred: share of the steps before `law` and `weighting` begin; until then natural and none. 0.8 is LDAM-DRW's
-            160 of 200 epochs.
+        deferred: share of the steps before `sampler` and `weighting` begin; until then natural and none. 0.8 is
+            LDAM-DRW's 160 of 200 epochs.
         head: "linear", or "cosine", which LDAM needs.
         mixing: of images and labels inside a batch.
         second: what is done to the head after the body is trained, with class-balanced batches.
@@ -48,7 +48,7 @@ class Recipe:
     loss: Loss = "cross-entropy"
     tau: float = 1.0
     gamma: float = 1.0
-    law: str = "natural"
+    sampler: str = "natural"
     weighting: str = "none"
     beta: float = 0.9999
     deferred: float = 0.0
@@ -80,16 +80,16 @@ KANG = "Kang et al. 2020 (arXiv 1910.09217)"
 RECIPES: dict[str, Recipe] = {
     "ce": Recipe("CE", "cross-entropy on the images as they are", "the reference of every comparison"),
     "resampling": Recipe(
-        "CE + class-balanced resampling", "classes drawn equally often", f"as in {KANG}", law="balanced"
+        "CE + class-balanced resampling", "classes sampled equally often", f"as in {KANG}", sampler="balanced"
     ),
     "sqrt-resampling": Recipe(
-        "CE + square-root resampling", "classes drawn in proportion to sqrt(n)", f"as in {KANG}", law="sqrt"
+        "CE + square-root resampling", "classes sampled in proportion to sqrt(n)", f"as in {KANG}", sampler="sqrt"
     ),
     "reweighting": Recipe(
         "class-balanced CE", "classes weighted by the inverse effective number", CUI, weighting="effective"
     ),
     "drw": Recipe("CE-DRW", "class weights after 80 % of the steps", CAO, weighting="effective", deferred=0.8),
-    "drs": Recipe("CE-DRS", "class-balanced batches after 80 % of the steps", CAO, law="balanced", deferred=0.8),
+    "drs": Recipe("CE-DRS", "class-balanced batches after 80 % of the steps", CAO, sampler="balanced", deferred=0.8),
     "focal": Recipe("focal", "hard images weigh more", "Lin et al. 2017 (arXiv 1708.02002)", loss="focal"),
     "cb-focal": Recipe("class-balanced focal", "focal with class weights", CUI, loss="focal", weighting="effective"),
     "ldam": Recipe("LDAM", "larger margins for rarer classes", CAO, loss="ldam", head="cosine"),

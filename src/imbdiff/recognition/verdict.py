@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,34 +16,103 @@ from imbdiff.recognition.intervals import (
     REPLICATES,
     holm,
     holm_steps,
-    paired_interval,
     paired_replicates,
     percentile_p,
     percentiles,
 )
 
-__all__ = ["OUTCOMES", "choose_control", "no_loss", "paired_interval", "verdict"]
-
 LEAST_TEST_IMAGES = 20
 """Test images of a scope for an outcome: with fewer, "no difference" would only say that they are few."""
 MARGIN = 0.01
-"""A loss of accuracy over all test images that would count as one; smaller ones are nothing that is lost."""
-OUTCOMES = ("helped", "no difference", "hurt", "not measured")
+"""A loss of accuracy over all test images that would count as one; smaller ones are no loss."""
+Outcome = Literal["helped", "no difference", "hurt", "not measured"]
 
 
-def choose_control(
-    arms: Sequence[Mapping[str, Any]], val: ImageSet | None, claimable: Sequence[bool]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Control:
+    """What synthetic images are compared with.
+
+    Attributes:
+        arm: the chosen arm without them; None: all of `arms`.
+        arms: the controls.
+        chosen_by: a sentence.
+        scores: balanced accuracies on validation images, may be empty.
+    """
+
+    arm: str | None
+    arms: tuple[str, ...]
+    chosen_by: str
+    scores: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "arms": list(self.arms)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the control(s) in one scope: all test images, or those of a group.
+
+    Attributes:
+        outcome: by the rule; of "not measured", `reason` says why, and the other numbers are None.
+        difference, low, high: of accuracy, and its interval.
+        against: the control that decided, which the numbers are against.
+        p, p_adjusted: two-sided p-value, and corrected for the number of comparisons (Holm 1979). The interval has the
+            level of its step, so that it excludes 0 where `p_adjusted` is below 0.05, and only there.
+        n: test images.
+        corrected: False of the one comparison that was declared beforehand.
+    """
+
+    outcome: Outcome
+    difference: float | None
+    low: float | None
+    high: float | None
+    against: str | None
+    p: float | None
+    p_adjusted: float | None
+    n: int
+    reason: str | None
+    corrected: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict of a comparison.
+
+    Attributes:
+        sentence, rule: to print.
+        primary: the arm whose comparison leads.
+        against: names of the controls.
+        per_group: of `primary` by scope, "all" first; empty where there are no synthetic images.
+        other_arms: the same of each further arm with synthetic images.
+        no_loss: whether the interval of `primary` over all rules out a loss of a margin, and which; None: not measured.
+    """
+
+    sentence: str
+    primary: str
+    against: tuple[str, ...]
+    per_group: Mapping[str, Comparison]
+    other_arms: Mapping[str, Mapping[str, Comparison]]
+    no_loss: Mapping[str, Any] | None
+    rule: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "against": list(self.against)}
+
+
+def choose_control(scores: Mapping[str, float | None], val: ImageSet | None, claimable: Sequence[bool]) -> Control:
     """The arm without synthetic images to compare with: the best balanced accuracy on validation images.
 
     Where validation images of some claimable class are missing, a choice would be made without the very classes that
     matter: then every arm without synthetic images is a control, and helping means beating all of them. The same where
     no class is claimable: there is nothing to choose by.
 
-    Returns:
-        "arm" (None if all), "arms" (the controls), "chosen_by" (a sentence), "scores" (validation, may be empty).
+    Args:
+        scores: balanced accuracy on validation images of each arm without synthetic images; of equal ones, the first.
     """
-    names = [arm["name"] for arm in arms if not arm["needs_synthetic"]]
+    names = tuple(scores)
     missing = [k for k, c in enumerate(claimable) if c and (val is None or not (val.labels == k).any())]
     if val is None or missing or not any(claimable):
         if val is None:
@@ -52,11 +121,11 @@ def choose_control(
             why = f"{counted(len(missing), 'class has', 'classes have')} no validation image"
         else:
             why = "no claim can be made of any class"
-        return {"arm": None, "arms": names, "chosen_by": f"{why}: every arm without synthetic images", "scores": {}}
-    found = {arm["name"]: arm["val"]["balanced_accuracy"] for arm in arms if not arm["needs_synthetic"]}
-    best = max(names, key=lambda name: found[name])
+        return Control(None, names, f"{why}: every arm without synthetic images", {})
+    found = {name: score for name, score in scores.items() if score is not None}
+    best = max(found, key=lambda name: found[name])
     chosen_by = f"best mean balanced accuracy on {counted(len(val), 'validation image')}; ties: the simpler arm"
-    return {"arm": best, "arms": [best], "chosen_by": chosen_by, "scores": found}
+    return Control(best, (best,), chosen_by, found)
 
 
 def verdict(
@@ -64,61 +133,37 @@ def verdict(
     test: ImageSet,
     groups: Groups,
     claimable: Sequence[bool],
-    control: Mapping[str, Any],
+    control: Control,
     primary: str,
     synthetic_arms: Sequence[str],
-) -> dict[str, Any]:
+) -> Verdict:
     """Compares `primary` with the control(s), and the other synthetic arms likewise, for information.
+
+    `primary` over all test images is the one comparison declared beforehand; all others are corrected for their number.
 
     Args:
         predictions: per arm (S, N) predicted classes of the test images, seeds in the same order.
         control: of :func:`choose_control`.
         primary: the arm whose comparison is the verdict.
         synthetic_arms: the arms with synthetic images that were trained, `primary` among them.
-
-    Returns:
-        "sentence", "primary", "against" (list), "per_group" ({scope: outcome, difference, low, high, against, n,
-        reason, corrected, p, p_adjusted}, the scope "all" first), "other_arms" (the same for each further synthetic
-        arm), "no_loss" (of :func:`no_loss`, for `primary` and all), "rule". In a scope, "against" is the control that
-        decided the outcome, and the numbers are those against it. "reason" is None, or why the outcome is "not
-        measured", and then the numbers are None. `primary` in the scope "all" is the one comparison declared
-        beforehand; all others are "corrected" for their number (Holm 1979): "p_adjusted", and their intervals have the
-        level of their step, so that an interval excludes 0 where "p_adjusted" is below 0.05, and only there.
     """
-    controls = list(control["arms"])
+    controls = control.arms
     if primary not in predictions:
-        return {
-            "sentence": "There are no synthetic images, so there is nothing to judge.",
-            "primary": primary,
-            "against": controls,
-            "per_group": {},
-            "other_arms": {},
-            "no_loss": None,
-            "rule": _rule(primary, controls, control["chosen_by"], 0),
-        }
+        sentence = "There are no synthetic images, so there is nothing to judge."
+        return Verdict(sentence, primary, controls, {}, {}, None, _rule(primary, controls, control.chosen_by, 0))
     compared = _compared(synthetic_arms, controls, predictions, test, groups, claimable)
     rows, size = _judged(compared, (primary, "all"))
     results = {name: {scope: row for (arm, scope), row in rows.items() if arm == name} for name in synthetic_arms}
-    return {
-        "sentence": _sentence(primary, controls, results[primary], len(predictions[primary]), size),
-        "primary": primary,
-        "against": controls,
-        "per_group": results[primary],
-        "other_arms": {name: found for name, found in results.items() if name != primary},
-        "no_loss": no_loss(results[primary]["all"]),
-        "rule": _rule(primary, controls, control["chosen_by"], size),
-    }
-
-
-def no_loss(row: Mapping[str, Any], margin: float = MARGIN) -> dict[str, Any] | None:
-    """Whether the interval of a comparison rules out a loss of `margin` and more; None where it was not measured.
-
-    With several controls the interval is that against the control which decides: the one with the lowest lower end,
-    unless the outcome is "hurt".
-    """
-    if row["low"] is None:
-        return None
-    return {"margin": margin, "shown": row["low"] > -margin, "low": row["low"]}
+    whole = results[primary]["all"]
+    return Verdict(
+        sentence=_sentence(primary, controls, results[primary], len(predictions[primary]), size),
+        primary=primary,
+        against=controls,
+        per_group=results[primary],
+        other_arms={name: found for name, found in results.items() if name != primary},
+        no_loss=None if whole.low is None else {"margin": MARGIN, "shown": whole.low > -MARGIN, "low": whole.low},
+        rule=_rule(primary, controls, control.chosen_by, size),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +176,7 @@ class _Compared:
 
     @property
     def p(self) -> float:
-        """Below an error exactly where :meth:`row` at that error has an outcome: hurt by one, helped against all."""
+        """Below an error exactly where :meth:`decide` at that error has an outcome: hurt by one, helped against all."""
         if not self.wide:
             return 1.0
         above, below = zip(*(percentile_p(replicates) for _, replicates, _ in self.found), strict=True)
@@ -140,15 +185,13 @@ class _Compared:
     @property
     def wide(self) -> bool:
         """Whether the interval that decides has a width."""
-        row = self.row(1 - LEVEL)
-        return bool(row["low"] != row["high"])
+        _, (_, low, high), _ = self.decide(1 - LEVEL)
+        return low != high
 
-    def row(self, error: float) -> dict[str, Any]:
-        """Outcome and numbers; the controls share the chance `error` of a wrong outcome."""
+    def decide(self, error: float) -> tuple[Outcome, tuple[float, float, float], str]:
+        """Outcome, numbers and the control that decides; the controls share the chance `error` of a wrong outcome."""
         level = 1 - error / len(self.found)
-        at = [((mean, *percentiles(replicates, level)), name) for mean, replicates, name in self.found]
-        outcome, (difference, low, high), against = _decide(at)
-        return {"outcome": outcome, "difference": difference, "low": low, "high": high, "against": against}
+        return _decide([((mean, *percentiles(replicates, level)), name) for mean, replicates, name in self.found])
 
 
 def _compared(
@@ -178,36 +221,38 @@ def _compared(
         labels = test.labels[mine]
         right = {name: (predictions[name][:, mine] == labels).astype(np.int8) for name in (*arms, *controls)}
         difference = np.stack([right[name] - right[control] for name, control in pairs])
-        drawn = paired_replicates(difference, labels, replicates=replicates)
+        resampled = paired_replicates(difference, labels, replicates=replicates)
         means = difference.mean(axis=(1, 2))
         for name in arms:
-            found = [(float(means[i]), drawn[i], pair[1]) for i, pair in enumerate(pairs) if pair[0] == name]
+            found = [(float(means[i]), resampled[i], pair[1]) for i, pair in enumerate(pairs) if pair[0] == name]
             result[name, scope] = _Compared(n, tuple(found))
     return result
 
 
-def _judged(compared: Mapping[tuple[str, str], _Compared], declared: tuple[str, str]) -> tuple[dict[Any, Any], int]:
-    """Rows by (arm, scope), and how many comparisons the correction is for: all that were made but `declared`."""
+def _judged(
+    compared: Mapping[tuple[str, str], _Compared], declared: tuple[str, str]
+) -> tuple[dict[tuple[str, str], Comparison], int]:
+    """Comparisons by (arm, scope), and how many the correction is for: all that were made but `declared`."""
     p = {key: one.p for key, one in compared.items() if one.found}
     family = [key for key in p if key != declared]
     adjusted = dict(zip(family, holm([p[key] for key in family]), strict=True))
     errors = dict(zip(family, holm_steps([p[key] for key in family], 1 - LEVEL), strict=True))
     rows = {}
     for key, one in compared.items():
-        numbers: dict[str, Any] = {"outcome": "not measured"}
-        numbers |= dict.fromkeys(("difference", "low", "high", "against", "p", "p_adjusted"))
-        reason = one.reason
+        corrected = key != declared
         if one.found and one.wide:
-            numbers = one.row(errors.get(key, 1 - LEVEL)) | {"p": p[key], "p_adjusted": adjusted.get(key, p[key])}
-        elif one.found:
-            reason = f"{counted(one.n, 'test image')}, an interval without width"
-        rows[key] = {**numbers, "n": one.n, "reason": reason, "corrected": key != declared}
+            outcome, numbers, against = one.decide(errors.get(key, 1 - LEVEL))
+            adjusted_p = adjusted.get(key, p[key])
+            rows[key] = Comparison(outcome, *numbers, against, p[key], adjusted_p, one.n, None, corrected)
+            continue
+        reason = f"{counted(one.n, 'test image')}, an interval without width" if one.found else one.reason
+        rows[key] = Comparison("not measured", None, None, None, None, None, None, one.n, reason, corrected)
     return rows, len(family)
 
 
 def _decide(
     found: Sequence[tuple[tuple[float, float, float], str]],
-) -> tuple[str, tuple[float, float, float], str]:
+) -> tuple[Outcome, tuple[float, float, float], str]:
     """The outcome against several controls, with the interval and the name of the control that it rests on.
 
     Below 0 against one of them is hurt: the one whose interval lies furthest below. Otherwise the one with the smallest
@@ -224,7 +269,7 @@ def _decide(
 
 
 def _rule(primary: str, controls: Sequence[str], chosen_by: str, size: int) -> str:
-    """`size`: comparisons beside the one declared beforehand; 0 leaves them out."""
+    """The rule, to print; `size`: comparisons next to the one declared beforehand, 0 leaves them out."""
     several = len(controls) > 1
     level = 1 - (1 - LEVEL) / len(controls)
     others = counted(size, "other comparison is", "other comparisons (groups, other arms) are")
@@ -248,7 +293,7 @@ def _rule(primary: str, controls: Sequence[str], chosen_by: str, size: int) -> s
     )
 
 
-def _sentence(primary: str, controls: Sequence[str], result: Mapping[str, Any], seeds: int, size: int) -> str:
+def _sentence(primary: str, controls: Sequence[str], result: Mapping[str, Comparison], seeds: int, size: int) -> str:
     against = _names(controls)
     whole = result["all"]
     verbs = {
@@ -256,29 +301,30 @@ def _sentence(primary: str, controls: Sequence[str], result: Mapping[str, Any], 
         "hurt": "hurt",
         "no difference": "made no difference that these test images could show",
     }
-    if whole["outcome"] == "not measured":
-        if not whole["n"]:
+    if whole.outcome == "not measured":
+        if not whole.n:
             return "No claim can be made of any class: none has test images and enough images altogether."
-        least = f"; at least {LEAST_TEST_IMAGES} test images are needed" if whole["n"] < LEAST_TEST_IMAGES else ""
-        return f"Whether synthetic images helped was not measured: {whole['reason']}{least}."
+        least = f"; at least {LEAST_TEST_IMAGES} test images are needed" if whole.n < LEAST_TEST_IMAGES else ""
+        return f"Whether synthetic images helped was not measured: {whole.reason}{least}."
     several = len(controls) > 1
-    text = f"Synthetic images {verbs[whole['outcome']]} overall ({_interval(whole, several)})"
+    text = f"Synthetic images {verbs[whole.outcome]} overall ({_interval(whole, several)})"
     parts = []
     for outcome in ("helped", "hurt", "no difference"):
-        named = [scope for scope in result if scope != "all" and result[scope]["outcome"] == outcome]
+        named = [scope for scope in result if scope != "all" and result[scope].outcome == outcome]
         if named:
             listed = ", ".join(f"{scope} ({_interval(result[scope], several)})" for scope in named)
             parts.append(f"{outcome} for {listed}")
-    unmeasured = [f"{scope} ({row['reason']})" for scope, row in result.items() if row["outcome"] == "not measured"]
+    unmeasured = [f"{scope} ({row.reason})" for scope, row in result.items() if row.outcome == "not measured"]
     text += f"; by group, corrected for {counted(size, 'comparison')}: " + "; ".join(parts) if parts else ""
     noise = "" if seeds > 1 else " One seed only: the spread between trainings is not in the intervals."
     end = f"; not measured for {', '.join(unmeasured)}" if unmeasured else ""
     return f'{text}: "{primary}" against {against}, {counted(seeds, "seed")}{end}.{noise}'
 
 
-def _interval(row: Mapping[str, Any], named: bool) -> str:
-    against = f' against "{row["against"]}"' if named else ""
-    return f"{100 * row['difference']:+.1f} points, {100 * row['low']:+.1f} to {100 * row['high']:+.1f}{against}"
+def _interval(row: Comparison, named: bool) -> str:
+    against = f' against "{row.against}"' if named else ""
+    difference, low, high = (100 * (value or 0.0) for value in (row.difference, row.low, row.high))
+    return f"{difference:+.1f} points, {low:+.1f} to {high:+.1f}{against}"
 
 
 def _names(names: Sequence[str]) -> str:

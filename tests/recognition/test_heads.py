@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from imbdiff.recognition.decoupled import ScaledHead, adjusted, finished_head, linear_head, tau_normalised
-from imbdiff.recognition.networks import CosineHead
+from imbdiff.recognition.heads import CosineHead, ScaledHead, adjusted, finished_head, linear_head, tau_normalised
 from imbdiff.recognition.recipes import RECIPES
 from imbdiff.runtime.errors import ConfigError
 

@@ -1,6 +1,6 @@
-"""What is done to a classifier's head when its body is trained (Kang et al. 2020), and to its logits when deciding.
+"""Heads of classifiers: LDAM's of cosines, and what recipes do to a head when its body is trained (Kang et al. 2020).
 
-The result is always a plain head: scales and adjustments are folded into weights and bias.
+What decides at the end is a plain head: scales and adjustments are folded into weights and bias.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import copy
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from imbdiff.recognition.losses import LDAM_SCALE
 from imbdiff.recognition.recipes import Recipe
@@ -18,6 +19,37 @@ from imbdiff.runtime.errors import ConfigError
 TAU = 1.0
 """Of tau-normalisation: all class weights get norm 1. Kang et al. choose it on validation data; here nothing is chosen,
 because the rarest classes have none."""
+
+
+NORM_FLOOR = 1e-6
+"""Features and class weights shorter than this count as zero: their cosine is 0 and their gradient stays finite."""
+
+
+class CosineHead(nn.Module):
+    """Cosines between features and class weights: f_k(x) = w_k . x / (||w_k|| ||x||), without a bias.
+
+    The normalised linear layer of LDAM (Cao et al. 2019, arXiv 1906.07413), weights drawn as in its code: uniform in
+    (-1, 1), then brought to length 1. Its scale (30) belongs to the loss. Where features are all 0 so are the cosines.
+
+    Args:
+        dim: D.
+        classes: C.
+    """
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = dim, classes
+        with torch.no_grad():
+            self.weight = nn.Parameter(_unit(torch.empty(classes, dim).uniform_(-1, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, C) in [-1, 1]."""
+        return functional.linear(_unit(x), _unit(self.weight))
+
+
+def _unit(x: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / norm.where(norm > NORM_FLOOR, 1.0)
 
 
 class ScaledHead(nn.Module):

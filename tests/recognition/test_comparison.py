@@ -1,0 +1,450 @@
+"""`classify` and `study`: the shape of results, the choice, and who sees which images when."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.splits import prepare
+from imbdiff.recognition import comparison
+from imbdiff.recognition.arms import ARMS, Arm, first_of, make_arms
+from imbdiff.recognition.comparison import Choice, Entry, RunResult, Studied, choose, classify, study
+from imbdiff.recognition.fitting import Fit, Trained
+from imbdiff.recognition.intervals import holm_steps, paired_interval, paired_replicates, percentile_p
+from imbdiff.recognition.jobs import Conditions, Predicted, Predictions
+from imbdiff.recognition.plan import FitPlan
+from imbdiff.recognition.use import Use
+from imbdiff.reporting.content import ReportData
+from imbdiff.reporting.report import build_report
+from imbdiff.runtime.errors import ConfigError, DataError, NonFiniteLossError
+
+from .conftest import NAMES, make_prepared, make_set, tiny
+from .test_arms import NUMBERS, grid_of
+
+SHORT: dict[str, Any] = {"network": tiny, "steps": 12, "batch_size": 16, "seeds": (0, 1)}
+PLAN = FitPlan(tiny, steps=6, batch_size=16)
+
+
+def pool() -> ImageSet:
+    return make_set((0, 30, 36), 9)
+
+
+# -- classify
+
+
+def test_shape_of_the_result_and_no_dependence_on_workers(prepared: Any) -> None:
+    before = torch.random.get_rng_state()
+    results = classify(prepared, pool(), **SHORT, workers=1)
+    assert torch.equal(before, torch.random.get_rng_state())
+    found = json.loads(json.dumps(results.to_json(), allow_nan=False))
+    assert list(found) == ["protocol", "arms", "control", "verdict"]
+    assert [a["name"] for a in found["arms"]] == [a.name for a in ARMS]
+    for arm, result in zip(found["arms"], results.arms, strict=True):
+        assert [run["seed"] for run in arm["runs"]] == [0, 1]
+        assert tuple(RunResult.from_json(run) for run in arm["runs"]) == result.runs
+        accuracies = [run["accuracy"] for run in arm["runs"]]
+        assert arm["mean"]["accuracy"] == pytest.approx(np.mean(accuracies))
+        assert arm["sd"]["accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
+        assert set(arm["mean"]["groups"]) == {"many", "few"}
+        assert set(arm["val"]) == {"accuracy", "balanced_accuracy", "sd"}
+    assert [a["prior"] for a in found["arms"]] == [None, None, "train", None, "train"]
+    assert found["control"]["arm"] in [a.name for a in ARMS[:3]]
+    assert (found["protocol"]["steps"], found["protocol"]["n_synthetic"]) == (12, 66)
+    assert found["verdict"]["against"] == [found["control"]["arm"]]
+    assert list(found["verdict"]["per_group"]) == ["all", "many", "few"]
+    assert classify(prepared, pool(), **SHORT, workers=3).to_json() == found
+
+
+def test_effective_prior_of_classes_filled_flat_repeats_the_arm_of_cross_entropy(prepared: Any) -> None:
+    arms = make_arms(use=Use(prior="effective"))
+    found = classify(prepared, pool(), **{**SHORT, "steps": 3, "seeds": (0,)}, arms=arms).arms  # 40 of each class
+    assert found[4].arm.prior == "effective"
+    assert found[4].mean.accuracy == pytest.approx(found[3].mean.accuracy, abs=0.03)
+
+
+def test_without_synthetic_images_three_arms_and_no_claim(prepared: Any) -> None:
+    found = classify(prepared, None, **SHORT)
+    assert len(found.arms) == 3
+    assert found.verdict.per_group == {}
+    assert "nothing to judge" in found.verdict.sentence
+
+
+def test_control_is_every_arm_and_nothing_is_validated_where_validation_lacks_a_class() -> None:
+    for val in (None, make_set((8, 8, 0), 1)):
+        short = {**SHORT, "steps": 2, "seeds": (0,)}
+        found = classify(make_prepared(val), make_set((0, 5, 5), 9), **short, validations=4)
+        assert found.control.arm is None
+        assert found.verdict.against == tuple(a.name for a in ARMS[:3])
+        assert "One seed only" in found.verdict.sentence
+        assert found.protocol["validations"] == 0
+        assert all(run.best is None for arm in found.arms for run in arm.runs)
+
+
+def test_no_class_that_a_claim_can_be_made_of_with_validation_given(tmp_path: Path) -> None:
+    counts = {"train": (3, 2, 0), "val": (4, 4, 0), "test": (5, 5, 0)}
+    arrays: dict[str, np.ndarray] = {}
+    for seed, (split, n) in enumerate(counts.items()):
+        made = make_set(n, seed)
+        arrays |= {f"{split}_images": made.images, f"{split}_labels": made.labels}
+    np.savez(tmp_path / "tiny.npz", **arrays)
+    prepared = prepare(tmp_path / "tiny.npz")
+    assert not any(prepared.claimable)
+    made = make_set((2, 3, 0), 9)
+    synthetic = ImageSet(made.images, made.labels, prepared.train.class_names)
+    found = classify(prepared, synthetic, **{**SHORT, "steps": 2})
+    json.dumps(found.to_json(), allow_nan=False)
+    assert found.control.arm is None
+    assert found.control.chosen_by.startswith("no claim can be made of any class")
+    assert {row.outcome for row in found.verdict.per_group.values()} == {"not measured"}
+    data = ReportData(
+        "tiny", "imbdiff run", "ddpm", "tiny", prepared.stats, prepared.groups, run="runs/tiny",
+        classifier=found.to_json(),
+    )  # fmt: skip
+    assert "No claim can be made" in build_report(data)
+
+
+def test_other_recipes_and_uses_with_validation_give_the_best_next_to_the_last(prepared: Any) -> None:
+    uses = [Use(share=0.5), Use(schedule="real-last", prior="effective")]
+    arms = [
+        *(Arm(name) for name in ("ce", "ldam-drw", "balanced-softmax")),
+        *(Arm("balanced-softmax", use, label=f"with {i}") for i, use in enumerate(uses)),
+    ]
+    found = classify(
+        prepared, pool(), arms=arms, primary="with 1", plan=FitPlan(tiny, 10, 12), validations=5, seeds=(3, 5)
+    )
+    shown = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert (shown["protocol"]["validations"], shown["protocol"]["seeds"]) == (5, [3, 5])
+    assert [a["use"] for a in shown["arms"]] == [None] * 3 + [use.to_json() for use in uses]
+    assert found.verdict.primary == "with 1"
+    assert set(found.verdict.other_arms) == {"with 0"}
+    for arm in shown["arms"]:
+        for run in arm["runs"]:
+            best = run["best"]
+            assert best["step"] in (2, 4, 6, 8, 10)
+            assert best["val"]["balanced_accuracy"] >= run["val"]["balanced_accuracy"] - 1e-12
+            assert set(best) - {"step", "val"} == set(run["val"])
+
+
+def test_what_cannot_be_classified_is_refused_before_training(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fit, "run", lambda self: pytest.fail("trained"))
+    synthetic = make_set((0, 5, 5), 9)
+    with pytest.raises(ConfigError, match="no two the same"):
+        classify(prepared, None, seeds=(1, 1))
+    with pytest.raises(ConfigError, match="resnet99"):
+        classify(prepared, None, network="resnet99", steps=1, seeds=(0,))
+    with pytest.raises(ConfigError, match="is called 'CE'"):
+        classify(prepared, synthetic, primary="CE")
+    with pytest.raises(DataError, match="training lacks: 'top'"):
+        classify(prepared, ImageSet(synthetic.images, synthetic.labels, (*NAMES, "top")))
+
+
+# -- the choice
+
+
+def test_the_highest_score_is_chosen_however_little_it_gains() -> None:
+    found = choose([Entry("plain", 0, False, 0.7), Entry("a", 50, False, 0.69), Entry("b", 900, True, 0.7001)])
+    assert (found.recommended, found.control, found.compared, found.equal) == ("b", "plain", 3, ())
+    with pytest.raises(ConfigError, match="no arm without"):
+        choose([Entry("a", 5, False, 0.5)])
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_equal_scores_go_to_the_simpler(order: slice) -> None:
+    entries = [
+        Entry("more", 90, False, 0.8),
+        Entry("fewer, curated", 50, True, 0.8 + 4e-13),
+        Entry("fewer", 50, False, 0.8),
+        Entry("none", 0, False, 0.8 - 4e-13),
+        Entry("worse", 0, False, 0.7),
+    ]
+    assert choose(entries[order]).recommended == choose(entries[order]).control == "none"
+    entries[3] = Entry("none", 0, False, 0.8 - 2e-12)
+    found = choose(entries[order])
+    assert (found.recommended, found.control) == ("fewer", "none")
+    assert found.equal == ("fewer, curated", "more")
+
+
+def test_what_chooses_has_no_test_numbers_to_read() -> None:
+    assert set(Entry.__annotations__) == {"name", "synthetic", "curated", "score"}
+    assert list(inspect.signature(choose).parameters) == ["entries"]
+
+
+# -- study
+
+
+def run_study(prepared: Any, grid: Sequence[Arm] | None = None, **changes: Any) -> Studied:
+    images = changes.pop("images", lambda arm: first_of(pool(), arm.wanted))
+    without = changes.pop("without", ("ce",))
+    conditions = Conditions(**{"plan": PLAN, "prepared": prepared, "seeds": (0, 1), "workers": 1, **changes})
+    return study(conditions, grid_of() if grid is None else grid, images, without=without)
+
+
+class Watched(Predicted):
+    """A result that says when its predictions on test images are read."""
+
+    def __init__(self, name: str, events: list[str], **values: Any) -> None:
+        super().__init__(**values)
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "events", events)
+
+    def __getattribute__(self, key: str) -> Any:
+        if key == "test" and "events" in super().__getattribute__("__dict__"):
+            self.events.append(self.name)
+        return super().__getattribute__(key)
+
+
+def answers(labels: np.ndarray, wrong: int, seed: int) -> Predictions:
+    """`wrong` images of each class put into the next class."""
+    predicted = labels.copy()
+    for k in np.unique(labels):
+        mine = np.flatnonzero(labels == k)[seed : seed + wrong]
+        predicted[mine] = (k + 1) % len(NAMES)
+    return Predictions(predicted, np.full(len(labels), 0.5))
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """No training: how many images of each class an arm gets wrong on validation and test images is set by name."""
+    world: dict[str, Any] = {"val": {}, "test": {}, "events": [], "asked": []}
+
+    def train(arms: Mapping[Arm, Any], conditions: Conditions, **options: Any) -> dict[Arm, list[Predicted]]:
+        val, test = conditions.prepared.val, conditions.prepared.test
+        world["asked"] += [(arm, conditions) for arm in arms]
+        return {
+            arm: [
+                Watched(
+                    arm.name, world["events"],
+                    val=None if val is None else answers(val.labels, world["val"].get(arm.name, 3), seed),
+                    test=answers(test.labels, world["test"].get(arm.name, 3), seed),
+                )
+                for seed in conditions.seeds
+            ]
+            for arm in arms
+        }  # fmt: skip
+
+    monkeypatch.setattr(comparison, "train_arms", train)
+    return world
+
+
+HALF, FULL = "0.5: CE, weight 1", "1.0: CE, weight 1"
+
+
+def test_test_images_are_read_after_the_choice_and_of_the_two_finalists_only(
+    prepared: Any, pretend: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend["val"] = {FULL: 1, "CE": 4, "CE + class-balanced resampling": 2, HALF: 2}
+    pretend["test"] = {HALF: 0}  # the best on test images, and nobody may know
+    real, events = comparison.choose, pretend["events"]
+
+    def watched(entries: Sequence[Entry]) -> Choice:
+        assert events == []
+        events.append("choice")
+        return real(entries)
+
+    monkeypatch.setattr(comparison, "choose", watched)
+    found = run_study(prepared)
+    assert events[0] == "choice"
+    assert set(events[1:]) == {FULL, "CE + class-balanced resampling"}
+    assert found.choice == Choice(FULL, "CE + class-balanced resampling", 5)
+    assert set(found.numbers) == {FULL, "CE + class-balanced resampling"}
+
+
+def test_the_choice_and_its_scores_are_those_of_validation_images(prepared: Any, pretend: dict[str, Any]) -> None:
+    pretend["val"] = {"CE": 2, HALF: 1, FULL: 5}
+    pretend["test"] = {"CE": 20, HALF: 12, FULL: 0}
+    found = json.loads(json.dumps(run_study(prepared).to_json(), allow_nan=False))
+    rows = {row["name"]: row for row in found["rows"]}
+    for name, wrong in pretend["val"].items():
+        expected = [
+            balanced_accuracy_score(prepared.val.labels, answers(prepared.val.labels, wrong, s).predicted)
+            for s in (0, 1)
+        ]
+        validation = rows[name]["validation"]
+        assert validation["seeds"] == pytest.approx(expected)
+        assert validation["mean"]["balanced"] == pytest.approx(np.mean(expected))
+        assert validation["sd"]["balanced"] == pytest.approx(np.std(expected, ddof=1))
+    assert found["recommendation"]["name"] == HALF
+    assert found["recommendation"]["score"] == pytest.approx(rows[HALF]["validation"]["mean"]["balanced"])
+    pretend["test"] = {}
+    assert run_study(prepared).to_json()["recommendation"] == found["recommendation"]
+
+
+def test_the_finalists_differ_by_recommended_minus_control(prepared: Any, pretend: dict[str, Any]) -> None:
+    pretend["val"], pretend["test"] = {FULL: 0}, {"CE": 9, FULL: 3}
+    found = run_study(prepared).scopes
+    assert found is not None
+    labels = prepared.test.labels
+    right = {name: [answers(labels, n, s).predicted == labels for s in (0, 1)] for name, n in (("a", 3), ("b", 9))}
+    difference = np.array(right["a"]).astype(int) - np.array(right["b"]).astype(int)
+    assert found["all"].difference == pytest.approx(6 / 30)  # 6 more right of 30 images of each class
+    few = labels > 0
+    masks = {"all": labels >= 0, "few": few, "many": ~few}
+    p = [min(percentile_p(paired_replicates(difference[:, masks[g]], labels[masks[g]]))) for g in ("many", "few")]
+    errors = {"all": 0.05, **dict(zip(("many", "few"), holm_steps(p), strict=True))}
+    assert min(errors.values()) < 0.05  # the groups are a family of two; the comparison over all is none of it
+    for scope, mine in masks.items():
+        numbers = paired_interval(difference[:, mine], labels[mine], 1 - errors[scope])
+        assert (found[scope].difference, found[scope].low, found[scope].high) == numbers
+        assert found[scope].n == mine.sum()
+        assert found[scope].corrected == (scope != "all")
+
+
+def test_few_test_images_and_classes_without_claims_are_not_compared(pretend: dict[str, Any]) -> None:
+    prepared = make_prepared(make_set((8, 8, 8), 1))
+    prepared.claimable = (True, True, False)
+    prepared.test = make_set((30, 10, 40), 2)
+    pretend["val"] = {FULL: 0}
+    found = run_study(prepared).scopes
+    assert found is not None
+    assert (found["all"].n, found["few"].n) == (40, 10)
+    assert found["few"].difference is found["few"].low is found["few"].high is None
+    assert found["few"].reason == "10 test images"
+
+
+def test_where_no_synthetic_images_are_best_there_is_nothing_to_compare(prepared: Any, pretend: dict[str, Any]) -> None:
+    pretend["val"] = {"CE": 1}
+    found = run_study(prepared)
+    assert found.choice is not None
+    assert found.choice.recommended == found.choice.control == "CE"
+    assert found.scopes is None
+    assert list(found.numbers) == ["CE"]
+
+
+def test_a_class_without_validation_images_means_no_choice_and_no_reading(pretend: dict[str, Any]) -> None:
+    prepared = make_prepared(make_set((8, 8, 0), 1))
+    found = run_study(prepared)
+    assert (found.missing, found.choice, found.numbers) == (("right",), None, {})
+    assert found.to_json()["test"] is None
+    assert pretend["events"] == []
+    assert all(row.validation is not None for row in found.rows)
+    prepared.claimable = (True, True, False)  # of which no claim is made on test images either
+    assert run_study(prepared).choice is not None
+    pretend["asked"].clear()
+    with pytest.raises(DataError, match="no validation images"):
+        run_study(make_prepared(None))
+    assert pretend["asked"] == []
+
+
+def test_recipes_of_the_grid_are_trained_without_synthetic_images_too(prepared: Any, pretend: dict[str, Any]) -> None:
+    found = run_study(prepared, grid_of(recipes=["drw", "ce"]), without=("crt",))
+    alone = [row.arm.recipe for row in found.rows if not row.arm.needs_synthetic]
+    assert alone == ["ce", "resampling", "balanced-softmax", "crt", "drw"]
+    assert {(c.plan, c.validations) for _, c in pretend["asked"]} == {(PLAN, 0)}
+
+
+def test_an_arm_without_images_is_not_trained_and_says_so(prepared: Any, pretend: dict[str, Any]) -> None:
+    half = pool().select(np.arange(13))
+    found = run_study(prepared, images=lambda arm: half if arm.number == "1.0" else pool().select(np.arange(0)))
+    empty, short = found.rows[3:]
+    assert (empty.images, empty.validation) == (0, None)
+    assert empty.reason is not None
+    assert "left no image" in empty.reason
+    assert (short.images, short.to_json()["wanted"], short.short) == (13, 66, 2)
+    assert [arm.name for arm, _ in pretend["asked"]][3:] == [FULL]
+    assert found.choice is not None
+    assert found.choice.compared == 4
+
+
+def test_a_training_whose_loss_becomes_infinite_is_reported_and_the_others_go_on(
+    prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, bad = Fit.run, [f"{HALF}, seed 1"]
+
+    def train(self: Fit) -> Trained:
+        if self.name in bad or bad == ["all"]:
+            raise NonFiniteLossError(f"{self.name}: the loss is nan at step 3", "a smaller rate")
+        return run(self)
+
+    monkeypatch.setattr(Fit, "run", train)
+    found = run_study(prepared, folder=tmp_path)
+    failed, other = found.rows[3:]
+    assert failed.validation is None
+    assert failed.reason is not None
+    assert "its training failed" in failed.reason
+    assert "the loss is nan at step 3" in failed.reason
+    assert other.validation is not None
+    assert found.choice is not None
+    assert found.choice.compared == 4
+    bad[:] = ["all"]
+    with pytest.raises(NonFiniteLossError, match="no arm without synthetic images"):
+        run_study(prepared, folder=tmp_path / "other")
+    bad.clear()  # what failed is tried again
+    again = run_study(prepared, folder=tmp_path).choice
+    assert again is not None
+    assert again.compared == 5
+
+
+def test_a_larger_grid_trains_what_is_new_and_a_stopped_one_goes_on(
+    prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, trained, limit = Fit.run, [], [3]
+
+    def counting(self: Fit) -> Trained:
+        if len(trained) == limit[0]:
+            raise KeyboardInterrupt
+        trained.append(self.name)
+        return run(self)
+
+    monkeypatch.setattr(Fit, "run", counting)
+    small = grid_of(numbers={"0.5": NUMBERS["0.5"]})
+    with pytest.raises(KeyboardInterrupt):
+        run_study(prepared, small, folder=tmp_path)
+    limit[0] = 99
+    first = run_study(prepared, small, folder=tmp_path)
+    alone = ("CE", "CE + class-balanced resampling", "balanced softmax")
+    assert sorted(trained) == sorted(f"{name}, seed {s}" for name in (*alone, HALF) for s in (0, 1))
+    trained.clear()
+    notes: list[str] = []
+    larger = run_study(prepared, folder=tmp_path, progress=lambda done, total, note: notes.append(note))
+    assert sorted(trained) == [f"{FULL}, seed 0", f"{FULL}, seed 1"]
+    assert larger.rows[:4] == first.rows
+    assert "CE, seed 0 (kept)" in notes
+    trained.clear()
+    assert run_study(prepared, small, folder=tmp_path) == first
+    assert run_study(prepared, small, folder=tmp_path, plan=FitPlan(tiny, steps=5, batch_size=16)) != first
+    assert len(trained) == 8
+    trained.clear()
+    assert run_study(prepared, small, folder=tmp_path) == first  # those of the first options are still there
+    assert trained == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": ()}, "at least one"),
+        ({"without": ("no-such",)}, "unknown name 'no-such' among the recipes"),
+        ({"grid": ()}, "no arm with synthetic images"),
+        ({"grid": grid_of(uses=[Use(share=0.01)])}, "synthetic share of 0.01"),
+        ({"plan": FitPlan("no-such-network", 6, 16)}, "no-such-network"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused_before_anything_is_trained_or_generated(
+    prepared: Any, pretend: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
+    asked: list[Arm] = []
+
+    def images(arm: Arm) -> ImageSet:
+        asked.append(arm)
+        return pool()
+
+    with pytest.raises(ConfigError) as error:
+        run_study(prepared, **{"images": images, **changes})
+    assert said in str(error.value)
+    assert not asked
+    assert not pretend["asked"]
+
+
+def test_images_of_other_classes_are_refused(prepared: Any, pretend: dict[str, Any]) -> None:
+    other: Callable[[Arm], ImageSet] = lambda arm: ImageSet(pool().images, pool().labels, ("a", "b", "c"))  # noqa: E731
+    with pytest.raises(DataError, match="other classes"):
+        run_study(prepared, images=other)
+    assert not pretend["asked"]
