@@ -30,13 +30,14 @@ from imbdiff.diffusion.generate import generate
 from imbdiff.pipeline.sampling import images_to_add, sampling
 from imbdiff.recognition.arms import Arm
 from imbdiff.recognition.curation import curate
-from imbdiff.recognition.intervals import holm, nested_interval, nested_p
+from imbdiff.recognition.intervals import holm
 from imbdiff.recognition.jobs import Conditions, train_arms
 from imbdiff.recognition.plan import FitPlan, literature
 from imbdiff.recognition.scores import scores
 from imbdiff.recognition.use import Use
 from imbdiff.recognition.working import working_extractor
 from imbdiff.runtime.files import digest, read_json
+from nested_intervals import nested_interval, nested_p
 from recognition_worlds import KEPT, WORLDS, configured, generator, prepared
 from results_file import write_result
 

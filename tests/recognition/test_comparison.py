@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import prepare
 from imbdiff.recognition import comparison
 from imbdiff.recognition.arms import ARMS, Arm, first_of, make_arms
-from imbdiff.recognition.comparison import Choice, Entry, RunResult, Studied, choose, classify, study
+from imbdiff.recognition.comparison import Choice, GridRow, Studied, Summary, choose, classify, study
 from imbdiff.recognition.fitting import Fit, Trained
 from imbdiff.recognition.intervals import holm_steps, paired_interval, paired_replicates, percentile_p
 from imbdiff.recognition.jobs import Conditions, Predicted, Predictions
 from imbdiff.recognition.plan import FitPlan
+from imbdiff.recognition.scores import scores
 from imbdiff.recognition.use import Use
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.report import build_report
@@ -50,7 +52,7 @@ def test_shape_of_the_result_and_no_dependence_on_workers(prepared: Any) -> None
     assert [a["name"] for a in found["arms"]] == [a.name for a in ARMS]
     for arm, result in zip(found["arms"], results.arms, strict=True):
         assert [run["seed"] for run in arm["runs"]] == [0, 1]
-        assert tuple(RunResult.from_json(run) for run in arm["runs"]) == result.runs
+        assert [run["accuracy"] for run in arm["runs"]] == [run.test.accuracy for run in result.runs]
         accuracies = [run["accuracy"] for run in arm["runs"]]
         assert arm["mean"]["accuracy"] == pytest.approx(np.mean(accuracies))
         assert arm["sd"]["accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
@@ -150,32 +152,39 @@ def test_what_cannot_be_classified_is_refused_before_training(prepared: Any, mon
 # -- the choice
 
 
+def row(name: str, images: int, curated: bool, score: float) -> GridRow:
+    labels = np.zeros(0, np.int64)
+    scored = replace(scores(labels, labels, make_prepared(None).groups, (True,) * 3), balanced_accuracy=score)
+    use, policy = (Use() if images else None), "agreement" if curated else "none"
+    return GridRow(Arm("ce", use, curation=policy, label=name), images, validation=Summary((scored,)))
+
+
 def test_the_highest_score_is_chosen_however_little_it_gains() -> None:
-    found = choose([Entry("plain", 0, False, 0.7), Entry("a", 50, False, 0.69), Entry("b", 900, True, 0.7001)])
+    found = choose([row("plain", 0, False, 0.7), row("a", 50, False, 0.69), row("b", 900, True, 0.7001)])
     assert (found.recommended, found.control, found.compared, found.equal) == ("b", "plain", 3, ())
     with pytest.raises(ConfigError, match="no arm without"):
-        choose([Entry("a", 5, False, 0.5)])
+        choose([row("a", 5, False, 0.5)])
 
 
 @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
 def test_equal_scores_go_to_the_simpler(order: slice) -> None:
-    entries = [
-        Entry("more", 90, False, 0.8),
-        Entry("fewer, curated", 50, True, 0.8 + 4e-13),
-        Entry("fewer", 50, False, 0.8),
-        Entry("none", 0, False, 0.8 - 4e-13),
-        Entry("worse", 0, False, 0.7),
+    rows = [
+        row("more", 90, False, 0.8),
+        row("fewer, curated", 50, True, 0.8 + 4e-13),
+        row("fewer", 50, False, 0.8),
+        row("none", 0, False, 0.8 - 4e-13),
+        row("worse", 0, False, 0.7),
     ]
-    assert choose(entries[order]).recommended == choose(entries[order]).control == "none"
-    entries[3] = Entry("none", 0, False, 0.8 - 2e-12)
-    found = choose(entries[order])
+    assert choose(rows[order]).recommended == choose(rows[order]).control == "none"
+    rows[3] = row("none", 0, False, 0.8 - 2e-12)
+    found = choose(rows[order])
     assert (found.recommended, found.control) == ("fewer", "none")
     assert found.equal == ("fewer, curated", "more")
 
 
 def test_what_chooses_has_no_test_numbers_to_read() -> None:
-    assert set(Entry.__annotations__) == {"name", "synthetic", "curated", "score"}
-    assert list(inspect.signature(choose).parameters) == ["entries"]
+    assert set(GridRow.__annotations__) == {"arm", "images", "short", "reason", "validation"}
+    assert list(inspect.signature(choose).parameters) == ["rows"]
 
 
 # -- study
@@ -245,10 +254,10 @@ def test_test_images_are_read_after_the_choice_and_of_the_two_finalists_only(
     pretend["test"] = {HALF: 0}  # the best on test images, and nobody may know
     real, events = comparison.choose, pretend["events"]
 
-    def watched(entries: Sequence[Entry]) -> Choice:
+    def watched(rows: Sequence[GridRow]) -> Choice:
         assert events == []
         events.append("choice")
-        return real(entries)
+        return real(rows)
 
     monkeypatch.setattr(comparison, "choose", watched)
     found = run_study(prepared)

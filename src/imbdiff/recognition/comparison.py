@@ -50,43 +50,39 @@ RULE = (
 
 
 @dataclass(frozen=True)
-class BestStep:
-    """The scores at the best step by validation images."""
-
-    step: int
-    test: Scores
-    val: Scores | None
-
-
-@dataclass(frozen=True)
 class RunResult:
-    """One trained classifier of an arm: its scores after the last step, and at the best one."""
+    """One trained classifier of an arm: its scores after the last step.
 
-    seed: int
+    Attributes:
+        step: of a network before the last one.
+        best: the same at the best step by validation images; None where there was no validation.
+    """
+
     test: Scores
     val: Scores | None
-    best: BestStep | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        best, val = self.best, None if self.val is None else self.val.to_json()
-        made = None
-        if best is not None:
-            made = {"step": best.step, **best.test.to_json(), "val": None if best.val is None else best.val.to_json()}
-        return {"seed": self.seed, **self.test.to_json(), "val": val, "best": made}
+    seed: int | None = None
+    step: int | None = None
+    best: RunResult | None = None
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> RunResult:
-        best = values["best"]
-        return cls(
-            values["seed"],
-            Scores.from_json(values),
-            _scores_or_none(values["val"]),
-            None if best is None else BestStep(best["step"], Scores.from_json(best), _scores_or_none(best["val"])),
-        )
+    def of(cls, found: Predicted, prepared: Prepared, seed: int | None = None) -> RunResult:
+        assert found.test is not None
+        best = None if found.best is None else cls.of(found.best, prepared)
+        step = None if seed is not None else found.step
+        test, val = (_scored(p, i, prepared) for p, i in ((found.test, prepared.test), (found.val, prepared.val)))
+        assert test is not None
+        return cls(test, val, seed, step, best)
+
+    def to_json(self) -> dict[str, Any]:
+        own = {"step": self.step} if self.seed is None else {"seed": self.seed}
+        made = {**own, **self.test.to_json(), "val": None if self.val is None else self.val.to_json()}
+        return made if self.seed is None else made | {"best": None if self.best is None else self.best.to_json()}
 
 
-def _scores_or_none(values: Mapping[str, Any] | None) -> Scores | None:
-    return None if values is None else Scores.from_json(values)
+def _scored(found: Predictions | None, images: ImageSet | None, prepared: Prepared) -> Scores | None:
+    if found is None or images is None:
+        return None
+    return scores(found.predicted, images.labels, prepared.groups, prepared.claimable, found.confidence)
 
 
 @dataclass(frozen=True)
@@ -95,6 +91,11 @@ class ArmResult:
 
     arm: Arm
     runs: tuple[RunResult, ...]
+
+    @classmethod
+    def of(cls, arm: Arm, done: Sequence[Predicted], seeds: Sequence[int], prepared: Prepared) -> ArmResult:
+        """The scores of predictions, one per seed."""
+        return cls(arm, tuple(RunResult.of(run, prepared, int(seed)) for seed, run in zip(seeds, done, strict=True)))
 
     @property
     def mean(self) -> Scores:
@@ -114,33 +115,8 @@ class ArmResult:
         return {"accuracy": mean.accuracy, "balanced_accuracy": mean.balanced_accuracy, "sd": sd}
 
     def to_json(self) -> dict[str, Any]:
-        rows = [run.to_json() for run in self.runs]
-        return {
-            **self.arm.to_json(), "runs": rows, "mean": self.mean.to_json(), "sd": self.sd.to_json(), "val": self.val,
-        }  # fmt: skip
-
-    @classmethod
-    def of(cls, arm: Arm, done: Sequence[Predicted], seeds: Sequence[int], prepared: Prepared) -> ArmResult:
-        """The scores of predictions, one per seed."""
-        runs = []
-        for seed, found in zip(seeds, done, strict=True):
-            best = found.best
-            at_best = None
-            if best is not None:
-                test = _required(best.test, prepared.test, prepared)
-                at_best = BestStep(int(best.step or 0), test, _scored(best.val, prepared.val, prepared))
-            test = _required(found.test, prepared.test, prepared)
-            runs.append(RunResult(int(seed), test, _scored(found.val, prepared.val, prepared), at_best))
-        return cls(arm, tuple(runs))
-
-
-def _scored(found: Predictions | None, images: ImageSet | None, prepared: Prepared) -> Scores | None:
-    return None if found is None or images is None else _required(found, images, prepared)
-
-
-def _required(found: Predictions | None, images: ImageSet, prepared: Prepared) -> Scores:
-    assert found is not None
-    return scores(found.predicted, images.labels, prepared.groups, prepared.claimable, found.confidence)
+        runs, spread = [run.to_json() for run in self.runs], {"mean": self.mean.to_json(), "sd": self.sd.to_json()}
+        return {**self.arm.to_json(), "runs": runs, **spread, "val": self.val}
 
 
 def protocol_of(conditions: Conditions) -> dict[str, Any]:
@@ -247,53 +223,10 @@ def _stacked(found: Sequence[Predictions | None]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What the choice sees of an arm: its number of synthetic images, and its score on validation images."""
-
-    name: str
-    synthetic: int
-    curated: bool
-    score: float
-
-
-@dataclass(frozen=True)
-class Choice:
-    """`recommended` of all `compared` entries, and `control`, the best without synthetic images; `equal` to the first
-    are others."""
-
-    recommended: str
-    control: str
-    compared: int
-    equal: tuple[str, ...] = ()
-
-
-def choose(entries: Sequence[Entry]) -> Choice:
-    """The choice by :data:`RULE`, from validation numbers alone; of entries that are equally simple too, the first.
-
-    Raises:
-        ConfigError: there is no entry without synthetic images.
-    """
-    without = [e for e in entries if not e.synthetic]
-    if not without:
-        raise ConfigError("there is no arm without synthetic images to compare with", "name at least one recipe for it")
-
-    def equals(rows: Sequence[Entry]) -> list[Entry]:
-        top = max(e.score for e in rows)
-        return sorted((e for e in rows if e.score >= top - TIE), key=lambda e: (e.synthetic, e.curated))
-
-    best = equals(entries)
-    return Choice(best[0].name, equals(without)[0].name, len(entries), tuple(e.name for e in best[1:]))
-
-
-@dataclass(frozen=True)
 class Summary:
     """Accuracies of an arm over seeds: their scores, in the order of the seeds."""
 
     runs: tuple[Scores, ...]
-
-    @property
-    def balanced(self) -> float:
-        return float(mean_of(self.runs).balanced_accuracy or 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """Mean and standard deviation of "balanced", "accuracy" and "groups", and "seeds", balanced of each."""
@@ -307,7 +240,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class GridRow:
-    """An arm of a study.
+    """An arm of a study, with what a choice may see of it: no number of test images.
 
     Attributes:
         images: synthetic ones that it was trained with.
@@ -321,6 +254,11 @@ class GridRow:
     short: int = 0
     reason: str | None = None
     validation: Summary | None = None
+
+    @property
+    def score(self) -> float:
+        """Mean balanced accuracy on validation images."""
+        return 0.0 if self.validation is None else float(mean_of(self.validation.runs).balanced_accuracy or 0.0)
 
     def to_json(self) -> dict[str, Any]:
         arm = self.arm
@@ -337,6 +275,38 @@ class GridRow:
             "reason": self.reason,
             "validation": None if self.validation is None else self.validation.to_json(),
         }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`recommended` of all `compared` arms, and `control`, the best without synthetic images; `equal` to the first are
+    others."""
+
+    recommended: str
+    control: str
+    compared: int
+    equal: tuple[str, ...] = ()
+
+
+def choose(rows: Sequence[GridRow]) -> Choice:
+    """The choice by :data:`RULE`, from validation numbers alone; of arms that are equally simple too, the first.
+
+    Raises:
+        ConfigError: there is no arm without synthetic images.
+    """
+    scored = [row for row in rows if row.validation is not None]
+    without = [row for row in scored if not row.images]
+    if not without:
+        raise ConfigError("there is no arm without synthetic images to compare with", "name at least one recipe for it")
+
+    def equals(some: Sequence[GridRow]) -> list[GridRow]:
+        top = max(row.score for row in some)
+        found = [row for row in some if row.score >= top - TIE]
+        return sorted(found, key=lambda row: (row.images, row.arm.curation != "none"))
+
+    best = equals(scored)
+    equal = tuple(row.arm.name for row in best[1:])
+    return Choice(best[0].arm.name, equals(without)[0].arm.name, len(scored), equal)
 
 
 @dataclass(frozen=True)
@@ -363,7 +333,7 @@ class Studied:
     def to_json(self) -> dict[str, Any]:
         choice, recommendation, test = self.choice, None, None
         if choice is not None:
-            score = {row.arm.name: row.validation.balanced for row in self.rows if row.validation is not None}
+            score = {row.arm.name: row.score for row in self.rows}
             recommendation = {
                 "name": choice.recommended,
                 "score": score[choice.recommended],
@@ -458,12 +428,7 @@ def study(
             "use a smaller --classify.lr",
         )
     missing = tuple(missing_classes(prepared))
-    entries = [
-        Entry(row.arm.name, row.images, row.arm.curation != "none", row.validation.balanced)
-        for row in rows
-        if row.validation is not None
-    ]
-    choice = None if missing else choose(entries)
+    choice = None if missing else choose(rows)
     numbers: dict[str, Summary] = {}
     scopes = None
     if choice is not None:
