@@ -1,4 +1,4 @@
-"""Intervals over several triples of split, generator and classifier: Student's, as percentiles of so few are too narrow.
+"""Intervals over several triples of split, generator and classifier: Student's, as percentiles of few are too narrow.
 
 A triple is (S, N) correct in one arm minus correct in the other, -1, 0 or 1, per seed and test image, and
 the (N,) class of each image."""
