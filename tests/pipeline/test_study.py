@@ -375,7 +375,7 @@ def test_every_command_on_the_page_of_studies_runs(
     studies = [shlex.split(line) for line in lines if line.startswith("imbdiff study")]
     assert len(studies) >= 3
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study_module, "probe_classifier", lambda *arguments: 0.5)
+    monkeypatch.setattr(study_module, "seconds_per_classifier", lambda *arguments: 0.5)
     monkeypatch.setattr(study_module, "probe_sampling", lambda *arguments: 0.5)
     for words in studies:
         arguments = [str(own) if word == "RUN" else word for word in words[1:]]

@@ -14,7 +14,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.metrics.memorisation import memorisation_report
 from imbdiff.recognition.arms import ARMS, PRIMARY
-from imbdiff.recognition.scores import scores, spread
+from imbdiff.recognition.scores import Scores, mean_of, scores, sd_of
 from imbdiff.recognition.verdict import choose_control, verdict
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.streams import rng
@@ -306,23 +306,27 @@ def trained(
         right = random.random(len(labels)) < p
         return np.where(right, labels, (labels + 1) % c), np.clip(p + random.normal(0.08, 0.1, len(p)), 1 / c, 1)
 
-    def scored(made: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    def scored(made: tuple[np.ndarray, np.ndarray]) -> Scores:
         return scores(made[0], labels, groups, (True,) * c, made[1])
 
     rows, predictions = [], {}
     for arm in ARMS:
         made = [network(arm) for _ in range(seeds)]
         predictions[arm.name] = np.array([one[0] for one in made])
-        runs = [{"seed": i, **scored(one), "val": None, "best": None} for i, one in enumerate(made)]
+        own = [scored(one) for one in made]
+        runs = [{"seed": i, **one.to_json(), "val": None, "best": None} for i, one in enumerate(own)]
         if best:
             for i, run in enumerate(runs):
-                run["best"] = {"step": 300 + 50 * i, **scored(network(arm, 0.02)), "val": None}
+                run["best"] = {"step": 300 + 50 * i, **scored(network(arm, 0.02)).to_json(), "val": None}
         val = {"balanced_accuracy": 0.5 + 0.1 * (arm.recipe == "balanced-softmax")}
-        rows.append({**arm.to_json(), "runs": runs, **spread(runs), "val": val})
-    control = choose_control(rows, None if controls else test, (True,) * c)
+        spread = {"mean": mean_of(own).to_json(), "sd": sd_of(own).to_json()}
+        rows.append({**arm.to_json(), "runs": runs, **spread, "val": val})
+    alone = {row["name"]: row["val"]["balanced_accuracy"] for row in rows if not row["needs_synthetic"]}
+    control = choose_control(alone, None if controls else test, (True,) * c)
     made_of = [arm.name for arm in ARMS if arm.needs_synthetic]
     judged = verdict(predictions, test, groups, (True,) * c, control, PRIMARY, made_of)
-    found = {"protocol": {"steps": 500, "n_test": len(test)}, "arms": rows, "control": control, "verdict": judged}
+    found = {"protocol": {"steps": 500, "n_test": len(test)}, "arms": rows}
+    found |= {"control": control.to_json(), "verdict": judged.to_json()}
     return replace(minimal(stats), groups=groups, classifier=found)
 
 

@@ -17,11 +17,12 @@ from imbdiff.config import RunConfig, flatten, to_dict
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.metrics.extractors import ClassifierFeatures
 from imbdiff.pipeline import samples
 from imbdiff.pipeline.folder import WORKING
 from imbdiff.pipeline.recognising import plan_of
 from imbdiff.pipeline.sampling import guide_of, images_to_add, sampling
-from imbdiff.recognition.curation import curate, describe, least_probability, parse_policy
+from imbdiff.recognition.curation import Curated, curate, describe, least_probability, parse_policy
 from imbdiff.recognition.real_space import IN_QUANTILE, OUT_FACTOR, OUT_QUANTILE
 from imbdiff.recognition.working import working_extractor
 from imbdiff.runtime.device import resolve_device
@@ -60,7 +61,7 @@ def curation_inputs(prepared: Prepared, drawn: str, config: RunConfig) -> str:
 def sample_curated(
     model: DiffusionModel, prepared: Prepared, counts: Sequence[int], config: RunConfig, *, quiet: bool = False
 ) -> ImageSet:
-    """Draws candidates and keeps at most `counts` (C,) images of each class, as ``config.curate`` says; no folder.
+    """Generates candidates and keeps at most `counts` (C,) images of each class, as ``config.curate`` says; no folder.
 
     Args:
         prepared: its training split alone is read.
@@ -68,15 +69,27 @@ def sample_curated(
     Raises:
         ConfigError: an unknown policy.
     """
-    names = parse_policy(config.curate.policy)
+    parse_policy(config.curate.policy)
     guidance = guide_of(sampling(config), model, prepared, config)
     candidates = samples.sample(model, candidates_to_draw(counts, config), config, guidance=guidance, quiet=quiet)
-    device = str(resolve_device(config.device))
-    extractor = None
-    if names != ("none",):
-        extractor = working_extractor(prepared.train, plan_of(prepared, config), seed=config.seed, device=device)
-    found = curate(candidates, counts, prepared.train, config.curate.policy, extractor, seed=config.seed)
+    found, _ = _choose(candidates, counts, prepared, config, None, str(resolve_device(config.device)))
     return candidates.select(found.kept)
+
+
+def _choose(
+    candidates: ImageSet,
+    wanted: Sequence[int],
+    prepared: Prepared,
+    config: RunConfig,
+    folder: Path | None,
+    device: str,
+) -> tuple[Curated, ClassifierFeatures | None]:
+    """The choice, and the working classifier that it was made by, where the policy asks for one."""
+    extractor = None
+    if parse_policy(config.curate.policy) != ("none",):
+        plan = plan_of(prepared, config)
+        extractor = working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
+    return curate(candidates, wanted, prepared.train, config.curate.policy, extractor, seed=config.seed), extractor
 
 
 def curate_run(
@@ -90,11 +103,7 @@ def curate_run(
     """
     wanted = images_to_add(config.sample.strategy, prepared.stats)
     names = parse_policy(config.curate.policy)
-    extractor, plan = None, None
-    if names != ("none",):
-        plan = plan_of(prepared, config)
-        extractor = working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
-    found = curate(candidates, wanted, prepared.train, config.curate.policy, extractor, seed=config.seed)
+    found, extractor = _choose(candidates, wanted, prepared, config, folder, device)
     classes = len(wanted)
     rows = [
         {"file": file, "label": int(label), **row}
@@ -111,7 +120,7 @@ def curate_run(
         "draw": config.curate.draw,
         "confidence": least_probability(names),
         "classifier": None
-        if extractor is None or plan is None
+        if extractor is None
         else {
             "name": extractor.name,
             "fingerprint": extractor.fingerprint,
@@ -119,7 +128,7 @@ def curate_run(
             "trained_on": f"the {len(prepared.train):,} images of the training split, no others",
             "decides": "by balanced softmax: as if all classes were equally frequent",
             "agreement": None if scores is None or not len(rows) else float(scores.agrees.mean()),
-            "plan": plan.to_json(),
+            "plan": plan_of(prepared, config).to_json(),
         },
         "zones": None
         if zones is None

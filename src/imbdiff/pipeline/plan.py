@@ -28,7 +28,8 @@ from imbdiff.pipeline.training import check_phases, init_folder, new_model
 from imbdiff.presets import choose_preset, preset
 from imbdiff.recipe import Phase
 from imbdiff.recognition.curation import parse_policy
-from imbdiff.recognition.fitting import check_trainings, fit
+from imbdiff.recognition.fitting import check_trainings
+from imbdiff.recognition.jobs import seconds_per_classifier
 from imbdiff.recognition.networks import check_network
 from imbdiff.runtime.device import resolve_device, resolve_precision
 from imbdiff.runtime.dist import Dist, launched
@@ -196,14 +197,15 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
             model.guide = phase.make(model, 0).eval()
     seen = config.train.steps * config.train.batch_size
     sample_seconds = probe_sampling(model, config, device, prepared.groups) * drawn
-    arm_seconds = _probe_classifier(prepared, config, device, arms=1)
+    one = seconds_per_classifier(prepared.train, plan_of(prepared, config), str(device))
+    arm_seconds = one * config.classify.seeds
     arms = sum(sum(counts) > 0 or not arm.needs_synthetic for arm in classifier_arms(config.classify))
     classify_seconds = arm_seconds * arms
     # two more trainings per seed: on synthetic images alone and, beside it, on real ones
     evaluate_seconds = arm_seconds * 2 if sum(counts) and config.evaluate.cas else 0.0
     curating = chooses(config) and drawn > 0
     # one training of the working classifier
-    curate_seconds = arm_seconds / config.classify.seeds if curating and config.curate.policy != "none" else 0.0
+    curate_seconds = one if curating and config.curate.policy != "none" else 0.0
     total = train_seconds + sample_seconds + curate_seconds + evaluate_seconds + classify_seconds
     shown = sorted(range(stats.num_classes), key=lambda k: -stats.counts[k])
     listed = [f"{stats.names[k][:24]} {stats.counts[k]}+{counts[k]}" for k in shown[:12]]
@@ -298,17 +300,3 @@ def probe_sampling(model: Any, config: RunConfig, device: torch.device, groups: 
     began = time.perf_counter()
     generate(model, labels, range(n), steps=steps, **options)
     return (time.perf_counter() - began) / n * sampling(config).steps / steps
-
-
-def _probe_classifier(prepared: Prepared, config: RunConfig, device: torch.device, arms: int) -> float:
-    """Seconds of all arms and seeds."""
-
-    def seconds(steps: int) -> float:
-        plan = replace(plan_of(prepared, config), steps=steps)
-        began = time.perf_counter()
-        fit(prepared.train, plan, seed=0, device=str(device), name="probe")
-        return time.perf_counter() - began
-
-    seconds(2)
-    per_step = max(seconds(12) - seconds(2), 1e-4) / 10
-    return per_step * config.classify.steps * arms * config.classify.seeds

@@ -19,13 +19,11 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from imbdiff.config import RunConfig, StudyOptions
 from imbdiff.data.imageset import ImageSet
@@ -43,14 +41,12 @@ from imbdiff.recognition.arms import Arm, first_of, make_grid, missing_classes, 
 from imbdiff.recognition.comparison import Studied, check_study, grid_arms
 from imbdiff.recognition.comparison import study as compare
 from imbdiff.recognition.curation import parse_policy
-from imbdiff.recognition.fitting import fit
-from imbdiff.recognition.jobs import Conditions, default_workers
-from imbdiff.recognition.plan import FitPlan
+from imbdiff.recognition.jobs import Conditions, seconds_per_classifier
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.working import working_extractor
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.study import MAX_POLICIES, Curated, build_study
-from imbdiff.runtime.device import prepare_threads, resolve_device, start
+from imbdiff.runtime.device import resolve_device, start
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import atomic, digest, read_json, write_json, write_text
 from imbdiff.runtime.progress import Progress, duration
@@ -201,7 +197,7 @@ class _Study:
             model = load_model(self.run.folder / "model", device=resolve_device(self.config.device))
             device, groups = resolve_device(self.config.device), self.prepared.groups
             generating = probe_sampling(model, self.config, device, groups) * left
-        training = probe_classifier(self.prepared, plan, self.conditions.device) * arms * len(seeds)
+        training = seconds_per_classifier(self.prepared.train, plan, self.conditions.device) * arms * len(seeds)
         missing = missing_classes(self.prepared)
         n_val = 0 if self.prepared.val is None else len(self.prepared.val)
         chosen = f"by {n_val:,} validation images, among {arms}"
@@ -460,23 +456,3 @@ class _Study:
             words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
         words += [] if self.folder == self.run.folder / "study" else ["--out", str(self.folder)]
         return shlex.join(words)
-
-
-def probe_classifier(prepared: Prepared, plan: FitPlan, device: str) -> float:
-    """Seconds per classifier, as many trained at a time as a study does."""
-    workers = default_workers(device)
-
-    def seconds(steps: int) -> float:
-        def once(seed: int) -> None:
-            if torch.device(device).type == "cpu":
-                torch.set_num_threads(1)  # of this thread, as in a study
-            fit(prepared.train, replace(plan, steps=steps), seed=seed, device=device, name="probe")
-
-        began = time.perf_counter()
-        with ThreadPoolExecutor(max_workers=workers) as threads:
-            list(threads.map(once, range(workers)))
-        return time.perf_counter() - began
-
-    prepare_threads()
-    seconds(2)
-    return max(seconds(12) - seconds(2), 1e-4) / 10 * plan.steps / workers

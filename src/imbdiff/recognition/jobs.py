@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,7 @@ import torch
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.arms import Arm
-from imbdiff.recognition.fitting import Fit
+from imbdiff.recognition.fitting import Fit, fit
 from imbdiff.recognition.networks import Classifier, probabilities
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import get_recipe
@@ -250,6 +251,26 @@ def train_arms(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return {arm: [results[job.identity] for job in own] for arm, own in asked.items()}
+
+
+def seconds_per_classifier(train: ImageSet, plan: FitPlan, device: str) -> float:
+    """From a measured probe of some steps, with as many classifiers trained at a time as a comparison does."""
+    workers = default_workers(device)
+
+    def seconds(steps: int) -> float:
+        def once(seed: int) -> None:
+            if torch.device(device).type == "cpu":
+                torch.set_num_threads(1)  # of this thread, as in a comparison
+            fit(train, replace(plan, steps=steps), seed=seed, device=device, name="probe")
+
+        began = time.perf_counter()
+        with ThreadPoolExecutor(max_workers=workers) as threads:
+            list(threads.map(once, range(workers)))
+        return time.perf_counter() - began
+
+    prepare_threads()
+    seconds(2)
+    return max(seconds(12) - seconds(2), 1e-4) / 10 * plan.steps / workers
 
 
 def default_workers(device: str) -> int:
