@@ -259,7 +259,9 @@ class _Study:
             "seconds": round(time.monotonic() - began, 1),
         }
         write_json(folder / "study.json", result)
-        write_text(folder / "report.html", build_study(result, self._examples(None if picked is None else picked.number)))
+        write_text(
+            folder / "report.html", build_study(result, self._examples(None if picked is None else picked.number))
+        )
         if not self.quiet:
             text = f"recommended: {found.choice.recommended}" if found.choice else f"no recommendation: {reason}"
             print(f"{text}\nstudy: {folder / 'report.html'}", flush=True)
