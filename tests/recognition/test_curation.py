@@ -317,14 +317,6 @@ def test_classes_of_one_image_have_no_zones_but_other_policies() -> None:
     assert found.rows()[0]["zone"] is None
 
 
-def test_no_candidates_are_no_error(extractor: ClassifierFeatures) -> None:
-    nothing = GOOD.select([])
-    found = curate(nothing, (2, 0, 0), TRAIN, "agreement+diverse", extractor)
-    assert found.kept.tolist() == []
-    assert found.short == (2, 0, 0)
-    assert found.rows() == []
-
-
 # -- distances to the real images of a class
 
 

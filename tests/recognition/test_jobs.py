@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from imbdiff.data.imageset import ImageSet, Rows
 from imbdiff.recognition import fitting
 from imbdiff.recognition.arms import Arm
 from imbdiff.recognition.fitting import Fit, Trained
-from imbdiff.recognition.jobs import Conditions, Job, Predicted, default_workers, train_arms
+from imbdiff.recognition.jobs import Conditions, Job, Predicted, train_arms
 from imbdiff.recognition.networks import probabilities
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import RECIPES
@@ -220,11 +219,6 @@ def test_an_error_ends_the_others_and_keeps_what_is_finished(
         assert third.test is not None
 
 
-def test_workers() -> None:
-    assert default_workers("cuda") == 1
-    assert 1 <= default_workers("cpu") <= 8
-
-
 # -- who looks at what
 
 
@@ -290,9 +284,3 @@ def test_no_training_reads_test_images_and_validation_images_are_for_validation(
     assert blind.test is not None
     assert found.test is not None
     assert blind.test.to_json() == found.test.to_json()
-
-
-def test_the_global_generator_is_left_alone() -> None:
-    before = torch.random.get_rng_state()
-    trained(job_of(make_prepared(make_set((8, 8, 8), 1)), Arm("remix-drw"), validations=2))
-    assert torch.equal(before, torch.random.get_rng_state())

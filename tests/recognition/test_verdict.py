@@ -195,15 +195,6 @@ def test_an_interval_without_width_is_not_measured() -> None:
     assert "no difference" not in found.sentence
 
 
-def test_too_few_test_images_altogether_give_no_verdict() -> None:
-    test, groups = _unequal((5, 4, 3, 1))
-    found = _run(test, groups, {"CE": (0.5,) * 4, PRIMARY: (0.95,) * 4}, ["CE"])
-    assert found.sentence == (
-        "Whether synthetic images helped was not measured: 13 test images; at least 20 test images are needed."
-    )
-    assert {row.outcome for row in found.per_group.values()} == {"not measured"}
-
-
 def _won(test: ImageSet, **won_and_lost: tuple[int, int]) -> dict[str, np.ndarray]:
     """CE is right on half of every class; the arm wins and loses so many images of each class, in every seed."""
     right = np.arange(len(test)) % 50 < 25
