@@ -36,7 +36,7 @@ class ReportData:
         nearest: for synthetic images the nearest training image: `evaluate(...)["nearest"]`.
         log: rows of the training log: {"step", "images", "loss", <term>: value, ...}.
         metrics: what `imbdiff.metrics.evaluate.evaluate` gave.
-        classifier: what `imbdiff.recognition.arms.classify` gave.
+        classifier: what `imbdiff.recognition.comparison.classify` gave.
         timings: seconds per stage, {stage: seconds}.
         run: the run folder as the user named it, for the commands that the page suggests.
         protocol: further rows for the protocol box, {label: text}, shown first.
