@@ -6,8 +6,7 @@ stands the same share for the real reference images, which is the judge's accura
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -21,15 +20,6 @@ PROTOCOL = (
     "share of synthetic images that the judge puts into the class asked for, weighted to the class mix; 95 % Wilson "
     "interval at the effective n; beside it the same for the reference images"
 )
-
-
-@dataclass
-class Agreement:
-    """For `evaluate`: numbers of the synthetic images, of the real ones, and (number, class, of which images)."""
-
-    numbers: list[Number] = field(default_factory=list)
-    yardsticks: list[Number] = field(default_factory=list)
-    per_class: list[tuple[Number, int, Of]] = field(default_factory=list)
 
 
 def share_agreeing(predicted: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
@@ -56,33 +46,32 @@ def report(
     names: tuple[str, ...],
     *,
     seed: int = 0,
-) -> Agreement:
-    """Agreement per scope, and the Inception score, where the extractor has classes.
+) -> Iterator[tuple[Number, Scope, Of]]:
+    """Agreement per scope, and the Inception score, where the extractor has classes; of both sets.
 
     Both sets are restricted to the classes that they share and weighted to the class mix of `real`, as for the
     distances. The Inception score is that of as many images of either set. Agreement needs an extractor whose classes
-    are those of the data set: it is told by their names.
+    are those of the data set: it goes by their names.
     """
-    result = Agreement()
     order = _class_order(extractor, names)
     answers = [_answers(extractor, rows, order) for rows in (fake, real)]
     if all(predicted is None and probabilities is None for predicted, probabilities in answers):
-        return result
+        return
+    whose: tuple[Of, Of] = ("synthetic", "reference")
     for scope in every:
         *pair, left_out = scope.pair(fake, real, len(names))
         origin = {**extractor.origin, "direction": "higher", "classes_left_out": left_out}
         n = min(len(rows) for rows in pair)
-        for rows, (predicted, probabilities), yardstick in zip(pair, answers, (False, True), strict=True):
+        for rows, (predicted, probabilities), of in zip(pair, answers, whose, strict=True):
             if predicted is not None:
-                found = share_agreeing(predicted[rows.index], rows.labels, rows.weights)
-                asked = f"labels of the {reference_name} images" if yardstick else "label asked for"
-                _put(result, Number.of("agreement", scope.name, found, reference=asked, **origin), scope, yardstick)
+                share = share_agreeing(predicted[rows.index], rows.labels, rows.weights)
+                asked = "label asked for" if of == "synthetic" else f"labels of the {reference_name} images"
+                yield Number.of("agreement", scope.name, share, reference=asked, **origin), scope, of
             if probabilities is not None:
                 part = rows.part(n)
                 score = inception_score_measure(probabilities[part.index], part, seed=seed)["IS"]
-                of = f"{reference_name} images" if yardstick else "none"
-                _put(result, Number.of("IS", scope.name, score, reference=of, **origin), scope, yardstick)
-    return result
+                alone = "none" if of == "synthetic" else f"{reference_name} images"
+                yield Number.of("IS", scope.name, score, reference=alone, **origin), scope, of
 
 
 def _answers(
@@ -108,13 +97,6 @@ def _answers(
         np.concatenate(predicted) if predicted else None,
         np.concatenate(probabilities) if probabilities else None,
     )
-
-
-def _put(result: Agreement, row: Number, scope: Scope, yardstick: bool) -> None:
-    if scope.kind == "class":
-        result.per_class.append((row, int(scope.classes[0]), "reference" if yardstick else "synthetic"))
-    else:
-        (result.yardsticks if yardstick else result.numbers).append(row)
 
 
 def _class_order(extractor: Extractor, names: tuple[str, ...]) -> np.ndarray | None:

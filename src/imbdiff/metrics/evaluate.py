@@ -20,7 +20,7 @@ from imbdiff.metrics.features import FeatureSource, FeatureStore
 from imbdiff.metrics.measures import MEASURES, Measure
 from imbdiff.metrics.memorisation import PROTOCOL as MEMORISATION
 from imbdiff.metrics.memorisation import memorisation_report
-from imbdiff.metrics.numbers import ClassColumns, Number
+from imbdiff.metrics.numbers import ClassColumns, Number, Of
 from imbdiff.metrics.rows import Estimate, Rows, Scope, scopes
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError, DataError
@@ -51,6 +51,21 @@ class _Set:
 
 
 @dataclass
+class _Found:
+    """Where numbers go: those of single classes into columns, the others apart by whose images they are of."""
+
+    columns: ClassColumns
+    numbers: list[Number] = field(default_factory=list)
+    baselines: list[Number] = field(default_factory=list)
+
+    def add(self, number: Number, scope: Scope, of: Of) -> None:
+        if scope.kind == "class":
+            self.columns.add(number, int(scope.classes[0]), of)
+        else:
+            (self.numbers if of == "synthetic" else self.baselines).append(number)
+
+
+@dataclass
 class _Job:
     """One scope of one pair of sets: the rows to compute with, and what stands beside its numbers."""
 
@@ -59,7 +74,7 @@ class _Job:
     real: Rows
     measures: Mapping[str, Measure]
     origin: dict[str, Any]
-    yardstick: bool
+    of: Of
     found: dict[str, Estimate] = field(default_factory=dict)
 
 
@@ -82,7 +97,7 @@ def evaluate(
     Args:
         synthetic: generated images; their labels are what they were made for. uint8, as they are stored.
         reference: real images that no judge was trained on, normally the test split; or a stored reference.
-        train: the training split: for memorisation, as a second reference, and as the yardstick (real images against
+        train: the training split: for memorisation, as a second reference, and as the baseline (real images against
             the reference). None where it is not at hand: these parts are left out, and the protocol says so.
         groups: of the classes, by training counts; None: no groups.
         extractors: judges. The first one's features serve memorisation beside pixels.
@@ -91,7 +106,7 @@ def evaluate(
         store: keeps features; with several processes each extracts its part. Default: memory only.
         measures: rows of the table; with more of them from outside: :func:`imbdiff.metrics.measures.choose_measures`.
         workers: scopes computed at a time; default: the cores, at most 4. Changes no number.
-        progress: is told how far things are.
+        progress: called with what is done and how far it is.
 
     Returns:
         JSON-able. "schema"; "protocol"; "numbers", one :class:`~imbdiff.metrics.numbers.Number` for each metric, scope
@@ -111,37 +126,29 @@ def evaluate(
     store = store or FeatureStore()
     names = synthetic.class_names
     every = list(scopes(names, groups))
-    numbers: list[Number] = []
-    yardsticks: list[Number] = []
-    columns = ClassColumns(len(names))
+    found = _Found(ClassColumns(len(names)))
     main_features: dict[str, Any] | None = None
     measures = {name: measure for name, measure in measures.items() if measure.function is not None}
     metrics = {
         metric.name: {"direction": metric.direction, "k": metric.k} for m in measures.values() for metric in m.metrics
     }
-    told = progress or (lambda what, done, total: None)
+    report = progress or (lambda what, done, total: None)
     for extractor in extractors:
-        sets = _extract(synthetic, reference, train, extractor, reference_name, seed, store, told)
+        sets = _extract(synthetic, reference, train, extractor, reference_name, seed, store, report)
         jobs = _jobs(sets, every, extractor, measures, len(names))
-        _compute(jobs, seed, workers, store.dist, partial(told, f"measuring with {extractor.name}"))
+        _compute(jobs, seed, workers, store.dist, partial(report, f"measuring with {extractor.name}"))
         for job in jobs:
             for name, estimate in job.found.items():
-                row = Number.of(name, job.scope.name, estimate, **metrics[name], **job.origin)
-                if job.scope.kind == "class":
-                    columns.add(row, int(job.scope.classes[0]), "train" if job.yardstick else "synthetic")
-                else:
-                    (yardsticks if job.yardstick else numbers).append(row)
-        found = agreement.report(extractor, sets[0].rows, sets[1].rows, sets[1].name, every, names, seed=seed)
-        numbers += found.numbers
-        yardsticks += found.yardsticks
-        for row, k, kind in found.per_class:
-            columns.add(row, k, kind)
+                number = Number.of(name, job.scope.name, estimate, **metrics[name], **job.origin)
+                found.add(number, job.scope, job.of)
+        for answer in agreement.report(extractor, sets[0].rows, sets[1].rows, sets[1].name, every, names, seed=seed):
+            found.add(*answer)
         if main_features is None and train is not None:
             own, held, seen = (s.features for s in sets)
             main_features = {"extractor": extractor.name, "synthetic": own, "held_out": held, "train": seen}
     memorised = None
     if train is not None and isinstance(synthetic, ImageSet):
-        told("looking for copies", 0, 1)
+        report("looking for copies", 0, 1)
         held_out = reference if isinstance(reference, ImageSet) else None
         if held_out is None and main_features is not None:
             main_features["held_out"] = None
@@ -149,19 +156,19 @@ def evaluate(
             of = _one_group(groups, train)
             memorised = memorisation_report(synthetic, train, held_out, of, features=main_features)
         memorised = store.dist.broadcast(memorised)
-        told("looking for copies", 1, 1)
+        report("looking for copies", 1, 1)
     return {
         "schema": SCHEMA,
         "protocol": _protocol(synthetic, reference, train, groups, extractors, measures, reference_name, seed),
-        "numbers": [number.to_json() for number in numbers],
-        "yardsticks": [number.to_json() for number in yardsticks],
+        "numbers": [number.to_json() for number in found.numbers],
+        "yardsticks": [number.to_json() for number in found.baselines],
         "classes": {
             "names": list(names),
             "group": None if groups is None else [groups.names[g] for g in groups.of_class],
             "n_synthetic": _counts(synthetic, len(names)),
             "n_reference": _counts(reference, len(names)),
             "n_train": None if train is None else _counts(train, len(names)),
-            "metrics": columns.to_json(),
+            "metrics": found.columns.to_json(),
         },
         "memorisation": memorised,
     }
@@ -175,7 +182,7 @@ def _extract(
     reference_name: str,
     seed: int,
     store: FeatureStore,
-    told: OnProgress,
+    report: OnProgress,
 ) -> list[_Set]:
     """The synthetic images, the reference and, where given, the training images, in this order."""
     todo = [("synthetic", synthetic), (reference_name, reference)]
@@ -183,8 +190,8 @@ def _extract(
     result = []
     for name, source in todo:
         what = f"{extractor.name}: features of {name} images"
-        told(what, 0, len(source))
-        features = store.features(source, extractor, partial(told, what))
+        report(what, 0, len(source))
+        features = store.features(source, extractor, partial(report, what))
         saw = not extractor.trained_on.isdisjoint(source.hashes)
         rows = Rows.of(features, source.labels, hashes=source.hashes, seed=seed)
         result.append(_Set(name, source, rows, features, saw))
@@ -195,26 +202,26 @@ def _jobs(
     sets: list[_Set], every: list[Scope], extractor: Extractor, measures: Mapping[str, Measure], num_classes: int
 ) -> list[_Job]:
     fake, reference, *more = sets
-    pairs = [(fake, reference, measures, False)]
+    pairs: list[tuple[_Set, _Set, Mapping[str, Measure], Of]] = [(fake, reference, measures, "synthetic")]
     if more:
         against = {name: m for name, m in measures.items() if m.against_train}
-        pairs += [(fake, more[0], against, False), (more[0], reference, measures, True)]
+        pairs += [(fake, more[0], against, "synthetic"), (more[0], reference, measures, "train")]
     jobs = []
-    for first, second, wanted, yardstick in pairs:
+    for first, second, wanted, of in pairs:
         for scope in every:
             a, b, left_out = scope.pair(first.rows, second.rows, num_classes)
             origin = {**extractor.origin, "reference": second.name, "judge_saw_reference": second.saw}
-            jobs.append(_Job(scope, a, b, wanted, {**origin, "classes_left_out": left_out}, yardstick))
+            jobs.append(_Job(scope, a, b, wanted, {**origin, "classes_left_out": left_out}, of))
     return jobs
 
 
-def _compute(jobs: list[_Job], seed: int, workers: int | None, dist: Dist, told: Callable[[int, int], None]) -> None:
+def _compute(jobs: list[_Job], seed: int, workers: int | None, dist: Dist, report: Callable[[int, int], None]) -> None:
     """Fills in what was found. Every job is computed by itself, so their order and number at a time change nothing.
 
     With several processes each computes its share, and all get everything.
     """
     mine = jobs[dist.rank :: dist.world]
-    told(0, len(mine))
+    report(0, len(mine))
     large = max(max(len(j.fake), len(j.real)) * j.fake.dim for j in jobs) > LARGE
     threads = 1 if large else workers or min(os.cpu_count() or 1, MOST_AT_ONCE)
 
@@ -229,7 +236,7 @@ def _compute(jobs: list[_Job], seed: int, workers: int | None, dist: Dist, told:
     # small products: threads inside them would cost more than they give
     with threadpool_limits(limits=None if large else 1), ThreadPoolExecutor(threads) as pool:
         for done, _ in enumerate(pool.map(one, mine), start=1):
-            told(done, len(mine))
+            report(done, len(mine))
     for rank, found in enumerate(dist.gather_objects([job.found for job in mine])):
         for job, numbers in zip(jobs[rank :: dist.world], found, strict=True):
             job.found = numbers
