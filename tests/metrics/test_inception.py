@@ -223,7 +223,7 @@ def test_weights_of_another_network_are_refused(net: InceptionV3, tmp_path: Path
     state["fc.weight"] = state["fc.weight"][:1000]
     del state["Mixed_7c.branch1x1.conv.weight"]
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(DataError, match=r"branch1x1.conv.weight: missing; fc.weight: \(1000, 2048\) in the file"):
+    with pytest.raises(DataError, match=r"branch1x1.conv.weight.*fc.weight.*1000, 2048"):
         load_inception(tmp_path / "w.pth")
 
 
@@ -275,7 +275,7 @@ def test_what_is_no_table_of_weights_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             read_weights(tmp_path / "w.pth")
     (tmp_path / "half.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
-    with pytest.raises(DataError, match="not a whole safetensors file"):
+    with pytest.raises(DataError, match="weights alone"):
         read_weights(tmp_path / "half.safetensors")
     torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "program.pt")
     with pytest.raises(DataError, match="TorchScript program"):
@@ -290,10 +290,8 @@ def test_keys_and_shapes_that_differ_are_named() -> None:
     bad = {k: v for k, v in good.items() if k != "0.bias"} | {"0.weight": torch.ones(2, 4), "extra": torch.ones(1)}
     with pytest.raises(DataError) as caught:
         load_into(net, bad, Path("f"), "net")
-    for part in ("0.bias: missing", "extra: unexpected", "0.weight: (2, 4) in the file, (2, 3) in the network"):
+    for part in ("f does not fit net", '"0.bias"', '"extra"', "[2, 4]", "[2, 3]"):
         assert part in caught.value.message
-    with pytest.raises(DataError, match="and 4 more"):
-        load_into(net, {f"k{i}": torch.ones(1) for i in range(3)}, Path("f"), "net")
 
 
 def test_a_download_is_checked_and_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"{path} is a TorchScript program, not a table of weights",
             "save the state dict of the network as .safetensors and give that",
         )
-    found = _safetensors(path) if _is_safetensors(path) else _restricted(path)
+    found = _restricted(path)
     weights = {k: v.detach() for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not weights or len(weights) != len(found):
         others = [str(k) for k in found if k not in weights]
@@ -60,24 +60,14 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], path: Path, wha
     """Puts `weights` into `network`, all of them and no other.
 
     Raises:
-        DataError: keys or shapes differ; the message names the first few and the architecture `what`.
+        DataError: keys or shapes differ; torch's words for the first few, and the architecture `what`.
     """
-    own = network.state_dict()
-    optional = {k for k in own if k.endswith("num_batches_tracked")}
-    problems = [f"{k}: missing" for k in own if k not in weights and k not in optional]
-    problems += [f"{k}: unexpected" for k in weights if k not in own and not k.endswith("num_batches_tracked")]
-    problems += [
-        f"{k}: {tuple(v.shape)} in the file, {tuple(own[k].shape)} in the network"
-        for k, v in weights.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise DataError(
-            f"{path} does not fit {what}: {'; '.join(problems[:5])}{more}",
-            "name the architecture that the file was saved from",
-        )
-    network.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)
+    counters = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
+    try:
+        network.load_state_dict({**counters, **weights})
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{path} does not fit {what}: {said[:400]}", "give the file of that network") from error
 
 
 def is_torchscript(path: Path) -> bool:
@@ -144,18 +134,13 @@ def _is_safetensors(path: Path) -> bool:
         return path.suffix == ".safetensors" or handle.read(9)[8:] == b"{"
 
 
-def _safetensors(path: Path) -> dict[str, Any]:
+def _restricted(path: Path) -> Mapping[Any, Any]:
     try:
-        return dict(load_file(path))
-    except Exception as error:  # its own error type is not public
-        raise DataError(f"{path} is not a whole safetensors file: {error}", "fetch or save it again") from error
-
-
-def _restricted(path: Path) -> dict[str, Any]:
-    try:
+        if _is_safetensors(path):
+            return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a refusal, a damaged zip, an early end: many types, one meaning
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # a refusal, a damaged file, an early end: many types, one meaning
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{path} cannot be read as weights alone: {first}",
             "it is damaged, or holds Python objects, which are never run: save `network.state_dict()` as .safetensors",
@@ -164,4 +149,4 @@ def _restricted(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} holds a {type(found).__name__}, not a state dict", "save `network.state_dict()` as .safetensors"
         )
-    return dict(found)
+    return found
