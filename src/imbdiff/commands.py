@@ -51,7 +51,7 @@ class MeasureOptions:
     """How images are read and measured."""
 
     extractor: tuple[str, ...] = ()
-    """Feature extractors: random-conv, raw-pixels, inception, timm:NAME, torchvision:NAME, hf:NAME, or one of
+    """Feature extractors: random-conv, raw-pixels, inception, timm:NAME, hf:NAME, or one of
     your own, module:PACKAGE.MODULE:FUNCTION. Default: random-conv, and inception where its weights are at hand."""
     inception_weights: str | None = None
     """File with the weights of FID's Inception network; with it, FID is computed."""

@@ -289,32 +289,6 @@ def test_timm_out_of_reach_says_so_at_once(timm: Any, unreachable: None) -> None
         make_extractor("timm:huge", SHAPE)
 
 
-def test_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unreachable: None) -> None:
-    transforms = SimpleNamespace(crop_size=[6], mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
-    best = SimpleNamespace(url="https://example.org/tiny-abcd1234.pth", name="V1", transforms=lambda: transforms)
-    module: Any = ModuleType("torchvision.models")
-    module.list_models = lambda module: ["tiny"]
-    module.get_model_weights = lambda _: SimpleNamespace(DEFAULT=best)
-    module.get_model = lambda name, weights: _Square(9)
-    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
-    monkeypatch.setitem(sys.modules, "torchvision.models", module)
-    with pytest.raises(ConfigError, match="no route"):
-        make_extractor("torchvision:tiny", SHAPE)
-    with pytest.raises(ConfigError, match="no classifier 'tin'") as caught:
-        make_extractor("torchvision:tin", SHAPE)
-    assert "tiny" in caught.value.remedy
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "hub" / "checkpoints" / "tiny-abcd1234.pth").touch()
-    found = make_extractor("torchvision:tiny", SHAPE)
-    assert (found.name, found.dim) == ("torchvision:tiny", 3)  # the nine outputs are gone
-
-
-class _Square(Net):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        assert x.shape[2:] == (6, 6)
-        return self.fc(self.conv(x).mean((2, 3)))
-
-
 class _Tower(Net):
     """Gives what transformers gives."""
 
@@ -398,8 +372,8 @@ def test_transformers_that_cannot_import_its_model_is_explained(
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    for spec, extra in (("timm:resnet18", "timm"), ("torchvision:resnet18", "torchvision"), ("hf:a/b", "hf")):
-        for module in ("timm", "torchvision", "torchvision.models", "transformers"):
+    for spec, extra in (("timm:resnet18", "timm"), ("hf:a/b", "hf")):
+        for module in ("timm", "transformers"):
             monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(ConfigError, match="is not installed") as caught:
             make_extractor(spec, SHAPE)

@@ -18,7 +18,7 @@ from imbdiff.metrics.rows import Estimate, Rows, Scope
 
 PROTOCOL = (
     "share of synthetic images that the judge puts into the class asked for, weighted to the class mix; 95 % Wilson "
-    "interval at the effective n; beside it the same for the reference images"
+    "interval at the effective n; with the same for the reference images"
 )
 
 

@@ -21,7 +21,7 @@ from imbdiff.metrics.intervals import closeness_interval, combined, wilson
 ALPHA = 0.05
 """Chance of any false class warning, all classes together (Holm 1979)."""
 PRIOR = 20.0
-"""Images that the share of all classes together counts for, beside the held-out images of the class itself."""
+"""Images that the share of all classes together counts for, in addition to the held-out images of the class itself."""
 FLOOR = 0.01
 """Share of near copies that real images may have by chance: the limit of a near copy is made so."""
 LISTED = 20

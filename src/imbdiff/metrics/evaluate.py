@@ -67,7 +67,7 @@ class _Found:
 
 @dataclass
 class _Job:
-    """One scope of one pair of sets: the rows to compute with, and what stands beside its numbers."""
+    """One scope of one pair of sets: the rows to compute with, and the origin of its numbers."""
 
     scope: Scope
     fake: Rows
@@ -100,7 +100,7 @@ def evaluate(
         train: the training split: for memorisation, as a second reference, and as the baseline (real images against
             the reference). None where it is not at hand: these parts are left out, and the protocol says so.
         groups: of the classes, by training counts; None: no groups.
-        extractors: judges. The first one's features serve memorisation beside pixels.
+        extractors: judges. The first one's features serve memorisation, in addition to pixels.
         reference_name: what the reference is, printed with each number, such as "test".
         seed: of image keys, halvings and clusterings.
         store: keeps features; with several processes each extracts its part. Default: memory only.
@@ -119,7 +119,7 @@ def evaluate(
         DataError: the sets do not share classes or image shape, a set has fewer than two images, a judge was trained on
             the reference, or features are not finite.
     """
-    if reference_name in ("train", "synthetic"):  # these name the other sets beside every number
+    if reference_name in ("train", "synthetic"):  # these are names of the other sets
         reference_name = f"reference ({reference_name})"
     check_sets(synthetic, reference, train, groups)
     check_judges(extractors, reference)

@@ -118,7 +118,7 @@ def closeness_interval(value: float, m: int, n: int) -> tuple[float, float]:
     V(a) = a (1 - a) [1 + N ((1 - a) / (2 - a) + a / (1 + a))] / (m n), N = (m + n) / 2 - 1: the variance of Hanley and
     McNeil (1982) in the form of Newcombe (2006, "Confidence intervals for an effect size measure based on the
     Mann-Whitney statistic, part 2", method 5). Unlike DeLong's it does not shrink to nothing at 0 and 1, where copies
-    are. It covers the draw of both sets of images; the training images are taken as given."""
+    are. It covers the sampling of both sets of images; the training images are taken as given."""
 
     def outside(a: float) -> bool:
         spread = 1 + ((m + n) / 2 - 1) * ((1 - a) / (2 - a) + a / (1 + a))

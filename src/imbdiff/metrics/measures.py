@@ -39,7 +39,7 @@ class Metric:
         by_n: its size depends on how many images went in, so that values of different n do not compare.
         alone: it is of one set of images and looks at no reference; the baseline is of the reference images.
         means: how the summary goes on after the value; "": with `what`.
-        baseline: the real images behind the baseline, in words.
+        baseline: the real images behind the baseline, as the page calls them.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Memorisation: are synthetic images copies of training images? Per class, beside held-out real images.
+"""Memorisation: are synthetic images copies of training images? Per class, with held-out real images to compare.
 
-A distance alone says little, so it stands beside the same distance for held-out real images of the same class: real
-images that nobody copied. Two spaces: pixels, and the features of an extractor where given.
+A distance alone means little, so it is compared with that of held-out real images of the same class, which cannot be
+copies. Two spaces: pixels, and the features of an extractor where given.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ PAIRS = 400
 """Worst pairs that are kept: of each class at most 4, 400 in all (the worst of every class first)."""
 
 PROTOCOL = (
-    "every synthetic image (at most 10,000) against all training images, beside held-out real images. Nearest training "
-    "image of the same class in pixels; closeness: chance to be nearer than a held-out image, 95 % Newcombe interval. "
-    "Near copy: thumbnails (8 x 8 blocks, one brightness and contrast, mirrored or not) whose distance to the nearest "
-    "training image, relative to the mean distance to the next of the 50 nearest, is below a limit (Carlini et al. "
-    "2023); the limit is 0.5 or the 1 % point among training images, whichever is lower; 95 % Wilson interval. "
+    "every synthetic image (at most 10,000) against all training images, compared with held-out real images. "
+    "Nearest training image of the same class in pixels; closeness: chance to be nearer than a held-out image, 95"
+    " % Newcombe interval. Near copy: thumbnails (8 x 8 blocks, one brightness and contrast, mirrored or not) "
+    "whose distance to the nearest training image, relative to the mean distance to the next of the 50 nearest, "
+    "is below a limit (Carlini et al. 2023); the limit is 0.5 or the 1 % point among training images, whichever "
+    "is lower; 95 % Wilson interval. "
     "Warnings: " + RULE
 )
 
@@ -75,8 +76,7 @@ def memorisation_report(
         JSON-able:
         "space", "limit" (of the ratio; None: too few training images), "neighbours", "cap", "n", "n_synthetic",
         "n_held_out", "n_reference_in_train" (training images among `held_out`, left out), "rule";
-        "index" (synthetic images looked up), and as long lists for them "train_index", "distance" (nearest of the same
-        class), "any_train_index", "any_distance" (nearest of all), "ratio" (in thumbnails, None: no limit);
+        "index" (synthetic images looked up), and of each the nearest training image: "any_train_index", "any_distance";
         "summary", per scope ("all" or a group), and "classes", per class ("class", "label", "group", "n_train"):
         n_synthetic, n_held_out, median_synthetic, median_held_out, closeness, closeness_low, closeness_high,
         near_copies, near_copy_share, near_copy_low, near_copy_high, held_out_near_copies, held_out_near_copy_share,
@@ -96,7 +96,7 @@ def memorisation_report(
     kept, leaked = _held_out(held_out, train)
     held = train.select(kept) if held_out is None else held_out.select(kept)
 
-    own, own_distance = nearest_within_class(part, train)
+    _, own_distance = nearest_within_class(part, train)
     _, held_distance = nearest_within_class(held, train)
     found, squared = Nearest(train.images, hash_keys(train.hashes)).search(part.images)
     any_index, any_distance = found[:, 0], _rms(squared[:, 0], train.shape)
@@ -117,11 +117,8 @@ def memorisation_report(
         "n_held_out": len(held),
         "n_reference_in_train": int(leaked.sum()),
         "index": chosen.tolist(),
-        "train_index": own.tolist(),
-        "distance": [rounded(d) for d in own_distance],
         "any_train_index": any_index.tolist(),
         "any_distance": [rounded(d) for d in any_distance],
-        "ratio": [rounded(r) for r in a.ratio],
         **_warned(tables(*sides, train, groups, search, leaked), leaked, held_out),
         "pairs": _pairs(part, chosen, train, a, sides[0], any_index, any_distance),
         "features": None
@@ -145,10 +142,10 @@ def _warned(found: dict[str, Any], leaked: np.ndarray, reference: ImageSet | Non
     """With a first warning where the reference is not held out."""
     n, total = int(leaked.sum()), 0 if reference is None else len(reference)
     if n > max(1, total // 100):
-        say = f"{n:,} of {total:,} reference images are training images and were left out of this comparison"
+        text = f"{n:,} of {total:,} reference images are training images and were left out of this comparison"
         if n == total:
-            say = "all reference images are training images: nothing is held out to compare with"
-        found["warnings"] = [say, *found["warnings"]]
+            text = "all reference images are training images: nothing is held out to compare with"
+        found["warnings"] = [text, *found["warnings"]]
     return found
 
 

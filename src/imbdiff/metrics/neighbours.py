@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: what lies in the nearest-neighbour balls of the other set.
+"""Precision, recall, density and coverage: what is inside the nearest-neighbour balls of the other set.
 
 With B_k(x, X) the ball around x that reaches to its k-th nearest *other* row of its own set X (N real rows x_i, M
 synthetic rows y_j),
@@ -8,7 +8,7 @@ synthetic rows y_j),
     density   = 1/(k M) sum_j #{ i : y_j in B_k(x_i, X) }                Naeem et al. 2020, "Reliable fidelity
     coverage  = 1/N sum_i [ some y_j in B_k(x_i, X) ]                    and diversity metrics ..."
 
-Papers of this field use k = 3 and k = 5 and different extractors; so k stands in the name, and the extractor beside it.
+Papers of this field use k = 3 and k = 5 and different extractors; so a number names its k and its extractor.
 F8 and F1/8 are not made of the first two: see `prd.py`. Density is about 1 for real images and not bounded by 1. Real
 images against real ones have an expected coverage of 1 - (N - 1)...(N - k) / ((M + N - 1)...(M + N - k)).
 
@@ -46,7 +46,7 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Inside:
-    """How many rows lie in whose balls, with each jackknife group left out; the last column: with none left out.
+    """How many rows are inside whose balls, with each jackknife group left out; the last column: with none left out.
 
     Attributes:
         precision: (M, G_r + 1) real balls of radius k that hold the synthetic row, without real group g.
@@ -180,7 +180,7 @@ def _kept(groups: np.ndarray | None, n: int) -> np.ndarray:
 def _held(squared: np.ndarray, radii: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """(Q, G + 1) balls that hold each query, without group g; `squared` (Q, N) distances, `radii` (N, G + 1).
 
-    Radii grow where rows are left out. What lies in the smallest ball, of all rows, is counted by a matrix product;
+    Radii grow where rows are left out. What is inside the smallest ball, of all rows, is counted by a matrix product;
     the few pairs between the smallest and the largest ball one by one.
     """
     sure = squared <= radii[:, -1]
@@ -255,7 +255,7 @@ def neighbour_measures(
     if dense_k is not None:
         left = _leave_outs(wf, inside.density, None)
         value, half = float(left[0][-1]) / dense_k, _half(left) / dense_k
-        # at density 0 no fake row lies in any ball: the share of rows that could is at most Wilson's
+        # at density 0 no fake row is in any ball: the share of rows that could is at most Wilson's
         half = max(half, wilson(0.0, fake.effective)[1] / dense_k)
         result["density"] = Estimate.of(value, max(0.0, value - half), value + half, fake, real, k=dense_k)
         left = _leave_outs(wr, inside.coverage_fake > 0, inside.coverage_real)[::-1]

@@ -11,8 +11,8 @@ F8 weighs recall, F1/8 weighs precision. These are what papers of this field cal
 precision and recall (`precision_recall.py`) gives other numbers.
 
 The protocol: 20 clusters a class by mini-batch k-means on the union, 10 runs from different seeds, the curves averaged.
-Here each run starts from one k-means++ draw, where the authors' code took the best of ten: with the average over ten
-runs it makes no difference that can be seen (test), and saves most of the time.
+Here each run starts from one k-means++ initialisation, where the authors' code took the best of ten: with the
+average over ten runs it makes no difference that can be seen (test), and saves most of the time.
 """
 
 from __future__ import annotations

@@ -104,10 +104,10 @@ def make_reference(
     """Writes the reference folder of `images`.
 
     Args:
-        name: printed beside every number made with it, such as "cifar10 test".
+        name: printed with every number made with it, such as "cifar10 test".
         asked: how the extractors were asked for; kept, so that they need not be named again.
         size, resize: how the images were brought to their size; kept, to do the same to images compared with them.
-        store: where features may lie already. With several processes, the first one writes.
+        store: where features may be stored already. With several processes, the first one writes.
 
     Raises:
         ConfigError: two extractors have one name.

@@ -176,7 +176,7 @@ class Estimate:
     Attributes:
         value: None where refused.
         low, high: 95 % interval; None where refused or where there is none.
-        refused: why there is no value, in words that say what would be needed.
+        refused: why there is no value, and what would be needed.
         n_synthetic, n_reference: rows that went into it (0: that set is not used).
         n_effective: the smaller effective number of rows of the sets that are used.
         extra: what else belongs to it, such as {"k": 3}; JSON-able.

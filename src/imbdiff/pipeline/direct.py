@@ -87,7 +87,7 @@ class Measuring:
         names = names or self.names
         return make_extractors(names, self.inception_weights, shape, str(resolve_device(self.device)))
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         if not self.quiet and Dist.current().main:
             print(text, flush=True)
 
@@ -130,9 +130,9 @@ def evaluate_any(
         found = sets.get(label)
         if found is not None:
             n, shape = len(found.images), "x".join(map(str, found.images.shape))
-            how.say(f"{label}: {found.name}: {n:,} images of {len(found.images.class_names)} classes, {shape}")
+            how.log(f"{label}: {found.name}: {n:,} images of {len(found.images.class_names)} classes, {shape}")
             for note in getattr(found, "notes", ()):
-                how.say(f"  note: {note}")
+                how.log(f"  note: {note}")
     synthetic, real, known = sets["synthetic"].images, sets["reference"].images, sets.get("train")
     train_images = None if known is None else known.images
     groups = None
@@ -177,7 +177,7 @@ def reference_any(
     resize = how.resize or "crop"
     real = read_any(source, split, how.size, resize)
     for note in real.notes:
-        how.say(f"  note: {note}")
+        how.log(f"  note: {note}")
     extractors = how.make(real.images.shape)
     with Progress("features", len(real.images) * len(extractors), quiet=how.quiet or not dist.main) as bar:
         done = [0]
@@ -192,7 +192,7 @@ def reference_any(
             store=store, progress=count,
         )  # fmt: skip
     names = ", ".join(f"{e.name} ({e.dim} features)" for e in extractors)
-    how.say(f"reference: {folder}: {len(real.images):,} images of {real.name}, by {names}")
+    how.log(f"reference: {folder}: {len(real.images):,} images of {real.name}, by {names}")
     return folder
 
 
@@ -211,7 +211,7 @@ class Watching:
             self._began = time.monotonic()
         self._bar.update(done)
         if done >= total:
-            self._bar.quiet |= time.monotonic() - self._began < SHORT  # nobody waited for it
+            self._bar.quiet |= time.monotonic() - self._began < SHORT  # too short to be worth a line
             self._bar.__exit__(None, None, None)
 
 
@@ -245,7 +245,7 @@ def refuse_other(folder: Path, fingerprints: dict[str, str]) -> None:
 
 
 def _protocol_in(folder: Path) -> dict[str, Any] | None:
-    """The protocol of the numbers that lie there; None: there are none."""
+    """The protocol of the numbers in the folder; None: there are none."""
     path = folder / "metrics.json"
     found = read_json(path) if path.exists() else None
     if found is None:

@@ -27,7 +27,7 @@ from imbdiff.runtime.progress import Progress
 from imbdiff.runtime.tables import code_identity
 
 BALANCED = "balanced training set"
-"""What the second reference is called beside its numbers."""
+"""What the second reference is called."""
 
 
 def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig) -> str:
@@ -101,7 +101,7 @@ def _add_balanced(
     store: FeatureStore,
     progress: OnProgress,
 ) -> None:
-    """Numbers against all images that the tail was cut from, overall and by group, beside those against the test split.
+    """Numbers against all images that the tail was cut from, overall and by group, besides the test split.
 
     The generator saw some of these images, and who was trained on any of them does not judge against them.
     """

@@ -20,7 +20,7 @@ from imbdiff.metrics.extractors.base import (
     to_unit,
 )
 from imbdiff.metrics.extractors.inception import InceptionFeatures, load_inception
-from imbdiff.metrics.extractors.pretrained import Backbone, hf_backbone, timm_backbone, torchvision_backbone
+from imbdiff.metrics.extractors.pretrained import Backbone, hf_backbone, timm_backbone
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.tables import lookup
 
@@ -89,13 +89,6 @@ EXTRACTORS = {
         "the extra timm, weights or network",
         "FD[timm:NAME]",
         lambda name, _, device: timm_backbone(name, device=device),
-    ),
-    "torchvision": Entry(
-        "torchvision:NAME",
-        "a classifier of torchvision less its last layer; ranks only",
-        "the extra torchvision, weights or network",
-        "FD[torchvision:NAME]",
-        lambda name, _, device: torchvision_backbone(name, device=device),
     ),
     "hf": Entry(
         "hf:NAME",

@@ -39,14 +39,14 @@ class Extractor(ABC):
         fingerprint: a hash of weights and preprocessing: equal fingerprints give equal features.
         role: "judge" or "working".
         dim: D, length of a feature row.
-        preprocessing: what happens to an image before the network sees it, in words, for the protocol.
+        preprocessing: what happens to an image before the network sees it, described for the protocol.
         is_fid: these are the weights that the name FID stands for.
         verified: True where this project has compared its features with published ones, False where that could not be
             done yet, None where there is nothing to compare with.
         ranking_only: the features were not learned from images like these: numbers order generators, no more.
         trained_on: hashes (:attr:`ImageSet.hashes`) of the images it learned from, so that it never judges by them.
-        trained_on_note: what it learned from, in words, where the hashes are not known.
-        weights_note: which weights these are, in words, for the protocol.
+        trained_on_note: a description of what it learned from, where the hashes are not known.
+        weights_note: which weights these are, for the protocol.
         classes: names of the classes that :meth:`predict` decides between, in order; None where they are those of the
             data set at hand, or where it does not predict.
         device: where the network runs.
@@ -244,7 +244,7 @@ class RandomConv(Extractor):
         channels: C of the images, 1 or 3.
         seed: of the weights.
         dim: D, number of maps of the last layer.
-        device: where it runs; the weights are drawn on the CPU and are the same everywhere.
+        device: where it runs; the weights are sampled on the CPU and are the same everywhere.
     """
 
     trained_on_note = "nothing: its weights are random"
@@ -300,7 +300,7 @@ class ClassifierFeatures(Extractor):
         fingerprint: of the weights; computed where not given.
         shape: (H, W, C) that it was trained for, or None where any will do.
         trained_on: hashes of the images it was trained on.
-        trained_on_note: what it was trained on, in words, where the hashes are not known.
+        trained_on_note: a description of what it was trained on, where the hashes are not known.
         classes: names of its classes, where they may not be those of the data set at hand.
         device: where the network runs.
     """

@@ -121,7 +121,7 @@ class MixedD(nn.Module):
 
 
 class MixedE(nn.Module):
-    """8 x 8 (Mixed_7b, 7c): 3x3 split into 1x3 beside 3x1.
+    """8 x 8 (Mixed_7b, 7c): 3x3 split into 1x3 and 3x1.
 
     Args:
         maximum: pool by maximum, as the graph does in Mixed_7c, where the paper has an average.

@@ -41,7 +41,7 @@ class Backbone(Extractor):
         size: (height, width) that images are resized to.
         mean, std: per channel, of pixels in [0, 1].
         call: (network, (B, 3, h, w) normalised) -> (B, D) features.
-        trained_on_note: what it learned from, in words.
+        trained_on_note: a description of what it learned from.
     """
 
     role = "judge"
@@ -172,7 +172,7 @@ def hf_backbone(source: str, *, device: str | torch.device = "cpu") -> Backbone:
             f"{folder} does not hold a transformers model with safetensors: {_first_line(error)}",
             "it needs config.json and model.safetensors",
         ) from error
-    # CLIP and its like have a text tower beside the image tower
+    # CLIP and its like have a text tower too
     tower = getattr(model, "vision_model", model)
     name = f"hf:{source}" if not Path(source).is_dir() else f"hf:{Path(source).resolve().name}"
     return Backbone(tower, name, size, mean, std, call=_hf_features, device=device)
@@ -192,13 +192,13 @@ def _hf_preprocessing(folder: Path) -> tuple[tuple[int, int], list[float], list[
     """(height, width), mean and std that a preprocessor_config.json asks for."""
     path = folder / "preprocessor_config.json"
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        size = said.get("crop_size") or said["size"]
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        size = settings.get("crop_size") or settings["size"]
         if isinstance(size, dict):
             sides = [size.get(k) or size["shortest_edge"] for k in ("height", "width")]
         else:
             sides = [size, size]
-        mean, std = ([float(v) for v in said[k]] for k in ("image_mean", "image_std"))
+        mean, std = ([float(v) for v in settings[k]] for k in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} does not say how images are prepared: {error!r}",
@@ -208,7 +208,7 @@ def _hf_preprocessing(folder: Path) -> tuple[tuple[int, int], list[float], list[
 
 
 def _hub_folder(repository: str) -> Path:
-    """Where the files of a repository lie on this machine, after a download where they do not."""
+    """The folder of a repository's files on this machine; they are downloaded where they are missing."""
     hub = optional("huggingface_hub", "hf", WHAT, OTHERWISE)
     wanted = ["*.json", "*.safetensors"]
     try:

@@ -66,12 +66,12 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], path: Path, wha
     try:
         network.load_state_dict({**counters, **weights})
     except RuntimeError as error:
-        said = " ".join(str(error).split())
-        raise DataError(f"{path} does not fit {what}: {said[:400]}", "give the file of that network") from error
+        message = " ".join(str(error).split())
+        raise DataError(f"{path} does not fit {what}: {message[:400]}", "give the file of that network") from error
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether the file is a TorchScript archive: a zip that carries code beside its tensors."""
+    """Whether the file is a TorchScript archive: a zip with code in addition to tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
@@ -85,7 +85,7 @@ def download(url: str, path: Path, sha256: str, remedy: str) -> None:
     ``HF_HUB_OFFLINE=1`` and ``IMBDIFF_OFFLINE=1`` forbid it.
 
     Raises:
-        ConfigError: there is no network, or it is forbidden; said within seconds, with `remedy`.
+        ConfigError: there is no network, or it is forbidden; raised within seconds, with `remedy`.
         DataError: what came is another file.
     """
     missing = f"{path.name} (SHA-256 {sha256}{'' if len(sha256) == 64 else '...'}) is not at {path}"
