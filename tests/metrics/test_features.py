@@ -190,12 +190,6 @@ def test_features_that_are_not_finite_name_the_image(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.npz"))
 
 
-def test_batch_size_changes_rounding_only() -> None:
-    images, e = _set(70), RandomConv(1)
-    one, many = (FeatureStore(batch_size=b).features(images, e) for b in (1, 64))
-    np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-6)
-
-
 def test_reference_folder_gives_the_same_features(tmp_path: Path) -> None:
     images, e = _set(), RandomConv(1)
     folder = make_reference(images, [e, Counting()], tmp_path / "ref", name="my test")

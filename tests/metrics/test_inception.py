@@ -18,8 +18,6 @@ from torch import nn
 from imbdiff.metrics.extractors import make_extractor
 from imbdiff.metrics.extractors.inception import (
     FID_SHA256,
-    FILES,
-    NVIDIA_SHA256,
     URL,
     InceptionFeatures,
     find_inception_weights,
@@ -164,14 +162,6 @@ def test_only_the_known_file_is_fid(file: Path, monkeypatch: pytest.MonkeyPatch)
     found = load_inception(file)
     assert (found.name, found.is_fid, found.verified) == ("inception-v3-fid", True, False)
     assert "never run against the real weights" in found.weights_note
-
-
-def test_known_hashes() -> None:
-    assert len(FILES) == 3
-    for name, sha256 in FILES.items():
-        assert len(sha256) == 64
-        assert name.endswith(".pt") or f"-{sha256[:8]}.pth" in name  # the names carry the first eight digits
-    assert FILES["inception-2015-12-05.pt"] == NVIDIA_SHA256 != FID_SHA256
 
 
 def test_nvidias_program_is_recognised_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

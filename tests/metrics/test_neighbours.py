@@ -158,16 +158,6 @@ def test_tight_fakes_in_a_wide_cloud_are_precise_and_recall_little_and_the_rever
     assert recall > 0.95
 
 
-def test_a_lost_mode_costs_recall_and_not_precision() -> None:
-    g = np.random.default_rng(0)
-    real = g.normal(size=(400, 4)) + 20 * (np.arange(400) % 2)[:, None]
-    fake = g.normal(size=(400, 4))
-    precision, recall = precision_recall(real, fake)
-    both = precision_recall(real, g.normal(size=(400, 4)) + 20 * (np.arange(400) % 2)[:, None])
-    assert recall < 0.55 < 0.8 < both[1]
-    assert precision > both[0] - 0.1
-
-
 def test_a_point_on_the_edge_is_inside() -> None:
     # radii of the real points at k = 1: 1, 1, 2
     real, fake = np.array([[0.0], [1.0], [3.0]]), np.array([[5.0], [-1.0], [5.1], [5.2]])

@@ -63,14 +63,6 @@ def test_f8_weighs_recall_and_one_eighth_precision() -> None:
     assert f_beta(*extra, 1 / 8) == pytest.approx(f_beta(*lost, 8), abs=1e-6)
 
 
-def test_a_stack_of_histograms_is_each_of_them() -> None:
-    g = np.random.default_rng(0)
-    p, q = g.dirichlet(np.ones(5), (2, 3)), g.dirichlet(np.ones(5), (2, 3))
-    precision, recall = prd_curve(p, q, 51)
-    assert precision.shape == recall.shape == (2, 3, 51)
-    assert precision[1, 2] == pytest.approx(prd_curve(p[1, 2], q[1, 2], 51)[0])
-
-
 def modes(n: int, which: range, g: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     labels = np.sort(g.choice(list(which), n))
     return np.eye(8)[labels] * 30 + g.normal(size=(n, 8)), labels
