@@ -26,6 +26,7 @@ from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_
 
 FORMAT = 1
 RECORD = "reference.json"
+AGAIN = "make it again with `imbdiff reference`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,19 +74,17 @@ class StoredReference:
         if known is None:
             raise DataError(
                 f"the reference {self.path} has no features of {extractor.name}, but of {', '.join(self.extractors)}",
-                "evaluate with one of these, or make it again with `imbdiff reference`",
+                f"evaluate with one of these, or {AGAIN}",
             )
         if known["fingerprint"] != extractor.fingerprint:
             raise DataError(
                 f"the reference {self.path} has features of another {extractor.name}: fingerprint "
                 f"{known['fingerprint'][:12]} there, {extractor.fingerprint[:12]} here",
-                "use the same weights and version, or make it again with `imbdiff reference`",
+                f"use the same weights and version, or {AGAIN}",
             )
         file = self.path / known["file"]
         if not file.is_file() or sha256_file(file) != known["sha256"]:
-            raise DataError(
-                f"{file} is missing or is not what `imbdiff reference` wrote", "make it again with `imbdiff reference`"
-            )
+            raise DataError(f"{file} is missing or is not what `imbdiff reference` wrote", AGAIN)
         return np.load(file, mmap_mode="r")
 
 
@@ -139,27 +138,13 @@ def make_reference(
         moments = moments_of(Rows.of(rows, images.labels, hashes=images.hashes))
         with atomic(folder / f"{stem}.moments.npz") as aside, open(aside, "wb") as handle:
             np.savez(handle, mu=moments.mean, sigma=moments.covariance)
-        entries[extractor.name] = {
-            "file": f"{stem}.npy",
-            "sha256": sha256_file(folder / f"{stem}.npy"),
-            "fingerprint": extractor.fingerprint,
-            "dim": extractor.dim,
-        }
-    record = {
-        "format": FORMAT,
-        "name": name,
-        "images": len(images),
-        "shape": list(images.shape),
-        "class_names": list(images.class_names),
-        "extractors": entries,
-        "asked": list(asked),
-        "size": size,
-        "resize": resize,
-        "labels": images.labels.tolist(),
-        "hashes": list(images.hashes),
-    }
+        sha256 = sha256_file(folder / f"{stem}.npy")
+        entries[extractor.name] = {"file": f"{stem}.npy", "sha256": sha256, "fingerprint": extractor.fingerprint}
     if store.dist.main:
-        write_json(folder / RECORD, record)
+        known = {"name": name, "extractors": entries, "asked": list(asked), "size": size, "resize": resize}
+        of_images = {"class_names": list(images.class_names), "shape": list(images.shape)}
+        rows_of = {"labels": images.labels.tolist(), "hashes": list(images.hashes)}
+        write_json(folder / RECORD, {"format": FORMAT, **known, **of_images, **rows_of})
     store.dist.barrier()
     return folder
 
@@ -200,11 +185,11 @@ def load_reference(path: str | Path) -> StoredReference:
         labels = np.asarray(r["labels"], dtype=np.int64)
         names, hashes = tuple(map(str, r["class_names"])), tuple(map(str, r["hashes"]))
         h, w, c = (int(v) for v in r["shape"])
-        if not (len(labels) == len(hashes) == int(r["images"])) or (len(labels) and labels.max() >= len(names)):
+        if len(labels) != len(hashes) or (len(labels) and labels.max() >= len(names)):
             raise ValueError("labels, hashes and class names do not belong together")
         return StoredReference(folder, str(r["name"]), labels, names, hashes, (h, w, c), dict(r["extractors"]),
                                tuple(map(str, r["asked"])), r.get("size"), r.get("resize"))  # fmt: skip
     except DataError:
         raise
     except (ImbdiffError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder} is no usable reference: {error}", "make it with `imbdiff reference`") from error
+        raise DataError(f"{folder} is no usable reference: {error}", AGAIN) from error
