@@ -12,12 +12,10 @@ import pytest
 from imbdiff.data.stats import ClassStats
 from imbdiff.recognition.arms import ARMS, PRIMARY
 from imbdiff.reporting import classifier as module
-from imbdiff.reporting import plots
 from imbdiff.reporting.blocks import Section, Table
 from imbdiff.reporting.classifier import (
     EXTRAS,
     MAX_ROWS,
-    MAX_SINGLE,
     classifiers,
     judged_outcomes,
     no_loss,
@@ -153,60 +151,40 @@ def test_the_table_of_classes_starts_with_the_smallest(data: ReportData, found: 
     rows = tables(section(data))[-1]
     values = [arm["mean"]["per_class"][9] for arm in pair(found)[0]]
     assert rows[0][:3] == ["9", "few", "2"]
-    assert [cell.split(" ")[0] for cell in rows[0][3:5]] == [f"{v:.3f}" for v in values]
+    assert [cell.split(" ")[0] for cell in rows[0][3:5]] == [f"{v:.2f}" for v in values]
     assert rows[0][5] == points(values[1] - values[0])
 
 
-def test_many_classes_are_shown_in_stretches_and_the_cap_is_said() -> None:
-    counts = tuple(1 + (k * 37) % 400 for k in range(MAX_SINGLE + 50))
+def test_many_classes_have_running_medians_and_the_cap_is_said() -> None:
+    counts = tuple(1 + (k * 37) % 400 for k in range(MAX_ROWS + 50))
     shown = section(fake.trained(counts, per_class=4, seeds=2, best=False))
     rows = tables(shown)[-1]
     assert (len(rows), rows[0][2]) == (MAX_ROWS, str(min(counts)))
     text = text_of(shown)
     assert "(the 200 smallest of 250)" in text
-    assert "band: 10th to 90th percentile" in text
+    assert "lines: running medians" in text
     assert len(section_page(shown)) < 120_000
 
 
-def test_stretches_hold_equally_many_classes() -> None:
-    counts = np.arange(1000, 0, -1)
-    values = counts / 1000
-    values[::7] = np.nan
-    at, mean, (low, high) = plots.stretches(counts, values)
-    assert len(at) == 20
-    known = np.flatnonzero(np.isfinite(values))
-    first = known[: len(known) // 20 + 1]
-    assert mean[0] == pytest.approx(values[first].mean(), abs=1e-3)
-    assert at[0] == pytest.approx(np.exp(np.log(counts[first]).mean()), rel=1e-3)
-    assert (low < mean).all()
-    assert (mean < high).all()
-    assert (np.diff(at) < 0).all()
-
-
-def test_recall_is_at_the_training_images_of_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recalls_are_those_of_the_classes_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     data = fake.trained((3, 110, 46, 8), best=False)
-    control, judged = pair(data.classifier or {})[0]
-    arms = [module.recalls_of(arm, data.by_size) for arm in (control, judged)]
-    first, second = (arm for arm in arms if arm is not None)
-    assert first.value.tolist() == [control["mean"]["per_class"][k] for k in (1, 2, 3, 0)]
-    assert first.sd.tolist() == [control["sd"]["per_class"][k] for k in (1, 2, 3, 0)]
-    value = np.array([0.9, 0.8, np.nan, 0.1])
-    first = replace(first, value=value, sd=np.full(4, 0.05))
-    second = replace(second, value=value + 0.1, sd=np.full(4, 0.2))
-    counts = np.array([110, 46, 8, 3])
-    groups = ["many", "many", "few", "few"]
-    (axes,) = axes_of(monkeypatch, lambda: plots.recall_plot([first, second], counts, groups, False))
-    assert axes.get_xscale() == "log"
-    shown = [line for line in axes.lines if line.get_marker() in ("o", "D")]
-    assert [line.get_marker() for line in shown] == ["D", "o"]
-    for line, arm in zip(shown, (first, second), strict=True):
-        np.testing.assert_allclose(line.get_xdata(), counts, rtol=0.03)
-        np.testing.assert_array_equal(line.get_ydata(), arm.value)
-    assert (shown[0].get_xdata() < shown[1].get_xdata()).all()
-    bars = axes.collections[1].get_segments()
-    assert bars[0][1][1] == 1  # 1.0 + 0.2 is no recall
-    assert bars[-1][:, 1] == pytest.approx([0, 0.4])
-    assert {text.get_text() for text in axes.texts} == {"many", "few"}
+    views: list[Any] = []
+    original = module.class_plot
+    monkeypatch.setattr(module, "class_plot", lambda view: views.append(view) or original(view))
+    section(data)
+    (view,) = views
+    assert (view.order, view.counts) == ([1, 2, 3, 0], [110, 46, 8, 3])
+    assert view.group == [data.group(k) for k in view.order]
+    (panel,) = view.panels
+    for arm, series in zip(pair(data.classifier or {})[0], (panel.real, panel.synthetic), strict=True):
+        mean, sd = (np.array([arm[key]["per_class"][k] for k in view.order]) for key in ("mean", "sd"))
+        np.testing.assert_allclose(series.value, mean)
+        np.testing.assert_allclose(series.high, np.minimum(mean + sd, 1))
+        np.testing.assert_allclose(series.low, np.maximum(mean - sd, 0))
+    _, axes = axes_of(monkeypatch, lambda: original(view))
+    shown = {line.get_marker(): line.get_ydata().tolist() for line in axes.lines if line.get_marker() in ("o", "D")}
+    assert shown == {"D": panel.real.value.tolist(), "o": panel.synthetic.value.tolist()}
+    assert module.recall_of({"mean": {"per_class": [None] * 4}}, range(4)) is None
 
 
 def test_reliability_is_where_the_confidence_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from imbdiff.metrics.numbers import Number
 from imbdiff.reporting import quality as module
 from imbdiff.reporting.blocks import Cell, Definitions, Fold, Heading, Section, Table
-from imbdiff.reporting.class_quality import class_plot, class_view, running_median
+from imbdiff.reporting.class_plot import class_plot, class_view, running_median
 from imbdiff.reporting.measured import (
     GroupTable,
     Measured,
@@ -215,10 +215,10 @@ def test_classes_are_sorted_by_training_count_with_their_own_values() -> None:
     view = class_view(measured(found))
     assert view is not None
     assert (view.names, view.counts) == (["b", "d", "a", "c"], [40, 7, 3, 3])
-    assert [p.origin.metric for p in view.panels] == ["agreement", "KD", "recall"]  # FD∞ is refused for all
+    assert [p.name for p in view.panels] == ["agreement", "KD", "recall(k=3)"]  # FD∞ is refused for all
     columns = found["classes"]["metrics"]
     column = next(c for c in columns if c["metric"] == "agreement" and c["of"] == "synthetic")
-    np.testing.assert_allclose(view.panels[0].own.value, np.array(column["value"], float)[[1, 3, 0, 2]])
+    np.testing.assert_allclose(view.panels[0].series[0].value, np.array(column["value"], float)[[1, 3, 0, 2]])
     recall = view.panels[2]
     assert recall.refused.tolist() == [False, False, True, False]
     assert "(1 of 4: too few images)" in recall.title

@@ -14,9 +14,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from imbdiff.data.names import counted
 from imbdiff.data.stats import Groups
 from imbdiff.reporting import blocks as ui
-from imbdiff.reporting import plots
+from imbdiff.reporting.class_plot import ClassView, Panel, Series, class_plot
 from imbdiff.reporting.content import ReportData
-from imbdiff.reporting.plots import Plot, Theme, is_narrow, plot, style_axes
+from imbdiff.reporting.plots import SINGLE, Plot, Theme, is_narrow, plot, style_axes
 from imbdiff.reporting.text import NOTHING, clean, flatten, label, number, shorten, signed
 
 CLASS_MEAN = "mean over classes"
@@ -27,8 +27,6 @@ HEADS = {"all": "all (top-1)", BALANCE: f"{BALANCE} ↓", ECE: f"{ECE} ↓"}
 TONES = {"helped": "good", "hurt": "bad", "no difference": "same"}
 MAX_ROWS = 200
 """Rows of the table of classes: the smallest classes."""
-MAX_SINGLE = 200
-"""Classes up to which each is a mark in the plot; above, the middle and the spread of stretches of the size order."""
 
 Found = Mapping[str, Any]
 
@@ -309,49 +307,41 @@ def pair(classifier: Found) -> tuple[list[Found], str]:
     return found, several if len(controls) > 1 else ""
 
 
-def recalls_of(arm: Found, order: Sequence[int]) -> plots.Recalls | None:
-    """In the given order of classes; None where none is known."""
+def recall_of(arm: Found, order: Sequence[int]) -> Series | None:
+    """Recall of each class, mean with a standard deviation over seeds on both sides; None where no class has one."""
     value, sd = (np.array((arm.get(key) or {}).get("per_class") or (), dtype=float) for key in ("mean", "sd"))
     if value.shape != (len(order),) or not np.isfinite(value).any():
         return None
     sd = sd if sd.shape == value.shape else np.zeros_like(value)
-    return plots.Recalls(str(arm.get("name", "")), bool(arm.get("needs_synthetic")), value[order], sd[order])
+    return Series(value[order], np.clip(value - sd, 0, 1)[order], np.clip(value + sd, 0, 1)[order])
 
 
 def _recalls(data: ReportData, found: Found) -> list[ui.Block]:
+    """The best arm without synthetic images and the judged one, class by class; the table from the smallest class."""
     shown, chosen = pair(found)
-    order = data.by_size
-    arms = [one for arm in shown if (one := recalls_of(arm, order)) is not None]
+    order, c = data.by_size, data.stats.num_classes
+    arms = {bool(arm.get("needs_synthetic")): (arm, one) for arm in shown if (one := recall_of(arm, order)) is not None}
     if not arms:
         return []
-    binned = len(order) > MAX_SINGLE
-    counts = np.array(data.stats.counts)[order]
-    several = any(len(arm.get("runs") or ()) > 1 for arm in found["arms"])
+    names = {("synthetic" if synthetic else "real"): str(arm.get("name", "")) for synthetic, (arm, _) in arms.items()}
+    series = [one for _, one in arms.values()]
+    own, real = (arms[which][1] if which in arms else None for which in (True, False))
+    panel = Panel("recall of the class", "", "", True, own, real, np.zeros(c, bool))
+    counts, groups = [data.stats.counts[k] for k in order], [data.group(k) for k in order]
+    view = ClassView(order, [data.stats.names[k] for k in order], groups, counts, "training", [panel])
     rows: list[ui.Cells] = []
-    for i in range(len(order))[::-1][:MAX_ROWS]:
-        cells = [
-            ui.Cell(number(float(one.value[i])), f"± {number(float(one.sd[i]))}" if several else "")
-            if np.isfinite(one.value[i])
-            else ui.Cell(NOTHING)
-            for one in arms
-        ]
-        gap = [signed(float(100 * (arms[-1].value[i] - arms[0].value[i])), 1)] if len(arms) > 1 else []
-        k = order[i]
-        rows.append([ui.name(data.stats.names[k]), data.group(k), number(data.stats.counts[k]), *cells, *gap])
-    heads: ui.Cells = ["class", "group", ui.Column("training images"), *(ui.Column(one.name) for one in arms)]
-    heads += [ui.Column("points")] if len(arms) > 1 else []
-    left = f" (the {number(len(rows))} smallest of {number(len(order))})" if len(rows) < len(order) else ""
-    how = (
-        f"Points: classes. Line: mean over {plots.STRETCHES} stretches of the size order with equally many classes; "
-        "band: 10th to 90th percentile of their classes."
-        if binned
-        else "Mean over seeds; bars: one standard deviation."
-    )
-    names = {("synthetic" if one.synthetic else "real"): one.name for one in arms}
+    for i in range(c)[::-1][:MAX_ROWS]:
+        gap = [signed(float(100 * (series[-1].value[i] - series[0].value[i])), 1)] if len(series) > 1 else []
+        cells = [ui.name(view.names[i]), groups[i], number(counts[i])]
+        rows.append([*cells, *(panel.text(one, i) for one in series), *gap])
+    heads: ui.Cells = ["class", "group", ui.Column("training images"), *(ui.Column(one) for one in names.values())]
+    heads += [ui.Column("points")] if len(series) > 1 else []
+    left = f" (the {number(len(rows))} smallest of {number(c)})" if len(rows) < c else ""
+    how = "Points: classes; lines: running medians." if c > SINGLE else "Mean over seeds; bars: one standard deviation."
     return [
         ui.Heading("Recall of each class against its training images"),
         ui.legend(**names),
-        ui.Figures([plots.recall_plot(arms, counts, [data.group(k) for k in order], binned)]),
+        ui.Figures([class_plot(view)]),
         ui.Text(how + (f" Without synthetic images: {chosen}." if chosen else ""), "note"),
         ui.Fold(f"Recall of each class as a table{left}", [ui.Table(heads, rows)]),
     ]

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from imbdiff.data.decode import Target
 from imbdiff.data.findings.look import pictures
-from imbdiff.data.findings.text import CHANGES, VERDICTS, advice, one_of_each
+from imbdiff.data.findings.text import one_of_each
 from imbdiff.data.inspect import Inspection
 from imbdiff.data.names import counted
 from imbdiff.reporting import blocks as ui
@@ -117,7 +117,6 @@ def build_inspection(seen: Inspection, estimate: Mapping[str, Any] | None, comma
         _damaged(it),
         _duplicates(it),
         _labels(it),
-        _symmetry(it),
         _next(it, command),
     ]
     return ui.render(
@@ -397,29 +396,6 @@ def _labels(it: Inspected) -> ui.Section:
     return ui.Section("labels", "Labels", blocks or [ui.Text("Nothing stands out.")], "Labels")
 
 
-def _symmetry(it: Inspected) -> ui.Section:
-    found, rows = it.report["symmetry"], []
-    for key, what in CHANGES.items():
-        row = found[key]
-        if row["share"] is not None:
-            share = f"{number(row['share'], 2)} ({number(row['low'], 2)} to {number(row['high'], 2)})"
-            rows.append([what, share, number(row["images"]), VERDICTS[row["verdict"]]])
-    if not rows:
-        blocks: list[ui.Block] = [ui.Text("Too few images to tell whether mirrored ones look like images of the set.")]
-    else:
-        blocks = [
-            ui.Table(["change", ui.Column("share (95 % interval)"), ui.Column("images"), "reading"], rows),
-            ui.Text(ui.joined([
-                "Suggestion:", ui.code(advice(found["suggest"])),
-                "Nothing is switched on by itself: a test cannot know that a mirrored letter is no letter."])),
-            ui.Text("Share of images whose nearest among the other images of their class and the same images changed "
-                 "is an unchanged one. 0.5: changed images look like images of the set. 1: they can always be told "
-                 "apart.",
-                 "note"),
-        ]  # fmt: skip
-    return ui.Section("symmetry", "May images be mirrored?", blocks, "Mirroring")
-
-
 def _next(it: Inspected, command: str) -> ui.Section:
     estimate = it.estimate
     blocks: list[ui.Block] = []
@@ -452,13 +428,7 @@ def next_steps(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         options += f" --data.size {report['suggested_size'][0]}"
         options += " --data.resize pad" if report["resize"]["policy"] == "pad" else ""
     run = f"imbdiff run {shlex.quote(report['source']['name'])}{options}"
-    steps = [
+    return [
         ("What a run would do, and how long it would take; writes nothing", f"{run} --dry-run"),
         ("Everything: train, sample, measure, classify, report", run),
     ]
-    suggest = report["symmetry"]["suggest"]
-    if suggest in ("mirror", "turns"):
-        changed = "mirrored" if suggest == "mirror" else "mirrored and turned"
-        what = f"The same with images {changed} at random, if you agree that these mean the same"
-        steps.append((what, f"{run} {advice(suggest)}"))
-    return steps

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from imbdiff.reporting.pictures import data_uri
-from imbdiff.reporting.text import label, number
+from imbdiff.reporting.text import label
 
 DPI = 192.0  # twice the nominal 96, for sharp text on dense screens
 SINGLE = 60
@@ -40,9 +40,6 @@ class Theme:
 
 LIGHT = Theme("#ffffff", "#1b2430", "#5b6675", "#dfe3e8", "#3d6fb4", "#e08a2c")
 DARK = Theme("#1b2027", "#e6e9ee", "#9aa5b3", "#333b46", "#7fabe6", "#f0a85a")
-
-STRETCHES = 20
-"""Stretches of the size order, equally many classes in each, where classes are too many to be shown one by one."""
 
 Paint = Callable[[Figure, Theme], None]
 
@@ -173,26 +170,16 @@ def class_ticks(axes: Any, names: Sequence[str], counts: Sequence[int], pixels: 
     axes.set_xticklabels(texts, parse_math=False, **style)
 
 
-def stretches_of(group: Sequence[str]) -> list[int]:
-    """Where each group starts, if each is one stretch of the order; empty if not: explicit groups need not be."""
+def group_marks(axes: Any, group: Sequence[str], theme: Theme) -> None:
+    """Names the groups above the bars, with a line between them, where each is one stretch of the size order."""
     starts = [i for i in range(len(group)) if i == 0 or group[i] != group[i - 1]]
-    return starts if len(starts) == len(set(group)) else []
-
-
-def group_marks(axes: Any, group: Sequence[str], theme: Theme, edges: Sequence[float] | None = None) -> None:
-    """Names the groups above the axes, with a line between them, where each is one stretch of the size order.
-
-    Args:
-        edges: (groups + 1,) where they begin and end on the x axis; by default at the places of bars 0, 1, ...
-    """
-    starts = stretches_of(group)
-    at = [s - 0.5 for s in [*starts, len(group)]] if edges is None else list(edges)
-    middle = (lambda a, b: (a + b) / 2) if edges is None else (lambda a, b: math.sqrt(a * b))
-    for i, start in enumerate(starts):
-        if i:
-            axes.axvline(at[i], color=theme.muted, linewidth=0.8, linestyle=(0, (2, 3)))
+    if len(starts) != len(set(group)):  # explicit groups need not follow the size order
+        return
+    for a, b in zip(starts, [*starts[1:], len(group)], strict=True):
+        if a:
+            axes.axvline(a - 0.5, color=theme.muted, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.text(
-            middle(at[i], at[i + 1]), 1.015, label(group[start], "", limit=12), ha="center", va="bottom",
+            (a + b - 1) / 2, 1.015, label(group[a], "", limit=12), ha="center", va="bottom",
             transform=axes.get_xaxis_transform(), fontsize=8.5, color=theme.muted, parse_math=False,
         )  # fmt: skip
 
@@ -230,80 +217,3 @@ def is_wide(counts: Sequence[int]) -> bool:
 
 def finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-@dataclass(frozen=True, eq=False)
-class Recalls:
-    """Recall of each class in one arm: (C,) mean and standard deviation over seeds, NaN where there is none."""
-
-    name: str
-    synthetic: bool
-    value: np.ndarray
-    sd: np.ndarray
-
-
-def recall_plot(arms: Sequence[Recalls], counts: np.ndarray, group: Sequence[str], binned: bool) -> Plot:
-    """Recall per class against its training images on a log axis, one colour per arm.
-
-    Args:
-        arms: at most one without and one with synthetic images; classes from the largest to the smallest.
-        counts, group: (C,) training images and group name, in this order.
-        binned: mean and 10th to 90th percentile of stretches of the size order in place of single classes.
-    """
-    c = len(counts)
-    low, high = max(0.5, counts.min() * 0.8), counts.max() * 1.25
-
-    def paint(figure: Figure, theme: Theme) -> None:
-        axes: Any = figure.add_subplot()
-        style_axes(axes, theme, x="training images of the class, log scale", y="recall of the class")
-        axes.set_xscale("log")
-        wide = (high / low) ** (0.004 if len(arms) > 1 else 0.0)  # apart, so that neither hides the other
-        for arm, shift in zip(arms, (1 / wide, wide), strict=False):
-            colour = theme.synthetic if arm.synthetic else theme.real
-            x = counts * shift
-            if binned:
-                axes.plot(x, arm.value, ".", color=colour, markersize=2.2, alpha=0.35, markeredgewidth=0)
-                at, mean, ends = stretches(counts, arm.value)
-                axes.fill_between(at, *ends, color=colour, alpha=0.14, linewidth=0)
-                axes.plot(at, mean, color=colour, linewidth=2.0)
-            else:
-                low_end, high_end = np.clip((arm.value - arm.sd, arm.value + arm.sd), 0, 1)
-                axes.vlines(x, low_end, high_end, color=colour, linewidth=1.4, alpha=0.6)
-                size = 5.5 if c <= 60 else 3.6
-                axes.plot(x, arm.value, "o" if arm.synthetic else "D", color=colour, markersize=size, alpha=0.85)
-        axes.set_xlim(low, high)
-        axes.set_ylim(-0.04, 1.06)
-        axes.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
-        ratio = high / low  # below 5, 1, 2, 5, 10 would be a mark or two
-        marks = LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 3000 else (1.0,))
-        axes.xaxis.set_major_locator(MaxNLocator(5) if ratio < 5 else marks)
-        axes.xaxis.set_major_formatter(FuncFormatter(thousands))
-        axes.minorticks_off()
-        starts = stretches_of(group)
-        if starts and not any(i and counts[i] == counts[i - 1] for i in starts):
-            edges = [high, *(float(np.sqrt(float(counts[i]) * counts[i - 1])) for i in starts[1:]), low]
-            group_marks(axes, group, theme, edges)
-
-    halves = "; ".join(f"{label(arm.name, 'arm', 60)}: {_halves(arm.value)}" for arm in arms)
-    alt = f"Recall of {c:,} classes against their training images, mean over seeds: {halves}"
-    return plot(alt, paint, (1000, 320), (400, 280))
-
-
-def stretches(counts: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Per stretch of the size order: middle of the counts (geometric), mean of the values, 10th and 90th percentile.
-
-    Classes without a value are left out before the stretches are made.
-    """
-    known = np.isfinite(values)
-    n, v = np.log(np.maximum(counts[known], 0.5)), values[known]
-    parts = np.array_split(np.arange(len(v)), max(1, min(STRETCHES, len(v))))
-    ends = tuple(np.array([np.quantile(v[part], q) for part in parts]) for q in (0.1, 0.9))
-    return np.exp([n[part].mean() for part in parts]), np.array([v[part].mean() for part in parts]), (ends[0], ends[1])
-
-
-def _halves(values: np.ndarray) -> str:
-    """Means of the larger and the smaller half of the classes, in words."""
-    half = (len(values) + 1) // 2
-    means = [part[np.isfinite(part)] for part in (values[:half], values[half:])]
-    texts = [number(float(part.mean())) if len(part) else "none" for part in means]
-    return f"{texts[0]} in the larger half, {texts[1]} in the smaller half"

@@ -11,7 +11,7 @@ from imbdiff.data.names import counted
 from imbdiff.metrics.measures import QUESTIONS
 from imbdiff.metrics.numbers import Number
 from imbdiff.reporting import blocks as ui
-from imbdiff.reporting.class_quality import by_class
+from imbdiff.reporting.class_plot import by_class
 from imbdiff.reporting.copies import headline
 from imbdiff.reporting.measured import (
     GroupTable,

@@ -1,4 +1,4 @@
-"""Quality of each class against its number of training images: the classes from the largest to the smallest."""
+"""Every class against its number of training images, from the largest to the smallest: quality, and recall."""
 
 from __future__ import annotations
 
@@ -13,19 +13,9 @@ from matplotlib.ticker import FuncFormatter
 from imbdiff.metrics.measures import PANELS
 from imbdiff.metrics.numbers import ClassColumn
 from imbdiff.reporting import blocks as ui
+from imbdiff.reporting import plots
 from imbdiff.reporting.measured import Measured, heading, metric_of, texts
-from imbdiff.reporting.plots import (
-    SINGLE,
-    Plot,
-    Theme,
-    class_ticks,
-    group_marks,
-    outline,
-    pixels_across,
-    plot,
-    style_axes,
-    thousands,
-)
+from imbdiff.reporting.plots import SINGLE, Plot, Theme
 from imbdiff.reporting.text import NOTHING, label, number
 
 MAX_CLASS_ROWS = 1000
@@ -49,24 +39,42 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One metric of every class; `real`: of real images; `refused`: (C,) classes whose number n does not support."""
+    """One number of every class.
 
-    origin: ClassColumn
-    own: Series
+    Attributes:
+        name, arrow: as it is called, and which way is better; `what` says what it is.
+        share: from 0 to 1.
+        synthetic, real: with synthetic images (or of them), and without (of real ones); at least one.
+        refused: (C,) classes whose number n does not support.
+    """
+
+    name: str
+    arrow: str
+    what: str
+    share: bool
+    synthetic: Series | None
     real: Series | None
     refused: np.ndarray
 
     @property
+    def heading(self) -> str:
+        return f"{self.name} {self.arrow}".rstrip()
+
+    @property
     def title(self) -> str:
         n = int(self.refused.sum())
-        return heading(self.origin) + (f"  ({n:,} of {len(self.refused):,}: too few images)" if n else "")
+        return self.heading + (f"  ({n:,} of {len(self.refused):,}: too few images)" if n else "")
+
+    @property
+    def series(self) -> list[Series]:
+        return [series for series in (self.synthetic, self.real) if series is not None]
 
     def text(self, series: Series | None, i: int) -> str:
         """A value of the table behind the plot."""
         if series is None:
             return NOTHING
         value, low, high = (float(values[i]) for values in (series.value, series.low, series.high))
-        shown, between = texts(value, low, high, metric_of(self.origin).decimals)
+        shown, between = texts(value, low, high, 2 if self.share else None)
         return shown if NOTHING in (shown, *between.split(" to ")) else f"{shown} ({between})"
 
 
@@ -89,7 +97,7 @@ class ClassView:
 
 
 def class_view(measured: Measured) -> ClassView | None:
-    """What the plot shows, by the main extractor against the first reference; None for fewer than two classes.
+    """Quality of each class, by the main extractor against the first reference; None for fewer than two classes.
 
     Classes are ordered by their training images; where these are not known, by the reference's.
     """
@@ -111,10 +119,14 @@ def class_view(measured: Measured) -> ClassView | None:
         if not known:
             continue
         column = next(c for c, n in known if n >= NEARLY * max(n for _, n in known))
-        real = columns.get((column.metric, "reference" if metric_of(column).alone else "train"))
+        metric = metric_of(column)
+        real = columns.get((column.metric, "reference" if metric.alone else "train"))
+        baseline = Series.of(real, order) if real is not None and _known(real) else None
         refused = np.array([r is not None for r in column.refused])[order]
-        series = Series.of(real, order) if real is not None and _known(real) else None
-        panels.append(Panel(column, Series.of(column, order), series, refused))
+        arrow = heading(column).removeprefix(column.short).strip()
+        panels.append(
+            Panel(column.short, arrow, metric.what, metric.share, Series.of(column, order), baseline, refused)
+        )
     if not panels:
         return None
     names, group = classes["names"], classes.get("group") or ()
@@ -129,6 +141,7 @@ def _known(column: ClassColumn) -> int:
 
 
 def by_class(measured: Measured) -> list[ui.Block]:
+    """The plot of the quality of each class, and its numbers as a table."""
     view = class_view(measured)
     if view is None:
         return []
@@ -138,14 +151,14 @@ def by_class(measured: Measured) -> list[ui.Block]:
     for i in range(min(c, MAX_CLASS_ROWS)):
         cells: ui.Cells = []
         for panel in view.panels:
-            own = "refused" if panel.refused[i] else panel.text(panel.own, i)
+            own = "refused" if panel.refused[i] else panel.text(panel.synthetic, i)
             cells += [own, ui.Cell(panel.text(panel.real, i), style="baseline")]
         rows.append([ui.name(view.names[i]), view.group[i] if view.group else "", number(view.counts[i]), *cells])
     columns: ui.Cells = ["class", "group", ui.Column(f"{view.counted} images")]
     for panel in view.panels:
-        columns += [ui.Column(heading(panel.origin)), ui.Column("real")]
+        columns += [ui.Column(panel.heading), ui.Column("real")]
     left = f" (the {number(len(rows))} largest of {number(c)} classes)" if len(rows) < c else ""
-    what = "; ".join(f"{p.origin.short}: {metric_of(p.origin).what}" for p in view.panels if metric_of(p.origin).what)
+    what = "; ".join(f"{panel.name}: {panel.what}" for panel in view.panels if panel.what)
     text = (
         f"Classes are sorted by {view.counted} images. Hollow marks on the lower edge: classes with too few images for "
         f"this number. {what}."
@@ -177,33 +190,35 @@ def class_plot(view: ClassView) -> Plot:
         rows = len(view.panels) + 1
         grid: Any = figure.subplots(rows, 1, sharex=True, height_ratios=[0.62] + [1.0] * (rows - 1), squeeze=False)
         top, *others = grid.ravel()
-        style_axes(top, theme, y=f"{view.counted}\nimages, log")
-        outline(top, np.maximum(np.asarray(view.counts, float), 0.5), 0.5, theme.muted, 0.55)
+        plots.style_axes(top, theme, y=f"{view.counted}\nimages, log")
+        plots.outline(top, np.maximum(np.asarray(view.counts, float), 0.5), 0.5, theme.muted, 0.55)
         top.set_yscale("log")
         top.set_ylim(bottom=0.5)
-        top.yaxis.set_major_formatter(FuncFormatter(thousands))
+        top.yaxis.set_major_formatter(FuncFormatter(plots.thousands))
         top.minorticks_off()
-        group_marks(top, view.group, theme)
+        plots.group_marks(top, view.group, theme)
         for axes, panel in zip(others, view.panels, strict=True):
             _paint_panel(axes, panel, theme)
-        class_ticks(others[-1], labels, view.counts, pixels_across(figure), theme)
+        plots.class_ticks(others[-1], labels, view.counts, plots.pixels_across(figure), theme)
         others[-1].set_xlim(-0.6, c - 0.4)
 
     tall = 110 + 128 * len(view.panels) + (24 if any(len(one) > 6 for one in labels) and c <= 40 else 0)
-    return plot(_alt(view), paint, (1000, tall), (400, tall) if c > 1 else None)
+    tall += 60 * (len(view.panels) == 1)
+    return plots.plot(_alt(view), paint, (1000, tall), (400, tall) if c > 1 else None)
 
 
 def _paint_panel(axes: Any, panel: Panel, theme: Theme) -> None:
-    style_axes(axes, theme, title=panel.title)
+    plots.style_axes(axes, theme, title=panel.title)
     c = len(panel.refused)
     few = c <= SINGLE
+    apart = 0.14 if few and len(panel.series) > 1 else 0.0
     for series, colour, marker, shift in (
-        (panel.real, theme.real, "D", 0.14),
-        (panel.own, theme.synthetic, "o", -0.14),
+        (panel.real, theme.real, "D", apart),
+        (panel.synthetic, theme.synthetic, "o", -apart),
     ):
         if series is None:
             continue
-        x = np.arange(c, dtype=float) + (shift if few and panel.real is not None else 0.0)
+        x = np.arange(c, dtype=float) + shift
         if few:
             axes.vlines(x, series.low, series.high, color=colour, linewidth=1.5, alpha=0.75)
             axes.plot(x, series.value, color=colour, linewidth=0.8, alpha=0.45, zorder=1)
@@ -224,14 +239,13 @@ def _paint_panel(axes: Any, panel: Panel, theme: Theme) -> None:
 
 def _limits(axes: Any, panel: Panel) -> None:
     """Shares from 0 to 1; others by their values, so that one wide interval does not flatten all."""
-    if metric_of(panel.origin).share:
+    if panel.share:
         axes.set_ylim(-0.14 if panel.refused.any() else -0.04, 1.06)
         axes.set_yticks([0.0, 0.5, 1.0])
         return
-    series = [s for s in (panel.own, panel.real) if s is not None]
-    values = np.concatenate([s.value for s in series])
+    values = np.concatenate([s.value for s in panel.series])
     values = values[np.isfinite(values)]
-    ends = np.concatenate([v for s in series for v in (s.low, s.high)])
+    ends = np.concatenate([v for s in panel.series for v in (s.low, s.high)])
     ends = ends[np.isfinite(ends)]
     if not len(values):
         return
@@ -261,10 +275,12 @@ def _alt(view: ClassView) -> str:
         return number(float(np.median(known))) if len(known) else "not measured"
 
     halves = []
-    for p in view.panels:
-        large, small = median(p.own.value[:half]), median(p.own.value[half:])
-        halves.append(f"{p.origin.short} {large} in the larger half, {small} in the smaller half")
+    for panel in view.panels:
+        value = panel.series[0].value
+        halves.append(
+            f"{panel.name} {median(value[:half])} in the larger half, {median(value[half:])} in the smaller half"
+        )
     return (
-        f"Quality of {len(view.order):,} classes sorted by their number of {view.counted} images, largest first; "
-        f"medians of the synthetic images: {'; '.join(halves)}"
+        f"{len(view.order):,} classes sorted by their number of {view.counted} images, largest first; "
+        f"medians with synthetic images: {'; '.join(halves)}"
     )
