@@ -227,6 +227,11 @@ def legend(**names: str) -> Text:
     return Text(joined(span(text, kind) for kind, text in names.items() if text), "legend")
 
 
+def note(text: str) -> Text:
+    """A paragraph in small print."""
+    return Text(text, "note")
+
+
 def missing(what: str, command: str) -> Text:
     """Says what was not computed, and how it is."""
     return Text(f"{what} To compute it:", "missing", command)

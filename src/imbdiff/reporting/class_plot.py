@@ -172,7 +172,7 @@ def by_class(measured: Measured) -> list[ui.Block]:
             real=f"real images{' (dashed: running median)' if many else ', with interval'}" if real else "",
         ),
         ui.Figures([class_plot(view)]),
-        ui.Text(text, "note"),
+        ui.note(text),
         ui.Fold(f"These numbers as a table{left}", [ui.Table(columns, rows)]),
     ]
 

@@ -150,9 +150,9 @@ def verdict(data: ReportData, run: str) -> list[ui.Block]:
             for o in own
         ]
         text = f"Difference of accuracy in percentage points, with its interval. {no_loss(found)}"
-        blocks += [ui.Items(chips, "chips"), ui.Text(text.strip(), "note")]
+        blocks += [ui.Items(chips, "chips"), ui.note(text.strip())]
     if found.get("rule"):
-        blocks.append(ui.Fold("How this is decided", [ui.Text(found["rule"], "note")]))
+        blocks.append(ui.Fold("How this is decided", [ui.note(found["rule"])]))
     return blocks
 
 
@@ -232,7 +232,7 @@ def _arms(data: ReportData, found: Found) -> list[ui.Block]:
         ui.legend(real="real images only", synthetic="with synthetic images", mark=marks),
         ui.Figures([accuracy_plot(found, scopes(found, data.groups))]),
         ui.Table(["arm", *(ui.Column(HEADS.get(scope, scope)) for scope in shown)], rows, "dense"),
-        ui.Text(" ".join(note for note in notes if note), "note"),
+        ui.note(" ".join(note for note in notes if note)),
         *([ui.Fold("Every comparison, with its interval", [comparisons])] if every else []),
     ]
 
@@ -271,9 +271,8 @@ def _steps(data: ReportData, found: Found) -> list[ui.Block]:
     return [
         ui.Heading("Last step, and the best by validation images"),
         ui.Table(["arm", "weights", *(ui.Column(HEADS.get(scope, scope)) for scope in shown)], rows, "dense"),
-        ui.Text("Best: the highest mean over classes on validation images among the steps looked at; the numbers are "
-             "those of test images, which choose nothing. The verdict and all else on this page are of the last step.",
-             "note"),
+        ui.note("Best: the highest mean over classes on validation images among the steps looked at; the numbers are "
+             "those of test images, which choose nothing. The verdict and all else on this page are of the last step."),
     ]  # fmt: skip
 
 
@@ -342,7 +341,7 @@ def _recalls(data: ReportData, found: Found) -> list[ui.Block]:
         ui.Heading("Recall of each class against its training images"),
         ui.legend(**names),
         ui.Figures([class_plot(view)]),
-        ui.Text(how + (f" Without synthetic images: {chosen}." if chosen else ""), "note"),
+        ui.note(how + (f" Without synthetic images: {chosen}." if chosen else "")),
         ui.Fold(f"Recall of each class as a table{left}", [ui.Table(heads, rows)]),
     ]
 
@@ -393,9 +392,9 @@ def _reliability(found: Found) -> list[ui.Block]:
     return [
         ui.Heading("Is it right as often as it is sure?"),
         ui.Figures([reliability_plot(arms)]),
-        ui.Text("Test images of all seeds in 15 bins of confidence. On the dashed line a classifier is right as often "
+        ui.note("Test images of all seeds in 15 bins of confidence. On the dashed line a classifier is right as often "
              "as it says; below it, it is too sure. ECE is the mean gap, weighted by images, of each seed by itself; "
-             "chance alone gives a perfectly calibrated one the value in brackets.", "note"),
+             "chance alone gives a perfectly calibrated one the value in brackets."),
     ]  # fmt: skip
 
 

@@ -210,7 +210,7 @@ def _numbers(title: str, what: str, lines: Sequence[Line], titles: Sequence[str]
         rows.append(ui.Row(row, "first" if first else ""))
         before = name
     table = ui.Table([what, "scope", *(ui.Column(one) for one in titles)], rows, "compare")
-    return ui.Section(anchor, title, [ui.Text(note, "note"), table], title.split(" ")[0])
+    return ui.Section(anchor, title, [ui.note(note), table], title.split(" ")[0])
 
 
 def _images(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.Section:
@@ -228,4 +228,4 @@ def _images(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.Section:
         ui.Shelf([sample_set(run.synthetic, one, at) for run, at in zip(runs, titles, strict=True)], one)
         for one in names
     ]
-    return ui.Section("images", title, [ui.Text(about, "note"), ui.Images(shelves)], "Images")
+    return ui.Section("images", title, [ui.note(about), ui.Images(shelves)], "Images")

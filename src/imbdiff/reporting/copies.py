@@ -46,7 +46,7 @@ def copies(data: ReportData) -> ui.Section | None:
     ]
     blocks.append(ui.Table(["scope", *columns, ui.Column("nearest is of another class")], rows))
     if text := _in_features(found.get("features")):
-        blocks.append(ui.Text(text, "note"))
+        blocks.append(ui.note(text))
     every = [row for row in found.get("classes") or () if row.get("n_synthetic")]
     if every:
         classes = chosen_classes(every)
@@ -59,15 +59,14 @@ def copies(data: ReportData) -> ui.Section | None:
     if pairs:
         blocks += [
             ui.Heading("The closest pairs"),
-            ui.Text(
+            ui.note(
                 "Left the synthetic image, right the training image nearest to it in looks; "
                 f"{len(pairs)} of the closest, at most {PER_CLASS} of a class. They are the worst there are, picked to "
-                "show copies if there are any. Framed: a near copy.",
-                "note",
+                "show copies if there are any. Framed: a near copy."
             ),
             ui.Images([ui.Shelf([ui.PictureSet(pairs)])]),
         ]
-    return ui.Section("memorisation", "Are they copies?", [*blocks, ui.Text(_explained(found), "note")], "Copies")
+    return ui.Section("memorisation", "Are they copies?", [*blocks, ui.note(_explained(found))], "Copies")
 
 
 def headline(found: Found) -> str:

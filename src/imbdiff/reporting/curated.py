@@ -70,7 +70,7 @@ def curation(data: ReportData, rarest: int = RAREST, others: int = OTHERS, headi
     ]
     if found.get("candidates") is not None:
         blocks += _pictures(data, found["candidates"], rows, sampled, rarest, others)
-    blocks.append(ui.Text(_explained(found, data.memorisation is not None), "note"))
+    blocks.append(ui.note(_explained(found, data.memorisation is not None)))
     return ui.Section("curation", heading or "Which images were kept", blocks, "Curation")
 
 
@@ -100,7 +100,7 @@ def _pictures(
     )
     labels = np.array([row["label"] for row in rows], dtype=np.int64)
     shelves = [_shelf(data, images, rows, labels, k, limit) for k in shown]
-    return [ui.Heading("Kept and dropped images"), ui.Text(text, "note"), ui.Images(shelves)]
+    return [ui.Heading("Kept and dropped images"), ui.note(text), ui.Images(shelves)]
 
 
 def _shelf(

@@ -82,9 +82,7 @@ class Inspected:
         ]
         blocks: list[ui.Block] = [ui.Images([ui.Shelf([ui.PictureSet(groups)])])] if groups else []
         if total > len(groups):
-            blocks.append(
-                ui.Text(f"Shown are {len(groups)} of {number(total)}; the others are in the JSON report.", "note")
-            )
+            blocks.append(ui.note(f"Shown are {len(groups)} of {number(total)}; the others are in the JSON report."))
         return blocks
 
 
@@ -214,10 +212,10 @@ def _classes(it: Inspected) -> ui.Section:
     ).format(number(report["normalised_entropy"]), number(report["gini"]))
     return ui.Section("classes", "Classes", [
         ui.Figures([plot]),
-        ui.Text(f"Groups: {report['group_rule']}. Colours are those of the groups.", "note"),
+        ui.note(f"Groups: {report['group_rule']}. Colours are those of the groups."),
         ui.Fold("Table" + (left if len(shown) < len(order) else ""), [ui.Table(["class", "group", *columns], table)],
              len(shown) <= 30),
-        ui.Text(effective, "note"),
+        ui.note(effective),
     ], "Classes")  # fmt: skip
 
 
@@ -242,7 +240,7 @@ def _images(it: Inspected) -> ui.Section:
     )
     own_size = len(it.report["sizes"]) == 1 and tuple(it.report["sizes"][0][:2]) == it.target.shape
     scaled = "" if own_size else f" Pictures are scaled to {it.target.height} × {it.target.width} pixels."
-    text = ui.Text(f"Chosen by hash, not picked{few}.{scaled}", "note")
+    text = ui.note(f"Chosen by hash, not picked{few}.{scaled}")
     return ui.Section("images", "Images", [text, ui.Images(shelves)], "Images")
 
 
@@ -311,7 +309,7 @@ def _duplicates(it: Inspected) -> ui.Section:
             lines = [shorten(image, 60) for image in ids[:2]] + [f"and {len(ids) - 2} more"] * (len(ids) > 2)
             groups.append(([it.place(image) for image in ids[:2]], lines, across))
         said = f"Groups of equal images across splits (framed): {number(len(found['across']))}; inside a split: "
-        blocks += [ui.Heading("Equal pixel for pixel"), ui.Text(f"{said}{number(len(found['within']))}.", "note")]
+        blocks += [ui.Heading("Equal pixel for pixel"), ui.note(f"{said}{number(len(found['within']))}.")]
         blocks += it.side_by_side(groups, len(equal))
     else:
         blocks.append(ui.Text("No two images are equal pixel for pixel."))
@@ -328,13 +326,13 @@ def _duplicates(it: Inspected) -> ui.Section:
             inside = row["first"] == row["second"]
             where = f"inside {row['first']}" if inside else f"of {row['first']} in {row['second']}"
             n = f"{number(row['looked_up'])} of {number(row['total'])} images looked up"
-            blocks.append(ui.Text(f"No near duplicates {where} ({n}).", "note"))
+            blocks.append(ui.note(f"No near duplicates {where} ({n})."))
     if near:
-        blocks.append(ui.Text(
+        blocks.append(ui.note(
             "Near duplicates: as a small picture (8 × 8 blocks, equal brightness and contrast, mirrored or not) the "
             "distance to the nearest image is below a limit of the mean distance to the next of the 50 nearest "
             "(ratio). About 1 % of images that nobody copied may be below it where images are alike: a few pairs may "
-            "be chance. Framed: the two carry different labels.", "note"))  # fmt: skip
+            "be chance. Framed: the two carry different labels."))  # fmt: skip
     return ui.Section("duplicates", "Duplicates", blocks, "Duplicates")
 
 
@@ -358,7 +356,7 @@ def _labels(it: Inspected) -> ui.Section:
             for row, what in conflicts[:MAX_PAIRS]
         ]
         blocks.append(ui.Heading("Equal or nearly equal images under different classes"))
-        blocks.append(ui.Text("Framed: equal pixel for pixel, so at least one label is wrong.", "note"))
+        blocks.append(ui.note("Framed: equal pixel for pixel, so at least one label is wrong."))
         blocks += it.side_by_side(groups, len(conflicts))
     odd = labels["suspicious"]
     if odd["images"]:
@@ -369,12 +367,11 @@ def _labels(it: Inspected) -> ui.Section:
             groups.append((places, [*lines, f"{shorten(row['image'], 60)}: {row['votes']} of {odd['k']}"], True))
         blocks += [
             ui.Heading("Images among images of one other class"),
-            ui.Text(
+            ui.note(
                 "Left the image, then the nearest images of the other class, as 8 × 8 blocks see them. At least 9 of "
                 "its 10 nearest carry that other label. Something to look at, not an error: unusual images of a class "
                 f"look like this too. {number(odd['looked_up'])} of {number(odd['total'])} training images were "
-                "looked up.",
-                "note",
+                "looked up."
             ),
             *it.side_by_side(groups, odd["found"]),
         ]
@@ -414,7 +411,7 @@ def _next(it: Inspected, command: str) -> ui.Section:
         if "refused" in cost:
             rows.append(("Cost", f"not measured: {shorten(cost['refused'], 400)}"))
         rows += [(what, text) for what, text in cost.get("rows", ()) if what not in ("source", "per class")]
-        blocks += [ui.Definitions(rows), *(ui.Text(note, "note") for note in estimate["notes"])]
+        blocks += [ui.Definitions(rows), *(ui.note(note) for note in estimate["notes"])]
     blocks.append(ui.Heading("Next"))
     blocks += [ui.Text(f"{what}:", command=text) for what, text in next_steps(it.report)]
     blocks += [ui.Heading("Repeat this inspection"), ui.Text("", command=command)]

@@ -52,7 +52,7 @@ def quality(found: Found | None, run: str, memorisation: Found | None = None) ->
             blocks += _by_group(table) if i == 0 else [_folded(table)]
         if len(tables) > MAX_TABLES:
             more = counted(len(tables) - MAX_TABLES, "more table")
-            blocks.append(ui.Text(ui.joined([more, "of other extractors in", ui.code("metrics.json")]), "note"))
+            blocks.append(ui.note(ui.joined([more, "of other extractors in", ui.code("metrics.json")])))
         blocks += how_measured(measured.found)
     return ui.Section("metrics", "Quality of the synthetic images", blocks, "Quality")
 
@@ -126,7 +126,7 @@ def _by_group(table: GroupTable) -> list[ui.Block]:
         )
         text = ui.joined([text, ui.span(grey, "baseline")])
     head = f"By group: {table.judge.name or 'an extractor that is not named'} against {table.reference}"
-    return [ui.Heading(head), ui.Text(text, "note"), *_table_blocks(table)]
+    return [ui.Heading(head), ui.note(text), *_table_blocks(table)]
 
 
 def _folded(table: GroupTable) -> ui.Fold:
@@ -137,7 +137,7 @@ def _folded(table: GroupTable) -> ui.Fold:
 def _table_blocks(table: GroupTable) -> list[ui.Block]:
     main, more = table.part(main=True), table.part(main=False)
     blocks: list[ui.Block] = _part_blocks(main) if main else []
-    blocks += [ui.Text(note, "note") for note in table.notes]
+    blocks += [ui.note(note) for note in table.notes]
     if more:
         names = ", ".join(head.split(" ")[0] for head, _ in more.heads)
         blocks.append(ui.Fold(f"More numbers: {names}" if names else "More numbers", _part_blocks(more)))
@@ -157,9 +157,9 @@ def _part_blocks(part: Part) -> list[ui.Block]:
         blocks.append(ui.Table([ui.Cell("scope", "synthetic / reference images"), *columns], rows, "dense"))
     if part.refusals:
         lead = "Refused, not printed" if part.metrics else "Nothing could be printed"
-        blocks += [ui.Text(f"{lead}, as n does not support it:", "note"), ui.Items(part.refusals, "reasons")]
+        blocks += [ui.note(f"{lead}, as n does not support it:"), ui.Items(part.refusals, "reasons")]
     if part.fewer:
-        blocks.append(ui.Text(part.fewer, "note"))
+        blocks.append(ui.note(part.fewer))
     return blocks
 
 
@@ -209,7 +209,7 @@ def how_measured(metrics: Found) -> list[ui.Block]:
         blocks.append(
             ui.Fold(f"Extractor {e.get('name', '')}", [ui.Definitions(_extractor(e, metrics.get("judge")))], i == 0)
         )
-    blocks.append(ui.Text(_fid(extractors), "note"))
+    blocks.append(ui.note(_fid(extractors)))
     if measures:
         what = "Every measure, with its source and what its interval covers"
         blocks.append(ui.Fold(what, [ui.Definitions(measures)]))

@@ -102,7 +102,7 @@ def build_evaluation(
     classes = len((found.get("classes") or {}).get("names") or ())
     top: list[ui.Block] = [ui.Items(facts + ([ui.fact(number(classes), "classes")] if classes > 1 else []), "facts")]
     if data.memorisation is None:
-        top.append(ui.Text("Copies were not looked for: no training images were given (--train).", "note"))
+        top.append(ui.note("Copies were not looked for: no training images were given (--train)."))
     return ui.render(ui.Page("evaluation", title, top, [section for section in sections if section]))
 
 
@@ -156,7 +156,7 @@ def _classes(data: ReportData, run: str) -> ui.Section:
     blocks: list[ui.Block] = [
         ui.legend(real="real training images (before)", synthetic="synthetic images on top (after)" if sampled else ""),
         ui.Figures(plots, ("linear", "log")[: len(plots)]),
-        *([ui.Text("On the log scale read the tops of the bars, not their areas.", "note")] if len(plots) > 1 else []),
+        *([ui.note("On the log scale read the tops of the bars, not their areas.")] if len(plots) > 1 else []),
         *([] if data.sampled else [ui.missing("No synthetic images have been sampled.", f"imbdiff sample {run}")]),
         ui.Fold(f"All classes as a table{left}", [ui.Table(columns, rows)]),
     ]
@@ -292,7 +292,7 @@ def _samples(synthetic: ImageSet | None) -> ui.Section | None:
         len(names) < len(synthetic.class_names)
     )
     text = f"Chosen at random with a fixed seed, not picked.{few} {scaled_down(synthetic.shape)}"
-    return ui.Section("images", "Synthetic images", [ui.Text(text, "note"), ui.Images(shelves)], "Images")
+    return ui.Section("images", "Synthetic images", [ui.note(text), ui.Images(shelves)], "Images")
 
 
 def _training(data: ReportData, run: str) -> ui.Section:
@@ -301,9 +301,7 @@ def _training(data: ReportData, run: str) -> ui.Section:
     if curves:
         plots = [loss_curve("total loss" if term == "loss" else term, *curve) for term, curve in curves.items()]
         blocks = [ui.Figures(plots)]
-        blocks.append(
-            ui.Text("Line: median of short stretches of the log; band: 10th to 90th percentile within them.", "note")
-        )
+        blocks.append(ui.note("Line: median of short stretches of the log; band: 10th to 90th percentile within them."))
     else:
         blocks.append(ui.missing("No training log.", f"imbdiff train {run}"))
     shares = term_shares(data.log)
@@ -323,9 +321,9 @@ def _training(data: ReportData, run: str) -> ui.Section:
         blocks += [
             ui.Heading("What each loss term did"),
             ui.Table(heads, table, "short"),
-            ui.Text("Norm of each weighted term's gradient over the sum of all norms, mean of "
+            ui.note("Norm of each weighted term's gradient over the sum of all norms, mean of "
                  f"{counted(shares[0].times, 'measurement')} during training. A negative cosine: the term pulls "
-                 "against the denoising loss.", "note"),
+                 "against the denoising loss."),
         ]  # fmt: skip
     timings = stage_times(data.timings)
     if timings:

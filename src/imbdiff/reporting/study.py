@@ -71,14 +71,14 @@ def _top(found: Found) -> list[ui.Block]:
     blocks: list[ui.Block] = [
         ui.Text(recommendation(found), f"verdict {tone(((test or {}).get('scopes') or {}).get('all'))}")
     ]
-    blocks += [ui.Text(text, "note") for text in (_tested(found), _looks(found.get("looks") or ())) if text]
+    blocks += [ui.note(text) for text in (_tested(found), _looks(found.get("looks") or ())) if text]
     chips = [
         ui.Cell(ui.joined([Markup("<b>{}</b>").format(clean(d.scope)), ui.span(d.difference, "")]), style=d.tone)
         for d in differences(test)
     ]
     blocks.append(ui.Items(chips, "chips"))
     if found["apply"]:
-        blocks.append(ui.Text("To apply it to the run:", "note"))
+        blocks.append(ui.note("To apply it to the run:"))
         blocks += [ui.Text("", command=line) for line in found["apply"]]
     protocol = found["protocol"]
     trained = sum(row["validation"] is not None or not row["reason"] for row in found["rows"])
@@ -204,7 +204,7 @@ def _missing(found: Found) -> ui.Section | None:
         ui.Items([ui.name(one) for one in names[:MAX_MISSING]]),
     ]
     if len(names) > MAX_MISSING:
-        blocks.append(ui.Text(f"and {number(len(names) - MAX_MISSING)} more", "note"))
+        blocks.append(ui.note(f"and {number(len(names) - MAX_MISSING)} more"))
     return ui.Section("missing", "Classes without validation images", blocks)
 
 
@@ -250,7 +250,7 @@ def _plot_section(found: Found, rows: Sequence[Found]) -> ui.Section:
     lines, groups, picked = lines_of(rows), _groups(found), found.get("recommendation")
     if not lines:
         text = "There are no accuracies on validation images to show."
-        return ui.Section("plot", title, [ui.Text(text, "note")], "Plot")
+        return ui.Section("plot", title, [ui.note(text)], "Plot")
     without = [row for row in rows if row["number"] is None and row["validation"] is not None]
     best = picked["control"] if picked else None
     levels = [Level(row["name"], _by_scope(row, "mean"), row["name"] == best) for row in without[:MAX_LEVELS]]
@@ -265,7 +265,7 @@ def _plot_section(found: Found, rows: Sequence[Found]) -> ui.Section:
     if len(groups) + 1 > MAX_PANELS:
         text += f" Shown are {MAX_PANELS - 1} of {len(groups)} groups."
     figure = accuracy_plot(lines[:MAX_LINES], levels, [CLASS_MEAN, *groups][:MAX_PANELS])
-    return ui.Section("plot", title, [ui.Figures([figure]), ui.Text(text, "note")], "Plot")
+    return ui.Section("plot", title, [ui.Figures([figure]), ui.note(text)], "Plot")
 
 
 def accuracy_plot(lines: Sequence[Line], levels: Sequence[Level], scopes: Sequence[str]) -> Plot:
@@ -347,7 +347,7 @@ def _grid(found: Found, rows: Sequence[Found]) -> ui.Section:
         text += f" {number(len(rows) - MAX_ROWS)} more rows, with lower accuracies, are in study.json."
     if len(groups) > MAX_GROUPS:
         text += f" {number(len(groups) - MAX_GROUPS)} more groups are in study.json."
-    blocks += [ui.Table(heads, table, "dense"), ui.Text(text, "note")]
+    blocks += [ui.Table(heads, table, "dense"), ui.note(text)]
     return ui.Section("grid", "The grid, by balanced accuracy on validation images", blocks, "Grid")
 
 
@@ -394,13 +394,11 @@ def _curation(found: Found, curated: Sequence[Curated]) -> list[ui.Section]:
         ui.Column("kept"),
         "not kept",
     ]
-    sections = [
-        ui.Section("curation", "Which images were kept", [ui.Table(heads, rows), ui.Text(text, "note")], "Curation")
-    ]
+    sections = [ui.Section("curation", "Which images were kept", [ui.Table(heads, rows), ui.note(text)], "Curation")]
     for i, one in enumerate(curated[:MAX_POLICIES], start=1):
         own = curation(one.data, RAREST, OTHERS)
         if own is not None:
-            file = ui.Text(ui.joined(["The scores of every candidate:", ui.code(one.file)]), "note")
+            file = ui.note(ui.joined(["The scores of every candidate:", ui.code(one.file)]))
             sections.append(
                 ui.Section(f"curation-{i}", f"{one.policy}, for {shorten(one.number, 60)}", [*own.blocks, file])
             )
@@ -428,11 +426,11 @@ def _test(found: Found) -> ui.Section | None:
         blocks += [
             ui.Heading("Difference"),
             ui.Table(["scope", ui.Column("difference in points (interval)"), ui.Column("test images")], table),
-            ui.Text("Recommended minus best without, over images of the classes that claims are made of; bootstrap "
+            ui.note("Recommended minus best without, over images of the classes that claims are made of; bootstrap "
                  "over seeds and, within classes, test images. The comparison declared beforehand is that over all of "
                  "them, with a 95 % interval. Those of groups are corrected for their number by Holm's method, and "
                  "their intervals are widened with it, so that an interval excludes 0 where the corrected p-value is "
-                 "below 0.05, and only there.", "note"),
+                 "below 0.05, and only there."),
         ]  # fmt: skip
     return ui.Section("test", "On the test images", blocks, "Test images")
 
@@ -450,7 +448,7 @@ def _exploratory(found: Found) -> ui.Section | None:
     )
     blocks: list[ui.Block] = [ui.Text(text), ui.Table(["arm", *_columns(found)], rows)]
     if explored["compared"] > len(rows):
-        blocks.append(ui.Text(f"{number(explored['compared'] - len(rows))} more are in study.json.", "note"))
+        blocks.append(ui.note(f"{number(explored['compared'] - len(rows))} more are in study.json."))
     return ui.Section("exploratory", "Exploratory: all of them on the test images", blocks, "Exploratory")
 
 
