@@ -155,14 +155,14 @@ def test_the_table_of_classes_starts_with_the_smallest(data: ReportData, found: 
     assert rows[0][5] == points(values[1] - values[0])
 
 
-def test_many_classes_have_running_medians_and_the_cap_is_said() -> None:
+def test_many_classes_have_running_means_and_the_cap_is_said() -> None:
     counts = tuple(1 + (k * 37) % 400 for k in range(MAX_ROWS + 50))
     shown = section(fake.trained(counts, per_class=4, seeds=2, best=False))
     rows = tables(shown)[-1]
     assert (len(rows), rows[0][2]) == (MAX_ROWS, str(min(counts)))
     text = text_of(shown)
     assert "(the 200 smallest of 250)" in text
-    assert "lines: running medians" in text
+    assert "lines: running means" in text
     assert len(section_page(shown)) < 120_000
 
 

@@ -46,6 +46,7 @@ class Panel:
         share: from 0 to 1.
         synthetic, real: with synthetic images (or of them), and without (of real ones); at least one.
         refused: (C,) classes whose number n does not support.
+        mean: of many classes a running mean is shown, not a median: values of few test images are coarse.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Panel:
     synthetic: Series | None
     real: Series | None
     refused: np.ndarray
+    mean: bool = False
 
     @property
     def heading(self) -> str:
@@ -225,7 +227,7 @@ def _paint_panel(axes: Any, panel: Panel, theme: Theme) -> None:
             axes.plot(x, series.value, marker, color=colour, markersize=4 if marker == "D" else 5.5)
         else:
             axes.plot(x, series.value, ".", color=colour, markersize=2.2, alpha=0.4, markeredgewidth=0)
-            middle = running_median(series.value, max(15, c // 20))
+            middle = running(np.nanmean if panel.mean else np.nanmedian, series.value, max(15, c // 20))
             axes.plot(x, middle, color=colour, linewidth=2.0, linestyle="-" if marker == "o" else (0, (4, 2)))
     _limits(axes, panel)
     if panel.refused.any():
@@ -255,14 +257,14 @@ def _limits(axes: Any, panel: Panel) -> None:
     axes.set_ylim(low - 0.14 * width, high + 0.08 * width)
 
 
-def running_median(values: np.ndarray, window: int) -> np.ndarray:
-    """Median of the finite values in a centred window; NaN where fewer than a third of the window is finite."""
+def running(middle: Any, values: np.ndarray, window: int) -> np.ndarray:
+    """`middle` (such as np.nanmedian) of the values in a centred window; NaN where fewer than a third is finite."""
     half = window // 2
     padded = np.concatenate([np.full(half, np.nan), values, np.full(half, np.nan)])
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
     enough = np.isfinite(windows).sum(axis=1) >= max(1, window // 3)
     result = np.full(len(values), np.nan)
-    result[enough] = np.nanmedian(windows[enough], axis=1)
+    result[enough] = middle(windows[enough], axis=1)
     return result
 
 

@@ -325,7 +325,7 @@ def _recalls(data: ReportData, found: Found) -> list[ui.Block]:
     names = {("synthetic" if synthetic else "real"): str(arm.get("name", "")) for synthetic, (arm, _) in arms.items()}
     series = [one for _, one in arms.values()]
     own, real = (arms[which][1] if which in arms else None for which in (True, False))
-    panel = Panel("recall of the class", "", "", True, own, real, np.zeros(c, bool))
+    panel = Panel("recall of the class", "", "", True, own, real, np.zeros(c, bool), mean=True)
     counts, groups = [data.stats.counts[k] for k in order], [data.group(k) for k in order]
     view = ClassView(order, [data.stats.names[k] for k in order], groups, counts, "training", [panel])
     rows: list[ui.Cells] = []
@@ -336,7 +336,7 @@ def _recalls(data: ReportData, found: Found) -> list[ui.Block]:
     heads: ui.Cells = ["class", "group", ui.Column("training images"), *(ui.Column(one) for one in names.values())]
     heads += [ui.Column("points")] if len(series) > 1 else []
     left = f" (the {number(len(rows))} smallest of {number(c)})" if len(rows) < c else ""
-    how = "Points: classes; lines: running medians." if c > SINGLE else "Mean over seeds; bars: one standard deviation."
+    how = "Points: classes; lines: running means." if c > SINGLE else "Mean over seeds; bars: one standard deviation."
     return [
         ui.Heading("Recall of each class against its training images"),
         ui.legend(**names),
