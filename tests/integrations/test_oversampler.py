@@ -21,10 +21,17 @@ def data() -> tuple[np.ndarray, np.ndarray]:
     return generator.integers(0, 256, (len(y), 8, 8), dtype=np.uint8), y
 
 
-def test_classes_are_filled_and_the_real_images_come_first() -> None:
-    X, y = data()
+@pytest.fixture(scope="module")
+def filled() -> tuple[DiffusionOverSampler, np.ndarray, np.ndarray]:
     sampler = DiffusionOverSampler(options=OPTIONS)
-    X2, y2 = sampler.fit_resample(X, y)
+    return sampler, *sampler.fit_resample(*data())
+
+
+Filled = tuple[DiffusionOverSampler, np.ndarray, np.ndarray]
+
+
+def test_classes_are_filled_and_the_real_images_come_first(filled: Filled) -> None:
+    (X, y), (sampler, X2, y2) = data(), filled
     assert X2.dtype == np.uint8
     assert X2.shape == (36, 8, 8)
     assert dict(zip(*np.unique(y2, return_counts=True), strict=True)) == {"cat": 12, "dog": 12, "eel": 12}
@@ -72,8 +79,8 @@ def test_images_must_be_bytes_of_two_classes() -> None:
         DiffusionOverSampler().fit_resample(X[:12], y[:12])
 
 
-def test_images_are_chosen_as_the_options_say() -> None:
-    X, y = data()
+def test_images_are_chosen_as_the_options_say(filled: Filled) -> None:
+    (X, y), (_, plain, plain_labels) = data(), filled
     drawn: list[int] = []
     real = curation.curate
 
@@ -85,7 +92,6 @@ def test_images_are_chosen_as_the_options_say() -> None:
         patch.setattr(curation, "curate", counted)
         options = {**OPTIONS, "curate.policy": "diverse", "curate.draw": 2.0, "classify.steps": 4}
         new, labels = DiffusionOverSampler(options=options).fit_resample(X, y)
-    plain, plain_labels = DiffusionOverSampler(options=OPTIONS).fit_resample(X, y)
     assert drawn == [2 * (len(plain) - len(X))]
     assert (labels == plain_labels).all()
     assert (new != plain).any()

@@ -217,3 +217,18 @@ def test_moments_go_on_with_the_weights_that_they_are_of(channels_last: bool) ->
     steps(went_on, range(2, 4))
     for (name, a), b in zip(whole.state().items(), went_on.state().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_an_update_whose_gradient_is_not_finite_is_skipped_on_the_device() -> None:
+    """On a GPU losses are read every few steps only."""
+    made = update_of([Denoising()])
+    parameter = next(iter(made.parameters.values()))
+    for step, bad in enumerate((False, True, False)):
+        before = [p.detach().clone() for p in made.parameters.values()]
+        hook = parameter.register_hook(lambda g: g * float("nan")) if bad else None
+        made.gradients(step)
+        if hook is not None:
+            hook.remove()
+        made.apply(step)
+        same = [torch.equal(a, b) for a, b in zip(before, made.parameters.values(), strict=True)]
+        assert all(same) if bad else not any(same)
