@@ -183,13 +183,13 @@ def oracle(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(losses, gradients by parameter name) of a step from the formulas; `step` is in float64."""
     losses, total = {}, oracles.ZERO
+    raws = {part: oracles.Raw(kind, batch, STATS.counts) for part, batch in batches.items()}
     for made, (of, options) in zip(step.active, case.objectives, strict=True):
-        raw = oracles.Raw(kind, batches[made.part], STATS.counts)
         constants = {k: v for k, v in options.items() if k != "weight"} | state
         formula = getattr(oracles, of.name.replace("sampled", "class"))
         if of is SampledBalancing:
             constants["name"] = of.name
-        for term, value in formula(raw, step.networks, step, **constants).items():
+        for term, value in formula(raws[made.part], step.networks, step, **constants).items():
             losses[f"{of.name}/{term}"] = value
             total = total + (0 if term in of.monitors else options.get("weight", WEIGHTS.get(of, 1.0)) * value)
     losses["loss"] = total
