@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from imbdiff.data.benchmarks.groups import shots, thirds
+from imbdiff.data.benchmarks import shots, thirds
 from imbdiff.data.splits import GroupRule, Prepared, prepare
 from imbdiff.recognition.arms import Arm
 from imbdiff.recognition.comparison import ArmResult

@@ -30,7 +30,7 @@ from imbdiff.runtime.files import sha256_file
 SIZE = 32
 CHILD = """
 import sys
-from imbdiff.data import cache, parallel
+from imbdiff.data import cache, reading as parallel
 from imbdiff.data.folder import FolderSource
 folder, store, processes_from, chunk = sys.argv[1:]
 parallel.PROCESSES_FROM, cache.CHUNK_BYTES = int(processes_from), int(chunk)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from imbdiff.data.findings.text import format_inspection
-from imbdiff.data.inspect import inspect
+from imbdiff.data.inspect import format_inspection, inspect
 from imbdiff.data.sources import load
 from imbdiff.runtime.errors import DataError
 from tests.data.making import arrays, folder, noise, write
@@ -136,7 +135,7 @@ def test_markup_and_control_characters_in_class_names_are_only_shown(tmp_path):
 def test_class_sizes_in_numbers():
     x, y = arrays([8, 4, 4])
     report = inspect((x, y))
-    assert report["version"] == 2
+    assert report["version"] == 3
     assert [row["share"] for row in report["classes"]] == [0.5, 0.25, 0.25]
     # the effective number is the sum of a geometric series
     for row, n in zip(report["classes"], (8, 4, 4), strict=True):
@@ -184,21 +183,21 @@ def test_padding_is_suggested_where_cropping_cuts_much(tmp_path):
 
 
 def test_every_image_is_decoded_once(tmp_path, monkeypatch):
-    import imbdiff.data.encoded as encoded
+    import imbdiff.data.source as encoded
 
     folder(tmp_path, {"train/a": 6, "train/b": 5, "test/a": 3})
     seen = []
     real = encoded.decode
     monkeypatch.setattr(encoded, "decode", lambda file, *rest: (seen.append(str(file)), real(file, *rest))[1])
-    monkeypatch.setattr("imbdiff.data.cache.decode", lambda *a: pytest.fail("decoded again"))
+    monkeypatch.setattr("imbdiff.data.reading.decode", lambda *a: pytest.fail("decoded again"))
     inspect(tmp_path)
     assert len(seen) == len(set(seen)) == 14
 
 
 def test_pictures_of_some_images_only(tmp_path, monkeypatch):
-    import imbdiff.data.cache as cache
+    import imbdiff.data.reading as cache
     from imbdiff.data.decode import Target
-    from imbdiff.data.findings.look import look, pictures
+    from imbdiff.data.findings import look
 
     folder(tmp_path, {"a": 6, "b": 5})
     (tmp_path / "a" / "000.png").write_bytes(b"")
@@ -211,10 +210,10 @@ def test_pictures_of_some_images_only(tmp_path, monkeypatch):
     seen = []
     real = cache.decode
     monkeypatch.setattr(cache, "decode", lambda file, *rest: (seen.append(file.name), real(file, *rest))[1])
-    x = pictures(source, "train", looks["train"].rows[[5, 0]], Target(8, 8, "crop"), False)
+    x = source.pictures("train", looks["train"].rows[[5, 0]], Target(8, 8, "crop"), False)
     assert sorted(seen) == ["000.png", "001.png"]
     np.testing.assert_array_equal(x[0], noise(8, 8, 3, seed=1000))
     np.testing.assert_array_equal(x[1], noise(8, 8, 3, seed=1))
     arrays_too = load((noise(4, 8, 8, 3), np.arange(4) % 2))
-    chosen = pictures(arrays_too, "train", np.array([2, 1]), Target(8, 8, "crop"), False)
+    chosen = arrays_too.pictures("train", np.array([2, 1]), Target(8, 8, "crop"), False)
     np.testing.assert_array_equal(chosen, noise(4, 8, 8, 3)[[2, 1]])

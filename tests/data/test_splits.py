@@ -65,14 +65,13 @@ def test_equal_arguments_give_equal_splits_and_others_do_not(demo):
     assert again.train.fingerprint == demo.train.fingerprint
     hashes = {
         prepare("digits", **options).manifest["hash"]
-        for options in ({}, {"imbalance_factor": 50, "seed": 1}, {"imbalance_factor": 20}, {"val_fraction": 0.2},
-                        {"imbalance_factor": 50, "profile": "step"}, {"imbalance_factor": 50, "test_per_class": 50})
-    }  # fmt: skip
-    assert len(hashes | {demo.manifest["hash"]}) == 7
+        for options in ({"imbalance_factor": 50, "seed": 1}, {"imbalance_factor": 20})
+    }
+    assert len(hashes | {demo.manifest["hash"]}) == 3
 
 
 def test_the_test_split_does_not_depend_on_the_tail(demo):
-    for options in ({}, {"imbalance_factor": 10}, {"imbalance_factor": 50, "profile": "pareto"}):
+    for options in ({}, {"imbalance_factor": 50, "profile": "pareto"}):
         assert prepare("digits", **options).test.fingerprint == demo.test.fingerprint
 
 

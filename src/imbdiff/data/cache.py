@@ -18,23 +18,18 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from imbdiff.data.decode import Target, UnusableImageError, decode
 from imbdiff.data.imageset import StoredImages
-from imbdiff.data.parallel import in_chunks
+from imbdiff.data.reading import Decoding, in_chunks
 from imbdiff.data.spec import user_path
 from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.files import is_disk_full, write_json
 from imbdiff.runtime.progress import Progress
-
-if TYPE_CHECKING:
-    from imbdiff.data.encoded import Reader
 
 VERSION = 1
 LEAST = 512 * 2**20
@@ -63,75 +58,40 @@ def chosen(option: str | Path | None, nbytes: int) -> Path | None:
     return default_folder() if nbytes >= LEAST else None
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """Decodes images at places, in a worker; with `own`, only images of that (height, width)."""
-
-    reader: Reader
-    target: Target
-    grey: bool
-    own: tuple[int, int] | None = None
-
-    def __call__(self, places: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:
-        """(n, H, W, C) uint8 and {number: why} of the unusable, whose rows are black."""
-        x = np.zeros((len(places), *self.target.shape, 1 if self.grey else 3), dtype=np.uint8)
-        bad = {}
-        for i, place in enumerate(places):
-            try:
-                x[i] = decode(self.reader.open(place), self.target, self.grey, self.own)
-            except (UnusableImageError, OSError) as error:
-                bad[i] = str(error)
-        return x, bad
-
-    def task(self, places: Sequence[Any]) -> tuple[Decoding, Sequence[Any]]:
-        """What a worker gets for a chunk of images; see ``Reader.bring``."""
-        reader, brought = self.reader.bring(places)
-        return replace(self, reader=reader), brought
-
-
-def run(decoding: Decoding, places: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:
-    return decoding(places)
-
-
-def decoded(
-    folder: Path, shape: tuple[int, int, int, int], decoding: Decoding, places: Sequence[Any], ids: Sequence[str],
-    about: dict[str, Any],
-) -> tuple[StoredImages, dict[str, str]]:  # fmt: skip
+def kept(
+    folder: Path, shape: tuple[int, int, int, int], decoding: Decoding, places: Sequence[Any], about: dict[str, Any]
+) -> tuple[StoredImages, dict[int, str]]:
     """The images at `places`, made or found in `folder`.
 
     Args:
         shape: (N, H, W, C) of all.
         decoding: makes a chunk.
-        about: written beside them, for people.
+        about: written next to them, for people.
 
     Returns:
-        The stored images, and {id: why} of the unusable; chunks with unusable images are not kept as complete.
+        The stored images, and {number: why} of the unusable; chunks with unusable images are not kept as complete.
 
     Raises:
         DataError: the disk is full, or the folder cannot be written.
     """
     n, *image = shape
-    # a task of a stream holds the encoded images, which are larger
-    per = max(1, min(64 if decoding.reader.streams else 1024, CHUNK_BYTES // int(np.prod(image))))
-    starts = range(0, n, per)
+    per = max(1, min(1024, CHUNK_BYTES // int(np.prod(image))))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             store = _Store(folder, shape, per)
             store.start(about)
-            todo = [start for start in starts if start not in store.done]
-            bad: dict[str, str] = {}
+            todo = [start for start in range(0, n, per) if start not in store.done]
+            bad: dict[int, str] = {}
             if todo:
-                tasks = ((store.data, start, *decoding.task(places[start : start + per])) for start in todo)
-                at_once = 0 if decoding.reader.streams else len(todo) * per
+                tasks = ((store.data, start, decoding, places[start : start + per]) for start in todo)
                 with Progress("decode", n, start=n - sum(min(per, n - s) for s in todo)) as bar:
-                    for start, (line, wrong) in zip(todo, in_chunks(_make, tasks, at_once), strict=True):
-                        if wrong and decoding.own is not None:  # the guess of one size was wrong, or a file is damaged
+                    for start, (line, wrong) in zip(todo, in_chunks(_make, tasks, len(todo) * per), strict=True):
+                        bad |= {start + i: why for i, why in wrong.items()}
+                        if wrong and decoding.own is not None:  # the sample's one size was wrong, or a file is damaged
                             shutil.rmtree(folder, ignore_errors=True)
-                            return StoredImages(store.data, shape, store.keys()), {ids[start + min(wrong)]: "other"}
-                        if wrong:
-                            bad |= {ids[start + i]: why for i, why in wrong.items()}
-                        else:
+                            break
+                        if not wrong:
                             store.add(line)
                         bar.update(bar.done + min(per, n - start))
             return StoredImages(store.data, shape, store.keys()), bad

@@ -6,99 +6,48 @@ images without class folders or without labels, classes that another set lacks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from imbdiff.data.encoded import PathReader
-from imbdiff.data.folder import FolderSource, FolderTree
+from imbdiff.data.arrays import ONE_CLASS, NpzSource
+from imbdiff.data.folder import OUTSIDE, SPLIT_FOLDERS, FolderTree, Listing, class_order, class_records
 from imbdiff.data.imageset import ImageSet, join
-from imbdiff.data.layout import OUTSIDE, SPLIT_FOLDERS, Listing, class_order, class_records
 from imbdiff.data.names import counted, named
-from imbdiff.data.npz import LAYOUTS, NpzSource, find_layout
-from imbdiff.data.source import Source
+from imbdiff.data.reading import PathReader
+from imbdiff.data.source import EncodedSource, Source
 from imbdiff.data.sources import load
 from imbdiff.data.spec import user_path
 from imbdiff.runtime.errors import DataError
 
-ONE_CLASS = "all images"
+__all__ = ["EVERYTHING", "ONE_CLASS", "Measurable", "align", "read_any"]
+
 EVERYTHING = "all"
 """In place of a split: all images of all splits."""
 
 
-class PlainFolder(FolderSource):
+class PlainFolder(EncodedSource):
     """Images in class folders, or directly in the folder: then they are one class, "all images".
 
     Raises:
         DataError: no image, links that lead out of the folder, names that are not valid text.
     """
 
-    def __init__(self, folder: Path, name: str | None = None) -> None:
-        self.folder = Path(folder)
-        listed = Listing(FolderTree(self.folder), strict=False)
+    kind = "folder"
+
+    def __init__(self, folder: Path, name: str) -> None:
+        listed = Listing(FolderTree(folder), strict=False)
         classes = {k: v for k, v in listed.classes["train"].items() if v}
         if not classes:
-            classes = {ONE_CLASS: listed.beside()}
+            classes = {ONE_CLASS: listed.in_root()}
             listed.ignored.pop(OUTSIDE, None)  # these are the images that are taken
         names = sorted(classes, key=class_order(classes))
-        Source.__init__(self, name or str(folder), names, False, listed.warnings())
-        self.reader = PathReader(self.folder)
-        self.records = {"train": class_records(names, classes)}
-        if not self.records["train"].ids:
+        records = {"train": class_records(names, classes)}
+        if not records["train"].ids:
             raise DataError(f"there is no image in {folder}", "give a folder of images, or of one folder per class")
-
-
-class PlainNpz(NpzSource):
-    """An ``.npz`` file of images, with labels or without; one class is enough, and so is a test split.
-
-    Keys and labels are as of :class:`NpzSource`. Without labels the images are one class, "all images", under
-    ``x_train``, ``x_val``, ``x_test`` (or MedMNIST's ``train_images`` and so on), ``images``, ``x``, ``X`` or
-    ``arr_0``, as ``np.savez(file, images)`` names them. Classes without any image are left out.
-
-    Raises:
-        DataError: as of NpzSource; labels of some splits only.
-    """
-
-    def _find(self, keys: set[str], where: str) -> Mapping[str, tuple[str, str | None]]:
-        for layout in (*LAYOUTS, {"train": ("arr_0", "")}):
-            found = {split: pair for split, pair in layout.items() if pair[0] in keys}
-            labelled = [y for _, y in layout.values() if y in keys]
-            if found and not labelled:
-                return {split: (x, None) for split, (x, _) in found.items()}
-            if found and all(x in keys and y in keys for x, y in found.values()):
-                return dict(found)
-        return find_layout(keys, where)  # which says what is missing
-
-    def _encode(
-        self, raw: Mapping[str, np.ndarray], names: Sequence[str] | None, where: str
-    ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-        if not raw:
-            return (ONE_CLASS,), {split: np.zeros(shape[0], np.int64) for split, shape in self.shapes().items()}
-        if len({y.dtype.kind == "U" for y in raw.values()}) > 1:
-            raise DataError(f"{where}: some splits have labels that are strings, others integers", "use one kind")
-        values = np.unique(np.concatenate(list(raw.values())))
-        known = [str(v) for v in values.tolist()] if names is None else [str(name) for name in names]
-        if len(set(known)) < len(known):
-            raise DataError(f"{where}: class names occur twice", "give every class a name of its own")
-        if values.dtype.kind == "U":
-            strange = [v for v in values.tolist() if v not in known]
-        else:
-            strange = [v for v in values.tolist() if v < 0 or (names is not None and v >= len(known))]
-        if strange:
-            raise DataError(
-                f"{where}: labels out of range: {strange[:20]}",
-                "number classes from 0" if names is None else f"there are {len(known)} class names; name all classes",
-            )
-        # in the order of the names given; one that no image has is left out
-        order = values.tolist()
-        if names is not None and values.dtype.kind == "U":
-            order = [name for name in known if name in set(order)]
-        used = tuple(order if values.dtype.kind == "U" else [known[v] if names is not None else str(v) for v in order])
-        rank = {v: k for k, v in enumerate(order)}
-        of_value = np.array([rank[v] for v in values.tolist()], np.int64)
-        return used, {split: of_value[np.searchsorted(values, y)] for split, y in raw.items()}
+        super().__init__(name, names, records, PathReader(folder), False, listed.warnings())
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +106,7 @@ def read_any(source: str | Path | ImageSet | np.ndarray, split: str | None = Non
         has_splits = any(n in names for n in SPLIT_FOLDERS["train"])
         opened = load(path) if has_splits else PlainFolder(path, text)
     elif path.suffix.lower() == ".npz" and path.is_file():
-        opened = PlainNpz(path, text)
+        opened = NpzSource(path, text, strict=False)
     else:
         opened = load(source)
     if split == EVERYTHING:

@@ -114,7 +114,6 @@ def long_tail(
     seed: int = 0,
     order: str = "label",
     n_max: int | None = None,
-    short: bool = False,
 ) -> np.ndarray:
     """Indices of the images that a long-tail profile keeps.
 
@@ -127,8 +126,6 @@ def long_tail(
         seed: of the draw.
         order: which class becomes the largest: "label" = class 0, "size" = the one with the most images.
         n_max: images of the largest class; None = the most that all classes can serve.
-        short: a class with fewer images than the profile asks for keeps all of them (cifar-lt only), as in the code of
-            the literature; otherwise that is an error.
 
     Returns:
         (n,) int64 indices into `labels`.
@@ -143,7 +140,7 @@ def long_tail(
                 f"the cifar-lt protocol has no profile {profile!r} with order {order!r}",
                 "use exponential or step with order label, or the protocol imbdiff",
             )
-        return _cifar_lt(labels, parse_imbalance_factor(imbalance_factor), profile, seed, n_max, short)
+        return _cifar_lt(labels, parse_imbalance_factor(imbalance_factor), profile, seed, n_max)
     if protocol != "imbdiff":
         raise ConfigError(f"unknown protocol {protocol!r}", f"choose one of {', '.join(get_args(Protocol))}")
     available = np.bincount(labels).tolist()
@@ -158,24 +155,11 @@ def long_tail(
     return np.sort(np.concatenate(kept))
 
 
-def cifar_lt_counts(available: Sequence[int], factor: float, profile: str, n_max: int | None = None) -> list[int]:
-    """Images that the cifar-lt protocol asks of each class, whether they are there or not.
-
-    Args:
-        available: (C,) images of each class.
-        factor: the imbalance factor, at least 1.
-        profile: exponential or step.
-        n_max: of the largest class; None = N / C, which need not be a whole number.
-    """
-    largest = sum(available) / len(available) if n_max is None else n_max
-    # int() and no tolerance: what the literature's code computes, digit for digit.
-    return [int(largest * share) for share in profile_shares(profile, len(available), factor).tolist()]
-
-
-def _cifar_lt(labels: np.ndarray, factor: float, profile: str, seed: int, n_max: int | None, short: bool) -> np.ndarray:
+def _cifar_lt(labels: np.ndarray, factor: float, profile: str, seed: int, n_max: int | None) -> np.ndarray:
     available = np.bincount(labels).tolist()
     largest = len(labels) / len(available) if n_max is None else n_max
-    counts = cifar_lt_counts(available, factor, profile, n_max)
+    # int() and no tolerance: what the literature's code computes, digit for digit.
+    counts = [int(largest * share) for share in profile_shares(profile, len(available), factor).tolist()]
     empty = [k for k, n in enumerate(counts) if n < 1]
     if empty:
         raise DataError(
@@ -183,8 +167,7 @@ def _cifar_lt(labels: np.ndarray, factor: float, profile: str, seed: int, n_max:
             f"{counted(len(empty), 'class', 'classes')} without an image (the first is class {empty[0]})",
             "choose a smaller imbalance factor, or the protocol imbdiff, which keeps at least one",
         )
-    if not short:
-        _check_available(dict(enumerate(counts)), available)
+    _check_available(dict(enumerate(counts)), available)
     generator = np.random.RandomState(seed)  # the legacy generator is the rule; never the global one
     kept = []
     # the indices of each class in ascending order
@@ -211,13 +194,3 @@ def about_cut(own: float | None, asked: float) -> list[str]:
     if own is None or own == asked:
         return []
     return [f"the imbalance factor is {asked:g}, as configured, and not {own:g}, the source's own"]
-
-
-def about_short(
-    counts: Sequence[int], names: Sequence[str], factor: float, profile: str, n_max: int | None
-) -> list[str]:
-    """A note that names the classes with fewer images than the cifar-lt protocol asks for."""
-    wanted = cifar_lt_counts(counts, parse_imbalance_factor(factor), profile, n_max)
-    rows = [f"{name!r}: {n} in place of {w}" for name, n, w in zip(names, counts, wanted, strict=True) if n < w]
-    have = counted(len(rows), "class has", "classes have")
-    return [f"{have} fewer images than the profile asks for, all kept:\n{listing(rows)}"] if rows else []

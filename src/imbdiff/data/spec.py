@@ -91,7 +91,7 @@ class Spec:
 
         The path itself and the options that name files or folders (``root``, ``names``, ``list``, and without a prefix
         ``val`` and ``test``, which name splits in a hub's set) are changed where they exist, or for a pattern where the
-        folder in front of it does. An address, and what stands behind ``torchvision:`` or ``module:``, is no path.
+        folder in front of it does. An address, and what stands behind ``module:``, is no path.
         """
 
         def place(text: str) -> str:
@@ -117,19 +117,6 @@ class Spec:
     def take(self, name: str, default: str | None = None) -> str | None:
         """The value of an option, which is then used up."""
         return self.options.pop(name, default)
-
-    def flag(self, name: str) -> bool:
-        """An option that is 1, true, yes or on, or 0, false, no or off.
-
-        Raises:
-            ConfigError: neither.
-        """
-        value = (self.take(name) or "0").lower()
-        if value in ("1", "true", "yes", "on"):
-            return True
-        if value in ("0", "false", "no", "off"):
-            return False
-        raise ConfigError(f"{name}={value} in {self.text!r} is neither yes nor no", f"write {name}=1, or leave it out")
 
     def finish(self, known: Iterable[str]) -> None:
         """Refuses options that nobody took.

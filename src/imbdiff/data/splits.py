@@ -14,7 +14,7 @@ from imbdiff.data import near_duplicates
 from imbdiff.data.decode import Size
 from imbdiff.data.imageset import ImageSet, conflicting_copies, copies_across, copies_within
 from imbdiff.data.names import counted
-from imbdiff.data.profiles import about_cut, about_short, largest_n_max, long_tail, parse_imbalance_factor
+from imbdiff.data.profiles import about_cut, largest_n_max, long_tail, parse_imbalance_factor
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load
 from imbdiff.data.stats import ClassStats, Groups
@@ -196,11 +196,8 @@ def prepare(
             seed=seed,
             order=order,
             n_max=n_max,
-            short=own.short,
         )
         warnings += about_cut(own.imbalance_factor, imbalance_factor)
-        if own.short and protocol == "cifar-lt":
-            warnings += about_short(rest.stats.counts, rest.class_names, imbalance_factor, profile, n_max)
         cut = {
             "imbalance_factor": parse_imbalance_factor(imbalance_factor),
             "profile": profile,

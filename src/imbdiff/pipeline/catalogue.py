@@ -7,7 +7,7 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
-from imbdiff.data.benchmarks.table import BENCHMARKS
+from imbdiff.data.benchmarks import BENCHMARKS
 from imbdiff.diffusion.backbones import BACKBONES
 from imbdiff.diffusion.guidances import GUIDANCE, GuidanceEntry, guidance_entries
 from imbdiff.diffusion.schedulers import SAMPLERS

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from imbdiff.data.arrays import ArraySource
 from imbdiff.data.decode import Size
-from imbdiff.data.findings.text import format_inspection
-from imbdiff.data.inspect import Inspection, examine, listed
+from imbdiff.data.inspect import Inspection, examine, format_inspection, listed
 from imbdiff.data.splits import prepare
 from imbdiff.pipeline.sampling import images_to_add
 from imbdiff.runtime.errors import ConfigError, ImbdiffError

@@ -11,9 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from imbdiff.data.decode import Target
-from imbdiff.data.findings.look import pictures
-from imbdiff.data.findings.text import one_of_each
-from imbdiff.data.inspect import Inspection
+from imbdiff.data.inspect import Inspection, one_of_each
 from imbdiff.data.names import counted
 from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.pictures import spread
@@ -66,9 +64,8 @@ class Inspected:
         for split in dict.fromkeys(split for split, _ in places):
             numbers = list(dict.fromkeys(i for s, i in places if s == split))
             own = self.seen.looks[split]
-            images = pictures(
-                self.seen.source, split, own.rows[np.array(numbers)], self.target, self.report["channels"] == 1
-            )
+            grey = self.report["channels"] == 1
+            images = self.seen.source.pictures(split, own.rows[np.array(numbers)], self.target, grey)
             for i, image in zip(numbers, images, strict=True):
                 made[split, i] = ui.Picture(image, f"{own.ids[i]}, {self.class_name((split, i))}")
         return made

@@ -1,1 +1,0 @@
-"""What `imbdiff inspect` finds, one question per file."""

@@ -1,1 +1,0 @@
-"""Sets of the Hugging Face hub, and folders that its library reads."""

@@ -1,1 +1,0 @@
-"""WebDataset shards, on a disk or on a server."""
