@@ -1,4 +1,4 @@
-"""Pretrained backbones of timm, torchvision and Hugging Face transformers. The packages are extras, imported when used.
+"""Pretrained backbones of timm and Hugging Face transformers. The packages are extras, imported when used.
 
 All see the image in one way: grey repeated to RGB, a bilinear resize with antialiasing to the size the model was made
 for (no cropping: the border counts in a generated image), then the model's own mean and standard deviation. Libraries
@@ -113,32 +113,6 @@ def timm_backbone(name: str, *, device: str | torch.device = "cpu") -> Backbone:
     size = (cfg["input_size"][1], cfg["input_size"][2])
     note = f"as the name of the weights says: {tag}" if tag else "not known"
     return Backbone(network, f"timm:{name}", size, cfg["mean"], cfg["std"], trained_on_note=note, device=device)
-
-
-def torchvision_backbone(name: str, *, device: str | torch.device = "cpu") -> Backbone:
-    """A torchvision classification model without its last layer, with its best weights.
-
-    Raises:
-        ConfigError: torchvision is not installed, knows no such model, or its weights are neither here nor in reach.
-    """
-    models = optional("torchvision.models", "torchvision", WHAT, OTHERWISE)
-    if name not in models.list_models(module=models):
-        near = ", ".join(m for m in models.list_models(module=models) if m.startswith(name[:4]))
-        raise ConfigError(f"torchvision has no classifier {name!r}", f"near: {near or 'none'}")
-    best = models.get_model_weights(name).DEFAULT
-    if not (Path(torch.hub.get_dir()) / "checkpoints" / best.url.rsplit("/", 1)[1]).is_file():
-        require_network(best.url, f"torchvision:{name}", OTHERWISE)
-    network = models.get_model(name, weights=best)
-    last = [key for key, m in network.named_modules() if isinstance(m, nn.Linear)]
-    if not last:
-        raise ConfigError(f"torchvision:{name} has no linear last layer", "choose another model")
-    parent, _, leaf = last[-1].rpartition(".")
-    setattr(network.get_submodule(parent), leaf, nn.Identity())
-    plan, note = best.transforms(), f"ImageNet, weights {best.name}"
-    side = int(plan.crop_size[0])
-    return Backbone(
-        network, f"torchvision:{name}", (side, side), plan.mean, plan.std, trained_on_note=note, device=device
-    )
 
 
 def hf_backbone(source: str, *, device: str | torch.device = "cpu") -> Backbone:
