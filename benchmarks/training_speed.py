@@ -6,9 +6,9 @@
     python benchmarks/training_speed.py --backbone unet-32 --batch 128 --steps 30 --device cuda --workers 4
 
 All sides train the same network on the same random images of 32 x 32 pixels and 10 classes, whole steps: batch, passes,
-backward, clipping, optimizer, average. Two at a time they alternate, A B A B: on a CPU each in a process of its own,
-where ours keeps freed memory as trainings do. On a GPU the loops of others run in float32 and in TF32, ours in
-bfloat16, compiled where its gradients are right; on a CPU all run in float32, but for --precision bf16.
+backward, clipping, optimizer, average. Two at a time they alternate, A B A B: on a CPU each in a process of its own.
+On a GPU the loops of others run in float32 and in TF32, ours in bfloat16, compiled where its gradients are right; on a
+CPU all run in float32, but for --precision bf16.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
@@ -39,14 +38,12 @@ from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.row_sampling import sample_branches
 from imbdiff.runtime.device import make_accelerator, set_backends
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.memory import freed_memory_kept
 from imbdiff.training.parts import Part, make_loaders
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.update import Update
 from plain_loops import example, field, tuned
 
 ROWS = 0.4
-KEPT = ExitStack()
 
 
 def images(size: int, channels: int) -> ImageSet:
@@ -237,8 +234,6 @@ def alone(given: argparse.Namespace, batch: int, name: str) -> Side:
     """The side of a name, in a process of its own."""
     torch.set_num_threads(given.threads)
     (side,) = sides_of(given, batch, only=name)[0]
-    if "ours" in name:
-        KEPT.enter_context(freed_memory_kept())  # until the process ends
     return side
 
 
@@ -267,8 +262,8 @@ quartiles over neighbouring runs, the ratio of the fastest runs, and the median 
 counted operations (matrix products, convolutions, attention; forward and backward) per second, of what one large matrix
 product reaches on this machine in the same process. Plain loops read images through PIL one at a time; with 0 workers
 in the training process. On a GPU all loops of others, TF32 too, are set against the float32 rate; with one step per run
-their loaders work while others are timed: give --steps 30. The ratios on a CPU are of processes; ours keeps freed
-memory there as trainings do (page_faults.py). The seconds of one step are looked at in one process, nothing kept."""
+their loaders work while others are timed: give --steps 30. The ratios on a CPU are of processes. The
+seconds of one step are looked at in one process."""
 
 if __name__ == "__main__":
     main()

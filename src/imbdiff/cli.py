@@ -88,12 +88,6 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
             print(f"note: {warning}")
         print(make_plan(prepared, config, command.source).text())
         return 0
-    from imbdiff.pipeline.plan import count_processes
-    from imbdiff.runtime.launch import launch
-
-    count = count_processes(command.processes, config)
-    if count > 1:
-        return launch(count, [verb, *arguments])
     Run(RunFolder(out), command.source, config, command.quiet).execute(stages or STAGES)
     return 0
 

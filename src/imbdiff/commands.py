@@ -29,9 +29,6 @@ class RunCommand:
     """Print what the run would do and how long it would take; write nothing."""
     quiet: bool = False
     """Print errors only."""
-    processes: int | Literal["auto"] = 1
-    """Processes on this machine that share each batch: for several GPUs; on a CPU compare with one of several threads.
-    auto: one per core, at most 4, that divide the batch; on GPUs one for each."""
     options: Options = field(default_factory=RunConfig)
 
 

@@ -286,6 +286,8 @@ class RunConfig:
     """Seed of everything but the split."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    track: tuple[str, ...] = ()
+    """Trackers that get every line of the log too: tensorboard, wandb, mlflow and others that accelerate knows."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -346,6 +348,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Nested dictionaries of plain values, for YAML and hashes."""
     plain = dataclasses.asdict(config)
     plain["constants"], plain["sample"]["constants"] = dict(config.constants), dict(config.sample.constants)
+    plain["track"] = list(config.track)
     plain["sample"]["interval"] = list(plain["sample"]["interval"])
     for name in ("extractors", "measures"):
         plain["evaluate"][name] = list(plain["evaluate"][name])

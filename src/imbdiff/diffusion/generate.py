@@ -19,7 +19,6 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.process import DDPM, Flow, Process
 from imbdiff.diffusion.schedulers import make_scheduler, process_times, start
 from imbdiff.runtime.errors import ConfigError
-from imbdiff.runtime.memory import freed_memory_kept
 from imbdiff.runtime.streams import torch_rng
 
 
@@ -126,14 +125,13 @@ def generate_batches(
         raise ConfigError(f"boost={boost} must be above 0 and finite", "use 1 for none; the paper uses 2.5 to 4")
     scheduler = make_scheduler(sampler, model.process, steps)  # refuses what does not fit, before any work
     begin = first_step(scheduler, model.process, skip)
-    with freed_memory_kept(next(model.parameters()).device.type == "cpu"):
-        for b in range(batches) if only is None else only:
-            rows = list(range(b * batch_size, min((b + 1) * batch_size, len(labels))))
-            padded = rows + [rows[0]] * (batch_size - len(rows))
-            images = _batch(
-                model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance(), bf16, boost, begin
-            )
-            yield rows, images[: len(rows)]
+    for b in range(batches) if only is None else only:
+        rows = list(range(b * batch_size, min((b + 1) * batch_size, len(labels))))
+        padded = rows + [rows[0]] * (batch_size - len(rows))
+        images = _batch(
+            model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance(), bf16, boost, begin
+        )
+        yield rows, images[: len(rows)]
 
 
 def _whole(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:

@@ -8,6 +8,7 @@ log.jsonl           losses by images seen; of a method's other trainings: log-NA
 checkpoints/        of each training phase
 previews/           grids of classes by samples while training
 watch.jsonl         numbers measured while training, where that was asked for
+trackers/           files of trackers such as tensorboard, where one was asked for
 model/              the averaged weights: model.json, model.safetensors; of a guide: guide.json, guide.safetensors
 samples/            class folders of PNGs, manifest.json
 curation/           where images were chosen among: manifest.json (which are kept, why, scores), the working classifier
@@ -21,14 +22,13 @@ stages.json         which stages are complete, from which inputs, and how long t
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
@@ -42,7 +42,7 @@ from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError, listing
 from imbdiff.runtime.files import is_disk_full, read_json, write_json, write_text
 
 #: options that may change between two calls on one run folder: they concern later stages or the machine
-LATER = ("sample", "curate", "evaluate", "classify", "device", "preset")
+LATER = ("sample", "curate", "evaluate", "classify", "device", "preset", "track")
 HARMLESS = tuple(f"train.{name}" for name in NOT_DECISIVE)
 #: options of the classifiers of the comparison by which the one that chooses among images is trained too
 WORKING = tuple(f"classify.{option.name}" for option in fields(FitConfig))
@@ -265,23 +265,23 @@ class RunFolder:
         Raises:
             RunError: another process works in it.
         """
-        import fcntl
+        from filelock import FileLock, Timeout
 
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.path} cannot be made: {error}", "give another --out") from error
-        handle: IO[str]
-        with open(self / ".lock", "w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunError(
-                    f"another imbdiff command is working in {self.path}", "wait for it, or give another --out"
-                ) from error
-            handle.write(str(os.getpid()))
-            handle.flush()
+        lock = FileLock(self / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"another imbdiff command is working in {self.path}", "wait for it, or give another --out"
+            ) from error
+        try:
             yield
+        finally:
+            lock.release()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -32,42 +32,13 @@ from imbdiff.recognition.fitting import check_trainings
 from imbdiff.recognition.jobs import seconds_per_classifier
 from imbdiff.recognition.networks import check_network
 from imbdiff.runtime.device import resolve_device, resolve_precision
-from imbdiff.runtime.dist import Dist, launched
+from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError
-from imbdiff.runtime.launch import cores
+from imbdiff.runtime.log import check_trackers
 from imbdiff.runtime.progress import duration
 from imbdiff.runtime.tables import lookup
 from imbdiff.training.parts import make_loaders
 from imbdiff.training.trainer import Trainable
-
-
-def count_processes(wanted: int | str, config: RunConfig) -> int:
-    """How many processes are to share a command's work here; 1 in one of them.
-
-    Args:
-        wanted: a number, or "auto": on a CPU one per core, at most 4, so many that they divide every batch; otherwise
-            one for each GPU.
-
-    Raises:
-        ConfigError: fewer than 1, or more GPUs than there are.
-    """
-    if wanted == 1 or launched():
-        return 1
-    device = resolve_device(config.device)
-    there = torch.cuda.device_count() if device.type == "cuda" else cores()
-    if wanted != "auto":
-        if int(wanted) < 1 or (device.type == "cuda" and int(wanted) > there):
-            raise ConfigError(
-                f"--processes {wanted} on {there} {'GPUs' if device.type == 'cuda' else 'CPU cores'}",
-                f"give 1 to {there}, or auto",
-            )
-        return int(wanted)
-    parts = [part for phase in method_of(config).phases for part in phase.parts]
-    shared = [part.groups or config.train.batch_size for part in parts]
-    most = there if device.type == "cuda" else min(there, 4)
-    return next(
-        n for n in range(most, 0, -1) if all(size % (n * config.train.accumulate) == 0 for size in shared) or n == 1
-    )
 
 
 def check_options(config: RunConfig, *, training: bool = True) -> None:
@@ -79,6 +50,7 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     """
     method = method_of(config)
     resolve_device(config.device)
+    check_trackers(config.track)
     how = sampling(config)
     make_scheduler(how.sampler, PROCESSES[config.model.process], how.steps)
     if config.model.backbone != "auto":

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from imbdiff.config import ADDED, NOT_DECISIVE, DataConfig, RunConfig, TrainConfig
+from imbdiff.config import ADDED, NOT_DECISIVE, DataConfig, RunConfig, TrainConfig, flatten, to_dict
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
@@ -31,7 +31,7 @@ from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import digest, read_json, sha256_file
-from imbdiff.runtime.log import JsonLog
+from imbdiff.runtime.log import JsonLog, Trackers
 from imbdiff.runtime.streams import seed_of
 from imbdiff.runtime.tables import code_identity
 from imbdiff.training.parts import check_groups
@@ -258,6 +258,9 @@ def train(
     trained: dict[str, nn.Module] = {}
     weak: list[DiffusionModel] = []
     weak_folder = None if folder is None else folder / "checkpoints" / "weak"
+    trackers = None
+    if folder is not None and config.track and Dist.current().main:
+        trackers = Trackers(config.track, folder.resolve().name, folder / "trackers", flatten(to_dict(config)))
 
     def keep_weak(model: DiffusionModel, _: int) -> None:
         weak.append(model)
@@ -277,7 +280,7 @@ def train(
             seed=config.seed,
             device=config.device,
             store=None if place is None else CheckpointStore(place),
-            log=None if folder is None else JsonLog(folder / log_name(method, phase)),
+            log=None if folder is None else JsonLog(folder / log_name(method, phase), _tracked(trackers, phase)),
             # geometric changes mirror and turn too, and say so
             augmentation=Augmentation.of(symmetry_of(prepared, config) if told is None else "none"),
             geometric=told,
@@ -291,6 +294,8 @@ def train(
             say=say,
         )
         trained[phase.name] = trainer.run()
+    if trackers is not None:
+        trackers.close()
     model = trained[method.target.name]
     assert isinstance(model, DiffusionModel)
     model.guide = next((trained[phase.name] for phase in method.phases if phase.gives == "guide"), None)
@@ -298,6 +303,14 @@ def train(
         weak.append(load_model(weak_folder))  # kept before this call
     model.keep_weak(weak[0] if weak else None)
     return model
+
+
+def _tracked(trackers: Trackers | None, phase: Phase) -> Callable[[Mapping[str, Any]], None] | None:
+    """What sends a phase's rows to the trackers: its numbers stand behind its name."""
+    if trackers is None:
+        return None
+    kept = ("images", "step")
+    return lambda row: trackers.log({k if k in kept else f"{phase.name}/{k}": v for k, v in row.items()})
 
 
 def log_name(method: Method, phase: Phase) -> str:

@@ -23,10 +23,9 @@ from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.use import Use
 from imbdiff.runtime.checkpoint import CheckpointStore, TrainingFiles
-from imbdiff.runtime.device import prepare_threads
+from imbdiff.runtime.device import cores, prepare_threads
 from imbdiff.runtime.errors import NonFiniteLossError, RunError
 from imbdiff.runtime.files import digest, read_json, write_json
-from imbdiff.runtime.launch import cores
 from imbdiff.runtime.log import JsonLog
 
 if TYPE_CHECKING:

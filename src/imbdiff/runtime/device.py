@@ -63,6 +63,11 @@ def resolve_precision(precision: Precision, device: torch.device, side: int) -> 
     return "bf16" if found else "fp32"
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def make_accelerator(device: str, precision: Precision = "fp32", side: int = 0) -> Any:
     """accelerate's `Accelerator` for this process; under ``torchrun`` it joins the process group.
 

@@ -1,12 +1,13 @@
-"""A run's log: one JSON object per line, cut back to the checkpoint on resume."""
+"""A run's log, one JSON object per line, cut back to the checkpoint on resume; and trackers, which get every line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import write_text
 
 #: prefixes of a training log's columns: a term's share of the gradient, and its cosine with that of the base loss
@@ -27,10 +28,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 class JsonLog:
-    """Appends rows to a JSONL file."""
+    """Appends rows to a JSONL file.
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    Args:
+        also: called with each row: `Trackers.log`.
+    """
+
+    def __init__(self, path: Path, also: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        self.path, self.also = Path(path), also
 
     def cut(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Rewrites the file with the leading rows for which `keep` holds."""
@@ -47,3 +52,66 @@ class JsonLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, allow_nan=False) + "\n")
+        if self.also is not None:
+            self.also(row)
+
+
+class Trackers:
+    """accelerate's trackers, such as tensorboard and wandb, of one run. Used from the main thread of the first process.
+
+    Args:
+        names: of `accelerate.tracking`.
+        title: of the run.
+        folder: for those that write files.
+        options: what the run was made with, flat.
+
+    They start with the first row: accelerate's own state, which the trainer makes, has to be there before.
+    """
+
+    def __init__(self, names: Sequence[str], title: str, folder: Path, options: Mapping[str, Any]) -> None:
+        self.names, self.title, self.folder = tuple(names), title, folder
+        self.options = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in options.items()}
+        self.open: list[Any] = []
+
+    def _start(self) -> None:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS as known
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in self.names:
+            place = {"logging_dir": self.folder} if known[name].requires_logging_directory else {}
+            tracker = known[name](self.title, **place)
+            if hasattr(tracker, "start"):
+                tracker.start()
+            tracker.store_init_configuration(self.options)
+            self.open.append(tracker)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Sends the numbers of a row, by the images seen."""
+        if not self.open:
+            self._start()
+        values = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("images", "step")}
+        for tracker in self.open:
+            tracker.log(values, step=int(row["images"]))
+
+    def close(self) -> None:
+        for tracker in self.open:
+            tracker.finish()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuses trackers that accelerate does not know, or whose package is not installed.
+
+    Raises:
+        ConfigError: with the names that there are, or what to install.
+    """
+    if not names:
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS as known
+    from accelerate.tracking import get_available_trackers
+
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown tracker {name!r}", f"choose some of {', '.join(known)}")
+        if name not in {str(getattr(found, "value", found)) for found in get_available_trackers()}:
+            install = f"pip install 'imbalanced-diffusion[track]' (tensorboard, wandb), or pip install {name}"
+            raise ConfigError(f"the package of the tracker {name} is not installed", install)

@@ -1,10 +1,10 @@
-"""Progress with speed and time left: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress with speed and time left: rich's bars on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
+from typing import Any
 
 
 def duration(seconds: float) -> str:
@@ -42,53 +42,61 @@ class Progress:
         every: seconds between lines where the output is no terminal.
     """
 
+    _display: Any = None  # of all open bars: rich shows one display at a time
+
     def __init__(
         self, what: str, total: int, unit: str = "images", *, start: int = 0, quiet: bool = False, every: float = 15.0
     ) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, start
         self.start, self.quiet, self.every = start, quiet, every
         self.note = ""
-        self._terminal = sys.stderr.isatty()
+        self._task: Any = None
         self._began = self._last = time.monotonic()
 
     def __enter__(self) -> Progress:
         self._began = self._last = time.monotonic()
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Display
+
+            if Progress._display is None:
+                Progress._display = Display(
+                    BarColumn(24), TextColumn("{task.description}", markup=False),
+                    console=Console(stderr=True), redirect_stdout=sys.stdout.isatty(),
+                )  # fmt: skip
+                Progress._display.start()
+            self._task = Progress._display.add_task(self.line, total=self.total, completed=self.done)
         return self
 
     @property
-    def speed(self) -> float:
-        """Units per second since the start."""
-        return (self.done - self.start) / max(time.monotonic() - self._began, 1e-9)
-
-    @property
     def line(self) -> str:
-        left = (self.total - self.done) / self.speed if self.done > self.start else float("nan")
-        speed = f"{self.speed:,.0f}" if self.speed >= 10 else f"{self.speed:.2g}"
-        text = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {speed} {self.unit}/s"
-        if left == left and self.done < self.total:
-            text += f", {duration(left)} left"
+        speed = (self.done - self.start) / max(time.monotonic() - self._began, 1e-9)
+        shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+        text = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {shown} {self.unit}/s"
+        if self.start < self.done < self.total:
+            text += f", {duration((self.total - self.done) / speed)} left"
         return text + (f", {self.note}" if self.note else "")
 
     def update(self, done: int, note: str = "") -> None:
         """Sets the count; shows it if it is time to."""
         self.done, self.note = done, note or self.note
         now = time.monotonic()
-        if not self.quiet and now - self._last >= (0.2 if self._terminal else self.every):
+        if not self.quiet and now - self._last >= (0.2 if self._task is not None else self.every):
             self._last = now
-            self._show(end=False)
+            self._show()
 
-    def _show(self, *, end: bool) -> None:
-        if self._terminal:
-            width = 24
-            full = int(width * min(self.done / max(self.total, 1), 1))
-            bar = "█" * full + "·" * (width - full)
-            sys.stderr.write(f"\r\x1b[2K{bar} {self.line}" + ("\n" if end else ""))
+    def _show(self) -> None:
+        if self._task is not None:
+            Progress._display.update(self._task, total=self.total, completed=self.done, description=self.line)
         else:
-            sys.stderr.write(self.line + "\n")
-        sys.stderr.flush()
+            print(self.line, file=sys.stderr, flush=True)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self.quiet and self.done > self.start:
-            self._show(end=True)
+            self._show()
+        if self._task is not None:
+            Progress._display.stop_task(self._task)
+            if all(task.stop_time is not None for task in Progress._display.tasks):
+                Progress._display.stop()
+                Progress._display = None

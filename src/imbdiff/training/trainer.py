@@ -24,11 +24,10 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.process import Process
 from imbdiff.objectives.objective import Objective
 from imbdiff.runtime.checkpoint import CheckpointStore
-from imbdiff.runtime.device import make_accelerator, resolve_device, set_backends
+from imbdiff.runtime.device import make_accelerator, set_backends
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog, read_jsonl
-from imbdiff.runtime.memory import freed_memory_kept
 from imbdiff.runtime.progress import Progress
 from imbdiff.training.parts import Part, make_loaders
 from imbdiff.training.schedule import learning_rate, make_cadence
@@ -97,8 +96,7 @@ class Trainer:
             NonFiniteLossError: a loss or gradient is not finite; nothing was updated with it.
             RunError: the checkpoint belongs to another run, or the disk is full.
         """
-        on_cpu = resolve_device(self.device).type == "cpu"
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), freed_memory_kept(on_cpu):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             return self._run()
 
     def _run(self) -> nn.Module:
