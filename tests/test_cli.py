@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from imbdiff.cli import VERBS, main
+from imbdiff.commands import RunCommand, given
 from tests.pipeline.conftest import small_arguments, write_tree
 
 
@@ -23,7 +24,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The error text of a command that must fail with status 2, without a traceback."""
     try:
         status = main(arguments)
-    except SystemExit as exit_:  # tyro's own
+    except SystemExit as exit_:
         status = exit_.code  # type: ignore[assignment]
     captured = capsys.readouterr()
     text = captured.err + captured.out
@@ -43,11 +44,65 @@ def test_help_answers_in_half_a_second() -> None:
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
-def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main([verb, "--help"])
-    assert exit_.value.code == 0
-    assert "usage" in capsys.readouterr().out
+def test_every_verb_has_help_of_its_own_length(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = []
+    for help_ in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as exit_:
+            main([verb, help_])
+        assert not exit_.value.code
+        text = capsys.readouterr().out
+        assert "usage" in text
+        lengths.append(len(text.splitlines()))
+    assert lengths[0] <= (150 if verb == "run" else 60)
+    assert lengths[1] >= lengths[0] - 1
+
+
+def test_help_shows_a_verbs_own_options_with_the_defaults_that_will_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*arguments: str) -> str:
+        with pytest.raises(SystemExit):
+            main(arguments)
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "--train.lr X Learning rate of Adam. Default: 0.001." in shown("run", "--preset", "demo", "--help")
+    assert "--train.lr X Learning rate of Adam. Default: 0.0002." in shown("run", "--preset", "standard", "--help")
+    assert "--train.clip" not in (common := shown("run", "--help"))
+    assert "--train.weak_at" not in common
+    assert "--train.weak_at" in shown("run", "--help-all")
+    own = shown("sample", "--help")
+    assert "--sample.steps" in own
+    assert "--train." not in own
+    assert "--classify." not in own
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--train.batch-size", "32"], "train.batch_size", 32),
+        (["--train.batch_size=32"], "train.batch_size", 32),
+        (["--evaluate.no-cas"], "evaluate.cas", False),
+        (["--evaluate.cas", "False"], "evaluate.cas", False),
+        (["--evaluate.cas"], "evaluate.cas", True),
+        (["--evaluate.balanced", "True"], "evaluate.balanced", True),
+        (["--sample.omega", "-0.5"], "sample.omega", -0.5),
+        (["--sample.omega", "None"], "sample.omega", None),
+        (["--sample.omega", "few=-1,many=2"], "sample.omega", "few=-1,many=2"),
+        (["--sample.interval", "0.1", "0.9"], "sample.interval", (0.1, 0.9)),
+        (["--classify.recipes", "ce", "resampling"], "classify.recipes", ("ce", "resampling")),
+        (["--sample.strategy", "not minority"], "sample.strategy", "not minority"),
+    ],
+)
+def test_options_are_read_once_into_what_was_given(words: list[str], name: str, value: object) -> None:
+    assert given(RunCommand, "run", ["digits", *words]) == ({"source": "digits", name: value}, None)
+
+
+def test_a_source_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from imbdiff.data import sources
+
+    opened, load = [], sources.load
+    monkeypatch.setattr(sources, "load", lambda *a, **k: opened.append(a) or load(*a, **k))
+    source = write_tree(tmp_path / "images", {"cat": 30, "dog": 9})
+    assert main(["run", str(source), "--dry-run", "--classify.steps", "20", "--train.batch_size", "8"]) == 0
+    assert len(opened) == 1
 
 
 def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imbdiff.commands import flag, parse, read_options, read_stage
 from imbdiff.runtime.errors import ConfigError, ImbdiffError
 from imbdiff.version import __version__
 
@@ -71,24 +70,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = None) -> int:
-    command = read_options(verb, arguments)
+    from imbdiff.commands import read_run
+
+    command, opened = read_run(verb, arguments)
     from imbdiff.pipeline.folder import RunFolder
     from imbdiff.pipeline.run import STAGES, Run
 
     config: RunConfig = command.options
-    out = Path(command.out) if command.out else default_out(command.source, config)
     if command.dry_run:
         from imbdiff.pipeline.plan import check_fit, check_options, make_plan
         from imbdiff.pipeline.training import prepare_data
 
         check_options(config)
-        prepared = prepare_data(command.source, config.data)
+        prepared = prepare_data(opened or command.source, config.data)
         check_fit(prepared, config)
         for warning in prepared.warnings:
             print(f"note: {warning}")
         print(make_plan(prepared, config, command.source).text())
         return 0
-    Run(RunFolder(out), command.source, config, command.quiet).execute(stages or STAGES)
+    out = Path(command.out) if command.out else default_out(command.source, config)
+    Run(RunFolder(out), command.source, config, command.quiet, opened).execute(stages or STAGES)
     return 0
 
 
@@ -112,8 +113,8 @@ def _later(verb: str) -> Callable[[Sequence[str]], None]:
     """A verb that continues a run folder with one stage; options of that stage may be given."""
 
     def call(arguments: Sequence[str]) -> None:
+        from imbdiff.commands import read_stage
 
-        # once for the folder, and again with its options as defaults
         folder, source, command = read_stage(verb, arguments)
         folder.check_only(command.options, verb)
         from imbdiff.pipeline.run import Run
@@ -126,7 +127,7 @@ def _later(verb: str) -> Callable[[Sequence[str]], None]:
 
 def _evaluate(arguments: Sequence[str]) -> None:
     """Of a run, or of any two sets of images: told apart by --reference."""
-    if flag(arguments, "--reference") is None and not {"-h", "--help"} & set(arguments):
+    if not any(word.partition("=")[0] == "--reference" for word in arguments):
         path = next((a for a in arguments if not a.startswith("-")), None)
         if path is not None and Path(path).exists() and not (Path(path) / "config.yaml").exists():
             raise ConfigError(
@@ -135,9 +136,9 @@ def _evaluate(arguments: Sequence[str]) -> None:
             )
         _later("evaluate")(arguments)
         return
-    from imbdiff.commands import EvaluateCommand
+    from imbdiff.commands import EvaluateCommand, made
 
-    command = parse(EvaluateCommand, "evaluate", arguments)
+    command = made(EvaluateCommand, "evaluate", arguments)
     from imbdiff.pipeline.direct import evaluate_any
     from imbdiff.runtime.dist import Dist
 
@@ -175,9 +176,9 @@ def _measuring(options: Any, command: str | None = None) -> Any:
 
 
 def _reference(arguments: Sequence[str]) -> None:
-    from imbdiff.commands import ReferenceCommand
+    from imbdiff.commands import ReferenceCommand, made
 
-    command = parse(ReferenceCommand, "reference", arguments)
+    command = made(ReferenceCommand, "reference", arguments)
     from imbdiff.pipeline.direct import reference_any
 
     out = Path(command.out) if command.out else Path(f"reference-{_called(command.source)}")
@@ -185,9 +186,9 @@ def _reference(arguments: Sequence[str]) -> None:
 
 
 def _inspect(arguments: Sequence[str]) -> None:
-    from imbdiff.commands import InspectCommand
+    from imbdiff.commands import InspectCommand, made
 
-    command = parse(InspectCommand, "inspect", arguments)
+    command = made(InspectCommand, "inspect", arguments)
     from imbdiff.pipeline.inspection import inspect_any
 
     written = inspect_any(
@@ -205,9 +206,9 @@ def _inspect(arguments: Sequence[str]) -> None:
 
 
 def _compare(arguments: Sequence[str]) -> None:
-    from imbdiff.commands import CompareCommand
+    from imbdiff.commands import CompareCommand, made
 
-    command = parse(CompareCommand, "compare", arguments)
+    command = made(CompareCommand, "compare", arguments)
     if len(command.runs) < 2:
         raise ConfigError("there is nothing to compare", "give at least two run folders")
     from imbdiff.pipeline.run import open_run
@@ -226,18 +227,18 @@ def _compare(arguments: Sequence[str]) -> None:
 
 
 def _study(arguments: Sequence[str]) -> None:
-    from imbdiff.commands import StudyCommand
+    from imbdiff.commands import StudyCommand, made
 
-    command = parse(StudyCommand, "study", arguments)
+    command = made(StudyCommand, "study", arguments)
     from imbdiff.pipeline.study import study
 
     study(command.run, command.grid, out=command.out, dry_run=command.dry_run, quiet=command.quiet)
 
 
 def _methods(arguments: Sequence[str]) -> None:
-    from imbdiff.commands import MethodsCommand
+    from imbdiff.commands import MethodsCommand, made
 
-    command = parse(MethodsCommand, "methods", arguments)
+    command = made(MethodsCommand, "methods", arguments)
     from imbdiff.pipeline.catalogue import as_json, as_text, method_json, method_text
 
     if command.name is not None:
@@ -248,9 +249,9 @@ def _methods(arguments: Sequence[str]) -> None:
 
 
 def _doctor(arguments: Sequence[str]) -> None:
-    from imbdiff.commands import DoctorCommand
+    from imbdiff.commands import DoctorCommand, made
 
-    parse(DoctorCommand, "doctor", arguments)
+    made(DoctorCommand, "doctor", arguments)
     from imbdiff.pipeline.environment import diagnose
 
     lines, healthy = diagnose()

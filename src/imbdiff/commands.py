@@ -1,25 +1,269 @@
-"""The arguments of each verb, as dataclasses that tyro reads, and their reading. Loaded when a verb is called."""
+"""The arguments of each verb, as dataclasses, and their reading: once, into what was given; the rest are defaults.
+
+An option of the command line, a name in a YAML file and a key of `imbdiff.config.override` are one thing, converted by
+one rule. What is not given is taken from the file, the preset or the run folder, which are known only when the command
+line is read: so a parser here gives the options that were named, and nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import argparse
+import ast
+import difflib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-import tyro
-
-from imbdiff.config import RunConfig, StudyOptions
+from imbdiff.config import RunConfig, StudyOptions, convert, flatten, override, to_dict
 from imbdiff.runtime.errors import ConfigError
 
-Options = Annotated[RunConfig, tyro.conf.arg(name="")]
+if TYPE_CHECKING:
+    from imbdiff.data.source import Source
+    from imbdiff.pipeline.folder import RunFolder
+
+#: options whose names depend on what is named: --method.tau, --sample.guidance.scale
+OPEN = ("method", "sample.guidance")
+#: of the options of a run, those that --help shows; --help-all shows every one
+COMMON = (
+    "out", "config", "dry_run", "quiet", "preset", "method", "seed", "device", "track", "data.size",
+    "data.imbalance_factor", "data.test_fraction", "data.val_fraction", "data.split_seed", "data.augment",
+    "model.backbone", "model.process", "model.init", "train.images", "train.batch_size", "train.lr", "train.accumulate",
+    "train.precision", "watch.every", "sample.strategy", "sample.sampler", "sample.steps", "sample.guidance",
+    "sample.omega", "sample.batch_size", "curate.policy", "curate.draw", "evaluate.extractors",
+    "evaluate.inception_weights", "evaluate.cas", "classify.recipes", "classify.synthetic", "classify.primary",
+    "classify.network", "classify.steps", "classify.batch_size", "classify.lr", "classify.seeds", "classify.precision",
+)  # fmt: skip
+#: verb -> groups of a run's options that it uses
+OWN = {
+    "train": ("data", "model", "train", "watch"),
+    "sample": ("sample", "curate"),
+    "curate": ("curate",),
+    "evaluate": ("evaluate",),
+    "classify": ("classify",),
+    "report": (),
+}
+
+
+#: of a field: it is given by its place; a group of options without a prefix
+POSITIONAL, INLINE = {"positional": True}, {"inline": True}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its dotted name, type, default and explanation."""
+
+    name: str
+    hint: Any
+    default: Any
+    text: str
+    positional: bool = False
+    also: tuple[str, ...] = ()
+
+    @property
+    def many(self) -> str | int | None:
+        """How many values it takes, as argparse says it."""
+        kinds = [kind for kind in (self.hint, *get_args(self.hint)) if get_origin(kind) is tuple]
+        if not kinds:
+            return None
+        inner = get_args(kinds[0])
+        return "*" if inner[-1] is Ellipsis else len(inner)
+
+    @property
+    def flag(self) -> bool:
+        return self.hint is bool or bool in get_args(self.hint)
+
+    @property
+    def metavar(self) -> str:
+        """What is written for its value in the help."""
+        if self.positional:
+            return self.name.upper()
+        kinds = get_args(self.hint) if get_args(self.hint) and get_origin(self.hint) is not Literal else (self.hint,)
+        kinds = tuple(k for k in kinds if k not in (type(None), Ellipsis))
+        words = [w for k in kinds for w in (map(str, get_args(k)) if get_origin(k) is Literal else [_word(k)])]
+        return "|".join(dict.fromkeys(words))
+
+    def shown(self, value: Any) -> str:
+        """Its text and `value`, for the help."""
+        if "Default:" in self.text and value in (None, (), ""):
+            return self.text
+        if isinstance(value, tuple | list):
+            value = " ".join(map(str, value)) or "none"
+        return self.text if value is MISSING else f"{self.text} Default: {'none' if value is None else value}."
+
+
+def _word(kind: Any) -> str:
+    return {int: "N", float: "X", bool: "True|False", str: "TEXT"}.get(kind, "TEXT")
+
+
+@cache
+def field_docs(kind: type) -> dict[str, str]:
+    """The text behind each field of a dataclass, from its source."""
+    body: Any = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
+    found: dict[str, str] = {}
+    for one, text in pairwise(body):
+        value: Any = text.value if isinstance(text, ast.Expr) else None
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(value, ast.Constant):
+            found[one.target.id] = " ".join(str(value.value).split())
+    return found
+
+
+def options_of(kind: Any, prefix: str = "") -> dict[str, Option]:
+    """The options that the fields of a dataclass are, those of its groups among them."""
+    hints, texts = get_type_hints(kind), field_docs(kind)
+    found: dict[str, Option] = {}
+    for f in fields(kind):
+        hint = hints[f.name]
+        if is_dataclass(hint):
+            found |= options_of(hint, prefix if f.metadata.get("inline") else f"{prefix}{f.name}.")
+        elif get_origin(hint) is not Mapping:
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            name, also = prefix + f.name, tuple(f.metadata.get("also", ()))
+            found[name] = Option(name, hint, default, texts.get(f.name, ""), f.metadata.get("positional", False), also)
+    return found
+
+
+def given(kind: Any, verb: str, arguments: Sequence[str]) -> tuple[dict[str, Any], str | None]:
+    """The options of the dataclass `kind` that `arguments` name, converted, and the help that they ask for.
+
+    Returns:
+        ({dotted name: value}, None, "help" or "help-all").
+
+    Raises:
+        ConfigError: an unknown option (with the nearest), a missing argument, or a value of the wrong type.
+    """
+    known = options_of(kind)
+    parser = _Parser(prog=f"imbdiff {verb}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.known, parser.verb = known, verb
+    parser.add_argument("-h", "--help", dest="help", action="store_const", const="help")
+    parser.add_argument("--help-all", "--help_all", dest="help", action="store_const", const="help-all")
+    for option in known.values():
+        if option.positional:
+            parser.add_argument(option.name, nargs=option.many or "?")
+        else:
+            parser.add_argument(f"--{option.name}", *option.also, dest=option.name, nargs=option.many)
+    found = vars(parser.parse_args(_normal(arguments, known)))
+    asked = found.pop("help", None)
+    values = {name: _converted(text, known[name]) for name, text in found.items()}
+    missing = [o.name for o in known.values() if o.default is MISSING and o.name not in values]
+    if missing and asked is None:
+        names = ", ".join(n.upper() if known[n].positional else f"--{n}" for n in missing)
+        raise ConfigError(f"imbdiff {verb}: {names} is required", f"see imbdiff {verb} --help")
+    return values, asked
+
+
+class _Parser(argparse.ArgumentParser):
+    known: Mapping[str, Option]
+    verb: str
+
+    def error(self, message: str) -> Any:
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        if message.startswith("unrecognized") and unknown.startswith("-"):
+            name = unknown.lstrip("-").split("=")[0]
+            near = difflib.get_close_matches(name, self.known, n=1)
+            hint = f"did you mean --{near[0]}?" if near else f"imbdiff {self.verb} --help-all shows all"
+            raise ConfigError(f"imbdiff {self.verb} has no option --{name}", hint)
+        raise ConfigError(f"imbdiff {self.verb}: {message}", f"imbdiff {self.verb} --help-all shows all options")
+
+
+def _normal(arguments: Sequence[str], known: Mapping[str, Option]) -> list[str]:
+    """Names with underscores, and flags with a value: --dry-run is --dry_run=True, --evaluate.no-cas ...cas=False."""
+    made: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name == "--":
+            made.append(word)
+            continue
+        name = name.replace("-", "_").replace("__", "--", 1)
+        head, dot, last = name[2:].rpartition(".")
+        positive = head + dot + last.removeprefix("no_")
+        option = known.get(name[2:]) or known.get(positive)
+        if option is not None and option.flag:
+            if not equals:
+                takes = rest and rest[0].lower() in ("true", "false", "none") and name[2:] == option.name
+                value = rest.pop(0) if takes else str(name[2:] == option.name)
+            made.append(f"--{option.name}={value}")
+        else:
+            made.append(name + equals + value)
+    return made
+
+
+def _converted(text: Any, option: Option) -> Any:
+    none = type(None) in get_args(option.hint)
+    if none and text == "None":
+        return None
+    hint = option.hint
+    kinds = [k for k in get_args(hint) if k is not type(None)]
+    if none and len(kinds) == 1:
+        hint = kinds[0]
+    return convert(text, hint, option.name if option.positional else f"--{option.name}")
+
+
+def made(kind: Any, verb: str, arguments: Sequence[str]) -> Any:
+    """An instance of `kind`, as the arguments of a verb say; help is printed, and the program ends."""
+    values, asked = given(kind, verb, arguments)
+    if asked:
+        print_help(kind, verb, {}, shown=None)
+    return _filled(kind, values)
+
+
+def _filled(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    hints, found = get_type_hints(kind), {}
+    for f in fields(kind):
+        if is_dataclass(hints[f.name]) and f.metadata.get("inline"):
+            found[f.name] = _filled(hints[f.name], values)
+        elif prefix + f.name in values:
+            found[f.name] = values[prefix + f.name]
+    return kind(**found)
+
+
+def print_help(kind: Any, verb: str, values: Mapping[str, Any], shown: Sequence[str] | None) -> None:
+    """Prints the options of a verb with the `values` that will hold, and ends the program.
+
+    Args:
+        shown: names of the options; None: all.
+    """
+    known = options_of(kind)
+    places = " ".join(
+        f"[{o.metavar}]" if o.default is not MISSING else o.metavar for o in known.values() if o.positional
+    )
+    more = "" if shown is None else f"\n\nimbdiff {verb} --help-all shows all {len(known)} options."
+    about = " ".join((inspect.getdoc(kind) or "").split())
+    parser = argparse.ArgumentParser(
+        prog=f"imbdiff {verb}", add_help=False, usage=f"imbdiff {verb} {places} [OPTIONS]", description=about,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=118),
+    )  # fmt: skip
+    groups: dict[str, Any] = {}
+    for option in known.values():
+        if shown is not None and option.name not in shown and not option.positional:
+            continue
+        head = option.name.rpartition(".")[0] or ("arguments" if option.positional else "options")
+        if head not in groups:
+            groups[head] = parser.add_argument_group(head)
+        value = values.get(option.name, option.default)
+        text = option.shown(MISSING if value is False else value).replace("%", "%%")
+        name = f"--{option.name if '.' in option.name else option.name.replace('_', '-')}"
+        if option.positional:
+            groups[head].add_argument(option.name, metavar=option.metavar, help=text, nargs=option.many)
+        elif option.hint is bool and value is False:
+            groups[head].add_argument(name, action="store_true", help=text)
+        else:
+            groups[head].add_argument(name, metavar=option.metavar, help=text)
+    print(parser.format_help() + more.lstrip("\n"))
+    sys.exit(0)
 
 
 @dataclass(frozen=True)
 class RunCommand:
     """Prepare, train, sample, curate, evaluate, classify and report, in one run folder. Repeat it to continue it."""
 
-    source: tyro.conf.Positional[str]
+    source: str = field(metadata=POSITIONAL)
     """A folder of class folders, a zip, npz, list, table or tar file, hf:NAME, a benchmark, digits: docs/sources.md."""
     out: str | None = None
     """Run folder. Default: runs/SOURCE-METHOD-SEED."""
@@ -29,18 +273,20 @@ class RunCommand:
     """Print what the run would do and how long it would take; write nothing."""
     quiet: bool = False
     """Print errors only."""
-    options: Options = field(default_factory=RunConfig)
+    options: RunConfig = field(default_factory=RunConfig, metadata=INLINE)
 
 
 @dataclass(frozen=True)
 class StageCommand:
-    """One stage of a run that exists; its options may be given anew."""
+    """One stage of a run that exists; its options may be given anew.
 
-    run: tyro.conf.Positional[str]
+    `imbdiff evaluate FAKE --reference REAL` measures any images without a run: it has options of its own."""
+
+    run: str = field(metadata=POSITIONAL)
     """Run folder."""
     quiet: bool = False
     """Print errors only."""
-    options: Options = field(default_factory=RunConfig)
+    options: RunConfig = field(default_factory=RunConfig, metadata=INLINE)
 
 
 @dataclass(frozen=True)
@@ -74,7 +320,7 @@ class EvaluateCommand:
 
     Without --reference: `imbdiff evaluate RUN` measures the samples of a run against its test images."""
 
-    fake: tyro.conf.Positional[str]
+    fake: str = field(metadata=POSITIONAL)
     """Synthetic images: a folder (of class folders or of images), an .npz or .npy file, or a run folder."""
     reference: str
     """Real images to compare with, none of which the generator saw; or what `imbdiff reference` made."""
@@ -86,29 +332,29 @@ class EvaluateCommand:
     """Which split of the reference. Default: test, where it has one."""
     out: str | None = None
     """Folder for metrics.json, report.html and kept features. Default: evaluation-FAKE."""
-    measure: tyro.conf.OmitArgPrefixes[MeasureOptions] = field(default_factory=MeasureOptions)
+    measure: MeasureOptions = field(default_factory=MeasureOptions, metadata=INLINE)
 
 
 @dataclass(frozen=True)
 class ReferenceCommand:
     """Make reference statistics: features of real images, which `imbdiff evaluate` takes in place of the images."""
 
-    source: tyro.conf.Positional[str]
+    source: str = field(metadata=POSITIONAL)
     """A folder, an .npz or .npy file, or digits."""
     out: str | None = None
     """The reference folder. Default: reference-SOURCE."""
     split: str | None = None
     """Which split. Default: test, where the source has one, otherwise all."""
-    measure: tyro.conf.OmitArgPrefixes[MeasureOptions] = field(default_factory=MeasureOptions)
+    measure: MeasureOptions = field(default_factory=MeasureOptions, metadata=INLINE)
 
 
 @dataclass(frozen=True)
 class InspectCommand:
     """What is in an image set: classes, sizes, damaged files, duplicates, odd labels, whether it may be mirrored."""
 
-    source: tyro.conf.Positional[str]
+    source: str = field(metadata=POSITIONAL)
     """A folder of class folders, a zip, npz, list, table or tar file, hf:NAME, a benchmark, digits: docs/sources.md."""
-    size: Annotated[int | None, tyro.conf.arg(aliases=["--data.size"])] = None
+    size: int | None = field(default=None, metadata={"also": ("--data.size",)})
     """Side in pixels to bring all images to."""
     out: str | None = None
     """Folder for a page with pictures (report.html) and the complete report (inspection.json)."""
@@ -128,9 +374,9 @@ class StudyCommand:
     of the run's classify options; arms without synthetic images are always added. Repeat it to continue it; a larger
     grid takes over what a smaller one trained."""
 
-    run: tyro.conf.Positional[str]
+    run: str = field(metadata=POSITIONAL)
     """Run folder, whose generator is trained."""
-    grid: tyro.conf.OmitArgPrefixes[StudyOptions] = field(default_factory=StudyOptions)
+    grid: StudyOptions = field(default_factory=StudyOptions, metadata=INLINE)
     out: str | None = None
     """Study folder. Default: study in the run folder."""
     dry_run: bool = False
@@ -143,7 +389,7 @@ class StudyCommand:
 class CompareCommand:
     """Several runs side by side on one page."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: tuple[str, ...] = field(metadata=POSITIONAL)
     """Run folders, at least two."""
     out: str = "comparison.html"
     """The page."""
@@ -153,7 +399,7 @@ class CompareCommand:
 class MethodsCommand:
     """Training methods, presets, backbones and samplers; or one method, or one guidance, with all its constants."""
 
-    name: tyro.conf.Positional[str | None] = None
+    name: str | None = field(default=None, metadata=POSITIONAL)
     """A method, several joined by +, or a guidance: its constants with type, value and source."""
     json: bool = False
     """Print JSON."""
@@ -162,17 +408,6 @@ class MethodsCommand:
 @dataclass(frozen=True)
 class DoctorCommand:
     """Check this installation: versions, devices, and a training step on a tiny model."""
-
-
-def parse(kind: Any, verb: str, arguments: Sequence[str], default: Any = None) -> Any:
-    import tyro
-
-    options = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=f"imbdiff {verb}", args=list(arguments), config=(tyro.conf.SuppressFixed,), **options)
-
-
-#: options whose names depend on what is named: --method.tau, --sample.guidance.scale
-OPEN = ("method", "sample.guidance")
 
 
 def split_constants(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -188,17 +423,16 @@ def split_constants(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        name, given, value = argument.partition("=")
+        name, equals, value = argument.partition("=")
         if not any(name.startswith(f"--{group}.") for group in OPEN):
             left.append(argument)
             continue
-        if not given:
+        if not equals:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{name} has no value", f"give it as {name} VALUE")
             value = rest.pop(0)
-        key = (
-            name[2:].replace("-", "_") if name.startswith("--method.") else name[2:]
-        )  # names of guidances have hyphens
+        # names of guidances have hyphens
+        key = name[2:].replace("-", "_") if name.startswith("--method.") else name[2:]
         try:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError:
@@ -206,78 +440,62 @@ def split_constants(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
     return left, found
 
 
-def read_options(verb: str, arguments: Sequence[str]) -> Any:
-    """Parses twice: once for the source, preset and file, and again with what these imply as defaults."""
-    import tyro
+def read_run(verb: str, arguments: Sequence[str]) -> tuple[RunCommand, Source | None]:
+    """What `run` and `train` are asked for, and their source where it had to be opened to choose a preset.
 
-    from imbdiff.commands import RunCommand
-    from imbdiff.config import override
+    What is not given is taken from the file, what is not there from the preset, which is chosen by the source's images
+    where none is named.
+    """
+    from imbdiff.methods import method_of
+    from imbdiff.pipeline.folder import read_yaml
     from imbdiff.presets import preset
 
     arguments, constants = split_constants(arguments)
-
-    file = flag(arguments, "--config")
-    values: dict[str, Any] = {}
-    if file is not None:
-        from imbdiff.pipeline.folder import read_yaml
-
-        values = read_yaml(Path(file))
-        values.pop("source", None)
-    method = flag(arguments, "--method")
-    if constants or method:  # wrong ones before anything is read
-        from imbdiff.methods import method_of
-
-        named = override(preset("tiny"), {k: v for k, v in values.items() if k in ("method", "constants")})
-        method_of(override(override(named, {} if method is None else {"method": method}), _of_method(constants)))
-    name = flag(arguments, "--preset") or values.get("preset")
-    if name is None and {"-h", "--help"} & set(arguments):
-        base = preset("tiny")
-    elif name is None:
-        first = parse(RunCommand, verb, arguments)
+    values, asked = given(RunCommand, verb, arguments)
+    own = {name: values.pop(name) for name in ("source", "out", "config", "dry_run", "quiet") if name in values}
+    options = {**values, **constants}
+    file: dict[str, Any] = {} if "config" not in own else read_yaml(Path(own["config"]))
+    file.pop("source", None)
+    name, opened = options.get("preset", file.get("preset")), None
+    if name is not None or asked:
+        base = preset("tiny" if name is None else str(name))
+    else:
+        from imbdiff.data.sources import load
         from imbdiff.pipeline.plan import default_config
 
-        given = values.get("data")
-        size = first.options.data.size or (given.get("size") if isinstance(given, dict) else None)
-        base = default_config(first.source, size, first.options.device)
-    else:
-        base = preset(str(name))
-    base = override(base, values)
-    command = parse(RunCommand, verb, arguments, RunCommand(source=tyro.MISSING, options=base))
-    options = command.options
-    if options.method != base.method:  # constants in the file were those of another method
-        options = replace(options, constants={})
-    if options.sample.guidance != base.sample.guidance:  # and those of another guidance
-        options = replace(options, sample=replace(options.sample, constants={}))
-    return replace(command, options=override(options, constants))
+        first = override(override(preset("tiny"), file), options)
+        method_of(first)  # a wrong one before anything is read
+        opened = load(own["source"])
+        base = default_config(opened, first.data.size, first.device)
+    config = override(override(base, file), options)
+    if asked:
+        print_help(RunCommand, verb, flatten(to_dict(config)), _shown(RunCommand, verb, asked))
+    return RunCommand(**own, options=config), opened
 
 
-def _of_method(constants: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in constants.items() if name.startswith("method.")}
-
-
-def flag(arguments: Sequence[str], name: str) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument == name and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(name + "="):
-            return argument.partition("=")[2]
-    return None
-
-
-def read_stage(verb: str, arguments: Sequence[str]) -> tuple[Any, str, Any]:
-    """(run folder, source, command) of a verb that continues a run: parsed once for the folder, and again with its
-    options as defaults."""
-    import tyro
-
-    from imbdiff.commands import StageCommand
-    from imbdiff.config import override
+def read_stage(verb: str, arguments: Sequence[str]) -> tuple[RunFolder, str, StageCommand]:
+    """The run folder that a later stage continues, its source, and what is asked for: what is not given is as saved."""
     from imbdiff.pipeline.folder import RunFolder
 
     arguments, constants = split_constants(arguments)
-    folder = RunFolder(Path(parse(StageCommand, verb, arguments).run))
+    values, asked = given(StageCommand, verb, arguments)
+    folder = RunFolder(Path(values.pop("run", "RUN")))
+    quiet = values.pop("quiet", False)
+    if asked and not folder.exists:
+        print_help(StageCommand, verb, {}, _shown(StageCommand, verb, asked))
     source, saved = folder.saved()
-    command = parse(StageCommand, verb, arguments, StageCommand(run=tyro.MISSING, options=saved))
-    if command.options.sample.guidance != saved.sample.guidance:  # constants there are those of another guidance
-        sample = replace(command.options.sample, constants={})
-        command = replace(command, options=replace(command.options, sample=sample))
-    return folder, source, replace(command, options=override(command.options, constants))
+    config = override(saved, {**values, **constants})
+    if asked:
+        print_help(StageCommand, verb, flatten(to_dict(config)), _shown(StageCommand, verb, asked))
+    return folder, source, StageCommand(str(folder.path), quiet, config)
+
+
+def _shown(kind: Any, verb: str, asked: str) -> Sequence[str] | None:
+    """The options that `--help` shows: of a run the common ones, of another verb its own, the common ones of many."""
+    if asked == "help-all":
+        return None
+    names = list(options_of(kind))
+    if verb != "run":
+        plain = [n for n in names if "." not in n and (verb == "train" or n in ("quiet", "device"))]
+        names = [*plain, *(n for n in names if n.split(".")[0] in OWN[verb] and "." in n)]
+    return names if len(names) <= 18 else [n for n in names if n in COMMON]

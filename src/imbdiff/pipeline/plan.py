@@ -11,7 +11,7 @@ import torch
 
 from imbdiff.config import RunConfig
 from imbdiff.data.augment import Augmentation
-from imbdiff.data.sources import load
+from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.backbones import BACKBONES
@@ -125,10 +125,10 @@ def default_preset(side: int, device: str = "auto") -> str:
     return choose_preset(side, resolve_device(device).type)
 
 
-def default_config(source: str, size: int | None = None, device: str = "auto") -> RunConfig:
+def default_config(source: Source, size: int | None = None, device: str = "auto") -> RunConfig:
     """The preset for a source where the user names none: by image size, and by whether there is a GPU."""
     if size is None:
-        sizes = load(source).survey().sizes
+        sizes = source.sizes()
         size = min(64, max((max(s) for s in sizes), default=64)) if len(sizes) <= 1 else 64
     return preset(default_preset(size, device))
 

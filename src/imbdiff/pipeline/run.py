@@ -10,6 +10,7 @@ from typing import Any
 
 from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.source import Source
 from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel
@@ -42,12 +43,14 @@ class Run:
         source: "digits", or the path of a folder or file; kept absolute, so that a run can be continued from anywhere.
         config: the resolved configuration.
         quiet: prints nothing but errors.
+        opened: the source, where it is open already.
     """
 
     folder: RunFolder
     source: str
     config: RunConfig
     quiet: bool = False
+    opened: Source | None = None
     dist: Dist = field(default_factory=Dist)
     _read: tuple[str, ImageSet] | None = field(default=None, init=False, repr=False)
 
@@ -85,7 +88,7 @@ class Run:
 
     def _prepare(self) -> Prepared:
         with Timer() as timer:
-            opened = load(self.source)
+            opened = self.opened or load(self.source)
             if opened.kind == "benchmark":  # with the root that an environment variable may have named
                 self.source = parse(opened.name).absolute()
             prepared = training.prepare_data(opened, self.config.data)
@@ -318,8 +321,11 @@ def run(
     """
     from imbdiff.pipeline.plan import default_config
 
-    config = config or default_config(str(source))
-    return Run(RunFolder(Path(out)), str(source), config, quiet).execute(wanted)
+    opened = None if config is not None else load(str(source))
+    if opened is not None:
+        config = default_config(opened)
+    assert config is not None
+    return Run(RunFolder(Path(out)), str(source), config, quiet, opened).execute(wanted)
 
 
 def open_run(path: str | Path, *, quiet: bool = True) -> tuple[Run, Prepared]:
