@@ -102,7 +102,12 @@ def _word(kind: Any) -> str:
 
 @cache
 def field_docs(kind: type) -> dict[str, str]:
-    """The text behind each field of a dataclass, from its source."""
+    """The text behind each field of a dataclass and its bases, from their source."""
+    bases = (base for base in reversed(kind.__mro__) if is_dataclass(base))
+    return {name: text for base in bases for name, text in _own_docs(base).items()}
+
+
+def _own_docs(kind: type) -> dict[str, str]:
     body: Any = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
     found: dict[str, str] = {}
     for one, text in pairwise(body):

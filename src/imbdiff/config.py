@@ -121,9 +121,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 #: options of training that change how it is watched or where it fits, not what it aims at; they may differ on resume
-NOT_DECISIVE = ("checkpoint_images", "preview_images", "log_images", "max_rows", "compile")
-#: options of training that are newer than the first runs: at their defaults they are no part of what a run is
-ADDED = ("ada", "branch_rows", "weak_at")
+NOT_DECISIVE = ("checkpoint_images", "preview_images", "log_images", "compile")
 
 
 @dataclass(frozen=True)
@@ -197,8 +195,6 @@ class TrainConfig:
     """Images per optimizer step, over all processes and accumulated micro-batches."""
     accumulate: int = 1
     """Micro-batches per step: more need less memory."""
-    max_rows: int | None = None
-    """The most rows of one network pass; larger passes are cut and recomputed in the backward pass."""
     branch_rows: float = 1.0
     """Share of the rows on which the further branches of CBDM, alignment and CM are evaluated, chosen in proportion to
     their weight and without bias: 0.4 saves about a third of the time of a step. 1: all."""
@@ -208,8 +204,6 @@ class TrainConfig:
     """After the warm-up."""
     warmup_images: int = 64_000
     """Images over which the learning rate rises linearly; at most a tenth of the run."""
-    clip: float = 1.0
-    """Largest norm of the gradient."""
     ada: float | None = None
     """Probability of each geometric change (ADA), of which the network is told; 0.12 in CBDM. Default: the method's."""
     label_dropout: float = 0.1
@@ -231,9 +225,6 @@ class TrainConfig:
     """Images between lines of the log; default: a two-hundredth of the run."""
     deterministic: bool = False
     """On a GPU: deterministic algorithms only, at some cost in speed. A CPU repeats to the bit anyway."""
-    channels_last: bool | None = None
-    """Memory format of images and weights. Default: on a GPU yes, where bf16 wants it; on a CPU no: it is worth up to a
-    fifth on some and costs as much on others."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the networks, if the gradients of one batch then equal those without: wrong ones are a known fault of
     torch.compile. auto: on a GPU, going on without where they differ; on: stop there."""
@@ -252,9 +243,8 @@ class TrainConfig:
         _check(self.ada is None or 0 <= self.ada <= 1, f"train.ada={self.ada} must be in [0, 1]")
         _check(0 < self.ema_half_life <= 1, f"train.ema_half_life={self.ema_half_life} must be in (0, 1]")
         _check(0 <= self.weak_at < 1, f"train.weak_at={self.weak_at} must be in [0, 1)")
-        _check(self.clip > 0, f"train.clip={self.clip} must be above 0")
         _check(self.warmup_images >= 0, f"train.warmup_images={self.warmup_images} must be at least 0")
-        for name in ("checkpoint_images", "log_images", "max_rows"):
+        for name in ("checkpoint_images", "log_images"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"train.{name}={value} must be at least 1")
         _check(self.preview_images is None or self.preview_images >= 0, "train.preview_images must be at least 0")

@@ -44,8 +44,6 @@ class SampleConfig:
     """Images per network call. Default: 64 on a CPU, 512 on a GPU; halved where memory does not suffice."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network's calls; the solver stays in float32."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the network, if its predictions are those without. auto: on a GPU, from 16 batches."""
 
     def __post_init__(self) -> None:
         check(self.steps is None or self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
@@ -206,8 +204,6 @@ class WatchConfig:
     """Images to draw each time, the same labels and seeds."""
     metric: Literal["KD", "FD∞", "agreement"] = "KD"
     """What decides, by a classifier that saw the training split only, against validation images."""
-    keep: Literal["best", "last"] = "best"
-    """Which averaged weights become the model."""
 
     def __post_init__(self) -> None:
         check(self.every >= 0, f"watch.every={self.every} must be at least 0")

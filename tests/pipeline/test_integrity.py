@@ -258,10 +258,10 @@ def test_the_repeat_command_gives_the_same_configuration(finished, tmp_path: Pat
     assert parsed.out == str(tmp_path / "x y")
 
 
-def test_memory_options_may_change_on_a_finished_run(copy) -> None:  # type: ignore[no-untyped-def]
+def test_harmless_options_may_change_on_a_finished_run(copy) -> None:  # type: ignore[no-untyped-def]
     folder, config = copy
     weights = files(folder, "model/*")
-    run("digits", folder, override(config, {"train.max_rows": 4}), quiet=True)
+    run("digits", folder, override(config, {"train.compile": "off"}), quiet=True)
     assert files(folder, "model/*") == weights
 
 
@@ -288,7 +288,6 @@ def test_checkpoints_that_cannot_be_read_just_now_are_left_alone(finished, monke
         (["run", "digits", "--config", "."], "cannot be read"),
         (["run", "digits", "--config", "list.yaml"], "data is a group of options"),
         (["run", "digits", "--data.split-seed", "-1"], "split_seed"),
-        (["run", "digits", "--train.max-rows", "0"], "max_rows"),
         (["run", "digits", "--classify.batch-size", "1"], "classify.batch_size"),
         (["run", "digits", "--train.batch-size", "15", "--train.accumulate", "4"], "not a multiple"),
     ],
@@ -332,14 +331,3 @@ def test_other_weights_at_the_same_path_are_another_evaluation(tmp_path: Path, c
         weights.write_bytes(content)
         hashes.append(evaluation_inputs(prepared, prepared.train, asked))
     assert hashes[0] != hashes[1] == hashes[2]
-
-
-def test_runs_from_before_the_device_chose_the_memory_format_go_on(copy, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    folder, config = copy
-    text = (folder / "config.yaml").read_text()
-    assert "channels_last: null" in text
-    (folder / "config.yaml").write_text(text.replace("channels_last: null", "channels_last: false"))
-    RunFolder(folder).check_same(config)
-    with pytest.raises(RunError, match=r"--train.channels_last: None there, True here"):
-        RunFolder(folder).check_same(override(config, {"train.channels_last": True}))
-    RunFolder(folder).check_same(override(config, {"train.compile": "off"}))

@@ -161,7 +161,7 @@ def test_a_compiled_network_draws_the_same_or_is_not_used(
     assert samples.plan((3, 9, 12), NAMES, how, 3, "weights") == plan((3, 9, 12)), "compiling is no other plan"
     own = copy.deepcopy(model)
     if not right:
-        with pytest.raises(RunError, match=r"(?s)differ by.*--sample.compile off"):
+        with pytest.raises(RunError, match=r"(?s)differ by.*--train.compile off"):
             samples.sample_into(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
         return
     samples.sample_into(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)

@@ -27,12 +27,19 @@ from imbdiff.objectives.row_sampling import sample_branches
 from imbdiff.runtime.checkpoint import Checkpoint
 from imbdiff.runtime.device import make_accelerator
 from imbdiff.runtime.dist import Dist
+from imbdiff.training import update as update_module
 from imbdiff.training.parts import Part, make_loaders
 from imbdiff.training.schedule import learning_rate
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.update import Update
 
-CONFIG = TrainConfig(images=16 * 8, batch_size=16, lr=1e-3, warmup_images=0, clip=0.5)
+CONFIG = TrainConfig(images=16 * 8, batch_size=16, lr=1e-3, warmup_images=0)
+CLIP = 0.5  # so that it matters here
+
+
+@pytest.fixture(autouse=True)
+def _clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_module, "CLIP", CLIP)
 
 
 def data() -> ImageSet:
@@ -93,7 +100,7 @@ class PlainLoop:
         self.loss(step).backward()
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = sum(float((g**2).sum()) for g in grads) ** 0.5
-        factor = min(1.0, CONFIG.clip / norm)
+        factor = min(1.0, CLIP / norm)
         decay = 0.5 ** (1 / (CONFIG.ema_half_life * CONFIG.steps))
         decay = min(decay, (1 + step) / (10 + step))  # diffusers' warm-up of the average
         with torch.no_grad():
@@ -121,9 +128,10 @@ def relative(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize(("method", "channels_last"), [("ddpm", True), ("cbdm", False), ("alignment", True)])
-def test_it_is_the_plain_loop(method: str, channels_last: bool) -> None:
+def test_it_is_the_plain_loop(method: str, channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Merged passes, fused Adam, foreach clipping and averaging, either memory format: the same numbers."""
-    made = update_of(OBJECTIVES[method], replace(CONFIG, channels_last=channels_last))
+    monkeypatch.setattr(update_module, "use_channels_last", lambda _: channels_last)
+    made = update_of(OBJECTIVES[method], CONFIG)
     plain = PlainLoop(made, method)
     start = [p.detach().clone() for p in plain.parameters]
     for step in range(CONFIG.steps):
@@ -198,9 +206,10 @@ def test_an_update_waits_for_nothing(name: str, rows: float) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_moments_go_on_with_the_weights_that_they_are_of(channels_last: bool) -> None:
+def test_moments_go_on_with_the_weights_that_they_are_of(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint holds contiguous tensors; fused Adam pairs values by where they lie."""
-    config = replace(CONFIG, channels_last=channels_last)
+    monkeypatch.setattr(update_module, "use_channels_last", lambda _: channels_last)
+    config = CONFIG
 
     def steps(update: Update, numbers: range) -> None:
         for step in numbers:

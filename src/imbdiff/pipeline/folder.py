@@ -117,8 +117,6 @@ class RunFolder:
             RunError: names each option that differs, with both values.
         """
         old, new = (flatten(to_dict(with_all_constants(c))) for c in (self.saved()[1], config))
-        for values in (old, new):  # False in runs from before the device decided
-            values["train.channels_last"] = values.get("train.channels_last") or None
         if old["method"] != new["method"]:  # its constants are others then
             old, new = ({k: v for k, v in values.items() if k[:10] != "constants."} for values in (old, new))
         differ = [
@@ -145,7 +143,7 @@ class RunFolder:
                 f"use `imbdiff sample {self.path} --curate.draw {new['curate.draw']:g}`, which curates too",
             )
         own = ("sample", "curate", "device") if verb == "sample" else (verb, "device")
-        also = WORKING if verb == "curate" and new["curate.policy"] != "none" else ()
+        also = WORKING if verb == "curate" and new["curate.policy"] != "none" else ("train.compile",)
         others = [
             f"--{option(n)}" for n in new if new[n] != old.get(n) and n.split(".")[0] not in own and n not in also
         ]

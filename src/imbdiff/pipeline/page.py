@@ -71,7 +71,7 @@ def protocol(
         "Generator": f"{config.train.images:,} images seen, trained {trained}",
     }
     kept = optional(folder / "checkpoints" / "best" / "watched.json") if config.watch.every else None
-    if kept is not None and config.watch.keep == "best":
+    if kept is not None:
         name, n = config.watch.metric, len(read_jsonl(folder / "watch.jsonl"))
         rows["Weights kept"] = (
             f"those after {kept['images']:,} images: {name} {kept[name]['value']:.4g}, the best of {n} measurements on "

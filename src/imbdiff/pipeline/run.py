@@ -177,8 +177,8 @@ class Run:
             say=self.say,
         )
         if self.dist.main:
-            kept = watch.best() if watch and self.config.watch.keep == "best" else None
-            if watch and self.config.watch.keep == "best" and kept is None:
+            kept = watch.best() if watch else None
+            if watch and kept is None:
                 self.say(f"kept: the last weights: no measurement gave a {self.config.watch.metric}")
             if kept is not None:
                 kept[0].guide = model.guide

@@ -308,7 +308,7 @@ def compile_network(
 
     return compile_if_equal(
         [model.backbone], predictions, what="predictions of one batch", bf16=how.precision == "bf16",
-        must=how.compile == "on", option="--sample.compile", say=say,
+        must=how.compile == "on", option="--train.compile", say=say,
     )  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def sampling(config: RunConfig) -> Sampling:
         boost=options.boost,
         skip=options.skip,
         precision=options.precision,
-        compile=options.compile,
+        compile=config.train.compile,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from imbdiff.config import ADDED, NOT_DECISIVE, DataConfig, RunConfig, TrainConfig, flatten, to_dict
+from imbdiff.config import NOT_DECISIVE, DataConfig, RunConfig, TrainConfig, flatten, to_dict
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
@@ -167,7 +167,7 @@ def build_step(
     check_groups(phase.parts, objectives)
     if config.train.branch_rows < 1:
         sample_branches(objectives, config.train.branch_rows)
-    return TrainingStep(networks, objectives, frozen=phase.frozen, max_rows=config.train.max_rows)
+    return TrainingStep(networks, objectives, frozen=phase.frozen)
 
 
 def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> dict[str, str]:
@@ -331,8 +331,6 @@ def training_identity(prepared: Prepared, config: RunConfig) -> str:
     from dataclasses import asdict
 
     options = {k: v for k, v in asdict(config.train).items() if k not in NOT_DECISIVE}
-    options = {k: v for k, v in options.items() if not (k in ADDED and v == getattr(TrainConfig, k))}
-    options["channels_last"] = bool(options["channels_last"])
     model = asdict(config.model)
     if config.model.init is not None:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")

@@ -90,7 +90,8 @@ class Progress:
         if self._task is not None:
             Progress._display.update(self._task, total=self.total, completed=self.done, description=self.line)
         else:
-            print(self.line, file=sys.stderr, flush=True)
+            sys.stderr.write(self.line + "\n")
+            sys.stderr.flush()
 
     def __exit__(self, *_: object) -> None:
         if not self.quiet and self.done > self.start:

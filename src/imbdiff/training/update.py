@@ -28,6 +28,9 @@ from imbdiff.training.schedule import learning_rate
 from imbdiff.training.shares import gradient_shares
 from imbdiff.training.step import TrainingStep
 
+#: largest norm of the gradient
+CLIP = 1.0
+
 
 class Update:
     """Updates the weights of a training step, and their average.
@@ -67,7 +70,7 @@ class Update:
         self.codec, self.process, self.seed = codec, process, seed
         self.augmentation, self.geometric = augmentation or Augmentation(), geometric
         self.device: torch.device = accelerator.device
-        self.channels_last = use_channels_last(config, accelerator)
+        self.channels_last = use_channels_last(accelerator)
         if self.channels_last:
             step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parameters = {n: p for n, p in step.named_parameters() if p.requires_grad}
@@ -139,7 +142,7 @@ class Update:
         if self._first:
             _check_used(self.parameters)
             self._first = False
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)
         # after the all-reduce all processes see the same norm
         self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -217,10 +220,8 @@ class Update:
         return result
 
 
-def use_channels_last(config: TrainConfig, accelerator: Any) -> bool:
-    """As configured; otherwise on a GPU in bf16, whose convolutions want it."""
-    if config.channels_last is not None:
-        return config.channels_last
+def use_channels_last(accelerator: Any) -> bool:
+    """The memory format: on a GPU in bf16, whose convolutions want it. On a CPU it is worth a fifth, or costs it."""
     return accelerator.device.type == "cuda" and accelerator.mixed_precision == "bf16"
 
 
