@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +47,21 @@ def arguments() -> list[str]:
     return small_arguments()
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
-    """A finished run on digits, and its configuration."""
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
+    """A finished run on digits, and its configuration: of all tests of a process, which leave it as it is."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     config = override(preset("tiny"), SMALL)
     run("digits", folder, config, quiet=True)
     return folder, config
+
+
+@pytest.fixture
+def finished(finished_once: tuple[Path, RunConfig], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
+    """A copy of it, for one test."""
+    folder = tmp_path_factory.mktemp("copies") / "small"
+    shutil.copytree(finished_once[0], folder)
+    return folder, finished_once[1]
 
 
 def write_tree(root: Path, counts: dict[str, int], size: tuple[int, int] = (8, 8), mode: str = "L") -> Path:
