@@ -48,7 +48,7 @@ def one(seed: int, form: str, given: argparse.Namespace) -> dict[str, Any]:
     with TemporaryDirectory() as place:
         model = training.train(data, config, Path(place), quiet=True)
         shares = {row.term: row.mean for row in term_shares(read_jsonl(Path(place) / "log.jsonl"))}
-    counts = imbdiff.images_to_add("auto", data.stats)
+    counts = imbdiff.images_to_draw("auto", data.stats)
     labels = np.repeat(np.arange(len(counts)), counts)
     found: dict[str, Any] = {"share": shares.get("pair_diversity/kl", 0.0)}
     for guided in (False, True):

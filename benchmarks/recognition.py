@@ -27,7 +27,7 @@ import torch
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
-from imbdiff.pipeline.sampling import images_to_add, sampling
+from imbdiff.pipeline.sampling import images_to_draw, sampling
 from imbdiff.recognition.arms import Arm
 from imbdiff.recognition.curation import curate
 from imbdiff.recognition.intervals import holm
@@ -154,7 +154,7 @@ def left_out(data: Prepared) -> ImageSet:
 def candidates(world: str, method: str, triple: int, data: Prepared, device: str) -> ImageSet:
     """DRAW times the images wanted of each class, in drawing order; with dpm++ in 20 steps for every method."""
     model, _ = generator(world, method, triple, device)
-    counts = [int(np.ceil(DRAW * n)) for n in images_to_add(TRIALS[world].strategy, data.stats)]
+    counts = [int(np.ceil(DRAW * n)) for n in images_to_draw(TRIALS[world].strategy, data.stats)]
     config = configured(world, method, triple)
     how = replace(sampling(config), sampler="dpm++", steps=20)
     labels = np.repeat(np.arange(len(counts)), counts)
@@ -180,7 +180,7 @@ def candidates(world: str, method: str, triple: int, data: Prepared, device: str
 def triple_results(world: str, triple: int, given: argparse.Namespace) -> tuple[Prepared, dict[Any, Any], list[Any]]:
     """Trains all arms of a triple: (its data, {(cell, seed): result}, what curation did)."""
     trials, data = TRIALS[world], prepared(world, triple)
-    wanted = images_to_add(trials.strategy, data.stats)
+    wanted = images_to_draw(trials.strategy, data.stats)
     working = working_extractor(data.train, trials.plan, seed=triple, device=given.device, folder=KEPT / "working")
     arms: dict[Arm, ImageSet | None] = {}
     notes = []

@@ -129,12 +129,14 @@ def processes(given: argparse.Namespace) -> dict[str, Any]:
             seconds["plain loop, 2 threads"].append((time.perf_counter() - began) / steps / given.batch)
             for count, name in ((1, "1 process of 2 threads"), (2, "2 processes")):
                 folder = Path(place) / f"{repeat}-{count}"
+                torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
                 command = [
-                    sys.executable, "-m", "imbdiff", "train", str(Path(place) / "images.npz"), "--preset", "tiny",
+                    sys.executable, *(torchrun if count > 1 else []), "-m", "imbdiff", "train",
+                    str(Path(place) / "images.npz"), "--preset", "tiny",
                     "--method", "ddpm", "--data.val_fraction", "0",
                     "--model.backbone", given.backbone, "--train.batch_size", str(given.batch), "--device", "cpu",
                     "--train.images", str(2 * steps * given.batch), "--train.preview_images", "0",
-                    "--train.log_images", str(given.batch), "--out", str(folder), "--processes", str(count),
+                    "--train.log_images", str(given.batch), "--out", str(folder),
                 ]  # fmt: skip
                 environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"} | (
                     {"OMP_NUM_THREADS": "2"} if count == 1 else {}

@@ -5,7 +5,7 @@
     data = imbdiff.prepare("digits", imbalance_factor=50)
     config = imbdiff.preset("demo")
     model = imbdiff.train(data, config)
-    images = imbdiff.sample(model, imbdiff.images_to_add("auto", data.stats), config)
+    images = imbdiff.sample(model, imbdiff.images_to_draw("auto", data.stats), config)
 
 Names are loaded when they are first used: ``import imbdiff`` itself costs nothing.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from imbdiff.pipeline.curation import sample_curated
     from imbdiff.pipeline.run import run
     from imbdiff.pipeline.samples import sample
-    from imbdiff.pipeline.sampling import images_to_add
+    from imbdiff.pipeline.sampling import images_to_draw
     from imbdiff.pipeline.training import train
     from imbdiff.presets import preset
     from imbdiff.recognition.comparison import classify
@@ -55,7 +55,7 @@ _WHERE = {
     "sample": "imbdiff.pipeline.samples",
     "sample_curated": "imbdiff.pipeline.curation",
     "train": "imbdiff.pipeline.training",
-    "images_to_add": "imbdiff.pipeline.sampling",
+    "images_to_draw": "imbdiff.pipeline.sampling",
     "classify": "imbdiff.recognition.comparison",
     "judges": "imbdiff.recognition.judge",
 }
@@ -67,7 +67,7 @@ __all__ = [
     "classify",
     "evaluate",
     "generate",
-    "images_to_add",
+    "images_to_draw",
     "inspect",
     "judges",
     "load",

@@ -22,7 +22,7 @@ from imbdiff.pipeline.curation import candidates_to_draw, curate_run
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.plan import check_options, make_plan
 from imbdiff.pipeline.run import STAGES, Run, open_run, run
-from imbdiff.pipeline.sampling import images_to_add
+from imbdiff.pipeline.sampling import images_to_draw
 from imbdiff.pipeline.training import prepare_data
 from imbdiff.presets import preset
 from imbdiff.recognition import curation as choice
@@ -119,7 +119,7 @@ def test_without_a_policy_there_is_no_stage_and_all_images_are_given_in_order(
 def test_a_run_keeps_what_the_policy_asks_for_and_no_more_than_is_wanted(chosen: Path) -> None:
     opened, prepared = open_run(chosen)
     manifest = manifest_of(chosen)
-    wanted = images_to_add("0.9", prepared.stats)
+    wanted = images_to_draw("0.9", prepared.stats)
     assert manifest["counts"]["wanted"] == list(wanted)
     assert manifest["counts"]["candidates"] == [2 * n for n in wanted]
     kept = opened.synthetic(prepared)
@@ -317,7 +317,7 @@ def test_curation_reads_neither_test_nor_validation_images(
 def test_a_dry_run_counts_the_candidates(source: str, plain: RunConfig) -> None:
     prepared = prepare_data(source, plain.data)
     rows = dict(make_plan(prepared, override(plain, POLICY), source).rows)
-    n = sum(images_to_add("0.9", prepared.stats))
+    n = sum(images_to_draw("0.9", prepared.stats))
     assert rows["draw"].startswith(f"{2 * n} images")
     assert rows["curate"].startswith(f"at most {n} of {2 * n}, agreement+no-copies+diverse: ")
     assert "curate" not in dict(make_plan(prepared, plain, source).rows)

@@ -15,7 +15,7 @@ from imbdiff.data.arrays import ArraySource
 from imbdiff.data.inspect import examine
 from imbdiff.data.splits import prepare
 from imbdiff.pipeline.inspection import run_estimate
-from imbdiff.pipeline.sampling import images_to_add
+from imbdiff.pipeline.sampling import images_to_draw
 from imbdiff.runtime.errors import DataError
 from tests.data.making import arrays, folder, noise
 
@@ -27,7 +27,7 @@ def test_the_estimate_is_what_a_run_would_split_and_draw(tmp_path: Path) -> None
         estimate = run_estimate(examine(source))
         made = prepare(source)
         assert estimate["training"] == list(made.stats.counts)
-        assert estimate["draw"] == list(images_to_add("auto", made.stats))
+        assert estimate["draw"] == list(images_to_draw("auto", made.stats))
         assert estimate["test"] == len(made.test)
         assert estimate["validation"] == (len(made.val) if made.val else 0)
         assert estimate["cost"] is None

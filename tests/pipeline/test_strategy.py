@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.pipeline.sampling import check_strategy, images_to_add
+from imbdiff.pipeline.sampling import check_strategy, images_to_draw
 from imbdiff.runtime.errors import ConfigError
 
 STATS = ClassStats(("cat", "dog", "eel", "fox"), (50, 8, 50, 3))
@@ -29,12 +29,12 @@ STATS = ClassStats(("cat", "dog", "eel", "fox"), (50, 8, 50, 3))
         (lambda stats: dict.fromkeys(stats.names, 60), (10, 52, 10, 57)),
     ],
 )
-def test_the_number_of_images_to_add(strategy: object, added: tuple[int, ...]) -> None:
-    assert images_to_add(strategy, STATS) == added  # type: ignore[arg-type]
+def test_the_number_of_images_to_draw(strategy: object, added: tuple[int, ...]) -> None:
+    assert images_to_draw(strategy, STATS) == added  # type: ignore[arg-type]
 
 
 def test_a_class_name_may_hold_an_equals_sign() -> None:
-    assert images_to_add("a=b=9", ClassStats(("a=b", "c"), (4, 9))) == (5, 0)
+    assert images_to_draw("a=b=9", ClassStats(("a=b", "c"), (4, 9))) == (5, 0)
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_effective_numbers(strategy: str, added: tuple[int, ...]) -> None:
     names = ("cat", "dog", "eel", "fox") if strategy != "effective=7" else ("cat", "dog", "eel", "effective")
     stats = ClassStats(names, (50, 8, 50, 7 if strategy == "effective=7" else 3))
     check_strategy(strategy)
-    assert images_to_add(strategy, stats) == added
+    assert images_to_draw(strategy, stats) == added
 
 
 def test_effective_numbers_never_take_away_and_fall_with_beta() -> None:
     stats = ClassStats(tuple("abcdefg"), (500, 120, 60, 17, 5, 2, 1))
     totals = []
     for beta in (0.1, 0.9, 0.99, 0.999, 0.9999):
-        add = np.array(images_to_add(f"effective={beta}", stats))
+        add = np.array(images_to_draw(f"effective={beta}", stats))
         exact = [500 * sum(beta**i for i in range(n)) / sum(beta**i for i in range(500)) for n in stats.counts]
         assert np.abs(add + np.array(stats.counts) - exact).max() <= 0.5 + 1e-9
         assert (add >= 0).all()
@@ -89,4 +89,4 @@ def test_effective_numbers_never_take_away_and_fall_with_beta() -> None:
 )
 def test_what_cannot_be_is_refused(strategy: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        images_to_add(strategy, STATS)  # type: ignore[arg-type]
+        images_to_draw(strategy, STATS)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.pipeline import training
 from imbdiff.pipeline.curation import sample_curated
 from imbdiff.pipeline.plan import check_options, default_preset
-from imbdiff.pipeline.sampling import Strategy, images_to_add
+from imbdiff.pipeline.sampling import Strategy, images_to_draw
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, DataError
 
@@ -82,7 +82,7 @@ class DiffusionOverSampler(BaseEstimator):
             raise DataError(f"y has one class only, {classes.tolist()}", "over-sampling needs at least two")
         names = tuple(str(c) for c in classes.tolist())
         train = ImageSet(images, labels.astype(np.int64), names)
-        counts = images_to_add(self._strategy(classes, y), train.stats)
+        counts = images_to_draw(self._strategy(classes, y), train.stats)
         config = self._config(train)
         check_options(config)
         self.classes_ = classes

@@ -21,7 +21,7 @@ from imbdiff.metrics.extractors import ClassifierFeatures
 from imbdiff.pipeline import samples
 from imbdiff.pipeline.folder import WORKING
 from imbdiff.pipeline.recognising import plan_of
-from imbdiff.pipeline.sampling import guide_of, images_to_add, sampling
+from imbdiff.pipeline.sampling import guide_of, images_to_draw, sampling
 from imbdiff.recognition.curation import Curated, curate, describe, least_probability, parse_policy
 from imbdiff.recognition.real_space import IN_QUANTILE, OUT_FACTOR, OUT_QUANTILE
 from imbdiff.recognition.working import working_extractor
@@ -50,7 +50,7 @@ def candidates_to_draw(wanted: Sequence[int], config: RunConfig) -> tuple[int, .
 def curation_inputs(prepared: Prepared, drawn: str, config: RunConfig) -> str:
     """A hash of everything that decides the choice; `drawn` is that of the samples."""
     names = parse_policy(config.curate.policy)
-    wanted = images_to_add(config.sample.strategy, prepared.stats)
+    wanted = images_to_draw(config.sample.strategy, prepared.stats)
     deciding: list[Any] = [SCHEMA, drawn, list(wanted), list(names), prepared.manifest["hash"]]
     if names != ("none",):
         train = prepared.train
@@ -101,7 +101,7 @@ def curate_run(
         drawn: a hash of the samples, kept so that another run's choice is recognised.
         folder: ``curation/``; the working classifier is kept there, and read where it is there already.
     """
-    wanted = images_to_add(config.sample.strategy, prepared.stats)
+    wanted = images_to_draw(config.sample.strategy, prepared.stats)
     names = parse_policy(config.curate.policy)
     found, extractor = _choose(candidates, wanted, prepared, config, folder, device)
     classes = len(wanted)
@@ -188,7 +188,7 @@ def _drawn(run: Run, prepared: Prepared) -> str:
     mark = run.folder.stages().get("sample")
     if mark is None:
         raise RunError(f"{run.folder / 'samples'} is not finished", f"run `imbdiff sample {run.folder.path}` first")
-    wanted = candidates_to_draw(images_to_add(run.config.sample.strategy, prepared.stats), run.config)
+    wanted = candidates_to_draw(images_to_draw(run.config.sample.strategy, prepared.stats), run.config)
     if list(mark["counts"]) != list(wanted):
         raise RunError(
             f"{run.folder / 'samples'} holds {sum(mark['counts']):,} images, the options ask for {sum(wanted):,} "

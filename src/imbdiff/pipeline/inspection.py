@@ -10,7 +10,7 @@ from imbdiff.data.arrays import ArraySource
 from imbdiff.data.decode import Size
 from imbdiff.data.inspect import Inspection, examine, format_inspection, listed
 from imbdiff.data.splits import prepare
-from imbdiff.pipeline.sampling import images_to_add
+from imbdiff.pipeline.sampling import images_to_draw
 from imbdiff.runtime.errors import ConfigError, ImbdiffError
 from imbdiff.runtime.files import write_json, write_text
 
@@ -121,7 +121,7 @@ def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
     return {
         "strategy": STRATEGY,
         "training": list(made.stats.counts),
-        "draw": list(images_to_add(STRATEGY, made.stats)),
+        "draw": list(images_to_draw(STRATEGY, made.stats)),
         "validation": 0 if made.val is None else len(made.val),
         "test": len(made.test),
         "notes": notes,

@@ -23,7 +23,7 @@ from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline import training
 from imbdiff.pipeline.curation import candidates_to_draw, chooses
 from imbdiff.pipeline.recognising import classifier_arms, plan_of
-from imbdiff.pipeline.sampling import check_needs, check_strategy, images_to_add, sampling
+from imbdiff.pipeline.sampling import check_needs, check_strategy, images_to_draw, sampling
 from imbdiff.pipeline.training import check_phases, init_folder, new_model
 from imbdiff.presets import choose_preset, preset
 from imbdiff.recipe import Phase
@@ -90,7 +90,7 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
     Raises:
         ImbdiffError: naming the option.
     """
-    wanted = images_to_add(config.sample.strategy, prepared.stats)
+    wanted = images_to_draw(config.sample.strategy, prepared.stats)
     against_balanced(prepared, config)
     how = sampling(config)
     how.check(prepared.stats, prepared.groups)
@@ -154,7 +154,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     """Measures two training steps, one sampling step and classifier steps, and extrapolates. Writes nothing."""
     device = resolve_device(config.device)
     stats = prepared.stats
-    counts = images_to_add(config.sample.strategy, stats)
+    counts = images_to_draw(config.sample.strategy, stats)
     drawn = sum(candidates_to_draw(counts, config))
     method, how = method_of(config), sampling(config)
     model = training.new_model(prepared, config)

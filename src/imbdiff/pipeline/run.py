@@ -21,7 +21,7 @@ from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.page import report_data
 from imbdiff.pipeline.plan import check_fit, check_options
 from imbdiff.pipeline.samples import preview_grid
-from imbdiff.pipeline.sampling import guide_of, images_to_add, sampling, sampling_identity
+from imbdiff.pipeline.sampling import guide_of, images_to_draw, sampling, sampling_identity
 from imbdiff.pipeline.watch import Watch
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.device import resolve_device, start
@@ -203,7 +203,7 @@ class Run:
 
     def _sample(self, prepared: Prepared) -> None:
         weights_file = self._needs("model/model.safetensors", "run")
-        wanted = images_to_add(self.config.sample.strategy, prepared.stats)
+        wanted = images_to_draw(self.config.sample.strategy, prepared.stats)
         counts = curation.candidates_to_draw(wanted, self.config)
         folder, identity = self.folder / "samples", saved_identity(weights_file.parent)
         if more := sampling_identity(sampling(self.config), prepared, self.config):

@@ -296,7 +296,7 @@ class Effective:
 Strategy = str | float | Effective | Mapping[str, int] | Callable[[ClassStats], Mapping[str, int]]
 
 
-def images_to_add(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
+def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
     """Synthetic images per class.
 
     Args:

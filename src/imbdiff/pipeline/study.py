@@ -36,7 +36,7 @@ from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.plan import probe_sampling
 from imbdiff.pipeline.recognising import classifier_use, plan_of
 from imbdiff.pipeline.run import Run, open_run
-from imbdiff.pipeline.sampling import check_strategy, guide_of, images_to_add, sampling
+from imbdiff.pipeline.sampling import check_strategy, guide_of, images_to_draw, sampling
 from imbdiff.recognition.arms import Arm, first_of, make_grid, missing_classes, recipes_alone
 from imbdiff.recognition.comparison import Studied, check_study, grid_arms
 from imbdiff.recognition.comparison import study as compare
@@ -124,7 +124,7 @@ class _Study:
         for word in (number.strip() for number in options.numbers):
             if word in numbers:
                 raise ConfigError(f"the number {word!r} is named twice", "name each number once")
-            numbers[word] = images_to_add(word, prepared.stats)
+            numbers[word] = images_to_draw(word, prepared.stats)
         base = classifier_use(config.classify)
         uses = [replace(base, weight=w, schedule=s) for w in options.weights for s in options.schedules]
         grid = make_grid(numbers, options.curation, options.recipes, uses)
