@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imbdiff.arguments import given
 from imbdiff.cli import VERBS, main
-from imbdiff.commands import RunCommand, given
+from imbdiff.commands import RunCommand
 from tests.pipeline.conftest import small_arguments, write_tree
 
 

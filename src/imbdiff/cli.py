@@ -136,7 +136,8 @@ def _evaluate(arguments: Sequence[str]) -> None:
             )
         _later("evaluate")(arguments)
         return
-    from imbdiff.commands import EvaluateCommand, made
+    from imbdiff.arguments import made
+    from imbdiff.commands import EvaluateCommand
 
     command = made(EvaluateCommand, "evaluate", arguments)
     from imbdiff.pipeline.direct import evaluate_any
@@ -176,7 +177,8 @@ def _measuring(options: Any, command: str | None = None) -> Any:
 
 
 def _reference(arguments: Sequence[str]) -> None:
-    from imbdiff.commands import ReferenceCommand, made
+    from imbdiff.arguments import made
+    from imbdiff.commands import ReferenceCommand
 
     command = made(ReferenceCommand, "reference", arguments)
     from imbdiff.pipeline.direct import reference_any
@@ -186,7 +188,8 @@ def _reference(arguments: Sequence[str]) -> None:
 
 
 def _inspect(arguments: Sequence[str]) -> None:
-    from imbdiff.commands import InspectCommand, made
+    from imbdiff.arguments import made
+    from imbdiff.commands import InspectCommand
 
     command = made(InspectCommand, "inspect", arguments)
     from imbdiff.pipeline.inspection import inspect_any
@@ -206,7 +209,8 @@ def _inspect(arguments: Sequence[str]) -> None:
 
 
 def _compare(arguments: Sequence[str]) -> None:
-    from imbdiff.commands import CompareCommand, made
+    from imbdiff.arguments import made
+    from imbdiff.commands import CompareCommand
 
     command = made(CompareCommand, "compare", arguments)
     if len(command.runs) < 2:
@@ -227,7 +231,8 @@ def _compare(arguments: Sequence[str]) -> None:
 
 
 def _study(arguments: Sequence[str]) -> None:
-    from imbdiff.commands import StudyCommand, made
+    from imbdiff.arguments import made
+    from imbdiff.commands import StudyCommand
 
     command = made(StudyCommand, "study", arguments)
     from imbdiff.pipeline.study import study
@@ -236,7 +241,8 @@ def _study(arguments: Sequence[str]) -> None:
 
 
 def _methods(arguments: Sequence[str]) -> None:
-    from imbdiff.commands import MethodsCommand, made
+    from imbdiff.arguments import made
+    from imbdiff.commands import MethodsCommand
 
     command = made(MethodsCommand, "methods", arguments)
     from imbdiff.pipeline.catalogue import as_json, as_text, method_json, method_text
@@ -249,7 +255,8 @@ def _methods(arguments: Sequence[str]) -> None:
 
 
 def _doctor(arguments: Sequence[str]) -> None:
-    from imbdiff.commands import DoctorCommand, made
+    from imbdiff.arguments import made
+    from imbdiff.commands import DoctorCommand
 
     made(DoctorCommand, "doctor", arguments)
     from imbdiff.pipeline.environment import diagnose
