@@ -289,11 +289,6 @@ class Source(ABC):
                 sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split))
         return sets, bad
 
-    def sizes(self) -> dict[tuple[int, int], int]:
-        """{(height, width): images} of all splits, from a sample where that suffices."""
-        known = None if "_survey" in self.__dict__ else self._sampled
-        return dict(self.survey().sizes) if known is None else known[0]
-
     def all_bad(self) -> dict[str, str]:
         """{id: why} of every unusable image of every split: decodes them all."""
         bad = dict(self.survey().bad)
