@@ -49,6 +49,33 @@ def test_no_file_is_too_long() -> None:
     assert not long
 
 
+def imports() -> dict[str, set[str]]:
+    """module -> the modules of the package that it imports, also inside functions; not those for type checkers."""
+    of = {".".join(p.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__"): p for p in SOURCES}
+    found: dict[str, set[str]] = {}
+    for name, path in of.items():
+        tree = ast.parse(path.read_text())
+        for node in [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]:
+            node.body = [ast.Pass()]
+        wanted: set[str] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                wanted |= {a.name for a in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                wanted |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+        packages = {n for n in wanted if f"{n}." in " ".join(of) + " "}  # what is imported lies below them
+        found[name] = (wanted & of.keys()) - packages - {name}
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    left = imports()
+    while ends := [name for name, wanted in left.items() if not wanted & left.keys()]:
+        for name in ends:
+            del left[name]
+    assert not left, f"in or before a circle: {sorted(left)}"
+
+
 def test_no_machine_paths_secrets_or_large_files() -> None:
     pattern = re.compile(r"(/wo" r"rk/|/ro" r"ot/|/ho" r"me/[a-z]|(?:api|secret)_?key\s*=\s*['\"]\w)", re.I)
     for path in tracked():

@@ -59,7 +59,7 @@ def test_every_number_says_what_it_is(sets: Any) -> None:
     found = evaluate(synthetic, reference, train, groups, [Mean(), RandomConv(1)], reference_name="test")
     json.dumps(found, allow_nan=False)
     keys = {"metric", "scope", "value", "low", "high", "n_synthetic", "n_reference", "reference", "extractor"}
-    for row in found["numbers"] + found["yardsticks"]:
+    for row in found["numbers"] + found["baselines"]:
         assert keys | {"fingerprint", "direction", "refused", "ranking_only"} <= row.keys()
         assert (row["value"] is None) == (row["refused"] is not None)
         assert not row["is_fid"]
@@ -129,7 +129,7 @@ def test_order_workers_and_groups_of_files_change_nothing(sets: Any) -> None:
     mixed = [s.select(g.permutation(len(s))) for s in (synthetic, reference, train)]
     two = evaluate(*mixed, groups, [Mean()], reference_name="test", workers=3)
     assert len(one["numbers"]) == len(two["numbers"])
-    for a, b in zip(one["numbers"] + one["yardsticks"], two["numbers"] + two["yardsticks"], strict=True):
+    for a, b in zip(one["numbers"] + one["baselines"], two["numbers"] + two["baselines"], strict=True):
         assert a["metric"] == b["metric"]
         assert a["refused"] == b["refused"]
         for key in ("value", "low", "high"):
@@ -163,7 +163,7 @@ def test_a_reference_that_is_called_train_is_no_training_set(sets: Any) -> None:
         evaluate(synthetic, reference, train, groups, [Mean()], reference_name=name) for name in ("test", "train")
     )
     assert one["memorisation"] == other["memorisation"]
-    for rows, twins in ((one["numbers"], other["numbers"]), (one["yardsticks"], other["yardsticks"])):
+    for rows, twins in ((one["numbers"], other["numbers"]), (one["baselines"], other["baselines"])):
         assert [r["value"] for r in rows] == [r["value"] for r in twins]
     assert {r["reference"] for r in other["numbers"]} == {"reference (train)", "train", "label asked for"}
 
@@ -223,7 +223,7 @@ def test_agreement_counts_the_label_asked_for() -> None:
     assert row["n_effective"] == pytest.approx(1 / (0.25 / 10 + 0.25))
     (column,) = [c for c in found["classes"]["metrics"] if label(c) == "agreement[mean]" and c["of"] == "synthetic"]
     assert column["value"] == [0.8, 0.8, None, None]
-    real = _find(found["yardsticks"], "agreement[mean]", "all", "labels of the test images")
+    real = _find(found["baselines"], "agreement[mean]", "all", "labels of the test images")
     assert real["n_synthetic"] == 18  # of the classes that both have
     only_random = evaluate(synthetic, _set((9, 9, 9, 9), 3), train, groups, [RandomConv(1)], reference_name="test")
     assert not [r for r in only_random["numbers"] if "agreement" in r["metric"]]

@@ -44,7 +44,7 @@ def test_one_image_over_and_over_teaches_less_than_its_agreement_says(prepared: 
 
 def test_classes_without_synthetic_images_are_left_out_of_both(prepared: Any) -> None:
     found = _cas(make_set((0, 30, 30), 7), prepared, seeds=(0,))
-    whole, real = _row(found["numbers"], "all"), _row(found["yardsticks"], "all")
+    whole, real = _row(found["numbers"], "all"), _row(found["baselines"], "all")
     assert (whole["classes_left_out"], whole["n_reference"], real["n_reference"]) == (1, 60, 60)
     assert real["n_synthetic"] == 14
     refused = _row(found["numbers"], "many")

@@ -103,7 +103,7 @@ def _cas(scope: str, n: tuple[int, int], step: int, real: bool) -> dict[str, Any
 
 def metrics(names: tuple[str, ...] = tuple("0123456789"), counts: tuple[int, ...] = COUNTS) -> dict[str, Any]:
     """Numbers in the form of `evaluate`: two extractors, two references; FD refused for small groups, F8 for all."""
-    numbers, yardsticks = [], []
+    numbers, baselines = [], []
     for who in range(len(EXTRACTORS)):
         for step, (scope, n) in enumerate(SCOPES.items()):
             for number in VALUES:
@@ -111,12 +111,12 @@ def metrics(names: tuple[str, ...] = tuple("0123456789"), counts: tuple[int, ...
                     continue
                 asked = ("label asked for", "labels of the test images") if number == "agreement" else ("test", "test")
                 numbers.append(_record(number, scope, n, step, asked[0], who, False))
-                yardsticks.append(_record(number, scope, n, step, asked[1], who, True))
+                baselines.append(_record(number, scope, n, step, asked[1], who, True))
                 if number in AGAINST_TRAIN:
                     numbers.append(_record(number, scope, (n[0], 305), step, "train", who, False))
     for step, (scope, n) in enumerate(SCOPES.items()):
         numbers.append(_cas(scope, n, step, False))
-        yardsticks.append(_cas(scope, n, step, True))
+        baselines.append(_cas(scope, n, step, True))
     return {
         "schema": "imbdiff-metrics/1",
         "protocol": {
@@ -134,7 +134,7 @@ def metrics(names: tuple[str, ...] = tuple("0123456789"), counts: tuple[int, ...
             "subsets": "by hash", "seed": 0, "CAS": "accuracy on real images",
         },
         "numbers": numbers,
-        "yardsticks": yardsticks,
+        "baselines": baselines,
         "classes": classes(names, counts),
         "memorisation": None,
     }  # fmt: skip

@@ -94,7 +94,7 @@ def test_a_measure_that_the_table_does_not_know_is_among_the_lesser_numbers() ->
 def test_cells_belong_to_their_scope_and_are_next_to_real_images() -> None:
     found = fake.metrics()
     record(found, "recall", "few").update(value=0.123, low=0.05, high=0.21)
-    record(found, "recall", "few", "yardsticks").update(value=0.61, low=0.5, high=0.7)
+    record(found, "recall", "few", "baselines").update(value=0.61, low=0.5, high=0.7)
     table = next(t for t in blocks_of(section(found), Table) if t.kind == "dense")
     rows = {plain(row[0]).split(" ")[0]: [plain(cell) for cell in row[1:]] for row in table.rows}  # type: ignore[index]
     assert rows["few"][4] == "0.12 0.05 to 0.21 0.61 0.50 to 0.70"
@@ -185,7 +185,7 @@ def test_answers_claim_a_difference_only_where_intervals_are_apart() -> None:
     assert "265 real training images: 0.88 (0.83 to 0.93), a rough baseline" in varied
     assert "lower than" not in varied
     for scope in ("all", "few"):
-        record(found, "recall", scope, "yardsticks").update(n_synthetic=fake.SCOPES[scope][0])
+        record(found, "recall", scope, "baselines").update(n_synthetic=fake.SCOPES[scope][0])
     assert dict(answers(measured(found)))["Are they varied?"].count("lower than the 0.88") == 2
 
 
@@ -327,7 +327,7 @@ def replace_anchor(section: Section) -> Section:
 
 def test_names_are_data() -> None:
     found = fake.metrics(HOSTILE, fake.COUNTS)
-    for row in (*found["numbers"], *found["yardsticks"]):
+    for row in (*found["numbers"], *found["baselines"]):
         row["scope"] = row["scope"].replace("few", HOSTILE[0])
         row["refused"] = row["refused"] and HOSTILE[8]
     check_page(section_page(section(found)))
@@ -355,7 +355,7 @@ def test_the_terminal_shows_the_main_numbers_by_group() -> None:
 def test_the_terminal_shows_rankings_where_there_is_nothing_else() -> None:
     found = fake.metrics()
     found["numbers"] = [r for r in found["numbers"] if r["extractor"] == "random-conv"]
-    found["yardsticks"] = []
+    found["baselines"] = []
     text = on_terminal(found)
     assert "random-conv against test" in text
     assert "rank generators" in text

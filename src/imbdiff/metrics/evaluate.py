@@ -110,7 +110,7 @@ def evaluate(
 
     Returns:
         JSON-able. "schema"; "protocol"; "numbers", one :class:`~imbdiff.metrics.numbers.Number` for each metric, scope
-        ("all" or a group) and reference; "yardsticks", the same for the training images in place of the synthetic
+        ("all" or a group) and reference; "baselines", the same for the training images in place of the synthetic
         ones; "classes": names, counts and, per metric, a :class:`~imbdiff.metrics.numbers.ClassColumn`;
         "memorisation".
 
@@ -161,7 +161,7 @@ def evaluate(
         "schema": SCHEMA,
         "protocol": _protocol(synthetic, reference, train, groups, extractors, measures, reference_name, seed),
         "numbers": [number.to_json() for number in found.numbers],
-        "yardsticks": [number.to_json() for number in found.baselines],
+        "baselines": [number.to_json() for number in found.baselines],
         "classes": {
             "names": list(names),
             "group": None if groups is None else [groups.names[g] for g in groups.of_class],

@@ -65,7 +65,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Number(Origin):
-    """One number of one scope: a record of "numbers" or "yardsticks" in metrics.json.
+    """One number of one scope: a record of "numbers" or "baselines" in metrics.json.
 
     Attributes:
         scope: "all", or the name of a group.
@@ -166,8 +166,8 @@ COLUMNS = ("value", "low", "high", "refused", "n_synthetic", "n_reference", "n_e
 
 
 def merge(found: dict[str, Any], name: str, more: dict[str, Any]) -> None:
-    """Puts {"numbers", "yardsticks", "classes", "protocol"} of the measure `name` into what `evaluate` gave."""
+    """Puts {"numbers", "baselines", "classes", "protocol"} of the measure `name` into what `evaluate` gave."""
     found["numbers"] += more["numbers"]
-    found["yardsticks"] += more["yardsticks"]
+    found["baselines"] += more["baselines"]
     found["classes"]["metrics"] += more["classes"]
     found["protocol"][name] = more["protocol"]

@@ -94,7 +94,7 @@ class UniformDraw:
 
 @dataclass(frozen=True)
 class PermutationDraw:
-    """A random order of the rows: `NoisyBatch.permuted` pairs every row with another. (n,) distinct int64."""
+    """A random order of the rows of the global batch. (n,) distinct int64."""
 
     def make(self, n: int, generator: torch.Generator, stats: ClassStats) -> Tensor:
         return torch.randperm(n, generator=generator, device=generator.device)
@@ -156,15 +156,6 @@ class NoisyBatch:
             return a - b
         scale = self.process.eps_scale(answer.of(self.t)).to(a.dtype)
         return expand(scale, a) * (a - b)
-
-    def permuted(self, draw: str, x: Tensor) -> Tensor:
-        """(B, ...) this process's share of the gathered rows of `x`, in the random order of a `PermutationDraw`.
-
-        The draw's numbers are sorted here, not used as row numbers: in a micro-batch of an accumulated step they are
-        some of the global batch's.
-        """
-        order = self.dist.gather(self.draws[draw]).argsort()
-        return self.dist.gather(x).index_select(0, order[self.dist.share(len(order))])
 
     def spread(self, values: Tensor, answer: Answer) -> Tensor:
         """(k,) values for the rows of `answer` -> (B,) with zeros elsewhere."""

@@ -20,7 +20,7 @@ class Draw:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """As a condition: labels that the objective computed, such as those of other rows (`batch.permuted`).
+    """As a condition: labels that the objective computed, such as those of other rows.
 
     Like `Rows`, two are the same if their names are.
 

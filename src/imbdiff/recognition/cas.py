@@ -54,7 +54,7 @@ def classification_accuracy_score(
     """Trains one classifier per seed on the synthetic images and one on the training images.
 
     Returns:
-        {"numbers", "yardsticks", "classes": columns, "protocol"}, to be merged into what
+        {"numbers", "baselines", "classes": columns, "protocol"}, to be merged into what
         :func:`imbdiff.metrics.evaluate.evaluate` gives.
     """
     c = len(train.class_names)
@@ -63,9 +63,9 @@ def classification_accuracy_score(
     classes = np.flatnonzero(enough)
     part = test.select(np.flatnonzero(enough[test.labels]))
     columns = ClassColumns(c)
-    result: dict[str, Any] = {"numbers": [], "yardsticks": []}
+    result: dict[str, Any] = {"numbers": [], "baselines": []}
     least_seeds = {"least": MIN_SYNTHETIC, "seeds": len(seeds)}
-    sets: list[tuple[Of, ImageSet, str]] = [("synthetic", synthetic, "numbers"), ("train", train, "yardsticks")]
+    sets: list[tuple[Of, ImageSet, str]] = [("synthetic", synthetic, "numbers"), ("train", train, "baselines")]
     for n, (kind, images, target) in enumerate(sets):
         right = None
         if len(classes) >= 2 and len(part):

@@ -106,7 +106,7 @@ class Measured:
         numbers = [Number.from_json(row) for row in (found or {}).get("numbers") or ()]
         if found is None or not numbers:
             return None
-        baselines = [Number.from_json(row) for row in found.get("yardsticks") or ()]
+        baselines = [Number.from_json(row) for row in found.get("baselines") or ()]
         own = [n for n in numbers if not metric_of(n).alone and n.metric != "CAS"] or numbers
         judges = {n.fingerprint: Judge(n.extractor, n.fingerprint, n.ranking_only) for n in own}
         ordered = sorted(judges.values(), key=lambda judge: judge.ranking_only)
