@@ -25,7 +25,7 @@ ROWS = 0.4
 #: CBDM, and CCUA's alignment alone
 KINDS = {
     "cbdm": "cbdm class_balancing.rows={rows:g}",
-    "alignment": "ccua unconditional_contrast.weight=0 main.law=natural alignment.rows={rows:g}",
+    "alignment": "ccua unconditional_contrast.weight=0 main.distribution=natural alignment.rows={rows:g}",
 }
 
 

@@ -120,7 +120,7 @@ def measure(world: World, k: int, x: np.ndarray, shown: np.ndarray, truth: np.nd
         precision: share of the points within 4 sd of a mode of the class.
         other class: share within 4 sd of a mode of another class.
         distance: squared energy distance to `truth` (Szekely and Rizzo 2013), 2 E|X-Y| - E|X-X'| - E|Y-Y'| with means
-            over different points: no bias, in the world's unit of length; 0 for equal laws, about which it scatters.
+            over different points: no bias, in the world's unit of length; it scatters around 0 for equal ones.
     """
     m = world.modes.shape[1]
     own = world.mode(k, x)

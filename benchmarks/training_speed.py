@@ -55,7 +55,7 @@ def images(size: int, channels: int) -> ImageSet:
 
 def ours(
     model: DiffusionModel, data: ImageSet, batch: int, device: str, objectives: list[Objective], precision: Any,
-    compiled: bool, law: Part,
+    compiled: bool, distribution: Part,
 ) -> Callable[[], object]:  # fmt: skip
     """The trainer's updates, with what the trainer looks at after each."""
     config = TrainConfig(
@@ -64,7 +64,7 @@ def ours(
     set_backends(False)
     step = TrainingStep({"model": model}, objectives)
     loaders = make_loaders(
-        [law], data, Groups.by_quantile(data.stats), batch, seed=0, dist=Dist(), device=torch.device(device)
+        [distribution], data, Groups.by_quantile(data.stats), batch, seed=0, dist=Dist(), device=torch.device(device)
     )
     update = Update(
         step, loaders, config, make_accelerator(device, precision), codec=model.codec, process=model.process,

@@ -59,7 +59,7 @@ def main() -> None:
             if where == "disk":
                 waited.append((rows[-1]["waited"] - rows[0]["waited"]) / (rows[-1]["seconds"] - rows[0]["seconds"]))
     train_set = data["disk"].train
-    sampler = BatchSampler(train_set.labels, given.batch, law="natural", seed=0, name="waiting")
+    sampler = BatchSampler(train_set.labels, given.batch, distribution="natural", seed=0, name="waiting")
     gather = Gather(train_set.images, torch.device("cpu"))
     began = time.perf_counter()
     for step in range(200):

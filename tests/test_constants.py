@@ -77,7 +77,7 @@ def test_another_method_begins_with_its_own() -> None:
         (("--method", "cbdm", "--method.tua", "1"), r"unknown constant --method.tua -> did you mean --method.tau\?"),
         (("--method", "cbdm", "--method.tau", "much"), "--method.tau='much' is not valid -> expected float"),
         (("--method", "cbdm", "--method.tau", "-1"), "tau=-1.0 and gamma=0.25 must be finite and at least 0"),
-        (("--method", "cbdm", "--method.law", "tail"), "expected prior or uniform or inverse"),
+        (("--method", "cbdm", "--method.distribution", "tail"), "expected prior or uniform or inverse"),
         (
             ("--method", "ccua", "--method.weight", "2"),
             "ambiguous -> give one of --method.uncond",
@@ -108,7 +108,7 @@ def test_methods_name_prints_them_with_type_value_and_source(capsys: pytest.Capt
     assert main(["methods", "cbdm"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--method.class_balancing.tau 1.0 (float) strength, 1 in the authors' code." in text
-    assert "--method.class_balancing.law prior (prior or uniform or inverse)" in text
+    assert "--method.class_balancing.distribution prior (prior or uniform or inverse)" in text
     assert main(["methods", "cm", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["constants"]["low_rank.rank_ratio"]
     assert found["default"] == 0.1

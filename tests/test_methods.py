@@ -58,13 +58,16 @@ def test_every_row_makes_new_objectives_each_time(name: str) -> None:
 
 
 def test_the_rows_of_ccua_are_its_two_versions() -> None:
-    for name, time, law in (("ccua", "noise", Part(law="tempered", factor=0.1)), ("ccua-v1", "none", Part())):
+    for name, time, distribution in (
+        ("ccua", "noise", Part(distribution="tempered", factor=0.1)),
+        ("ccua-v1", "none", Part()),
+    ):
         made = objectives(name)
         assert set(made) == {"denoising", "unconditional_contrast", "alignment"}
         contrast, alignment = made["unconditional_contrast"], made["alignment"]
         assert (contrast.tau, contrast.weight, contrast.time, contrast.block) == (0.1, 1.0, time, 0)
         assert (alignment.weight, alignment.time, alignment.space) == (1.0, "noise", "native")
-        assert METHODS[name].phases[0].parts == (law,)
+        assert METHODS[name].phases[0].parts == (distribution,)
         assert METHODS[name].omega == 1.5
 
 

@@ -53,9 +53,9 @@ def test_what_stands_for_the_denoising_loss_replaces_it() -> None:
 
 
 def test_the_one_law_that_is_not_natural_is_taken() -> None:
-    assert get_method("cbdm+ddpm-brs").target.parts == (Part(law="tempered", factor=0.1),)
-    assert get_method("ddpm-brs+cbdm").target.parts == (Part(law="tempered", factor=0.1),)
-    assert get_method("ccua+ddpm-brs").target.parts == (Part(law="tempered", factor=0.1),)
+    assert get_method("cbdm+ddpm-brs").target.parts == (Part(distribution="tempered", factor=0.1),)
+    assert get_method("ddpm-brs+cbdm").target.parts == (Part(distribution="tempered", factor=0.1),)
+    assert get_method("ccua+ddpm-brs").target.parts == (Part(distribution="tempered", factor=0.1),)
     assert get_method("cbdm+coral").target.parts == (Part(),)
 
 

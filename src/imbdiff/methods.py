@@ -81,7 +81,7 @@ METHODS: dict[str, Method] = {
     "ddpm": Method(
         idea="denoising alone, classes as often as they occur",
         source="Ho et al. 2020; label dropout and guidance 0.8 as the baseline of CBDM's code",
-        phases=_plain(Part(law="natural")),
+        phases=_plain(Part(distribution="natural")),
         omega=0.8,
         cost=1,
         time=1.00,
@@ -90,7 +90,7 @@ METHODS: dict[str, Method] = {
     "ddpm-brs": Method(
         idea="batch resampling: classes by size from 1 to 0.1 in place of 1 to 1 / imbalance factor",
         source="CCUA's code (brs_factor 0.1), arXiv 2507.09052v2",
-        phases=_plain(Part(law="tempered", factor=0.1)),
+        phases=_plain(Part(distribution="tempered", factor=0.1)),
         omega=0.8,
         cost=1,
         time=1.00,
@@ -99,7 +99,7 @@ METHODS: dict[str, Method] = {
     "ddpm-sqrt": Method(
         idea="classes as often as the square root of their size",
         source="Mahajan et al. 2018",
-        phases=_plain(Part(law="sqrt")),
+        phases=_plain(Part(distribution="sqrt")),
         omega=0.8,
         cost=1,
         time=0.99,
@@ -108,7 +108,7 @@ METHODS: dict[str, Method] = {
     "ddpm-balanced": Method(
         idea="all classes equally often",
         source="class-balanced resampling; 'RS' in CBDM's tables",
-        phases=_plain(Part(law="balanced")),
+        phases=_plain(Part(distribution="balanced")),
         omega=0.8,
         cost=1,
         time=0.99,
@@ -117,7 +117,7 @@ METHODS: dict[str, Method] = {
     "cbdm": Method(
         idea="pull predictions for the true and a random label together at noisy times",
         source="Qin et al., CVPR 2023, arXiv 2305.00562; its code: tau 1, gamma 1/4, prior labels, guidance 1.6",
-        phases=(Phase("target", lambda: [Denoising(), ClassBalancing(tau=1.0, gamma=0.25, law="prior")]),),
+        phases=(Phase("target", lambda: [Denoising(), ClassBalancing(tau=1.0, gamma=0.25, distribution="prior")]),),
         omega=1.6,
         cost=2,
         time=1.77,
@@ -126,7 +126,7 @@ METHODS: dict[str, Method] = {
     "cbdm-finetune": Method(
         idea="CBDM from a trained DDPM, with comparison labels uniform over classes",
         source="CBDM's code (--finetune): from 200k DDPM steps, to 250k; guidance 2.0",
-        phases=(Phase("target", lambda: [Denoising(), ClassBalancing(tau=1.0, gamma=0.25, law="uniform")]),),
+        phases=(Phase("target", lambda: [Denoising(), ClassBalancing(tau=1.0, gamma=0.25, distribution="uniform")]),),
         omega=2.0,
         cost=2,
         time=1.79,
@@ -136,7 +136,7 @@ METHODS: dict[str, Method] = {
     "cbdm-ada": Method(
         idea="CBDM on images that are turned, scaled, stretched and moved at random, of which the network is told",
         source="CBDM's code (--augm): each change with probability 0.12, 500k steps of 48; guidance 1.4",
-        phases=(Phase("target", lambda: [Denoising(), ClassBalancing(tau=1.0, gamma=0.25, law="prior")]),),
+        phases=(Phase("target", lambda: [Denoising(), ClassBalancing(tau=1.0, gamma=0.25, distribution="prior")]),),
         omega=1.4,
         cost=2,
         time=1.77,
@@ -146,7 +146,7 @@ METHODS: dict[str, Method] = {
     "pd-cbdm": Method(
         idea="CBDM with comparison labels in favour of rare classes, and predictions of different classes driven apart",
         source="PD-CBDM, Mathematics 14(10) 1576, 2026: abstract alone seen; labels by 1 / images, DiffROP: ours",
-        phases=(Phase("target", lambda: [Denoising(), ClassBalancing(law="inverse"), ClassOverlap()]),),
+        phases=(Phase("target", lambda: [Denoising(), ClassBalancing(distribution="inverse"), ClassOverlap()]),),
         omega=1.6,
         cost=3,
         time=None,
@@ -159,7 +159,7 @@ METHODS: dict[str, Method] = {
             Phase(
                 "target",
                 lambda: [Denoising(), UnconditionalContrast(tau=0.1, weight=1.0), Alignment(weight=1.0)],
-                (Part(law="tempered", factor=0.1),),
+                (Part(distribution="tempered", factor=0.1),),
             ),
         ),
         omega=1.5,
@@ -192,7 +192,7 @@ METHODS: dict[str, Method] = {
                     UnconditionalContrast(tau=0.1, time="clean", weight=0.05),
                     Alignment(time="clean", weight=0.05),
                 ],
-                (Part(law="tempered", factor=0.1),),
+                (Part(distribution="tempered", factor=0.1),),
             ),
         ),
         omega=6.5,  # its cfg_scale 7.5 is 1 + omega
@@ -221,7 +221,7 @@ METHODS: dict[str, Method] = {
     "t2h-balanced": Method(
         idea="T2H with all classes equally often in the batch, so that rare images are candidates too",
         source="Zhang et al., ICLR 2024: its second component, batch resampling",
-        phases=(Phase("target", lambda: [Transfer(direction="t2h")], (Part(law="balanced"),)),),
+        phases=(Phase("target", lambda: [Transfer(direction="t2h")], (Part(distribution="balanced"),)),),
         omega=1.5,
         cost=1,
         time=1.01,

@@ -119,8 +119,8 @@ def combine(named: Sequence[tuple[str, Method]]) -> Method:
     """One method of the objectives of several: "cbdm+ccua" trains with the losses of both, in merged passes.
 
     The denoising loss is taken once, or replaced by the one loss that replaces it (T2H, re-weighting). The rows are
-    drawn by the law of the one method that has a law other than the natural. Of a method with several phases the others
-    join the one whose model is sampled. Guidance, sampler and steps are those of the first.
+    sampled as by the one method that does not sample naturally. Of a method with several phases, the others join the
+    one whose model is sampled. Guidance, sampler and steps are those of the first.
 
     Raises:
         ConfigError: they exclude each other; the message says in what.
@@ -260,7 +260,7 @@ def constants(method: Method) -> dict[str, Constant]:
             names = [f.name for f in dataclasses.fields(objective) if f.init and f.name not in objective.wiring]
             _add(found, objective.name, objective, names, base=objective.base)
         for part in phase.parts:
-            _add(found, part.name, part, ["groups", "group_size"] if part.groups else _law(part), base=True)
+            _add(found, part.name, part, ["groups", "group_size"] if part.groups else _of_distribution(part), base=True)
         network = phase.make
         if dataclasses.is_dataclass(network) and not isinstance(network, type):
             _add(found, network.name, network, [f.name for f in dataclasses.fields(network)])
@@ -269,8 +269,8 @@ def constants(method: Method) -> dict[str, Constant]:
     return found
 
 
-def _law(part: Part) -> list[str]:
-    return ["law", "factor"] if part.of == "all" else ["law"]
+def _of_distribution(part: Part) -> list[str]:
+    return ["distribution", "factor"] if part.of == "all" else ["distribution"]
 
 
 def _add(found: dict[str, Constant], owner: str, value: Any, names: Sequence[str], base: bool = False) -> None:
@@ -373,7 +373,8 @@ def _phase(phase: Phase, changed: Mapping[str, Any]) -> Phase:
 def _part(part: Part, changed: Mapping[str, Any]) -> Part:
     own = _of(changed, part.name)
     return replace(
-        part, **{k: v for k, v in own.items() if k in (["groups", "group_size"] if part.groups else _law(part))}
+        part,
+        **{k: v for k, v in own.items() if k in (["groups", "group_size"] if part.groups else _of_distribution(part))},
     )
 
 

@@ -118,7 +118,11 @@ CASES: dict[str, Case] = {
     **_alone(Focal, ONE, stronger={"beta": 2.0, "gamma": 2.0}, published={"against": "nothing"}, wider={"width": 0.5}),
     **_alone(MinSNR, ONE, gamma={"gamma": 1.0}),
     **_alone(
-        ClassBalancing, TWO, uniform={"law": "uniform"}, eps={"space": "eps"}, constants={"tau": 0.7, "gamma": 0.5}
+        ClassBalancing,
+        TWO,
+        uniform={"distribution": "uniform"},
+        eps={"space": "eps"},
+        constants={"tau": 0.7, "gamma": 0.5},
     ),
     **_alone(
         UnconditionalContrast,

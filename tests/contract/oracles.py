@@ -192,7 +192,7 @@ def class_balancing(
     *,
     tau: float = 1.0,
     gamma: float = 0.25,
-    law: str = "prior",
+    distribution: str = "prior",
     space: str = "native",
     rows: float = 1.0,
     name: str = "class_balancing",

@@ -1,4 +1,4 @@
-"""Geometric changes against known geometry and against the formula in loops; their law; what stays exact."""
+"""Geometric changes against known geometry and against the formula in loops; their distribution; what stays exact."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_images_of_one_pixel_across_stay_finite(shape: tuple[int, int]) -> None:
     assert out.isfinite().all()
 
 
-# ---- the law of the changes ------------------------------------------------------------------------------------------
+# -- the distribution of the changes
 
 
 @pytest.mark.parametrize("p", [0.12, 0.5])

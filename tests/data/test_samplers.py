@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imbdiff.data.samplers import BatchSampler, GroupedSampler, class_law
+from imbdiff.data.samplers import BatchSampler, GroupedSampler, class_distribution
 from imbdiff.runtime.errors import ConfigError
 
 LAWS = ("natural", "balanced", "sqrt", "tempered")
@@ -18,7 +18,7 @@ def labels_of(counts):
 
 
 @pytest.mark.parametrize(
-    ("law", "expected"),
+    ("distribution", "expected"),
     [
         ("natural", np.array([4, 64, 16, 1]) / 85),
         ("balanced", np.full(4, 0.25)),
@@ -27,12 +27,12 @@ def labels_of(counts):
         ("tempered", np.array([0.1 ** (2 / 3), 1, 0.1 ** (1 / 3), 0.1]) / sum(0.1 ** (i / 3) for i in range(4))),
     ],
 )
-def test_laws_by_hand_and_by_drawing(law, expected):
-    sampler = BatchSampler(LABELS, 50, law=law, seed=3)
-    assert sampler.class_law == pytest.approx(expected)
+def test_laws_by_hand_and_by_drawing(distribution, expected):
+    sampler = BatchSampler(LABELS, 50, distribution=distribution, seed=3)
+    assert sampler.class_distribution == pytest.approx(expected)
     drawn = np.concatenate([LABELS[sampler.indices(step)] for step in range(400)])
     seen = np.bincount(drawn, minlength=4) / len(drawn)
-    # four standard errors of the binomial; the natural law is exact up to the last, broken epoch
+    # four standard errors of the binomial; the natural distribution is exact up to the last, broken epoch
     assert (np.abs(seen - expected) < 4 * np.sqrt(expected * (1 - expected) / len(drawn))).all()
 
 
@@ -42,14 +42,14 @@ def test_tempered_is_ccuas_resampling_where_classes_are_sorted():
     per_image = np.array([0.1 ** (y / 4) / counts[y] for y in labels])  # weights per image, as their code implies
     per_image /= per_image.sum()
     expected = np.bincount(labels, weights=per_image)
-    assert BatchSampler(labels, 8, law="tempered").class_law == pytest.approx(expected)
+    assert BatchSampler(labels, 8, distribution="tempered").class_distribution == pytest.approx(expected)
     assert expected[0] / expected[-1] == pytest.approx(10)
 
 
-@pytest.mark.parametrize("law", ["balanced", "sqrt", "tempered"])
-def test_images_of_a_class_are_drawn_equally_often(law):
+@pytest.mark.parametrize("distribution", ["balanced", "sqrt", "tempered"])
+def test_images_of_a_class_are_drawn_equally_often(distribution):
     labels = labels_of([6, 3])
-    sampler = BatchSampler(labels, 200, law=law)
+    sampler = BatchSampler(labels, 200, distribution=distribution)
     drawn = np.bincount(np.concatenate([sampler.indices(s) for s in range(100)]), minlength=9)
     for k in (0, 1):
         mine = drawn[labels == k]
@@ -75,12 +75,12 @@ def test_epochs_are_permuted_differently():
 
 @settings(max_examples=40)
 @given(counts, st.integers(1, 50), st.sampled_from(LAWS), st.lists(st.integers(0, 10_000), min_size=1, max_size=5))
-def test_a_batch_depends_on_seed_and_step_alone(counts, batch, law, steps):
+def test_a_batch_depends_on_seed_and_step_alone(counts, batch, distribution, steps):
     labels = labels_of(counts)
-    used = BatchSampler(labels, batch, law=law, seed=1)
+    used = BatchSampler(labels, batch, distribution=distribution, seed=1)
     for step in [*steps, *reversed(steps)]:
         indices = used.indices(step)
-        assert np.array_equal(indices, BatchSampler(labels, batch, law=law, seed=1).indices(step))
+        assert np.array_equal(indices, BatchSampler(labels, batch, distribution=distribution, seed=1).indices(step))
         assert indices.shape == (batch,)
         assert indices.dtype == np.int64
         assert indices.min() >= 0
@@ -94,34 +94,34 @@ def test_returned_batches_may_be_changed():
     assert np.array_equal(sampler.indices(0), before)
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_seed_name_and_step_all_matter(law):
-    base = BatchSampler(LABELS, 16, law=law, seed=0)
+@pytest.mark.parametrize("distribution", LAWS)
+def test_seed_name_and_step_all_matter(distribution):
+    base = BatchSampler(LABELS, 16, distribution=distribution, seed=0)
     others = [
-        BatchSampler(LABELS, 16, law=law, seed=1).indices(0),
-        BatchSampler(LABELS, 16, law=law, seed=0, name="other").indices(0),
+        BatchSampler(LABELS, 16, distribution=distribution, seed=1).indices(0),
+        BatchSampler(LABELS, 16, distribution=distribution, seed=0, name="other").indices(0),
         base.indices(1),
     ]
     assert all(not np.array_equal(base.indices(0), other) for other in others)
 
 
 @given(counts, st.sampled_from(LAWS), st.floats(0.01, 1, allow_subnormal=False))
-def test_laws_are_distributions(counts, law, factor):
-    p = class_law(np.array(counts), law, factor)
+def test_laws_are_distributions(counts, distribution, factor):
+    p = class_distribution(np.array(counts), distribution, factor)
     assert p.sum() == pytest.approx(1)
     assert (p > 0).all()
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_classes_without_images_are_never_drawn(law):
+@pytest.mark.parametrize("distribution", LAWS)
+def test_classes_without_images_are_never_drawn(distribution):
     labels = np.array([0, 0, 2, 2, 2, 5])
-    sampler = BatchSampler(labels, 64, law=law)
-    assert sampler.class_law[[1, 3, 4]].tolist() == [0, 0, 0]
+    sampler = BatchSampler(labels, 64, distribution=distribution)
+    assert sampler.class_distribution[[1, 3, 4]].tolist() == [0, 0, 0]
     assert set(labels[sampler.indices(0)]) == {0, 2, 5}
 
 
 def test_impossible_settings():
-    for wrong in ({"law": "cubic"}, {"factor": 0}, {"factor": 2}):
+    for wrong in ({"distribution": "cubic"}, {"factor": 0}, {"factor": 2}):
         with pytest.raises(ConfigError):
             BatchSampler(LABELS, 8, **wrong)
     with pytest.raises(ConfigError):

@@ -89,8 +89,8 @@ def test_all_objectives_with_a_space_are_here() -> None:
 def test_comparison_labels_in_favour_of_the_tail() -> None:
     stats = ClassStats(("a", "b", "c"), (60, 30, 10))
     expected = {"prior": [0.6, 0.3, 0.1], "uniform": [1 / 3] * 3, "inverse": [1 / 9, 2 / 9, 6 / 9]}
-    for law, want in expected.items():
-        made = LabelDraw(law).make(40_000, torch.Generator().manual_seed(0), stats)  # type: ignore[arg-type]
+    for distribution, want in expected.items():
+        made = LabelDraw(distribution).make(40_000, torch.Generator().manual_seed(0), stats)  # type: ignore[arg-type]
         assert (torch.bincount(made, minlength=3) / len(made)).tolist() == pytest.approx(want, abs=0.01)
 
 
@@ -191,7 +191,7 @@ def test_the_rows_of_the_table_and_combinations() -> None:
     joined = get_method("ccua+cm").target
     assert [o.name for o in joined.objectives()] == ["denoising", "unconditional_contrast", "alignment", "capacity"]
     assert (joined.make, joined.finish) == (LowRank(), merged)
-    assert joined.parts == (Part(law="tempered", factor=0.1),)
+    assert joined.parts == (Part(distribution="tempered", factor=0.1),)
     step = make_step(joined.objectives(), PROCESSES["flow"], network="low rank")
     step(make_batches(step, PROCESSES["flow"]))["loss"].backward()
     assert all(p.grad is not None for p in step.parameters())

@@ -26,7 +26,7 @@ from imbdiff.runtime.errors import ConfigError
 from .answers import answer, example
 
 WRONG: list[tuple[Any, dict[str, Any]]] = [
-    (LabelDraw, {"law": "tail"}),
+    (LabelDraw, {"distribution": "tail"}),
     (ClassBalancing, {"rows": 0.0}),
     (ClassBalancing, {"rows": math.nan}),
     (ClassBalancing, {"gamma": math.inf}),

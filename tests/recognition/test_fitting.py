@@ -163,7 +163,7 @@ def _literal(
     if weights is not None:  # relative to the mean over the rows of batches
         of_class = [weights[images.labels == k].mean() for k in range(3)]
         own = torch.from_numpy(weights / (weights.mean() if sampler == "natural" else np.mean(of_class))).float()
-    batches = BatchSampler(images.labels, plan.batch_size, law=sampler, seed=seed, name="classifier batch")
+    batches = BatchSampler(images.labels, plan.batch_size, distribution=sampler, seed=seed, name="classifier batch")
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4, nesterov=True)
     rise = round(0.1 * plan.steps)
     for step in range(plan.steps):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from imbdiff.data.samplers import class_law
+from imbdiff.data.samplers import class_distribution
 from imbdiff.recognition.arms import Arm
 from imbdiff.recognition.jobs import Conditions, train_arms
 from imbdiff.recognition.losses import WEIGHTINGS
@@ -22,7 +22,7 @@ def test_the_table_is_of_names_labels_and_values_that_exist() -> None:
         assert recipe.idea
         assert recipe.source
         assert recipe.weighting in WEIGHTINGS
-        class_law([1.0, 2.0], recipe.sampler)  # type: ignore[arg-type]
+        class_distribution([1.0, 2.0], recipe.sampler)  # type: ignore[arg-type]
         assert 0 <= recipe.deferred < 1
         assert (recipe.loss == "ldam") == (recipe.head == "cosine")
 

@@ -29,39 +29,39 @@ def test_both_kinds_in_one_set_the_real_ones_first() -> None:
     assert both.ids[53:55] == ("real/53", "synthetic/0")
 
 
-@pytest.mark.parametrize("law", ["natural", "balanced", "sqrt"])
-def test_without_synthetic_images_batches_are_those_of_the_sampler_of_that_name(law: str) -> None:
-    sampler = BatchSampler(REAL.labels, 20, law=law, seed=5, name="classifier batch")
+@pytest.mark.parametrize("distribution", ["natural", "balanced", "sqrt"])
+def test_without_synthetic_images_batches_are_those_of_the_sampler_of_that_name(distribution: str) -> None:
+    sampler = BatchSampler(REAL.labels, 20, distribution=distribution, seed=5, name="classifier batch")
     empty = SYNTHETIC.select([])
     for mixture in (Mixture(REAL, None, Use(), 20, 5), Mixture(REAL, empty, Use(share=0.5), 20, 5)):
-        assert mixture.relative_weights(law) is None
+        assert mixture.relative_weights(distribution) is None
         for step in range(6):
-            np.testing.assert_array_equal(mixture.rows(step, law), sampler.indices(step))
+            np.testing.assert_array_equal(mixture.rows(step, distribution), sampler.indices(step))
 
 
-@pytest.mark.parametrize("law", ["natural", "balanced"])
-def test_without_a_share_both_kinds_are_drawn_as_one_set(law: str) -> None:
+@pytest.mark.parametrize("distribution", ["natural", "balanced"])
+def test_without_a_share_both_kinds_are_drawn_as_one_set(distribution: str) -> None:
     labels = np.concatenate([REAL.labels, SYNTHETIC.labels])
-    sampler = BatchSampler(labels, 20, law=law, seed=5, name="classifier batch")
+    sampler = BatchSampler(labels, 20, distribution=distribution, seed=5, name="classifier batch")
     for step in range(6):
-        np.testing.assert_array_equal(_mixture().rows(step, law), sampler.indices(step))
+        np.testing.assert_array_equal(_mixture().rows(step, distribution), sampler.indices(step))
 
 
 @pytest.mark.parametrize(("share", "rows"), [(0.5, 10), (0.1, 2), (0.33, 7), (0.95, 19)])
-@pytest.mark.parametrize("law", ["natural", "balanced"])
-def test_a_share_is_kept_in_every_batch(share: float, rows: int, law: str) -> None:
+@pytest.mark.parametrize("distribution", ["natural", "balanced"])
+def test_a_share_is_kept_in_every_batch(share: float, rows: int, distribution: str) -> None:
     mixture = _mixture(share=share)
     seen = set()
     for step in range(60):
-        found = mixture.rows(step, law)
+        found = mixture.rows(step, distribution)
         assert found.shape == (20,)
         assert (found >= 54).sum() == rows
         assert (found[: 20 - rows] < 54).all()  # the real ones first
         seen |= set(found.tolist())
-        only = mixture.rows(step, law, real_only=True)
+        only = mixture.rows(step, distribution, real_only=True)
         assert only.shape == (20,)
         assert (only < 54).all()
-    if law == "natural":  # epochs: every image comes
+    if distribution == "natural":  # epochs: every image comes
         assert seen == set(range(54 + 66))
 
 
@@ -86,8 +86,8 @@ def test_another_phase_has_a_stream_of_its_own() -> None:
         assert not np.array_equal(a, b)
         np.testing.assert_array_equal(a, mixture.rows(3, "balanced", real_only=real_only))
     # the two kinds of a batch are drawn apart: here both are of the same images
-    for law in ("natural", "balanced"):
-        real, synthetic = np.split(Mixture(REAL, REAL, Use(share=0.5), 20, 5).rows(3, law), 2)
+    for distribution in ("natural", "balanced"):
+        real, synthetic = np.split(Mixture(REAL, REAL, Use(share=0.5), 20, 5).rows(3, distribution), 2)
         assert not np.array_equal(real, synthetic - 54)
 
 

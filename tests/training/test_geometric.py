@@ -54,7 +54,7 @@ def load(rank: int = 0, world: int = 1, accumulate: int = 1, micro: int = 0, ste
     """name of a part -> its batch, as one process of several gets it."""
     images = data()
     loaders = make_loaders(
-        [Part(law="balanced"), PAIRS], images, Groups.by_quantile(images.stats), 16,
+        [Part(distribution="balanced"), PAIRS], images, Groups.by_quantile(images.stats), 16,
         seed=3, dist=Dist(rank, world), accumulate=accumulate, device=torch.device("cpu"),
     )  # fmt: skip
     known: dict[str, Any] = {
@@ -101,7 +101,7 @@ def trainer(folder: Path | None, **options: Any) -> Trainer:
     model = build_model("mlp", DDPM(), (1, 4, 4), images.stats, augment=True)
     return Trainer(
         step=TrainingStep({"model": model}, [Denoising(), ClassBalancing()]),
-        data=images, groups=Groups.by_quantile(images.stats), parts=[Part(law="tempered")], config=CONFIG,
+        data=images, groups=Groups.by_quantile(images.stats), parts=[Part(distribution="tempered")], config=CONFIG,
         device="cpu", store=None if folder is None else CheckpointStore(folder), quiet=True,
         **{"geometric": Geometric(0.5), **options},
     )  # fmt: skip
@@ -151,7 +151,7 @@ def test_cbdm_ada_is_cbdm_with_its_constants() -> None:
     made = {o.name: o for o in method.phases[0].objectives()}
     assert made.keys() == {"denoising", "class_balancing"}
     assert (made["class_balancing"].tau, made["class_balancing"].gamma) == (1.0, 0.25)
-    assert made["class_balancing"].draws == ClassBalancing(law="prior").draws
+    assert made["class_balancing"].draws == ClassBalancing(distribution="prior").draws
     assert method.phases[0].parts == (Part(),)
     assert (method.omega, method.ada, method.init) == (1.4, 0.12, "any")
 

@@ -45,7 +45,7 @@ def trainer(folder: Path | None, config: TrainConfig = CONFIG, **options: object
     images = data()
     model = build_model("mlp", DDPM(), (1, 4, 4), images.stats)
     objectives = options.pop("objectives", None) or [Denoising(), ClassBalancing()]
-    parts = options.pop("parts", [Part(law="tempered")])
+    parts = options.pop("parts", [Part(distribution="tempered")])
     return Trainer(
         step=TrainingStep({"model": model}, objectives),  # type: ignore[arg-type]
         data=images,

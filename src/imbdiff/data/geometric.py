@@ -25,8 +25,8 @@ composed in the order of that code: shift, stretch, rotation, size, and the two 
 
 Departures from that code: images are interpolated by cubic convolution (torch's bicubic) where it uses a cubic
 B-spline; an image that is only mirrored is not interpolated at all; a, normal there, is its absolute value. The last
-leaves the law of the images as it is, since -a along one axis is a along the other, but the vector then says what was
-done: with a sign, (a, axis) and (-a, axis + pi) would be two changes with one vector.
+leaves the distribution of the images as it is, since -a along one axis is a along the other, but the vector then
+says what was done: with a sign, (a, axis) and (-a, axis + pi) would be two changes with one vector.
 """
 
 from __future__ import annotations

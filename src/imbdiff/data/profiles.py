@@ -41,7 +41,7 @@ def profile_shares(profile: str, num_classes: int, imbalance_factor: float) -> n
     """(C,) float64 class sizes relative to the largest: from 1 down to 1 / IF, in order of rank i = 0..C-1.
 
     * exponential: (1/IF)^(i / (C-1)) (Cui et al. 2019; the CIFAR-LT of the literature).
-    * pareto: quantiles of a Pareto law of alpha = 6, (C / (i+1))^(1/6), stretched linearly to reach from 1 to 1/IF. For
+    * pareto: quantiles of a Pareto distribution, alpha = 6: (C / (i+1))^(1/6), stretched linearly from 1 to 1/IF. For
       C = 1000, 1280 and IF 256 that is 121,449 images, within 5 % of ImageNet-LT's 115,846.
     * step: the first floor(C/2) classes 1, the rest 1/IF (Buda et al. 2018).
 

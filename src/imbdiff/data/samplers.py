@@ -14,11 +14,11 @@ import numpy as np
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import rng
 
-Law = Literal["natural", "balanced", "sqrt", "tempered"]
+Distribution = Literal["natural", "balanced", "sqrt", "tempered"]
 
 
 class BatchSampler:
-    """Draws the batch of a step by one of four laws over the classes.
+    """Samples the batch of a step from one of four distributions over the classes.
 
     * natural: permuted epochs; a batch may span two, so every image is used equally often. p_k = n_k / N.
     * balanced: p_k = 1 / C.
@@ -31,13 +31,13 @@ class BatchSampler:
     Args:
         labels: (N,) int64 in [0, C).
         batch_size: B >= 1, of the global batch.
-        law: see above.
+        distribution: see above.
         factor: f in (0, 1] of tempered: p of the smallest class / p of the largest.
         seed: of the run.
         name: of the random stream; two samplers with different names are unrelated.
 
     Attributes:
-        class_law: (C,) float64 probability that a row of a batch is of each class; 0 where a class has no image.
+        class_distribution: (C,) float64 probability of each class in a batch; 0 where a class has no image.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class BatchSampler:
         labels: np.ndarray,
         batch_size: int,
         *,
-        law: str = "natural",
+        distribution: str = "natural",
         factor: float = 0.1,
         seed: int = 0,
         name: str = "batch",
@@ -53,21 +53,21 @@ class BatchSampler:
         self._rows = _RowsByClass(labels)
         if batch_size < 1:
             raise ConfigError(f"batch size {batch_size} is not positive", "give at least 1")
-        self.batch_size, self.law, self.seed, self.name = int(batch_size), law, seed, name
-        self.class_law = class_law(self._rows.counts, law, factor)
-        self._cumulative = np.cumsum(self.class_law)
+        self.batch_size, self.distribution, self.seed, self.name = int(batch_size), distribution, seed, name
+        self.class_distribution = class_distribution(self._rows.counts, distribution, factor)
+        self._cumulative = np.cumsum(self.class_distribution)
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def indices(self, step: int) -> np.ndarray:
         """(B,) int64 row numbers of the global batch of `step` >= 0; the same for every call and every instance."""
         if step < 0:
             raise ConfigError(f"step {step} is negative")
-        if self.law == "natural":
+        if self.distribution == "natural":
             return self._epochs(step)
-        draws = rng(self.seed, self.name, self.law, step).random((2, self.batch_size))
+        draws = rng(self.seed, self.name, self.distribution, step).random((2, self.batch_size))
         classes = np.searchsorted(self._cumulative, draws[0] * self._cumulative[-1], side="right")
         # A product that rounds up to the whole sum would fall behind the last class.
-        return self._rows.pick(np.minimum(classes, len(self.class_law) - 1), draws[1])
+        return self._rows.pick(np.minimum(classes, len(self.class_distribution) - 1), draws[1])
 
     def _epochs(self, step: int) -> np.ndarray:
         n = len(self._rows)
@@ -133,23 +133,25 @@ class GroupedSampler:
         return np.concatenate(rows), np.repeat(np.arange(self.num_groups, dtype=np.int64), self.group_size)
 
 
-def class_law(counts: np.ndarray, law: str, factor: float = 0.1) -> np.ndarray:
-    """(C,) float64 probability of each class under `law`; see :class:`BatchSampler`. Classes of no image get 0.
+def class_distribution(counts: np.ndarray, distribution: str, factor: float = 0.1) -> np.ndarray:
+    """(C,) float64 probability of each class, see :class:`BatchSampler`. Classes of no image get 0.
 
     Raises:
-        ConfigError: an unknown law, or a factor outside (0, 1].
+        ConfigError: an unknown distribution, or a factor outside (0, 1].
     """
-    if law not in get_args(Law):
-        raise ConfigError(f"unknown sampling law {law!r}", f"choose one of {', '.join(get_args(Law))}")
+    if distribution not in get_args(Distribution):
+        raise ConfigError(
+            f"unknown sampling distribution {distribution!r}", f"choose one of {', '.join(get_args(Distribution))}"
+        )
     if not 0 < factor <= 1:
         raise ConfigError(f"sampling factor {factor!r} is not in (0, 1]", "0.1 draws the smallest class 10 times less")
     counts = np.asarray(counts, dtype=np.float64)
     present = counts > 0
-    if law == "natural":
+    if distribution == "natural":
         weights = counts
-    elif law == "balanced":
+    elif distribution == "balanced":
         weights = present.astype(np.float64)
-    elif law == "sqrt":
+    elif distribution == "sqrt":
         weights = np.sqrt(counts)
     else:
         rank = np.empty(len(counts))

@@ -55,7 +55,7 @@ class DrawKind(Protocol):
         ...
 
 
-LabelLaw = Literal["prior", "uniform", "inverse"]
+LabelDistribution = Literal["prior", "uniform", "inverse"]
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,20 @@ class LabelDraw:
         ConfigError: another distribution.
     """
 
-    law: LabelLaw = "prior"
+    distribution: LabelDistribution = "prior"
 
     def __post_init__(self) -> None:
-        if self.law not in get_args(LabelLaw):
+        if self.distribution not in get_args(LabelDistribution):
             raise ConfigError(
-                f"unknown distribution of labels {self.law!r}", f"use one of {', '.join(get_args(LabelLaw))}"
+                f"unknown distribution of labels {self.distribution!r}",
+                f"use one of {', '.join(get_args(LabelDistribution))}",
             )
 
     def make(self, n: int, generator: torch.Generator, stats: ClassStats) -> Tensor:
         prior = class_prior(stats, generator.device)
-        law = torch.full_like(prior, 1 / len(prior)) if self.law == "uniform" else prior
-        law = 1 / prior if self.law == "inverse" else law
-        return torch.multinomial(law, n, replacement=True, generator=generator)
+        distribution = torch.full_like(prior, 1 / len(prior)) if self.distribution == "uniform" else prior
+        distribution = 1 / prior if self.distribution == "inverse" else distribution
+        return torch.multinomial(distribution, n, replacement=True, generator=generator)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from imbdiff.objectives.batch import LabelDraw, LabelLaw, NoisyBatch, Space, check_space
+from imbdiff.objectives.batch import LabelDistribution, LabelDraw, NoisyBatch, Space, check_space
 from imbdiff.objectives.objective import Answer, Draw, Request
 from imbdiff.objectives.row_sampling import RowSampled
 from imbdiff.runtime.errors import ConfigError
@@ -26,8 +26,8 @@ class ClassBalancing(RowSampled):
     Args:
         tau: strength, 1 in the authors' code.
         gamma: commitment weight, 1/4.
-        law: where y' comes from: the training "prior" (from scratch), "uniform" over classes (as in their fine-tuning),
-            or "inverse", in proportion to 1 / images of the class, in favour of rare ones (after PD-CBDM, 2026).
+        distribution: of y': the training "prior" (from scratch), "uniform" over classes (as in their fine-tuning), or
+            "inverse", in proportion to 1 / images of the class, in favour of rare ones (after PD-CBDM, 2026).
         space: of the difference, see `NoisyBatch.difference`; the authors' network predicts eps, where both are one.
         rows: share of the rows that h' is evaluated for, without bias: see `row_sampling`.
     """
@@ -36,7 +36,7 @@ class ClassBalancing(RowSampled):
 
     tau: float = 1.0
     gamma: float = 0.25
-    law: LabelLaw = "prior"
+    distribution: LabelDistribution = "prior"
     space: Space = "native"
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class ClassBalancing(RowSampled):
         if not (0 <= self.tau < float("inf") and 0 <= self.gamma < float("inf")):
             raise ConfigError(f"CBDM's tau={self.tau} and gamma={self.gamma} must be finite and at least 0")
         check_space(self.name, self.space)
-        self.draws["comparison"] = LabelDraw(self.law)
+        self.draws["comparison"] = LabelDraw(self.distribution)
 
     def row_weight(self, batch: NoisyBatch) -> Tensor:
         return self.tau * batch.noise_level * ~batch.dropped

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet, join
-from imbdiff.data.samplers import BatchSampler, class_law
+from imbdiff.data.samplers import BatchSampler, class_distribution
 from imbdiff.recognition.losses import PRIORS, class_counts
 from imbdiff.runtime.errors import ConfigError
 
@@ -130,7 +130,7 @@ class Mixture:
             if distribution == "natural":
                 return float(own.mean())
             counts, sums = np.bincount(labels), np.bincount(labels, own)
-            return float((class_law(counts, distribution) * sums / np.maximum(counts, 1)).sum())
+            return float((class_distribution(counts, distribution) * sums / np.maximum(counts, 1)).sum())
 
         if real_only:
             return weights / mean(slice(n))
@@ -161,7 +161,7 @@ class Mixture:
             labels = self.images.labels
             labels = {"real": labels[: self.num_real], "synthetic": labels[self.num_real :], "all": labels}[part]
             stream = "classifier batch" + (" synthetic" if part == "synthetic" else "") + name
-            self._samplers[key] = BatchSampler(labels, size, law=distribution, seed=self.seed, name=stream)
+            self._samplers[key] = BatchSampler(labels, size, distribution=distribution, seed=self.seed, name=stream)
         return self._samplers[key]
 
 

@@ -31,15 +31,15 @@ class Part:
 
     Attributes:
         name: objectives name the part that they read.
-        law: "natural", "balanced", "sqrt", or "tempered" (CCUA's batch resampling, head : tail = 1 : factor).
-        factor: of the tempered law.
+        distribution: "natural", "balanced", "sqrt", or "tempered" (CCUA's batch resampling, head : tail = 1 : factor).
+        factor: of the tempered distribution.
         groups, group_size: above 0, the part is `groups` class groups of `group_size` rows that share one t; the
             batch size does not matter to it.
         of: the classes that it samples from: all, the many-shot ones, or the others.
     """
 
     name: str = "main"
-    law: Literal["natural", "balanced", "sqrt", "tempered"] = "natural"
+    distribution: Literal["natural", "balanced", "sqrt", "tempered"] = "natural"
     factor: float = 0.1
     groups: int = 0
     group_size: int = 0
@@ -56,9 +56,11 @@ class Part:
     @property
     def text(self) -> str:
         """Its sampling, for messages."""
-        law = f"{self.law} ({self.factor:g})" if self.law == "tempered" else self.law
+        distribution = (
+            f"{self.distribution} ({self.factor:g})" if self.distribution == "tempered" else self.distribution
+        )
         grouped = f", {self.groups} groups of {self.group_size}" if self.groups else ""
-        return law + grouped + ("" if self.of == "all" else f", from {self.of} classes")
+        return distribution + grouped + ("" if self.of == "all" else f", from {self.of} classes")
 
     def check(self, batch_size: int, world: int, accumulate: int) -> None:
         """Refuses a part that cannot be divided evenly.
@@ -146,7 +148,12 @@ class PartLoader:
                 self.rows_of = np.flatnonzero(np.isin(labels_np, allowed))
                 labels_np = labels_np[self.rows_of]
             self.sampler = BatchSampler(
-                labels_np, batch_size, law=part.law, factor=part.factor, seed=seed, name=f"part:{part.name}"
+                labels_np,
+                batch_size,
+                distribution=part.distribution,
+                factor=part.factor,
+                seed=seed,
+                name=f"part:{part.name}",
             )
 
     def indices(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
