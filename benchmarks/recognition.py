@@ -27,7 +27,8 @@ import torch
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
-from imbdiff.pipeline.sampling import images_to_draw, sampling
+from imbdiff.pipeline.sampling import sampling
+from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.recognition.arms import Arm
 from imbdiff.recognition.curation import curate
 from imbdiff.recognition.intervals import holm

@@ -36,7 +36,7 @@ from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.guidance import ClassifierFree
 from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import DDPM
-from imbdiff.diffusion.saved import load_model
+from imbdiff.diffusion.saved import load_model, save_model
 from imbdiff.metrics.frechet import frechet_distance
 from imbdiff.metrics.neighbours import precision_recall
 from imbdiff.pipeline import training
@@ -82,7 +82,7 @@ def generator(given: argparse.Namespace) -> Path:
     prepared = training.prepare_data("digits", config.data)
     folder = given.folder / digest([training.training_identity(prepared, config)])[:12]
     if not (folder / "model" / "model.json").exists():
-        training.train(prepared, config, folder).save(folder / "model")
+        save_model(training.train(prepared, config, folder), folder / "model")
     return folder
 
 

@@ -26,6 +26,7 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.saved import save_model
 from imbdiff.methods import METHODS, method_of
 from imbdiff.pipeline.sampling import sampling, without_guidance
 from imbdiff.pipeline.training import train
@@ -67,7 +68,7 @@ def trained(method: str, seed: int, images: int, data: Prepared, folder: Path) -
     if method_of(config).init == "required":
         short = round(SHORT * images)
         start = folder / "models" / f"ddpm-{seed}-{short}"
-        train(data, configuration("ddpm", seed, short), quiet=True).save(start)
+        save_model(train(data, configuration("ddpm", seed, short), quiet=True), start)
         config = override(config, {"model.init": str(start), "train.images": images - short})
     return train(data, config, quiet=True)
 

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from imbdiff.data.sources import load
     from imbdiff.data.splits import prepare
     from imbdiff.diffusion.generate import generate
-    from imbdiff.diffusion.saved import load_model
+    from imbdiff.diffusion.saved import load_model, save_model
     from imbdiff.integrations.oversampler import DiffusionOverSampler
     from imbdiff.metrics.evaluate import evaluate
     from imbdiff.pipeline.curation import sample_curated
     from imbdiff.pipeline.run import run
     from imbdiff.pipeline.samples import sample
-    from imbdiff.pipeline.sampling import images_to_draw
+    from imbdiff.pipeline.strategy import images_to_draw
     from imbdiff.pipeline.training import train
     from imbdiff.presets import preset
     from imbdiff.recognition.comparison import classify
@@ -50,12 +50,13 @@ _WHERE = {
     "prepare": "imbdiff.data.splits",
     "generate": "imbdiff.diffusion.generate",
     "load_model": "imbdiff.diffusion.saved",
+    "save_model": "imbdiff.diffusion.saved",
     "evaluate": "imbdiff.metrics.evaluate",
     "run": "imbdiff.pipeline.run",
     "sample": "imbdiff.pipeline.samples",
     "sample_curated": "imbdiff.pipeline.curation",
     "train": "imbdiff.pipeline.training",
-    "images_to_draw": "imbdiff.pipeline.sampling",
+    "images_to_draw": "imbdiff.pipeline.strategy",
     "classify": "imbdiff.recognition.comparison",
     "judges": "imbdiff.recognition.judge",
 }
@@ -78,6 +79,7 @@ __all__ = [
     "run",
     "sample",
     "sample_curated",
+    "save_model",
     "train",
 ]
 

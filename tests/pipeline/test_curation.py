@@ -22,7 +22,7 @@ from imbdiff.pipeline.curation import candidates_to_draw, curate_run
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.plan import check_options, make_plan
 from imbdiff.pipeline.run import STAGES, Run, open_run, run
-from imbdiff.pipeline.sampling import images_to_draw
+from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.pipeline.training import prepare_data
 from imbdiff.presets import preset
 from imbdiff.recognition import curation as choice

@@ -303,7 +303,7 @@ def test_every_phase_is_checked_before_the_first_is_trained(monkeypatch: pytest.
     prepared = training.prepare_data("digits", config.data)
     monkeypatch.setattr(Trainer, "run", None)
     all_head = replace(prepared, groups=Groups(("many", "medium", "few"), (0,) * 10, "by hand"))
-    with pytest.raises(ConfigError, match="draws from non-head classes"):
+    with pytest.raises(ConfigError, match="samples from non-head classes"):
         training.train(all_head, config, quiet=True)
     with pytest.raises(ConfigError, match="8 class groups of part 'grouped'"):
         training.train(prepared, override(config, {"train.accumulate": 16}), quiet=True)
@@ -326,7 +326,7 @@ def test_data_without_head_classes_are_refused_before_training() -> None:
     check_fit(prepared, config)
     for of_class, missing in (([1] * 10, "head"), ([0] * 10, "non-head")):
         flat = replace(prepared, groups=Groups(("many", "medium", "few"), tuple(of_class), "by hand"))
-        with pytest.raises(ConfigError, match=f"draws from {missing} classes, and there are none \\(by hand\\)"):
+        with pytest.raises(ConfigError, match=f"samples from {missing} classes, and there are none \\(by hand\\)"):
             check_fit(flat, config)
         check_fit(flat, override(config, {"method": "ddpm"}))
 

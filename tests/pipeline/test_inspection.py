@@ -15,7 +15,7 @@ from imbdiff.data.arrays import ArraySource
 from imbdiff.data.inspect import examine
 from imbdiff.data.splits import prepare
 from imbdiff.pipeline.inspection import run_estimate
-from imbdiff.pipeline.sampling import images_to_draw
+from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.runtime.errors import DataError
 from tests.data.making import arrays, folder, noise
 

@@ -325,7 +325,7 @@ def test_other_weights_at_the_same_path_are_another_evaluation(tmp_path: Path, c
 
     prepared = prepare_data("digits", config.data)
     weights = tmp_path / "weights.pth"
-    asked = override(config, {"evaluate.extractors": [f"cifar-resnet:{weights}"]})
+    asked = override(config, {"evaluate.inception_weights": str(weights)})
     hashes = []
     for content in (b"one", b"two", b"two"):
         weights.write_bytes(content)

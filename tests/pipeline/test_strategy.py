@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.pipeline.sampling import check_strategy, images_to_draw
+from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.runtime.errors import ConfigError
 
 STATS = ClassStats(("cat", "dog", "eel", "fox"), (50, 8, 50, 3))

@@ -16,7 +16,7 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.pipeline import training
 from imbdiff.pipeline.curation import sample_curated
 from imbdiff.pipeline.plan import check_options, default_preset
-from imbdiff.pipeline.sampling import Strategy, images_to_draw
+from imbdiff.pipeline.strategy import Strategy, images_to_draw
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, DataError
 

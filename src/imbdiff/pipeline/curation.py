@@ -21,7 +21,8 @@ from imbdiff.metrics.extractors import ClassifierFeatures
 from imbdiff.pipeline import samples
 from imbdiff.pipeline.folder import WORKING
 from imbdiff.pipeline.recognising import plan_of
-from imbdiff.pipeline.sampling import guide_of, images_to_draw, sampling
+from imbdiff.pipeline.sampling import guide_of, sampling
+from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.recognition.curation import Curated, curate, describe, least_probability, parse_policy
 from imbdiff.recognition.real_space import IN_QUANTILE, OUT_FACTOR, OUT_QUANTILE
 from imbdiff.recognition.working import working_extractor

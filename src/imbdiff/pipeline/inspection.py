@@ -10,7 +10,7 @@ from imbdiff.data.arrays import ArraySource
 from imbdiff.data.decode import Size
 from imbdiff.data.inspect import Inspection, examine, format_inspection, listed
 from imbdiff.data.splits import prepare
-from imbdiff.pipeline.sampling import images_to_draw
+from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.runtime.errors import ConfigError, ImbdiffError
 from imbdiff.runtime.files import write_json, write_text
 

@@ -23,7 +23,8 @@ from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline import training
 from imbdiff.pipeline.curation import candidates_to_draw, chooses
 from imbdiff.pipeline.recognising import classifier_arms, plan_of
-from imbdiff.pipeline.sampling import check_needs, check_strategy, images_to_draw, sampling
+from imbdiff.pipeline.sampling import check_needs, sampling
+from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.pipeline.training import check_phases, init_folder, new_model
 from imbdiff.presets import choose_preset, preset
 from imbdiff.recipe import Phase

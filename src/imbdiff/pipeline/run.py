@@ -21,7 +21,8 @@ from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.page import report_data
 from imbdiff.pipeline.plan import check_fit, check_options
 from imbdiff.pipeline.samples import preview_grid
-from imbdiff.pipeline.sampling import guide_of, images_to_draw, sampling, sampling_identity
+from imbdiff.pipeline.sampling import guide_of, sampling, sampling_identity
+from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.pipeline.watch import Watch
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.device import resolve_device, start

@@ -36,7 +36,8 @@ from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.plan import probe_sampling
 from imbdiff.pipeline.recognising import classifier_use, plan_of
 from imbdiff.pipeline.run import Run, open_run
-from imbdiff.pipeline.sampling import check_strategy, guide_of, images_to_draw, sampling
+from imbdiff.pipeline.sampling import guide_of, sampling
+from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.recognition.arms import Arm, first_of, make_grid, missing_classes, recipes_alone
 from imbdiff.recognition.comparison import Studied, check_study, grid_arms
 from imbdiff.recognition.comparison import study as compare
