@@ -59,8 +59,8 @@ def _diffrc_imagenet(epochs: int) -> dict[str, Any]:
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
         idea="digits with imbalance factor 50, in minutes on two CPU cores",
-        expect="170 s on 2 cores; accuracy all / few: balanced softmax 0.939 / 0.844, with synthetic images "
-        "0.931 / 0.852, CE 0.896 / 0.683 (imbdiff run digits --preset demo; benchmarks/results/demo_2x-amd-*-28)",
+        expect="130 s on 2 cores; accuracy all / few: balanced softmax 0.939 / 0.844, with synthetic images "
+        "0.933 / 0.844, CE 0.899 / 0.693 (imbdiff run digits --preset demo; benchmarks/results/demo_*_2026-11-30)",
         overrides={
             "data": {"imbalance_factor": 50.0},
             "model": {"process": "ddpm-cosine-v"},
@@ -72,7 +72,7 @@ PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         idea="images of up to 16 pixels on a CPU: minutes",
         expect="digits with imbalance factor 50: 6 to 14 minutes on 2 cores; accuracy all / few: balanced softmax "
-        "0.938 / 0.833, with synthetic images 0.936 / 0.828, CE 0.903 / 0.711 (benchmarks/results/demo_2x-intel-*)",
+        "0.938 / 0.833, with synthetic images 0.936 / 0.828, CE 0.903 / 0.711 (benchmarks/results/demo_*_2026-11-22)",
         overrides={
             "model": {"process": "ddpm-cosine-v"},
             "train": {"images": 90_000, "lr": 1e-3, "schedule": "cosine", "warmup_images": 6_400},
