@@ -33,7 +33,7 @@ from imbdiff.pipeline import training
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.reporting.pictures import sample_grid
 from recognition_worlds import source
-from results_file import ROOT
+from results_file import ROOT, short_number
 
 TABLES = ("numbers", "memorisation")
 METRICS = ("FD", "FD∞", "KD", "precision", "recall")
@@ -91,21 +91,7 @@ def one(method: str, prepared: Prepared, given: argparse.Namespace) -> dict[str,
         reference_name="test", seed=0,
     )  # fmt: skip
     numbers = [
-        {
-            k: row.get(k)
-            for k in (
-                "metric",
-                "k",
-                "extractor",
-                "scope",
-                "reference",
-                "value",
-                "low",
-                "high",
-                "n_synthetic",
-                "n_reference",
-            )
-        }
+        short_number(row)
         for row in report["numbers"]
         if row["metric"] in METRICS and row["reference"] == "test" and row["value"] is not None
     ]

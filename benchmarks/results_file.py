@@ -22,6 +22,9 @@ from imbdiff.pipeline.environment import processor
 from imbdiff.runtime.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+NUMBER = (
+    "metric", "k", "extractor", "scope", "reference", "value", "low", "high", "n_synthetic", "n_reference",
+)  # fmt: skip
 PACKAGES = ("imbalanced-diffusion", "torch", "numpy", "diffusers", "accelerate", "scikit-learn", "pillow")
 
 
@@ -29,6 +32,11 @@ def method_values(text: str) -> dict[str, Any]:
     """Options of a configuration for "METHOD NAME=VALUE ...": a method and some of its constants."""
     method, *constants = text.split()
     return {"method": method, **{f"method.{name}": value for name, _, value in (c.partition("=") for c in constants)}}
+
+
+def short_number(row: dict[str, Any]) -> dict[str, Any]:
+    """What a result file keeps of a record of "numbers" in metrics.json."""
+    return {key: row.get(key) for key in NUMBER}
 
 
 def hardware() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from imbdiff.config import to_dict
 from imbdiff.pipeline.folder import repeat_command
 from imbdiff.pipeline.run import open_run
-from results_file import write_result
+from results_file import short_number, write_result
 
 
 def summary(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -28,23 +28,7 @@ def summary(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"all": round(block["accuracy"], 4)} | {k: round(v, 4) for k, v in block["groups"].items()}
 
     distances = [
-        {
-            k: row.get(k)
-            for k in (
-                "metric",
-                "k",
-                "extractor",
-                "scope",
-                "reference",
-                "value",
-                "low",
-                "high",
-                "n_synthetic",
-                "n_reference",
-            )
-        }
-        for row in metrics["numbers"]
-        if row.get("value") is not None and not row["ranking_only"]
+        short_number(row) for row in metrics["numbers"] if row.get("value") is not None and not row["ranking_only"]
     ]
     result = {
         "counts": list(prepared.stats.counts),

@@ -262,19 +262,30 @@ def guidance_constants(names: str, values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: an unknown or ambiguous key, a guidance that is not among `names`, or a value of the wrong type.
     """
     entries = guidance_entries(names)
-    options = [f"{name}.{f.name}" for name, entry in entries.items() for f in fields(entry.constants)]
     changes: dict[str, dict[str, Any]] = {name: {} for name in entries}
     for key, value in values.items():
-        matches = [option for option in options if key == option or key == option.rpartition(".")[2]]
-        if len(matches) > 1:
-            raise ConfigError(f"guidance {names!r}: {key!r} is an option of several", f"write {' or '.join(matches)}")
-        if not matches:
-            raise ConfigError(f"guidance {names!r} has no option {key!r}", _hint(key, options, entries))
-        name, _, field = matches[0].rpartition(".")
+        option = guidance_option(names, key)
+        name, _, field = option.rpartition(".")
         if field in changes[name]:
-            raise ConfigError(f"guidance {names!r}: {name}.{field} is given twice", "give it once")
-        changes[name][field] = _typed(value, get_type_hints(type(entries[name].constants))[field], matches[0])
+            raise ConfigError(f"guidance {names!r}: {option} is given twice", "give it once")
+        changes[name][field] = _typed(value, get_type_hints(type(entries[name].constants))[field], option)
     return {name: replace(entry.constants, **changes[name]) for name, entry in entries.items()}
+
+
+def guidance_option(names: str, key: str) -> str:
+    """NAME.FIELD of the constant that `key` stands for among the guidances that "a+b" names.
+
+    Raises:
+        ConfigError: none or several have it.
+    """
+    entries = guidance_entries(names)
+    options = [f"{name}.{f.name}" for name, entry in entries.items() for f in fields(entry.constants)]
+    matches = [option for option in options if key == option or key == option.rpartition(".")[2]]
+    if len(matches) > 1:
+        raise ConfigError(f"guidance {names!r}: {key!r} is an option of several", f"write {' or '.join(matches)}")
+    if not matches:
+        raise ConfigError(f"guidance {names!r} has no option {key!r}", _hint(key, options, entries))
+    return matches[0]
 
 
 def make_guidance(names: str, context: SamplingContext, values: Mapping[str, Any] | None = None) -> Guidance:

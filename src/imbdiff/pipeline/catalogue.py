@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import fields
-from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
 from imbdiff.data.benchmarks import BENCHMARKS
@@ -19,7 +18,7 @@ from imbdiff.recipe import constants, field_texts, type_text
 from imbdiff.recognition.curation import POLICIES
 from imbdiff.recognition.networks import known_networks
 from imbdiff.recognition.recipes import RECIPES
-from imbdiff.runtime.tables import PREFIX, imported, known
+from imbdiff.runtime.tables import PREFIX, entry_points_of, imported, known
 
 
 def as_json() -> dict[str, Any]:
@@ -56,8 +55,8 @@ def as_json() -> dict[str, Any]:
     }
     for family, rows in tables.items():
         group = {"benchmarks": "sources", "measures": "metrics"}.get(family, family)
-        points = {p.name: p.value for p in entry_points(group=f"imbdiff.{group}") if p.name not in rows}
-        rows |= {name: {"what": f"from outside: {place}"} for name, place in sorted(points.items())}
+        points = {name: point for name, point in sorted(entry_points_of(group).items()) if name not in rows}
+        rows |= {name: {"what": f"from outside: {point.value}"} for name, point in points.items()}
     return tables
 
 

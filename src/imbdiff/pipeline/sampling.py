@@ -20,6 +20,7 @@ from imbdiff.diffusion.guidances import (
     guidance_constants,
     guidance_entries,
     guidance_needs,
+    guidance_option,
     make_guidance,
 )
 from imbdiff.diffusion.model import DiffusionModel
@@ -152,7 +153,8 @@ def sampling(config: RunConfig) -> Sampling:
                 f"--sample.omega has no effect on the guidance {names}", "leave it out, or name classifier-free"
             )
         given.update({f"{name}.omega": options.omega for name in with_omega})
-    own_constants = full(names, options.constants)
+    # of one that is there under both names, the later counts
+    own_constants = {guidance_option(names, key): value for key, value in options.constants.items()}
     if options.omega is not None and (twice := [name for name in own_constants if name.endswith(".omega")]):
         raise ConfigError(
             f"--sample.omega {options.omega} and --sample.guidance.{twice[0]} {own_constants[twice[0]]} both set the "
@@ -172,20 +174,6 @@ def sampling(config: RunConfig) -> Sampling:
         precision=options.precision,
         compile=config.train.compile,
     )
-
-
-def full(names: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` by NAME.FIELD.
-
-    Raises:
-        ConfigError: as of `guidance_constants`.
-    """
-    found: dict[str, Any] = {}
-    for key, value in values.items():  # of one that is there under both names, the later counts
-        known = guidance_constants(names, {key: value})
-        fields = {name: asdict(constants) for name, constants in known.items()}
-        found[next(f"{name}.{f}" for name, own in fields.items() for f in own if key in (f, f"{name}.{f}"))] = value
-    return found
 
 
 def check_needs(config: RunConfig) -> None:

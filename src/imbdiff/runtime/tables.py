@@ -16,7 +16,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +44,7 @@ def lookup(family: str, table: Mapping[str, T], name: str, *, kind: type | None 
     if name.startswith(PREFIX):
         found = imported(name, family)
     else:
-        points = {point.name: point for point in entry_points(group=f"imbdiff.{family}")}
+        points = entry_points_of(family)
         if name not in points:
             near = difflib.get_close_matches(name, [*table, *points], n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join([*table, *points])}"
@@ -98,12 +98,12 @@ def imported(name: str, what: str) -> Any:
 
 def code_identity(family: str, table: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """A hash of the source file of each named entry that is not in the table: results depend on it too."""
-    points = {point.name: point.module for point in entry_points(group=f"imbdiff.{family}")}
+    points = entry_points_of(family)
     found = []
     for name in names:
         if name not in table:
             lookup(family, table, name)  # imports it
-            module = sys.modules.get(name.split(":")[1] if name.startswith(PREFIX) else points[name])
+            module = sys.modules.get(name.split(":")[1] if name.startswith(PREFIX) else points[name].module)
             path = getattr(module, "__file__", None)
             found.append(hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else name)
     return found
@@ -111,4 +111,9 @@ def code_identity(family: str, table: Mapping[str, Any], names: Iterable[str]) -
 
 def known(family: str, table: Mapping[str, Any]) -> list[str]:
     """Names in the table, and those of entry points."""
-    return [*table, *sorted(point.name for point in entry_points(group=f"imbdiff.{family}") if point.name not in table)]
+    return [*table, *sorted(name for name in entry_points_of(family) if name not in table)]
+
+
+def entry_points_of(family: str) -> dict[str, EntryPoint]:
+    """The entry points of the group ``imbdiff.FAMILY`` of installed packages, by name."""
+    return {point.name: point for point in entry_points(group=f"imbdiff.{family}")}
