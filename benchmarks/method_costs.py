@@ -10,22 +10,19 @@ images that each sees.
 from __future__ import annotations
 
 import argparse
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from harness import Side, compare, write_result
 from imbdiff import preset
 from imbdiff.config import override
-from imbdiff.data.augment import Augmentation
 from imbdiff.data.splits import Prepared
 from imbdiff.methods import METHODS
 from imbdiff.pipeline import training
 from imbdiff.recipe import Phase
-from imbdiff.runtime.dist import Dist
-from imbdiff.training.parts import make_loaders
+from imbdiff.training.parts import Batches
 from imbdiff.training.step import TrainingStep
-from imbdiff.training.trainer import Trainable
 
 
 def side(name: str, method: str, phase: Phase, prepared: Prepared, batch: int) -> tuple[Side, TrainingStep]:
@@ -34,18 +31,11 @@ def side(name: str, method: str, phase: Phase, prepared: Prepared, batch: int) -
     config = override(preset("demo"), values)
     earlier = {n: training.new_model(prepared, config) for n in {phase.start, *phase.frozen} if n}
     step = training.build_step(phase, prepared, config, earlier)
-    model = cast(Trainable, step.networks["model"])
-    loaders = make_loaders(
-        phase.parts, prepared.train, prepared.groups, batch, seed=0, dist=Dist(), device=torch.device("cpu")
-    )
-    batches = {
-        loader.part.name: loader.load(
-            0, 0, codec=model.codec, process=model.process, draws=step.draws(loader.part.name),
-            label_dropout=0.1 if phase.label_dropout is None else phase.label_dropout, dropout_per="sample",
-            augmentation=Augmentation(), geometric=training.geometric(phase, config),
-        )
-        for loader in loaders
-    }  # fmt: skip
+    made = Batches(
+        step, phase.parts, prepared.train, prepared.groups, training.phase_config(phase, config),
+        device=torch.device("cpu"), geometric=training.geometric(phase, config),
+    )  # fmt: skip
+    batches = made(0)
 
     def run() -> None:
         step(batches)["loss"].backward()

@@ -35,9 +35,8 @@ from imbdiff.metrics.frechet import frechet
 from imbdiff.metrics.neighbours import CAP, neighbour_measures
 from imbdiff.metrics.rows import Rows
 from imbdiff.runtime.device import make_accelerator
-from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.log import read_jsonl
-from imbdiff.training.parts import make_loaders
+from imbdiff.training.parts import Batches
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.update import Update
 from plain_loops import field
@@ -55,10 +54,8 @@ def update_of(method: str, classes: int, batch: int) -> Callable[[], object]:
     model = build_model("unet-8", DDPM(), (1, 8, 8), data.stats)
     config = TrainConfig(images=batch * 10_000, batch_size=batch)
     step = TrainingStep({"model": model}, phase.objectives())
-    loaders = make_loaders(
-        phase.parts, data, Groups.by_quantile(data.stats), batch, seed=0, dist=Dist(), device=torch.device("cpu")
-    )
-    update = Update(step, loaders, config, make_accelerator("cpu"), codec=model.codec, process=model.process)
+    batches = Batches(step, phase.parts, data, Groups.by_quantile(data.stats), config, device=torch.device("cpu"))
+    update = Update(step, batches, config, make_accelerator("cpu"))
     update.wrap(print)
     number = iter(range(10**9))
 

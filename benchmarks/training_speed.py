@@ -37,8 +37,7 @@ from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.row_sampling import sample_branches
 from imbdiff.runtime.device import make_accelerator, set_backends
-from imbdiff.runtime.dist import Dist
-from imbdiff.training.parts import Part, make_loaders
+from imbdiff.training.parts import Batches, Part
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.update import Update
 from plain_loops import example, field, tuned
@@ -63,13 +62,13 @@ def ours(
     )
     set_backends(False)
     step = TrainingStep({"model": model}, objectives)
-    loaders = make_loaders(
-        [distribution], data, Groups.by_quantile(data.stats), batch, seed=0, dist=Dist(), device=torch.device(device)
-    )
-    update = Update(
-        step, loaders, config, make_accelerator(device, precision), codec=model.codec, process=model.process,
-        augmentation=Augmentation.of("mirror"),
+    accelerator = make_accelerator(device, precision)
+    bf16 = accelerator.mixed_precision == "bf16"
+    batches = Batches(
+        step, [distribution], data, Groups.by_quantile(data.stats), config, device=torch.device(device),
+        augmentation=Augmentation.of("mirror"), channels_last=device == "cuda" and bf16,
     )  # fmt: skip
+    update = Update(step, batches, config, accelerator)
     update.wrap(print)
     number = iter(range(10**9))
 

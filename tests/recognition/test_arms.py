@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_names_files_and_facts_of_arms() -> None:
     assert Arm("balanced-softmax", use).to_json() == {
         "name": "synthetic + balanced softmax",
         "recipe": "balanced-softmax",
-        "use": use.to_json(),
+        "use": asdict(use),
         "needs_synthetic": True,
         "sampler": "natural",
         "loss": "balanced-softmax",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def test_other_recipes_and_uses_with_validation_give_the_best_next_to_the_last(p
     )
     shown = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert (shown["protocol"]["validations"], shown["protocol"]["seeds"]) == (5, [3, 5])
-    assert [a["use"] for a in shown["arms"]] == [None] * 3 + [use.to_json() for use in uses]
+    assert [a["use"] for a in shown["arms"]] == [None] * 3 + [asdict(use) for use in uses]
     assert found.verdict.primary == "with 1"
     assert set(found.verdict.other_arms) == {"with 0"}
     for arm in shown["arms"]:

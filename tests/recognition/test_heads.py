@@ -89,7 +89,7 @@ def test_what_a_recipe_does_to_a_head_that_is_trained() -> None:
     x = _features()
     for name in RECIPES:
         head = _head()
-        found = finished_head(head, RECIPES[name], PRIOR)
+        found = finished_head(head, RECIPES[name], 1000 * PRIOR)
         assert torch.equal(head.weight, _head().weight)
         assert torch.equal(head.bias, _head().bias)
         expected = head(x)

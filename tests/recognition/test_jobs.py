@@ -127,15 +127,15 @@ def test_what_was_begun_goes_on_and_leaves_no_checkpoints(tmp_path: Path, monkey
     expected = trained(job_of(prepared, Arm("crt"), validations=5))
     job = job_of(prepared, Arm("crt"), validations=5, folder=tmp_path)
     steps: list[int] = []
-    step, stop = Fit._step, threading.Event()
+    gradients, stop = Fit.gradients, threading.Event()
 
-    def counted(self: Any, phase: Any, inside: int, at: int, optimizer: Any) -> Any:
-        steps.append(at)
-        if at == 7:
+    def counted(self: Fit, step: int) -> Any:
+        steps.append(step)
+        if step == 7:
             stop.set()
-        return step(self, phase, inside, at, optimizer)
+        return gradients(self, step)
 
-    monkeypatch.setattr(Fit, "_step", counted)
+    monkeypatch.setattr(Fit, "gradients", counted)
     assert job.train(stop) is None
     assert steps == list(range(8))
     assert job.stored() is None

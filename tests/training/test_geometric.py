@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from imbdiff.config import RunConfig, override
+from imbdiff.config import RunConfig, TrainConfig, override
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.splits import Prepared
@@ -27,7 +28,8 @@ from imbdiff.recipe import Phase
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError, RunError
-from imbdiff.training.parts import Part, make_loaders
+from imbdiff.training.loop import TrainingFiles
+from imbdiff.training.parts import Batches, Part
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.trainer import Trainer
 from tests.training.test_trainer import CONFIG, StopError, data, same, stop_at
@@ -53,15 +55,14 @@ def configured(**more: Any) -> RunConfig:
 def load(rank: int = 0, world: int = 1, accumulate: int = 1, micro: int = 0, step: int = 2, **options: Any) -> Any:
     """name of a part -> its batch, as one process of several gets it."""
     images = data()
-    loaders = make_loaders(
-        [Part(distribution="balanced"), PAIRS], images, Groups.by_quantile(images.stats), 16,
-        seed=3, dist=Dist(rank, world), accumulate=accumulate, device=torch.device("cpu"),
+    model = SimpleNamespace(codec=IdentityCodec((1, 4, 4)), process=DDPM())
+    made = Batches(
+        SimpleNamespace(networks={"model": model}, draws=lambda part: {}),  # type: ignore[arg-type]
+        [Part(distribution="balanced"), PAIRS], images, Groups.by_quantile(images.stats),
+        TrainConfig(batch_size=16, accumulate=accumulate), device=torch.device("cpu"), seed=3, dist=Dist(rank, world),
+        **{"geometric": Geometric(0.7), **options},
     )  # fmt: skip
-    known: dict[str, Any] = {
-        "codec": IdentityCodec((1, 4, 4)), "process": DDPM(), "draws": {}, "augmentation": Augmentation(),
-        "label_dropout": 0.1, "dropout_per": "sample", "geometric": Geometric(0.7),
-    }  # fmt: skip
-    return {loader.part.name: loader.load(step, micro, **(known | options)) for loader in loaders}
+    return made(step, micro)
 
 
 def fields(batches: list[dict[str, NoisyBatch]], part: str) -> dict[str, torch.Tensor]:
@@ -102,7 +103,7 @@ def trainer(folder: Path | None, **options: Any) -> Trainer:
     return Trainer(
         step=TrainingStep({"model": model}, [Denoising(), ClassBalancing()]),
         data=images, groups=Groups.by_quantile(images.stats), parts=[Part(distribution="tempered")], config=CONFIG,
-        device="cpu", store=None if folder is None else CheckpointStore(folder), quiet=True,
+        device="cpu", files=TrainingFiles(None if folder is None else CheckpointStore(folder)), quiet=True,
         **{"geometric": Geometric(0.5), **options},
     )  # fmt: skip
 

@@ -74,7 +74,7 @@ def test_nothing_is_left_of_it() -> None:
 def test_a_training_logs_them_and_is_the_same_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import imbdiff
     from imbdiff.pipeline import training
-    from imbdiff.training import trainer
+    from imbdiff.training import update
     from tests.pipeline.conftest import SMALL
 
     config = imbdiff.override(imbdiff.preset("tiny"), {**SMALL, "model": {"backbone": "mlp"}, "method": "cbdm"})
@@ -85,6 +85,6 @@ def test_a_training_logs_them_and_is_the_same_without(tmp_path: Path, monkeypatc
     assert 1 <= len(told) < len(rows) or len(rows) == 1
     assert all(0 <= row["share/class_balancing/pull"] <= 1 for row in told)
     assert all(-1.001 <= row["cosine/class_balancing/commit"] <= 1.001 for row in told)
-    monkeypatch.setattr(trainer.Update, "shares", lambda self, step: {})
+    monkeypatch.setattr(update, "gradient_shares", lambda *_: {})
     without = training.train(data, config, tmp_path / "b", quiet=True)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), without.parameters(), strict=True))

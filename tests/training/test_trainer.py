@@ -24,10 +24,11 @@ from imbdiff.objectives.requests import Answer, Request
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog, read_jsonl
+from imbdiff.training.loop import TrainingFiles
 from imbdiff.training.parts import Part
-from imbdiff.training.schedule import learning_rate
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.trainer import Trainer
+from imbdiff.training.update import learning_rate
 
 CONFIG = TrainConfig(
     images=16 * 24, batch_size=16, lr=1e-3, checkpoint_images=16 * 6, log_images=16 * 2, preview_images=16 * 5
@@ -53,9 +54,9 @@ def trainer(folder: Path | None, config: TrainConfig = CONFIG, **options: object
         parts=parts,  # type: ignore[arg-type]
         config=config,
         device="cpu",
-        store=None if folder is None else CheckpointStore(folder / "checkpoints"),
-        log=None if folder is None else JsonLog(folder / "log.jsonl"),
-        identity="one",
+        files=TrainingFiles()
+        if folder is None
+        else TrainingFiles(CheckpointStore(folder / "checkpoints"), JsonLog(folder / "log.jsonl"), "one"),
         quiet=True,
         **options,  # type: ignore[arg-type]
     )
@@ -110,7 +111,7 @@ def test_a_finished_run_is_read_back_and_not_trained_again(whole: Whole) -> None
     model, folder, _ = whole
     assert same(model, trainer(folder, objectives=[Explodes()]).run())  # would fail at once if it took a step
     other = trainer(folder)
-    other.identity = "two"
+    other.files = replace(other.files, identity="two")
     with pytest.raises(RunError, match="other data or options"):
         other.run()
     names = [p.name for p in CheckpointStore(folder / "checkpoints").paths()]
@@ -148,7 +149,7 @@ def test_precision_is_said_where_it_was_chosen_and_where_it_changes(tmp_path: Pa
     with pytest.raises(StopError):
         run(True, on_preview=stop_at(16 * 10))
     assert "bfloat16" in said[0]
-    assert run(False).precision == "fp32"
+    run(False)
     assert said == ["continuing after 96 images, in fp32 what was trained in bf16 so far"]
     shutil.rmtree(tmp_path / "checkpoints")
     run(True, replace(CONFIG, precision="fp32"))

@@ -26,12 +26,10 @@ from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.row_sampling import sample_branches
 from imbdiff.runtime.checkpoint import Checkpoint
 from imbdiff.runtime.device import make_accelerator
-from imbdiff.runtime.dist import Dist
 from imbdiff.training import update as update_module
-from imbdiff.training.parts import Part, make_loaders
-from imbdiff.training.schedule import learning_rate
+from imbdiff.training.parts import Batches, Part
 from imbdiff.training.step import TrainingStep
-from imbdiff.training.update import Update
+from imbdiff.training.update import Update, learning_rate
 
 CONFIG = TrainConfig(images=16 * 8, batch_size=16, lr=1e-3, warmup_images=0)
 CLIP = 0.5  # so that it matters here
@@ -49,18 +47,24 @@ def data() -> ImageSet:
 
 
 def update_of(
-    objectives: list[Objective], config: TrainConfig = CONFIG, parts: tuple[Part, ...] = (Part(),), **networks: Any
+    objectives: list[Objective],
+    config: TrainConfig = CONFIG,
+    parts: tuple[Part, ...] = (Part(),),
+    *,
+    channels_last: bool = False,
+    **networks: Any,
 ) -> Update:
     """On a U-Net without dropout."""
     images = data()
     model = from_spec(ModelSpec("unet", _unet((8, 8), (), 1, 4, 0.0), (1, 8, 8), DDPM().to_json(), images.stats))
     step = TrainingStep({"model": model, **networks}, objectives, frozen=tuple(networks))
     accelerator = make_accelerator("cpu", config.precision)
-    loaders = make_loaders(
-        parts, images, Groups.by_quantile(images.stats), config.batch_size, seed=4, dist=Dist(),
-        device=torch.device("cpu"),
+    batches = Batches(
+        step, parts, images, Groups.by_quantile(images.stats), config, device=torch.device("cpu"), seed=4,
+        channels_last=channels_last,
     )  # fmt: skip
-    made = Update(step, loaders, config, accelerator, codec=model.codec, process=model.process, seed=4)
+    made = Update(step, batches, config, accelerator)
+    made.share_every = 1000
     made.wrap(lambda _: None)
     return made
 
@@ -80,7 +84,7 @@ class PlainLoop:
         self.averaged = [p.detach().clone() for p in self.parameters]
 
     def loss(self, step: int) -> Tensor:
-        batch = self.like.batches(step, 0)["main"]
+        batch = self.like.batches(step)["main"]
         given, _ = self.model(batch.x_t, batch.t, batch.condition)
         loss = ((given - batch.noise) ** 2).mean()
         w = (batch.t.float() / 1000 * ~batch.dropped).reshape(-1, 1, 1, 1)
@@ -128,10 +132,9 @@ def relative(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize(("method", "channels_last"), [("ddpm", True), ("cbdm", False), ("alignment", True)])
-def test_it_is_the_plain_loop(method: str, channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_plain_loop(method: str, channels_last: bool) -> None:
     """Merged passes, fused Adam, foreach clipping and averaging, either memory format: the same numbers."""
-    monkeypatch.setattr(update_module, "use_channels_last", lambda _: channels_last)
-    made = update_of(OBJECTIVES[method], CONFIG)
+    made = update_of(OBJECTIVES[method], CONFIG, channels_last=channels_last)
     plain = PlainLoop(made, method)
     start = [p.detach().clone() for p in plain.parameters]
     for step in range(CONFIG.steps):
@@ -206,25 +209,23 @@ def test_an_update_waits_for_nothing(name: str, rows: float) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_moments_go_on_with_the_weights_that_they_are_of(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_go_on_with_the_weights_that_they_are_of(channels_last: bool) -> None:
     """A checkpoint holds contiguous tensors; fused Adam pairs values by where they lie."""
-    monkeypatch.setattr(update_module, "use_channels_last", lambda _: channels_last)
-    config = CONFIG
 
     def steps(update: Update, numbers: range) -> None:
         for step in numbers:
             update.gradients(step)
             update.apply(step)
 
-    whole = update_of([Denoising()], config)
+    whole = update_of([Denoising()], channels_last=channels_last)
     steps(whole, range(4))
-    stopped = update_of([Denoising()], config)
+    stopped = update_of([Denoising()], channels_last=channels_last)
     steps(stopped, range(2))
-    tensors = {n: x.detach().contiguous().clone() for n, x in stopped.state().items()}
-    went_on = update_of([Denoising()], config)
+    tensors = {n: x.detach().contiguous().clone() for n, x in stopped.state()[0].items()}
+    went_on = update_of([Denoising()], channels_last=channels_last)
     went_on.restore(Checkpoint(Path("of a test"), tensors, {"ema_step": stopped.ema.optimization_step}))
     steps(went_on, range(2, 4))
-    for (name, a), b in zip(whole.state().items(), went_on.state().values(), strict=True):
+    for (name, a), b in zip(whole.state()[0].items(), went_on.state()[0].values(), strict=True):
         assert torch.equal(a, b), name
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import resource
 import time
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from imbdiff.config import RunConfig
-from imbdiff.data.augment import Augmentation
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared
 from imbdiff.data.stats import Groups
@@ -33,13 +32,11 @@ from imbdiff.recognition.fitting import check_trainings
 from imbdiff.recognition.jobs import seconds_per_classifier
 from imbdiff.recognition.networks import check_network
 from imbdiff.runtime.device import resolve_device, resolve_precision
-from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.log import check_trackers
 from imbdiff.runtime.progress import duration
 from imbdiff.runtime.tables import lookup
-from imbdiff.training.parts import make_loaders
-from imbdiff.training.trainer import Trainable
+from imbdiff.training.parts import Batches
 
 
 def check_options(config: RunConfig, *, training: bool = True) -> None:
@@ -220,10 +217,9 @@ def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device:
     """Seconds per image of one phase, and peak memory in bytes."""
     earlier = {name: training.new_model(prepared, config) for name in {phase.start, *phase.frozen} if name}
     step = training.build_step(phase, prepared, config, earlier).to(device)
-    model = cast(Trainable, step.networks["model"])
-    loaders = make_loaders(
-        phase.parts, prepared.train, prepared.groups, config.train.batch_size,
-        seed=0, dist=Dist(), accumulate=config.train.accumulate, device=device,
+    batches = Batches(
+        step, phase.parts, prepared.train, prepared.groups, config.train, device=device,
+        geometric=training.geometric(phase, config),
     )  # fmt: skip
     optimizer = torch.optim.Adam([p for p in step.parameters() if p.requires_grad], fused=True)
     bf16 = resolve_precision(config.train.precision, device, min(prepared.train.shape[:2])) == "bf16"
@@ -232,16 +228,8 @@ def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device:
         for i in range(3):
             began = time.perf_counter()
             for micro in range(config.train.accumulate):
-                batches = {
-                    loader.part.name: loader.load(
-                        i, micro, codec=model.codec, process=model.process, draws=step.draws(loader.part.name),
-                        augmentation=Augmentation(), label_dropout=0.1, dropout_per="sample",
-                        geometric=training.geometric(phase, config),
-                    )
-                    for loader in loaders
-                }  # fmt: skip
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    loss = step(batches)["loss"]
+                    loss = step(batches(i, micro))["loss"]
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()

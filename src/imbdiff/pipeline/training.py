@@ -34,6 +34,7 @@ from imbdiff.runtime.files import digest, read_json, sha256_file
 from imbdiff.runtime.log import JsonLog, Trackers
 from imbdiff.runtime.streams import seed_of
 from imbdiff.runtime.tables import code_identity
+from imbdiff.training.loop import TrainingFiles
 from imbdiff.training.parts import check_groups
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.trainer import OnPreview, Trainer
@@ -268,7 +269,11 @@ def train(
             save_model(model, weak_folder)
 
     for phase in method.phases:
-        place = None if folder is None else folder / "checkpoints" / phase.name
+        files = TrainingFiles()
+        if folder is not None:
+            log = JsonLog(folder / log_name(method, phase), _tracked(trackers, phase))
+            store = CheckpointStore(folder / "checkpoints" / phase.name)
+            files = TrainingFiles(store, log, digest([identity, phase.name]))
         final = phase is method.target
         told = geometric(phase, config)
         trainer = Trainer(
@@ -279,8 +284,7 @@ def train(
             config=phase_config(phase, config),
             seed=config.seed,
             device=config.device,
-            store=None if place is None else CheckpointStore(place),
-            log=None if folder is None else JsonLog(folder / log_name(method, phase), _tracked(trackers, phase)),
+            files=files,
             # geometric changes mirror and turn too, and say so
             augmentation=Augmentation.of(symmetry_of(prepared, config) if told is None else "none"),
             geometric=told,
@@ -288,7 +292,6 @@ def train(
             on_watch=on_watch if final else None,
             on_weak=keep_weak if final else None,
             watch_images=config.watch.every,
-            identity=digest([identity, phase.name]),
             finish=phase.finish,
             quiet=quiet,
             say=say,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,7 +91,7 @@ class Arm:
         return {
             "name": self.name,
             "recipe": self.recipe,
-            "use": None if self.use is None else self.use.to_json(),
+            "use": None if self.use is None else asdict(self.use),
             "needs_synthetic": self.needs_synthetic,
             "sampler": recipe.sampler,
             "loss": recipe.loss,

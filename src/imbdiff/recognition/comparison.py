@@ -9,7 +9,7 @@ images. Their numbers are then as honest as if nothing else had been tried.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -271,7 +271,7 @@ class GridRow:
             "curation": arm.curation if arm.needs_synthetic else None,
             "recipe": arm.recipe,
             "label": get_recipe(arm.recipe).label,
-            "use": None if arm.use is None else {**arm.use.to_json(), "words": arm.use.describe()},
+            "use": None if arm.use is None else {**asdict(arm.use), "words": arm.use.describe()},
             "reason": self.reason,
             "validation": None if self.validation is None else self.validation.to_json(),
         }

@@ -10,8 +10,6 @@ normalisation reads in every forward pass of every thread: a segmentation fault 
 from __future__ import annotations
 
 import copy
-import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,16 +22,16 @@ from imbdiff.data.augment import scaled
 from imbdiff.data.gather import Gather
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.heads import ScaledHead, finished_head, linear_head
-from imbdiff.recognition.losses import BatchLoss, Mixed, mix
+from imbdiff.recognition.losses import BatchLoss, mix
 from imbdiff.recognition.networks import Classifier, build_network, predict
 from imbdiff.recognition.plan import MOMENTUM, FitPlan
 from imbdiff.recognition.recipes import Recipe, get_recipe
 from imbdiff.recognition.use import Mixture, Use
-from imbdiff.runtime.checkpoint import Checkpoint, TrainingFiles
+from imbdiff.runtime.checkpoint import Checkpoint
 from imbdiff.runtime.device import resolve_device, resolve_precision
 from imbdiff.runtime.dist import launched
-from imbdiff.runtime.errors import NonFiniteLossError
 from imbdiff.runtime.streams import seed_of, torch_rng
+from imbdiff.training.loop import Loop, TrainingFiles
 
 CHECK_EVERY = 50
 """Steps between readings of the loss: each reading waits for the device."""
@@ -46,14 +44,15 @@ class FitPhase:
     """A part of the steps.
 
     Attributes:
-        name: of random streams and checkpoints; "" for the first.
-        steps: how many.
+        name: of random streams; "" for the first.
+        start, steps: the first step, and how many there are.
         trains: "all", "new head" (drawn anew) or "scale" (of the head, per class).
         sampler: distribution over classes that batches are sampled by.
         real_only: from this step of the phase on, no synthetic rows.
     """
 
     name: str
+    start: int
     steps: int
     trains: str
     sampler: str
@@ -68,13 +67,14 @@ def phases_of(plan: FitPlan, recipe: Recipe, use: Use, synthetic: bool) -> list[
     total = plan.steps
     real_from = total - round(total * use.last) if synthetic and use.schedule == "real-last" else total
     if recipe.second not in ("crt", "lws"):
-        return [FitPhase("", total, "all", recipe.sampler, real_from)]
+        return [FitPhase("", 0, total, "all", recipe.sampler, real_from)]
     body = total - round(total * recipe.second_share)
-    first = FitPhase("", body, "all", "natural", min(body, real_from))
-    if body == total:
-        return [first]
     trains = "new head" if recipe.second == "crt" else "scale"
-    return [first, FitPhase(f" {recipe.second}", total - body, trains, "balanced", max(0, real_from - body))]
+    phases = [
+        FitPhase("", 0, body, "all", "natural", min(body, real_from)),
+        FitPhase(f" {recipe.second}", body, total - body, trains, "balanced", max(0, real_from - body)),
+    ]
+    return [phase for phase in phases if phase.steps]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,34 +128,22 @@ class Fit:
         Raises:
             NonFiniteLossError: the loss became NaN or infinite.
             ConfigError: recipe, network and use do not fit each other.
+            RunError: the checkpoint is of another training.
         """
         self._settle()
         self._prepare()
-        phases = phases_of(self.plan, self.recipe, self.use, self.mixture.synthetic)
-        total = sum(phase.steps for phase in phases)
-        self.ends_real = phases[-1].real_only < phases[-1].steps
+        total = self.plan.steps
         validations = min(self.validations, total) if self.val is not None and len(self.val) else 0
-        resumed = self._resume()
-        done = 0
-        for phase in phases:
-            end = done + phase.steps
-            first = done if resumed is None else int(resumed.meta["step"])
-            if first >= end and phase is not phases[-1]:
-                done = end
-                continue
-            optimizer = self._begin(phase, first > done, resumed if first >= done else None)
-            for step in range(max(0, first - done), phase.steps):
-                loss = self._step(phase, step, done + step, optimizer)
-                at = done + step + 1
-                if at % CHECK_EVERY == 0 or at == total:
-                    if self.stop is not None and self.stop():
-                        return Trained(self.network.eval(), None, None, at)
-                    self._check(loss, at, optimizer)
-                if at * validations // total > (at - 1) * validations // total:
-                    self._validate(at)
-                if at % CHECK_EVERY == 0 and at < total:
-                    self._save(at, optimizer)
-            done, resumed = end, None
+        loop = Loop(
+            self, total, self.plan.batch_size, self.files, CHECK_EVERY, CHECK_EVERY, SAVE_EVERY, name=self.name,
+            remedy=f"use a smaller learning rate than {self.plan.lr}",
+        )  # fmt: skip
+        loop.resume()
+        for done, row in loop.run():
+            if row is not None and self.stop is not None and self.stop():
+                return Trained(self.network.eval(), None, None, done)
+            if done * validations // total > (done - 1) * validations // total:
+                self._validate(done)
         best = self._finished(self._best_network()) if self.best else None
         return Trained(self._finished(self.network), best, self.best.get("step"), total)
 
@@ -171,31 +159,31 @@ class Fit:
 
     def _prepare(self) -> None:
         """Puts what every step uses on the device."""
-        device = self.place
         self.mixture = mixture = Mixture(self.real, self.synthetic, self.use, self.plan.batch_size, self.seed)
-        counted = self.recipe.needs_prior
-        self.counts = mixture.counts(self.use.prior) if counted else None  # and in the steps that see real images only:
-        self.real_counts = mixture.counts("train") if counted else None
-        self.loss = {real: BatchLoss(self.recipe, self._counts(real), device) for real in (False, True)}
-        self.counts_tensor = None if self.counts is None else torch.from_numpy(self.counts).float().to(device)
+        self.phases = phases_of(self.plan, self.recipe, self.use, mixture.synthetic)
+        self.phase: FitPhase | None = None
+        # by whether batches have real images only: a loss counts what they have
+        priors = {True: "train", False: self.use.prior}
+        counts = {real: mixture.counts(prior) if self.recipe.needs_prior else None for real, prior in priors.items()}
+        self.loss = {real: BatchLoss(self.recipe, counts[real], self.place) for real in counts}
+        self.counts = counts[self.phases[-1].real_only < self.phases[-1].steps]
         self.network = self._new_network(self.seed)
         check_head(self.network, self.recipe)
-        self.data = Gather(mixture.images.images, device)
-        self.labels = torch.from_numpy(np.array(mixture.images.labels)).to(device)
+        self.data = Gather(mixture.images.images, self.place)
+        self.labels = torch.from_numpy(np.array(mixture.images.labels)).to(self.place)
         self.row_weights: dict[tuple[bool, str], Tensor | None] = {}
         self.best: dict[str, Any] = {}
-        self._saved = time.monotonic()
-
-    def _counts(self, real_only: bool) -> np.ndarray | None:
-        return self.real_counts if real_only else self.counts
 
     def _new_network(self, seed: int) -> Classifier:
         made = new_network(self.plan, self.recipe, self.mixture.images, seed)
         return made.to(self.place).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _enter(self, phase: FitPhase) -> torch.optim.Optimizer:
+    def _phase_at(self, step: int) -> FitPhase:
+        return next(phase for phase in reversed(self.phases) if step >= phase.start)
+
+    def _enter(self, phase: FitPhase) -> None:
         """Makes the network ready for a phase, and an optimizer of what it trains."""
-        network = self.network
+        network, self.phase = self.network, phase
         if phase.trains == "new head":
             drawn = self._new_network(seed_of(self.seed, "second head")).head
             network.head.load_state_dict(drawn.state_dict())
@@ -206,45 +194,71 @@ class Fit:
             network.requires_grad_(False)
             network.eval()  # the body's statistics stay
             (network.head.scale if isinstance(network.head, ScaledHead) else network.head).requires_grad_(True)
-        return torch.optim.SGD(
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
             [p for p in network.parameters() if p.requires_grad],
             lr=self.plan.lr, momentum=MOMENTUM, weight_decay=self.plan.weight_decay, nesterov=self.plan.nesterov,
             fused=True if self.place.type == "cuda" else None,
         )  # fmt: skip
 
-    def _step(self, phase: FitPhase, step: int, at: int, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Step number `step` of the phase and `at` of all; returns the loss, on the device."""
-        plan, recipe = self.plan, self.recipe
-        deferred = phase.trains == "all" and step < recipe.deferred * phase.steps
-        sampler = "natural" if deferred else phase.sampler
-        index = self._rows(phase, step, sampler)
-        if not self.data.on_device and step + 1 < phase.steps:
-            self.data.ahead(self._rows(phase, step + 1, sampler))
+    # -- what the loop asks for
+
+    def gradients(self, step: int) -> dict[str, Tensor]:
+        """Sets the gradients of step number `step`; the loss, on the device."""
+        plan, recipe, phase = self.plan, self.recipe, self._phase_at(step)
+        if phase is not self.phase:
+            self._enter(phase)
+        inside = step - phase.start
+        deferred = phase.trains == "all" and inside < recipe.deferred * phase.steps
+        sampler, real_only = "natural" if deferred else phase.sampler, inside >= phase.real_only
+        index = self.mixture.rows(inside, sampler, real_only=real_only, name=phase.name)
+        if not self.data.on_device and inside + 1 < phase.steps:
+            real_next = inside + 1 >= phase.real_only
+            self.data.ahead(self.mixture.rows(inside + 1, sampler, real_only=real_next, name=phase.name))
         rows = torch.from_numpy(index).to(self.place)
-        draws = plan.augmentation.draw(plan.batch_size, torch_rng(self.seed, "classifier augmentation", at))
+        draws = plan.augmentation.draw(plan.batch_size, torch_rng(self.seed, "classifier augmentation", step))
         x = scaled(plan.augmentation.apply(self.data.rows(index), draws.to(self.place)))
-        y = self.labels[rows]
-        mixed: Mixed | None = None
+        y, loss, mixed = self.labels[rows], self.loss[real_only], None
         if recipe.mixing != "none" and phase.trains == "all":
-            generator = torch_rng(self.seed, "classifier mixing", at)
-            counts = self.counts_tensor if self.counts_tensor is not None else x.new_ones(1)
-            mixed = mix(recipe.mixing, x, y, counts, generator)
+            mixed = mix(recipe.mixing, x, y, loss.counts, torch_rng(self.seed, "classifier mixing", step))
             x = x if mixed is None else mixed.x
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.network(x.contiguous(memory_format=torch.channels_last)).float()
-        real_only = step >= phase.real_only
         weights = self._weights(real_only, sampler)
-        own = None if weights is None else weights[rows]
-        value = self.loss[real_only](logits, y, own, mixed, weighted=not deferred)
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate(step, phase.steps)
-        optimizer.zero_grad(set_to_none=True)
+        value = loss(logits, y, None if weights is None else weights[rows], mixed, weighted=not deferred)
+        self.optimizer.zero_grad(set_to_none=True)
         value.backward()
-        optimizer.step()
-        return value.detach()
+        return {"loss": value.detach()}
 
-    def _rows(self, phase: FitPhase, step: int, sampler: str) -> np.ndarray:
-        return self.mixture.rows(step, sampler, real_only=step >= phase.real_only, name=phase.name)
+    def apply(self, step: int) -> None:
+        assert self.phase is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate(step - self.phase.start, self.phase.steps)
+        self.optimizer.step()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        for i, p in enumerate(self.optimizer.param_groups[0]["params"]):
+            if "momentum_buffer" in self.optimizer.state[p]:
+                tensors[f"momentum.{i:04d}"] = self.optimizer.state[p]["momentum_buffer"]
+        tensors |= {f"best.{k}": v for k, v in self.best.get("state", {}).items()}
+        return tensors, {"best": {k: v for k, v in self.best.items() if k != "state"}}
+
+    def restore(self, found: Checkpoint) -> None:
+        of: dict[str, dict[str, Tensor]] = {"network": {}, "momentum": {}, "best": {}}
+        for key, value in found.tensors.items():
+            kind, _, name = key.partition(".")
+            of[kind][name] = value
+        self._enter(self._phase_at(int(found.meta["step"]) - 1))
+        self.network.load_state_dict(of["network"])
+        parameters = self.optimizer.param_groups[0]["params"]
+        for i, value in of["momentum"].items():
+            p = parameters[int(i)]
+            self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(value)
+        if found.meta["best"]:
+            self.best = {**found.meta["best"], "state": of["best"]}
+
+    def columns(self) -> dict[str, Any]:
+        return {}
 
     def _weights(self, real_only: bool, sampler: str) -> Tensor | None:
         key = (real_only, sampler)
@@ -253,17 +267,9 @@ class Fit:
             self.row_weights[key] = None if found is None else torch.from_numpy(found).float().to(self.place)
         return self.row_weights[key]
 
-    def _check(self, loss: Tensor, at: int, optimizer: torch.optim.Optimizer) -> None:
-        value = loss.item()
-        if not math.isfinite(value):
-            raise NonFiniteLossError(
-                f"{self.name}: the loss is {value} at step {at}", f"use a smaller learning rate than {self.plan.lr}"
-            )
-        self.files.write(step=at, loss=value, lr=optimizer.param_groups[0]["lr"])
-
     # -- the best on validation images
 
-    def _validate(self, at: int) -> None:
+    def _validate(self, done: int) -> None:
         assert self.val is not None
         training = self.network.training
         found = predict(self._finished(self.network), self.val)
@@ -271,18 +277,13 @@ class Fit:
         value = float(np.mean([(found[self.val.labels == k] == k).mean() for k in np.unique(self.val.labels)]))
         if not self.best or value > self.best["value"]:
             state = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
-            self.best = {
-                "value": value,
-                "step": at,
-                "scaled": isinstance(self.network.head, ScaledHead),
-                "state": state,
-            }
+            scaled_head = isinstance(self.network.head, ScaledHead)
+            self.best = {"value": value, "step": done, "scaled": scaled_head, "state": state}
 
     def _finished(self, network: Classifier) -> Classifier:
         """A copy that decides, with a plain head."""
-        counts = self._counts(self.ends_real)
         made = copy.deepcopy(network).requires_grad_(True).eval()
-        made.head = finished_head(made.head, self.recipe, None if counts is None else counts / counts.sum())
+        made.head = finished_head(made.head, self.recipe, self.counts)
         return made
 
     def _best_network(self) -> Classifier:
@@ -291,42 +292,6 @@ class Fit:
             made.head = ScaledHead(linear_head(made.head, self.recipe.label))
         made.load_state_dict(self.best["state"])
         return made
-
-    # -- checkpoints
-
-    def _save(self, at: int, optimizer: torch.optim.Optimizer) -> None:
-        if self.files.store is None or time.monotonic() - self._saved < SAVE_EVERY:
-            return
-        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        for i, p in enumerate(optimizer.param_groups[0]["params"]):
-            if "momentum_buffer" in optimizer.state[p]:
-                tensors[f"momentum.{i:04d}"] = optimizer.state[p]["momentum_buffer"]
-        tensors |= {f"best.{k}": v for k, v in self.best.get("state", {}).items()}
-        self.files.save(at, at, tensors, best={k: v for k, v in self.best.items() if k != "state"})
-        self._saved = time.monotonic()
-
-    def _resume(self) -> Checkpoint | None:
-        """The newest checkpoint of this very training, with which the best is as it was; those of another go."""
-        found = self.files.resume(discard_others=True)
-        if found is not None and found.meta["best"]:
-            state = {k.removeprefix("best."): v for k, v in found.tensors.items() if k.startswith("best.")}
-            self.best = {**found.meta["best"], "state": state}
-        return found
-
-    def _begin(self, phase: FitPhase, inside: bool, resumed: Checkpoint | None) -> torch.optim.Optimizer:
-        """Enters a phase; from a checkpoint made `inside` it, or at the end of the one before."""
-        if resumed is None:
-            return self._enter(phase)
-        state = {k.removeprefix("network."): v for k, v in resumed.tensors.items() if k.startswith("network.")}
-        if not inside:
-            self.network.load_state_dict(state)
-            return self._enter(phase)
-        optimizer = self._enter(phase)
-        self.network.load_state_dict(state)
-        for i, p in enumerate(optimizer.param_groups[0]["params"]):
-            if f"momentum.{i:04d}" in resumed.tensors:
-                optimizer.state[p]["momentum_buffer"] = resumed.tensors[f"momentum.{i:04d}"].to(p)
-        return optimizer
 
 
 def fit(

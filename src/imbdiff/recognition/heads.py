@@ -19,8 +19,6 @@ from imbdiff.runtime.errors import ConfigError
 TAU = 1.0
 """Of tau-normalisation: all class weights get norm 1. Kang et al. choose it on validation data; here nothing is chosen,
 because the rarest classes have none."""
-
-
 NORM_FLOOR = 1e-6
 """Features and class weights shorter than this count as zero: their cosine is 0 and their gradient stays finite."""
 
@@ -53,11 +51,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 class ScaledHead(nn.Module):
-    """A fixed head whose logits are multiplied by a learned scale per class (LWS, Kang et al. 2020, Eq. 6).
-
-    Args:
-        head: linear; its weights are not trained.
-    """
+    """A fixed linear head whose logits are multiplied by a learned scale per class (LWS, Kang et al. 2020, Eq. 6)."""
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
@@ -69,22 +63,7 @@ class ScaledHead(nn.Module):
 
     def folded(self) -> nn.Linear:
         """The same as a linear layer."""
-        with torch.no_grad():
-            head = copy.deepcopy(self.fixed).requires_grad_(True)  # a new layer would draw from the global generator
-            head.weight.copy_(self.fixed.weight * self.scale[:, None])
-            head.bias.copy_(self.fixed.bias * self.scale)
-        return head
-
-
-def linear_head(head: nn.Module, what: str) -> nn.Linear:
-    """`head`, if it is a linear layer with a bias.
-
-    Raises:
-        ConfigError: it is something else, which `what` cannot change.
-    """
-    if not isinstance(head, nn.Linear) or head.bias is None:
-        raise ConfigError(f"{what} needs a linear head with a bias", "use a network whose last layer is nn.Linear")
-    return head
+        return changed(self.fixed, self.fixed.weight * self.scale[:, None], self.fixed.bias * self.scale)
 
 
 class TimesHead(nn.Module):
@@ -98,34 +77,50 @@ class TimesHead(nn.Module):
         return self.head(features) * self.times
 
 
-@torch.no_grad()
+def linear_head(head: nn.Module, what: str) -> nn.Linear:
+    """`head`, if it is a linear layer with a bias.
+
+    Raises:
+        ConfigError: it is something else, which `what` cannot change.
+    """
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        raise ConfigError(f"{what} needs a linear head with a bias", "use a network whose last layer is nn.Linear")
+    return head
+
+
+def changed(head: nn.Linear, weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A copy of `head` with other values; a new layer would draw from the global generator."""
+    made = copy.deepcopy(head).requires_grad_(True)
+    with torch.no_grad():
+        made.weight.copy_(weight)
+        made.bias.copy_(bias)
+    return made
+
+
 def tau_normalised(head: nn.Linear, tau: float = TAU) -> nn.Linear:
     """w_k / ||w_k||^tau, without bias (Kang et al. 2020, Eq. 5)."""
-    made = copy.deepcopy(head)
     norms = head.weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    made.weight.copy_(head.weight / norms**tau)
-    made.bias.zero_()
-    return made
+    return changed(head, head.weight / norms**tau, torch.zeros_like(head.bias))
 
 
-@torch.no_grad()
 def adjusted(head: nn.Linear, prior: np.ndarray, tau: float) -> nn.Linear:
     """Logits less tau log(prior), which then decide as if classes were equally frequent (Menon et al. 2021, Eq. 9)."""
-    made = copy.deepcopy(head)
-    made.weight.copy_(head.weight)
-    made.bias.copy_(head.bias - tau * torch.from_numpy(np.log(prior)).to(head.bias))
-    return made
+    return changed(head, head.weight, head.bias - tau * torch.from_numpy(np.log(prior)).to(head.bias))
 
 
-def finished_head(head: nn.Module, recipe: Recipe, prior: np.ndarray | None) -> nn.Module:
-    """The head that decides: a plain one, with what `recipe` does to it after training; `head` is left as it is."""
+def finished_head(head: nn.Module, recipe: Recipe, counts: np.ndarray | None) -> nn.Module:
+    """The head that decides: a plain one, with what `recipe` does to it after training; `head` is left as it is.
+
+    Args:
+        counts: (C,) images of each class, for recipes that adjust.
+    """
     if isinstance(head, ScaledHead):
         head = head.folded()
     if recipe.second == "tau-norm":
         head = tau_normalised(linear_head(head, recipe.label))
     if recipe.adjust:
-        assert prior is not None
-        head = adjusted(linear_head(head, recipe.label), prior, recipe.tau)
+        assert counts is not None
+        head = adjusted(linear_head(head, recipe.label), counts / counts.sum(), recipe.tau)
     if recipe.loss == "ldam":  # trained with them, so that they are what probabilities are made of
         head = TimesHead(head, LDAM_SCALE)
     return head

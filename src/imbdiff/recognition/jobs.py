@@ -22,11 +22,12 @@ from imbdiff.recognition.networks import Classifier, probabilities
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.use import Use
-from imbdiff.runtime.checkpoint import CheckpointStore, TrainingFiles
+from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import cores, prepare_threads
 from imbdiff.runtime.errors import NonFiniteLossError, RunError
 from imbdiff.runtime.files import digest, read_json, write_json
 from imbdiff.runtime.log import JsonLog
+from imbdiff.training.loop import TrainingFiles
 
 if TYPE_CHECKING:
     from imbdiff.data.splits import Prepared
@@ -130,7 +131,7 @@ class Job:
             torch.__version__,
             torch.device(c.device).type,
             {k: v for k, v in recipe.items() if k not in ("label", "idea", "source")},
-            None if use is None else use.to_json(),
+            None if use is None else asdict(use),
             self.seed,
             *c.plan.identity(train.shape, len(train.class_names)),
             c.validations,

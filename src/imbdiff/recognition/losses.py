@@ -14,10 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from imbdiff.recognition.recipes import Recipe
-from imbdiff.runtime.errors import ConfigError
 
-PRIORS = ("train", "effective")
-WEIGHTINGS = ("none", "effective", "inverse")
 LDAM_MARGIN = 0.5
 """The largest margin of LDAM, that of the rarest class (Cao et al. 2019, their code)."""
 LDAM_SCALE = 30.0
@@ -60,47 +57,14 @@ def class_weights(weighting: str, counts: np.ndarray, beta: float = 0.9999) -> n
     """(C,) float64 weights of the classes in the loss; they sum to C.
 
     Args:
-        weighting: "none": 1; "inverse": 1 / n_k; "effective": (1 - beta) / (1 - beta^n_k), the inverse of the
-            effective number of images (Cui et al. 2019, class-balanced loss).
+        weighting: "inverse": 1 / n_k; "effective": (1 - beta) / (1 - beta^n_k), the inverse of the effective number of
+            images (Cui et al. 2019, class-balanced loss).
         counts: (C,) images of each class, above 0; need not be whole.
-
-    Raises:
-        ConfigError: an unknown weighting.
     """
     counts = np.asarray(counts, dtype=np.float64)
-    if weighting == "none":
-        return np.ones(len(counts))
-    if weighting == "inverse":
-        weights = 1 / counts
-    elif weighting == "effective":
-        # 1 - beta^n without loss of digits where beta^n is close to 1
-        weights = (1 - beta) / -np.expm1(counts * np.log(beta))
-    else:
-        raise ConfigError(f"unknown class weighting {weighting!r}", f"choose one of {', '.join(WEIGHTINGS)}")
+    # 1 - beta^n without loss of digits where beta^n is close to 1
+    weights = 1 / counts if weighting == "inverse" else (1 - beta) / -np.expm1(counts * np.log(beta))
     return weights * (len(counts) / weights.sum())
-
-
-def class_counts(
-    name: str, real_labels: np.ndarray, synthetic_labels: np.ndarray | None, weight: float, num_classes: int
-) -> np.ndarray:
-    """(C,) float64 images of each class, as losses for long tails count them.
-
-    Args:
-        name: "train": real training images; "effective": real + `weight` x synthetic, the mix that the loss in fact
-            sees: flat, and so without effect, where classes are filled to one size at weight 1.
-
-    Raises:
-        ConfigError: an unknown name, or a class without images.
-    """
-    if name not in PRIORS:
-        raise ConfigError(f"unknown prior {name!r}", f"choose one of {', '.join(PRIORS)}")
-    counts = np.bincount(real_labels, minlength=num_classes).astype(np.float64)
-    if name == "effective" and synthetic_labels is not None:
-        counts += weight * np.bincount(synthetic_labels, minlength=num_classes)
-    if (counts <= 0).any():
-        missing = np.flatnonzero(counts <= 0).tolist()
-        raise ConfigError(f"classes {missing[:20]} have no training image, so their prior is 0")
-    return counts
 
 
 # -- mixing
@@ -127,7 +91,7 @@ class Mixed:
     weight: Tensor
 
 
-def mix(kind: str, x: Tensor, labels: Tensor, counts: Tensor, generator: torch.Generator) -> Mixed | None:
+def mix(kind: str, x: Tensor, labels: Tensor, counts: Tensor | None, generator: torch.Generator) -> Mixed | None:
     """Mixes the rows of a batch with a permutation of them; None where this batch stays as it is.
 
     One lambda ~ U(0, 1) (Beta(1, 1)) per batch, as the authors' codes draw it.
@@ -142,7 +106,7 @@ def mix(kind: str, x: Tensor, labels: Tensor, counts: Tensor, generator: torch.G
         kind: "mixup", "cutmix" or "remix".
         x: (B, C, H, W) float.
         labels: (B,).
-        counts: (C,) images of each class.
+        counts: (C,) images of each class, for remix.
         generator: on the CPU.
     """
     draws = torch.rand(4, generator=generator).tolist()
@@ -161,13 +125,12 @@ def mix(kind: str, x: Tensor, labels: Tensor, counts: Tensor, generator: torch.G
     mixed = share * x + (1 - share) * x[partner]
     weight = torch.full((len(x),), share, device=x.device)
     if kind == "remix":
+        assert counts is not None
         ratio = counts[labels] / counts[labels[partner]]
         if share < REMIX_TAU:
             weight = torch.where(ratio >= REMIX_KAPPA, torch.zeros_like(weight), weight)
         if 1 - share < REMIX_TAU:
             weight = torch.where(ratio <= 1 / REMIX_KAPPA, torch.ones_like(weight), weight)
-    elif kind != "mixup":
-        raise ValueError(f"unknown mixing {kind!r}")
     return Mixed(mixed, partner, weight)
 
 
@@ -182,22 +145,24 @@ class BatchLoss:
     """The loss that a recipe minimises.
 
     Args:
-        recipe: says which.
         counts: (C,) images of each class, above 0; None where the recipe needs none.
         device: of the tensors.
     """
 
     def __init__(self, recipe: Recipe, counts: np.ndarray | None, device: torch.device) -> None:
         self.recipe = recipe
-        self.class_weights = self.log_prior = self.margins = None
+        self.counts = self.class_weights = self.log_prior = self.margins = None
         if counts is None:
             return
-        self.log_prior = torch.from_numpy(np.log(counts / counts.sum())).float().to(device)
+
+        def tensor(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values).float().to(device)
+
+        self.counts, self.log_prior = tensor(counts), tensor(np.log(counts / counts.sum()))
         if recipe.weighting != "none":
-            found = class_weights(recipe.weighting, counts, recipe.beta)
-            self.class_weights = torch.from_numpy(found).float().to(device)
+            self.class_weights = tensor(class_weights(recipe.weighting, counts, recipe.beta))
         if recipe.loss == "ldam":
-            self.margins = torch.from_numpy(ldam_margins(counts)).float().to(device)
+            self.margins = tensor(ldam_margins(counts))
 
     def __call__(
         self, logits: Tensor, y: Tensor, own: Tensor | None, mixed: Mixed | None, *, weighted: bool = True
@@ -216,20 +181,19 @@ class BatchLoss:
             weighted: whether class weights hold already.
         """
         weights = self.class_weights if weighted else None
-        loss, scale = self._rows(logits, y, weights)
-        if own is not None:
-            loss = loss * own
+        loss, scale = self._rows(logits, y, own, weights)
         if mixed is not None:
-            other, other_scale = self._rows(logits, y[mixed.partner], weights)
-            if own is not None:
-                other = other * own[mixed.partner]
+            partner_own = None if own is None else own[mixed.partner]
+            other, other_scale = self._rows(logits, y[mixed.partner], partner_own, weights)
             loss = mixed.weight * loss + (1 - mixed.weight) * other
             if scale is not None and other_scale is not None:
                 scale = mixed.weight * scale + (1 - mixed.weight) * other_scale
         return loss.mean() if scale is None else loss.sum() / scale.sum()
 
-    def _rows(self, logits: Tensor, y: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B,) loss per row, times the weight of its class; and these weights, None where there are none."""
+    def _rows(
+        self, logits: Tensor, y: Tensor, own: Tensor | None, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B,) loss per row, times the weights of its class and image; and the former weights, where there are some."""
         recipe = self.recipe
         if recipe.loss == "balanced-softmax":
             assert self.log_prior is not None
@@ -241,4 +205,6 @@ class BatchLoss:
             found = ldam(logits, y, self.margins)
         else:
             found = functional.cross_entropy(logits, y, reduction="none")
-        return (found, None) if weights is None else (found * weights[y], weights[y])
+        of_class = None if weights is None else weights[y]
+        found = found if of_class is None else found * of_class
+        return found if own is None else found * own, of_class

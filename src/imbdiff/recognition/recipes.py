@@ -15,6 +15,10 @@ from imbdiff.runtime.tables import lookup
 Loss = Literal["cross-entropy", "balanced-softmax", "focal", "ldam"]
 Mixing = Literal["none", "mixup", "cutmix", "remix"]
 Second = Literal["none", "crt", "lws", "tau-norm"]
+Weighting = Literal["none", "effective", "inverse"]
+
+
+_KINDS = {"loss": Loss, "mixing": Mixing, "second": Second, "weighting": Weighting}
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Recipe:
         adjust: tau log(prior) is subtracted from the logits when deciding, not in training.
 
     Raises:
-        ConfigError: an unknown loss, mixing or second part.
+        ConfigError: an unknown loss, mixing, second part or weighting.
     """
 
     label: str
@@ -49,7 +53,7 @@ class Recipe:
     tau: float = 1.0
     gamma: float = 1.0
     sampler: str = "natural"
-    weighting: str = "none"
+    weighting: Weighting = "none"
     beta: float = 0.9999
     deferred: float = 0.0
     head: Literal["linear", "cosine"] = "linear"
@@ -59,7 +63,7 @@ class Recipe:
     adjust: bool = False
 
     def __post_init__(self) -> None:
-        for name, kinds in (("loss", Loss), ("mixing", Mixing), ("second", Second)):
+        for name, kinds in _KINDS.items():
             if getattr(self, name) not in get_args(kinds):
                 raise ConfigError(
                     f"the recipe {self.label!r} has {name}={getattr(self, name)!r}",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet, join
 from imbdiff.data.samplers import BatchSampler, class_distribution
-from imbdiff.recognition.losses import PRIORS, class_counts
 from imbdiff.runtime.errors import ConfigError
 
 Schedule = Literal["mixed", "real-last"]
+Prior = Literal["train", "effective"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Use:
     share: float | None = None
     schedule: Schedule = "mixed"
     last: float = 0.2
-    prior: Literal["train", "effective"] = "train"
+    prior: Prior = "train"
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
@@ -41,18 +41,15 @@ class Use:
             )
         if self.share is not None and not 0 < self.share < 1:
             raise ConfigError(f"synthetic share {self.share} of a batch is not in (0, 1)", "give for example 0.5")
-        if self.schedule not in get_args(Schedule):
-            raise ConfigError(f"unknown schedule {self.schedule!r}", "choose mixed or real-last")
         if not 0 < self.last < 1:
             raise ConfigError(f"last share {self.last} of the steps is not in (0, 1)", "give for example 0.2")
-        if self.prior not in PRIORS:
-            raise ConfigError(f"unknown prior {self.prior!r}", f"choose one of {', '.join(PRIORS)}")
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        for name, kinds in (("schedule", Schedule), ("prior", Prior)):
+            if getattr(self, name) not in get_args(kinds):
+                known = " or ".join(get_args(kinds))
+                raise ConfigError(f"unknown {name} {getattr(self, name)!r} of synthetic images", f"choose {known}")
 
     def describe(self) -> str:
-        """In words, for tables and pages."""
+        """For tables and pages."""
         parts = [f"weight {self.weight:g}"]
         if self.share is not None:
             parts.append(f"{self.share:.0%} of every batch")
@@ -82,14 +79,15 @@ class Mixture:
     """
 
     def __init__(self, real: ImageSet, synthetic: ImageSet | None, use: Use, batch_size: int, seed: int) -> None:
-        self.use, self.real, self.num_real = use, real, len(real)
-        self.batch_size, self.seed = batch_size, seed
-        self.images, self.synthetic, self.synthetic_rows = real, synthetic is not None and len(synthetic) > 0, 0
-        self._samplers: dict[tuple[str, str, int], BatchSampler] = {}
-        if synthetic is None or not len(synthetic):
-            return
-        self.images = joined(real, synthetic)
-        if use.share is not None:
+        self.use, self.batch_size, self.seed = use, batch_size, seed
+        self.synthetic = synthetic is not None and len(synthetic) > 0
+        self.images = joined(real, synthetic) if synthetic is not None and self.synthetic else real
+        labels, n = self.images.labels, len(real)
+        self.parts = {"real": slice(n), "synthetic": slice(n, None), "all": slice(None)}
+        self.labels = {name: labels[part] for name, part in self.parts.items()}
+        self.synthetic_rows = 0
+        self._samplers: dict[tuple[str, str, int, str], BatchSampler] = {}
+        if self.synthetic and use.share is not None:
             self.synthetic_rows = round(use.share * batch_size)
             if not 0 < self.synthetic_rows < batch_size:
                 raise ConfigError(
@@ -102,13 +100,21 @@ class Mixture:
 
         With a fixed share of synthetic rows, "effective" counts how often an image of a class occurs in batches: the
         real counts, and the synthetic ones scaled to that share.
+
+        Raises:
+            ConfigError: a class without images.
         """
-        synthetic = self.images.labels[self.num_real :] if self.synthetic else None
-        weight = self.use.weight
-        if synthetic is not None and self.synthetic_rows:
-            ratio = self.synthetic_rows / (self.batch_size - self.synthetic_rows)
-            weight *= ratio * self.num_real / len(synthetic)
-        return class_counts(prior, self.real.labels, synthetic, weight, len(self.real.class_names))
+        real, made, weight = self.labels["real"], self.labels["synthetic"], self.use.weight
+        classes = len(self.images.class_names)
+        counts = np.bincount(real, minlength=classes).astype(np.float64)
+        if prior == "effective" and self.synthetic:
+            if self.synthetic_rows:
+                weight *= self.synthetic_rows / (self.batch_size - self.synthetic_rows) * len(real) / len(made)
+            counts += weight * np.bincount(made, minlength=classes)
+        if (counts <= 0).any():
+            missing = np.flatnonzero(counts <= 0).tolist()
+            raise ConfigError(f"classes {missing[:20]} have no training image, so their prior is 0")
+        return counts
 
     def relative_weights(self, distribution: str, *, real_only: bool = False) -> np.ndarray | None:
         """(N + M,) float64 weights of the images in the loss, relative to their mean over the rows that batches have.
@@ -121,23 +127,22 @@ class Mixture:
         """
         if not self.synthetic:
             return None
-        n = self.num_real
         weights = np.ones(len(self.images))
-        weights[n:] = self.use.weight
+        weights[self.parts["synthetic"]] = self.use.weight
 
-        def mean(part: slice) -> float:
-            own, labels = weights[part], self.images.labels[part]
+        def mean(part: str) -> float:
+            own, labels = weights[self.parts[part]], self.labels[part]
             if distribution == "natural":
                 return float(own.mean())
             counts, sums = np.bincount(labels), np.bincount(labels, own)
             return float((class_distribution(counts, distribution) * sums / np.maximum(counts, 1)).sum())
 
         if real_only:
-            return weights / mean(slice(n))
+            return weights / mean("real")
         if not self.synthetic_rows:
-            return weights / mean(slice(None))
+            return weights / mean("all")
         share = self.synthetic_rows / self.batch_size
-        return weights / ((1 - share) * mean(slice(n)) + share * mean(slice(n, None)))
+        return weights / ((1 - share) * mean("real") + share * mean("synthetic"))
 
     def rows(self, step: int, distribution: str, *, real_only: bool = False, name: str = "") -> np.ndarray:
         """(B,) int64 rows of :attr:`images` for `step`.
@@ -148,28 +153,28 @@ class Mixture:
             name: of the random stream, for another phase.
         """
         if not self.synthetic or real_only:
-            return self._sampler("real", distribution, self.batch_size, name).indices(step)
+            return self._rows("real", distribution, self.batch_size, name, step)
         if not self.synthetic_rows:
-            return self._sampler("all", distribution, self.batch_size, name).indices(step)
-        real = self._sampler("real", distribution, self.batch_size - self.synthetic_rows, name).indices(step)
-        synthetic = self._sampler("synthetic", distribution, self.synthetic_rows, name).indices(step)
-        return np.concatenate([real, synthetic + self.num_real])
+            return self._rows("all", distribution, self.batch_size, name, step)
+        real = self._rows("real", distribution, self.batch_size - self.synthetic_rows, name, step)
+        synthetic = self._rows("synthetic", distribution, self.synthetic_rows, name, step)
+        return np.concatenate([real, synthetic + len(self.labels["real"])])
 
-    def _sampler(self, part: str, distribution: str, size: int, name: str) -> BatchSampler:
-        key = (part, distribution + name, size)
+    def _rows(self, part: str, distribution: str, size: int, name: str, step: int) -> np.ndarray:
+        key = (part, distribution, size, name)
         if key not in self._samplers:
-            labels = self.images.labels
-            labels = {"real": labels[: self.num_real], "synthetic": labels[self.num_real :], "all": labels}[part]
             stream = "classifier batch" + (" synthetic" if part == "synthetic" else "") + name
-            self._samplers[key] = BatchSampler(labels, size, distribution=distribution, seed=self.seed, name=stream)
-        return self._samplers[key]
+            self._samplers[key] = BatchSampler(
+                self.labels[part], size, distribution=distribution, seed=self.seed, name=stream
+            )
+        return self._samplers[key].indices(step)
 
 
-def joined(train: ImageSet, synthetic: ImageSet) -> ImageSet:
+def joined(real: ImageSet, synthetic: ImageSet) -> ImageSet:
     """Real and synthetic images as one set, the real ones first."""
     return ImageSet(
-        join([train.images, synthetic.images]),
-        np.concatenate([train.labels, synthetic.labels]),
-        train.class_names,
-        (*(f"real/{i}" for i in train.ids), *(f"synthetic/{i}" for i in synthetic.ids)),
+        join([real.images, synthetic.images]),
+        np.concatenate([real.labels, synthetic.labels]),
+        real.class_names,
+        (*(f"real/{i}" for i in real.ids), *(f"synthetic/{i}" for i in synthetic.ids)),
     )

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import atomic, read_json, sha256_file, write_json
-from imbdiff.runtime.log import JsonLog
 
 
 @dataclass(frozen=True)
@@ -93,48 +92,3 @@ class CheckpointStore:
             except OSError as error:
                 raise RunError(f"{path} cannot be read: {error}", "repeat the command when it can") from error
         return None
-
-
-@dataclass(frozen=True)
-class TrainingFiles:
-    """The checkpoints and the log of one training, and a hash of what is trained; without a store nothing is kept."""
-
-    store: CheckpointStore | None = None
-    log: JsonLog | None = None
-    identity: str = ""
-
-    def resume(self, *, discard_others: bool = False, report: Callable[[str], None] = print) -> Checkpoint | None:
-        """The newest whole checkpoint of this training, to whose step the log is cut back; None: from the start.
-
-        Args:
-            discard_others: checkpoints of another training are removed. They would have to go: the store keeps the
-                highest steps, and would drop new ones for them.
-
-        Raises:
-            RunError: the checkpoint is of another training, and others are not discarded.
-        """
-        found = self.store.latest(report) if self.store else None
-        if found is not None and found.meta.get("identity") != self.identity:
-            if not discard_others:
-                raise RunError(
-                    f"the checkpoint {found.path} belongs to a run with other data or options",
-                    "repeat the original command, or use another run folder",
-                )
-            found = None
-        if found is None and discard_others and self.store:
-            for path in self.store.paths():
-                shutil.rmtree(path, ignore_errors=True)
-        if self.log is not None:
-            first = 0 if found is None else int(found.meta["step"])
-            self.log.cut(lambda row: row.get("step", 0) <= first)
-        return found
-
-    def save(self, images: int, step: int, tensors: Mapping[str, Tensor], **meta: Any) -> None:
-        """Writes a checkpoint made after `step` steps."""
-        if self.store is not None:
-            self.store.save(images, tensors, {**meta, "step": step, "identity": self.identity})
-
-    def write(self, **row: Any) -> None:
-        """Adds a row to the log."""
-        if self.log is not None:
-            self.log.write(**row)

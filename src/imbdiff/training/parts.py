@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from imbdiff.config import TrainConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.gather import Gather
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.samplers import BatchSampler, GroupedSampler
 from imbdiff.data.stats import Groups
-from imbdiff.diffusion.codec import Codec
-from imbdiff.diffusion.process import Process
-from imbdiff.objectives.batch import DrawKind, NoisyBatch, noisy_batch
+from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.objective import Objective
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
+from imbdiff.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,9 @@ class Part:
     @property
     def text(self) -> str:
         """Its sampling, for messages."""
-        distribution = (
-            f"{self.distribution} ({self.factor:g})" if self.distribution == "tempered" else self.distribution
-        )
+        factor = f" ({self.factor:g})" if self.distribution == "tempered" else ""
         grouped = f", {self.groups} groups of {self.group_size}" if self.groups else ""
-        return distribution + grouped + ("" if self.of == "all" else f", from {self.of} classes")
+        return self.distribution + factor + grouped + ("" if self.of == "all" else f", from {self.of} classes")
 
     def check(self, batch_size: int, world: int, accumulate: int) -> None:
         """Refuses a part that cannot be divided evenly.
@@ -69,11 +66,10 @@ class Part:
             ConfigError: naming what to change.
         """
         if (self.groups or batch_size) % (world * accumulate):
-            what = (
-                f"the {self.groups} class groups of part {self.name!r}" if self.groups else f"a batch of {batch_size}"
-            )
+            what = f"the {self.groups} class groups of part {self.name!r}"
             raise ConfigError(
-                f"{what} cannot be divided over {world} processes x {accumulate} micro-batches",
+                f"{what if self.groups else f'a batch of {batch_size}'} cannot be divided over {world} processes x "
+                f"{accumulate} micro-batches",
                 f"choose a multiple of {world * accumulate}",
             )
 
@@ -111,132 +107,116 @@ def check_groups(parts: Sequence[Part], objectives: Sequence[Objective]) -> None
             )
 
 
-class PartLoader:
-    """Makes this process's rows of a part, for any step: a pure function of (seed, step).
+class _PartRows:
+    """The rows of the data that a part has at each step: a pure function of (seed, step)."""
 
-    Args:
-        images: of all images, see :class:`~imbdiff.data.gather.Gather`; images on disk are read one micro-batch ahead.
-        labels: (N,) int64, on the device.
-    """
-
-    def __init__(
-        self,
-        part: Part,
-        data: ImageSet,
-        images: Gather,
-        labels: Tensor,
-        groups: Groups,
-        batch_size: int,
-        *,
-        seed: int,
-        dist: Dist,
-        accumulate: int = 1,
-    ) -> None:
-        self.part, self.data, self.images, self.labels = part, data, images, labels
-        self.seed, self.dist, self.accumulate = seed, dist, accumulate
-        allowed = part.classes(groups)
-        self.size = part.groups * part.group_size if part.groups else batch_size
-        part.check(batch_size, dist.world, accumulate)
-        self.rows_of: np.ndarray | None = None
-        labels_np = data.labels
+    def __init__(self, part: Part, labels: np.ndarray, groups: Groups, batch_size: int, seed: int) -> None:
+        self.part, self.size = part, part.groups * part.group_size or batch_size
+        allowed, name = part.classes(groups), f"part:{part.name}"
+        self.rows: np.ndarray | None = None
         if part.groups:
-            self.grouped = GroupedSampler(
-                labels_np, allowed, part.groups, part.group_size, seed=seed, name=f"part:{part.name}"
-            )
-        else:
-            if part.of != "all":
-                self.rows_of = np.flatnonzero(np.isin(labels_np, allowed))
-                labels_np = labels_np[self.rows_of]
-            self.sampler = BatchSampler(
-                labels_np,
-                batch_size,
-                distribution=part.distribution,
-                factor=part.factor,
-                seed=seed,
-                name=f"part:{part.name}",
-            )
+            self.grouped = GroupedSampler(labels, allowed, part.groups, part.group_size, seed=seed, name=name)
+            return
+        if part.of != "all":
+            self.rows = np.flatnonzero(np.isin(labels, allowed))
+            labels = labels[self.rows]
+        self.sampler = BatchSampler(
+            labels, batch_size, distribution=part.distribution, factor=part.factor, seed=seed, name=name
+        )
 
     def indices(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Rows of the data for the *global* batch, and their class-group numbers where there are groups."""
         if self.part.groups:
             return self.grouped.indices(step)
         index = self.sampler.indices(step)
-        return (index if self.rows_of is None else self.rows_of[index]), None
+        return (index if self.rows is None else self.rows[index]), None
 
-    def _share(self, micro: int) -> slice:
+
+class Batches:
+    """This process's rows of every part of a batch, noised, for any step: a pure function of (seed, step).
+
+    Images are kept on the device where they fit; those on disk are read one micro-batch ahead.
+
+    Args:
+        step: its objectives read the parts, its network "model" has the codec and the process of the images.
+        config: batch size, micro-batches and label dropout.
+        augmentation: of the images.
+        geometric: changes of the images, which the network takes as a condition.
+        channels_last: the memory format.
+    """
+
+    def __init__(
+        self,
+        step: TrainingStep,
+        parts: Sequence[Part],
+        data: ImageSet,
+        groups: Groups,
+        config: TrainConfig,
+        *,
+        device: torch.device,
+        seed: int = 0,
+        dist: Dist | None = None,
+        augmentation: Augmentation | None = None,
+        geometric: Geometric | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        model: Any = step.networks["model"]
+        self.codec, self.process = model.codec, model.process
+        self.config, self.stats, self.seed, self.dist = config, data.stats, seed, dist or Dist()
+        self.augmentation, self.geometric = augmentation or Augmentation(), geometric
+        self.channels_last = channels_last
+        for part in parts:
+            part.check(config.batch_size, self.dist.world, config.accumulate)
+        self.parts = [_PartRows(part, data.labels, groups, config.batch_size, seed) for part in parts]
+        self.draws = {part.name: step.draws(part.name) for part in parts}
+        self.images = Gather(data.images, device)
+        self.labels = torch.from_numpy(data.labels).to(device)
+
+    def __call__(self, step: int, micro: int = 0) -> dict[str, NoisyBatch]:
+        """The micro-batch number `micro` of a step, by part."""
+        return {rows.part.name: self._load(rows, step, micro) for rows in self.parts}
+
+    def _share(self, size: int, micro: int) -> slice:
         """This process's rows of the global batch in one micro-batch."""
-        n = self.size // (self.dist.world * self.accumulate)
-        start = (self.dist.rank * self.accumulate + micro) * n
+        n = size // (self.dist.world * self.config.accumulate)
+        start = (self.dist.rank * self.config.accumulate + micro) * n
         return slice(start, start + n)
 
-    def load(
-        self,
-        step: int,
-        micro: int,
-        *,
-        codec: Codec,
-        process: Process,
-        draws: dict[str, DrawKind],
-        augmentation: Augmentation,
-        label_dropout: float,
-        dropout_per: Literal["sample", "batch"],
-        channels_last: bool = False,
-        geometric: Geometric | None = None,
-    ) -> NoisyBatch:
-        """This process's micro-batch `micro` of the part at `step`."""
-        index, group = self.indices(step)
-        share = self._share(micro)
+    def _load(self, rows: _PartRows, step: int, micro: int) -> NoisyBatch:
+        part, size = rows.part, rows.size
+        index, group = rows.indices(step)
+        share = self._share(size, micro)
         x = self.images.rows(index[share])
         if not self.images.on_device:
-            last = micro + 1 == self.accumulate
-            following = self.indices(step + 1)[0] if last else index
-            self.images.ahead(following[self._share(0 if last else micro + 1)])
+            last = micro + 1 == self.config.accumulate
+            following = rows.indices(step + 1)[0] if last else index
+            self.images.ahead(following[self._share(size, 0 if last else micro + 1)])
         labels = self.labels.index_select(0, torch.from_numpy(index[share]).to(self.labels.device))
-        drawn = augmentation.draw(self.size, torch_rng(self.seed, "augment", self.part.name, step))
-        x0 = codec.encode(augmentation.apply(x, drawn[share].to(x.device)))
+        drawn = self.augmentation.draw(size, torch_rng(self.seed, "augment", part.name, step))
+        x0 = self.codec.encode(self.augmentation.apply(x, drawn[share].to(x.device)))
         change = None
-        if geometric is not None:
+        if self.geometric is not None:
             # after encoding, so that nothing is rounded; both are linear, and the weights of a pixel sum to 1
-            change = geometric.draw(self.size, torch_rng(self.seed, "geometric", self.part.name, step))[share]
-            x0 = geometric.apply(x0, change)
+            change = self.geometric.draw(size, torch_rng(self.seed, "geometric", part.name, step))[share]
+            x0 = self.geometric.apply(x0, change)
             change = change.to(x.device)
-        if channels_last:
+        if self.channels_last:
             x0 = x0.contiguous(memory_format=torch.channels_last)
         return noisy_batch(
             x0,
             labels,
-            process=process,
-            stats=self.data.stats,
+            process=self.process,
+            stats=self.stats,
             seed=self.seed,
             step=step,
-            size=self.size,
+            size=size,
             share=share,
-            part=self.part.name,
-            draws=draws,
-            label_dropout=label_dropout,
-            dropout_per=dropout_per,
+            part=part.name,
+            draws=self.draws[part.name],
+            label_dropout=self.config.label_dropout,
+            dropout_per=self.config.dropout_per,
             group=None if group is None else torch.from_numpy(group[share]).to(x.device),
-            groups=self.part.groups,
+            groups=part.groups,
             dist=self.dist,
             augment=change,
         )
-
-
-def make_loaders(
-    parts: Sequence[Part],
-    data: ImageSet,
-    groups: Groups,
-    batch_size: int,
-    *,
-    seed: int,
-    dist: Dist,
-    accumulate: int = 1,
-    device: torch.device,
-) -> list[PartLoader]:
-    """A loader per part, on one copy of the images where they fit on the device."""
-    images = Gather(data.images, device)
-    labels = torch.from_numpy(data.labels).to(device)
-    return [
-        PartLoader(part, data, images, labels, groups, batch_size, seed=seed, dist=dist, accumulate=accumulate)
-        for part in parts
-    ]

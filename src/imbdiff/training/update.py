@@ -4,8 +4,10 @@ back from the device here: losses stay there until the log wants them.
 
 from __future__ import annotations
 
+import copy
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -13,18 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from imbdiff.config import TrainConfig
-from imbdiff.data.augment import Augmentation
-from imbdiff.data.geometric import Geometric
-from imbdiff.diffusion.codec import Codec
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.diffusion.process import Process
-from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.runtime.checkpoint import Checkpoint
 from imbdiff.runtime.compiling import compile_if_equal
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.streams import seed_of
-from imbdiff.training.parts import PartLoader
-from imbdiff.training.schedule import learning_rate
+from imbdiff.training.parts import Batches
 from imbdiff.training.shares import gradient_shares
 from imbdiff.training.step import TrainingStep
 
@@ -32,57 +28,50 @@ from imbdiff.training.step import TrainingStep
 CLIP = 1.0
 
 
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Adam's learning rate at `step`: a linear warm-up (at most a tenth of the run), then constant or cosine to 0."""
+    warmup = min(config.warmup_images // config.batch_size, config.steps // 10)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(config.steps - warmup, 1)))
+
+
 class Update:
-    """Updates the weights of a training step, and their average.
+    """Updates the weights of a training step, and the average of its network "model".
 
     Args:
         step: on the device already.
-        loaders: of its parts.
-        config: rates, clipping, label dropout.
+        batches: of its parts.
+        config: rates, label dropout.
         accelerator: of accelerate; wraps the step.
-        codec, process: of the network that is trained.
-        target: the network that is averaged.
-        seed: of all random numbers.
 
     Attributes:
         parameters: all that are trained, by name.
-        averaged: those of the target that the average covers.
+        averaged: those of "model" that the average covers.
         ema: diffusers' `EMAModel` of them.
     """
 
-    def __init__(
-        self,
-        step: TrainingStep,
-        loaders: Sequence[PartLoader],
-        config: TrainConfig,
-        accelerator: Any,
-        *,
-        codec: Codec,
-        process: Process,
-        target: str = "model",
-        seed: int = 0,
-        augmentation: Augmentation | None = None,
-        geometric: Geometric | None = None,
-    ) -> None:
+    def __init__(self, step: TrainingStep, batches: Batches, config: TrainConfig, accelerator: Any) -> None:
         from diffusers.training_utils import EMAModel
 
-        self.step, self.loaders, self.config, self.accelerator = step, loaders, config, accelerator
-        self.codec, self.process, self.seed = codec, process, seed
-        self.augmentation, self.geometric = augmentation or Augmentation(), geometric
+        self.step, self.batches, self.config, self.accelerator = step, batches, config, accelerator
         self.device: torch.device = accelerator.device
-        self.channels_last = use_channels_last(accelerator)
-        if self.channels_last:
+        self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+        if batches.channels_last:
             step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parameters = {n: p for n, p in step.named_parameters() if p.requires_grad}
-        self.averaged = [p for p in step.networks[target].parameters() if p.requires_grad]
+        self.averaged = [p for p in step.networks["model"].parameters() if p.requires_grad]
         decay = 0.5 ** (1 / max(config.ema_half_life * config.steps, 1e-9))
         self.ema = EMAModel(self.averaged, decay=decay, foreach=True)
         self.ema.to(device=self.device)
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=config.lr, fused=True)
-        self.draws = {loader.part.name: step.draws(loader.part.name) for loader in loaders}
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(self.parameters.values(), lr=config.lr, fused=True)
+        # a share of a gradient costs a backward pass for every term: a few percent of a training at most
+        self.share_every = max(1, config.steps // 20, min(100, config.steps // 2))
+        self.shares: dict[str, float] = {}
         self.wrapped: nn.Module = step
         self._first = True
-        self._ready: tuple[int, dict[str, NoisyBatch]] | None = None
 
     def wrap(self, say: Callable[[str], None]) -> None:
         """Makes the step ready to be called, and compiles its networks if wanted; weights are loaded before."""
@@ -92,34 +81,13 @@ class Update:
         self.wrapped.train()
         wanted = self.config.compile
         if wanted == "on" or (wanted == "auto" and self.device.type == "cuda" and not self.config.deterministic):
-            batches = self.batches(0, 0)
+            batch = self.batches(0)
 
             def loss() -> Tensor:  # of this process alone: a compiler that fails on one leaves no other waiting
-                return self.step(batches)["loss"]
+                return self.step(batch)["loss"]
 
             bf16 = self.accelerator.mixed_precision == "bf16"
             compile_checked(self.step, loss, bf16=bf16, must=wanted == "on", say=say)
-
-    def batches(self, step: int, micro: int) -> dict[str, NoisyBatch]:
-        """This process's rows of every part."""
-        ready, self._ready = self._ready, None
-        if ready is not None and (ready[0], 0) == (step, micro):
-            return ready[1]
-        return {
-            loader.part.name: loader.load(
-                step,
-                micro,
-                codec=self.codec,
-                process=self.process,
-                draws=self.draws[loader.part.name],
-                augmentation=self.augmentation,
-                label_dropout=self.config.label_dropout,
-                dropout_per=self.config.dropout_per,
-                channels_last=self.channels_last,
-                geometric=self.geometric,
-            )
-            for loader in self.loaders
-        }
 
     def gradients(self, step: int) -> dict[str, Tensor]:
         """Sets the clipped gradients of step number `step`; returns the named losses, on the device.
@@ -129,12 +97,14 @@ class Update:
         config = self.config
         losses: dict[str, Tensor] = {}
         for micro in range(config.accumulate):
-            # the one global generator in use: network dropout
-            torch.manual_seed(seed_of(self.seed, "dropout", step, micro, self.loaders[0].dist.rank))
-            batches = self.batches(step, micro)
+            batch = self.batches(step, micro)
+            if micro == 0 and (step + 1) % self.share_every == 0:
+                self._reseed(step, 0)
+                self.shares = gradient_shares(self.step, batch, self.accelerator.autocast)
+            self._reseed(step, micro)
             last = micro == config.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                out = self.wrapped(batches)
+                out = self.wrapped(batch)
                 self.accelerator.backward(out["loss"] / config.accumulate)
             for name, value in out.items():
                 value = value.detach().float() / config.accumulate
@@ -149,11 +119,9 @@ class Update:
         losses["grad_norm"] = norm.detach()
         return losses
 
-    def shares(self, step: int) -> dict[str, float]:
-        """Each term's part in the gradient of the first micro-batch of step number `step`: see `gradient_shares`."""
-        torch.manual_seed(seed_of(self.seed, "dropout", step, 0, self.loaders[0].dist.rank))
-        self._ready = step, self.batches(step, 0)  # images on disk are read once
-        return gradient_shares(self.step, self._ready[1], self.accelerator.autocast)
+    def _reseed(self, step: int, micro: int) -> None:
+        """The one global generator in use: network dropout's."""
+        torch.manual_seed(seed_of(self.batches.seed, "dropout", step, micro, self.batches.dist.rank))
 
     def apply(self, step: int) -> None:
         """Takes the step that `gradients` prepared, and averages."""
@@ -163,7 +131,15 @@ class Update:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.averaged)
 
-    def state(self) -> dict[str, Tensor]:
+    def columns(self) -> dict[str, Any]:
+        """Of the log, since the row before: batch sizes, shares of the gradient, and seconds waited for the disk."""
+        found: dict[str, Any] = {"batch": self.config.batch_size, "compared": self.config.compared, **self.shares}
+        if not self.batches.images.on_device:
+            found["waited"] = round(self.batches.images.waited, 3)  # since the start
+        self.shares = {}
+        return found
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a checkpoint holds."""
         state: dict[str, Tensor] = {f"step.{n}": p for n, p in self.parameters.items()}
         for i, shadow in enumerate(self.ema.shadow_params):
@@ -173,7 +149,7 @@ class Update:
                 state[f"adam.{key}.{n}"] = torch.as_tensor(value)
         for n, buffer in self.step.objectives.named_buffers():  # EMA prototypes and the like
             state[f"buffer.{n}"] = buffer
-        return state
+        return state, {"ema_step": self.ema.optimization_step, "precision": self.precision}
 
     def restore(self, found: Checkpoint) -> None:
         """Takes over what `state` gave.
@@ -209,8 +185,6 @@ class Update:
 
     def average(self, model: nn.Module) -> nn.Module:
         """A copy of the target network with the averaged weights, in eval mode; nothing else is touched."""
-        import copy
-
         result = copy.deepcopy(model).eval()
         with torch.no_grad():
             own = [p for p in result.parameters() if p.requires_grad]
@@ -218,11 +192,6 @@ class Update:
                 p.copy_(shadow)
                 p.grad = None
         return result
-
-
-def use_channels_last(accelerator: Any) -> bool:
-    """The memory format: on a GPU in bf16, whose convolutions want it. On a CPU it is worth a fifth, or costs it."""
-    return accelerator.device.type == "cuda" and accelerator.mixed_precision == "bf16"
 
 
 def _check_used(parameters: Mapping[str, Tensor]) -> None:
