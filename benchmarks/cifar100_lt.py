@@ -43,7 +43,7 @@ def configured(given: argparse.Namespace, method: str, images: int) -> RunConfig
     values = {
         "data.augment": "mirror", "data.val_fraction": 0.0, "model.backbone": given.backbone, "device": given.device,
         "train.batch_size": given.batch, "train.images": images, "train.preview_images": 0, "method": method,
-        "train.warmup_images": min(64_000, images // 10), "sample.omega": given.omega,
+        "train.warmup_images": min(64_000, images // 10), "sample.guidance.omega": given.omega,
     }  # fmt: skip
     return override(preset("standard"), {k: v for k, v in values.items() if v is not None})
 

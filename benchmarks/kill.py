@@ -25,7 +25,7 @@ from results_file import write_result
 
 OPTIONS = shlex.split(
     "--preset tiny --device cpu --data.imbalance_factor 20 --train.images 1280 --train.batch_size 32 "
-    "--train.checkpoint_images 128 --train.log_images 64 --train.preview_images 320 --sample.steps 10 "
+    "--train.checkpoint_images 128 --train.preview_images 320 --sample.steps 10 "
     "--sample.batch_size 16 --sample.strategy 0.5"
 )
 

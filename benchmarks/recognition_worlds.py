@@ -73,7 +73,7 @@ WORLDS = {
     ),
     "cifar10-lt": World(
         "cifar10", None, "standard",
-        {"data.augment": "mirror", "data.imbalance_factor": 100.0, "data.protocol": "cifar-lt"},
+        {"data.augment": "mirror", "data.imbalance_factor": 100.0},
         methods=("ddpm", "ddpm-brs", "cbdm", "ccua", "diffrc", "t2h", "coral"), triples=3,
     ),
     "lesions": World(

@@ -133,7 +133,7 @@ def processes(given: argparse.Namespace) -> dict[str, Any]:
                     "--method", "ddpm", "--data.val_fraction", "0",
                     "--model.backbone", given.backbone, "--train.batch_size", str(given.batch), "--device", "cpu",
                     "--train.images", str(2 * steps * given.batch), "--train.preview_images", "0",
-                    "--train.log_images", str(given.batch), "--out", str(folder),
+                    "--out", str(folder),
                 ]  # fmt: skip
                 environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"} | (
                     {"OMP_NUM_THREADS": "2"} if count == 1 else {}

@@ -36,6 +36,7 @@ from imbdiff.objectives.alignment import Alignment
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.row_sampling import sample_branches
+from imbdiff.runtime import compiling
 from imbdiff.runtime.device import make_accelerator, set_backends
 from imbdiff.training.parts import Batches, Part
 from imbdiff.training.step import TrainingStep
@@ -57,9 +58,7 @@ def ours(
     compiled: bool, distribution: Part,
 ) -> Callable[[], object]:  # fmt: skip
     """The trainer's updates, with what the trainer looks at after each."""
-    config = TrainConfig(
-        images=batch * 100_000, batch_size=batch, precision=precision, compile="auto" if compiled else "off"
-    )
+    config = TrainConfig(images=batch * 100_000, batch_size=batch, precision=precision)
     set_backends(False)
     step = TrainingStep({"model": model}, objectives)
     accelerator = make_accelerator(device, precision)
@@ -69,7 +68,10 @@ def ours(
         augmentation=Augmentation.of("mirror"), channels_last=device == "cuda" and bf16,
     )  # fmt: skip
     update = Update(step, batches, config, accelerator)
+    on = compiling.DEVICES
+    compiling.DEVICES = on if compiled else ()
     update.wrap(print)
+    compiling.DEVICES = on
     number = iter(range(10**9))
 
     def run() -> None:

@@ -41,10 +41,10 @@ def main() -> None:
     root = base / f"{given.files}"
     if not root.exists():
         generate(root, given.files)
-    train = {"images": given.steps * given.batch, "batch_size": given.batch, "log_images": given.batch}
+    train = {"images": given.steps * given.batch, "batch_size": given.batch}
     config = override(preset("small"), {"data": {"size": 32}, "train": train, "device": "cpu"})
     data = {
-        where: training.prepare_data(root, override(config, {"data.cache": cache}).data)
+        where: training.prepare_data(root, config.data, cache=cache)
         for where, cache in (("memory", "off"), ("disk", str(base / "cache32")))
     }
     assert isinstance(data["disk"].train.images, Rows)

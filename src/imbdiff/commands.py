@@ -20,9 +20,9 @@ COMMON = (
     "data.imbalance_factor", "data.test_fraction", "data.val_fraction", "data.split_seed", "data.augment",
     "model.backbone", "model.process", "model.init", "train.images", "train.batch_size", "train.lr", "train.accumulate",
     "train.precision", "watch.every", "sample.strategy", "sample.sampler", "sample.steps", "sample.guidance",
-    "sample.omega", "sample.batch_size", "curate.policy", "curate.draw", "evaluate.extractors",
+    "sample.batch_size", "curate.policy", "curate.draw", "evaluate.extractors",
     "evaluate.inception_weights", "evaluate.cas", "classify.recipes", "classify.synthetic", "classify.primary",
-    "classify.network", "classify.steps", "classify.batch_size", "classify.lr", "classify.seeds", "classify.precision",
+    "classify.network", "classify.steps", "classify.batch_size", "classify.lr", "classify.seeds",
 )  # fmt: skip
 #: verb -> groups of a run's options that it uses
 OWN = {

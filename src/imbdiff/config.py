@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses, and the rules that refuse what contradicts itself.
+"""Configuration: frozen dataclasses of options with their ranges, and changing them by name.
 
 A run's configuration is a `RunConfig`. It comes from a preset, a YAML file and overrides by name, in this order, and is
 saved in full as ``config.yaml`` in the run folder. Importing this module costs no more than the standard library.
@@ -9,245 +9,147 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from imbdiff.options import ClassifyConfig as ClassifyConfig
-from imbdiff.options import CurateConfig as CurateConfig
-from imbdiff.options import EvaluateConfig as EvaluateConfig
-from imbdiff.options import FitConfig as FitConfig
-from imbdiff.options import SampleConfig as SampleConfig
-from imbdiff.options import StudyOptions as StudyOptions
-from imbdiff.options import WatchConfig as WatchConfig
-from imbdiff.options import check as _check
-from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.errors import ConfigError, nearest
 
 T = TypeVar("T")
+# numbers with the interval that they must be in
+Count = Annotated[int, "[1, inf)"]
+Natural = Annotated[int, "[0, inf)"]
+Share = Annotated[float, "[0, 1]"]
+OpenShare = Annotated[float, "(0, 1)"]
+BelowOne = Annotated[float, "[0, 1)"]
+AboveZero = Annotated[float, "(0, 1]"]
+Positive = Annotated[float, "(0, inf)"]
+Oversampling = Annotated[float, "[1, 10]"]
 
 
-def _override(config: T, values: Mapping[str, Any], where: str = "") -> T:
-    """`config` with some fields replaced: {"seed": 1, "train": {"lr": 1e-3}} or {"train.lr": 1e-3}.
-
-    Raises:
-        ConfigError: an unknown name (with the nearest known one) or a value of the wrong type.
-    """
-    known = {f.name: f for f in dataclasses.fields(config)}  # type: ignore[arg-type]
-    hints = get_type_hints(type(config))
-    nested: dict[str, dict[str, Any]] = {}
-    direct: dict[str, Any] = {}
-    for key, value in values.items():
-        head, _, rest = str(key).partition(".")
-        if head not in known:
-            import difflib
-
-            near = difflib.get_close_matches(head, known, n=1)
-            hint = f"did you mean {where}{near[0]}?" if near else f"known here: {', '.join(known)}"
-            raise ConfigError(f"unknown option {where}{key}", hint)
-        if get_origin(hints[head]) is Mapping:  # names that only a later check knows
-            if not rest and not isinstance(value, Mapping):
-                raise ConfigError(f"{where}{head} is a group of options, not {value!r}")
-            new, old = ({rest: value} if rest else value), direct.get(head, getattr(config, head))
-            direct[head] = {**{k: v for k, v in old.items() if k not in new}, **new}  # what is new comes last
-        elif rest:
-            nested.setdefault(head, {})[rest] = value
-        elif dataclasses.is_dataclass(hints[head]):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}{head} is a group of options, not {value!r}")
-            nested.setdefault(head, {}).update(value)
-        else:
-            direct[head] = convert(value, hints[head], where + head)
-    for head, inner in nested.items():
-        direct[head] = _override(getattr(config, head), inner, f"{where}{head}.")
-    return dataclasses.replace(config, **direct)  # type: ignore[type-var]
-
-
-def convert(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the type that `hint` says: int, float, bool, str, None, Literal, tuples of them, and unions.
-
-    Text is read as a number where one is wanted. A whole number is taken for a float, and 2.0 for an int.
+class Group:
+    """A group of options, which are checked against the intervals and choices of their types.
 
     Raises:
-        ConfigError: it is of another type; `name` is the option's.
+        ConfigError: naming the option.
     """
-    options = get_args(hint) if get_origin(hint) is not None and type(None) in get_args(hint) else (hint,)
-    for option in options:
-        if option is type(None):
-            if value is None:
-                return None
-        elif get_origin(option) is Literal:
-            if value in get_args(option):
-                return value
-        elif get_origin(option) is tuple:
-            inner = get_args(option)
-            if inner[-1] is Ellipsis and isinstance(value, list | tuple):
-                return tuple(convert(v, inner[0], name) for v in value)
-            if isinstance(value, list | tuple) and len(value) == len(inner):
-                return tuple(convert(v, h, name) for v, h in zip(value, inner, strict=True))
-        elif option is float:
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
-            if isinstance(value, str):  # YAML reads 1e-4 as text
-                try:
-                    return float(value)
-                except ValueError:
-                    pass
-        elif option is bool:
-            if isinstance(value, bool):
-                return value
-            if isinstance(value, str) and value.lower() in ("true", "false"):
-                return value.lower() == "true"
-        elif option is int:
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value
-            if isinstance(value, str) and value.lstrip("+-").isdigit():
-                return int(value)
-            if isinstance(value, float) and value.is_integer():
-                return int(value)
-        elif isinstance(value, option):
-            return value
-    choices = [str(c) for o in options if get_origin(o) is Literal for c in get_args(o)]
-    expected = " or ".join(choices) if choices else str(getattr(hint, "__name__", hint))
-    raise ConfigError(f"{name}={value!r} is not valid", f"expected {expected}")
+
+    #: what stands before the names of its options
+    prefix = ""
+
+    def __post_init__(self) -> None:
+        for name, limit in _limits(type(self)).items():  # type: ignore[arg-type]
+            given = getattr(self, name)
+            for value in given if isinstance(given, tuple) else (given,):
+                if value is not None:
+                    self.refuse_unless(_within(value, limit), f"{name}={value!r} is not in {limit}")
+
+    def refuse_unless(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(self.prefix + message, "correct this option")
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"lr": 1}} -> {"train.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
+@cache
+def _limits(kind: type) -> dict[str, str | tuple[str, ...]]:
+    """Field -> an interval, or choices."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: limit for name, hint in hints.items() if (limit := _limit(hint))}
 
 
-#: options of training that change how it is watched or where it fits, not what it aims at; they may differ on resume
-NOT_DECISIVE = ("checkpoint_images", "preview_images", "log_images", "compile")
+def _limit(hint: Any) -> Any:
+    if get_origin(hint) is Annotated:
+        return str(hint.__metadata__[0])
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return next(filter(None, map(_limit, get_args(hint))), None)
+
+
+def _within(value: Any, limit: str | tuple[str, ...]) -> bool:
+    if isinstance(limit, tuple):
+        return value in limit
+    low, high = map(float, limit[1:-1].split(","))
+    above = value >= low if limit[0] == "[" else value > low
+    return above and (value <= high if limit[-1] == "]" else value < high)
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Group):
     """Which images, at which size, split how."""
 
-    size: int | None = None
+    prefix = "data."
+    size: Annotated[int, "[4, 1024]"] | None = None
     """Side in pixels to bring all images to. Default: as they are, up to 64."""
     resize: Literal["crop", "pad", "stretch"] = "crop"
     """How: scale the short side and crop, scale the long side and pad, or stretch."""
-    imbalance_factor: float | None = None
+    imbalance_factor: Positive | None = None
     """Make a balanced set long-tailed: largest / smallest class count. 100 and 0.01 mean the same. Default: the
     benchmark's, otherwise as it is."""
-    profile: Literal["exponential", "pareto", "step"] | None = None
-    """Shape of the tail that imbalance_factor makes. Default: the benchmark's, otherwise exponential."""
-    protocol: Literal["imbdiff", "cifar-lt"] | None = None
-    """cifar-lt draws exactly the image lists of the CIFAR-LT literature. Default: the source's, otherwise imbdiff."""
-    test_fraction: float = 0.2
+    test_fraction: OpenShare = 0.2
     """Share of each class held out for testing where the source has no test split."""
-    test_per_class: int | None = None
-    """Instead: so many test images of each class."""
-    val_fraction: float = 0.1
+    val_fraction: BelowOne = 0.1
     """Share held out for choosing between classifiers, from classes that can spare it."""
-    split_seed: int = 0
+    split_seed: Natural = 0
     """Seed of the split."""
-    cache: str | None = None
-    """Folder for the decoded images of large sets, or off. Default: the user's cache folder, from 512 MiB."""
     augment: Literal["auto", "none", "mirror", "turns"] = "auto"
     """What leaves the meaning of the images as it is and is done to them at random in all training: nothing, mirroring,
     or mirroring and quarter turns. auto: mirroring where the source is known to allow it, otherwise nothing."""
 
-    def __post_init__(self) -> None:
-        _check(self.size is None or 4 <= self.size <= 1024, f"data.size={self.size} must be in 4..1024")
-        _check(0 < self.test_fraction < 1, f"data.test_fraction={self.test_fraction} must be in (0, 1)")
-        _check(self.split_seed >= 0, f"data.split_seed={self.split_seed} must be at least 0")
-        _check(
-            self.test_per_class is None or self.test_per_class >= 1,
-            f"data.test_per_class={self.test_per_class} must be at least 1",
-        )
-        _check(0 <= self.val_fraction < 1, f"data.val_fraction={self.val_fraction} must be in [0, 1)")
-        _check(
-            self.imbalance_factor is None or self.imbalance_factor > 0,
-            f"data.imbalance_factor={self.imbalance_factor} must be above 0",
-        )
-
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Group):
     """The diffusion model."""
 
+    prefix = "model."
     backbone: str = "auto"
     """A name that `imbdiff methods` lists; auto chooses by image size."""
-    dropout: float | None = None
+    dropout: BelowOne | None = None
     """Dropout inside the network. Default: the backbone's, 0.1."""
     process: Literal["ddpm", "ddpm-v", "ddpm-cosine", "ddpm-cosine-v", "flow"] = "ddpm"
     """How images are noised and what the network predicts."""
     init: str | None = None
     """Folder of a saved model to start from."""
 
-    def __post_init__(self) -> None:
-        _check(self.dropout is None or 0 <= self.dropout < 1, f"model.dropout={self.dropout} must be in [0, 1)")
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Group):
     """Training the diffusion model. Amounts of training are in images seen."""
 
-    images: int = 2_000_000
+    prefix = "train."
+    images: Count = 2_000_000
     """Images to see in all."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images per optimizer step, over all processes and accumulated micro-batches."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Micro-batches per step: more need less memory."""
-    branch_rows: float = 1.0
+    branch_rows: AboveZero = 1.0
     """Share of the rows on which the further branches of CBDM, alignment and CM are evaluated, chosen in proportion to
     their weight and without bias: 0.4 saves about a third of the time of a step. 1: all."""
-    lr: float = 2e-4
+    lr: OpenShare = 2e-4
     """Learning rate of Adam."""
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up."""
-    warmup_images: int = 64_000
+    warmup_images: Natural = 64_000
     """Images over which the learning rate rises linearly; at most a tenth of the run."""
-    ada: float | None = None
-    """Probability of each geometric change (ADA), of which the network is told; 0.12 in CBDM. Default: the method's."""
-    label_dropout: float = 0.1
+    label_dropout: Share = 0.1
     """Share of rows trained without their label, for classifier-free guidance."""
-    dropout_per: Literal["sample", "batch"] = "sample"
-    """One coin per row, or one for the batch as the released code of this field does it."""
-    ema_half_life: float = 0.02
+    ema_half_life: AboveZero = 0.02
     """Half-life of the averaged weights, as a share of the run."""
-    weak_at: float = 0.0625
-    """Share of the training after which the averaged weights are kept as autoguidance's weak model; 0: they are not."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the diffusion model's training and the classifiers'. auto: bf16 on a GPU that has it, and from 16 pixels on a
     CPU with units for it (AMX); fp32 elsewhere."""
-    checkpoint_images: int | None = None
+    checkpoint_images: Count | None = None
     """Images between checkpoints; default: a twentieth of the run."""
-    preview_images: int | None = None
+    preview_images: Natural | None = None
     """Images between preview grids; default: a fifth of the run; 0: none."""
-    log_images: int | None = None
-    """Images between lines of the log; default: a two-hundredth of the run."""
     deterministic: bool = False
-    """On a GPU: deterministic algorithms only, at some cost in speed. A CPU repeats to the bit anyway."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the networks, if the gradients of one batch then equal those without: wrong ones are a known fault of
-    torch.compile. auto: on a GPU, going on without where they differ; on: stop there."""
+    """On a GPU: deterministic algorithms only, at some cost in speed. A CPU repeats bit-identically anyway."""
 
     def __post_init__(self) -> None:
-        _check(self.images >= 1, f"train.images={self.images} must be at least 1")
-        _check(self.batch_size >= 1, f"train.batch_size={self.batch_size} must be at least 1")
-        _check(self.accumulate >= 1, f"train.accumulate={self.accumulate} must be at least 1")
-        _check(
-            self.batch_size % self.accumulate == 0,
-            f"train.batch_size={self.batch_size} is not a multiple of train.accumulate={self.accumulate}",
+        super().__post_init__()
+        whole = self.batch_size % self.accumulate == 0
+        self.refuse_unless(
+            whole, f"batch_size={self.batch_size} is not a multiple of train.accumulate={self.accumulate}"
         )
-        _check(0 < self.branch_rows <= 1, f"train.branch_rows={self.branch_rows} must be in (0, 1]")
-        _check(0 < self.lr < 1, f"train.lr={self.lr} must be in (0, 1)")
-        _check(0 <= self.label_dropout <= 1, f"train.label_dropout={self.label_dropout} must be in [0, 1]")
-        _check(self.ada is None or 0 <= self.ada <= 1, f"train.ada={self.ada} must be in [0, 1]")
-        _check(0 < self.ema_half_life <= 1, f"train.ema_half_life={self.ema_half_life} must be in (0, 1]")
-        _check(0 <= self.weak_at < 1, f"train.weak_at={self.weak_at} must be in [0, 1)")
-        _check(self.warmup_images >= 0, f"train.warmup_images={self.warmup_images} must be at least 0")
-        for name in ("checkpoint_images", "log_images"):
-            value = getattr(self, name)
-            _check(value is None or value >= 1, f"train.{name}={value} must be at least 1")
-        _check(self.preview_images is None or self.preview_images >= 0, "train.preview_images must be at least 0")
 
     @property
     def steps(self) -> int:
@@ -261,7 +163,153 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class WatchConfig(Group):
+    """Measuring while the diffusion model trains, on validation images, and keeping the best weights."""
+
+    prefix = "watch."
+    every: Natural = 0
+    """Images between two measurements of KD, by a classifier that saw the training split only; 0: none."""
+
+
+@dataclass(frozen=True)
+class SampleConfig(Group):
+    """Sampling synthetic images."""
+
+    prefix = "sample."
+    strategy: str = "auto"
+    """How many, as in imbalanced-learn: auto (fill every class to the largest), minority, not minority, not majority,
+    all, a number in (0, 1] (fill to that share of the largest), effective=BETA (more for classes of fewer images, by
+    their effective number), or NAME=TOTAL,NAME=TOTAL (target totals)."""
+    sampler: str | None = None
+    """Solver. Default: the method's where it has one, otherwise dpm++."""
+    steps: Count | None = None
+    """Solver steps. Default: the method's where it has some and samples with its own solver, otherwise 20."""
+    guidance: str | None = None
+    """What guides: none, classifier-free, autoguidance, entropy, prototype, or several joined by +. Default: the
+    method's. Their constants are options too: --sample.guidance.omega 1.6 is the strength of classifier-free guidance
+    (0: none), few=0.5,many=1.6 gives it by class or class group. `imbdiff methods NAME` lists them."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Of the guidance, where they are not as published, by name."""
+    interval: tuple[Share, Share] = (0.0, 1.0)
+    """Noise levels within which to guide."""
+    boost: Positive = 1.0
+    """Standard deviation of the initial noise: above 1 for rarer images of a class (Boost-and-Skip), with skip."""
+    skip: BelowOne = 0.0
+    """Share of the noisiest times that are left out (Boost-and-Skip)."""
+    batch_size: Count | None = None
+    """Images per network call. Default: 64 on a CPU, 512 on a GPU; halved where memory does not suffice."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the network's calls; the solver stays in float32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_unless(self.interval[0] <= self.interval[1], f"interval={self.interval} must be low <= high")
+
+
+@dataclass(frozen=True)
+class CurateConfig(Group):
+    """Choosing among synthetic images."""
+
+    prefix = "curate."
+    policy: str = "none"
+    """Which are kept: none (all), agreement, confident (confident=0.8: least probability), in-distribution,
+    approximate, not-out, no-copies, diverse, or several joined by +, such as agreement+no-copies."""
+    draw: Oversampling = 1.0
+    """Candidates to generate per image wanted."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Group):
+    """Measuring the synthetic images."""
+
+    prefix = "evaluate."
+    extractors: tuple[str, ...] = ()
+    """More judges next to the trained one and the random network, such as inception, timm:NAME, hf:NAME."""
+    inception_weights: str | None = None
+    """File with the weights of FID's Inception network; with it, FID is computed."""
+    measures: tuple[str, ...] = ()
+    """Measures of your own next to the built-in ones, as module:PACKAGE.MODULE:NAME or the name of an entry point."""
+    cas: bool = True
+    """Train classifiers on the synthetic images alone and test them on real ones."""
+
+
+@dataclass(frozen=True)
+class FitConfig(Group):
+    """Training one classifier: the same for all that are compared, and for the one that chooses among images."""
+
+    prefix = "classify."
+    network: str = "resnet-small"
+    """Classifier network: resnet-small, resnet20, resnet32, resnet56, resnet32x4, timm:NAME, or
+    module:PACKAGE.MODULE:FUNCTION."""
+    steps: Count = 500
+    """Optimizer steps of every classifier, in every arm."""
+    batch_size: Annotated[int, "[2, inf)"] = 128
+    """Images per step."""
+    lr: Positive = 0.1
+    """Learning rate of SGD."""
+    protocol: Literal["imbdiff", "cifar-lt"] = "imbdiff"
+    """imbdiff: the rate rises over a tenth of the steps and falls along a half cosine, with Nesterov momentum and
+    weight decay 5e-4. cifar-lt, as the literature of CIFAR-LT has it: a warm-up of a fortieth, times 0.01 at 80 %
+    and 0.0001 at 90 % of the steps, plain momentum, weight decay 2e-4, black borders where images are shifted, pixels
+    standardised by CIFAR's mean and deviation, float32."""
+    shift: Natural = 1
+    """Move training images by up to this many pixels at random."""
+    policy: Literal["none", "autoaugment-cifar"] = "none"
+    """Further augmentation."""
+    erase: Natural = 0
+    """Side in pixels of a grey square put over training images at random (cutout)."""
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(FitConfig):
+    """Training the classifiers of the comparison."""
+
+    recipes: tuple[str, ...] = ("ce", "resampling", "balanced-softmax")
+    """Recipes without synthetic images: what these have to beat. Those of the default, and those of `synthetic`, are
+    always in. `imbdiff methods` lists all."""
+    synthetic: tuple[str, ...] = ("ce", "balanced-softmax")
+    """Recipes with synthetic images."""
+    primary: str = "balanced-softmax"
+    """The one of them whose comparison is the verdict: say so before you see a result."""
+    seeds: Count = 3
+    """Classifiers per arm."""
+    synthetic_weight: AboveZero = 1.0
+    """Weight of a synthetic image in the loss."""
+    synthetic_share: OpenShare | None = None
+    """Share of every batch that is synthetic. Default: their share of all images."""
+    synthetic_schedule: Literal["mixed", "real-last"] = "mixed"
+    """When synthetic images are seen: always, or not in the last fifth of the steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_unless(len(self.recipes) > 0, "recipes must name at least one recipe")
+        known = self.primary in self.synthetic
+        self.refuse_unless(known, f"primary={self.primary!r} is none of classify.synthetic={list(self.synthetic)}")
+
+
+@dataclass(frozen=True)
+class StudyOptions(Group):
+    """The grid of a study: every number with every curation, recipe, weight and schedule."""
+
+    prefix = "--"
+    numbers: tuple[str, ...] = ("0.25", "0.5", "1.0")
+    """How many images, each a word of --sample.strategy: 0.5, auto, effective=0.9, NAME=TOTAL,NAME=TOTAL."""
+    curation: tuple[str, ...] = ("none", "agreement")
+    """Which of them are kept, each a --curate.policy."""
+    recipes: tuple[str, ...] = ("ce", "balanced-softmax")
+    """Recipes with synthetic images; `imbdiff methods` lists them."""
+    weights: tuple[AboveZero, ...] = (1.0,)
+    """Weights of a synthetic image in the loss, in (0, 1]."""
+    schedules: tuple[Literal["mixed", "real-last"], ...] = ("mixed",)
+    """When synthetic images are seen, each a --classify.synthetic_schedule."""
+    seeds: Count | None = None
+    """Classifiers per arm. Default: the run's --classify.seeds."""
+    draw: Oversampling = 1.5
+    """Candidates per image wanted, where they are curated."""
+
+
+@dataclass(frozen=True)
+class RunConfig(Group):
     """Everything that one run does."""
 
     preset: str = "tiny"
@@ -288,60 +336,127 @@ class RunConfig:
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
 
 
+#: options of training that change how it is watched, not what it aims at; they may differ on resume
+NOT_DECISIVE = ("checkpoint_images", "preview_images")
+
+
 def override(config: T, values: Mapping[str, Any]) -> T:
     """`config` with some fields replaced: {"seed": 1, "train": {"lr": 1e-3}}, or by dotted names, {"train.lr": 1e-3}.
 
     A method's constants stand behind its name, {"method": "cbdm", "method.tau": 0.3} or {"method": {"name": "cbdm",
-    "tau": 0.3}}, those of a guidance behind "sample.guidance". Another method than that of `config` begins with its own
+    "tau": 0.3}}, those of a guidance behind "sample.guidance". Another method, or another guidance, begins with its own
     published ones.
 
     Raises:
-        ConfigError: an unknown name (with the nearest known one) or a value of the wrong type.
+        ConfigError: an unknown name (with the nearest known one), a value of the wrong type or out of range.
     """
-    if not isinstance(config, RunConfig):
-        return _override(config, values)
-    values = _named(values, "method", "constants")
-    if isinstance(values.get("sample"), Mapping):
-        values = {**values, "sample": _named(values["sample"], "guidance", "constants")}
-    values = _named(values, "sample.guidance", "sample.constants")
-    made: RunConfig = config
-    if values.get("method", made.method) != made.method and made.constants:
-        made = dataclasses.replace(made, constants={})
-    inner, own = values.get("sample"), made.sample
-    guidance = inner.get("guidance", own.guidance) if isinstance(inner, Mapping) else own.guidance
-    if values.get("sample.guidance", guidance) != own.guidance and own.constants:
-        made = dataclasses.replace(made, sample=dataclasses.replace(own, constants={}))
-    return cast(T, _override(made, values))
+    return _replaced(config, {_field_name(name): value for name, value in flatten(values).items()})
 
 
-def _named(values: Mapping[str, Any], name: str, constants: str) -> dict[str, Any]:
-    """{name: {"name": X, "tau": 1}} and {name: X, name.tau: 1} as {name: X, constants: {"tau": 1}}."""
-    made: dict[str, Any] = {}
-    found: dict[str, Any] = dict(values.get(constants) or {})
+def _field_name(name: str) -> str:
+    """The name of the field that an option stands for."""
+    for group, constants in (("method", "constants"), ("sample.guidance", "sample.constants")):
+        if name == f"{group}.name":
+            return group
+        if name.startswith(f"{group}."):
+            return constants + name[len(group) :]
+    return name
+
+
+def _replaced(config: T, values: Mapping[str, Any], where: str = "") -> T:
+    known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    hints = get_type_hints(type(config))
+    changed: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
-        if key == name and isinstance(value, Mapping):
-            for inner, v in value.items():
-                if inner == "name":
-                    made[name] = v
-                elif isinstance(v, Mapping):
-                    found.update({f"{inner}.{k}": x for k, x in v.items()})
-                else:
-                    found[str(inner)] = v
-        elif str(key).startswith(name + "."):
-            found[str(key)[len(name) + 1 :]] = value
-        elif key != constants:
-            made[key] = value
-    return {**made, constants: found} if found else made
+        head, _, rest = key.partition(".")
+        is_group = isinstance(known.get(head), Group | Mapping)
+        if head not in known or (rest and not is_group):
+            otherwise = f"known here: {', '.join(known)}"
+            raise ConfigError(f"unknown option {where}{key}", nearest(head, known, otherwise, where))
+        if is_group and not rest:
+            raise ConfigError(f"{where}{head} is a group of options, not {value!r}", "name one of its options")
+        if rest:
+            groups.setdefault(head, {})[rest] = value
+        else:
+            changed[head] = convert(value, hints[head], where + head)
+    if "constants" in known:
+        owner = "method" if "method" in known else "guidance"
+        old = known["constants"] if changed.get(owner, known[owner]) == known[owner] else {}
+        new = groups.pop("constants", {})
+        changed["constants"] = {**{name: value for name, value in old.items() if name not in new}, **new}
+    for head, inner in groups.items():
+        changed[head] = _replaced(known[head], inner, f"{where}{head}.")
+    return dataclasses.replace(config, **changed)  # type: ignore[type-var]
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested dictionaries of plain values, for YAML and hashes."""
-    plain = dataclasses.asdict(config)
-    plain["constants"], plain["sample"]["constants"] = dict(config.constants), dict(config.sample.constants)
-    plain["track"] = list(config.track)
-    plain["sample"]["interval"] = list(plain["sample"]["interval"])
-    for name in ("extractors", "measures"):
-        plain["evaluate"][name] = list(plain["evaluate"][name])
-    for name in ("recipes", "synthetic"):
-        plain["classify"][name] = list(plain["classify"][name])
-    return plain
+def convert(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the first of the types of `hint` that it fits: numbers, bool, str, None, Literal and tuples of them.
+
+    Text is read as a number where one is wanted. A whole number is taken for a float, and 2.0 for an int.
+
+    Raises:
+        ConfigError: it fits none; `name` is the option's.
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for kind in kinds:
+        try:
+            return _as(value, kind)
+        except (TypeError, ValueError):
+            continue
+    raise ConfigError(f"{name}={value!r} is not valid", f"expected {describe_type(hint)}")
+
+
+def _as(value: Any, kind: Any) -> Any:
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        if value in inner:
+            return value
+    elif get_origin(kind) is tuple:
+        if isinstance(value, list | tuple):
+            kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+            return tuple(_as(v, k) for v, k in zip(value, kinds, strict=True))
+    elif kind is NoneType:
+        if value in (None, "None"):
+            return None
+    elif kind is bool:
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+    elif isinstance(value, bool):  # no number, though Python has it so
+        pass
+    elif kind in (int, float):
+        number = float(value)
+        if kind is float:
+            return number
+        if number.is_integer():
+            return int(number) if abs(number) < 2**53 else int(value)
+    elif isinstance(value, kind):
+        return value
+    raise ValueError
+
+
+def describe_type(hint: Any) -> str:
+    """A type to print: "float", "sum or mean", "int or none"."""
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return " ".join("..." if kind is Ellipsis else describe_type(kind) for kind in get_args(hint))
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return " or ".join("none" if k is NoneType else getattr(k, "__name__", "") or describe_type(k) for k in kinds)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} -> {"train.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def to_dict(config: Any) -> Any:
+    """Nested dictionaries and lists of plain values, for YAML and hashes."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return dict(config)
+    return list(config) if isinstance(config, tuple) else config

@@ -23,7 +23,7 @@ class Preset:
 # Short runs predict v on the cosine schedule: a network trained for minutes on eps draws noise in saturated colours,
 # because at the noisiest times x0 is a difference of large numbers; the published recipes keep eps and linear betas.
 _CIFAR_LT: dict[str, Any] = {
-    "data": {"imbalance_factor": 100.0, "protocol": "cifar-lt", "augment": "mirror"},
+    "data": {"imbalance_factor": 100.0, "augment": "mirror"},
     "model": {"backbone": "unet-32"},
     "train": {"images": 19_200_000, "warmup_images": 320_000, "ema_half_life": 0.023},
     "sample": {"sampler": "ddpm", "steps": 1000},
@@ -32,8 +32,6 @@ _CIFAR_LT: dict[str, Any] = {
         "network": "resnet32",
         "steps": 17_000,
         "protocol": "cifar-lt",
-        "weight_decay": 2e-4,
-        "warmup": 0.025,
         "shift": 4,
     },
 }
@@ -50,7 +48,7 @@ def _diffrc_imagenet(epochs: int) -> dict[str, Any]:
         "model": {"backbone": "unet-32-adagn"},
         "train": {"images": 12_800_000, "batch_size": 128},
         "classify": {
-            "network": "timm:resnext50_32x4d", "batch_size": 512, "lr": 0.2, "warmup": 0.0,
+            "network": "timm:resnext50_32x4d", "batch_size": 512, "lr": 0.2,
             "steps": round(epochs * IMAGENET_LT / 512),
         },
     }  # fmt: skip

@@ -77,7 +77,8 @@ class Method:
         sampler, steps: what the source draws with, where that is part of the method; None: the package's own.
         guidance: what the source's sampling is guided by: names of `imbdiff.diffusion.guidances`, joined by +.
         guidance_constants: of these, by NAME.FIELD, where they differ from the table's; omega stands by itself.
-        ada: probability of each geometric change of an image that the network is told about; 0: none.
+        ada: probability of each geometric change of an image (ADA), which the network takes as a condition; 0.12 in
+            CBDM's code, 0: none.
     """
 
     idea: str
@@ -93,6 +94,10 @@ class Method:
     guidance_constants: Mapping[str, Any] = field(default_factory=dict)
     ada: float = 0.0
     time: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ada <= 1:
+            raise ConfigError(f"ada={self.ada} is outside [0, 1]", "give a probability")
 
     @property
     def target(self) -> Phase:
@@ -255,6 +260,7 @@ def type_text(hint: Any) -> str:
 def constants(method: Method) -> dict[str, Constant]:
     """All constants of a method by full name, in the order of its phases."""
     found: dict[str, Constant] = {}
+    _add(found, "training", method, ["ada"], base=True)
     for phase in method.phases:
         for objective in phase.objectives():
             names = [f.name for f in dataclasses.fields(objective) if f.init and f.name not in objective.wiring]
@@ -351,7 +357,8 @@ def with_constants(method: Method, values: Mapping[str, Any]) -> Method:
     if not values:
         return method
     changed = full_names(method, values)
-    made = replace(method, phases=tuple(_phase(phase, changed) for phase in method.phases))
+    phases = tuple(_phase(phase, changed) for phase in method.phases)
+    made = replace(method, phases=phases, **_of(changed, "training"))
     for phase in made.phases:
         phase.objectives()  # refuses values out of range now
     return made

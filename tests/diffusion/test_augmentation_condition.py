@@ -104,7 +104,7 @@ def test_a_network_without_the_layer_refuses_to_be_told() -> None:
     x, t, labels, change = inputs(name)
     with pytest.raises(ConfigError, match="without a layer for geometric changes") as error:
         model(name, augment=False)(x, t, labels, augment=change)
-    assert "--train.ada 0" in error.value.remedy
+    assert "--method.ada 0" in error.value.remedy
 
 
 @torch.no_grad()

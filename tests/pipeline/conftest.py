@@ -17,7 +17,7 @@ from imbdiff.presets import preset
 SMALL = {
     "data": {"imbalance_factor": 20},
     "train": {
-        "images": 16 * 12, "batch_size": 16, "checkpoint_images": 16 * 3, "log_images": 16, "preview_images": 0,
+        "images": 16 * 12, "batch_size": 16, "checkpoint_images": 16 * 3, "preview_images": 0,
         "warmup_images": 0,
     },
     "sample": {"steps": 3, "batch_size": 16, "strategy": "0.2"},

@@ -129,7 +129,7 @@ def test_other_sampling_options_draw_anew_in_the_same_run(finished: tuple[Path, 
 
     copy = tmp_path / "copy"
     shutil.copytree(finished[0], copy)
-    run("digits", copy, override(finished[1], {"sample.omega": 2.0}), wanted=("sample",), quiet=True)
+    run("digits", copy, override(finished[1], {"sample.guidance.omega": 2.0}), wanted=("sample",), quiet=True)
     assert files(copy, "model/*") == files(finished[0], "model/*")
     assert files(copy, "samples/**/*.png") != files(finished[0], "samples/**/*.png")
 

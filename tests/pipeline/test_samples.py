@@ -72,7 +72,7 @@ def test_a_larger_plan_draws_what_is_missing_and_a_smaller_one_removes(
 
 def test_images_of_another_plan_do_not_stay(model: DiffusionModel, tmp_path: Path, drew: list[int]) -> None:
     first = draw(model, tmp_path / "a", plan((0, 3, 3)))
-    other = override(CONFIG, {"sample.omega": 3.0})
+    other = override(CONFIG, {"sample.guidance.omega": 3.0})
     second = draw(model, tmp_path / "a", plan((0, 3, 3), other), other)
     third = draw(model, tmp_path / "a", plan((0, 3, 3), seed=4))
     assert drew == [6, 6, 6]
@@ -157,15 +157,11 @@ def test_a_compiled_network_draws_the_same_or_is_not_used(
 
     monkeypatch.setattr(compiling, "BACKEND", backend)
     whole = draw(model, tmp_path / "whole", plan((3, 9, 12)))
-    how = replace(sampling(CONFIG), compile="on")
-    assert samples.plan((3, 9, 12), NAMES, how, 3, "weights") == plan((3, 9, 12)), "compiling is no other plan"
+    monkeypatch.setattr(compiling, "DEVICES", ("cpu",))
+    how = replace(sampling(CONFIG), batch_size=1)  # compiled from 16 batches on
     own = copy.deepcopy(model)
-    if not right:
-        with pytest.raises(RunError, match=r"(?s)differ by.*--train.compile off"):
-            samples.sample_into(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
-        return
     samples.sample_into(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
-    assert len(ran) > 3
+    assert (len(ran) > 3) == right
     for name in whole:
         a, b = (np.asarray(Image.open(tmp_path / at / name)).astype(int) for at in ("whole", "a"))
         assert np.abs(a - b).max() <= 1
@@ -200,7 +196,7 @@ def test_memory_that_does_not_suffice_while_compiling_halves_batches_too(
         return real(x, *args, **options)
 
     monkeypatch.setattr(own.backbone, "forward", little)
-    samples.sample_into(own, plan((3, 9, 12)), tmp_path / "a", replace(sampling(CONFIG), compile="on"), quiet=True)
+    samples.sample_into(own, plan((3, 9, 12)), tmp_path / "a", sampling(CONFIG), quiet=True)
     for name in whole:
         a, b = (np.asarray(Image.open(tmp_path / at / name)).astype(int) for at in ("whole", "a"))
         assert np.abs(a - b).max() <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,23 @@ from imbdiff.pipeline.run import run
 from imbdiff.pipeline.training import build_step, prepare_data
 from imbdiff.pipeline.watch import Watch, working_extractor
 from imbdiff.presets import preset
-from imbdiff.runtime.errors import ConfigError, DataError, RunError
+from imbdiff.runtime.errors import DataError, RunError
 from imbdiff.runtime.log import read_jsonl
 from tests.pipeline.conftest import SMALL
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch_module, "SAMPLES", 40)
+        yield
 
 
 @pytest.fixture(scope="module")
 def config() -> RunConfig:
     return override(
         override(preset("tiny"), SMALL),
-        {"train.images": 320, "watch.every": 64, "watch.samples": 40, "classify.steps": 20, "sample.steps": 2},
+        {"train.images": 320, "watch.every": 64, "classify.steps": 20, "sample.steps": 2},
     )
 
 
@@ -58,21 +66,14 @@ def test_the_page_says_which_weights_were_kept(watched: Path, config: RunConfig)
     assert f"those after {kept['images']} images: KD" in (watched / "report.html").read_text()
 
 
-def test_other_metrics(watched: Path, config: RunConfig, tmp_path: Path) -> None:
-    last = override(config, {"watch.metric": "agreement"})
-    run("digits", tmp_path / "run", last, wanted=("train",), quiet=True)
-    rows = read_jsonl(tmp_path / "run" / "watch.jsonl")
-    kept = json.loads((tmp_path / "run/checkpoints/best/watched.json").read_text())
-    assert kept["agreement"]["value"] == max(row["agreement"]["value"] for row in rows)
-    # watching changes nothing of training itself
+def test_watching_changes_nothing_of_training_itself(watched: Path, config: RunConfig, tmp_path: Path) -> None:
     off = override(config, {"watch.every": 0})
     run("digits", tmp_path / "off", off, wanted=("train",), quiet=True)
-    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("run", "off")]
+    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (watched, tmp_path / "off")]
     losses = [[json.loads(line)["loss"] for line in log] for log in logs]
     assert losses[0] == losses[1]
-    # and what decides cannot be changed in the same folder
-    with pytest.raises(RunError, match=r"watch\.metric"):
-        run("digits", watched, override(config, {"watch.metric": "agreement"}), wanted=("train",), quiet=True)
+    with pytest.raises(RunError, match=r"watch\.every"):
+        run("digits", watched, off, wanted=("train",), quiet=True)
 
 
 def test_extractor_and_reference_are_not_those_that_judge(config: RunConfig) -> None:
@@ -88,7 +89,7 @@ def test_extractor_and_reference_are_not_those_that_judge(config: RunConfig) -> 
     extractor.features = lambda x, *a, **k: seen.append(len(x)) or original(x, *a, **k)  # type: ignore[method-assign,func-returns-value]
     model = build_model(prepared, config)
     numbers = watch.measure(model)
-    assert seen == [config.watch.samples, len(prepared.val)]
+    assert seen == [40, len(prepared.val)]
     assert numbers["KD"].n_reference == len(prepared.val)
     assert watch.measure(model) == numbers
 
@@ -126,14 +127,6 @@ def test_guidance_that_a_model_in_training_cannot_serve_is_logged_once(tmp_path:
     assert said == ["watch: while training, images are sampled without this guidance: autoguidance (needs weak)"]
     rows = read_jsonl(tmp_path / "watch.jsonl")
     assert [row["without_guidance"] for row in rows] == [{"autoguidance": "weak"}] * 2
-
-
-def test_a_metric_that_these_images_cannot_support_is_refused_before_training(
-    tmp_path: Path, config: RunConfig
-) -> None:
-    prepared = prepare_data("digits", config.data)
-    with pytest.raises(ConfigError, match=r"needs \d+ images of either set; here --watch.samples 40"):
-        Watch(prepared, override(config, {"watch.metric": "FD∞"}), tmp_path)
 
 
 def test_too_few_validation_images_are_refused_before_training(tmp_path: Path, config: RunConfig) -> None:

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from imbdiff.config import ClassifyConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.samplers import BatchSampler
-from imbdiff.options import ClassifyConfig
 from imbdiff.recognition import fitting
 from imbdiff.recognition.fitting import Fit, FitPhase, Trained, check_trainings, fit, phases_of
 from imbdiff.recognition.losses import BatchLoss
@@ -52,7 +52,7 @@ def _same(a: Classifier | None, b: Classifier | None) -> bool:
 
 
 def test_learning_rate_rises_then_falls_to_almost_nothing() -> None:
-    plan = FitPlan(steps=100, lr=0.2, warmup=0.1)
+    plan = FitPlan(steps=100, lr=0.2)
     rates = [plan.rate(s) for s in range(100)]
     assert rates[9] == pytest.approx(0.2)
     assert rates[:10] == sorted(rates[:10])
@@ -62,11 +62,10 @@ def test_learning_rate_rises_then_falls_to_almost_nothing() -> None:
     assert plan.rate(54) == pytest.approx(0.2 * 0.5 * (1 + math.cos(math.pi * 45 / 91)))
     # a phase has the rates of a plan of its steps
     assert [plan.rate(s, 50) for s in range(50)] == [FitPlan(steps=50, lr=0.2).rate(s) for s in range(50)]
-    for warmup in (0.0, 1.0):
-        for steps in (1, 2, 7):
-            for protocol in ("imbdiff", "cifar-lt"):
-                short = FitPlan(steps=steps, warmup=warmup, protocol=protocol)  # type: ignore[arg-type]
-                assert all(0 < short.rate(s) <= short.lr for s in range(steps))
+    for steps in (1, 2, 7):
+        for protocol in ("imbdiff", "cifar-lt"):
+            short = FitPlan(steps=steps, protocol=protocol)  # type: ignore[arg-type]
+            assert all(0 < short.rate(s) <= short.lr for s in range(steps))
 
 
 def test_the_protocol_of_the_literature() -> None:
@@ -97,7 +96,7 @@ def test_plain_values_for_hashes() -> None:
     assert FitPlan(tiny).to_json()["network"] == f"{tiny.__module__}.tiny"
     json.dumps(FitPlan(functools.partial(tiny)).to_json())  # what has no name of its own
     changes: list[dict[str, Any]] = [
-        {}, {"network": tiny}, {"warmup": 0.2}, {"protocol": "cifar-lt"}, {"symmetry": "mirror"}, {"precision": "fp32"},
+        {}, {"network": tiny}, {"shift": 2}, {"protocol": "cifar-lt"}, {"symmetry": "mirror"}, {"precision": "fp32"},
     ]  # fmt: skip
     assert len({json.dumps(FitPlan(**change).to_json()) for change in changes}) == len(changes)
 
@@ -659,5 +658,5 @@ def test_a_class_without_images_has_no_prior() -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:
-    with pytest.raises(NonFiniteLossError, match=r"the fourth, step 2: not finite: loss"):
-        fit(TRAIN, replace(PLAN, steps=5, lr=float("inf")), name="the fourth")
+    with pytest.raises(NonFiniteLossError, match=r"the fourth, step \d: not finite: loss"):
+        fit(TRAIN, replace(PLAN, steps=5, lr=1e38), name="the fourth")

@@ -23,18 +23,18 @@ from imbdiff.objectives.objective import Objective
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.runtime import compiling
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.errors import RunError
 from imbdiff.training.parts import Part
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.trainer import Trainer
 from imbdiff.training.update import compile_checked
 
-CONFIG = TrainConfig(images=16 * 5, batch_size=16, lr=1e-3, compile="on")
+CONFIG = TrainConfig(images=16 * 5, batch_size=16, lr=1e-3)
 
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
+    monkeypatch.setattr(compiling, "DEVICES", ("cpu",))
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would keep every line of it
 
 
@@ -62,7 +62,8 @@ def test_it_changes_nothing_where_the_compiler_is_right(monkeypatch: pytest.Monk
     objectives = [Denoising(), ClassBalancing()]
     compiled = weights(trainer("mlp", CONFIG, objectives, said))
     assert any("compiled: the gradients" in line for line in said)
-    plain = weights(trainer("mlp", replace(CONFIG, compile="off"), [Denoising(), ClassBalancing()], said))
+    monkeypatch.setattr(compiling, "DEVICES", ())
+    plain = weights(trainer("mlp", CONFIG, [Denoising(), ClassBalancing()], said))
     for a, b in zip(compiled, plain, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -91,12 +92,8 @@ def test_wrong_gradients_are_refused(monkeypatch: pytest.MonkeyPatch, must: bool
         return made.step.networks["model"](x, torch.arange(4), labels)[0].square().mean()
 
     before = loss().detach()
-    if must:
-        with pytest.raises(RunError, match=r"(?s)7 without, 1 compiled.*--train.compile off"):
-            compile_checked(made.step, loss, must=True)
-        return
     assert not compile_checked(made.step, loss, say=said.append)
-    assert any("not compiled" in line for line in said)
+    assert any("7 without, 1 compiled" in line for line in said)
     assert torch.equal(loss().detach(), before)
     loss().backward()
     assert all(p.grad is not None for p in made.step.networks["model"].backbone.outer.parameters())
@@ -121,8 +118,9 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("no C compiler here")
 
     monkeypatch.setattr(compiling, "BACKEND", fails)
-    with pytest.raises(RunError, match="no C compiler here"):
-        trainer("mlp", CONFIG, [Denoising()], []).run()
+    said: list[str] = []
+    trainer("mlp", CONFIG, [Denoising()], said).run()
+    assert any("no C compiler here" in line for line in said)
 
 
 def test_nothing_recompiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,15 +172,9 @@ def test_one_wrong_tensor_among_many_is_seen() -> None:
     assert not compiling.difference(rounded, expected, compiling.BF16)
 
 
-def test_where_nothing_can_be_compiled_it_is_logged_if_compiling_was_asked_for() -> None:
-    said: list[str] = []
+def test_a_step_without_a_diffusion_model_compiles_nothing() -> None:
     step = TrainingStep({"model": torch.nn.Linear(2, 2)}, [Denoising()])
-    for must in (False, True):
-        assert not compile_checked(step, lambda: torch.zeros(()), must=must, say=said.append)
-        assert [line[:12] for line in said] == ["not compiled"] * must
-    said.clear()
-    assert not compiling.compile_if_equal([], dict, what="gradients", must=True, say=said.append)
-    assert said == []
+    assert not compile_checked(step, lambda: torch.zeros(()))
 
 
 def test_no_process_compiles_where_another_found_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:

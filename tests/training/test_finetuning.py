@@ -15,7 +15,7 @@ from imbdiff.runtime.log import read_jsonl
 SMALL = {
     "data": {"imbalance_factor": 20},
     "model": {"backbone": "mlp"},
-    "train": {"images": 32 * 5, "batch_size": 32, "log_images": 32, "preview_images": 0, "schedule": "constant"},
+    "train": {"images": 32 * 5, "batch_size": 32, "preview_images": 0, "schedule": "constant"},
     "device": "cpu",
 }
 

@@ -133,15 +133,15 @@ def test_a_network_with_the_layer_is_not_trained_without_the_changes() -> None:
 
 def test_the_probability_is_the_options_otherwise_the_methods() -> None:
     assert training.ada(configured(method="cbdm-ada")) == 0.12
-    assert training.ada(configured(method="cbdm-ada", train={"ada": 0.0})) == 0
+    assert training.ada(configured(method="cbdm-ada", **{"method.ada": 0.0})) == 0
     assert training.ada(configured(method="cbdm")) == 0
-    assert training.ada(configured(method="cbdm", train={"ada": 0.3})) == 0.3
+    assert training.ada(configured(method="cbdm", **{"method.ada": 0.3})) == 0.3
     assert training.ada(configured(method="cbdm+cbdm-ada")) == 0.12
-    with pytest.raises(ConfigError, match=r"train\.ada=1\.2"):
-        configured(train={"ada": 1.2})
+    with pytest.raises(ConfigError, match=r"ada=1\.2"):
+        training.ada(configured(**{"method.ada": 1.2}))
     guide = Phase("encoder", lambda: [Denoising()], gives="guide")
     target = Phase("target", lambda: [Denoising()])
-    told = configured(train={"ada": 0.3})
+    told = configured(**{"method.ada": 0.3})
     assert training.geometric(target, told) == Geometric(0.3)
     assert training.geometric(target, configured()) is None
     assert training.geometric(guide, told) is None
@@ -159,9 +159,9 @@ def test_cbdm_ada_is_cbdm_with_its_constants() -> None:
 
 @pytest.mark.parametrize("name", ["ccua", "cm", "coral", "diffrc", "t2h"])
 def test_methods_train_under_it(name: str, digits: Prepared, tmp_path: Path) -> None:
-    more: dict[str, Any] = {"method": name, "train": {"ada": 0.4}}
+    more: dict[str, Any] = {"method": name, "method.ada": 0.4}
     if METHODS[name].init == "required":
-        save_model(training.new_model(digits, configured(train={"ada": 0.4})), tmp_path)
+        save_model(training.new_model(digits, configured(**{"method.ada": 0.4})), tmp_path)
         more["model"] = {"init": str(tmp_path)}
     model = training.train(digits, configured(**more), quiet=True)
     assert model.backbone.augmentation is not None
@@ -175,14 +175,14 @@ def test_images_that_may_be_mirrored_are_mirrored_once_and_said_to_be(
     seen: list[Trainer] = []
     real = Trainer.run
     monkeypatch.setattr(Trainer, "run", lambda self: (seen.append(self), real(self))[1])
-    model = training.train(digits, configured(train={"ada": ada}, data={"augment": "mirror"}), quiet=True)
+    model = training.train(digits, configured(**{"method.ada": ada}, data={"augment": "mirror"}), quiet=True)
     assert [t.augmentation for t in seen] == [plain]
     assert [t.geometric for t in seen] == [Geometric(ada) if ada else None]
     assert (model.backbone.augmentation is not None) == (ada > 0)
 
 
 def test_what_training_gives_depends_on_it(digits: Prepared) -> None:
-    found = {training.training_identity(digits, configured(train={"ada": ada})) for ada in (None, 0.1, 0.2)}
+    found = {training.training_identity(digits, configured(**{"method.ada": ada})) for ada in (0.0, 0.1, 0.2)}
     assert len(found) == 3
 
 
@@ -190,12 +190,12 @@ def test_a_saved_model_without_the_layer_is_refused_and_one_with_it_goes_on_with
     digits: Prepared, tmp_path: Path
 ) -> None:
     save_model(training.new_model(digits, configured()), tmp_path / "plain")
-    told = training.train(digits, configured(train={"ada": 0.3}), quiet=True)
+    told = training.train(digits, configured(**{"method.ada": 0.3}), quiet=True)
     save_model(told, tmp_path / "told")
-    config = configured(method="cbdm-finetune", model={"init": str(tmp_path / "plain")}, train={"ada": 0.2})
+    config = configured(method="cbdm-finetune", model={"init": str(tmp_path / "plain")}, **{"method.ada": 0.2})
     with pytest.raises(RunError, match="no layer for geometric changes") as error:
         training.new_model(digits, config)
-    assert "--train.ada 0.2" in error.value.remedy
+    assert "--method.ada 0.2" in error.value.remedy
     config = configured(method="cbdm-finetune", model={"init": str(tmp_path / "told")})
     start = training.new_model(digits, config)
     assert start.backbone.augmentation is None
@@ -203,7 +203,7 @@ def test_a_saved_model_without_the_layer_is_refused_and_one_with_it_goes_on_with
     assert start.backbone.state_dict().keys() == kept.keys()
     assert all(torch.equal(v, start.backbone.state_dict()[k]) for k, v in kept.items())
     assert training.train(digits, config, quiet=True).backbone.augmentation is None
-    again = training.new_model(digits, configured(model={"init": str(tmp_path / "told")}, train={"ada": 0.2}))
+    again = training.new_model(digits, configured(model={"init": str(tmp_path / "told")}, **{"method.ada": 0.2}))
     assert again.backbone.augmentation is not None
     assert torch.equal(again.backbone.augmentation.weight, told.backbone.augmentation.weight)  # type: ignore[union-attr]
 

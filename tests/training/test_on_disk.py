@@ -24,7 +24,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configured(**data: object) -> RunConfig:
-    train = {"images": 48, "batch_size": 8, "accumulate": 2, "log_images": 8}
+    train = {"images": 48, "batch_size": 8, "accumulate": 2}
     return override(
         preset("tiny"),
         {"train": train, "data": {"augment": "mirror", **data}, "model": {"backbone": "mlp"}, "device": "cpu"},
@@ -32,8 +32,8 @@ def configured(**data: object) -> RunConfig:
 
 
 def prepared(source: Path, cache: Path | str) -> tuple[Prepared, RunConfig]:
-    config = configured(cache=str(cache))
-    return training.prepare_data(source, config.data), config
+    config = configured()
+    return training.prepare_data(source, config.data, cache), config
 
 
 def test_generators(source: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,15 +25,21 @@ from imbdiff.objectives.requests import Answer, Request
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import ConfigError, NonFiniteLossError, RunError
 from imbdiff.runtime.log import JsonLog, read_jsonl
+from imbdiff.training import trainer as trainer_module
 from imbdiff.training.loop import TrainingFiles
 from imbdiff.training.parts import Part
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.trainer import Trainer
 from imbdiff.training.update import learning_rate
 
-CONFIG = TrainConfig(
-    images=16 * 24, batch_size=16, lr=1e-3, checkpoint_images=16 * 6, log_images=16 * 2, preview_images=16 * 5
-)
+CONFIG = TrainConfig(images=16 * 24, batch_size=16, lr=1e-3, checkpoint_images=16 * 6, preview_images=16 * 5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def every_second_step_is_logged() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "LOG_LINES", 12)
+        yield
 
 
 def data() -> ImageSet:

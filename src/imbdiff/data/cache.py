@@ -38,7 +38,7 @@ CHUNK_BYTES = 4 * 2**20
 
 
 def default_folder() -> Path:
-    """``IMBDIFF_CACHE``, otherwise ``imbdiff`` in the user's cache folder."""
+    """``IMBDIFF_CACHE`` ("off" for none), otherwise ``imbdiff`` in the user's cache folder."""
     given = os.environ.get("IMBDIFF_CACHE")
     if given:
         return user_path(given)
@@ -51,7 +51,7 @@ def chosen(option: str | Path | None, nbytes: int) -> Path | None:
     Args:
         option: "off", a folder, or None: the default folder for `nbytes` of at least 512 MiB.
     """
-    if option == "off":
+    if "off" in (option, os.environ.get("IMBDIFF_CACHE")):
         return None
     if option is not None:
         return user_path(option)
@@ -116,7 +116,7 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-_REMEDY = "free some space, or name another folder for them: --data.cache DIR (off: keep them in memory)"
+_REMEDY = "free some space, or set IMBDIFF_CACHE to another folder, or to off: then images stay in memory"
 
 
 class _Store:

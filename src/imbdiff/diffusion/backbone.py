@@ -164,7 +164,7 @@ class Backbone(nn.Module):
         if self.augmentation is None:
             raise ConfigError(
                 "this network was built without a layer for geometric changes (ADA)",
-                "build it with augment=True, or train without: --train.ada 0",
+                "build it with augment=True, or train without: --method.ada 0",
             )
         vector = self.augmentation(augment).to(h.dtype)
         return h + (vector if h.ndim == 2 else vector[:, None])

@@ -178,7 +178,6 @@ def noisy_batch(
     part: str = "main",
     draws: Mapping[str, DrawKind] | None = None,
     label_dropout: float = 0.1,
-    dropout_per: Literal["sample", "batch"] = "sample",
     group: Tensor | None = None,
     groups: int = 0,
     dist: Dist | None = None,
@@ -194,7 +193,6 @@ def noisy_batch(
         part: name of the part; parts draw from unrelated streams.
         draws: what the objectives declared.
         label_dropout: probability that a label is dropped.
-        dropout_per: "sample": one coin per row. "batch": one for all rows, as the released code of this field does it.
         group: (B,) numbers in [0, groups) of class groups: rows of a group share one t.
         groups: number of class groups in the global batch; 0 if rows are not grouped.
         augment: (B, 9) the geometric changes that were made to `x0`.
@@ -212,7 +210,7 @@ def noisy_batch(
         t = process.time_from_uniform(torch.rand(groups, generator=stream("t"), device=device))[group]
     else:
         t = process.time_from_uniform(torch.rand(n, generator=stream("t"), device=device))[rows]
-    coins = torch.rand(1 if dropout_per == "batch" else n, generator=stream("dropout"), device=device).expand(n)[rows]
+    coins = torch.rand(n, generator=stream("dropout"), device=device)[rows]
     dropped = coins < label_dropout
     null = stats.num_classes
     made = {name: kind.make(n, stream(f"draw:{name}"), stats)[rows] for name, kind in (draws or {}).items()}

@@ -37,7 +37,7 @@ class SupervisedContrast(Objective):
         tau_r: temperature of the weight in time, 0.3 in the code.
         weight: 0.5 in the code, which later multiplies by tau once more: 0.05.
         drop: rows whose label was dropped take no part, neither as i nor as p or j: as the code, which drops the labels
-            of whole batches (``--train.dropout_per batch``) and then leaves the contrast out.
+            of whole batches and then leaves the contrast out.
         released: mean over rows of the weight in time, times the mean contrast of rows that have a partner (the code),
             in place of the mean of their products over all rows (the text).
         tap: features to contrast; "mid" is the role that every backbone has (a U-Net's middle block).

@@ -78,12 +78,12 @@ def evaluate_run(
     known = {e.name for e in ours}
     extractors = [*ours, *(e for e in more if e.name not in known)]
     quiet = quiet or not dist.main
-    store, watching = FeatureStore(folder / "features", config.evaluate.batch_size, dist), Watching(quiet)
+    store, watching = FeatureStore(folder / "features", dist=dist), Watching(quiet)
     found = evaluate(
         synthetic, prepared.test, prepared.train, prepared.groups, extractors,
         reference_name="test", seed=config.seed, store=store, measures=measures, progress=watching,
     )  # fmt: skip
-    if against_balanced(prepared, config):
+    if against_balanced(prepared):
         _add_balanced(found, prepared, synthetic, extractors, measures, config.seed, store, watching)
     found["judge"] = None if judge is None else judge.to_json()
     if config.evaluate.cas and dist.main:

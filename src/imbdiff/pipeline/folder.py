@@ -143,7 +143,7 @@ class RunFolder:
                 f"use `imbdiff sample {self.path} --curate.draw {new['curate.draw']:g}`, which curates too",
             )
         own = ("sample", "curate", "device") if verb == "sample" else (verb, "device")
-        also = WORKING if verb == "curate" and new["curate.policy"] != "none" else ("train.compile",)
+        also = WORKING if verb == "curate" and new["curate.policy"] != "none" else ()
         others = [
             f"--{option(n)}" for n in new if new[n] != old.get(n) and n.split(".")[0] not in own and n not in also
         ]

@@ -16,6 +16,7 @@ from imbdiff.pipeline import training
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.recognising import plan_of
 from imbdiff.pipeline.sampling import guidance_text
+from imbdiff.pipeline.watch import METRIC
 from imbdiff.recipe import constants, full_names
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.files import read_json
@@ -72,7 +73,7 @@ def protocol(
     }
     kept = optional(folder / "checkpoints" / "best" / "watched.json") if config.watch.every else None
     if kept is not None:
-        name, n = config.watch.metric, len(read_jsonl(folder / "watch.jsonl"))
+        name, n = METRIC, len(read_jsonl(folder / "watch.jsonl"))
         rows["Weights kept"] = (
             f"those after {kept['images']:,} images: {name} {kept[name]['value']:.4g}, the best of {n} measurements on "
             "validation images by a classifier that saw the training split only"

@@ -89,7 +89,6 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
         ImbdiffError: naming the option.
     """
     wanted = images_to_draw(config.sample.strategy, prepared.stats)
-    against_balanced(prepared, config)
     how = sampling(config)
     how.check(prepared.stats, prepared.groups)
     if training:
@@ -101,21 +100,9 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
     check_trainings(prepared.train, plan, [("ce", None), *arms])
 
 
-def against_balanced(prepared: Prepared, config: RunConfig) -> bool:
-    """Whether images are measured against the balanced set too, the literature's reference: for benchmarks, or asked.
-
-    Raises:
-        ConfigError: it was asked for, and the tail was not cut from a balanced set.
-    """
-    wanted = config.evaluate.balanced
-    if wanted and prepared.pool is None:
-        raise ConfigError(
-            "--evaluate.balanced: there is no balanced training set, because no tail was cut from one",
-            "leave it out; the reference is the test split",
-        )
-    if wanted is None:
-        return prepared.pool is not None and prepared.manifest["source"]["kind"] == "benchmark"
-    return wanted
+def against_balanced(prepared: Prepared) -> bool:
+    """Whether images are measured against the balanced set too, the literature's reference: for benchmarks."""
+    return prepared.pool is not None and prepared.manifest["source"]["kind"] == "benchmark"
 
 
 def default_preset(side: int, device: str = "auto") -> str:

@@ -23,7 +23,7 @@ from imbdiff.pipeline.plan import check_fit, check_options
 from imbdiff.pipeline.samples import preview_grid
 from imbdiff.pipeline.sampling import guide_of, sampling, sampling_identity
 from imbdiff.pipeline.strategy import images_to_draw
-from imbdiff.pipeline.watch import Watch
+from imbdiff.pipeline.watch import METRIC, Watch
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.device import resolve_device, start
 from imbdiff.runtime.dist import Dist
@@ -180,13 +180,13 @@ class Run:
         if self.dist.main:
             kept = watch.best() if watch else None
             if watch and kept is None:
-                self.say(f"kept: the last weights: no measurement gave a {self.config.watch.metric}")
+                self.say(f"kept: the last weights: no measurement gave a {METRIC}")
             if kept is not None:
                 kept[0].guide = model.guide
                 kept[0].keep_weak(model.weak)
                 model, found = kept
-                value = found[self.config.watch.metric]["value"]
-                self.say(f"kept: the weights after {found['images']:,} images, {self.config.watch.metric} {value:.4g}")
+                value = found[METRIC]["value"]
+                self.say(f"kept: the weights after {found['images']:,} images, {METRIC} {value:.4g}")
             save_model(model, self.folder / "model")
             before = training.seen_by_init(self.config)
             seen = None if before is None else sorted({*prepared.train.hashes, *before})

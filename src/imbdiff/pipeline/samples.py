@@ -31,7 +31,7 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.scales import scale_table
 from imbdiff.pipeline.sampling import Sampling, sampling
 from imbdiff.reporting.pictures import sample_grid
-from imbdiff.runtime.compiling import compile_if_equal, uncompile
+from imbdiff.runtime.compiling import compile_if_equal, compiles, uncompile
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import RunError
@@ -245,9 +245,7 @@ def sample_rows(
     device = next(model.parameters()).device
     guidance, n, left = guidance or how.guide(model), how.batch_size, list(rows)
     # gradients through a compiled network may be wrong
-    wanted = not guidance.differentiates and (
-        how.compile == "on" or (how.compile == "auto" and device.type == "cuda" and len(rows) >= 16 * n)
-    )
+    wanted = not guidance.differentiates and compiles(device) and len(rows) >= 16 * n
     checked = 0  # the batch size that it is compiled for
     while left:
         labels, seeds = (np.array([row[what] for row in left], dtype=np.int64) for what in ("label", "seed"))
@@ -307,8 +305,7 @@ def compile_network(
             return {"prediction": model(x, t, labels)[0].float()}
 
     return compile_if_equal(
-        [model.backbone], predictions, what="predictions of one batch", bf16=how.precision == "bf16",
-        must=how.compile == "on", option="--train.compile", say=say,
+        [model.backbone], predictions, what="predictions of one batch", bf16=how.precision == "bf16", say=say,
     )  # fmt: skip
 
 

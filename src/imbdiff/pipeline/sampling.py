@@ -54,7 +54,6 @@ class Sampling:
     boost: float = 1.0
     skip: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
-    compile: Literal["auto", "on", "off"] = "auto"
 
     def guide(
         self,
@@ -99,7 +98,6 @@ class Sampling:
     def to_json(self) -> dict[str, Any]:
         """What decides the images, for the plan that they are drawn by; defaults that say nothing are left out."""
         plain = asdict(self)
-        del plain["compile"]
         quiet = {"boost": 1.0, "skip": 0.0, "precision": "fp32"}
         kept = {k: v for k, v in plain.items() if quiet.get(k) != v}
         return {**kept, "interval": list(self.interval), "constants": dict(self.constants)}
@@ -144,23 +142,10 @@ def sampling(config: RunConfig) -> Sampling:
     entries = guidance_entries(options.guidance or method.guidance)
     names = "+".join(entries)
     given = {k: v for k, v in method.guidance_constants.items() if k.rpartition(".")[0] in entries}
-    with_omega = [n for n, c in guidance_constants(names, {}).items() if hasattr(c, "omega")]
-    if "classifier-free" in with_omega:
+    if "classifier-free" in entries:
         given.setdefault("classifier-free.omega", method.omega)
-    if options.omega is not None:
-        if not with_omega:
-            raise ConfigError(
-                f"--sample.omega has no effect on the guidance {names}", "leave it out, or name classifier-free"
-            )
-        given.update({f"{name}.omega": options.omega for name in with_omega})
     # of one that is there under both names, the later counts
     own_constants = {guidance_option(names, key): value for key, value in options.constants.items()}
-    if options.omega is not None and (twice := [name for name in own_constants if name.endswith(".omega")]):
-        raise ConfigError(
-            f"--sample.omega {options.omega} and --sample.guidance.{twice[0]} {own_constants[twice[0]]} both set the "
-            "strength of guidance",
-            "give one of them; --sample.omega None takes back an earlier one",
-        )
     found = guidance_constants(names, {**given, **own_constants})
     return Sampling(
         sampler=sampler,
@@ -172,7 +157,6 @@ def sampling(config: RunConfig) -> Sampling:
         boost=options.boost,
         skip=options.skip,
         precision=options.precision,
-        compile=config.train.compile,
     )
 
 
@@ -188,11 +172,6 @@ def check_needs(config: RunConfig) -> None:
         raise ConfigError(
             f"the guidance {how.guidance} needs a guide, and the method {config.method} trains none",
             "leave it out, or train by diffrc or diffrc-paper",
-        )
-    if "weak" in needs and config.train.weak_at == 0:
-        raise ConfigError(
-            f"the guidance {how.guidance} needs weights from earlier in the training, and --train.weak_at 0 keeps none",
-            "leave --train.weak_at out",
         )
 
 

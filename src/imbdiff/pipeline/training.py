@@ -93,8 +93,8 @@ def seen_by_init(config: RunConfig) -> set[str] | None:
 
 
 def ada(config: RunConfig) -> float:
-    """Probability of each geometric change that networks are told of: as configured, otherwise the method's."""
-    return method_of(config).ada if config.train.ada is None else config.train.ada
+    """Probability of each geometric change that networks take as a condition."""
+    return method_of(config).ada
 
 
 def geometric(phase: Phase, config: RunConfig) -> Geometric | None:
@@ -145,7 +145,7 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
     if ada(config) > 0 and model.backbone.augmentation is None:
         raise RunError(
             f"the model in {folder} has no layer for geometric changes (ADA)",
-            f"train it with --train.ada {ada(config):g} too, or continue without: --train.ada 0",
+            f"train it with --method.ada {ada(config):g} too, or continue without: --method.ada 0",
         )
     fresh = DiffusionModel(type(found)(found.kind, found.config, shape, found.process, prepared.stats),
                            model.backbone, model.process, model.codec)  # fmt: skip
@@ -210,20 +210,19 @@ def check_branches(config: RunConfig) -> dict[str, str]:
     return {name: why for name, why in refused.items() if share < 1 and name not in base}
 
 
-def prepare_data(source: str | Path | Source | ImageSet, config: DataConfig) -> Prepared:
+def prepare_data(
+    source: str | Path | Source | ImageSet, config: DataConfig, cache: str | Path | None = None
+) -> Prepared:
     """Opens a source and splits it as the configuration says; see `imbdiff.data.splits.prepare`."""
     return prepare(
         source,
         size=config.size,
         resize=config.resize,
         imbalance_factor=config.imbalance_factor,
-        profile=config.profile,
-        protocol=config.protocol,
         test_fraction=config.test_fraction,
-        test_per_class=config.test_per_class,
         val_fraction=config.val_fraction,
         seed=config.split_seed,
-        cache=config.cache,
+        cache=cache,
     )
 
 
@@ -302,7 +301,7 @@ def train(
     model = trained[method.target.name]
     assert isinstance(model, DiffusionModel)
     model.guide = next((trained[phase.name] for phase in method.phases if phase.gives == "guide"), None)
-    if not weak and config.train.weak_at and weak_folder is not None and Dist.current().main:
+    if not weak and weak_folder is not None and Dist.current().main:
         weak.append(load_model(weak_folder))  # kept before this call
     model.keep_weak(weak[0] if weak else None)
     return model

@@ -6,11 +6,10 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from imbdiff.config import FitConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.source import Symmetry
-from imbdiff.options import FitConfig
 from imbdiff.recognition.networks import Maker, name_of, network_identity
-from imbdiff.runtime.errors import ConfigError
 
 MOMENTUM = 0.9
 STEPS_AT = ((0.8, 0.01), (0.9, 0.0001))
@@ -22,7 +21,7 @@ CIFAR_PIXELS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
 @dataclass(frozen=True)
 class FitPlan(FitConfig):
-    """The options of :class:`imbdiff.options.FitConfig`, with what the data and the run add to them.
+    """The options of :class:`imbdiff.config.FitConfig`, with what the data and the run add to them.
 
     Attributes:
         network: in Python also a function of (H, W, C) and the number of classes that gives a module.
@@ -33,11 +32,6 @@ class FitPlan(FitConfig):
     network: str | Maker = "resnet-small"  # type: ignore[assignment]
     symmetry: Symmetry = "none"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ConfigError(f"unknown precision {self.precision!r} of classifiers", "choose auto, fp32 or bf16")
 
     @classmethod
     def of(
@@ -54,6 +48,15 @@ class FitPlan(FitConfig):
         return Augmentation.of(self.symmetry, shift=self.shift, erase=self.erase, policy=self.policy, border=border)
 
     @property
+    def weight_decay(self) -> float:
+        return 2e-4 if self.protocol == "cifar-lt" else 5e-4
+
+    @property
+    def warmup(self) -> float:
+        """Share of the steps over which the rate rises: 5 of 200 epochs in the code of Cao et al. 2019."""
+        return 5 / 200 if self.protocol == "cifar-lt" else 0.1
+
+    @property
     def nesterov(self) -> bool:
         return self.protocol != "cifar-lt"
 
@@ -65,7 +68,8 @@ class FitPlan(FitConfig):
     def to_json(self) -> dict[str, Any]:
         """Plain values: for hashes and pages."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        own = {"momentum": MOMENTUM, "nesterov": self.nesterov, "augmentation": asdict(self.augmentation)}
+        own = {"momentum": MOMENTUM, "nesterov": self.nesterov, "augmentation": asdict(self.augmentation),
+               "weight_decay": self.weight_decay, "warmup": self.warmup}  # fmt: skip
         return {**plain, "network": name_of(self.network), **own}
 
     def identity(self, shape: tuple[int, int, int], num_classes: int) -> list[Any]:
@@ -91,6 +95,6 @@ def literature(steps: int = 17_000, *, mirror: bool = True) -> FitPlan:
     are 200 epochs of CIFAR-100-LT at imbalance factor 100. Arithmetic in float32.
     """
     return FitPlan(
-        network="resnet32", steps=steps, weight_decay=2e-4, warmup=5 / 200, protocol="cifar-lt", shift=4,
+        network="resnet32", steps=steps, protocol="cifar-lt", shift=4,
         symmetry="mirror" if mirror else "none", precision="fp32",
     )  # fmt: skip

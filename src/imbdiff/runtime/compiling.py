@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.errors import RunError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 BACKEND: Any = "inductor"
+DEVICES = ("cuda",)
 #: inductor's options that are tried, in order
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"layout_optimization": False})
 #: largest relative error of all tensors together: float32, and under bfloat16 autocast, whose rounding is 2^-9
@@ -28,15 +29,18 @@ EACH, SMALL = 10.0, 0.1
 GRAPHS = 1024
 
 
+def compiles(device: torch.device) -> bool:
+    """Whether networks on that device are compiled: on a GPU. TORCH_COMPILE_DISABLE=1 makes torch leave it."""
+    return device.type in DEVICES
+
+
 def compile_if_equal(
     networks: Sequence[nn.Module],
     evidence: Callable[[], Mapping[str, Tensor]],
     *,
     what: str,
     bf16: bool = False,
-    must: bool = False,
     together: bool = False,
-    option: str = "",
     say: Callable[[str], None] = print,
 ) -> bool:
     """Compiles `networks` in place, with fixed shapes, if `evidence` stays the same.
@@ -45,16 +49,11 @@ def compile_if_equal(
         evidence: calls them; what it gives, by name, has to be the same compiled and not.
         what: names it: "gradients of one batch".
         bf16: it runs under bfloat16 autocast, whose rounding the comparison allows for.
-        must: raise where it cannot be done; otherwise say so and leave them as they were.
         together: all processes call this: where one finds a difference, none compiles. `evidence` must not wait for
             the others before its networks are called.
-        option: the option that turns this off.
 
     Returns:
         Whether they are compiled; False, without a word, where there are none.
-
-    Raises:
-        RunError: `must`, and it differs, or compiling fails (no compiler, an unknown operation).
     """
     import torch
 
@@ -82,8 +81,6 @@ def compile_if_equal(
             say(f"compiled: the {what} are those without")
             return True
         uncompile(networks)
-    if must:
-        raise RunError(f"not compiled: {why}", f"use {option} off")
     say(f"not compiled, {what} compared: {why}")
     return False
 

@@ -6,6 +6,7 @@ without a traceback and exits with status 2; anything else that is raised is a d
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -44,3 +45,9 @@ def listing(items: Iterable[object], limit: int = 20) -> str:
     rows = [str(item) for item in items]
     text = "\n".join(f"  {row}" for row in rows[:limit])
     return text + (f"\n  ... and {len(rows) - limit} more" if len(rows) > limit else "")
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str, prefix: str = "") -> str:
+    """A remedy for an unknown name: the nearest of those known, with what stands before it, or `otherwise`."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {prefix}{near[0]}?" if near else otherwise

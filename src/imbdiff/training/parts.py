@@ -214,7 +214,6 @@ class Batches:
             part=part.name,
             draws=self.draws[part.name],
             label_dropout=self.config.label_dropout,
-            dropout_per=self.config.dropout_per,
             group=None if group is None else torch.from_numpy(group[share]).to(x.device),
             groups=part.groups,
             dist=self.dist,

@@ -28,6 +28,10 @@ from imbdiff.training.step import TrainingStep
 from imbdiff.training.update import Update
 
 OnPreview = Callable[[DiffusionModel, int], None]
+#: share of the training after which the averaged weights are kept as autoguidance's weak model (Karras et al. 2024)
+WEAK_AT = 1 / 16
+#: lines of the log in all
+LOG_LINES = 200
 REMEDY = (
     "lower train.lr or the weight of that term, lengthen train.warmup_images, or use --train.precision fp32; then "
     "repeat the command in a new run folder"
@@ -51,7 +55,7 @@ class Trainer:
         geometric: changes of the training images, which the networks take as a condition; None: none.
         on_preview: called with the averaged model and the images seen, on the first process.
         on_watch: the same, every `watch_images` images and at the end.
-        on_weak: the same, once: after the share `config.weak_at` of the steps.
+        on_weak: the same, once: after the share `WEAK_AT` of the steps.
         finish: what the averaged network becomes when it is handed out; gets the objectives too.
         say: prints notices.
     """
@@ -99,7 +103,7 @@ class Trainer:
         )  # fmt: skip
         update = Update(self.step, batches, config, accelerator)
         loop = Loop(
-            update, steps, batch, self.files, log_every=self._every(config.log_images, 200),
+            update, steps, batch, self.files, log_every=self._every(None, LOG_LINES),
             save_every=self._every(config.checkpoint_images, 20), dist=dist, remedy=REMEDY, report=self.say,
         )  # fmt: skip
         before = loop.resume()
@@ -112,7 +116,7 @@ class Trainer:
         self._describe(bf16, say)
         previews = 0 if config.preview_images == 0 else self._every(config.preview_images, 5)
         watches = 0 if self.watch_images == 0 else self._every(self.watch_images, 1)
-        weak = max(1, round(config.weak_at * steps)) if config.weak_at else 0
+        weak = max(1, round(WEAK_AT * steps))
         with Progress(
             "train", steps * batch, start=loop.first * batch, quiet=self.quiet or not dist.main
         ) as progress:  # fmt: skip

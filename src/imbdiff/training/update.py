@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from imbdiff.config import TrainConfig
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.runtime.checkpoint import Checkpoint
-from imbdiff.runtime.compiling import compile_if_equal
+from imbdiff.runtime.compiling import compile_if_equal, compiles
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.streams import seed_of
 from imbdiff.training.parts import Batches
@@ -74,20 +74,19 @@ class Update:
         self._first = True
 
     def wrap(self, say: Callable[[str], None]) -> None:
-        """Makes the step ready to be called, and compiles its networks if wanted; weights are loaded before."""
+        """Makes the step ready to be called, and compiles its networks on a GPU; weights are loaded before."""
         with warnings.catch_warnings():  # accelerate asks torch by a name that torch 2.13 calls deprecated
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             self.wrapped = self.accelerator.prepare_model(self.step)
         self.wrapped.train()
-        wanted = self.config.compile
-        if wanted == "on" or (wanted == "auto" and self.device.type == "cuda" and not self.config.deterministic):
+        if compiles(self.device) and not self.config.deterministic:
             batch = self.batches(0)
 
             def loss() -> Tensor:  # of this process alone: a compiler that fails on one leaves no other waiting
                 return self.step(batch)["loss"]
 
             bf16 = self.accelerator.mixed_precision == "bf16"
-            compile_checked(self.step, loss, bf16=bf16, must=wanted == "on", say=say)
+            compile_checked(self.step, loss, bf16=bf16, say=say)
 
     def gradients(self, step: int) -> dict[str, Tensor]:
         """Sets the clipped gradients of step number `step`; returns the named losses, on the device.
@@ -209,7 +208,6 @@ def compile_checked(
     loss: Callable[[], Tensor],
     *,
     bf16: bool = False,
-    must: bool = False,
     say: Callable[[str], None] = print,
 ) -> bool:
     """Compiles the backbones of `step` in place, if the gradients of `loss` are those without.
@@ -219,14 +217,12 @@ def compile_checked(
     Args:
         step: its parameters hold no gradients, before and after.
         loss: calls the step on one batch; called several times, without network dropout.
-        bf16, must, say: see `compile_if_equal`.
+        bf16, say: see `compile_if_equal`.
 
     Returns:
         Whether they are compiled.
     """
     networks = [net.backbone for net in step.networks.values() if type(net) is DiffusionModel]
-    if must and not networks:
-        say("not compiled: no network here is a plain diffusion model; others change between calls, or are small")
 
     def gradients() -> dict[str, Tensor]:
         step.zero_grad(set_to_none=True)
@@ -236,10 +232,7 @@ def compile_checked(
         return found
 
     with _undisturbed(step):
-        return compile_if_equal(
-            networks, gradients, what="gradients of one batch", bf16=bf16, must=must, together=True,
-            option="--train.compile", say=say,
-        )  # fmt: skip
+        return compile_if_equal(networks, gradients, what="gradients of one batch", bf16=bf16, together=True, say=say)
 
 
 @contextmanager
