@@ -30,7 +30,7 @@ from imbdiff.methods import METHODS
 from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.extractors import Extractor, RandomConv, make_extractors
 from imbdiff.pipeline import training
-from imbdiff.pipeline.sampling import sampling
+from imbdiff.pipeline.sampling import guidance_text, sampling
 from imbdiff.reporting.pictures import sample_grid
 from recognition_worlds import source
 from results_file import ROOT, short_number
@@ -100,7 +100,7 @@ def one(method: str, prepared: Prepared, given: argparse.Namespace) -> dict[str,
             print(method, row["metric"], row["scope"], f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})")
     return {
         "method": method, "images seen": images, "seconds of training": seconds, "images/s measured before": speed,
-        "images/s of drawing": len(labels) / drawing, "guidance": how.text, "numbers": numbers,
+        "images/s of drawing": len(labels) / drawing, "guidance": guidance_text(how.guidance, how.constants), "numbers": numbers,
         "memorisation": report["memorisation"]["summary"],
     }  # fmt: skip
 

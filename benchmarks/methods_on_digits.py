@@ -40,7 +40,7 @@ from imbdiff.metrics.intervals import student95
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.metrics.numbers import Number
 from imbdiff.pipeline import training
-from imbdiff.pipeline.sampling import sampling, without_guidance
+from imbdiff.pipeline.sampling import guidance_text, sampling
 from imbdiff.recognition.judge import judges
 from imbdiff.reporting.report import term_shares
 from imbdiff.runtime.files import read_json, write_json
@@ -97,7 +97,7 @@ def measured(
     """Draws as many images of every class with the sampler that all methods share, and measures them."""
     how = replace(sampling(config), sampler="dpm++", steps=20)
     if not guided:
-        how = without_guidance(how)
+        how = replace(how, guidance="none", constants={})
     classes = len(prepared.train.class_names)
     labels = np.repeat(np.arange(classes), job["per_class"])
     images = generate(
@@ -122,7 +122,12 @@ def measured(
             rows[f"{NUMBERS[name]} {row['scope']}"] = row["value"]
     for row in report["memorisation"]["summary"]:
         rows[f"closeness {row['scope']}"] = row["closeness"]
-    return {"guidance": how.text, "judge_accuracy": judge.accuracy, "n": len(labels), "numbers": rows}
+    return {
+        "guidance": guidance_text(how.guidance, how.constants),
+        "judge_accuracy": judge.accuracy,
+        "n": len(labels),
+        "numbers": rows,
+    }
 
 
 def dropped(prepared: Prepared, most: int) -> ImageSet:

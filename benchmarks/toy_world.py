@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.saved import save_model
 from imbdiff.methods import METHODS, method_of
-from imbdiff.pipeline.sampling import sampling, without_guidance
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.pipeline.training import train
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import digest, read_json, write_json
@@ -86,7 +87,7 @@ def job(method: str, seed: int, images: int, folder: Path) -> dict[str, Any]:
     seeds = [seed_of(seed, "toy", k, i) for k in range(world.num_classes) for i in range(DRAWN)]
     own = sampling(config)
     found: dict[str, Any] = {}
-    for name, how in (("none", without_guidance(own)), ("own", own)):
+    for name, how in (("none", replace(own, guidance="none", constants={})), ("own", own)):
         x = points(
             generate(
                 model, labels, seeds, sampler=how.sampler, steps=how.steps, guidance=how.guide(model), batch_size=500

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from imbdiff.metrics.evaluate import evaluate
     from imbdiff.pipeline.curation import sample_curated
     from imbdiff.pipeline.run import run
-    from imbdiff.pipeline.samples import sample
+    from imbdiff.pipeline.sampling import sample
     from imbdiff.pipeline.strategy import images_to_draw
     from imbdiff.pipeline.training import train
     from imbdiff.presets import preset
@@ -53,7 +53,7 @@ _WHERE = {
     "save_model": "imbdiff.diffusion.saved",
     "evaluate": "imbdiff.metrics.evaluate",
     "run": "imbdiff.pipeline.run",
-    "sample": "imbdiff.pipeline.samples",
+    "sample": "imbdiff.pipeline.sampling",
     "sample_curated": "imbdiff.pipeline.curation",
     "train": "imbdiff.pipeline.training",
     "images_to_draw": "imbdiff.pipeline.strategy",

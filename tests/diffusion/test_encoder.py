@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from imbdiff.pipeline.samples import weights_identity
 from torch import Tensor, nn
 
 from imbdiff.data.stats import ClassStats
@@ -16,7 +17,6 @@ from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec, build_model, forget_labels, from_spec
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
-from imbdiff.pipeline.samples import weights_identity
 from imbdiff.runtime.errors import ConfigError, RunError
 
 from .worlds import gaussian_model

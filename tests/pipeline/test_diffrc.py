@@ -22,7 +22,8 @@ from imbdiff.diffusion.prototype_guidance import PrototypeGuidance
 from imbdiff.diffusion.saved import load_model, saved_identity
 from imbdiff.methods import METHODS
 from imbdiff.objectives.pair_diversity import PairDiversity
-from imbdiff.pipeline import samples, training
+from imbdiff.pipeline import sampling as samples
+from imbdiff.pipeline import training
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.page import protocol
 from imbdiff.pipeline.plan import check_fit, check_options
@@ -100,8 +101,7 @@ def test_what_was_drawn_says_how(done: tuple[str, Path]) -> None:
     assert sum(found["counts"]) == len(found["images"]) > 0
     for changed in ({"sample.guidance.norm": "rms"}, {"sample.guidance.adaptive": True}):
         how = sampling(override(config_of(name), changed))
-        todo = samples.plan(found["counts"], found["class_names"], how, 0, found["identity"])
-        assert not samples.finished(folder / "samples", todo)
+        assert not samples.finished(folder / "samples", {**found, **how.to_json()})
 
 
 def test_a_model_without_labels_knows_none(done: tuple[str, Path]) -> None:
@@ -239,18 +239,18 @@ def test_the_page_says_how_the_guide_was_used(done: tuple[str, Path]) -> None:
     assert "prototype.norm rms" in found
     assert "prototype.adaptive True" in found
     other = config_of("cbdm")
-    todo = samples.plan([1], ["a"], sampling(other), 0, "x")
+    todo = samples.plan_in(Path("nowhere"), [1], ["a"], other, "x")
     assert "prototype" not in protocol(RunFolder(folder), other, todo, None)["Sampler"]
 
 
 def test_plans_of_other_methods_say_nothing_of_prototypes() -> None:
-    plain = samples.plan([1], ["a"], sampling(config_of("cbdm")), 0, "x")
+    plain = samples.plan_in(Path("nowhere"), [1], ["a"], config_of("cbdm"), "x")
     assert set(plain) == {
         "identity", "class_names", "counts", "sampler", "steps", "guidance", "constants", "interval", "batch_size",
         "images",
     }  # fmt: skip
     assert plain["constants"] == {"classifier-free.omega": 1.6}
-    guided = samples.plan([1], ["a"], sampling(config_of("cbdm+diffrc")), 0, "x")
+    guided = samples.plan_in(Path("nowhere"), [1], ["a"], config_of("cbdm+diffrc"), "x")
     assert guided["constants"]["prototype.scale"] == "0.6,many=0"
 
 

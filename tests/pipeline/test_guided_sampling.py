@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
-from imbdiff.pipeline import samples, training
+from imbdiff.pipeline import training
 from imbdiff.pipeline.plan import probe_sampling
-from imbdiff.pipeline.samples import doubles, preview_grid
-from imbdiff.pipeline.sampling import sampling, without_guidance
+from imbdiff.pipeline.sampling import doubles, sample, sampling
+from imbdiff.pipeline.watch import preview_grid
 from imbdiff.runtime.errors import ConfigError, RunError
 from tests.pipeline.conftest import SMALL
 from tests.test_cli import fails
@@ -192,7 +193,7 @@ def test_whether_a_step_takes_twice_as_many_rows_is_read_off_the_guidance() -> N
     for omega, twice in ((0, False), ("0.0", False), ("0,few=0", False), ("0,few=1", True), (0.5, True)):
         how = sampling(override(imbdiff.preset("tiny"), {"sample.guidance.omega": omega}))
         assert doubles(how.guide(model)) == twice, omega
-    assert not doubles(without_guidance(how).guide(model))
+    assert not doubles(replace(how, guidance="none", constants={}).guide(model))
 
 
 def test_previews_probe_and_sampling_take_the_class_groups_of_the_data(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_previews_probe_and_sampling_take_the_class_groups_of_the_data(tmp_path:
     config = override(imbdiff.preset("tiny"), {"sample.guidance.omega": "0,tail=1", "sample.steps": 2, "device": "cpu"})
     model = build_model("unet-8", PROCESSES["ddpm"], (1, 8, 8), ClassStats(("a", "b"), (200, 5)), seed=0).eval()
     assert preview_grid(model, config, groups)
-    assert len(samples.sample(model, (0, 2), config, groups=groups, quiet=True)) == 2
+    assert len(sample(model, (0, 2), config, groups=groups, quiet=True)) == 2
     assert probe_sampling(model, config, torch.device("cpu"), groups) > 0
     with pytest.raises(ConfigError, match="no class or group 'tail'"):
         preview_grid(model, config)

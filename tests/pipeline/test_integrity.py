@@ -12,7 +12,8 @@ import pytest
 from imbdiff.cli import main
 from imbdiff.config import RunConfig, override
 from imbdiff.methods import with_all_constants
-from imbdiff.pipeline import recognising, samples
+from imbdiff.pipeline import recognising
+from imbdiff.pipeline import sampling as samples
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.run import open_run, run
 from imbdiff.runtime.checkpoint import CheckpointStore
@@ -201,7 +202,7 @@ def test_images_of_another_run_are_refused(copy, tmp_path: Path, capsys) -> None
     for verb in ("evaluate", "classify", "report"):
         assert main([verb, str(folder)]) == 2
         said = capsys.readouterr().err
-        assert f"the images in {folder / 'samples'} are not those that this run drew" in said
+        assert f"the images in {folder / 'samples'} are not those of this run" in said
         assert f"run `imbdiff sample {folder}`" in said
     run("digits", folder, config, wanted=("sample",), quiet=True)
     assert files(folder, "samples/**/*") == original

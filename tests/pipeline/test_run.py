@@ -17,7 +17,7 @@ import pytest
 import imbdiff
 from imbdiff.config import RunConfig, override
 from imbdiff.methods import with_all_constants
-from imbdiff.pipeline import samples
+from imbdiff.pipeline import sampling as samples
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.run import Run, open_run, run
 from imbdiff.runtime.errors import RunError
@@ -84,7 +84,7 @@ def test_an_altered_image_is_noticed(finished: tuple[Path, RunConfig]) -> None:
     victim = next(iter(sorted((folder / "samples").rglob("*.png"))))
     original = victim.read_bytes()
     victim.write_bytes(samples.encode_png(np.zeros((8, 8, 1), np.uint8)))
-    with pytest.raises(RunError, match="was altered since it was drawn"):
+    with pytest.raises(RunError, match="was altered since it was generated"):
         run("digits", folder, config, wanted=("report",), quiet=True)
     victim.write_bytes(original)
 

@@ -18,8 +18,8 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.pipeline import samples
-from imbdiff.pipeline.sampling import sampling
+from imbdiff.pipeline import sampling as samples
+from imbdiff.pipeline.sampling import plan_in, plan_of_samples, sampling
 from imbdiff.presets import preset
 from imbdiff.runtime import compiling
 from imbdiff.runtime.errors import RunError
@@ -35,13 +35,17 @@ def model() -> DiffusionModel:
 
 
 def plan(counts: tuple[int, ...], config: RunConfig = CONFIG, seed: int = 3) -> dict[str, Any]:
-    return samples.plan(counts, NAMES, sampling(config), seed, "weights")
+    return plan_in(Path("nowhere"), counts, NAMES, replace(config, seed=seed), "weights")
 
 
 def draw(model: DiffusionModel, folder: Path, todo: dict[str, Any], config: RunConfig = CONFIG) -> dict[str, str]:
-    samples.sample_into(model, todo, folder, sampling(config), quiet=True)
+    generate(model, todo, folder, sampling(config))
     assert samples.finished(folder, todo)
     return {str(p.relative_to(folder)): sha256_file(p) for p in sorted(folder.rglob("*.png"))}
+
+
+def generate(model: DiffusionModel, todo: dict[str, Any], folder: Path, how: samples.Sampling) -> None:
+    samples.sample_into(model, todo, folder, how, how.guide(model), quiet=True)
 
 
 @pytest.fixture
@@ -96,13 +100,13 @@ def test_a_kill_while_the_plan_changes_is_mended(model: DiffusionModel, tmp_path
 
 def test_images_are_known_by_the_plan_that_they_were_drawn_by(model: DiffusionModel, tmp_path: Path) -> None:
     own, other = plan((0, 3, 2)), plan((0, 3, 2), seed=4)
-    assert samples.sampled_inputs(tmp_path / "a") is None
+    assert plan_of_samples(tmp_path / "a") is None
     draw(model, tmp_path / "a", own)
-    assert samples.sampled_inputs(tmp_path / "a") == digest(own) != digest(other)
-    for inputs in (None, digest(own)):
-        assert len(samples.load_samples(tmp_path / "a", (8, 8, 1), NAMES, inputs=inputs)) == 5
-    with pytest.raises(RunError, match=r"a are not those that this run drew\n.*imbdiff sample"):
-        samples.load_samples(tmp_path / "a", (8, 8, 1), NAMES, inputs=digest(other))
+    assert plan_of_samples(tmp_path / "a") == own
+    for known in (None, digest(own)):
+        assert len(samples.load_samples(tmp_path / "a", (8, 8, 1), NAMES, plan=known)) == 5
+    with pytest.raises(RunError, match=r"a are not those of this run\n.*imbdiff sample"):
+        samples.load_samples(tmp_path / "a", (8, 8, 1), NAMES, plan=digest(other))
 
 
 def test_batches_are_halved_where_memory_does_not_suffice(
@@ -122,17 +126,20 @@ def test_batches_are_halved_where_memory_does_not_suffice(
     said: list[str] = []
     monkeypatch.setattr("builtins.print", said.append)
     how = sampling(CONFIG)
-    samples.sample_into(model, plan((3, 9, 12)), tmp_path / "a", how)
+    samples.sample_into(model, plan((3, 9, 12)), tmp_path / "a", how, how.guide(model))
     assert samples.finished(tmp_path / "a", plan((3, 9, 12)))
     assert calls[:2] == [16, 16]
     assert set(calls[-4:]) == {4}
-    assert [line.split(": ")[1] for line in said if "suffice" in line] == ["4 from here on", "2 from here on"]
+    assert [line.split(": ")[1] for line in said if "suffice" in line] == [
+        "batches of 4 images from here on",
+        "batches of 2 images from here on",
+    ]
     for name in whole:
         a, b = (np.asarray(Image.open(tmp_path / at / name)).astype(int) for at in ("whole", "a"))
         assert np.abs(a - b).max() <= 1
     monkeypatch.setattr(DiffusionModel, "forward", _none)
-    with pytest.raises(RunError, match="does not suffice to draw one image"):
-        samples.sample_into(model, plan((1, 0, 0)), tmp_path / "b", how, quiet=True)
+    with pytest.raises(RunError, match="does not suffice for one image"):
+        generate(model, plan((1, 0, 0)), tmp_path / "b", how)
 
 
 def _none(*_: Any, **__: Any) -> Any:
@@ -160,7 +167,7 @@ def test_a_compiled_network_draws_the_same_or_is_not_used(
     monkeypatch.setattr(compiling, "DEVICES", ("cpu",))
     how = replace(sampling(CONFIG), batch_size=1)  # compiled from 16 batches on
     own = copy.deepcopy(model)
-    samples.sample_into(own, plan((3, 9, 12)), tmp_path / "a", how, quiet=True)
+    generate(own, plan((3, 9, 12)), tmp_path / "a", how)
     assert (len(ran) > 3) == right
     for name in whole:
         a, b = (np.asarray(Image.open(tmp_path / at / name)).astype(int) for at in ("whole", "a"))
@@ -196,7 +203,7 @@ def test_memory_that_does_not_suffice_while_compiling_halves_batches_too(
         return real(x, *args, **options)
 
     monkeypatch.setattr(own.backbone, "forward", little)
-    samples.sample_into(own, plan((3, 9, 12)), tmp_path / "a", sampling(CONFIG), quiet=True)
+    generate(own, plan((3, 9, 12)), tmp_path / "a", sampling(CONFIG))
     for name in whole:
         a, b = (np.asarray(Image.open(tmp_path / at / name)).astype(int) for at in ("whole", "a"))
         assert np.abs(a - b).max() <= 1
@@ -210,11 +217,12 @@ def test_a_default_batch_size_of_another_device_is_no_other_plan(
     bare = override(CONFIG, {"sample.batch_size": None})
     here = plan((3, 9, 12), bare)
     assert here["batch_size"] == 64
-    todo = samples.in_batches_of(here, tmp_path / "a", bare)
+    at_a = {"names": NAMES, "identity": "weights"}
+    todo = plan_in(tmp_path / "a", (3, 9, 12), config=replace(bare, seed=3), **at_a)
     assert samples.finished(tmp_path / "a", todo)
-    more = samples.in_batches_of(plan((3, 9, 13), bare), tmp_path / "a", bare)
+    more = plan_in(tmp_path / "a", (3, 9, 13), config=replace(bare, seed=3), **at_a)
     now = draw(model, tmp_path / "a", more, bare)
     assert sum(drew) == 1
     assert {name: now[name] for name in drawn} == drawn
     asked = override(CONFIG, {"sample.batch_size": 4})
-    assert samples.in_batches_of(plan((3, 9, 12), asked), tmp_path / "a", asked)["batch_size"] == 4
+    assert plan_in(tmp_path / "a", (3, 9, 12), config=asked, **at_a)["batch_size"] == 4

@@ -15,11 +15,12 @@ import pytest
 
 from imbdiff.cli import main
 from imbdiff.config import StudyOptions, override
-from imbdiff.pipeline import curation, samples
+from imbdiff.pipeline import curation
+from imbdiff.pipeline import sampling as samples
 from imbdiff.pipeline import study as study_module
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.run import open_run, run
-from imbdiff.pipeline.samples import load_samples
+from imbdiff.pipeline.sampling import load_samples
 from imbdiff.pipeline.study import check_grid, study
 from imbdiff.presets import preset
 from imbdiff.recognition.arms import first_of

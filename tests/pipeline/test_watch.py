@@ -14,11 +14,12 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.saved import load_model
-from imbdiff.pipeline import watch as watch_module
+from imbdiff.pipeline.recognising import plan_of
 from imbdiff.pipeline.run import run
 from imbdiff.pipeline.training import build_step, prepare_data
-from imbdiff.pipeline.watch import Watch, working_extractor
+from imbdiff.pipeline.watch import Watch
 from imbdiff.presets import preset
+from imbdiff.recognition.working import working_extractor
 from imbdiff.runtime.errors import DataError, RunError
 from imbdiff.runtime.log import read_jsonl
 from tests.pipeline.conftest import SMALL
@@ -78,7 +79,7 @@ def test_watching_changes_nothing_of_training_itself(watched: Path, config: RunC
 
 def test_extractor_and_reference_are_not_those_that_judge(config: RunConfig) -> None:
     prepared = prepare_data("digits", config.data)
-    extractor = working_extractor(prepared, config, "cpu")
+    extractor = working_extractor(prepared.train, plan_of(prepared, config), seed=config.seed, device="cpu")
     assert extractor.role == "working"
     assert extractor.trained_on == frozenset(prepared.train.hashes)
     assert prepared.val is not None
@@ -102,19 +103,17 @@ def build_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
     return model.eval()
 
 
-def test_a_repeated_measurement_takes_its_place_in_the_log(
-    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repeated_measurement_takes_its_place_in_the_log(tmp_path: Path, config: RunConfig) -> None:
     prepared = prepare_data("digits", config.data)
-    monkeypatch.setattr(watch_module, "working_extractor", lambda *a: working_extractor(prepared, config, "cpu"))
     watch = Watch(prepared, config, tmp_path)
     model = build_model(prepared, config)
     for seen in (64, 128, 192, 128):  # killed after 192, resumed from a checkpoint at 64
         watch(model, seen)
     assert [row["images"] for row in read_jsonl(tmp_path / "watch.jsonl")] == [64, 128]
-    best = watch.best()
-    assert best is not None
-    assert best[1]["images"] == 64
+    log: list[str] = []
+    watch.log = log.append
+    assert watch.best_of(model) is not model
+    assert "after 64 images" in log[0]
 
 
 def test_guidance_that_a_model_in_training_cannot_serve_is_logged_once(tmp_path: Path, config: RunConfig) -> None:

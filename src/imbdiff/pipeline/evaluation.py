@@ -22,7 +22,7 @@ from imbdiff.pipeline.recognising import plan_of
 from imbdiff.recognition.cas import classification_accuracy_score
 from imbdiff.recognition.judge import judges
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.files import digest, sha256_file
+from imbdiff.runtime.files import sha256_file
 from imbdiff.runtime.progress import Progress
 from imbdiff.runtime.tables import code_identity
 
@@ -30,15 +30,15 @@ BALANCED = "balanced training set"
 """What the second reference is called."""
 
 
-def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig) -> str:
-    """A hash of everything that decides what the stage gives."""
+def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig) -> list[Any]:
+    """Everything that decides what the stage gives."""
     options = {k: v for k, v in asdict(config.evaluate).items() if k not in ("batch_size", "measures")}
     options["files"] = [_contents(n) for n in (*config.evaluate.extractors, config.evaluate.inception_weights or "")]
     own = [name for name in config.evaluate.extractors if name.partition(":")[0] not in EXTRACTORS]
     options["code"] = code_identity("extractors", EXTRACTORS, own)
     options["measures"] = [[name, choose_measures([name])[name].identity] for name in config.evaluate.measures]
     cas = [asdict(config.classify), training.symmetry_of(prepared, config)] if config.evaluate.cas else []
-    return digest([2, synthetic.fingerprint, prepared.manifest["hash"], config.seed, options, *cas])
+    return [synthetic.fingerprint, options, *cas]
 
 
 def _contents(name: str) -> list[str]:

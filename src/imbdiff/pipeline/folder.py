@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -35,17 +35,24 @@ import yaml
 from imbdiff.config import NOT_DECISIVE, FitConfig, RunConfig, flatten, override, to_dict
 from imbdiff.methods import get_method, with_all_constants
 from imbdiff.pipeline.environment import environment
-from imbdiff.pipeline.samples import sampled_inputs
 from imbdiff.presets import preset
 from imbdiff.recipe import constants
-from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError, listing
+from imbdiff.runtime.errors import ConfigError, RunError, listing
 from imbdiff.runtime.files import is_disk_full, read_json, write_json, write_text
 
 #: options that may change between two calls on one run folder: they concern later stages or the machine
 LATER = ("sample", "curate", "evaluate", "classify", "device", "preset", "track")
 HARMLESS = tuple(f"train.{name}" for name in NOT_DECISIVE)
-#: options of the classifiers of the comparison by which the one that chooses among images is trained too
+#: options of the classifiers of the comparison by which the one that curates is trained too
 WORKING = tuple(f"classify.{option.name}" for option in fields(FitConfig))
+#: options, or groups of options, that each stage is done with and that may change later
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "train": (),
+    "sample": ("sample", "curate.draw"),
+    "curate": ("curate", *WORKING),
+    "evaluate": ("evaluate",),
+    "classify": ("classify",),
+}
 #: stage -> it and the stages that build on it, in the order of the stages
 FOLLOWERS = {
     "train": ("train", "sample", "curate", "evaluate", "classify"),
@@ -108,7 +115,9 @@ class RunFolder:
 
     def save_config(self, source: str, config: RunConfig) -> None:
         text = yaml.safe_dump({"source": source, **to_dict(config)}, sort_keys=False, allow_unicode=True)
-        write_text(self / "config.yaml", text)
+        path = self / "config.yaml"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
 
     def check_same(self, config: RunConfig) -> None:
         """Refuses to continue a run with options that would have led elsewhere.
@@ -142,11 +151,11 @@ class RunFolder:
                 f"--curate.draw {new['curate.draw']:g} changes how many images are drawn, and sampling comes first",
                 f"use `imbdiff sample {self.path} --curate.draw {new['curate.draw']:g}`, which curates too",
             )
-        own = ("sample", "curate", "device") if verb == "sample" else (verb, "device")
-        also = WORKING if verb == "curate" and new["curate.policy"] != "none" else ()
-        others = [
-            f"--{option(n)}" for n in new if new[n] != old.get(n) and n.split(".")[0] not in own and n not in also
-        ]
+        own = {"sample": ("sample", "curate"), "curate": ("curate",)}.get(verb, (verb,))
+        if verb == "curate" and new["curate.policy"] != "none":
+            own += WORKING
+        allowed = (*own, "device")
+        others = [f"--{option(n)}" for n in new if new[n] != old.get(n) and not _within(n, allowed)]
         if others:
             raise ConfigError(
                 f"imbdiff {verb} takes no other stage's options: {', '.join(others)}",
@@ -165,9 +174,10 @@ class RunFolder:
         if old.get("hash") == manifest["hash"]:
             return
         counts = f"{old.get('counts', {}).get('train')} there, {manifest.get('counts', {}).get('train')} here"
+        counts = counts if len(counts) <= 160 else counts[:157] + "..."
         raise RunError(
             f"the run in {self.path} is of other data: its split has hash {str(old.get('hash'))[:12]}, this one "
-            f"{manifest['hash'][:12]} (training images per class: {_short(counts)})",
+            f"{manifest['hash'][:12]} (training images per class: {counts})",
             "give another --out; nothing was changed",
         )
 
@@ -180,62 +190,22 @@ class RunFolder:
             )
         return RunError(f"{self.path} cannot be written: {error}", "check permissions, or give another --out")
 
-    def stages(self) -> dict[str, Any]:
-        path = self / "stages.json"
-        return read_json(path) if path.exists() else {}
+    def begin(self, source: str, config: RunConfig, manifest: Mapping[str, Any], device: str, seconds: float) -> None:
+        """Saves what is known before the first stage. Only for the holder of the lock.
 
-    def finished(self, stage: str, inputs: str) -> bool:
-        """Whether `stage` is complete with these inputs."""
-        return self.stages().get(stage, {}).get("inputs") == inputs
-
-    def mark(self, stage: str, inputs: str, seconds: float, **facts: Any) -> None:
-        entry = {"inputs": inputs, "seconds": round(seconds, 2), **facts}
-        write_json(self / "stages.json", {**self.stages(), stage: entry})
-
-    def forget(self, stage: str) -> None:
-        """Takes back the marks of `stage` and of those that build on it, before any of their output is touched."""
-        marks = self.stages()
-        left = {name: mark for name, mark in marks.items() if name not in FOLLOWERS[stage]}
-        if left != marks:
-            write_json(self / "stages.json", left)
-
-    @contextmanager
-    def put_back_if_refused(self) -> Iterator[None]:
-        """Where what is done inside is refused, options and marks become what they were before, so that the refused
-        option does not stay and takes no results away.
-
-        What was finished inside stays, with the options that it was made by; a new run keeps everything.
+        A new folder saves all options; one that exists takes over those that concern no stage, and each stage adds its
+        own when it is done.
         """
-        if not self.exists:
-            yield
-            return
-        text, (source, old), marks = (self / "config.yaml").read_text(encoding="utf-8"), self.saved(), self.stages()
-        try:
-            yield
-        except ImbdiffError:
-            now, order = self.stages(), list(FOLLOWERS)
-            ended = [stage for stage in order if stage in now and now[stage] != marks.get(stage)]
-            done = order[: order.index(ended[-1]) + 1] if ended else []
-            lost = {follower for s in done if now.get(s) != marks.get(s) for follower in FOLLOWERS[s]}
-            if (
-                "sample" in marks
-                and "sample" not in now
-                and sampled_inputs(self / "samples") != marks["sample"]["inputs"]
-            ):
-                lost |= {*FOLLOWERS["sample"]}  # drawing had begun
-            kept = {name: mark for name, mark in marks.items() if name not in lost}
-            write_json(self / "stages.json", {**kept, **{s: now[s] for s in done if s in now}})
-            if not done:
-                write_text(self / "config.yaml", text)
-                raise
-            new = self.saved()[1]
-            mixed = replace(old, **{stage: getattr(new, stage) for stage in done})
-            if "sample" in done:  # it drew so many
-                mixed = replace(mixed, curate=replace(mixed.curate, draw=new.curate.draw))
-            self.save_config(source, mixed)
-            raise
+        self.remove_debris()
+        own = [name for names in OPTIONS.values() for name in names]
+        self.save_config(source, _mixed(config, self.saved()[1], own) if self.exists else config)
+        write_json(self / "split.json", manifest)
+        if "data" not in self.stages():
+            self.write_stages({"data": {"inputs": manifest["hash"], "seconds": round(seconds, 2)}, **self.stages()})
+        if not (self / "environment.json").exists():
+            write_json(self / "environment.json", environment(device))
 
-    def sweep(self) -> None:
+    def remove_debris(self) -> None:
         """Removes what killed commands left half written. Only for the holder of the lock."""
         for debris in [*self.path.rglob(".*.partial"), *self.path.glob(".*.old")]:
             if debris.is_dir():
@@ -243,18 +213,39 @@ class RunFolder:
             else:
                 debris.unlink(missing_ok=True)
 
-    def save_environment(self, stage: str, device: str) -> None:
-        """Keeps what `stage` was done with; "run" is what the folder was begun with."""
-        path = self / "environment.json"
-        known = read_json(path) if path.exists() else {}
-        if stage == "run" and known:
-            return
-        found = environment(device)
-        if stage == "run":
-            write_json(path, found)
-        else:
-            short = {k: found[k] for k in ("imbdiff", "processor", "threads", "device", "gpu") if k in found}
-            write_json(path, {**known, "stages": {**known.get("stages", {}), stage: short}})
+    def stages(self) -> dict[str, Any]:
+        """The marks of the stages that are complete: from which inputs, how long they took, and facts."""
+        path = self / "stages.json"
+        return read_json(path) if path.exists() else {}
+
+    def write_stages(self, marks: Mapping[str, Any]) -> None:
+        write_json(self / "stages.json", marks)
+
+    def mark(self, stage: str, mark: Mapping[str, Any], device: str) -> None:
+        """Marks `stage` as complete, and keeps what it was done with."""
+        self.write_stages({**self.stages(), stage: mark})
+        path, found = self / "environment.json", environment(device)
+        short = {k: found[k] for k in ("imbdiff", "processor", "threads", "device", "gpu") if k in found}
+        known = read_json(path)
+        write_json(path, {**known, "stages": {**known.get("stages", {}), stage: short}})
+
+    def forget(self, stage: str) -> None:
+        """Removes the marks of `stage` and of those that build on it, before any of their output is touched."""
+        marks = self.stages()
+        left = {name: mark for name, mark in marks.items() if name not in FOLLOWERS[stage]}
+        if left != marks:
+            self.write_stages(left)
+
+    def keep_options(self, stage: str, config: RunConfig) -> None:
+        """Saves the options that `stage` was done with."""
+        source, saved = self.saved()
+        self.save_config(source, _mixed(saved, config, OPTIONS[stage]))
+
+    def options_of(self, stage: str, config: RunConfig) -> list[str]:
+        """The command line's words for those options of `stage` that are not as saved."""
+        old, new = flatten(to_dict(self.saved()[1])), flatten(to_dict(config))
+        differ = [name for name in new if _within(name, OPTIONS[stage]) and new[name] != old.get(name)]
+        return [word for name in differ for word in (f"--{option(name)}", str(new[name]))]
 
     @contextmanager
     def locked(self) -> Any:
@@ -303,8 +294,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _short(text: str, limit: int = 160) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _within(name: str, groups: Sequence[str]) -> bool:
+    """Whether a flattened name is one of `groups` or inside one."""
+    return any(name == group or name.startswith(group + ".") for group in groups)
+
+
+def _mixed(config: RunConfig, other: RunConfig, names: Sequence[str]) -> RunConfig:
+    """`config` with the options `names`, or groups of them, of `other`."""
+    for name in names:
+        group, _, single = name.partition(".")
+        value = getattr(other, group)
+        if single:
+            value = replace(getattr(config, group), **{single: getattr(value, single)})
+        config = replace(config, **{group: value})
+    return config
 
 
 def repeat_command(source: str, out: str | Path, config: RunConfig) -> str:

@@ -20,9 +20,9 @@ from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import method_of
 from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline import training
-from imbdiff.pipeline.curation import candidates_to_draw, chooses
+from imbdiff.pipeline.curation import candidates, chooses
 from imbdiff.pipeline.recognising import classifier_arms, plan_of
-from imbdiff.pipeline.sampling import check_needs, sampling
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.pipeline.training import check_phases, init_folder, new_model
 from imbdiff.presets import choose_preset, preset
@@ -58,7 +58,6 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     classifier_arms(config.classify)
     check_strategy(config.sample.strategy)
     parse_policy(config.curate.policy)
-    check_needs(config)
     if not training:
         return
     if config.watch.every and method.target.label_dropout == 1:
@@ -140,7 +139,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     device = resolve_device(config.device)
     stats = prepared.stats
     counts = images_to_draw(config.sample.strategy, stats)
-    drawn = sum(candidates_to_draw(counts, config))
+    drawn = sum(candidates(counts, config))
     method, how = method_of(config), sampling(config)
     model = training.new_model(prepared, config)
     parameters = model.num_parameters
@@ -181,7 +180,8 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         ("train", f"{seen:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}"),
         (
             "draw",
-            f"{drawn:,} images, {how.sampler}, {how.steps} steps, {how.text}: {duration(sample_seconds)}",
+            f"{drawn:,} images, {how.sampler}, {how.steps} steps, {guidance_text(how.guidance, how.constants)}: "
+            f"{duration(sample_seconds)}",
         ),
         *(
             [("curate", f"at most {sum(counts):,} of {drawn:,}, {config.curate.policy}: {duration(curate_seconds)}")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from imbdiff.config import ClassifyConfig, RunConfig
 from imbdiff.data.imageset import ImageSet
@@ -14,7 +15,6 @@ from imbdiff.recognition.comparison import Classified, classify
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.use import Use
 from imbdiff.runtime.device import resolve_device
-from imbdiff.runtime.files import digest
 from imbdiff.runtime.progress import Progress
 
 VALIDATIONS = 10
@@ -37,11 +37,11 @@ def classifier_arms(options: ClassifyConfig) -> tuple[Arm, ...]:
     return make_arms(options.recipes, options.synthetic, classifier_use(options))
 
 
-def classification_inputs(prepared: Prepared, synthetic: ImageSet | None, config: RunConfig) -> str:
-    """A hash of everything that decides the comparison."""
+def classification_inputs(prepared: Prepared, synthetic: ImageSet | None, config: RunConfig) -> list[Any]:
+    """Everything that decides the comparison."""
     shown, train = None if synthetic is None else synthetic.fingerprint, prepared.train
     plan = plan_of(prepared, config).identity(train.shape, len(train.class_names))
-    return digest([shown, prepared.manifest["hash"], asdict(config.classify), plan, config.seed])
+    return [shown, asdict(config.classify), plan]
 
 
 def classify_run(

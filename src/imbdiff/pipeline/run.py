@@ -1,8 +1,9 @@
-"""`run`: the stages over one run folder. A stage that is complete, from unchanged inputs, is skipped."""
+"""`run`: one loop over the stages of a run folder. A stage that is complete, from unchanged inputs, is skipped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,26 +14,51 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
-from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.methods import method_of, with_all_constants
-from imbdiff.pipeline import curation, samples, training
+from imbdiff.pipeline import curation, evaluation, recognising, training
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.page import report_data
-from imbdiff.pipeline.plan import check_fit, check_options
-from imbdiff.pipeline.samples import preview_grid
-from imbdiff.pipeline.sampling import guide_of, sampling, sampling_identity
+from imbdiff.pipeline.plan import check_fit, check_options, default_config
+from imbdiff.pipeline.sampling import (
+    finished,
+    guide_of,
+    load_samples,
+    plan_in,
+    sample_into,
+    sampling,
+    sampling_identity,
+)
 from imbdiff.pipeline.strategy import images_to_draw
-from imbdiff.pipeline.watch import METRIC, Watch
+from imbdiff.pipeline.watch import Watch, preview_grid
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.device import resolve_device, start
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.errors import RunError
-from imbdiff.runtime.files import digest, write_bytes, write_json, write_text
+from imbdiff.runtime.errors import ImbdiffError, RunError
+from imbdiff.runtime.files import digest, read_json, sha256_file, write_bytes, write_json, write_text
 from imbdiff.runtime.log import read_jsonl
-from imbdiff.runtime.progress import Timer, duration
+from imbdiff.runtime.progress import Timer
 
 STAGES = ("train", "sample", "curate", "evaluate", "classify", "report")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: of `STAGES`.
+        inputs: everything that decides what it gives, besides the data and the seed; None: there is nothing to do.
+        whole: whether its output is all there, given its mark in ``stages.json``.
+        work: does it on every process that takes part; returns facts to keep in its mark.
+        everywhere: every process takes part, otherwise the first alone.
+    """
+
+    name: str
+    inputs: Callable[[], Any]
+    whole: Callable[[Mapping[str, Any]], bool]
+    work: Callable[[], dict[str, Any]]
+    everywhere: bool = True
 
 
 @dataclass
@@ -59,7 +85,7 @@ class Run:
         self.source = parse(self.source).absolute()
         self.config = with_all_constants(self.config)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         if not self.quiet and self.dist.main:
             print(text, flush=True)
 
@@ -73,29 +99,41 @@ class Run:
             ImbdiffError: the folder is of another run or data, or a stage it needs is missing.
         """
         self.dist = start(self.config.device)
+        self.device = resolve_device(self.config.device)
         check_options(self.config, training="train" in wanted)
         self.folder.check_usable(self.source)
         if self.folder.exists:
             self.folder.check_same(self.config)
-        prepared = self._prepare()
+        with Timer() as timer:
+            prepared = self._prepare()
         self.folder.check_data(prepared.manifest)
         check_fit(prepared, self.config, training="train" in wanted, world=self.dist.world)
         with self.folder.locked() if self.dist.main else nullcontext():
             try:
-                with self.folder.put_back_if_refused() if self.dist.main else nullcontext():
-                    return self._stages(prepared, wanted)
+                if self.dist.main:
+                    self.folder.begin(self.source, self.config, prepared.manifest, str(self.device), timer.seconds)
+                self.dist.barrier()
+                for stage in self._stages(prepared):
+                    # from "classify" on the first process works alone; the others are done, and wait for nothing
+                    if stage.name in wanted and (stage.everywhere or self.dist.main):
+                        self._perform(stage, prepared)
+                if "report" in wanted and self.dist.main:
+                    from imbdiff.reporting.report import build_report
+
+                    write_text(self.folder / "report.html", build_report(self.report_data(prepared)))
+                    self.log(f"report: {self.folder / 'report.html'}")
             except OSError as error:
                 raise self.folder.unwritable(error) from error
+        return self.folder / "report.html"
 
     def _prepare(self) -> Prepared:
-        with Timer() as timer:
-            opened = self.opened or load(self.source)
-            if opened.kind == "benchmark":  # with the root that an environment variable may have named
-                self.source = parse(opened.name).absolute()
-            prepared = training.prepare_data(opened, self.config.data)
+        opened = self.opened or load(self.source)
+        if opened.kind == "benchmark":  # with the root that an environment variable may have named
+            self.source = parse(opened.name).absolute()
+        prepared = training.prepare_data(opened, self.config.data)
         stats = prepared.stats
         val = "none" if prepared.val is None else str(len(prepared.val))
-        self.say(
+        self.log(
             f"data: {self.source}: {stats.total} training images of {stats.num_classes} classes "
             f"({max(stats.counts)} to {min(stats.counts)}, imbalance factor {stats.imbalance_factor:.4g}), "
             f"{val} for validation, {len(prepared.test)} for testing, {'x'.join(map(str, prepared.train.shape))}"
@@ -104,126 +142,145 @@ class Run:
             unknown = f"what the model {self.config.model.init} was trained on is not known: perhaps on test images"
             prepared = replace(prepared, warnings=(*prepared.warnings, unknown))
         for warning in prepared.warnings:
-            self.say(f"  note: {warning}")
-        self._data_seconds = timer.seconds
+            self.log(f"  note: {warning}")
         return prepared
 
-    def _stages(self, prepared: Prepared, wanted: Sequence[str]) -> Path:
-        if self.dist.main:
-            self.folder.sweep()
-            self.folder.save_config(self.source, self.config)
-            write_json(self.folder / "split.json", prepared.manifest)
-            if "data" not in self.folder.stages():
-                self.folder.mark("data", prepared.manifest["hash"], self._data_seconds)
-            self.folder.save_environment("run", str(resolve_device(self.config.device)))
-        self.dist.barrier()
-        if "train" in wanted:
-            self._train(prepared)
-        if "sample" in wanted:
-            self._sample(prepared)
-        if "curate" in wanted:
-            curation.stage(self, prepared, lambda: self._drawn(prepared))
-        if "evaluate" in wanted:
-            self._evaluate(prepared)
-        # from here on one process works; the others are done, and wait for nothing
-        if self.dist.main:
-            if "classify" in wanted:
-                self._classify(prepared)
-            if "report" in wanted:
-                from imbdiff.reporting.report import build_report
+    def _perform(self, stage: Stage, prepared: Prepared) -> None:
+        """Does `stage`, or skips it where it was done from the same inputs and its output is whole.
 
-                write_text(self.folder / "report.html", build_report(self.report_data(prepared)))
-                self.say(f"report: {self.folder / 'report.html'}")
-        return self.folder / "report.html"
-
-    def begin(self, stage: str, inputs: str, whole: Callable[[], bool]) -> bool:
-        """Whether `stage` has to be done. If so, its mark and those of the stages that build on it are taken back."""
-        done = self.dist.main and self.folder.finished(stage, inputs) and whole()
-        if stage != "classify":  # the stages that every process takes part in
-            done = self.dist.broadcast(done)
-        if done:
-            self.say(f"{stage}: done before, skipped")
-        elif self.dist.main:
-            self.folder.forget(stage)
-        return not done
-
-    def end(self, stage: str, inputs: str, seconds: float, **facts: Any) -> None:
-        """Marks `stage` as done."""
-        self.folder.mark(stage, inputs, seconds, **facts)
-        self.folder.save_environment(stage, str(resolve_device(self.config.device)))
-
-    # -- training, sampling and measuring: on every process
-
-    def _train(self, prepared: Prepared) -> None:
-        identity = training.training_identity(prepared, self.config)
-        if not self.begin("train", identity, self._model_whole):
+        Its mark, and those of the stages that build on it, are removed before its work begins; where the work is
+        refused with the earlier output untouched, they are put back.
+        """
+        inputs, folder, marks = stage.inputs(), self.folder, self.folder.stages()
+        if inputs is None:
+            if self.dist.main:
+                if stage.name in marks:
+                    folder.forget(stage.name)
+                folder.keep_options(stage.name, self.config)
+            if stage.everywhere:
+                self.dist.barrier()
             return
+        key = self._key(stage.name, inputs, prepared)
+        before = marks.get(stage.name)
+        done = self.dist.main and before is not None and before["inputs"] == key and stage.whole(before)
+        if self.dist.broadcast(done) if stage.everywhere else done:
+            self.log(f"{stage.name}: done before, skipped")
+            if self.dist.main:
+                folder.keep_options(stage.name, self.config)
+            return
+        if self.dist.main:
+            folder.forget(stage.name)
+        try:
+            with Timer() as timer:
+                facts = stage.work()
+        except ImbdiffError:
+            if self.dist.main and before is not None and stage.whole(before):
+                folder.write_stages(marks)
+            raise
+        if self.dist.main:
+            folder.mark(stage.name, {"inputs": key, "seconds": round(timer.seconds, 2), **facts}, str(self.device))
+            folder.keep_options(stage.name, self.config)
+        if stage.everywhere:
+            self.dist.barrier()
 
-        def preview(model: DiffusionModel, seen: int) -> None:
-            write_bytes(
-                self.folder / "previews" / f"{seen:012d}.png", preview_grid(model, self.config, prepared.groups)
-            )
+    def _stages(self, prepared: Prepared) -> tuple[Stage, ...]:
+        """The stages that leave a mark, in order; each asks for its inputs when those before it are done."""
+        folder = self.folder
 
+        def unchanged(path: Path) -> Callable[[Mapping[str, Any]], bool]:
+            return lambda mark: path.exists() and sha256_file(path) == mark["output"]
+
+        return (
+            Stage(
+                "train",
+                lambda: training.training_inputs(prepared, self.config),
+                lambda mark: training.model_whole(folder / "model", mark),
+                lambda: self._train(prepared),
+            ),
+            Stage(
+                "sample",
+                lambda: self._todo(prepared),
+                lambda mark: finished(folder / "samples", mark["plan"]),
+                lambda: self._sample(prepared),
+            ),
+            Stage(
+                "curate",
+                lambda: self._curation_inputs(prepared),
+                unchanged(self._choice),
+                lambda: self._curate(prepared),
+            ),
+            Stage(
+                "evaluate",
+                lambda: self._evaluation_inputs(prepared),
+                unchanged(folder / "metrics.json"),
+                lambda: self._evaluate(prepared),
+            ),
+            Stage(
+                "classify",
+                lambda: recognising.classification_inputs(prepared, self.synthetic(prepared), self.config),
+                unchanged(folder / "classifier" / "results.json"),
+                lambda: self._classify(prepared),
+                everywhere=False,
+            ),
+        )
+
+    # -- training and sampling
+
+    def _train(self, prepared: Prepared) -> dict[str, Any]:
         watch = None
         if self.config.watch.every:
-            device = str(resolve_device(self.config.device))
-            watch = Watch(prepared, self.config, self.folder.path, device=device, log=self.say)
+            watch = Watch(prepared, self.config, self.folder.path, str(self.device), self.log)
+        method, previews = method_of(self.config), self.folder / "previews"
         model = training.train(
-            prepared,
-            self.config,
-            self.folder.path,
-            on_preview=preview if self.config.train.preview_images != 0 else None,
-            on_watch=watch,
-            quiet=self.quiet,
-            say=self.say,
-        )
-        if self.dist.main:
-            kept = watch.best() if watch else None
-            if watch and kept is None:
-                self.say(f"kept: the last weights: no measurement gave a {METRIC}")
-            if kept is not None:
-                kept[0].guide = model.guide
-                kept[0].keep_weak(model.weak)
-                model, found = kept
-                value = found[METRIC]["value"]
-                self.say(f"kept: the weights after {found['images']:,} images, {METRIC} {value:.4g}")
-            save_model(model, self.folder / "model")
-            before = training.seen_by_init(self.config)
-            seen = None if before is None else sorted({*prepared.train.hashes, *before})
-            write_json(self.folder / "model" / "trained_on.json", {"image_hashes": seen})
-            method = method_of(self.config)
-            logs = [read_jsonl(self.folder / training.log_name(method, phase)) for phase in method.phases]
-            weights = saved_identity(self.folder / "model")
-            seconds = sum(rows[-1]["seconds"] for rows in logs if rows)
-            self.end("train", identity, seconds, parameters=model.num_parameters, weights=weights)
-        self.dist.barrier()
+            prepared, self.config, self.folder.path, on_watch=watch, quiet=self.quiet, log=self.log,
+            on_preview=lambda model, seen: write_bytes(
+                previews / f"{seen:012d}.png", preview_grid(model, self.config, prepared.groups)
+            ),
+        )  # fmt: skip
+        if not self.dist.main:
+            return {}
+        if watch is not None:
+            model = watch.best_of(model)
+        save_model(model, self.folder / "model")
+        before = training.seen_by_init(self.config)
+        seen = None if before is None else sorted({*prepared.train.hashes, *before})
+        write_json(self.folder / "model" / "trained_on.json", {"image_hashes": seen})
+        logs = [read_jsonl(self.folder / training.log_name(method, phase)) for phase in method.phases]
+        return {
+            "seconds": round(sum(rows[-1]["seconds"] for rows in logs if rows), 2),  # of all the calls it took
+            "parameters": model.num_parameters,
+            "weights": saved_identity(self.folder / "model"),
+        }
 
-    def _model_whole(self) -> bool:
-        folder = self.folder / "model"
-        return training.files_there(folder) and saved_identity(folder) == self.folder.stages()["train"]["weights"]
-
-    def _sample(self, prepared: Prepared) -> None:
-        weights_file = self._needs("model/model.safetensors", "run")
-        wanted = images_to_draw(self.config.sample.strategy, prepared.stats)
-        counts = curation.candidates_to_draw(wanted, self.config)
-        folder, identity = self.folder / "samples", saved_identity(weights_file.parent)
+    def _todo(self, prepared: Prepared) -> dict[str, Any]:
+        """The plan of the samples."""
+        identity = saved_identity(self.needs("model/model.safetensors", "run").parent)
         if more := sampling_identity(sampling(self.config), prepared, self.config):
             identity = digest([identity, *more])
-        todo = samples.plan_in(folder, counts, prepared.train.class_names, self.config, identity)
-        inputs = digest(todo)
-        if not self.begin("sample", inputs, lambda: samples.finished(folder, todo)):
-            return
-        if sum(counts) == 0:
-            self.say("sample: nothing to draw: every class is as large as the strategy asks for")
-        self.dist.barrier()
-        with Timer() as timer:
-            model = load_model(weights_file.parent, device=resolve_device(self.config.device))
-            how = sampling(self.config)
-            guidance = guide_of(how, model, prepared, self.config, self.folder / "curation")
-            samples.sample_into(model, todo, folder, how, guidance=guidance, quiet=self.quiet)
-        if self.dist.main:
-            self.end("sample", inputs, timer.seconds, images=sum(counts), counts=list(counts))
-        self.dist.barrier()
+        names, counts = prepared.train.class_names, self._candidates(prepared)
+        return plan_in(self.folder / "samples", counts, names, self.config, identity)
+
+    def _sample(self, prepared: Prepared) -> dict[str, Any]:
+        todo, folder, how = self._todo(prepared), self.folder, sampling(self.config)
+        if not todo["images"]:
+            self.log("sample: nothing to generate: every class is as large as the strategy asks for")
+        model = load_model(folder / "model", device=self.device)
+        guidance = guide_of(how, model, prepared, self.config, folder / "curation")
+        sample_into(model, todo, folder / "samples", how, guidance, quiet=self.quiet)
+        return {"images": len(todo["images"]), "counts": list(todo["counts"]), "plan": digest(todo)}
+
+    def sampled(self, prepared: Prepared) -> ImageSet:
+        """All images in ``samples/``.
+
+        Raises:
+            RunError: sampling is not finished, or the images are not those of this run.
+        """
+        mark = self._sample_mark()
+        if self._read is None or self._read[0] != mark["plan"]:  # four stages ask for them
+            train = prepared.train
+            images = load_samples(self.folder / "samples", train.shape, train.class_names, plan=mark["plan"])
+            self._read = mark["plan"], images
+        return self._read[1]
 
     def synthetic(self, prepared: Prepared) -> ImageSet | None:
         """The synthetic images of this run that curation keeps, or None if there are none.
@@ -231,69 +288,133 @@ class Run:
         Raises:
             RunError: there are candidates that have not been chosen among, or the choice is of others.
         """
-        if self.folder.stages().get("sample", {}).get("inputs") is None:
+        if "sample" not in self.folder.stages():
             return None
-        choice, images = curation.curated(self, prepared), self._drawn(prepared)
-        if choice is not None:
-            images = curation.kept_of(images, choice, self.folder.path)
+        images = self.sampled(prepared)
+        if (choice := self.curated(prepared)) is not None:
+            images = images.select([i for i, row in enumerate(choice["images"]) if row["kept"]])
         return images if len(images) else None
 
-    def _drawn(self, prepared: Prepared) -> ImageSet:
-        """All images in ``samples/``."""
-        drawn = self.folder.stages()["sample"]["inputs"]
-        if self._read is None or self._read[0] != drawn:  # four stages ask for them
-            folder = self.folder / "samples"
-            shape, names = prepared.train.shape, prepared.train.class_names
-            self._read = drawn, samples.load_samples(folder, shape, names, inputs=drawn)
-        return self._read[1]
+    # -- curation
 
-    def _evaluate(self, prepared: Prepared) -> None:
-        from imbdiff.pipeline.evaluation import evaluate_run, evaluation_inputs
+    @property
+    def _choice(self) -> Path:
+        return self.folder / "curation" / "manifest.json"
 
-        self._needs("samples/manifest.json", "sample")
+    def _candidates(self, prepared: Prepared) -> tuple[int, ...]:
+        """(C,) images to sample of each class."""
+        return curation.candidates(images_to_draw(self.config.sample.strategy, prepared.stats), self.config)
+
+    def _curation_inputs(self, prepared: Prepared) -> Any:
+        """None where there is nothing to choose: no policy, and no more candidates than are wanted."""
+        if not curation.chooses(self.config):
+            if "curate" in self.folder.stages():
+                self.log("curate: every image is kept again")
+            return None
+        mark = self._sample_mark()
+        if list(mark["counts"]) != list(self._candidates(prepared)):
+            option = f"--curate.draw {self.config.curate.draw:g}"
+            raise RunError(
+                f"{self.folder / 'samples'} holds {sum(mark['counts']):,} images, the options ask for "
+                f"{sum(self._candidates(prepared)):,} candidates ({option})",
+                f"run `imbdiff sample {self.folder.path} {option}` first",
+            )
+        return curation.curation_inputs(prepared, mark["plan"], self.config)
+
+    def _curate(self, prepared: Prepared) -> dict[str, Any]:
+        if not self.dist.main:
+            return {}
+        images, plan = self.sampled(prepared), self._sample_mark()["plan"]
+        self.log(f"curate: {self.config.curate.policy}, among {len(images):,} candidates")
+        found = curation.curate_run(prepared, images, plan, self.config, self._choice.parent, device=str(self.device))
+        kept = self._write(self._choice, found)
+        counts = {name: sum(values) for name, values in found["counts"].items()}
+        self.log(f"curate: kept {counts['kept']:,} of {counts['candidates']:,}, wanted {counts['wanted']:,}")
+        for warning in found["warnings"]:
+            self.log(f"  note: {warning}")
+        return {**counts, **kept}
+
+    def curated(self, prepared: Prepared) -> dict[str, Any] | None:
+        """The manifest of the choice that belongs to the samples and the options; None where there is none to make.
+
+        Raises:
+            RunError: it was not made yet, or is of other samples, another policy or another working classifier.
+        """
+        if not curation.chooses(self.config):
+            return None
+        place, mark = self._choice, self.folder.stages().get("curate")
+        if mark is None or not place.exists():
+            raise RunError(
+                f"the images in {self.folder / 'samples'} have not been chosen among yet",
+                f"run `imbdiff curate {self.folder.path}` first",
+            )
+        wrong = "" if sha256_file(place) == mark["output"] else "was altered, or is of another run"
+        if mark["inputs"] != self._key("curate", self._curation_inputs(prepared), prepared):
+            wrong = "was made with other options"
+        if wrong:
+            options = self.folder.options_of("curate", self.config)
+            line = shlex.join(["imbdiff", "curate", str(self.folder.path), *options])
+            raise RunError(f"{place} {wrong}", f"run `{line}` first")
+        return dict(read_json(place))
+
+    # -- measuring and comparing
+
+    def _evaluation_inputs(self, prepared: Prepared) -> Any:
+        self.needs("samples/manifest.json", "sample")
         synthetic = self.synthetic(prepared)
         if synthetic is None:
-            if self.dist.main:
-                self.folder.forget("evaluate")
-            self.say("evaluate: there are no synthetic images to measure")
-            return
-        inputs = evaluation_inputs(prepared, synthetic, self.config)
-        if not self.begin("evaluate", inputs, (self.folder / "metrics.json").exists):
-            return
-        self.say("evaluate: training the judge and measuring" if prepared.pool is not None else "evaluate: measuring")
-        with Timer() as timer:
-            found = evaluate_run(
-                prepared, synthetic, self.config, self.folder.path,
-                device=str(resolve_device(self.config.device)), dist=self.dist, quiet=self.quiet,
-            )  # fmt: skip
-        if self.dist.main:
-            write_json(self.folder / "metrics.json", found)
-            for warning in found["memorisation"]["warnings"]:
-                self.say(f"  copies: {warning}")
-            self.end("evaluate", inputs, timer.seconds)
+            self.log("evaluate: there are no synthetic images to measure")
+            return None
+        return evaluation.evaluation_inputs(prepared, synthetic, self.config)
 
-    def _classify(self, prepared: Prepared) -> None:
-        from imbdiff.pipeline.recognising import classification_inputs, classify_run
-
+    def _evaluate(self, prepared: Prepared) -> dict[str, Any]:
         synthetic = self.synthetic(prepared)
-        inputs = classification_inputs(prepared, synthetic, self.config)
-        if not self.begin("classify", inputs, (self.folder / "classifier" / "results.json").exists):
-            return
-        with Timer() as timer:
-            result = classify_run(prepared, synthetic, self.config, self.folder.path, quiet=self.quiet)
-        write_json(self.folder / "classifier" / "results.json", result.to_json())
-        self.end("classify", inputs, timer.seconds)
-        self.say(f"verdict: {result.verdict.sentence}")
+        assert synthetic is not None
+        self.log("evaluate: training the judge and measuring" if prepared.pool is not None else "evaluate: measuring")
+        found = evaluation.evaluate_run(
+            prepared, synthetic, self.config, self.folder.path, device=str(self.device), dist=self.dist,
+            quiet=self.quiet,
+        )  # fmt: skip
+        for warning in found["memorisation"]["warnings"]:
+            self.log(f"  copies: {warning}")
+        return self._write(self.folder / "metrics.json", found) if self.dist.main else {}
 
-    # -- reporting
+    def _classify(self, prepared: Prepared) -> dict[str, Any]:
+        result = recognising.classify_run(
+            prepared, self.synthetic(prepared), self.config, self.folder.path, quiet=self.quiet
+        )
+        self.log(f"verdict: {result.verdict.sentence}")
+        return self._write(self.folder / "classifier" / "results.json", result.to_json())
+
+    def _write(self, path: Path, result: Any) -> dict[str, str]:
+        """Writes the result of a stage; returns the fact by which it is known."""
+        write_json(path, result)
+        return {"output": sha256_file(path)}
 
     def report_data(self, prepared: Prepared) -> ReportData:
         """What the page is made of, from what there is in the folder."""
         data = report_data(self.folder, self.source, self.config, prepared, self.synthetic(prepared))
-        choice = curation.curated(self, prepared) if "curate" in self.folder.stages() else None
-        return data if choice is None else replace(data, curated={**choice, "candidates": self._drawn(prepared)})
+        choice = self.curated(prepared) if "curate" in self.folder.stages() else None
+        return data if choice is None else replace(data, curated={**choice, "candidates": self.sampled(prepared)})
 
-    def _needs(self, name: str, verb: str) -> Path:
+    # -- what a stage needs
+
+    def _key(self, name: str, inputs: Any, prepared: Prepared) -> str:
+        return digest([name, prepared.manifest["hash"], self.config.seed, inputs])
+
+    def _sample_mark(self) -> dict[str, Any]:
+        mark = self.folder.stages().get("sample")
+        if mark is None:
+            path = self.folder.path
+            raise RunError(f"{path / 'samples'} is not finished", f"run `imbdiff sample {path}` first")
+        return dict(mark)
+
+    def needs(self, name: str, verb: str) -> Path:
+        """A file that the stage of `verb` makes.
+
+        Raises:
+            RunError: it is missing; with the command that makes it.
+        """
         path = self.folder / name
         if not path.exists():
             line = repeat_command(self.source, self.folder.path, self.config) if verb == "run" else None
@@ -320,12 +441,10 @@ def run(
     Returns:
         The path of the report.
     """
-    from imbdiff.pipeline.plan import default_config
-
-    opened = None if config is not None else load(str(source))
-    if opened is not None:
+    opened = None
+    if config is None:
+        opened = load(str(source))
         config = default_config(opened)
-    assert config is not None
     return Run(RunFolder(Path(out)), str(source), config, quiet, opened).execute(wanted)
 
 
@@ -341,6 +460,3 @@ def open_run(path: str | Path, *, quiet: bool = True) -> tuple[Run, Prepared]:
     prepared = training.prepare_data(source, config.data)
     folder.check_data(prepared.manifest)
     return opened, prepared
-
-
-__all__ = ["STAGES", "Run", "duration", "open_run", "run"]

@@ -1,19 +1,35 @@
-"""How images are sampled: what the configuration says, with everything settled that it leaves to the method."""
+"""Sampling: how images are generated, and class folders of PNGs that a killed command continues.
+
+``SAMPLES/<class folder>/<number>.png``, ``SAMPLES/plan.json`` (what is to be generated, written first) and
+``SAMPLES/manifest.json`` (what was generated, written last). Class folders are made safe: class names are data.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
 from imbdiff.config import RunConfig
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.names import safe_class_dirs
 from imbdiff.data.splits import Prepared
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.diffusion.encoder import PrototypeEncoder
-from imbdiff.diffusion.guidance import Guidance
+from imbdiff.diffusion.generate import generate_batches
+from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided
 from imbdiff.diffusion.guidances import (
     GUIDANCE,
     SamplingContext,
@@ -27,10 +43,15 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.scales import per_class, scale_table
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import method_of
+from imbdiff.pipeline.recognising import plan_of
+from imbdiff.recognition.working import working_extractor
+from imbdiff.runtime.compiling import compile_if_equal, compiles, uncompile
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.errors import ConfigError
-from imbdiff.runtime.files import digest
+from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.files import atomic, digest, read_json, write_json
+from imbdiff.runtime.progress import Progress
+from imbdiff.runtime.streams import seed_of
 from imbdiff.runtime.tables import code_identity
 
 Classifier = Callable[[Tensor], Tensor]
@@ -38,7 +59,7 @@ Classifier = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn, with everything settled that a configuration leaves to the method.
+    """How images are generated, with everything resolved that a configuration leaves to the method.
 
     Attributes:
         guidance: names of guidances, joined by +; the first is the outermost.
@@ -71,7 +92,7 @@ class Sampling:
             partial: leave out guidances of which something is missing, as while a model is still being trained.
 
         Raises:
-            ConfigError: a class or group that there is not, or something that a guidance needs is missing.
+            ConfigError: a scale of an unknown class or group, or something that a guidance needs is missing.
         """
         context = SamplingContext(
             model=model, sampler=self.sampler, steps=self.steps, interval=self.interval, classifier=classifier,
@@ -79,8 +100,7 @@ class Sampling:
         )  # fmt: skip
         names, constants = self.guidance, dict(self.constants)
         if partial:
-            missing = self.missing(model, classifier)
-            kept = [n for n in guidance_entries(names) if n not in missing]
+            kept = [n for n in guidance_entries(names) if n not in self.missing(model, classifier)]
             names = "+".join(kept) or "none"
             constants = {k: v for k, v in constants.items() if k.rpartition(".")[0] in kept}
         return make_guidance(names, context, constants)
@@ -95,20 +115,26 @@ class Sampling:
         lacking = {n: ", ".join(x for x in e.needs if not there[x]) for n, e in guidance_entries(self.guidance).items()}
         return {name: what for name, what in lacking.items() if what}
 
+    def generator_options(self, guidance: Guidance) -> dict[str, Any]:
+        """The keyword arguments of `imbdiff.diffusion.generate.generate`."""
+        return {
+            "sampler": self.sampler, "steps": self.steps, "guidance": guidance, "batch_size": self.batch_size,
+            "bf16": self.precision == "bf16", "boost": self.boost, "skip": self.skip,
+        }  # fmt: skip
+
     def to_json(self) -> dict[str, Any]:
-        """What decides the images, for the plan that they are drawn by; defaults that say nothing are left out."""
-        plain = asdict(self)
-        quiet = {"boost": 1.0, "skip": 0.0, "precision": "fp32"}
-        kept = {k: v for k, v in plain.items() if quiet.get(k) != v}
+        """What decides the images; settings that leave the sampler as it is published are left out."""
+        defaults = {"boost": 1.0, "skip": 0.0, "precision": "fp32"}
+        kept = {k: v for k, v in asdict(self).items() if defaults.get(k) != v}
         return {**kept, "interval": list(self.interval), "constants": dict(self.constants)}
 
     @property
     def text(self) -> str:
-        """The guidance with its constants, in words."""
+        """The guidance with its scales, to print."""
         return guidance_text(self.guidance, self.constants)
 
     def check(self, stats: ClassStats, groups: Groups) -> None:
-        """Refuses scales that are no numbers or out of range, and those of classes or groups that there are not.
+        """Refuses scales that are out of range, and those of unknown classes or groups.
 
         Raises:
             ConfigError: naming the value, or the nearest name.
@@ -131,20 +157,24 @@ def sampling(config: RunConfig) -> Sampling:
     A method's number of steps goes with its sampler; another one takes 20.
 
     Raises:
-        ConfigError: an unknown guidance, one that the method cannot serve, or constants that do not fit.
+        ConfigError: an unknown guidance, one that the method's model cannot serve, or constants that do not fit.
     """
     method, options = method_of(config), config.sample
-    own = method.sampler
+    own = method.sampler or "dpm++"
     if own in ("ddpm", "ddim") and config.model.process == "flow":
         own = "euler"
-    own = own or "dpm++"
     sampler = options.sampler or own
     entries = guidance_entries(options.guidance or method.guidance)
     names = "+".join(entries)
+    needs = guidance_needs(names)
+    if "guide" in needs and not method.guided:
+        raise ConfigError(
+            f"the guidance {names} needs a guide, and the method {config.method} trains none",
+            "leave it out, or train by diffrc or diffrc-paper",
+        )
     given = {k: v for k, v in method.guidance_constants.items() if k.rpartition(".")[0] in entries}
     if "classifier-free" in entries:
         given.setdefault("classifier-free.omega", method.omega)
-    # of one that is there under both names, the later counts
     own_constants = {guidance_option(names, key): value for key, value in options.constants.items()}
     found = guidance_constants(names, {**given, **own_constants})
     return Sampling(
@@ -160,65 +190,294 @@ def sampling(config: RunConfig) -> Sampling:
     )
 
 
-def check_needs(config: RunConfig) -> None:
-    """Refuses guidances that the configured method's model will not have what they need for.
-
-    Raises:
-        ConfigError: with what to do.
-    """
-    how, method = sampling(config), method_of(config)
-    needs = guidance_needs(how.guidance)
-    if "guide" in needs and not method.guided:
-        raise ConfigError(
-            f"the guidance {how.guidance} needs a guide, and the method {config.method} trains none",
-            "leave it out, or train by diffrc or diffrc-paper",
-        )
-
-
-def working_logits(prepared: Prepared, config: RunConfig, folder: Path | None = None) -> Classifier:
-    """The working classifier, which saw the training split alone, as guidances take one: images -> (B, C) logits.
-
-    Args:
-        folder: where its weights are kept; with it, a repeated call reads them.
-    """
-    from imbdiff.pipeline.recognising import plan_of
-    from imbdiff.recognition.working import working_extractor
-
-    plan = plan_of(prepared, config)
-    device, dist = str(resolve_device(config.device)), Dist.current()
-    if not dist.main:  # the first process makes it, the others read it
-        dist.barrier()
-    extractor = working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
-    if dist.main:
-        dist.barrier()
-    return extractor.network.requires_grad_(False).eval()
-
-
 def guide_of(
     how: Sampling, model: DiffusionModel, prepared: Prepared, config: RunConfig, folder: Path | None = None
 ) -> Guidance:
-    """The guidance for `model` with the class groups of its data, and the working classifier where it takes one.
+    """The guidance for `model` with the class groups of its data, and the working classifier where it needs one.
 
     Args:
-        folder: where the working classifier is kept, see `working_logits`.
+        folder: where the working classifier is kept; with it, a repeated call reads it. It saw the training split
+            alone.
     """
-    asks = "classifier" in guidance_needs(how.guidance)
-    return how.guide(model, prepared.groups, working_logits(prepared, config, folder) if asks else None)
+    if "classifier" not in guidance_needs(how.guidance):
+        return how.guide(model, prepared.groups)
+    dist, device = Dist.current(), str(resolve_device(config.device))
+    if not dist.main:  # the first process trains it, the others read it
+        dist.barrier()
+    plan = plan_of(prepared, config)
+    extractor = working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
+    if dist.main:
+        dist.barrier()
+    return how.guide(model, prepared.groups, extractor.network.requires_grad_(False).eval())
 
 
 def sampling_identity(how: Sampling, prepared: Prepared, config: RunConfig) -> list[str]:
-    """What decides the images beside the plan and the weights: the working classifier, and code from outside."""
-    from imbdiff.pipeline.recognising import plan_of
-
+    """What decides the images besides plan and weights: the working classifier, and code from outside the package."""
     found = code_identity("guidance", GUIDANCE, how.guidance.split("+"))
     found += code_identity("samplers", SAMPLERS, [how.sampler])
     if "classifier" in guidance_needs(how.guidance):
-        plan = plan_of(prepared, config)
         train = prepared.train
-        found.append(digest([train.fingerprint, *plan.identity(train.shape, len(train.class_names)), config.seed]))
+        plan = plan_of(prepared, config).identity(train.shape, len(train.class_names))
+        found.append(digest([train.fingerprint, *plan, config.seed]))
     return found
 
 
-def without_guidance(how: Sampling) -> Sampling:
-    """The same without any guidance."""
-    return replace(how, guidance="none", constants={})
+# -- sample folders
+
+
+def plan_in(
+    folder: Path, counts: Sequence[int], names: Sequence[str], config: RunConfig, identity: str
+) -> dict[str, Any]:
+    """What is to be generated into `folder`: the settings, and a row per image with its class, seed and file.
+
+    Where the configuration names no batch size, that of the images already there is kept: the default depends on the
+    device, and images of another one differ by rounding alone.
+    """
+    settings = sampling(config).to_json()
+    if config.sample.batch_size is None and (folder / "plan.json").exists():
+        settings["batch_size"] = read_json(folder / "plan.json").get("batch_size", settings["batch_size"])
+    rows = [
+        {"file": f"{place}/{i:06d}.png", "label": k, "seed": seed_of(config.seed, "sample", k, i)}
+        for k, (n, place) in enumerate(zip(counts, safe_class_dirs(names), strict=True))
+        for i in range(n)
+    ]
+    return {"identity": identity, "class_names": list(names), "counts": list(counts), **settings, "images": rows}
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """(H, W, 1 or 3) uint8 -> PNG."""
+    out = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(out, "PNG")
+    return out.getvalue()
+
+
+def plan_of_samples(folder: Path) -> dict[str, Any] | None:
+    """The plan by which the images in `folder` were generated; None where that is not finished."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return None
+    manifest = read_json(path)
+    return {**manifest, "images": [{k: v for k, v in row.items() if k != "sha256"} for row in manifest["images"]]}
+
+
+def finished(folder: Path, todo: Mapping[str, Any] | str) -> bool:
+    """Whether everything in the plan `todo`, or in the plan with that digest, was generated and is still there."""
+    plan = plan_of_samples(folder)
+    same = plan is not None and (digest(plan) if isinstance(todo, str) else plan) == todo
+    return same and plan is not None and all((folder / row["file"]).exists() for row in plan["images"])
+
+
+def alike(plan: dict[str, Any], todo: dict[str, Any]) -> bool:
+    """Whether two plans differ in the numbers of images alone."""
+    own, other = ({k: v for k, v in p.items() if k not in ("counts", "images")} for p in (plan, todo))
+    seeds = {row["file"]: row["seed"] for row in plan["images"]}
+    return own == other and all(seeds.get(row["file"], row["seed"]) == row["seed"] for row in todo["images"])
+
+
+def make_ready(folder: Path, todo: dict[str, Any]) -> None:
+    """Makes `folder` ready for the plan `todo`; images of another plan are moved away first, in one step.
+
+    Images of a plan that differs in the numbers of images alone stay: an image depends on its own seed alone.
+
+    Raises:
+        RunError: the folder holds files that are not from here; nothing is touched.
+    """
+    if (folder / "plan.json").exists():
+        plan = read_json(folder / "plan.json")
+        if plan == todo:
+            return
+        if alike(plan, todo):
+            # the manifest first: from here on the sampling is unfinished, whenever this is killed
+            (folder / "manifest.json").unlink(missing_ok=True)
+            for name in {row["file"] for row in plan["images"]} - {row["file"] for row in todo["images"]}:
+                (folder / name).unlink(missing_ok=True)
+            write_json(folder / "plan.json", todo)
+            return
+    if any((folder / name).exists() for name in ("plan.json", "manifest.json")):
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        os.rename(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    elif folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} holds files that are not from imbdiff", "move them, or use another run folder")
+    write_json(folder / "plan.json", todo)
+
+
+def load_samples(
+    folder: Path, shape: tuple[int, int, int], class_names: Sequence[str], *, plan: str | None = None
+) -> ImageSet:
+    """The images of a finished sampling, ordered by class; their ids are file names.
+
+    Args:
+        plan: the digest that their plan must have.
+
+    Raises:
+        RunError: a file is missing or altered, or the images are of other classes or another plan.
+    """
+    if plan is not None and digest(plan_of_samples(folder)) != plan:
+        raise RunError(f"the images in {folder} are not those of this run", f"run `imbdiff sample {folder.parent}`")
+    manifest = read_json(folder / "manifest.json")
+    if tuple(manifest["class_names"]) != tuple(class_names):
+        raise RunError(f"the images in {folder} are of other classes than this run's", "sample again in this run")
+    rows = manifest["images"]
+    images = np.zeros((len(rows), *shape), dtype=np.uint8)
+    for i, row in enumerate(rows):
+        try:
+            data = (folder / row["file"]).read_bytes()
+        except FileNotFoundError as error:
+            raise RunError(f"{folder / row['file']} is missing", "run `imbdiff sample` again") from error
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            raise RunError(
+                f"{folder / row['file']} was altered since it was generated", "remove it and run `imbdiff sample` again"
+            )
+        images[i] = np.asarray(Image.open(io.BytesIO(data))).reshape(shape)
+    labels = np.array([r["label"] for r in rows], dtype=np.int64)
+    return ImageSet(images, labels, tuple(class_names), tuple(r["file"] for r in rows))
+
+
+def sample_into(
+    model: DiffusionModel, todo: dict[str, Any], folder: Path, how: Sampling, guidance: Guidance, *, quiet: bool = False
+) -> None:
+    """Generates into `folder` the images of the plan `todo`; those that are there and whole stay.
+
+    Under ``torchrun`` every process generates its share of the batches; the images are the same as of one process.
+
+    Raises:
+        RunError: the folder holds files that are not from here, or the device's memory does not suffice for one image.
+    """
+    dist = Dist.current()
+    if dist.main:
+        make_ready(folder, todo)
+    dist.barrier()
+    rows = todo["images"]
+    # an image depends on its own seed and label alone, so what is missing goes into batches of its own
+    missing = [row for row in rows if not _readable(folder / row["file"])]
+    dist.barrier()  # none writes before all have looked
+    n = how.batch_size
+    mine = [row for b in range(dist.rank, -(-len(missing) // n), dist.world) for row in missing[b * n : (b + 1) * n]]
+    done = len(rows) - len(missing)
+    quiet = quiet or not dist.main
+    with Progress("sample", len(rows), start=done, quiet=quiet) as progress:
+        for count in _sample_rows(model, mine, folder, how, guidance, log=(lambda _: None) if quiet else print):
+            done += count * dist.world
+            progress.update(min(done, len(rows)))
+    dist.barrier()
+    if dist.main:
+        hashed = [{**r, "sha256": hashlib.sha256((folder / r["file"]).read_bytes()).hexdigest()} for r in rows]
+        write_json(folder / "manifest.json", {**todo, "images": hashed})
+    dist.barrier()
+
+
+def _readable(path: Path) -> bool:
+    """Whether an image is there and whole: after a power cut its name may be there without its bytes."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError):
+        return False
+    return True
+
+
+def _sample_rows(
+    model: DiffusionModel,
+    rows: Sequence[dict[str, Any]],
+    folder: Path,
+    how: Sampling,
+    guidance: Guidance,
+    log: Callable[[str], None],
+) -> Iterator[int]:
+    """Generates the images of `rows` into their files; yields how many, batch after batch.
+
+    Where the device's memory does not suffice, batches are halved: images are then the same up to rounding.
+    """
+    device, left = next(model.parameters()).device, list(rows)
+    # gradients through a compiled network may be wrong
+    compiling = not guidance.differentiates and compiles(device) and len(rows) >= 16 * how.batch_size
+    compiled_for = 0  # rows of a batch
+    while left:
+        labels, seeds = (np.array([row[what] for row in left], dtype=np.int64) for what in ("label", "seed"))
+        begun = 0
+        try:
+            if compiling and compiled_for != how.batch_size:
+                compiling = _compile(model, how, guidance, log)
+                compiled_for = how.batch_size
+            for indices, images in generate_batches(model, labels, seeds, **how.generator_options(guidance)):
+                for i, image in zip(indices, images, strict=True):
+                    with atomic(folder / left[i]["file"], sync=False) as aside:
+                        aside.write_bytes(encode_png(image))
+                begun = indices[-1] + 1
+                yield len(indices)
+        except torch.OutOfMemoryError as error:
+            if how.batch_size == 1:
+                raise RunError(
+                    "the memory of the device does not suffice for one image",
+                    "choose a smaller --data.size or --model.backbone",
+                ) from error
+            how = replace(how, batch_size=how.batch_size // 2)
+            log(f"the device's memory does not suffice: batches of {how.batch_size} images from here on")
+            uncompile([model.backbone])
+            torch.cuda.empty_cache()
+        left = left[begun:]
+
+
+def doubles(guidance: Guidance) -> bool:
+    """Whether a step evaluates the network for twice as many rows: some class has an omega other than 0."""
+    if isinstance(guidance, Guided):
+        return doubles(guidance.outer) or doubles(guidance.inner)
+    return isinstance(guidance, ClassifierFree) and any(scale_table(guidance.omega, guidance.classes, least=-1.0))
+
+
+def _compile(model: DiffusionModel, how: Sampling, guidance: Guidance, log: Callable[[str], None]) -> bool:
+    """Compiles the network for batches of this size, if its predictions are those without."""
+    device, rows = next(model.parameters()).device, how.batch_size * (2 if doubles(guidance) else 1)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((rows, *model.codec.shape), generator=generator).to(device)
+    t = model.process.time_from_uniform(torch.rand(rows, generator=generator)).to(device)
+    labels = (torch.arange(rows) % (model.null + 1)).to(device)
+
+    def predictions() -> dict[str, Any]:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bf16"):
+            return {"prediction": model(x, t, labels)[0].float()}
+
+    return compile_if_equal(
+        [model.backbone], predictions, what="predictions of one batch", bf16=how.precision == "bf16", say=log,
+    )  # fmt: skip
+
+
+def sample(
+    model: DiffusionModel,
+    counts: Sequence[int],
+    config: RunConfig,
+    folder: Path | None = None,
+    *,
+    groups: Groups | None = None,
+    guidance: Guidance | None = None,
+    quiet: bool = False,
+) -> ImageSet:
+    """Generates `counts` (C,) images of each class.
+
+    Args:
+        folder: where class folders and manifest go; with it, a repeated call continues. Without, nothing is kept.
+        groups: of the classes, by which guidance scales may be given: `Prepared.groups` of the training data, whose
+            source may have a rule of its own. Default: those of the class counts.
+        guidance: in place of the configured one.
+
+    Returns:
+        The images, ordered by class; their ids are file names.
+    """
+    channels, height, width = model.spec.shape
+    model = model.to(resolve_device(config.device))
+    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
+        where = Path(place) / "samples" if folder is None else Path(place)
+        todo = plan_in(where, counts, model.spec.stats.names, config, weights_identity(model))
+        if not finished(where, todo):
+            how = sampling(config)
+            sample_into(model, todo, where, how, guidance or how.guide(model, groups), quiet=quiet)
+        return load_samples(where, (height, width, channels), model.spec.stats.names)
+
+
+def weights_identity(model: DiffusionModel) -> str:
+    """A hash of the model's weights."""
+    h = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        h.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()

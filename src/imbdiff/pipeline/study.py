@@ -30,13 +30,22 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.names import counted, named
 from imbdiff.data.splits import LEAST_FOR_VAL, Prepared
 from imbdiff.diffusion.saved import load_model, saved_identity
-from imbdiff.pipeline import samples
-from imbdiff.pipeline.curation import candidates_to_draw, curate_run
+from imbdiff.pipeline.curation import candidates, curate_run
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.plan import probe_sampling
 from imbdiff.pipeline.recognising import classifier_use, plan_of
 from imbdiff.pipeline.run import Run, open_run
-from imbdiff.pipeline.sampling import guide_of, sampling
+from imbdiff.pipeline.sampling import (
+    alike,
+    finished,
+    guide_of,
+    load_samples,
+    make_ready,
+    plan_in,
+    plan_of_samples,
+    sample_into,
+    sampling,
+)
 from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.recognition.arms import Arm, first_of, make_grid, missing_classes, recipes_alone
 from imbdiff.recognition.comparison import Studied, check_study, grid_arms
@@ -117,7 +126,7 @@ class _Study:
         if start(config.device).world > 1:
             raise ConfigError("imbdiff study is one process", "leave out torchrun")
         made = run.folder.stages().get("train")
-        weights = run._needs("model/model.safetensors", "run").parent
+        weights = run.needs("model/model.safetensors", "run").parent
         if made is None or saved_identity(weights) != made["weights"]:
             line = repeat_command(run.source, run.folder.path, config)
             raise RunError(f"the model in {weights} is not finished", f"run `{line}` first")
@@ -224,7 +233,7 @@ class _Study:
         folder = RunFolder(self.folder)
         # the run folder too: a command that changes it would change what is compared
         with self.run.folder.locked(), folder.locked():
-            folder.sweep()
+            folder.remove_debris()
             self._check_folder()
             try:
                 return self._work()
@@ -293,14 +302,14 @@ class _Study:
         per image where it is curated; no fewer than an earlier grid had there. It continues where the run's own samples
         end: an image depends on its class, its number and the run's seed."""
         names, config, folder = self.prepared.train.class_names, self.config, self.folder / "samples"
-        needs = [a.wanted if a.curation == "none" else candidates_to_draw(a.wanted, config) for a in self.grid]
+        needs = [a.wanted if a.curation == "none" else candidates(a.wanted, config) for a in self.grid]
         counts = np.max(np.array(needs), axis=0).tolist()
-        todo = samples.plan_in(folder, counts, names, config, self.identity["weights"])
+        todo = plan_in(folder, counts, names, config, self.identity["weights"])
         if (folder / "plan.json").exists():
             before = read_json(folder / "plan.json")
-            if samples.alike(before, todo):
+            if alike(before, todo):
                 more = [max(n, m) for n, m in zip(counts, before["counts"], strict=True)]
-                todo = samples.plan_in(folder, more, names, config, self.identity["weights"])
+                todo = plan_in(folder, more, names, config, self.identity["weights"])
         return todo
 
     def _at_hand(self, todo: dict[str, Any]) -> tuple[int, dict[str, str]]:
@@ -308,21 +317,19 @@ class _Study:
         -> sha256. Samples of other weights, seeds or another sampler are none of them."""
         own, run = self.folder / "samples", self.run.folder / "samples"
         have = {row["file"] for row in todo["images"] if (own / row["file"]).exists()}
-        if not (run / "manifest.json").exists():
+        plan = plan_of_samples(run)
+        # of another batch size they differ by rounding alone
+        if plan is None or not alike({**plan, "batch_size": todo["batch_size"]}, todo):
             return len(have), {}
         manifest = read_json(run / "manifest.json")
-        bare = {**manifest, "images": [{k: v for k, v in row.items() if k != "sha256"} for row in manifest["images"]]}
-        bare["batch_size"] = todo["batch_size"]  # of another one they differ by rounding alone
-        if not samples.alike(bare, todo):
-            return len(have), {}
         asked = {row["file"] for row in todo["images"]} - have
         return len(have), {row["file"]: row["sha256"] for row in manifest["images"] if row["file"] in asked}
 
     def _fill_pool(self) -> None:
         """Copies the run's own samples into the pool, and generates the others."""
         todo, folder, run = self.todo(), self.folder / "samples", self.run.folder
-        if not samples.finished(folder, todo):
-            samples.make_ready(folder, todo)
+        if not finished(folder, todo):
+            make_ready(folder, todo)
             for file, sha256 in self._at_hand(todo)[1].items():
                 path = run / "samples" / file
                 data = path.read_bytes() if path.exists() else b""
@@ -332,9 +339,9 @@ class _Study:
             how = sampling(self.config)
             network = load_model(run / "model", device=resolve_device(self.config.device))
             guidance = guide_of(how, network, self.prepared, self.config, run / "curation")
-            samples.sample_into(network, todo, folder, how, guidance=guidance, quiet=self.quiet)
+            sample_into(network, todo, folder, how, guidance, quiet=self.quiet)
         train = self.prepared.train
-        self.pool = samples.load_samples(folder, train.shape, train.class_names)
+        self.pool = load_samples(folder, train.shape, train.class_names)
 
     def images(self, arm: Arm) -> ImageSet:
         """The images of an arm: the first ones of each class; under a policy, those that it keeps of the first
@@ -344,9 +351,9 @@ class _Study:
         if key not in self.chosen and arm.curation == "none":
             self.chosen[key] = first_of(self.pool, arm.wanted)
         if key not in self.chosen:
-            candidates = first_of(self.pool, candidates_to_draw(arm.wanted, self.config))
-            path, found = self._choice(arm, candidates)
-            self.chosen[key] = candidates.select([i for i, row in enumerate(found["images"]) if row["kept"]])
+            offered = first_of(self.pool, candidates(arm.wanted, self.config))
+            path, found = self._choice(arm, offered)
+            self.chosen[key] = offered.select([i for i, row in enumerate(found["images"]) if row["kept"]])
             row = {"policy": arm.curation, "number": arm.number, "file": path.name, "reasons": found["reasons"]}
             self.curated.append({**row, **{name: sum(values) for name, values in found["counts"].items()}})
         return self.chosen[key]

@@ -22,7 +22,7 @@ from imbdiff.data.source import Source, Symmetry
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.model import DiffusionModel, build_model, without_augmentation
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.diffusion.saved import load_model, save_model
+from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.methods import METHODS, method_of, with_all_constants
 from imbdiff.objectives.row_sampling import sample_branches
 from imbdiff.recipe import Method, Phase
@@ -71,13 +71,14 @@ def init_folder(name: str) -> Path:
     raise RunError(f"{name} holds no model (model.json is missing)", "give a run folder, or its model folder")
 
 
-def files_there(folder: Path) -> bool:
-    """Whether a run's model folder has all files that its model says it has."""
+def model_whole(folder: Path, mark: Mapping[str, Any]) -> bool:
+    """Whether a run's model folder has all files that its model says it has, and the weights of `mark`."""
     if not all((folder / name).exists() for name in ("model.json", "model.safetensors", "trained_on.json")):
         return False
-    described = read_json(Path(folder) / "model.json")
-    beside = {"guide.json": "guide", "guide.safetensors": "guide", "weak.safetensors": "weak"}
-    return all((folder / name).exists() for name, what in beside.items() if described.get(what))
+    described = read_json(folder / "model.json")
+    parts = {"guide.json": "guide", "guide.safetensors": "guide", "weak.safetensors": "weak"}
+    whole = all((folder / name).exists() for name, part in parts.items() if described.get(part))
+    return whole and saved_identity(folder) == mark["weights"]
 
 
 def seen_by_init(config: RunConfig) -> set[str] | None:
@@ -234,7 +235,7 @@ def train(
     on_preview: OnPreview | None = None,
     on_watch: OnPreview | None = None,
     quiet: bool = False,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> DiffusionModel:
     """Trains a diffusion model by ``config.method`` on ``prepared.train``, and on nothing else.
 
@@ -253,8 +254,8 @@ def train(
     keep_all = check_phases(prepared, config, world=Dist.current().world)
     if not quiet and Dist.current().main:
         for name, why in keep_all.items():
-            say(f"{name} keeps all rows: {why}")
-    identity = training_identity(prepared, config)
+            log(f"{name} keeps all rows: {why}")
+    identity = training_inputs(prepared, config)
     trained: dict[str, nn.Module] = {}
     weak: list[DiffusionModel] = []
     weak_folder = None if folder is None else folder / "checkpoints" / "weak"
@@ -293,7 +294,7 @@ def train(
             watch_images=config.watch.every,
             finish=phase.finish,
             quiet=quiet,
-            say=say,
+            say=log,
         )
         trained[phase.name] = trainer.run()
     if trackers is not None:
@@ -328,7 +329,7 @@ def phase_config(phase: Phase, config: RunConfig) -> TrainConfig:
     return replace(config.train, **changed)
 
 
-def training_identity(prepared: Prepared, config: RunConfig) -> str:
+def training_inputs(prepared: Prepared, config: RunConfig) -> str:
     """A hash of everything that decides what training gives: contents, not paths."""
     from dataclasses import asdict
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
+from imbdiff.data.stats import Groups
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.saved import load_model, save_model
@@ -26,8 +27,9 @@ from imbdiff.metrics.frechet import frechet
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.rows import Estimate, Rows, Scope
 from imbdiff.pipeline.recognising import plan_of
-from imbdiff.pipeline.sampling import sampling
-from imbdiff.recognition import working
+from imbdiff.pipeline.sampling import encode_png, sampling
+from imbdiff.recognition.working import working_extractor
+from imbdiff.reporting.pictures import sample_grid
 from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.files import read_json, write_json
 from imbdiff.runtime.log import JsonLog, read_jsonl
@@ -36,6 +38,8 @@ from imbdiff.runtime.log import JsonLog, read_jsonl
 SAMPLES = 512
 #: the number that decides: the distance that a few hundred images suffice for; less is better
 METRIC = "KD"
+CLASSES, PER_CLASS, STEPS = 10, 6, 20
+"""Of a preview grid."""
 
 
 @dataclass
@@ -86,11 +90,14 @@ class Watch:
         val = self.prepared.val
         assert val is not None
         if self._extractor is None:
-            self._extractor = working_extractor(self.prepared, self.config, self.device)
+            plan = plan_of(self.prepared, self.config)
+            self._extractor = working_extractor(self.prepared.train, plan, seed=self.config.seed, device=self.device)
         present = np.unique(val.labels)
         labels = np.sort(present[np.arange(SAMPLES) % len(present)])
-        images = self._draw(model, labels)
-        fake = self._rows(images)
+        how = sampling(self.config)
+        guidance = how.guide(model, self.prepared.groups, partial=True)
+        images = generate(model, labels, np.arange(len(labels)), **how.generator_options(guidance))
+        fake = self._rows(ImageSet(images, labels.astype(np.int64), self.prepared.train.class_names))
         if self._real is None:
             self._real = self._rows(val)
         every = Scope("all", "all", np.arange(len(val.class_names)))
@@ -99,13 +106,17 @@ class Watch:
         assert predicted is not None
         return {**kernel(a, b), **frechet(a, b), "agreement": share_agreeing(predicted, fake.labels)}
 
-    def best(self) -> tuple[DiffusionModel, dict[str, Any]] | None:
-        """The best model and its measurement; None where none was kept."""
+    def best_of(self, model: DiffusionModel) -> DiffusionModel:
+        """The best weights, with the guide and the weak model of `model`; `model` itself where none were kept."""
         folder = self.folder / "checkpoints" / "best"
         if not (folder / "watched.json").is_file():
-            return None
-        found = read_json(folder / "watched.json")
-        return load_model(folder), found
+            self.log(f"kept: the last weights: no measurement gave a {METRIC}")
+            return model
+        found, best = read_json(folder / "watched.json"), load_model(folder)
+        best.guide = model.guide
+        best.keep_weak(model.weak)
+        self.log(f"kept: the weights after {found['images']:,} images, {METRIC} {found[METRIC]['value']:.4g}")
+        return best
 
     def _log_missing(self, missing: dict[str, str]) -> None:
         """Says once which guidances the images that are measured here do without."""
@@ -113,15 +124,6 @@ class Watch:
             self._logged = True
             left = ", ".join(f"{name} (needs {what})" for name, what in missing.items())
             self.log(f"watch: while training, images are sampled without this guidance: {left}")
-
-    def _draw(self, model: DiffusionModel, labels: np.ndarray) -> ImageSet:
-        how = sampling(self.config)
-        images = generate(
-            model, labels, np.arange(len(labels)), sampler=how.sampler, steps=how.steps,
-            guidance=how.guide(model, self.prepared.groups, partial=True), batch_size=how.batch_size,
-            boost=how.boost, skip=how.skip,
-        )  # fmt: skip
-        return ImageSet(images, labels.astype(np.int64), self.prepared.train.class_names)
 
     def _rows(self, images: ImageSet) -> Rows:
         assert self._extractor is not None
@@ -135,7 +137,17 @@ class Watch:
         return other is None or value < other
 
 
-def working_extractor(prepared: Prepared, config: RunConfig, device: str) -> Extractor:
-    """A classifier of the comparison's network, trained on the training split alone with balanced softmax."""
-    plan = plan_of(prepared, config)
-    return working.working_extractor(prepared.train, plan, seed=config.seed, device=device)
+def preview_grid(model: DiffusionModel, config: RunConfig, groups: Groups | None = None) -> bytes:
+    """A PNG of the same images each time: at most the 10 largest classes, 6 images of each, at most 20 steps.
+
+    Args:
+        groups: of the classes, by which scales may be given; default: those of the class counts.
+    """
+    stats, how = model.spec.stats, sampling(config)
+    largest = np.argsort(-np.asarray(stats.counts), kind="stable")[:CLASSES]
+    labels = np.repeat(np.sort(largest), PER_CLASS)
+    how = replace(how, steps=min(how.steps, STEPS), batch_size=30, precision="fp32")
+    guidance = how.guide(model, groups, partial=True)
+    images = generate(model, labels, np.arange(len(labels)), **how.generator_options(guidance))
+    grid = sample_grid(ImageSet(images, labels, stats.names), per_class=PER_CLASS, max_classes=CLASSES)
+    return encode_png(np.asarray(grid.convert("RGB")))
