@@ -100,7 +100,8 @@ def one(method: str, prepared: Prepared, given: argparse.Namespace) -> dict[str,
             print(method, row["metric"], row["scope"], f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})")
     return {
         "method": method, "images seen": images, "seconds of training": seconds, "images/s measured before": speed,
-        "images/s of drawing": len(labels) / drawing, "guidance": guidance_text(how.guidance, how.constants), "numbers": numbers,
+        "images/s of drawing": len(labels) / drawing, 
+        "guidance": guidance_text(how.guidance, how.constants), "numbers": numbers,
         "memorisation": report["memorisation"]["summary"],
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.saved import load_model
+from imbdiff.pipeline import watch as watch_module
 from imbdiff.pipeline.recognising import plan_of
 from imbdiff.pipeline.run import run
 from imbdiff.pipeline.training import build_step, prepare_data

@@ -22,7 +22,7 @@ from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline import training
 from imbdiff.pipeline.curation import candidates, chooses
 from imbdiff.pipeline.recognising import classifier_arms, plan_of
-from imbdiff.pipeline.sampling import sampling
+from imbdiff.pipeline.sampling import guidance_text, sampling
 from imbdiff.pipeline.strategy import check_strategy, images_to_draw
 from imbdiff.pipeline.training import check_phases, init_folder, new_model
 from imbdiff.presets import choose_preset, preset
@@ -139,7 +139,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     device = resolve_device(config.device)
     stats = prepared.stats
     counts = images_to_draw(config.sample.strategy, stats)
-    drawn = sum(candidates(counts, config))
+    sampled = sum(candidates(counts, config))
     method, how = method_of(config), sampling(config)
     model = training.new_model(prepared, config)
     parameters = model.num_parameters
@@ -152,14 +152,14 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         if phase.gives == "guide" and phase.make is not None:  # an untrained one costs as much
             model.guide = phase.make(model, 0).eval()
     seen = config.train.steps * config.train.batch_size
-    sample_seconds = probe_sampling(model, config, device, prepared.groups) * drawn
+    sample_seconds = probe_sampling(model, config, device, prepared.groups) * sampled
     one = seconds_per_classifier(prepared.train, plan_of(prepared, config), str(device))
     arm_seconds = one * config.classify.seeds
     arms = sum(sum(counts) > 0 or not arm.needs_synthetic for arm in classifier_arms(config.classify))
     classify_seconds = arm_seconds * arms
     # two more trainings per seed: on synthetic images alone and, beside it, on real ones
     evaluate_seconds = arm_seconds * 2 if sum(counts) and config.evaluate.cas else 0.0
-    curating = chooses(config) and drawn > 0
+    curating = chooses(config) and sampled > 0
     # one training of the working classifier
     curate_seconds = one if curating and config.curate.policy != "none" else 0.0
     total = train_seconds + sample_seconds + curate_seconds + evaluate_seconds + classify_seconds
@@ -167,37 +167,28 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     listed = [f"{stats.names[k][:24]} {stats.counts[k]}+{counts[k]}" for k in shown[:12]]
     if len(shown) > 12:
         listed.append(f"and {len(shown) - 12} more classes")
-    rows = (
-        (
-            "source",
-            f"{source}: {stats.total} training images, {stats.num_classes} classes, IF {stats.imbalance_factor:.4g}",
-        ),
-        ("images", f"{'x'.join(map(str, prepared.train.shape))} (height x width x channels)"),
-        ("groups", prepared.groups.rule),
-        ("preset", config.preset),
-        ("method", f"{config.method}: {method.idea}"),
-        ("model", f"{training.choose_backbone(config, prepared.train.shape)}, {parameters:,} parameters"),
-        ("train", f"{seen:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}"),
-        (
-            "draw",
-            f"{drawn:,} images, {how.sampler}, {how.steps} steps, {guidance_text(how.guidance, how.constants)}: "
-            f"{duration(sample_seconds)}",
-        ),
-        *(
-            [("curate", f"at most {sum(counts):,} of {drawn:,}, {config.curate.policy}: {duration(curate_seconds)}")]
-            if curating
-            else []
-        ),
-        ("per class", ", ".join(listed) + " (real+synthetic)"),
-        (
-            "evaluate",
-            f"about {duration(evaluate_seconds)} for classifiers; distances on top: seconds for small features",
-        ),
-        ("classify", f"{config.classify.seeds} seeds x {arms} arms: {duration(classify_seconds)}"),
-        ("memory", f"{memory / 2**30:.1f} GiB at the peak of training ({device})"),
-        ("in all", f"about {duration(total)} on {device}, from a measured probe; a minute or so of measuring on top"),
-    )
-    return Plan(rows, total)
+    shape = prepared.train.shape
+    guided = guidance_text(how.guidance, how.constants)
+    found = f"{stats.total} training images, {stats.num_classes} classes, IF {stats.imbalance_factor:.4g}"
+    rows = {
+        "source": f"{source}: {found}",
+        "images": f"{'x'.join(map(str, shape))} (height x width x channels)",
+        "groups": prepared.groups.rule,
+        "preset": config.preset,
+        "method": f"{config.method}: {method.idea}",
+        "model": f"{training.choose_backbone(config, shape)}, {parameters:,} parameters",
+        "train": f"{seen:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}",
+        "sample": f"{sampled:,} images, {how.sampler}, {how.steps} steps, {guided}: {duration(sample_seconds)}",
+        "curate": f"at most {sum(counts):,} of {sampled:,}, {config.curate.policy}: {duration(curate_seconds)}",
+        "per class": ", ".join(listed) + " (real+synthetic)",
+        "evaluate": f"about {duration(evaluate_seconds)} for classifiers; distances on top: seconds for small features",
+        "classify": f"{config.classify.seeds} seeds x {arms} arms: {duration(classify_seconds)}",
+        "memory": f"{memory / 2**30:.1f} GiB at the peak of training ({device})",
+        "in all": f"about {duration(total)} on {device}, from a measured probe; a minute or so of measuring on top",
+    }
+    if not curating:
+        del rows["curate"]
+    return Plan(tuple(rows.items()), total)
 
 
 def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device: torch.device) -> tuple[float, float]:

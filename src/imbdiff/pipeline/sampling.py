@@ -128,11 +128,6 @@ class Sampling:
         kept = {k: v for k, v in asdict(self).items() if defaults.get(k) != v}
         return {**kept, "interval": list(self.interval), "constants": dict(self.constants)}
 
-    @property
-    def text(self) -> str:
-        """The guidance with its scales, to print."""
-        return guidance_text(self.guidance, self.constants)
-
     def check(self, stats: ClassStats, groups: Groups) -> None:
         """Refuses scales that are out of range, and those of unknown classes or groups.
 
