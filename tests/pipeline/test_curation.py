@@ -310,7 +310,7 @@ def test_a_dry_run_counts_the_candidates(source: str, plain: RunConfig) -> None:
     prepared = prepare_data(source, plain.data)
     rows = dict(make_plan(prepared, override(plain, POLICY), source).rows)
     n = sum(images_to_draw("0.9", prepared.stats))
-    assert rows["draw"].startswith(f"{2 * n} images")
+    assert rows["sample"].startswith(f"{2 * n} images")
     assert rows["curate"].startswith(f"at most {n} of {2 * n}, agreement+no-copies+diverse: ")
     assert "curate" not in dict(make_plan(prepared, plain, source).rows)
 

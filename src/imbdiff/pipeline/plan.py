@@ -227,15 +227,11 @@ def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device:
 def probe_sampling(model: Any, config: RunConfig, device: torch.device, groups: Groups) -> float:
     """Seconds per image."""
     model = model.to(device).eval()
-    steps = min(2, sampling(config).steps)
-    how = replace(sampling(config), steps=steps)
-    n = how.batch_size
-    options: dict[str, Any] = {
-        "sampler": how.sampler, "guidance": how.guide(model, groups, partial=True), "batch_size": n,
-        "bf16": how.precision == "bf16",
-    }  # fmt: skip
-    labels = [0] * n
-    generate(model, labels, range(n), steps=steps, **options)
+    whole = sampling(config)
+    how = replace(whole, steps=min(2, whole.steps))
+    options = how.generator_options(how.guide(model, groups, partial=True))
+    labels = [0] * how.batch_size
+    generate(model, labels, range(len(labels)), **options)
     began = time.perf_counter()
-    generate(model, labels, range(n), steps=steps, **options)
-    return (time.perf_counter() - began) / n * sampling(config).steps / steps
+    generate(model, labels, range(len(labels)), **options)
+    return (time.perf_counter() - began) / len(labels) * whole.steps / how.steps
