@@ -107,7 +107,7 @@ def measure(network: str, side: int, given: argparse.Namespace) -> dict[str, Any
     r = rng(0, "images", side)
     images = r.integers(0, 256, (given.images, *shape), dtype=np.uint8)
     labels = r.integers(0, 10, given.images)
-    how = Augmentation(flip=True, shift=shift, border="zero")
+    how = Augmentation("mirror", shift, border="zero")
     ours, pil = our_batches(images, labels, given.batch, how), pil_batches(images, labels, given.batch, shift)
     n = given.batches
     loaders = compare(

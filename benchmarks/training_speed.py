@@ -65,7 +65,7 @@ def ours(
     bf16 = accelerator.mixed_precision == "bf16"
     batches = Batches(
         step, [distribution], data, Groups.by_quantile(data.stats), config, device=torch.device(device),
-        augmentation=Augmentation.of("mirror"), channels_last=device == "cuda" and bf16,
+        augmentation=Augmentation("mirror"), channels_last=device == "cuda" and bf16,
     )  # fmt: skip
     update = Update(step, batches, config, accelerator)
     on = compiling.DEVICES

@@ -10,10 +10,36 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from sklearn.datasets import load_digits
+
+from imbdiff.data.imageset import ImageSet
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def noisy(x: np.ndarray, sigma: float) -> np.ndarray:
+    return np.clip(np.rint(x + np.random.default_rng(9).normal(0, sigma, x.shape)), 0, 255).astype(np.uint8)
+
+
+def smooth(n: int, seed: int, size: int = 32) -> np.ndarray:
+    """Colour images with the spectrum of photographs."""
+    g = np.random.default_rng(seed)
+    f = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))
+    spectrum = np.fft.fft2(g.normal(size=(n, 3, size, size))) / (f + 1 / size) ** 1.2
+    x = np.fft.ifft2(spectrum).real
+    x = (x - x.mean(axis=(2, 3), keepdims=True)) / x.std(axis=(2, 3), keepdims=True)
+    return np.clip(128 + 45 * x, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def digits() -> tuple[ImageSet, ImageSet]:
+    """Of scikit-learn, the first 1,297 and the other 500."""
+    x, y = load_digits(return_X_y=True)
+    x = np.round(x.reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
+    names = tuple(str(k) for k in range(10))
+    first, second = (ImageSet(x[s], y[s].astype(np.int64), names) for s in (slice(1297), slice(1297, None)))
+    return first, second
 
 
 def write(path: Path, pixels: np.ndarray, **options: object) -> Path:

@@ -7,9 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from imbdiff.data.augment import Augmentation, scaled
-from imbdiff.data.auto_augment import CIFAR_POLICY, OPERATIONS, apply_policy, filled, operate, setting_of, strength
-from imbdiff.runtime.errors import ConfigError
+from imbdiff.data.auto_augment import CIFAR_POLICY, OPERATIONS, apply_policy, operate, strength
 from imbdiff.runtime.streams import rng, torch_rng
 
 ENHANCE = {
@@ -68,6 +66,10 @@ def tensor(x: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
 
 
+def levels(magnitude: int, sign: int, n: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.full((n,), magnitude), torch.full((n,), sign)
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (9, 33, 3), (2, 5, 3)])
 def test_operations_are_those_of_pil(name: str, shape: tuple[int, int, int]) -> None:
@@ -76,13 +78,11 @@ def test_operations_are_those_of_pil(name: str, shape: tuple[int, int, int]) -> 
     for magnitude in (0, 1, 3, 6, 8, 9):
         for sign in (-1, 1):
             wanted = np.stack([from_pil(by_pil(to_pil(i), name, magnitude, sign), shape[2]) for i in x])
-            setting = torch.full((len(x),), setting_of(name, magnitude, sign))
-            for grouped in (True, False):
-                found = operate(tensor(x), setting, torch.ones(len(x), dtype=torch.bool), grouped=grouped)
-                assert found.dtype == torch.uint8
-                off = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - wanted)
-                # measured: all equal PIL; of the stretching, PIL's floats fall 1 below the exact value now and then
-                assert off.max() <= (1 if name == "autocontrast" else 0), (magnitude, sign, grouped)
+            found = operate(name, tensor(x), *levels(magnitude, sign, len(x)))
+            assert found.dtype == torch.uint8
+            off = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - wanted)
+            # measured: all equal PIL; of the stretching, PIL's floats fall 1 below the exact value now and then
+            assert off.max() <= (1 if name == "autocontrast" else 0), (magnitude, sign)
             moves += int((wanted != x).sum())
     assert moves or (name, shape[2]) == ("color", 1) or min(shape) == 2
 
@@ -93,23 +93,26 @@ def test_signs_point_somewhere() -> None:
     x[0, 0, 4, 8] = 255  # in the middle of the right side
 
     def spot(name: str, sign: int) -> list[int]:
-        found = operate(x, torch.tensor([setting_of(name, 9, sign)]), torch.tensor([True]), grouped=True)
+        found = operate(name, x, *levels(9, sign))
         return (found[0, 0] == 255).nonzero()[0].tolist()
 
     assert spot("translate-x", 1) == [4, 4]  # 0.453 of 9 pixels
     assert spot("rotate", 1)[0] < 4
     assert spot("rotate", -1)[0] > 4
-    moved = operate(x, torch.tensor([setting_of("translate-x", 9, -1)]), torch.tensor([True]), grouped=True)
+    moved = operate("translate-x", x, *levels(9, -1))
     assert (moved[0, 0, :, :4] == 128).all()
     assert (moved[0, 0, :, 4:] == 0).all()
 
 
 def test_strengths_by_hand() -> None:
-    assert strength("rotate", 3, -1) == pytest.approx(-10)
-    assert strength("shear-x", 9, 1) == pytest.approx(0.3)
-    assert strength("solarize", 9, 1) == 0
-    assert [strength("brightness", 9, s) for s in (-1, 1)] == pytest.approx([0.1, 1.9])
-    assert [strength("posterize", m, 1) for m in (0, 1, 2, 9)] == [8, 8, 7, 4]
+    def of(name: str, magnitude: int, sign: int = 1) -> float:
+        return float(strength(name, *levels(magnitude, sign)))
+
+    assert of("rotate", 3, -1) == pytest.approx(-10)
+    assert of("shear-x", 9) == pytest.approx(0.3)
+    assert of("solarize", 9) == 0
+    assert [of("brightness", 9, s) for s in (-1, 1)] == pytest.approx([0.1, 1.9])
+    assert [of("posterize", m) for m in (0, 1, 2, 9)] == [8, 8, 7, 4]
 
 
 def test_policy_is_the_papers() -> None:
@@ -127,102 +130,26 @@ def test_policy_is_the_papers() -> None:
 def test_policy_against_one_image_at_a_time(channels: int) -> None:
     x = np.concatenate([images(12, 10, channels)] * 30)
     draws = torch.rand((len(x), 5), generator=torch_rng(0, "policy"))
-    for grouped in (True, False):
-        found = apply_policy(tensor(x), draws, grouped=grouped).permute(0, 2, 3, 1).numpy()
-        off = []
-        for image, u, seen in zip(x, draws.double().numpy(), found, strict=True):
-            pair = CIFAR_POLICY[int(u[0] * 25)]
-            made, stretched = to_pil(image), False
-            for i, (name, probability, magnitude) in enumerate(pair):
-                if u[1 + i] < probability:
-                    made = by_pil(made, name, magnitude, 1 if u[3 + i] >= 0.5 else -1)
-                    stretched = stretched or name == "autocontrast"
-            if not stretched:
-                assert np.array_equal(seen, from_pil(made, channels)), pair
-            off.append(np.abs(seen.astype(int) - from_pil(made, channels)).max())
-        # what follows the stretching may enlarge its 1: equalize does, where few values are left
-        assert np.mean(np.array(off) <= 1) > 0.98
+    found = apply_policy(tensor(x), draws).permute(0, 2, 3, 1).numpy()
+    off = []
+    for image, u, seen in zip(x, draws.double().numpy(), found, strict=True):
+        made, stretched = to_pil(image), False
+        for i, (name, probability, magnitude) in enumerate(CIFAR_POLICY[int(u[0] * 25)]):
+            if u[1 + i] < probability:
+                made = by_pil(made, name, magnitude, 1 if u[3 + i] >= 0.5 else -1)
+                stretched = stretched or name == "autocontrast"
+        if not stretched:
+            assert np.array_equal(seen, from_pil(made, channels))
+        off.append(np.abs(seen.astype(int) - from_pil(made, channels)).max())
+    # what follows the stretching may enlarge its 1: equalize does, where few values are left
+    assert np.mean(np.array(off) <= 1) > 0.98
 
 
-def test_both_ways_agree_and_rows_are_independent() -> None:
+def test_rows_are_independent_and_the_batch_is_left_alone() -> None:
     x = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8, generator=torch_rng(1))
     draws = torch.rand((64, 5), generator=torch_rng(2))
     before = x.clone()
     whole = apply_policy(x, draws)
     assert torch.equal(x, before)
-    assert torch.equal(whole, apply_policy(x, draws, grouped=False))
     assert torch.equal(whole, torch.cat([apply_policy(x[:7], draws[:7]), apply_policy(x[7:], draws[7:])]))
     assert torch.equal(apply_policy(x, draws.clamp(max=0) + float(np.nextafter(np.float32(1), 0))), x)
-    with pytest.raises(ValueError, match="uint8"):
-        apply_policy(x.float(), draws)
-
-
-def test_augmentation_crops_then_applies_the_policy_then_covers() -> None:
-    x = torch.randint(0, 256, (90, 3, 12, 12), dtype=torch.uint8, generator=torch_rng(3))
-    literature = Augmentation(flip=True, shift=2, border="zero", policy="autoaugment-cifar", erase=4)
-    draws = literature.draw(90, torch_rng(4))
-    assert draws.shape == (90, 14)
-    assert torch.equal(draws[:, :9], Augmentation().draw(90, torch_rng(4)))
-    cropped = Augmentation(flip=True, shift=2, border="zero").apply(x, draws[:, :9])
-    wanted = Augmentation(erase=4).apply(apply_policy(cropped, draws[:, 9:]), draws[:, :9])
-    assert torch.equal(literature.apply(x, draws), wanted)
-    assert not torch.equal(cropped, apply_policy(cropped, draws[:, 9:]))
-    with pytest.raises(ValueError, match=r"\(90, 14\)"):
-        literature.apply(x, draws[:, :9])
-    with pytest.raises(ValueError, match=r"\(90, 9\)"):
-        Augmentation(flip=True).apply(x, draws)
-
-
-def test_black_border_is_that_of_a_random_crop_of_padded_images() -> None:
-    x = images(7, 6, 3)
-    augmentation = Augmentation(flip=True, shift=3, border="zero")
-    draws = augmentation.draw(len(x), torch_rng(5))
-    wanted = []
-    for image, (u, down, right, *_) in zip(x, draws.numpy(), strict=True):
-        padded = ImageOps.expand(to_pil(image[:, ::-1].copy() if u < 0.5 else image), 3, 0)
-        left, top = 6 - int(right * 7), 6 - int(down * 7)
-        wanted.append(from_pil(padded.crop((left, top, left + 6, top + 7)), 3))
-    found = augmentation.apply(tensor(x), draws).permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(found, np.stack(wanted))
-    # any type: float images are as before apart from the border
-    edge = Augmentation(flip=True, shift=3).apply(tensor(x).float(), draws)
-    zero = augmentation.apply(tensor(x).float(), draws)
-    assert np.array_equal(zero.permute(0, 2, 3, 1).numpy(), found)
-    assert torch.equal(zero[zero != 0], edge[zero != 0])
-    assert not torch.equal(zero, edge)
-
-
-def test_turned_images_have_a_black_border_too() -> None:
-    x = torch.full((200, 1, 5, 5), 9, dtype=torch.uint8)
-    augmentation = Augmentation(flip=True, turns=True, shift=1, border="zero")
-    found = augmentation.apply(x, augmentation.draw(200, torch_rng(6)))
-    lit = found.flatten(1).gt(0).sum(1)
-    assert set(lit.tolist()) == {25, 20, 16}
-    assert (lit == 16).float().mean() == pytest.approx(4 / 9, abs=0.15)
-
-
-def test_filled_is_masked_fill() -> None:
-    x = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8, generator=torch_rng(7))
-    where = torch.rand((4, 1, 5, 6), generator=torch_rng(8)) < 0.5
-    for value in (0, 127, 255):
-        assert torch.equal(filled(x, where, value), x.masked_fill(where, value))
-        assert torch.equal(filled(x.float(), where, value), x.float().masked_fill(where, value))
-
-
-def test_scaled_is_the_arithmetic_of_the_judges() -> None:
-    x = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert torch.equal(scaled(x), x.float() / 127.5 - 1)
-    assert scaled(x).aminmax() == (-1.0, 1.0)
-
-
-def test_what_is_done_is_said_and_unknown_names_are_refused() -> None:
-    words = Augmentation.of("mirror", shift=4, erase=16, border="zero", policy="autoaugment-cifar").words()
-    assert words == (
-        "mirrored at random, shifted by up to 4 pixels with a black border, changed by AutoAugment's policy for CIFAR, "
-        "a square of 16 pixels covered"
-    )
-    assert Augmentation(border="zero").words() == "none"
-    with pytest.raises(ConfigError, match="border 'grey'"):
-        Augmentation(border="grey")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="policy 'randaugment'"):
-        Augmentation(policy="randaugment")  # type: ignore[arg-type]

@@ -60,10 +60,7 @@ def test_published_counts_of_cifar10_lt_100():
     expected = (5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50)
     assert profile_counts("exponential", 5000, 10, 100) == expected
     assert profile_counts("exponential", 5000, 10, 0.01) == expected
-
-
-def test_counts_of_the_digits_demo():
-    assert profile_counts("exponential", 110, 10, 50) == (110, 71, 46, 29, 19, 12, 8, 5, 3, 2)
+    assert profile_counts("exponential", 98, 3, 49)[-1] == 2  # 98 * (1/49) is 1.9999999999999998
 
 
 def test_step_and_pareto():
@@ -129,10 +126,6 @@ def test_counts_never_increase_and_stay_within_bounds(profile, n_max, classes, f
     shares = profile_shares(profile, classes, factor)
     assert shares[0] == 1
     assert shares[-1] == pytest.approx(1 / factor)
-
-
-def test_a_small_reciprocal_is_not_rounded_down():
-    assert profile_counts("exponential", 98, 3, 49)[-1] == 2  # 98 * (1/49) is 1.9999999999999998
 
 
 @given(st.integers(1, 5000))
@@ -209,33 +202,25 @@ def check_partition(groups, n):
     assert Groups.from_json(groups.to_json()) == groups
 
 
-@given(counts, st.integers(0, 300), st.integers(0, 300), st.booleans(), st.booleans())
-def test_thresholds_partition_the_classes_or_are_refused(counts, many, few, many_closed, few_closed):
-    try:
-        groups = Groups.by_threshold(stats(counts), many, few, many_closed, few_closed)
-    except ConfigError:
-        assert few >= many
+@given(counts, st.integers(0, 300), st.integers(0, 300))
+def test_thresholds_partition_the_classes_or_are_refused(counts, many, few):
+    if few > many + 1:
+        with pytest.raises(ConfigError, match="overlap"):
+            Groups.by_threshold(stats(counts), many, few)
         return
+    groups = Groups.by_threshold(stats(counts), many, few)
     check_partition(groups, len(counts))
-    for n, g in zip(counts, groups.of_class, strict=True):
-        is_many = n >= many if many_closed else n > many
-        is_few = n <= few if few_closed else n < few
-        assert g == (0 if is_many else 2 if is_few else 1)
-
-
-@given(counts, st.floats(0, 0.5, allow_subnormal=False), st.floats(0, 0.5, allow_subnormal=False))
-def test_quantiles_partition_the_classes_in_order_of_size(counts, many, few):
-    groups = Groups.by_quantile(stats(counts), many, few)
-    check_partition(groups, len(counts))
-    sizes = [[counts[k] for k in groups.classes(name)] for name in groups.names]
-    for larger, smaller in ((0, 1), (1, 2), (0, 2)):
-        if sizes[larger] and sizes[smaller]:
-            assert min(sizes[larger]) >= max(sizes[smaller])
+    assert groups.of_class == tuple(0 if n > many else 2 if n < few else 1 for n in counts)
 
 
 @given(counts)
-def test_the_default_partitions_the_classes(counts):
+def test_thirds_partition_the_classes_in_order_of_size(counts):
+    groups = Groups.by_quantile(stats(counts))
+    check_partition(groups, len(counts))
     check_partition(Groups.default(stats(counts)), len(counts))
+    sizes = [sorted(counts[k] for k in groups.classes(name)) for name in groups.names]
+    assert [*sizes[2], *sizes[1], *sizes[0]] == sorted(counts)
+    assert len(sizes[0]) == len(sizes[2]) == round(len(counts) / 3)
 
 
 @given(counts, st.data())
@@ -248,26 +233,13 @@ def test_explicit_groups_partition_the_classes(counts, data):
     assert groups.of_class == tuple(of_class)
 
 
-def test_cifar100_lt_groups_of_the_literature():
-    s = stats(profile_counts("exponential", 500, 100, 100))
-    sizes = [np.bincount(Groups.by_threshold(s).of_class).tolist()]
-    sizes += [np.bincount(Groups.by_threshold(s, many_closed=True, few_closed=True).of_class).tolist()]
-    assert sizes == [[35, 35, 30], [35, 34, 31]]
-
-
-def test_cifar_thirds_leave_no_class_out():
-    groups = Groups.by_quantile(stats(profile_counts("exponential", 5000, 10, 100)))
-    assert groups.of_class == (0, 0, 0, 1, 1, 1, 1, 2, 2, 2)
-
-
-def test_rules_of_few_classes_read_well():
-    rules = [Groups.by_quantile(stats(range(c, 0, -1))).rule for c in (1, 2, 3, 10)]
-    assert rules == [
-        "many: none, few: none, medium: the other one",
-        "many: the largest class, few: the smallest, medium: none",
-        "many: the largest class, few: the smallest, medium: the other one",
-        "many: the 3 largest classes, few: the 3 smallest, medium: the other 4",
-    ]
+def test_groups_of_the_literature():
+    hundred = stats(profile_counts("exponential", 500, 100, 100))
+    assert np.bincount(Groups.default(hundred).of_class).tolist() == [35, 35, 30]
+    assert np.bincount(Groups.by_threshold(hundred, 99, 21).of_class).tolist() == [35, 34, 31]  # >= 100, <= 20
+    ten = Groups.default(stats(profile_counts("exponential", 5000, 10, 100)))
+    assert ten.of_class == (0, 0, 0, 1, 1, 1, 1, 2, 2, 2)
+    assert ten.rule == "many: the 3 largest classes, few: the 3 smallest, medium: the other 4"
 
 
 def test_explicit_groups_that_are_no_partition():

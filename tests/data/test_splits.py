@@ -3,8 +3,10 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from imbdiff.data.imageset import ImageSet
+from imbdiff.data.arrays import ArraySource
+from imbdiff.data.profiles import long_tail
 from imbdiff.data.splits import prepare
 from imbdiff.data.stats import Groups
 from imbdiff.runtime.errors import ConfigError, DataError
@@ -70,13 +72,9 @@ def test_equal_arguments_give_equal_splits_and_others_do_not(demo):
     assert len(hashes | {demo.manifest["hash"]}) == 3
 
 
-def test_the_test_split_does_not_depend_on_the_tail(demo):
-    for options in ({}, {"imbalance_factor": 50, "profile": "pareto"}):
-        assert prepare("digits", **options).test.fingerprint == demo.test.fingerprint
-
-
-def test_digits_as_they_are():
+def test_digits_as_they_are(demo):
     p = prepare("digits")
+    assert p.test.fingerprint == demo.test.fingerprint  # it does not depend on the tail
     assert p.pool is None
     assert sum(counts(p.val)) + len(p.train) == 1197
     assert counts(p.val) == [round(0.1 * (n - 60)) for n in (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)]
@@ -107,7 +105,8 @@ def test_no_validation_where_classes_are_small():
     assert p.val is None
     assert "none" in p.manifest["val_from"]
     assert p.manifest["ids"]["val"] is None
-    assert prepare(arrays([100, 80]), val_fraction=0).val is None
+    p = prepare(arrays([4, 5, 40]), test_fraction=0.99, val_fraction=0)
+    assert (p.val, p.stats.counts, counts(p.test)) == (None, (1, 1, 1), [3, 4, 39])
 
 
 def test_given_splits_are_used_as_they_are(tmp_path):
@@ -152,26 +151,27 @@ def test_copies_are_not_held_out_while_others_are_left():
         assert counts(p.test) == [10, 10]
 
 
-def test_the_hash_does_not_depend_on_the_place(tmp_path):
+def test_the_hash_depends_on_the_pixels_and_not_on_the_place(tmp_path):
     one = folder(tmp_path / "one", {"a": 30, "b": 8})
     other = tmp_path / "a much longer way" / "to the same"
     shutil.copytree(one, other)
     first, second = prepare(one), prepare(str(other))
     assert first.manifest["hash"] == second.manifest["hash"]
-    (other / "a" / "000.png").write_bytes((other / "b" / "000.png").read_bytes())
-    assert prepare(other).manifest["hash"] != first.manifest["hash"]
+    file = other / first.train.ids[0]
+    pixels = np.array(Image.open(file))
+    pixels[2, 3] ^= 1
+    Image.fromarray(pixels).save(file)
+    after = prepare(other)
+    assert after.manifest["ids"] == first.manifest["ids"]
+    assert after.manifest["hash"] != first.manifest["hash"]
 
 
-def test_sizes_are_changed_by_the_policy_and_said(tmp_path):
-    folder(tmp_path, {"a": 5, "b": 5}, size=(100, 80))
+def test_sizes_are_changed_and_bad_files_of_all_splits_come_in_one_error(tmp_path):
+    folder(tmp_path, {"train/a": 3, "train/b": 3, "test/a": 2}, size=(100, 80))
     p = prepare(tmp_path)
     assert p.train.shape == p.test.shape == (64, 48, 3)
     assert any("100 x 80" in w for w in p.warnings)
     assert prepare(tmp_path, size=16, resize="pad").train.shape == (16, 16, 3)
-
-
-def test_bad_files_of_all_splits_come_in_one_error(tmp_path):
-    folder(tmp_path, {"train/a": 3, "train/b": 3, "test/a": 2}, size=(32, 32))
     for name in ("train/a/000.png", "train/b/001.png", "test/a/000.png"):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
@@ -181,11 +181,8 @@ def test_bad_files_of_all_splits_come_in_one_error(tmp_path):
 
 
 def test_cifar_lt_protocol_keeps_the_literatures_order():
-    from imbdiff.data.profiles import long_tail
-
     x, y = arrays([100] * 4)
-    test = ImageSet(noise(8, 6, 6, 1, seed=9), np.arange(8) % 4, ("0", "1", "2", "3"))
-    np_source = _with_test(x, y, test)
+    np_source = ArraySource({"train": (x, y), "test": (noise(8, 6, 6, seed=9), np.arange(8) % 4)})
     p = prepare(np_source, imbalance_factor=10, protocol="cifar-lt")
     expected = long_tail(y, imbalance_factor=10, protocol="cifar-lt")
     assert p.train.ids == tuple(f"train/{i}" for i in expected)
@@ -193,12 +190,6 @@ def test_cifar_lt_protocol_keeps_the_literatures_order():
     assert counts(p.val) == [0, 10, 10, 10]  # nothing of class 0 was dropped
     assert len(p.pool) == 400
     assert any("seed 3" in w for w in prepare(np_source, imbalance_factor=10, protocol="cifar-lt", seed=3).warnings)
-
-
-def _with_test(x, y, test):
-    from imbdiff.data.sources import ArraySource
-
-    return ArraySource({"train": (x, y), "test": (test.images, test.labels)})
 
 
 def test_a_tail_from_an_array_leaves_images_for_validation():
@@ -237,18 +228,3 @@ def test_impossible_requests():
     for wrong in ({"test_fraction": 1.0}, {"val_fraction": -0.1}, {"imbalance_factor": 0}, {"test_per_class": 0}):
         with pytest.raises(ConfigError):
             prepare(arrays([100, 60]), **wrong)
-
-
-def test_every_class_keeps_training_images_whatever_the_fraction():
-    p = prepare(arrays([4, 5, 40]), test_fraction=0.99, val_fraction=0)
-    assert min(p.stats.counts) >= 1
-    assert counts(p.test) == [3, 4, 39]
-
-
-def test_the_hash_notices_one_changed_pixel():
-    x, y = arrays([12, 8])
-    before = prepare((x, y))
-    x[int(before.train.ids[0].removeprefix("train/")), 2, 3] ^= 1
-    after = prepare((x, y))
-    assert after.manifest["ids"] == before.manifest["ids"]
-    assert after.manifest["hash"] != before.manifest["hash"]

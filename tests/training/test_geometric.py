@@ -168,7 +168,7 @@ def test_methods_train_under_it(name: str, digits: Prepared, tmp_path: Path) -> 
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
-@pytest.mark.parametrize(("ada", "plain"), [(0.0, Augmentation(flip=True)), (0.4, Augmentation(flip=False))])
+@pytest.mark.parametrize(("ada", "plain"), [(0.0, Augmentation("mirror")), (0.4, Augmentation())])
 def test_images_that_may_be_mirrored_are_mirrored_once_and_said_to_be(
     ada: float, plain: Augmentation, digits: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:

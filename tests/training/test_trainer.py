@@ -265,7 +265,7 @@ def test_a_part_of_non_head_classes_holds_only_those_and_shares_one_time_per_gro
 
 
 def test_images_are_mirrored_only_when_asked(whole: Whole) -> None:
-    assert not same(trainer(None, augmentation=Augmentation(flip=True)).run(), whole[0])
+    assert not same(trainer(None, augmentation=Augmentation("mirror")).run(), whole[0])
 
 
 def test_learning_rate_warms_up_then_stays_or_falls() -> None:

@@ -1,4 +1,4 @@
-"""Non-leaking geometric augmentation: the network is told what was done to each image, so it need not learn to do it.
+"""Non-leaking geometric augmentation: what was done to an image is an input of the network, which need not learn it.
 
 ADA as CBDM's released code has it (utils/augmentation.py there, after Karras et al. 2022, *Elucidating the Design Space
 of Diffusion-Based Generative Models*, and k-diffusion). A change is nine numbers, all 0 for an image as it is:
@@ -8,7 +8,7 @@ of Diffusion-Based Generative Models*, and k-diffusion). A change is nine number
 == ============== ============================= ==================================================================
 0  mirrored       0 or 1 (1/2, whatever p is)   left and right swapped
 1  upside down    0 or 1 (p / 2)                top and bottom swapped
-2  size           N(0, 1)                       enlarged by scale^size, scale = 2^0.2
+2  size           N(0, 1)                       enlarged by 2^(0.2 size)
 3  cos(angle) - 1 [-2, 0]                       rotated counter-clockwise by an angle uniform in (-pi, pi)
 4  sin(angle)     [-1, 1]                       the same
 5  a cos(axis)    a = \\|N(0, 1)\\|               stretched by aniso^a along the axis, aniso = 2^0.2, and squeezed by
@@ -24,9 +24,8 @@ composed in the order of that code: shift, stretch, rotation, size, and the two 
     out = mirror . upside . size . R(angle) . R(axis) diag(aniso^a, aniso^-a) R(axis)^-1 . shift   (on positions)
 
 Departures from that code: images are interpolated by cubic convolution (torch's bicubic) where it uses a cubic
-B-spline; an image that is only mirrored is not interpolated at all; a, normal there, is its absolute value. The last
-leaves the distribution of the images as it is, since -a along one axis is a along the other, but the vector then
-says what was done: with a sign, (a, axis) and (-a, axis + pi) would be two changes with one vector.
+B-spline; an image that is only mirrored is not interpolated at all; a, normal there, is its absolute value: with a
+sign, (a, axis) and (-a, axis + pi) would be two changes with one vector.
 """
 
 from __future__ import annotations
@@ -38,10 +37,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbdiff.runtime.errors import ConfigError
-
-#: numbers that describe a change
 CONDITION_SIZE = 9
+"""Numbers that describe a change."""
+UNIT = 2**0.2
+"""Factor of one unit of size, and of stretch."""
+SHIFT = 1 / 8
+"""Share of the side that one unit of shift is."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +51,9 @@ class Geometric:
 
     Attributes:
         p: probability of each kind of change, in [0, 1]; mirroring has 1/2 whatever it is.
-        scale, aniso: factor of one unit of size, and of stretch; above 0.
-        shift: share of the side that one unit of shift is.
-
-    Raises:
-        ConfigError: one of them is out of range.
     """
 
     p: float = 0.12
-    scale: float = 2**0.2
-    aniso: float = 2**0.2
-    shift: float = 1 / 8
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise ConfigError(f"probability {self.p} of a geometric change is not in [0, 1]", "0.12 is CBDM's")
-        for name in ("scale", "aniso"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ConfigError(f"geometric {name} {value} must be above 0 and finite", "2 ** 0.2 is CBDM's")
-        if not 0 <= self.shift < math.inf:
-            raise ConfigError(f"geometric shift {self.shift} must be at least 0 and finite", "1/8 is CBDM's")
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, 9) float32 vectors of random changes, on the generator's device.
@@ -99,7 +82,7 @@ class Geometric:
         return torch.stack(columns, 1).float() + 0.0  # no negative zeros
 
     def apply(self, x: Tensor, change: Tensor) -> Tensor:
-        """The changed images. Rows that are only mirrored, or not changed, are so to the bit.
+        """The changed images. Rows that are only mirrored, or not changed, keep their values exactly.
 
         Beyond the border an image goes on as its reflection about the centres of the outermost pixels. Interpolated
         values may leave the range of `x` a little; they are not cut off, as in the source.
@@ -111,9 +94,7 @@ class Geometric:
         Returns:
             (B, C, H, W) of the same type and device.
         """
-        b, _, h, w = x.shape
-        if change.shape != (b, CONDITION_SIZE):
-            raise ValueError(f"changes must be ({b}, {CONDITION_SIZE}), not {tuple(change.shape)}")
+        h, w = x.shape[2:]
         theta = self._inverse(change, h, w).to(device=x.device, dtype=x.dtype)
         change = change.to(x.device)
         grid = F.affine_grid(theta, list(x.shape), align_corners=True)
@@ -133,18 +114,18 @@ class Geometric:
         _, _, size, cosine, sine, ax, ay, dx, dy = change.double().unbind(1)
         cosine = cosine + 1
         a = torch.hypot(ax, ay)
-        stretch = self.aniso**a
+        stretch = UNIT**a
         ux, uy = torch.where(a > 0, ax / a.clamp_min(1e-30), 1.0), torch.where(a > 0, ay / a.clamp_min(1e-30), 0.0)
         # R(axis) diag(1 / s, s) R(axis)^-1
         xx, yy = ux * ux / stretch + uy * uy * stretch, uy * uy / stretch + ux * ux * stretch
         xy = ux * uy * (1 / stretch - stretch)
         # times the inverse of the rotation, which is clockwise where y points down, and of the size
-        factor = self.scale**-size
+        factor = UNIT**-size
         m00, m01 = factor * (xx * cosine + xy * sine), factor * (xy * cosine - xx * sine)
         m10, m11 = factor * (xy * cosine + yy * sine), factor * (yy * cosine - xy * sine)
         half_w, half_h = max(w - 1, 1) / 2, max(h - 1, 1) / 2
         rows = (
-            torch.stack([m00, m01 * half_h / half_w, -self.shift * w * dx / half_w], 1),
-            torch.stack([m10 * half_w / half_h, m11, -self.shift * h * dy / half_h], 1),
+            torch.stack([m00, m01 * half_h / half_w, -SHIFT * w * dx / half_w], 1),
+            torch.stack([m10 * half_w / half_h, m11, -SHIFT * h * dy / half_h], 1),
         )
         return torch.stack(rows, 1)

@@ -1,30 +1,29 @@
 """Near duplicates: images that are nearer to one other image than images of this kind ever are.
 
-Images are compared as *thumbnails* of at most 8 x 8 blocks, centred and scaled to one contrast, mirrored or not. So
-noise, compression, brightness, contrast and shifts by a small part of a block hardly matter. A distance says little
-before it is compared with the distances that are usual here, so it is divided by the mean distance to the next of the
-50 nearest images: the ratio of Carlini et al. (2023, "Extracting training data from diffusion models"), there below
-1/2 for a memorised image. That limit holds where images differ much from each other; digits are alike, and real ones
-that nobody copied come below 1/2. Hence the limit is the lower one of 1/2 and the 1 % point of the ratios that the
-images of the set have among themselves, found from their median and lower quartile, so that duplicates in the set do
-not move it.
+Images are compared as *thumbnails* of at most 8 x 8 blocks, centred and scaled to one contrast, mirrored or not, so
+noise, compression, brightness, contrast and shifts by a small part of a block hardly matter. A distance is divided by
+the mean distance to the next of the 50 nearest images: the ratio of Carlini et al. (2023, "Extracting training data
+from diffusion models"), there below 1/2 for a memorised image. Digits are so alike that real ones that nobody copied
+come below 1/2. Hence the limit is the lower one of 1/2 and the 1 % point of the ratios that the images of the set have
+among themselves, found from their median and lower quartile, so that duplicates in the set do not move it.
 
-Not seen: shifts by a block (a shifted digit of 8 x 8 pixels is another image), turned or cut images, and copies of an
-image that the set holds dozens of times nearly but not exactly equal: they are each other's usual distance.
+Measured, test against training images: digits 0.4 % of 500 are below the limit, skin lesions 0.25 % of 1,198,
+Fashion-MNIST 4.0 % of 10,000, CIFAR-10 3.2 % of 10,000, where 3.3 % are known to be duplicates (Barz and Denzler 2020,
+"Do we train on test data?").
+
+Not found: shifts by a block, turned or cut images, and copies of an image of which the set holds dozens of nearly equal
+versions: these are each other's usual distance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from imbdiff.data.imageset import ImageSet
 from imbdiff.data.nearest import Nearest, hash_keys
-from imbdiff.runtime.errors import DataError
 
 SIDE = 8
 """Blocks of a thumbnail along each side."""
@@ -37,7 +36,9 @@ CALIBRATION = 2_000
 FEWEST = 3
 """Different images that a set needs for a ratio to mean anything."""
 CAP = 10_000
-"""Images looked up by :func:`across`, those of the lowest hashes."""
+"""Images looked up at most, those of the lowest hashes."""
+PAIRS = 1_000_000_000
+"""Distances measured at most: about 15 s on one core."""
 _FAINT = 4.0  # grey levels: images of less contrast are not amplified beyond it
 
 
@@ -61,31 +62,17 @@ def thumbnails(images: np.ndarray, mirrored: bool = False) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Among:
-    """Images of a set, each looked up among the others.
-
-    Attributes:
-        rows: (n,) int64 numbers of the images, those of the lowest hashes; of equal images the first one.
-        found: what was found, row by row.
-        neighbours: (n, k) int64 numbers of the k = 50 nearest images, mirrored forms not counted, nearest first.
-    """
-
-    rows: np.ndarray
-    found: Found
-    neighbours: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
 class Found:
-    """For each query its nearest row.
+    """For each of N queries its nearest image of the set.
 
     Attributes:
-        index: (N,) int64 row of the base.
+        index: (N,) int64 number of that image.
         distance: (N,) root-mean-square difference.
-        ratio: (N,) that distance over the mean distance to the next of the 50 nearest (fewer in a small base);
-            0 for equal rows; NaN where the base has fewer than 3 different images.
-        mirrored: (N,) the second form of the query was the nearer one.
-        near: (N,) bool: the ratio is below the limit, or the rows are equal.
+        ratio: (N,) that distance over the mean distance to the next of the 50 nearest (fewer in a small set); 0 for
+            equal rows; NaN where the set has fewer than 3 different images.
+        mirrored: (N,) bool: the mirrored query was the nearer one.
+        near: (N,) bool: the ratio is below the limit, or the distance is 0.
+        neighbours: (N, k) int64 numbers of the k = 50 nearest images, mirrored forms not counted, nearest first.
     """
 
     index: np.ndarray
@@ -93,87 +80,77 @@ class Found:
     ratio: np.ndarray
     mirrored: np.ndarray
     near: np.ndarray
+    neighbours: np.ndarray
 
 
 class CopyFinder:
-    """Finds near duplicates of the images of a set, in one space.
+    """Finds near duplicates of the images of a set.
 
     Args:
-        rows: (M, D) thumbnails or features of the set.
-        hashes: (M,) hashes of its images; of equal images the first one stands for all.
-        mirrored: (n,) image numbers -> (n, D) rows of the mirrored images; not given: mirrored copies do not count.
+        images: (M, H, W, C) uint8, compared as thumbnails, mirrored or not; or (M, D) features, compared as they are.
+        hashes: (M,) hashes of the images; of equal images the first one stands for all.
         lookups: images of the set to look up among the others; the first 2,000 of them set the limit.
 
     Attributes:
         limit: ratio below which an image is a near copy; NaN where the set has fewer than 3 different images.
-        own: (M,) ratios of the calibrating images, each among the others; NaN of all other images.
-        among: the images that were looked up among the others; None where the set has fewer than 4 different images.
-
-    Raises:
-        DataError: no image, or rows and hashes that do not belong together.
+        usual: share of the set's own images that are near copies of others; 0 where the set is too small to tell.
+        looked_up: (n,) int64 numbers of the images that were looked up among the others, those of the lowest hashes.
+        among: what was found for them; None where the set has fewer than 4 different images.
     """
 
-    def __init__(
-        self,
-        rows: np.ndarray,
-        hashes: Sequence[str],
-        mirrored: Callable[[np.ndarray], np.ndarray] | None = None,
-        lookups: int = CALIBRATION,
-    ) -> None:
-        if len(rows) != len(hashes) or not len(rows):
-            raise DataError(f"{len(rows)} rows for {len(hashes)} images to be searched", "give at least one of each")
+    def __init__(self, images: np.ndarray, hashes: Sequence[str], lookups: int = CALIBRATION) -> None:
         first: dict[str, int] = {}
         for i, key in enumerate(hashes):
             first.setdefault(key, i)
-        self.rows = np.array(list(first.values()), dtype=np.int64)
+        self._rows = np.array(list(first.values()), dtype=np.int64)
         keys = hash_keys(list(first))
-        self.base = Nearest(rows if len(self.rows) == len(rows) else rows[self.rows], keys)
-        self.limit: float = float("nan")
-        self.own: np.ndarray = np.full(len(rows), np.nan)
-        self.among: Among | None = None
-        if len(self.rows) >= FEWEST + 1:
+        base = thumbnails(images) if images.ndim == 4 else images
+        self._base = Nearest(base if len(self._rows) == len(base) else base[self._rows], keys)
+        self.limit: float = RATIO if len(self._rows) >= FEWEST else float("nan")
+        self.usual = 0.0
+        self.looked_up = np.empty(0, dtype=np.int64)
+        self.among: Found | None = None
+        if len(self._rows) > FEWEST:
             own = np.argsort(keys, kind="stable")[:lookups]
-            chosen = self.rows[own]
-            turned = None if mirrored is None else mirrored(chosen)
-            index, distance, ratio, flips, plain = self._nearest(rows[chosen], turned, exclude=own)
-            self.own[chosen[:CALIBRATION]] = ratio[:CALIBRATION]
-            self.limit = limit_of(ratio[:CALIBRATION])
-            found = Found(self.rows[index], distance, ratio, flips, self._near(distance, ratio))
-            self.among = Among(chosen, found, self.rows[plain])
-        elif len(self.rows) == FEWEST:
-            self.limit = RATIO
+            self.looked_up = self._rows[own]
+            nearest = self._nearest(images[self.looked_up], exclude=own)
+            ratios = nearest[2][:CALIBRATION]
+            self.limit = limit_of(ratios)
+            self.usual = float((ratios < self.limit).mean())
+            self.among = self._found(*nearest)
 
-    def find(self, rows: np.ndarray, mirrored: np.ndarray | None = None) -> Found:
-        """The nearest image of each row (N, D), or of its mirrored form (N, D)."""
-        index, distance, ratio, turned, _ = self._nearest(rows, mirrored)
-        return Found(self.rows[index], distance, ratio, turned, self._near(distance, ratio))
+    def __len__(self) -> int:
+        """Different images of the set."""
+        return len(self._rows)
 
-    def _near(self, distance: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-        return (distance == 0) | (ratio < self.limit if np.isfinite(self.limit) else False)
+    def find(self, images: np.ndarray) -> Found:
+        """The nearest image of the set for each of `images`, (N, H, W, C) uint8 or (N, D) as the set's."""
+        return self._found(*self._nearest(images))
+
+    def _found(
+        self, index: np.ndarray, distance: np.ndarray, ratio: np.ndarray, mirrored: np.ndarray, nearest: np.ndarray
+    ) -> Found:
+        near = (distance == 0) | (ratio < self.limit)
+        return Found(self._rows[index], distance, ratio, mirrored, near, self._rows[nearest])
 
     def _nearest(
-        self, rows: np.ndarray, mirrored: np.ndarray | None, exclude: np.ndarray | None = None
+        self, images: np.ndarray, exclude: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Index, distance, ratio and whether mirrored as in :class:`Found`, and the k nearest, not mirrored."""
-        if not len(rows):
-            return np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0, bool), np.empty((0, 0), np.int64)
-        k = min(NEIGHBOURS, len(self.base) - (exclude is not None))
-        forms = [rows] if mirrored is None else [rows, mirrored]
-        with ThreadPoolExecutor(len(forms)) as threads:  # numpy works outside the interpreter lock
-            found = list(threads.map(lambda form: self.base.search(form, k, exclude=exclude), forms))
-        index, squared = found[0]
-        plain = index
-        turned = np.zeros(len(rows), dtype=bool)
-        if mirrored is not None:
-            index2, squared2 = found[1]
-            turned = squared2[:, 0] < squared[:, 0]
+        """The fields of `Found` without `near`, numbers being rows of the base; `exclude`: rows that do not count."""
+        k = min(NEIGHBOURS, len(self._base) - (exclude is not None))
+        pictures = images.ndim == 4
+        nearest, squared = self._base.search(thumbnails(images) if pictures else images, k, exclude=exclude)
+        index, mirrored = nearest, np.zeros(len(images), dtype=bool)
+        if pictures:
+            index2, squared2 = self._base.search(thumbnails(images, mirrored=True), k, exclude=exclude)
+            mirrored = squared2[:, 0] < squared[:, 0]
             index, squared = self._union(index, squared, index2, squared2)
-        distance = np.sqrt(squared / self.base.dim)
-        ratio = np.full(len(rows), np.nan)
-        if k >= FEWEST - 1 and len(self.base) >= FEWEST:
+        distance = np.sqrt(squared / self._base.dim)
+        ratio = np.full(len(images), np.nan)
+        if len(self._base) >= FEWEST:
             usual = distance[:, 1:].mean(axis=1)
             ratio = np.where(distance[:, 0] == 0, 0.0, distance[:, 0] / np.maximum(usual, 1e-300))
-        return index[:, 0], distance[:, 0], ratio, turned, plain
+        return index[:, 0], distance[:, 0], ratio, mirrored, nearest
 
     def _union(
         self, index: np.ndarray, squared: np.ndarray, index2: np.ndarray, squared2: np.ndarray
@@ -184,7 +161,7 @@ class CopyFinder:
         order = np.lexsort((d, i), axis=1)
         i, d = np.take_along_axis(i, order, 1), np.take_along_axis(d, order, 1)
         d[:, 1:][i[:, 1:] == i[:, :-1]] = np.inf
-        best = np.lexsort((self.base.rank[i], d), axis=1)[:, :k]
+        best = np.lexsort((self._base.rank[i], d), axis=1)[:, :k]
         return np.take_along_axis(i, best, 1), np.take_along_axis(d, best, 1)
 
 
@@ -205,86 +182,8 @@ def limit_of(ratios: np.ndarray) -> float:
     return float(min(RATIO, np.exp(median - (median - quartile) * 2.3263479 / 0.6744898)))
 
 
-def finder(images: ImageSet) -> CopyFinder:
-    """Finds near duplicates of `images`, mirrored ones too."""
-    return CopyFinder(thumbnails(images.images), images.hashes, lambda rows: thumbnails(images.images[rows], True))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image of the first set and one of the second that is nearly the same.
-
-    Attributes:
-        first, second: ids.
-        ratio: see :class:`Found`; 0 for images that are equal, or differ in brightness and contrast only.
-        exact: equal pixel for pixel.
-        mirrored: one is the mirror image of the other.
-    """
-
-    first: str
-    second: str
-    ratio: float
-    exact: bool
-    mirrored: bool
-
-
-@dataclass(frozen=True)
-class Across:
-    """Near duplicates between two sets.
-
-    Attributes:
-        pairs: nearest first, ties by id; one for each image of the second set that has one.
-        looked_up: images of the second set that were looked up.
-        total: images of the second set.
-        limit: ratio below which two images count as near duplicates; None where there are too few images for one.
-    """
-
-    pairs: tuple[Pair, ...]
-    looked_up: int
-    total: int
-    limit: float | None
-
-    def sentence(self, first: str, second: str) -> str:
-        """A warning in words; "" unless clearly more than the 1 % that may lie below the limit by chance.
-
-        Exact duplicates have warnings of their own and do not count. `first` and `second` name the splits.
-        """
-        n = self.looked_up
-        near = sum(not pair.exact for pair in self.pairs)
-        if not beyond_chance(near, n):
-            return ""
-        of = f"{n:,}" if n == self.total else f"{n:,} looked up of {self.total:,}"
-        return (
-            f"{near:,} of {of} images of {second} look like near duplicates of images of {first} "
-            f"({100 * near / n:.1f} %): if they are, numbers on {second} are too good"
-        )
-
-
-def beyond_chance(near: int, looked_up: int) -> bool:
-    """Whether `near` of `looked_up` images is clearly more than the 1 % that may lie below the limit by chance."""
-    return near > 0.01 * looked_up + 1.96 * (0.01 * 0.99 * looked_up) ** 0.5 + 0.5
-
-
-def across(first: ImageSet, second: ImageSet, *, cap: int = CAP) -> Across:
-    """Images of `second` that are near duplicates of images of `first`, the larger set, normally the training images.
-
-    The limit leaves about 1 % of images that nobody copied below it where images are alike, and almost none where they
-    differ much. Measured, test against training images: digits 0.4 % of 500, skin lesions 0.25 % of 1,198,
-    Fashion-MNIST 4.0 % of 10,000, CIFAR-10 3.2 % of 10,000, where 3.3 % are known to be duplicates (Barz and Denzler
-    2020, "Do we train on test data?"). At most `cap` images of `second` are looked up, those of the lowest hashes.
-
-    Raises:
-        DataError: the images have different shapes.
-    """
-    if first.shape != second.shape:
-        raise DataError(f"images of {first.shape} and {second.shape} (H, W, C) cannot be compared", "resize them")
-    if not len(first) or not len(second):
-        return Across((), 0, len(second), None)
-    return look_up(finder(first), first, second, second.images, cap)
-
-
-class Named(Protocol):
-    """Images with ids and hashes, an image set or what else knows them."""
+class Hashed(Protocol):
+    """Images with ids and hashes, such as an image set."""
 
     @property
     def ids(self) -> tuple[str, ...]: ...
@@ -292,23 +191,86 @@ class Named(Protocol):
     @property
     def hashes(self) -> tuple[str, ...]: ...
 
+    @property
+    def images(self) -> np.ndarray: ...
 
-def look_up(search: CopyFinder, first: Named, second: Named, images: np.ndarray, most: int) -> Across:
-    """Those of at most `most` images of `second`, the ones of the lowest hashes, that are near duplicates of `first`.
 
-    Args:
-        search: of the images of `first`.
-        images: (N, H, W, C) uint8 of `second`, or small versions of them if `search` holds such.
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Near duplicates between two splits, or inside one. Exact copies are not among them.
+
+    Attributes:
+        first, second: names of the splits; equal for near duplicates inside one.
+        looked_up: images of the second split that were looked up in the first, of `total`.
+        limit: ratio below which two images count as near duplicates; None where there are too few images for one.
+        beyond_chance: whether clearly more images have one than the 1 % that may lie below the limit by chance.
+        pairs: (id in first, id in second, ratio), the most alike first. Across splits one for each image of the second
+            that has one, inside a split every pair once. The ratio is 0 where only brightness and contrast differ.
     """
-    rows = np.sort(np.argsort(hash_keys(second.hashes), kind="stable")[:most])
-    x = images[rows]
-    found = search.find(thumbnails(x), thumbnails(x, mirrored=True))
+
+    first: str
+    second: str
+    looked_up: int
+    total: int
+    limit: float | None
+    beyond_chance: bool
+    pairs: tuple[tuple[str, str, float], ...]
+
+    def sentence(self) -> str:
+        """A warning for two splits; "" unless there are more than chance may give."""
+        if not self.beyond_chance:
+            return ""
+        of = f"{self.total:,}" if self.looked_up == self.total else f"{self.looked_up:,} looked up of {self.total:,}"
+        return (
+            f"{len(self.pairs):,} of {of} images of {self.second} look like near duplicates of images of {self.first} "
+            f"({100 * len(self.pairs) / self.looked_up:.1f} %): if they are, numbers on {self.second} are too good"
+        )
+
+
+def lookups(images: int) -> int:
+    """How many images are looked up among `images` others: at most 10,000, fewer among more than 100,000."""
+    return min(CAP, PAIRS // images)
+
+
+def across(
+    search: CopyFinder, first: Hashed, second: Hashed, names: tuple[str, str] = ("train", "test")
+) -> NearDuplicates:
+    """Images of `second` that are near duplicates of images of `first`, the set of `search`, not empty.
+
+    Both have images of one shape.
+    """
+    rows = np.sort(np.argsort(hash_keys(second.hashes), kind="stable")[: lookups(len(first.ids))])
+    found = search.find(second.images[rows])
     pairs = []
     for i in np.flatnonzero(found.near).tolist():
         j, row = int(found.index[i]), int(rows[i])
-        exact = first.hashes[j] == second.hashes[row]
-        ratio = float(found.ratio[i]) if np.isfinite(found.ratio[i]) else 0.0
-        pairs.append(Pair(first.ids[j], second.ids[row], ratio, exact, bool(found.mirrored[i])))
-    pairs.sort(key=lambda pair: (not pair.exact, pair.ratio, pair.second))
+        if first.hashes[j] != second.hashes[row]:
+            pairs.append((first.ids[j], second.ids[row], _number(found.ratio[i])))
+    return _near(*names, search, len(rows), len(second.ids), pairs, len(pairs))
+
+
+def within(search: CopyFinder, images: Hashed, name: str) -> NearDuplicates:
+    """Near duplicates among `images`, the set of `search`."""
+    best: dict[tuple[int, int], float] = {}
+    found, n = search.among, 0
+    if found is not None:
+        n = int(found.near.sum())
+        for i in np.flatnonzero(found.near).tolist():
+            a, b = sorted((int(search.looked_up[i]), int(found.index[i])))
+            best[a, b] = min(best.get((a, b), np.inf), _number(found.ratio[i]))
+    pairs = [(images.ids[a], images.ids[b], ratio) for (a, b), ratio in best.items()]
+    return _near(name, name, search, len(search.looked_up), len(search), pairs, n)
+
+
+def _number(ratio: float) -> float:
+    return round(float(ratio), 4) if np.isfinite(ratio) else 0.0
+
+
+def _near(
+    first: str, second: str, search: CopyFinder, looked_up: int, total: int, pairs: list[tuple[str, str, float]], n: int
+) -> NearDuplicates:
+    """`n`: images that have a near duplicate, of which 1 % may be chance; pairs inside a split may be fewer."""
     limit = search.limit if np.isfinite(search.limit) else None
-    return Across(tuple(pairs), len(rows), len(second.ids), limit)
+    beyond = n > 0.01 * looked_up + 1.96 * (0.01 * 0.99 * looked_up) ** 0.5 + 0.5
+    ordered = sorted(pairs, key=lambda pair: (pair[2], pair[1], pair[0]))
+    return NearDuplicates(first, second, looked_up, total, limit, beyond, tuple(ordered))

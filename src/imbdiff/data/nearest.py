@@ -50,9 +50,9 @@ class Nearest:
         Returns:
             (N, k) int64 rows and (N, k) float64 squared Euclidean distances: exact for uint8, float64 sums otherwise.
         """
-        q = queries.reshape(len(queries), -1)
+        q = queries.reshape(len(queries), self.dim)
         available = len(self.base) - (exclude is not None)
-        if q.shape[1] != self.dim or not 1 <= k <= available:
+        if not 1 <= k <= available:
             raise ValueError(f"{k} neighbours of {q.shape} queries among {self.base.shape} rows")
         if not len(q):
             return np.empty((0, k), np.int64), np.empty((0, k))

@@ -8,6 +8,7 @@ named streams, so that the choice in one class does not depend on the other clas
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -46,7 +47,7 @@ def profile_shares(profile: str, num_classes: int, imbalance_factor: float) -> n
     * step: the first floor(C/2) classes 1, the rest 1/IF (Buda et al. 2018).
 
     Raises:
-        ConfigError: unknown profile, fewer than 2 classes.
+        ConfigError: unknown profile, fewer than 2 classes, an imbalance factor that is none.
     """
     if profile not in get_args(Profile):
         raise ConfigError(f"unknown long-tail profile {profile!r}", f"choose one of {', '.join(get_args(Profile))}")
@@ -55,7 +56,7 @@ def profile_shares(profile: str, num_classes: int, imbalance_factor: float) -> n
     f = 1 / parse_imbalance_factor(imbalance_factor)
     i = np.arange(num_classes)
     if profile == "exponential":
-        # Python's power, not numpy's: the literature's counts hang on the last bit where a product is an integer.
+        # Python's power, not numpy's: the literature's counts hang on the last bit where a product is an integer
         return np.array([f ** (k / (num_classes - 1.0)) for k in range(num_classes)])
     if profile == "step":
         return np.where(i < num_classes // 2, 1.0, f)
@@ -65,21 +66,18 @@ def profile_shares(profile: str, num_classes: int, imbalance_factor: float) -> n
 
 
 def profile_counts(profile: str, n_max: int, num_classes: int, imbalance_factor: float) -> tuple[int, ...]:
-    """(C,) images per class in order of rank: floor(n_max * share), at least 1, never increasing.
-
-    Args:
-        profile: exponential, pareto or step; see :func:`profile_shares`.
-        n_max: images of the largest class.
-        num_classes: C >= 2.
-        imbalance_factor: n_max / smallest, before rounding; 0.01 means 100.
+    """(C,) images per class in order of rank: floor(`n_max` * share), at least 1; see :func:`profile_shares`.
 
     Raises:
         ConfigError: a value out of range.
     """
     if n_max < 1:
         raise ConfigError(f"the largest class cannot have {n_max} images", "give at least 1")
-    shares = profile_shares(profile, num_classes, imbalance_factor)
-    # 98 * (1/49) is 1.9999... in floating point and means 2.
+    return _floored(n_max, profile_shares(profile, num_classes, imbalance_factor))
+
+
+def _floored(n_max: int, shares: np.ndarray) -> tuple[int, ...]:
+    # 98 * (1/49) is 1.9999... in floating point and means 2
     return tuple(max(1, math.floor(n_max * share + 1e-9)) for share in shares.tolist())
 
 
@@ -87,22 +85,15 @@ def largest_n_max(available: Sequence[int], profile: str, imbalance_factor: floa
     """The most images that the largest class can have so that no class is asked for more than it has."""
     ranked = np.asarray(available)[class_ranks(available, order)]
     shares = profile_shares(profile, len(ranked), imbalance_factor)
-    n_max = int(ranked.max())
-    while n_max > 1 and any(
-        math.floor(n_max * s + 1e-9) > n for s, n in zip(shares.tolist(), ranked.tolist(), strict=True)
-    ):
-        # Flooring makes this smaller than min(n / share) + 1 at once, so few steps remain.
-        n_max = min(n_max - 1, int(min((ranked + 1) / shares)))
-    return n_max
+    tried = range(2, int(ranked.max()) + 1)
+    return bisect_left(tried, True, key=lambda n_max: bool((np.array(_floored(n_max, shares)) > ranked).any())) + 1
 
 
 def class_ranks(counts: Sequence[int], order: str) -> np.ndarray:
     """(C,) labels from the class that becomes the largest to the one that becomes the smallest."""
-    if order == "label":
-        return np.arange(len(counts))
-    if order == "size":
-        return np.argsort(-np.asarray(counts), kind="stable")
-    raise ConfigError(f"unknown class order {order!r}", "choose label or size")
+    if order not in get_args(Order):
+        raise ConfigError(f"unknown class order {order!r}", "choose label or size")
+    return np.arange(len(counts)) if order == "label" else np.argsort(-np.asarray(counts), kind="stable")
 
 
 def long_tail(
@@ -123,7 +114,7 @@ def long_tail(
         profile: exponential, pareto or step.
         protocol: "imbdiff" (sorted indices, at least 1 per class) or "cifar-lt" (the literature's lists in the
             literature's order; seed 0 is theirs, n_max defaults to N / C, exponential or step, order label).
-        seed: of the draw.
+        seed: of the choice.
         order: which class becomes the largest: "label" = class 0, "size" = the one with the most images.
         n_max: images of the largest class; None = the most that all classes can serve.
 
@@ -134,63 +125,41 @@ def long_tail(
         ConfigError: an unknown profile, protocol or order, or a combination that the protocol does not have.
         DataError: a class has fewer images than the profile asks for, or would keep none.
     """
+    factor = parse_imbalance_factor(imbalance_factor)
+    available = np.bincount(labels).tolist()
+    ranks = class_ranks(available, order)
     if protocol == "cifar-lt":
         if profile == "pareto" or order != "label":
             raise ConfigError(
                 f"the cifar-lt protocol has no profile {profile!r} with order {order!r}",
                 "use exponential or step with order label, or the protocol imbdiff",
             )
-        return _cifar_lt(labels, parse_imbalance_factor(imbalance_factor), profile, seed, n_max)
-    if protocol != "imbdiff":
+        largest = len(labels) / len(available) if n_max is None else n_max
+        # int() and no tolerance: what the literature's code computes, digit for digit
+        counts = [int(largest * share) for share in profile_shares(profile, len(available), factor).tolist()]
+        if 0 in counts:
+            raise DataError(
+                f"at imbalance factor {factor:g} and {largest:g} images in the largest class, the cifar-lt "
+                f"protocol leaves {counted(counts.count(0), 'class', 'classes')} without an image",
+                "choose a smaller imbalance factor, or the protocol imbdiff, which keeps at least one",
+            )
+    elif protocol == "imbdiff":
+        n_max = largest_n_max(available, profile, factor, order) if n_max is None else n_max
+        counts = list(profile_counts(profile, n_max, len(available), factor))
+    else:
         raise ConfigError(f"unknown protocol {protocol!r}", f"choose one of {', '.join(get_args(Protocol))}")
-    available = np.bincount(labels).tolist()
-    if n_max is None:
-        n_max = largest_n_max(available, profile, imbalance_factor, order)
-    counts = profile_counts(profile, n_max, len(available), imbalance_factor)
-    wanted = dict(zip(class_ranks(available, order).tolist(), counts, strict=True))
-    _check_available(wanted, available)
-    kept = [
-        rng(seed, "long-tail", k).permutation(np.flatnonzero(labels == k))[:n] for k, n in sorted(wanted.items()) if n
-    ]
-    return np.sort(np.concatenate(kept))
-
-
-def _cifar_lt(labels: np.ndarray, factor: float, profile: str, seed: int, n_max: int | None) -> np.ndarray:
-    available = np.bincount(labels).tolist()
-    largest = len(labels) / len(available) if n_max is None else n_max
-    # int() and no tolerance: what the literature's code computes, digit for digit.
-    counts = [int(largest * share) for share in profile_shares(profile, len(available), factor).tolist()]
-    empty = [k for k, n in enumerate(counts) if n < 1]
-    if empty:
-        raise DataError(
-            f"at imbalance factor {factor:g} and {largest:g} images in the largest class, the cifar-lt protocol leaves "
-            f"{counted(len(empty), 'class', 'classes')} without an image (the first is class {empty[0]})",
-            "choose a smaller imbalance factor, or the protocol imbdiff, which keeps at least one",
-        )
-    _check_available(dict(enumerate(counts)), available)
-    generator = np.random.RandomState(seed)  # the legacy generator is the rule; never the global one
-    kept = []
-    # the indices of each class in ascending order
-    of_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(available)[:-1])
-    for indices, n in zip(of_class, counts, strict=True):
-        generator.shuffle(indices)
-        kept.append(indices[:n])
-    return np.concatenate(kept).astype(np.int64)
-
-
-def _check_available(wanted: dict[int, int], available: Sequence[int]) -> None:
-    short = [f"class {k}: {n} wanted, {available[k]} there" for k, n in sorted(wanted.items()) if n > available[k]]
+    wanted = dict(sorted(zip(ranks.tolist(), counts, strict=True)))
+    short = [f"class {k}: {n} wanted, {available[k]} there" for k, n in wanted.items() if n > available[k]]
     if short:
         raise DataError(
             f"the profile asks for more images than {counted(len(short), 'class has', 'classes have')}:\n"
             f"{listing(short)}",
             "choose a smaller n_max, a larger imbalance factor, or order size",
         )
-
-
-def about_cut(own: float | None, asked: float) -> list[str]:
-    """A note where a source has an imbalance factor of its own and another was asked for."""
-    asked = parse_imbalance_factor(asked)
-    if own is None or own == asked:
-        return []
-    return [f"the imbalance factor is {asked:g}, as configured, and not {own:g}, the source's own"]
+    # the indices of each class in ascending order
+    of_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(available)[:-1])
+    if protocol == "imbdiff":
+        kept = [rng(seed, "long-tail", k).permutation(of_class[k])[:n] for k, n in wanted.items()]
+        return np.sort(np.concatenate(kept))
+    generator = np.random.RandomState(seed)  # the legacy generator is the rule; never the global one
+    return np.concatenate([generator.permutation(of_class[k])[:n] for k, n in wanted.items()])

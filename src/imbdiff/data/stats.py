@@ -1,8 +1,7 @@
 """Class statistics and groups: computed once from the label array, saved with every artefact.
 
-Groups partition the classes: every class is in exactly one, whatever the rule. The rule, thresholds and their
-closedness are kept as text and printed with every number that is reported by group, because the literature uses both
-``>= 100 / <= 20`` and ``> 100 / < 20`` under the same names.
+Groups partition the classes. Their rule is kept as text and printed with every number that is reported by group, since
+the literature uses several thresholds under the same names.
 """
 
 from __future__ import annotations
@@ -19,11 +18,6 @@ from imbdiff.runtime.errors import ConfigError, DataError, listing
 GROUP_NAMES = ("many", "medium", "few")
 
 
-def _ranked(n: int, one: str, several: str) -> str:
-    """ "none", "the largest class", "the 3 largest classes"."""
-    return "none" if n == 0 else f"the {one}" if n == 1 else f"the {several.format(n)}"
-
-
 @dataclass(frozen=True)
 class ClassStats:
     """Counts and names of the training labels.
@@ -37,10 +31,6 @@ class ClassStats:
     counts: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.names) != len(self.counts):
-            raise DataError(
-                f"{counted(len(self.names), 'class name')} for {counted(len(self.counts), 'class', 'classes')}"
-            )
         empty = [name for name, count in zip(self.names, self.counts, strict=True) if count < 1]
         if empty:
             raise DataError(
@@ -50,12 +40,11 @@ class ClassStats:
 
     @classmethod
     def from_labels(cls, labels: np.ndarray, names: Sequence[str]) -> ClassStats:
-        """Statistics of `labels` (N,) with values in [0, C), C = len(names).
+        """Statistics of `labels` (N,) int with values in [0, C), C = len(names).
 
         Raises:
             DataError: a label is out of range, or a class has no image.
         """
-        labels = np.asarray(labels)
         bad = sorted(set(labels[(labels < 0) | (labels >= len(names))].tolist()))
         if bad:
             raise DataError(
@@ -75,8 +64,7 @@ class ClassStats:
     @property
     def prior(self) -> np.ndarray:
         """(C,) float64 class frequencies, summing to 1."""
-        counts = np.asarray(self.counts, dtype=np.float64)
-        return counts / counts.sum()
+        return np.array(self.counts, dtype=np.float64) / self.total
 
     @property
     def imbalance_factor(self) -> float:
@@ -88,7 +76,7 @@ class ClassStats:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ClassStats:
-        return cls(tuple(value["names"]), tuple(int(n) for n in value["counts"]))
+        return cls(tuple(value["names"]), tuple(value["counts"]))
 
 
 @dataclass(frozen=True)
@@ -98,7 +86,7 @@ class Groups:
     Attributes:
         names: (G,) group names, from the most to the least frequent classes. A group may be empty.
         of_class: (C,) index of each class's group.
-        rule: one sentence that says how the groups were made, closedness included.
+        rule: one sentence that says how the groups were made.
     """
 
     names: tuple[str, ...]
@@ -106,50 +94,30 @@ class Groups:
     rule: str
 
     @classmethod
-    def by_threshold(
-        cls, stats: ClassStats, many: int = 100, few: int = 20, many_closed: bool = False, few_closed: bool = False
-    ) -> Groups:
-        """many: count > `many` (>= if `many_closed`); few: count < `few` (<= if `few_closed`); medium: the rest.
+    def by_threshold(cls, stats: ClassStats, many: int = 100, few: int = 20) -> Groups:
+        """many: more than `many` training images; few: fewer than `few`; medium: the rest.
 
         Raises:
             ConfigError: the thresholds overlap, so that a class could be both many and few.
         """
-        lowest_many = many if many_closed else many + 1
-        highest_few = few if few_closed else few - 1
-        if highest_few >= lowest_many:
-            raise ConfigError(
-                f"group thresholds overlap: many {'>=' if many_closed else '>'} {many}, "
-                f"few {'<=' if few_closed else '<'} {few}",
-                "choose a few threshold below the many threshold",
-            )
-        of_class = tuple(0 if n >= lowest_many else 2 if n <= highest_few else 1 for n in stats.counts)
-        rule = (
-            f"many: {'>=' if many_closed else '>'} {many} training images, "
-            f"few: {'<=' if few_closed else '<'} {few}, medium: between"
-        )
-        return cls(GROUP_NAMES, of_class, rule)
+        if few > many + 1:
+            raise ConfigError(f"group thresholds overlap: many > {many}, few < {few}", "choose a smaller few threshold")
+        of_class = tuple(0 if n > many else 2 if n < few else 1 for n in stats.counts)
+        return cls(GROUP_NAMES, of_class, f"many: > {many} training images, few: < {few}, medium: between")
 
     @classmethod
-    def by_quantile(cls, stats: ClassStats, many: float = 1 / 3, few: float = 1 / 3) -> Groups:
-        """The round(`many` C) largest classes are many, the round(`few` C) smallest few; ties go by label order.
-
-        Raises:
-            ConfigError: a share is outside [0, 1] or they add up to more than 1.
-        """
-        if not (0 <= many <= 1 and 0 <= few <= 1 and many + few <= 1 + 1e-9):
-            raise ConfigError(f"group shares many={many}, few={few} must be in [0, 1] and add up to at most 1")
+    def by_quantile(cls, stats: ClassStats) -> Groups:
+        """The third of the classes that are largest are many, the smallest third few; ties go by label order."""
         c = stats.num_classes
-        order = np.argsort(-np.asarray(stats.counts), kind="stable")
-        n_many = round(many * c)
-        n_few = min(round(few * c), c - n_many)
+        third = round(c / 3)
         of_class = np.ones(c, dtype=int)
-        of_class[order[:n_many]] = 0
-        of_class[order[c - n_few :]] = 2
-        rule = (
-            f"many: {_ranked(n_many, 'largest class', '{} largest classes')}, "
-            f"few: {_ranked(n_few, 'smallest', '{} smallest')}, "
-            f"medium: {_ranked(c - n_many - n_few, 'other one', 'other {}')}"
-        )
+        order = np.argsort(-np.array(stats.counts), kind="stable")
+        of_class[order[:third]] = 0
+        of_class[order[c - third :]] = 2
+        largest = "largest class" if third == 1 else f"{third} largest classes"
+        smallest = "smallest" if third == 1 else f"{third} smallest"
+        other = "one" if c - 2 * third == 1 else c - 2 * third
+        rule = f"many: the {largest}, few: the {smallest}, medium: the other {other}"
         return cls(GROUP_NAMES, tuple(of_class.tolist()), rule)
 
     @classmethod
@@ -159,23 +127,22 @@ class Groups:
         Raises:
             ConfigError: a class is unknown, in two groups, or in none.
         """
-        index = {name: k for k, name in enumerate(stats.names)}
-        of_class = [-1] * stats.num_classes
+        of_class: dict[str, int] = {}
         for g, (group, members) in enumerate(groups.items()):
             for name in members:
-                if name not in index:
+                if name not in stats.names:
                     raise ConfigError(f"group {group!r} names an unknown class {name!r}", "check its spelling")
-                if of_class[index[name]] >= 0:
+                if name in of_class:
                     raise ConfigError(f"class {name!r} is in two groups", "leave it in one")
-                of_class[index[name]] = g
-        missing = [name for name, g in zip(stats.names, of_class, strict=True) if g < 0]
+                of_class[name] = g
+        missing = [name for name in stats.names if name not in of_class]
         if missing:
             raise ConfigError(f"these classes are in no group:\n{listing(missing)}", "put each into one group")
-        return cls(tuple(groups), tuple(of_class), "given explicitly")
+        return cls(tuple(groups), tuple(of_class[name] for name in stats.names), "given explicitly")
 
     @classmethod
     def default(cls, stats: ClassStats) -> Groups:
-        """Thirds by class size; the literature's thresholds (> 100, < 20) where they fit.
+        """Thirds by class size, or the literature's thresholds (> 100, < 20) where they fit.
 
         They fit where the largest class has at least 500 images, as in the sets that they were made for, and no group
         is empty.
@@ -200,4 +167,4 @@ class Groups:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Groups:
-        return cls(tuple(value["names"]), tuple(int(g) for g in value["of_class"]), str(value["rule"]))
+        return cls(tuple(value["names"]), tuple(value["of_class"]), value["rule"])

@@ -116,9 +116,7 @@ def tables(
         found = combined([by_class[k] for k in shared], weights) if shared else None
         masks = (np.isin(fake.labels, members), np.isin(real.labels, members))
         summary.append({"scope": scope, **_row(fake, real, *masks, found)})
-    own = search.own[np.isfinite(search.own)]
-    usual = float((own < search.limit).mean()) if len(own) else 0.0
-    return {"summary": summary, "classes": classes, "warnings": warnings(counts, usual)}
+    return {"summary": summary, "classes": classes, "warnings": warnings(counts, search.usual)}
 
 
 def _row(

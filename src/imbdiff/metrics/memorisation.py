@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.near_duplicates import CopyFinder, Found, finder, thumbnails
+from imbdiff.data.near_duplicates import CopyFinder, Found
 from imbdiff.data.nearest import Nearest, hash_keys
 from imbdiff.data.stats import Groups
 from imbdiff.metrics.copies import RULE, Side, rounded, tables
@@ -100,8 +100,8 @@ def memorisation_report(
     _, held_distance = nearest_within_class(held, train)
     found, squared = Nearest(train.images, hash_keys(train.hashes)).search(part.images)
     any_index, any_distance = found[:, 0], _rms(squared[:, 0], train.shape)
-    search = finder(train)
-    a, b = (search.find(thumbnails(x.images), thumbnails(x.images, mirrored=True)) for x in (part, held))
+    search = CopyFinder(train.images, train.hashes)
+    a, b = (search.find(x.images) for x in (part, held))
     sides = (
         Side(part.labels, own_distance, a.near | (any_distance == 0), any_distance == 0, train.labels[any_index]),
         Side(held.labels, held_distance, b.near, np.zeros(len(held), dtype=bool)),
@@ -109,7 +109,7 @@ def memorisation_report(
     return {
         "space": "pixels, root-mean-square difference, 0..1",
         "limit": rounded(search.limit),
-        "neighbours": min(50, max(len(search.base) - 1, 0)),
+        "neighbours": min(50, max(len(search) - 1, 0)),
         "rule": RULE,
         "cap": CAP,
         "n": len(part),

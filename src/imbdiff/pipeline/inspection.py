@@ -103,12 +103,12 @@ def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
         test, notes; cost: None, or rows [what, text] of the plan and seconds. Where a run would refuse the source:
         refused, with the reason, in place of the numbers.
     """
-    looks = seen.looks
+    usable = seen.usable
     lost = [row["name"] for row in seen.report["classes"] if not row["counts"]["train"]]
     if lost:
         return {"strategy": STRATEGY, "refused": f"no usable training image of {listed(lost)}"}
-    data = {split: (images.small, images.labels) for split, images in looks.items() if len(images)}
-    ids = {split: images.ids for split, images in looks.items()}
+    data = {split: (images.images, images.labels) for split, images in usable.items() if len(images)}
+    ids = {split: images.ids for split, images in usable.items()}
     try:
         small = ArraySource(data, seen.source.class_names, str(seen.source.name), ids)
         small.defaults = seen.source.defaults
@@ -117,7 +117,7 @@ def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
         return {"strategy": STRATEGY, "refused": str(error)}
     notes = []
     if seen.report["bad"]:
-        notes.append("counted without the unusable files; a run refuses them until they are mended or removed")
+        notes.append("counted without the unusable files; a run refuses them until they are fixed or removed")
     return {
         "strategy": STRATEGY,
         "training": list(made.stats.counts),

@@ -115,13 +115,17 @@ def augmentation(prepared: Prepared, config: RunConfig) -> str:
     """What was done to training images, and why it may be."""
     symmetry = training.symmetry_of(prepared, config)
     p = training.ada(config)
-    shown = Augmentation.of(symmetry).words() if not p else f"geometric changes with probability {p:g}, told of them"
+    shown = (
+        Augmentation(symmetry).describe()
+        if not p
+        else f"geometric changes with probability {p:g}, known to the network"
+    )
     why = (
         f"--data.augment {config.data.augment}"
         if config.data.augment != "auto"
         else f"this source is {'known' if prepared.flippable else 'not known'} to allow mirroring"
     )
-    classifiers = plan_of(prepared, config).augmentation.words()
+    classifiers = plan_of(prepared, config).augmentation.describe()
     return f"images shown to the generator: {shown}; to classifiers: {classifiers} ({why})"
 
 

@@ -286,7 +286,7 @@ def train(
             device=config.device,
             files=files,
             # geometric changes mirror and turn too, and say so
-            augmentation=Augmentation.of(symmetry_of(prepared, config) if told is None else "none"),
+            augmentation=Augmentation(symmetry_of(prepared, config) if told is None else "none"),
             geometric=told,
             on_preview=on_preview if final else None,
             on_watch=on_watch if final else None,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.near_duplicates import finder, thumbnails
+from imbdiff.data.near_duplicates import CopyFinder
 from imbdiff.data.nearest import Nearest
 from imbdiff.metrics.extractors import ClassifierFeatures
 from imbdiff.recognition.real_space import APPROXIMATE, IN, OUT, ZONES, RealSpace
@@ -96,8 +96,8 @@ def score(candidates: ImageSet, train: ImageSet, extractor: ClassifierFeatures) 
     zone = np.full(len(labels), -1, dtype=np.int64)
     if space.zones is not None:
         zone[known] = space.zones.of(ratio[known])
-    search = finder(train)
-    found = search.find(thumbnails(candidates.images), thumbnails(candidates.images, mirrored=True))
+    search = CopyFinder(train.images, train.hashes)
+    found = search.find(candidates.images)
     originals = set(train.hashes)
     predicted = extractor.predict(features)
     return CandidateScores(

@@ -45,7 +45,7 @@ class FitPlan(FitConfig):
     def augmentation(self) -> Augmentation:
         """What is done to training images: more than a generator may see."""
         border: Literal["edge", "zero"] = "zero" if self.protocol == "cifar-lt" else "edge"
-        return Augmentation.of(self.symmetry, shift=self.shift, erase=self.erase, policy=self.policy, border=border)
+        return Augmentation(self.symmetry, self.shift, self.erase, border, self.policy)
 
     @property
     def weight_decay(self) -> float:

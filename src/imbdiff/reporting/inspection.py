@@ -45,25 +45,25 @@ class Inspected:
         self.order = sorted(range(len(rows)), key=lambda k: -rows[k]["counts"]["train"])
         self.target = picture_size([(h, w) for h, w, _ in self.report["sizes"]])
         self._place: dict[str, Place] = {}
-        for split, images in reversed(seen.looks.items()):
+        for split, images in reversed(seen.usable.items()):
             self._place.update((image, (split, i)) for i, image in enumerate(images.ids))
 
     def place(self, image: str, split: str | None = None) -> Place:
         """Where the image of that id is; of one that several splits have, in `split`."""
         found = self._place[image]
         if split is not None and found[0] != split:
-            return split, self.seen.looks[split].ids.index(image)
+            return split, self.seen.usable[split].ids.index(image)
         return found
 
     def class_name(self, place: Place) -> str:
-        return self.seen.source.class_names[int(self.seen.looks[place[0]].labels[place[1]])]
+        return self.seen.source.class_names[int(self.seen.usable[place[0]].labels[place[1]])]
 
     def pictures(self, places: Sequence[Place]) -> dict[Place, ui.Picture]:
         """Decoded together, split by split."""
         made = {}
         for split in dict.fromkeys(split for split, _ in places):
             numbers = list(dict.fromkeys(i for s, i in places if s == split))
-            own = self.seen.looks[split]
+            own = self.seen.usable[split]
             grey = self.report["channels"] == 1
             images = self.seen.source.pictures(split, own.rows[np.array(numbers)], self.target, grey)
             for i, image in zip(numbers, images, strict=True):
@@ -153,25 +153,36 @@ def findings(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     labels = report["labels"]
     found: list[tuple[str, str, str, Any]] = [
         ("damaged", "unusable file", ": a run refuses the set as it is", report["bad"]),
-        ("duplicates", "group", " of equal images inside a split", report["duplicates"]["within"]),
-        ("duplicates", "group", " of equal images in more than one split", report["duplicates"]["across"]),
+        ("duplicates", "group", " of equal images", report["duplicates"]),
+        (
+            "duplicates",
+            "group",
+            " of equal images in more than one split",
+            [g for g in report["duplicates"] if in_several(g)],
+        ),
+        ("labels", "group", " of equal images under more than one class", conflicts(report)),
     ]
     rows = [(anchor, counted(len(what), noun) + text) for anchor, noun, text, what in found if what]
     rows += [("duplicates", _near_head(row)) for row in _near_rows(report) if row["beyond_chance"]]
     for key, noun, text in (
-        ("duplicates", ("image", ""), " under more than one class"),
-        ("near_duplicates", ("pair", ""), " of near duplicates with different labels"),
         ("suspicious", ("image", ""), " among images of one other class"),
         ("names", ("class name", "class names"), " to look at"),
-        ("single", ("class", "classes"), " of a single image"),
-        ("copies", ("class", "classes"), " of mostly copies"),
-        ("flat", ("class", "classes"), " of one flat colour"),
     ):
         if n := labels[key]["found"] if key == "suspicious" else len(labels[key]):
             rows.append(("labels", counted(n, *noun) + text))
     if len(report["sizes"]) > 1:
         rows.append(("sizes", f"{len(report['sizes']):,} different sizes: a run needs --data.size"))
     return rows
+
+
+def in_several(group: Mapping[str, Sequence[str]]) -> bool:
+    """Whether equal images are in more than one split."""
+    return len(set(group["splits"])) > 1
+
+
+def conflicts(report: Mapping[str, Any]) -> list[dict[str, list[str]]]:
+    """Groups of equal images under more than one class."""
+    return [group for group in report["duplicates"] if len(set(group["classes"])) > 1]
 
 
 def _classes(it: Inspected) -> ui.Section:
@@ -204,9 +215,8 @@ def _classes(it: Inspected) -> ui.Section:
     left = f"{ui.of_all(len(shown), len(order), 'classes')[:-1]}: the largest and the {SMALLEST} smallest)"
     effective = Markup(
         "Effective number of images: (1 − β<sup>n</sup>) / (1 − β) of n training images, for β = 0.999 and 0.9999 "
-        "(Cui et al. 2019). Normalised entropy of the class shares: {} (1: balanced). Gini coefficient of the class "
-        "counts: {} (0: balanced)."
-    ).format(number(report["normalised_entropy"]), number(report["gini"]))
+        "(Cui et al. 2019). Normalised entropy of the class shares: {} (1: balanced)."
+    ).format(number(report["normalised_entropy"]))
     return ui.Section("classes", "Classes", [
         ui.Figures([plot]),
         ui.note(f"Groups: {report['group_rule']}. Colours are those of the groups."),
@@ -218,7 +228,7 @@ def _classes(it: Inspected) -> ui.Section:
 
 def _images(it: Inspected) -> ui.Section:
     """At most 30 classes spread over the ranking by size; of each the images of the lowest hashes."""
-    train = it.seen.looks["train"]
+    train = it.seen.usable["train"]
     by_hash = np.argsort(np.array(train.hashes), kind="stable")
     rows = it.report["classes"]
     classes = spread([k for k in it.order if rows[k]["counts"]["train"]], MAX_CLASSES)
@@ -285,7 +295,7 @@ def _damaged(it: Inspected) -> ui.Section | None:
 
 
 def _near_rows(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [row for row in (*report["near_duplicates"], *report["near_duplicates_within"]) if row["near"]]
+    return [row for row in report["near_duplicates"] if row["near"]]
 
 
 def _near_head(row: Mapping[str, Any]) -> str:
@@ -299,14 +309,17 @@ def _near_head(row: Mapping[str, Any]) -> str:
 def _duplicates(it: Inspected) -> ui.Section:
     found, near = it.report["duplicates"], _near_rows(it.report)
     blocks: list[ui.Block] = []
-    equal = [(ids, True) for ids in found["across"]] + [(ids, False) for ids in found["within"]]
+    equal = sorted(((group["images"], in_several(group)) for group in found), key=lambda group: not group[1])
     if equal:
         groups = []
         for ids, across in equal[:MAX_PAIRS]:
             lines = [shorten(image, 60) for image in ids[:2]] + [f"and {len(ids) - 2} more"] * (len(ids) > 2)
             groups.append(([it.place(image) for image in ids[:2]], lines, across))
-        said = f"Groups of equal images across splits (framed): {number(len(found['across']))}; inside a split: "
-        blocks += [ui.Heading("Equal pixel for pixel"), ui.note(f"{said}{number(len(found['within']))}.")]
+        said = f"Groups of equal images across splits (framed): {number(sum(map(in_several, found)))}; inside a split: "
+        blocks += [
+            ui.Heading("Equal pixel for pixel"),
+            ui.note(f"{said}{number(sum(not in_several(group) for group in found))}."),
+        ]
         blocks += it.side_by_side(groups, len(equal))
     else:
         blocks.append(ui.Text("No two images are equal pixel for pixel."))
@@ -318,7 +331,7 @@ def _duplicates(it: Inspected) -> ui.Section:
             lines = [shorten(first, 60), shorten(second, 60), f"ratio {ratio:.2f}" + ", different classes" * other]
             groups.append((places, lines, other))
         blocks += [ui.Heading(_near_head(row)), *it.side_by_side(groups, row["near"])]
-    for row in (*it.report["near_duplicates_within"], *it.report["near_duplicates"]):
+    for row in it.report["near_duplicates"]:
         if not row["near"]:
             inside = row["first"] == row["second"]
             where = f"inside {row['first']}" if inside else f"of {row['first']} in {row['second']}"
@@ -342,19 +355,14 @@ def _labels(it: Inspected) -> ui.Section:
             for row in labels["names"][:MAX_LISTED]
         ]
         blocks += [ui.Heading("Class names"), ui.Items(rows)]
-    conflicts = [
-        (one_of_each(row)[:3], what)
-        for kind, what in (("duplicates", "equal"), ("near_duplicates", "nearly equal"))
-        for row in labels[kind]
-    ]
-    if conflicts:
-        groups = [
-            ([it.place(image) for image, _ in row], [*(shorten(one, 40) for _, one in row), what], what == "equal")
-            for row, what in conflicts[:MAX_PAIRS]
-        ]
-        blocks.append(ui.Heading("Equal or nearly equal images under different classes"))
-        blocks.append(ui.note("Framed: equal pixel for pixel, so at least one label is wrong."))
-        blocks += it.side_by_side(groups, len(conflicts))
+    different = conflicts(it.report)
+    if different:
+        groups = []
+        for group in different[:MAX_PAIRS]:
+            row = one_of_each(group)[:3]
+            groups.append(([it.place(image) for image, _ in row], [shorten(name, 40) for _, name in row], True))
+        blocks.append(ui.Heading("Equal images under different classes"))
+        blocks += it.side_by_side(groups, len(different))
     odd = labels["suspicious"]
     if odd["images"]:
         groups = []
@@ -372,21 +380,10 @@ def _labels(it: Inspected) -> ui.Section:
             ),
             *it.side_by_side(groups, odd["found"]),
         ]
-    odd_classes = []
-    for key, what in (
-        ("single", "Classes of a single image"),
-        ("copies", "Classes of mostly exact copies"),
-        ("flat", "Classes of images of one flat colour"),
-    ):
-        if labels[key]:
-            more = f" and {len(labels[key]) - MAX_LISTED} more" if len(labels[key]) > MAX_LISTED else ""
-            odd_classes.append((what, ", ".join(shorten(one, 60) for one in labels[key][:MAX_LISTED]) + more))
     if odd["not_judged"] and odd["looked_up"]:
         why = "too few images, or in small they look like those of other classes"
-        odd_classes.append(
-            ("Labels not judged by neighbours", f"{counted(len(odd['not_judged']), 'class', 'classes')}: {why}")
-        )
-    blocks += [ui.Heading("Classes"), ui.Definitions(odd_classes)] if odd_classes else []
+        text = f"Labels of {counted(len(odd['not_judged']), 'class', 'classes')} are not judged by neighbours: {why}."
+        blocks.append(ui.note(text))
     return ui.Section("labels", "Labels", blocks or [ui.Text("Nothing stands out.")], "Labels")
 
 
