@@ -1,4 +1,4 @@
-"""What there is to choose from: methods, presets, backbones, samplers, extractors, measures."""
+"""What there is to choose from: the tables of all families, and one method or guidance with its constants."""
 
 from __future__ import annotations
 
@@ -20,44 +20,49 @@ from imbdiff.recognition.networks import known_networks
 from imbdiff.recognition.recipes import RECIPES
 from imbdiff.runtime.tables import PREFIX, entry_points_of, imported, known
 
+METHOD = ("idea", "when", "source", "needs", "cost", "time", "omega")
+GROUPS = {"benchmarks": "sources", "measures": "metrics"}
+"""Families whose entry points have another group's name."""
 
-def as_json() -> dict[str, Any]:
-    """The tables as plain values, and the names of entries that other installed packages declare as entry points."""
+
+def as_json() -> dict[str, dict[str, dict[str, Any]]]:
+    """Family -> name -> what there is to know, with the entries that other installed packages declare."""
     tables: dict[str, dict[str, dict[str, Any]]] = {
-        "methods": {
-            name: {
-                "idea": m.idea,
-                "cost": m.cost,
-                "time": m.time,
-                "omega": m.omega,
-                "needs": m.needs,
-                "when": m.when,
-                "source": m.source,
-            }
-            for name, m in METHODS.items()
-        },
-        "presets": {n: {"for": p.idea, "expect": p.expect} for n, p in PRESETS.items()},
-        "benchmarks": {n: {"what": b.what, "from": b.get} for n, b in BENCHMARKS.items()},
-        "backbones": {n: {"for": idea} for n, (_, _, idea) in BACKBONES.items()},
-        "samplers": {n: {"what": s.what, "steps": s.steps} for n, s in SAMPLERS.items()},
+        "methods": {name: {key: getattr(m, key) for key in METHOD} for name, m in METHODS.items()},
+        "presets": {n: {"idea": p.idea, "expect": p.expect} for n, p in PRESETS.items()},
+        "benchmarks": {n: {"idea": b.what, "from": b.get} for n, b in BENCHMARKS.items()},
+        "backbones": {n: {"idea": idea} for n, (_, _, idea) in BACKBONES.items()},
+        "samplers": {n: {"idea": s.what, "steps": s.steps} for n, s in SAMPLERS.items()},
         "guidance": {
-            n: {"what": g.what, "when": g.when, "source": g.source, "needs": ", ".join(g.needs)}
+            n: {"idea": g.what, "when": g.when, "source": g.source, "needs": ", ".join(g.needs)}
             for n, g in GUIDANCE.items()
         },
-        "recipes": {n: {"what": f"{r.label}: {r.idea}", "source": r.source} for n, r in RECIPES.items()},
-        "classifiers": {n: {} for n in known_networks()},
-        "curation": {n: {"what": f"images {p.idea}"} for n, p in POLICIES.items()},
-        "extractors": {e.form: {"what": e.what, "needs": e.needs, "number": e.number} for e in EXTRACTORS.values()},
+        "recipes": {n: {"idea": f"{r.label}: {r.idea}", "source": r.source} for n, r in RECIPES.items()},
+        "classifiers": {n: {"idea": ""} for n in known_networks()},
+        "curation": {n: {"idea": f"images {p.idea}"} for n, p in POLICIES.items()},
+        "extractors": {e.form: {"idea": e.what, "needs": e.needs, "number": e.number} for e in EXTRACTORS.values()},
         "measures": {
-            ", ".join(metric.name for metric in m.metrics): {"what": m.what, "source": m.source}
+            ", ".join(metric.name for metric in m.metrics): {"idea": m.what, "source": m.source}
             for m in MEASURES.values()
         },
     }
     for family, rows in tables.items():
-        group = {"benchmarks": "sources", "measures": "metrics"}.get(family, family)
-        points = {name: point for name, point in sorted(entry_points_of(group).items()) if name not in rows}
-        rows |= {name: {"what": f"from outside: {point.value}"} for name, point in points.items()}
+        for name, point in sorted(entry_points_of(GROUPS.get(family, family)).items()):
+            rows.setdefault(name, {"idea": f"from outside: {point.value}"})
     return tables
+
+
+def as_text(width: int = 110) -> str:
+    """The tables to read in a terminal, one line a name."""
+    lines = []
+    for family, rows in as_json().items():
+        left = min(24, max(map(len, rows), default=0))
+        lines.append(family.upper())
+        for name, row in rows.items():
+            idea = textwrap.shorten(row["idea"] or "-", width - left - 4, placeholder=" ...")
+            lines.append(f"  {name:<{left}}  {idea}")
+        lines.append("")
+    return "\n".join([*lines, "Everything about one, with its constants: imbdiff methods NAME; all of it: --json"])
 
 
 def method_json(name: str) -> dict[str, Any]:
@@ -67,37 +72,27 @@ def method_json(name: str) -> dict[str, Any]:
         ConfigError: there is neither of that name.
     """
     guidances = _guidances(name)
-    if guidances is not None:
-        found: dict[str, Any] = {"name": name}
-        for key, joint in (("what", " + "), ("when", "; "), ("source", "; ")):
-            found["idea" if key == "what" else key] = joint.join(
-                filter(None, (getattr(e, key) for e in guidances.values()))
-            )
-        found["needs"] = ", ".join(dict.fromkeys(need for entry in guidances.values() for need in entry.needs))
-        found["constants"] = {}
-        for owner, entry in guidances.items():
-            kind = type(entry.constants)
-            hints, texts = get_type_hints(kind), field_texts(kind)
-            for f in fields(entry.constants):
-                found["constants"][f"{owner}.{f.name}"] = {
-                    "type": type_text(hints[f.name]), "default": getattr(entry.constants, f.name),
-                    "what": texts.get(f.name, ""),
-                }  # fmt: skip
-        return found
-    method = get_method(name)
-    return {
+    if guidances is None:
+        method = get_method(name)
+        own = {full: {"type": c.type, "default": c.default, "what": c.text} for full, c in constants(method).items()}
+        about = {key: getattr(method, key) for key in METHOD}
+        return {"name": name, **about, "phases": [phase.name for phase in method.phases], "constants": own}
+    entries = guidances.values()
+    found: dict[str, Any] = {
         "name": name,
-        "idea": method.idea,
-        "when": method.when,
-        "source": method.source,
-        "needs": method.needs,
-        "cost": method.cost,
-        "omega": method.omega,
-        "phases": [phase.name for phase in method.phases],
-        "constants": {
-            full: {"type": c.type, "default": c.default, "what": c.text} for full, c in constants(method).items()
-        },
+        "idea": " + ".join(e.what for e in entries),
+        "when": "; ".join(e.when for e in entries if e.when),
+        "source": "; ".join(e.source for e in entries if e.source),
+        "needs": ", ".join(dict.fromkeys(need for e in entries for need in e.needs)),
+        "constants": {},
     }
+    for owner, entry in guidances.items():
+        kind = type(entry.constants)
+        hints, texts = get_type_hints(kind), field_texts(kind)
+        for f in fields(entry.constants):
+            value, text = getattr(entry.constants, f.name), texts.get(f.name, "")
+            found["constants"][f"{owner}.{f.name}"] = {"type": type_text(hints[f.name]), "default": value, "what": text}
+    return found
 
 
 def _guidances(name: str) -> dict[str, GuidanceEntry] | None:
@@ -116,40 +111,21 @@ def _guidances(name: str) -> dict[str, GuidanceEntry] | None:
 
 def method_text(found: dict[str, Any], width: int = 110) -> str:
     """`method_json` to read in a terminal."""
-    lines = [found["name"]]
+    lines, phases = [found["name"]], found.get("phases", [])
     for key in ("idea", "when", "source", "needs"):
         if found[key]:
             text = found[key] if key == "idea" else f"{key}: {found[key]}"
             lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
-    option = "--method." if "phases" in found else "--sample.guidance."
-    if "phases" in found:
-        phases = f"; trains {', then '.join(found['phases'])}" if len(found["phases"]) > 1 else ""
-        lines.append(f"  cost {found['cost']:g} passes per image, guidance omega {found['omega']:g}{phases}")
+    if phases:
+        trains = f"; trains {', then '.join(phases)}" if len(phases) > 1 else ""
+        lines.append(f"  cost {found['cost']:g} passes per image, guidance omega {found['omega']:g}{trains}")
     lines += ["", "CONSTANTS"]
     for name, c in found["constants"].items():
-        lines.append(f"  {option}{name} {c['default']}   ({c['type']})")
+        lines.append(f"  {'--method.' if phases else '--sample.guidance.'}{name} {c['default']}   ({c['type']})")
         lines += textwrap.wrap(c["what"], width, initial_indent="      ", subsequent_indent="      ")
-    if "phases" in found:
+    if phases:
         lines += [
             "",
-            "The field alone will do where one loss has it: --method.tau. In YAML: method: {name: .., tau: ..}",
+            "The field alone suffices where one loss has it: --method.tau. In YAML: method: {name: .., tau: ..}",
         ]
-    return "\n".join(lines)
-
-
-def as_text(width: int = 110) -> str:
-    """The same to read in a terminal."""
-    lines = []
-    for title, rows in as_json().items():
-        lines.append(title.upper())
-        for name, row in rows.items():
-            numbers = ", ".join(f"{key} {value:g}" for key, value in row.items() if isinstance(value, int | float))
-            lines.append(f"  {name}" + (f"  ({numbers})" if numbers else ""))
-            for key, value in row.items():
-                if isinstance(value, str) and value:
-                    text = value if key in ("idea", "for", "what") else f"{key}: {value}"
-                    lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="        ")
-        lines.append("")
-    lines.append("cost: forward passes per training image; time: of training on an image, measured, against DDPM's;")
-    lines.append("omega: strength of classifier-free guidance, 0 = none")
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from imbdiff.pipeline import training
 from imbdiff.pipeline.curation import candidates, chooses
 from imbdiff.pipeline.recognising import classifier_arms, plan_of
 from imbdiff.pipeline.sampling import guidance_text, sampling
-from imbdiff.pipeline.strategy import check_strategy, images_to_draw
+from imbdiff.pipeline.strategy import images_to_draw, parse_strategy
 from imbdiff.pipeline.training import check_phases, init_folder, new_model
 from imbdiff.presets import choose_preset, preset
 from imbdiff.recipe import Phase
@@ -56,7 +56,7 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     choose_measures(config.evaluate.measures)
     check_network(config.classify.network)
     classifier_arms(config.classify)
-    check_strategy(config.sample.strategy)
+    parse_strategy(config.sample.strategy)
     parse_policy(config.curate.policy)
     if not training:
         return

@@ -6,9 +6,8 @@ Importing this module costs no more than numpy: `imbdiff inspect` answers withou
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.runtime.errors import ConfigError
@@ -23,31 +22,7 @@ STRATEGIES = {
 BETA = 0.99
 """Of the strategy "effective", where none is named."""
 
-
-@dataclass(frozen=True)
-class Effective:
-    """The strategy "effective=BETA"."""
-
-    beta: float = BETA
-
-    def __post_init__(self) -> None:
-        if not 0 < self.beta < 1:
-            raise ConfigError(
-                f"sampling strategy effective={self.beta:g} must be in (0, 1)",
-                "near 0 fills every class to the largest, near 1 adds nothing",
-            )
-
-    def number(self, n: int) -> float:
-        """E(n) = (1 - beta^n) / (1 - beta), the effective number of n images (Cui et al. 2019, class-balanced loss)."""
-        return math.expm1(n * math.log(self.beta)) / math.expm1(math.log(self.beta))
-
-    def add(self, stats: ClassStats) -> tuple[int, ...]:
-        """(C,) images that bring class k to n_max E(n_k) / E(n_max): never fewer than it has, as E is concave."""
-        top = max(stats.counts)
-        return tuple(max(0, round(top * self.number(n) / self.number(top)) - n) for n in stats.counts)
-
-
-Strategy = str | float | Effective | Mapping[str, int] | Callable[[ClassStats], Mapping[str, int]]
+Strategy = str | float | Mapping[str, int] | Callable[[ClassStats], Mapping[str, int]]
 
 
 def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
@@ -55,9 +30,10 @@ def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
 
     Args:
         strategy: one of `STRATEGIES`; a number r in (0, 1], every class is filled to r times the largest (for two
-            classes that is imbalanced-learn's meaning; for more, which it refuses, the natural extension); "effective"
-            or "effective=BETA", see `Effective`; {class name: target *total*}, or "name=total,name=total"; or a
-            callable that gives such a mapping.
+            classes that is imbalanced-learn's meaning; for more, which it refuses, the natural extension);
+            "effective=BETA", or "effective" for 0.99: to n_max E(n) / E(n_max) images, of the effective number
+            E(n) = (1 - beta^n) / (1 - beta) of n images (Cui et al. 2019, class-balanced loss); {class name: target
+            *total*}, or "name=total,name=total"; or a callable that gives such a mapping.
         stats: counts of the training set.
 
     Returns:
@@ -66,84 +42,73 @@ def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
     Raises:
         ConfigError: unknown word or class, a number out of range, a total below what the class has.
     """
-    if callable(strategy) and not isinstance(strategy, str):
+    if callable(strategy):
         strategy = strategy(stats)
-    if isinstance(strategy, str):
-        strategy = _parse(strategy)
-    top = max(stats.counts)
-    if isinstance(strategy, Mapping):
-        return _totals(strategy, stats)
-    if isinstance(strategy, Effective):
-        return strategy.add(stats)
-    if isinstance(strategy, float):
-        _check_share(strategy)
-        return tuple(max(0, round(strategy * top) - n) for n in stats.counts)
-    low = min(stats.counts)
-    chosen = {
-        "minority": [n == low for n in stats.counts],
-        "not minority": [n != low for n in stats.counts],
-        "not majority": [n != top for n in stats.counts],
-        "all": [True] * stats.num_classes,
-        "auto": [n != top for n in stats.counts],
-    }[strategy]
-    return tuple(top - n if pick else 0 for n, pick in zip(stats.counts, chosen, strict=True))
+    kind, value = ("totals", strategy) if isinstance(strategy, Mapping) else parse_strategy(str(strategy))
+    counts, top, low = stats.counts, max(stats.counts), min(stats.counts)
+    if kind == "totals":
+        return _to_totals(value, stats)
+    if kind == "share":
+        return tuple(max(0, round(value * top) - n) for n in counts)
+    if kind == "effective":  # 1 - beta^n, never fewer than there are, as it is concave in n
+        number = [-math.expm1(n * math.log(value)) for n in counts]
+        return tuple(max(0, round(top * e / max(number)) - n) for e, n in zip(number, counts, strict=True))
+    chosen = {"minority": lambda n: n == low, "not minority": lambda n: n != low}.get(kind, lambda n: n != top)
+    return tuple(top - n if chosen(n) else 0 for n in counts)
 
 
-def check_strategy(strategy: str) -> None:
-    """Refuses a strategy that no classes could make right.
+def parse_strategy(text: str) -> tuple[str, Any]:
+    """A strategy's kind and value: one of `STRATEGIES`, ("share", r), ("effective", beta) or ("totals", {name: n}).
 
     Raises:
-        ConfigError: it is not understood, or out of range.
+        ConfigError: it is not understood, or out of range, whatever the classes.
     """
-    if isinstance(parsed := _parse(strategy), float):
-        _check_share(parsed)
-
-
-def _check_share(share: float) -> None:
-    if not 0 < share <= 1:
-        raise ConfigError(f"sampling strategy {share} must be in (0, 1]", "1.0 fills every class to the largest")
-
-
-def _parse(text: str) -> str | float | Mapping[str, int] | Effective:
     text = text.strip()
     if text in STRATEGIES:
-        return text
-    if text == "effective":
-        return Effective()
-    # whole numbers from 2 on are the total of a class of that name
-    if (found := re.fullmatch(r"effective\s*=\s*([-+.0-9eE]+)", text)) and not re.fullmatch(r"[2-9]|\d\d+", found[1]):
-        try:
-            return Effective(float(found[1]))
-        except ValueError:
-            pass
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    pairs: dict[str, int] = {}
+        return text, None
+    if (share := _number(text)) is not None:
+        if not 0 < share <= 1:
+            raise ConfigError(f"sampling strategy {text} must be in (0, 1]", "1.0 fills every class to the largest")
+        return "share", share
+    word, sign, number = (part.strip() for part in text.partition("="))
+    beta = BETA if not sign else _number(number)
+    if word == "effective" and beta is not None:
+        if not 0 < beta < 1:
+            raise ConfigError(
+                f"sampling strategy {text} must be in (0, 1)",
+                "near 0 fills every class to the largest, near 1 adds nothing",
+            )
+        return "effective", beta
+    totals: dict[str, int] = {}
     for item in text.split(","):
-        name, sign, total = item.rpartition("=")
-        if not sign or not total.strip().isdigit():
+        name, sign, total = (part.strip() for part in item.rpartition("="))
+        if not sign or not total.isdigit():
             raise ConfigError(
                 f"sampling strategy {text!r} is not understood",
                 f"use one of {', '.join(STRATEGIES)}, effective, effective=BETA, a number in (0, 1], or "
                 "NAME=TOTAL,NAME=TOTAL",
             )
-        pairs[name.strip()] = int(total)
-    return pairs
+        totals[name] = int(total)
+    return "totals", totals
 
 
-def _totals(totals: Mapping[str, int], stats: ClassStats) -> tuple[int, ...]:
-    index = {name: k for k, name in enumerate(stats.names)}
-    add = [0] * stats.num_classes
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _to_totals(totals: Mapping[str, int], stats: ClassStats) -> tuple[int, ...]:
+    add = dict.fromkeys(stats.names, 0)
     for name, total in totals.items():
-        if name not in index:
+        if name not in add:
             raise ConfigError(f"sampling strategy names an unknown class {name!r}", "check its spelling")
-        have = stats.counts[index[name]]
+        have = stats.counts[stats.names.index(name)]
         if total < have:
             raise ConfigError(
                 f"sampling strategy: {total} images of class {name!r} are fewer than the {have} real ones",
                 "totals include the real images; over-sampling removes none",
             )
-        add[index[name]] = total - have
-    return tuple(add)
+        add[name] = total - have
+    return tuple(add.values())

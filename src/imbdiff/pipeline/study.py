@@ -46,7 +46,7 @@ from imbdiff.pipeline.sampling import (
     sample_into,
     sampling,
 )
-from imbdiff.pipeline.strategy import check_strategy, images_to_draw
+from imbdiff.pipeline.strategy import images_to_draw, parse_strategy
 from imbdiff.recognition.arms import Arm, first_of, make_grid, missing_classes, recipes_alone
 from imbdiff.recognition.comparison import Studied, check_study, grid_arms
 from imbdiff.recognition.comparison import study as compare
@@ -95,7 +95,7 @@ def check_grid(options: StudyOptions) -> None:
         ConfigError: an unknown number, policy or recipe.
     """
     for check, words in (
-        (check_strategy, options.numbers),
+        (parse_strategy, options.numbers),
         (parse_policy, options.curation),
         (get_recipe, options.recipes),
     ):
