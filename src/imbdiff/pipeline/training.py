@@ -271,9 +271,9 @@ def train(
     for phase in method.phases:
         files = TrainingFiles()
         if folder is not None:
-            log = JsonLog(folder / log_name(method, phase), _tracked(trackers, phase))
+            rows = JsonLog(folder / log_name(method, phase), _tracked(trackers, phase))
             store = CheckpointStore(folder / "checkpoints" / phase.name)
-            files = TrainingFiles(store, log, digest([identity, phase.name]))
+            files = TrainingFiles(store, rows, digest([identity, phase.name]))
         final = phase is method.target
         told = geometric(phase, config)
         trainer = Trainer(
