@@ -25,7 +25,7 @@ import torch
 from imbdiff.data.benchmarks import shots, thirds
 from imbdiff.data.splits import GroupRule, Prepared, prepare
 from imbdiff.recognition.arms import Arm
-from imbdiff.recognition.comparison import ArmResult
+from imbdiff.recognition.comparison import ArmResult, Summary
 from imbdiff.recognition.fitting import CHECK_EVERY, Fit
 from imbdiff.recognition.jobs import Conditions, train_arms
 from imbdiff.recognition.networks import predict
@@ -89,13 +89,14 @@ def opened(name: str) -> Prepared:
 
 def first_steps(data: Prepared, plan: FitPlan, name: str, steps: int, device: str) -> dict[str, Any]:
     """The first steps of a training by `plan`, its learning rate that of the whole schedule."""
-    looks = iter(range(steps // CHECK_EVERY))
+    more = iter(range(steps // CHECK_EVERY))
     began = time.perf_counter()
-    found = Fit(data.train, plan, get_recipe(name), device=device, stop=lambda: next(looks, None) is None).run()
+    network = Fit(data.train, plan, get_recipe(name), device=device, stop=lambda: next(more, None) is None).run()
     seconds = time.perf_counter() - began
-    result = scores(predict(found.last, data.test), data.test.labels, data.groups, data.claimable)
+    result = scores(predict(network, data.test), data.test.labels, data.groups, data.claimable)
+    done = min(plan.steps, (steps // CHECK_EVERY + 1) * CHECK_EVERY)
     return {
-        "recipe": get_recipe(name).label, "steps done": found.steps, "of": plan.steps, "seconds": seconds,
+        "recipe": get_recipe(name).label, "steps done": done, "of": plan.steps, "seconds": seconds,
         "accuracy": result.accuracy, **result.groups,
     }  # fmt: skip
 
@@ -112,7 +113,7 @@ def table(name: str, data: Prepared, plan: FitPlan, given: argparse.Namespace) -
     done = train_arms(dict.fromkeys(arms), conditions)
     rows = []
     for arm in arms:
-        row = ArmResult.of(arm, done[arm], seeds, data).to_json()
+        row = ArmResult(arm, test=Summary.of(done[arm], "test", data)).to_json(seeds)
         shown: dict[str, Any] = {"recipe": arm.name, "top-1": points(row, "accuracy")}
         shown |= {group: points(row, "groups", group) for group in row["mean"]["groups"]}
         shown |= {"sd of groups": points(row, "group_sd"), "macro-F1": points(row, "macro_f1")}

@@ -26,7 +26,7 @@ from imbdiff.metrics.agreement import share_agreeing
 from imbdiff.pipeline import training
 from imbdiff.pipeline.sampling import sampling
 from imbdiff.presets import preset
-from imbdiff.recognition.judge import Judge, train_judge
+from imbdiff.recognition.trained import Judge, train_judge
 from results_file import write_result
 
 SETTINGS = [("l2", 0.0), ("l2", 0.6), ("l2", 2.0), ("l2", 10.0), ("rms", 0.6), ("rms", 2.0), ("rms", 10.0)]

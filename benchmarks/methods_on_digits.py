@@ -41,7 +41,7 @@ from imbdiff.metrics.measures import MEASURES
 from imbdiff.metrics.numbers import Number
 from imbdiff.pipeline import training
 from imbdiff.pipeline.sampling import guidance_text, sampling
-from imbdiff.recognition.judge import judges
+from imbdiff.recognition.trained import judges
 from imbdiff.reporting.report import term_shares
 from imbdiff.runtime.files import read_json, write_json
 from imbdiff.runtime.log import read_jsonl

@@ -35,8 +35,8 @@ from imbdiff.recognition.intervals import holm
 from imbdiff.recognition.jobs import Conditions, train_arms
 from imbdiff.recognition.plan import FitPlan, literature
 from imbdiff.recognition.scores import scores
+from imbdiff.recognition.trained import working_extractor
 from imbdiff.recognition.use import Use
-from imbdiff.recognition.working import working_extractor
 from imbdiff.runtime.files import digest, read_json
 from nested_intervals import nested_interval, nested_p
 from recognition_worlds import KEPT, WORLDS, configured, generator, prepared
@@ -263,7 +263,7 @@ def study(world: str, given: argparse.Namespace) -> dict[str, Any]:
     differences = {c.name: {s: against(c.name, control, runs, seeds, s, shared) for s in SCOPES} for c in cells}
     secondary = [(c.name, s) for c in cells if c.method not in (None, LEFT_OUT) for s in ("all", "few")
                  if not (c.name == candidate and s == "few")]  # fmt: skip
-    corrected = dict(zip(secondary, holm([differences[n][s]["p"] for n, s in secondary]), strict=True))
+    corrected = dict(zip(secondary, holm([differences[n][s]["p"] for n, s in secondary])[0], strict=True))
     rows = []
     for cell in cells:
         if cell.method is None:

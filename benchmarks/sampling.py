@@ -40,7 +40,7 @@ from imbdiff.diffusion.saved import load_model, save_model
 from imbdiff.metrics.frechet import frechet_distance
 from imbdiff.metrics.neighbours import precision_recall
 from imbdiff.pipeline import training
-from imbdiff.recognition.judge import judges
+from imbdiff.recognition.trained import judges
 from imbdiff.runtime.files import digest
 from results_file import ROOT
 

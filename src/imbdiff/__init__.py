@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from imbdiff.pipeline.training import train
     from imbdiff.presets import preset
     from imbdiff.recognition.comparison import classify
-    from imbdiff.recognition.judge import judges
+    from imbdiff.recognition.trained import judges
 
 _WHERE = {
     "DiffusionOverSampler": "imbdiff.integrations.oversampler",
@@ -58,7 +58,7 @@ _WHERE = {
     "train": "imbdiff.pipeline.training",
     "images_to_draw": "imbdiff.pipeline.strategy",
     "classify": "imbdiff.recognition.comparison",
-    "judges": "imbdiff.recognition.judge",
+    "judges": "imbdiff.recognition.trained",
 }
 
 __all__ = [

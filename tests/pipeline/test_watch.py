@@ -20,7 +20,7 @@ from imbdiff.pipeline.run import run
 from imbdiff.pipeline.training import build_step, prepare_data
 from imbdiff.pipeline.watch import Watch
 from imbdiff.presets import preset
-from imbdiff.recognition.working import working_extractor
+from imbdiff.recognition.trained import working_extractor
 from imbdiff.runtime.errors import DataError, RunError
 from imbdiff.runtime.log import read_jsonl
 from tests.pipeline.conftest import SMALL

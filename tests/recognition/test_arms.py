@@ -19,6 +19,7 @@ from imbdiff.recognition.arms import (
     make_arms,
     make_grid,
     missing_classes,
+    with_controls,
 )
 from imbdiff.recognition.recipes import RECIPES
 from imbdiff.recognition.use import Use
@@ -47,15 +48,12 @@ def test_the_default_arms_and_those_that_no_comparison_may_lack() -> None:
 def test_names_files_and_facts_of_arms() -> None:
     assert Arm("ce", Use(), label="mine").name == "mine"
     assert Arm("ldam-drw", Use()).file == "synthetic+ldam-drw"
-    assert Arm("ce", label="../../etc/x").file == "..-..-etc-x"
-    assert Arm("ce", label="a\\b:c|d\n").file == "a-b-c-d-"
-    files = {Arm(name, use).file for name in RECIPES for use in (None, Use())}
-    assert len(files) == 2 * len(RECIPES)
-    assert not any(set(file) & set("/\\ ") for file in files)
+    assert len({Arm(name, use).file for name in RECIPES for use in (None, Use())}) == 2 * len(RECIPES)
     use = Use(0.5, 0.25, prior="effective")
     assert Arm("balanced-softmax", use).to_json() == {
         "name": "synthetic + balanced softmax",
         "recipe": "balanced-softmax",
+        "label": "balanced softmax",
         "use": asdict(use),
         "needs_synthetic": True,
         "sampler": "natural",
@@ -76,7 +74,6 @@ def test_the_grid_is_every_combination_in_a_stated_order() -> None:
     assert arms[0].name == "0.5: CE, weight 1"
     assert arms[-1].name == "1.0, agreement+no-copies: balanced softmax, weight 0.5"
     assert arms[-1].wanted == (0, 30, 36)
-    assert arms[-1].file == "1.0-agreement+no-copies-synthetic+balanced-softmax"
 
 
 def test_long_numbers_are_cut_in_names_and_no_class_name_is_in_a_file() -> None:
@@ -85,9 +82,7 @@ def test_long_numbers_are_cut_in_names_and_no_class_name_is_in_a_file() -> None:
     assert one.name != two.name
     assert len(one.name) < 110
     assert one.name.startswith("class 0=90,class 1=90")
-    (arm,) = grid_of(numbers={"../é=9,b=9": (0, 1, 2)})
-    assert arm.file.startswith("totals-none")
-    assert not set(arm.file) & set("é/")
+    assert one.file == two.file == "synthetic+ce"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +92,7 @@ def test_long_numbers_are_cut_in_names_and_no_class_name_is_in_a_file() -> None:
         ({"curation": ["agrement"]}, "did you mean agreement"),
         ({"numbers": {"a=1": (0, 0, 0)}}, "'a=1' adds no image"),
         ({"numbers": {"1.0": (0, 1, 2), "auto": (0, 1, 2)}}, "'1.0' and 'auto' add the same images"),
-        ({"recipes": ["ce", "ce"]}, "the recipe 'ce' is named twice"),
+        ({"recipes": ["ce", "ce"]}, "the recipe 'CE' is named twice"),
         ({"curation": ["agreement+no-copies", "no-copies+agreement"]}, "named twice"),
         ({"uses": []}, "names no use"),
     ],
@@ -117,24 +112,26 @@ def test_the_first_of_each_class_and_nested() -> None:
     assert set(first_of(pool, (0, 10, 16)).ids) < set(first_of(pool, (0, 30, 36)).ids)
 
 
-@pytest.mark.parametrize(
-    ("arms", "seeds", "said"),
-    [
-        ([Arm("ce")], (1, 1), "no two the same"),
-        ([Arm("ce")], (), "at least one"),
-        ([Arm("ce"), Arm("ce", Use(0.5)), Arm("ce", Use(0.2))], (0,), r"two arms are called 'synthetic . CE'"),
-        ([Arm("ce", Use())], (0,), "no arm without synthetic images"),
-        # what the recipe does and what the images do could not be told apart
-        ([Arm("ce"), Arm("cutmix", Use())], (0,), "the recipe 'cutmix' is there with synthetic images only"),
-    ],
-)
-def test_arms_that_cannot_be_compared(arms: list[Arm], seeds: tuple[int, ...], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        check_arms(arms, seeds)
+def test_arms_that_cannot_be_told_apart() -> None:
+    for arms, seeds, said in (
+        ([Arm("ce")], (1, 1), "the seed '1' is named twice"),
+        ([Arm("ce")], (), "at least one seed"),
+        ([Arm("ce"), Arm("ce", Use(0.5)), Arm("ce", Use(0.2))], (0,), "the arm 'synthetic . CE' is named twice"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check_arms(arms, seeds)
     with pytest.raises(ConfigError, match="did you mean resampling"):
         make_arms(("ce", "resamplin"), ())
-    with pytest.raises(ConfigError, match="the recipe 'ce' is named twice"):
+    with pytest.raises(ConfigError, match="the recipe 'CE' is named twice"):
         make_arms(("ce", "crt", "ce"), ())
+
+
+def test_what_no_comparison_may_lack_is_added() -> None:
+    """What the recipe does and what the images do could not be told apart otherwise."""
+    made = with_controls([Arm("ce", label="mine"), Arm("cutmix", Use())])
+    assert [(arm.recipe, arm.needs_synthetic) for arm in made] == [
+        ("resampling", False), ("balanced-softmax", False), ("cutmix", False), ("ce", False), ("cutmix", True),
+    ]  # fmt: skip
 
 
 def _named(images: ImageSet, *names: str) -> ImageSet:
@@ -144,9 +141,9 @@ def _named(images: ImageSet, *names: str) -> ImageSet:
 def test_images_of_other_classes_or_shapes_are_refused_by_name(prepared: Any) -> None:
     made = make_set((0, 5, 5), 9)
     for synthetic, said in (
-        (_named(made, "left", "centre", "right"), "training lacks: 'centre'.*only training has: 'middle'"),
-        (_named(made, "left", "right", "middle"), "the same classes in another order"),
-        (_named(made, "left", "middle", "right", "top"), "training lacks: 'top'"),
+        (_named(made, "left", "centre", "right"), "other classes.*'centre', 'middle'"),
+        (_named(made, "left", "right", "middle"), "the same in another order"),
+        (_named(made, "left", "middle", "right", "top"), "other classes.*'top'"),
         (ImageSet(made.images[:, :, :8], made.labels, made.class_names), "8, 8, 1"),
     ):
         with pytest.raises(DataError, match=rf"synthetic images.*{said}"):
@@ -154,9 +151,8 @@ def test_images_of_other_classes_or_shapes_are_refused_by_name(prepared: Any) ->
     for part, said in (("test", "test"), ("val", "validation")):
         kept = getattr(prepared, part)
         setattr(prepared, part, _named(kept, "left", "middle", "right", *(f"class {i}" for i in range(13))))
-        with pytest.raises(DataError, match=f"the {said} images.*'class 9' and 3 more") as caught:
+        with pytest.raises(DataError, match=f"the {said} images have other classes.* and 3 more"):
             check_sets(prepared, None)
-        assert "class 11" not in str(caught.value)
         setattr(prepared, part, kept)
     whole = prepared.train
     prepared.train = whole.select(np.flatnonzero(whole.labels != 1))

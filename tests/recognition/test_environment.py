@@ -29,7 +29,7 @@ prepared, synthetic = make_prepared(make_set((8, 8, 8), 1)), make_set((0, 30, 36
 
 def train(seeds, workers):
     arms = {Arm("ce"): None, Arm("balanced-softmax", Use()): synthetic, Arm("crt"): None}
-    conditions = Conditions(PLAN, prepared, tuple(seeds), validations=2, workers=workers)
+    conditions = Conditions(PLAN, prepared, tuple(seeds), workers=workers)
     return sum(map(len, train_arms(arms, conditions).values()))
 """
 

@@ -19,7 +19,7 @@ from imbdiff.config import ClassifyConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.samplers import BatchSampler
 from imbdiff.recognition import fitting
-from imbdiff.recognition.fitting import Fit, FitPhase, Trained, check_trainings, fit, phases_of
+from imbdiff.recognition.fitting import Fit, FitPhase, check_trainings, fit, phases_of
 from imbdiff.recognition.losses import BatchLoss
 from imbdiff.recognition.networks import Classifier, build_network, predict
 from imbdiff.recognition.plan import CIFAR_PIXELS, FitPlan, literature
@@ -37,13 +37,11 @@ PLAN = FitPlan(tiny, steps=40, batch_size=12, lr=0.05, shift=1)
 TRAIN, VAL, SYNTHETIC = make_set((40, 10, 4), 0), make_set((8, 8, 8), 1), make_set((0, 30, 36), 9)
 
 
-def _train(recipe: str = "ce", plan: FitPlan = PLAN, train: ImageSet = TRAIN, **options: Any) -> Trained:
+def _train(recipe: str = "ce", plan: FitPlan = PLAN, train: ImageSet = TRAIN, **options: Any) -> Classifier:
     return Fit(train, plan, RECIPES[recipe], **options).run()
 
 
-def _same(a: Classifier | None, b: Classifier | None) -> bool:
-    if a is None or b is None:
-        return a is b
+def _same(a: Classifier, b: Classifier) -> bool:
     mine, theirs = a.state_dict(), b.state_dict()
     return list(mine) == list(theirs) and all(torch.equal(mine[k], theirs[k]) for k in mine)
 
@@ -202,8 +200,7 @@ def test_weights_are_those_of_a_literal_loop_bit_for_bit(name: str) -> None:
         use = Use(weight=0.25, prior=prior_of)  # type: ignore[arg-type]
         found = _train(name, plan, synthetic=SYNTHETIC, use=use, seed=4)
         prior = np.array(seen) / sum(seen) if name == "balanced-softmax" else None
-        assert _same(found.last, _literal(both, plan, 4, recipe.sampler, prior, weights))
-        assert found.best is None
+        assert _same(found, _literal(both, plan, 4, recipe.sampler, prior, weights))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -216,27 +213,27 @@ def test_every_recipe_learns_and_repeats_itself_bit_for_bit(name: str) -> None:
     before = torch.random.get_rng_state()
     found = _train(name, plan, train, seed=3)
     assert torch.equal(before, torch.random.get_rng_state())
-    right = predict(found.last, test) == test.labels
+    right = predict(found, test) == test.labels
     assert np.mean([right[test.labels == k].mean() for k in range(3)]) > 0.75
-    assert not found.last.training
-    assert all(p.requires_grad for p in found.last.parameters())
+    assert not found.training
+    assert all(p.requires_grad for p in found.parameters())
     short = replace(plan, steps=10)
     torch.manual_seed(2)
-    a, b, c = (_train(name, short, train, seed=s).last for s in (3, 3, 4))
+    a, b, c = (_train(name, short, train, seed=s) for s in (3, 3, 4))
     assert _same(a, b)
     assert not _same(a, c)
 
 
 def test_adjustment_when_deciding_is_cross_entropy_with_another_bias() -> None:
-    plain, shifted = _train("ce").last, _train("logit-adjustment").last
+    plain, shifted = _train("ce"), _train("logit-adjustment")
     assert torch.equal(plain.head.weight, shifted.head.weight)
     prior = np.array([40, 10, 4]) / 54
     expected = plain.head.bias.detach().numpy() - np.log(prior)
     np.testing.assert_allclose(shifted.head.bias.detach().numpy(), expected, rtol=1e-5)
     # more decisions for the tail, and the prior of effective counts is flatter
     assert (predict(shifted, VAL) == 2).sum() >= (predict(plain, VAL) == 2).sum()
-    effective = _train("logit-adjustment", synthetic=SYNTHETIC, use=Use(prior="effective")).last
-    real = _train("logit-adjustment", synthetic=SYNTHETIC).last
+    effective = _train("logit-adjustment", synthetic=SYNTHETIC, use=Use(prior="effective"))
+    real = _train("logit-adjustment", synthetic=SYNTHETIC)
     difference = (real.head.bias - effective.head.bias).detach().numpy()
     np.testing.assert_allclose(difference, np.log(np.full(3, 1 / 3)) - np.log(prior), rtol=1e-4, atol=1e-5)
 
@@ -279,7 +276,7 @@ def test_the_second_phase_leaves_the_body_and_its_statistics_bit_for_bit(monkeyp
 
         with monkeypatch.context() as patch:
             patch.setattr(Fit, "_enter", spy)
-            found = _train(name, synthetic=SYNTHETIC).last
+            found = _train(name, synthetic=SYNTHETIC)
         (_, first_head, _), (before, head, entered) = kept
         assert all(torch.equal(value, before[key]) for key, value in body(found).items())
         assert isinstance(found.head, nn.Linear)
@@ -378,7 +375,7 @@ def test_the_steps_of_real_images_count_real_images(steps: dict[str, list[Any]])
 
 def test_an_empty_set_of_synthetic_images_is_none() -> None:
     use = Use(weight=0.3, share=0.5, schedule="real-last")
-    assert _same(_train(synthetic=SYNTHETIC.select([]), use=use).last, _train().last)
+    assert _same(_train(synthetic=SYNTHETIC.select([]), use=use), _train())
 
 
 def test_the_rate_of_each_phase_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,9 +418,9 @@ def rows(log: Path) -> list[dict[str, Any]]:
 def test_what_is_stopped_goes_on_to_the_same_bits(
     name: str, use: Use, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"synthetic": SYNTHETIC, "use": use, "val": VAL, "validations": 10}
+    options: dict[str, Any] = {"synthetic": SYNTHETIC, "use": use}
 
-    def run(folder: str, until: int | None) -> tuple[Trained, list[int], Path]:
+    def run(folder: str, until: int | None) -> tuple[Classifier, list[int], Path]:
         seen: list[int] = []
         done = iter(range(2 + first, 1000, 2))
         gradients = Fit.gradients
@@ -442,7 +439,6 @@ def test_what_is_stopped_goes_on_to_the_same_bits(
     first = 0
     whole, seen, log = run("whole", None)
     assert seen == list(range(40))
-    assert whole.steps == 40
     # stopped once early, and once at the step in question, whose checkpoint is two steps before
     run("parts", 6)
     first = 4
@@ -451,9 +447,7 @@ def test_what_is_stopped_goes_on_to_the_same_bits(
     first = at
     again, seen, log_again = run("parts", None)
     assert seen == list(range(at, 40))
-    assert _same(again.last, whole.last)
-    assert _same(again.best, whole.best)
-    assert again.best_step == whole.best_step
+    assert _same(again, whole)
     assert rows(log_again) == rows(log)
     assert [row["step"] for row in rows(log)] == list(range(2, 41, 2))
     # a checkpoint of another training is refused
@@ -515,76 +509,9 @@ def test_bf16_is_used_in_every_phase(monkeypatch: pytest.MonkeyPatch) -> None:
 
         with monkeypatch.context() as patch:
             patch.setattr(Fit, "gradients", spy)
-            found = _train("crt", plan, val=VAL, validations=5)
+            found = _train("crt", plan)
         assert in_steps == [dtype] * 10
-        assert all(p.dtype == torch.float32 for p in found.last.parameters())
-
-
-# -- validation while training
-
-
-@pytest.mark.parametrize(
-    ("name", "precision"), [("ce", "bf16"), ("ldam-drw", "fp32"), ("crt", "fp32"), ("lws", "bf16")]
-)
-def test_validation_does_not_change_the_last_network(name: str, precision: Any) -> None:
-    plan = replace(PLAN, steps=20, precision=precision)
-    blind = _train(name, plan, synthetic=SYNTHETIC)
-    validated = _train(name, plan, synthetic=SYNTHETIC, val=VAL, validations=5)
-    assert _same(blind.last, validated.last)
-    assert (blind.best, blind.best_step) == (None, None)
-    assert validated.best is not None
-
-
-@pytest.mark.parametrize("name", ["ce", "crt", "lws", "logit-adjustment", "tau-norm"])
-@pytest.mark.parametrize(("right", "best"), [([5, 9, 20, 20, 11], 2), ([1, 2, 3, 4, 5], 4)])
-def test_the_best_is_that_of_the_highest_accuracy_and_the_earlier_of_equal_ones(
-    name: str, right: list[int], best: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    states: list[dict[str, Tensor]] = []
-    script = iter(right)
-
-    def predictions(network: Classifier, images: ImageSet) -> np.ndarray:
-        assert images is VAL
-        assert not network.training
-        states.append({k: v.clone() for k, v in network.state_dict().items()})
-        n = next(script)
-        return np.where(np.arange(len(VAL)) < n, VAL.labels, (VAL.labels + 1) % 3)
-
-    monkeypatch.setattr(fitting, "predict", predictions)
-    found = _train(name, val=VAL, validations=5)
-    assert len(states) == 5
-    assert found.best is not None
-    assert found.best_step == 8 * (best + 1)
-    mine = found.best.state_dict()
-    assert list(mine) == list(states[best])
-    assert all(torch.equal(mine[k], states[best][k]) for k in mine)
-    # the last one is of what is handed back
-    assert all(torch.equal(v, states[-1][k]) for k, v in found.last.state_dict().items())
-
-
-def test_accuracy_is_balanced_over_the_classes_that_validation_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 images of one class and 2 of another: right on the 2 is worth as much as right on the 20."""
-    val = make_set((20, 2, 0), 4)
-    script = iter([np.zeros(22, np.int64), np.ones(22, np.int64), np.array([0] * 11 + [2] * 9 + [1, 1])])
-    monkeypatch.setattr(fitting, "predict", lambda *_: next(script))
-    assert _train(val=val, validations=3).best_step == 40  # 1/2, 1/2, 3/4; by images it would be the first
-
-
-@pytest.mark.parametrize(("steps", "validations"), [(40, 7), (19, 10), (3, 10), (40, 1), (40, 0), (1, 1)])
-def test_validations_are_evenly_spaced_with_one_at_the_end(
-    steps: int, validations: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at: list[int] = []
-    monkeypatch.setattr(Fit, "_validate", lambda self, now: at.append(now))
-    _train(plan=replace(PLAN, steps=steps), val=VAL, validations=validations)
-    assert len(at) == min(validations, steps)
-    if validations:
-        assert at[-1] == steps
-        gaps = np.diff([0, *at])
-        assert gaps.min() >= 1
-        assert gaps.max() - gaps.min() <= 1
-    for nothing in (None, VAL.select([])):
-        assert _train(plan=replace(PLAN, steps=3), val=nothing, validations=3).best is None
+        assert all(p.dtype == torch.float32 for p in found.parameters())
 
 
 # -- what does not fit

@@ -14,18 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_sc
 from torchmetrics.functional.classification import binary_calibration_error
 
 from imbdiff.data.stats import Groups
-from imbdiff.recognition.scores import (
-    BINS,
-    Scores,
-    _balance,
-    calibration_error,
-    chance_error,
-    mean_of,
-    pooled,
-    reliability,
-    scores,
-    sd_of,
-)
+from imbdiff.recognition.scores import Scores, calibration_error, chance_error, mean_of, reliability, scores, sd_of
 from imbdiff.runtime.errors import DataError
 
 GROUPS = Groups(("many", "medium", "few"), (0, 0, 1, 2, 2), "made up")
@@ -67,8 +56,7 @@ def test_a_class_never_predicted_counts_as_zero_and_one_without_images_not_at_al
 
 @pytest.mark.parametrize(("groups", "published"), [((65.2, 49.3, 26.9), 15.7), ((63.7, 51.3, 31.1), 13.4)])
 def test_balance_of_groups_is_the_std_of_published_tables(groups: tuple[float, ...], published: float) -> None:
-    assert round(_balance(groups) or 0, 1) == published
-    # the same through predictions: 1,000 images per group, one class each
+    # 1,000 images per group, one class each
     labels = np.repeat(np.arange(3), 1000)
     right = np.concatenate([np.arange(1000) < 10 * g for g in groups])
     three = Groups(("many", "medium", "few"), (0, 1, 2), "made up")
@@ -94,22 +82,6 @@ def test_group_accuracy_counts_every_image_once() -> None:
     assert found.groups["few"] != pytest.approx(np.mean(found.per_class[3:]))
 
 
-def test_calibration_by_group_is_over_its_claimable_images_and_overall_over_all() -> None:
-    predicted, labels, confidence = _predictions(3)
-    claimable = (True, True, True, True, False)
-    found = scores(predicted, labels, GROUPS, claimable, confidence)
-    few = labels == 3  # never predicted: always wrong
-    assert found.ece_by_group["few"] == pytest.approx(confidence[few].mean())
-    assert sum(row["n"] for row in found.reliability) == len(labels)
-    assert 0 < found.ece_chance < 0.2
-    flipped = scores(predicted, labels, GROUPS, claimable, (predicted == labels).astype(float))
-    assert flipped.ece == 0
-    assert flipped.ece_by_group == {"many": 0.0, "medium": 0.0, "few": 0.0}
-    assert scores(predicted, labels, GROUPS, claimable).ece is None
-    none = scores(predicted, labels, GROUPS, (True, True, True, False, False), confidence)
-    assert none.ece_by_group["few"] is None
-
-
 def test_mean_and_spread_cover_every_number_and_survive_missing_ones() -> None:
     runs = []
     for seed in range(3):
@@ -123,15 +95,10 @@ def test_mean_and_spread_cover_every_number_and_survive_missing_ones() -> None:
         assert getattr(mean, key) == pytest.approx(np.mean(values))
         assert getattr(sd, key) == pytest.approx(np.std(values, ddof=1))
     assert mean.per_class[4] is sd.per_class[4] is None
-    assert mean.ece_by_group is not None
-    assert mean.ece_by_group["few"] == pytest.approx(np.mean([run.ece_by_group["few"] for run in runs]))  # type: ignore[index]
-    assert mean.reliability is not None
-    assert sum(row["n"] for row in mean.reliability) == 3 * 155
-    assert sd.reliability is None
     # a number that one run lacks is not made up, and neither is calibration that one run lacks
     assert mean_of([replace(runs[0], group_sd=None), *runs[1:]]).group_sd is None
-    lacking = mean_of([replace(runs[0], ece=None, reliability=None), runs[1]])
-    assert lacking.ece is lacking.reliability is None
+    assert mean_of([replace(runs[0], ece=None), runs[1]]).ece is None
+    assert scores(*_predictions(0)[:2], GROUPS, ALL).ece is None
     assert mean_of(runs[:1]).macro_f1 == runs[0].macro_f1
     assert sd_of(runs[:1]).macro_f1 is None
 
@@ -155,69 +122,56 @@ def _sample(n: int, seed: int, lift: float = 0.0) -> tuple[np.ndarray, np.ndarra
     return p, g.random(n) < p + lift
 
 
+def error(p: np.ndarray, right: np.ndarray) -> float | None:
+    return calibration_error(*reliability(p, right))
+
+
 def test_error_equals_torchmetrics_and_a_literal_loop() -> None:
     p, right = _sample(700, 0, lift=-0.2)
-    rows = reliability(p, right)
-    assert len(rows) == BINS == 15
-    found = calibration_error(rows)
     total = 0.0
     for b in range(15):
         mine = [i for i in range(700) if b / 15 < p[i] <= (b + 1) / 15]
-        assert rows[b]["n"] == len(mine)
         if mine:
             gap = sum(right[i] for i in mine) / len(mine) - sum(p[i] for i in mine) / len(mine)
             total += len(mine) / 700 * abs(gap)
-    assert found == pytest.approx(total, abs=1e-12)
+    assert error(p, right) == pytest.approx(total, abs=1e-12)
     # its binary form takes the probability of 1 and compares it with how often the target is 1
     theirs = binary_calibration_error(torch.tensor(p), torch.tensor(right).long(), n_bins=15, norm="l1")
-    assert found == pytest.approx(theirs.item(), abs=1e-6)
+    assert error(p, right) == pytest.approx(theirs.item(), abs=1e-6)
 
 
 def test_the_upper_end_belongs_to_its_bin_and_zero_to_the_first() -> None:
     ends = np.linspace(0, 1, 16)
-    rows = reliability(ends, np.ones(16, bool))
-    assert [row["n"] for row in rows] == [2] + [1] * 14
-    assert rows[1] == {"n": 1, "confidence": pytest.approx(2 / 15), "accuracy": 1.0}
-    empty = reliability(np.array([0.5]), np.array([True]))
-    assert empty[0] == {"n": 0, "confidence": None, "accuracy": None}
-    assert calibration_error(empty) == pytest.approx(0.5)
+    n, confidence, accuracy = reliability(ends, np.ones(16, bool))
+    assert n.tolist() == [2] + [1] * 14
+    assert (confidence[1], accuracy[1]) == (pytest.approx(2 / 15), 1.0)
+    assert error(np.array([0.5]), np.array([True])) == pytest.approx(0.5)
 
 
 def test_too_sure_and_too_unsure_both_count() -> None:
     p = np.array([0.95] * 10 + [0.35] * 10)
     right = np.array([True] * 8 + [False] * 2 + [True] * 8 + [False] * 2)
-    assert calibration_error(reliability(p, right)) == pytest.approx((0.15 + 0.45) / 2)
+    assert error(p, right) == pytest.approx((0.15 + 0.45) / 2)
 
 
 def test_chance_error_is_what_truthful_classifiers_have() -> None:
     g = np.random.default_rng(1)
+
+    def chance(p: np.ndarray) -> float | None:
+        return chance_error(*reliability(p, np.zeros(len(p), bool))[:2])
+
     centres = (np.arange(15) + 0.5) / 15
     p = np.repeat(centres, np.arange(3, 18))
-    rows = reliability(p, np.zeros(len(p), bool))
-    drawn = [calibration_error(reliability(p, g.random(len(p)) < p)) for _ in range(1500)]
-    assert chance_error(rows) == pytest.approx(np.mean([d for d in drawn if d is not None]), rel=0.02)
+    drawn = [error(p, g.random(len(p)) < p) for _ in range(1500)]
+    assert chance(p) == pytest.approx(np.mean([d for d in drawn if d is not None]), rel=0.02)
     # one image: 2 p (1 - p)
-    assert chance_error(reliability(np.array([0.7]), np.array([True]))) == pytest.approx(0.42)
-    assert chance_error(reliability(np.array([1.0]), np.array([True]))) == 0
+    assert chance(np.array([0.7])) == pytest.approx(0.42)
+    assert chance(np.array([1.0])) == 0
+    assert chance(np.zeros(0)) is error(np.zeros(0), np.zeros(0, bool)) is None
 
 
-def test_pooled_bins_are_those_of_all_images_together() -> None:
-    parts = [_sample(n, n) for n in (40, 90, 7)]
-    together = reliability(np.concatenate([p for p, _ in parts]), np.concatenate([r for _, r in parts]))
-    found = pooled([reliability(p, right) for p, right in parts])
-    for row, one in zip(found, together, strict=True):
-        assert row["n"] == one["n"]
-        for key in ("confidence", "accuracy"):
-            assert row[key] == (None if one[key] is None else pytest.approx(one[key]))
-
-
-def test_no_images_and_what_is_no_probability() -> None:
-    nothing = reliability(np.zeros(0), np.zeros(0, bool))
-    assert calibration_error(nothing) is None
-    assert chance_error(nothing) is None
-    assert reliability(np.array([1 + 1e-7], np.float32), np.array([True]))[-1]["n"] == 1
+def test_what_is_no_probability() -> None:
+    assert reliability(np.array([1 + 1e-7], np.float32), np.array([True]))[0].tolist() == [1]
     for bad in (1.2, -0.1, math.nan):
         with pytest.raises(DataError, match="no probability"):
             reliability(np.array([0.5, bad]), np.array([True, False]))
-    with pytest.raises(DataError, match="2 confidences for 3"):
-        reliability(np.array([0.5, 0.5]), np.ones(3, bool))

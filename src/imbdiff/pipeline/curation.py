@@ -22,7 +22,7 @@ from imbdiff.pipeline.sampling import guide_of, sample, sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.recognition.curation import Curated, curate, describe, least_probability, parse_policy
 from imbdiff.recognition.real_space import IN_QUANTILE, OUT_FACTOR, OUT_QUANTILE
-from imbdiff.recognition.working import working_extractor
+from imbdiff.recognition.trained import working_extractor
 from imbdiff.runtime.device import resolve_device
 
 SCHEMA = "imbdiff-curation/1"

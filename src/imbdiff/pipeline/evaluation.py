@@ -20,7 +20,7 @@ from imbdiff.pipeline.direct import Watching
 from imbdiff.pipeline.plan import against_balanced
 from imbdiff.pipeline.recognising import plan_of
 from imbdiff.recognition.cas import classification_accuracy_score
-from imbdiff.recognition.judge import judges
+from imbdiff.recognition.trained import judges
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.files import sha256_file
 from imbdiff.runtime.progress import Progress

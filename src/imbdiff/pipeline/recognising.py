@@ -17,9 +17,6 @@ from imbdiff.recognition.use import Use
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.progress import Progress
 
-VALIDATIONS = 10
-"""Measurements on validation images while a classifier trains: the best weights are reported next to the last."""
-
 
 def plan_of(prepared: Prepared, config: RunConfig) -> FitPlan:
     """How this configuration trains classifiers on these images, the working one included."""
@@ -59,7 +56,6 @@ def classify_run(
             arms=arms,
             primary=next(arm.name for arm in arms if arm.needs_synthetic and arm.recipe == options.primary),
             seeds=tuple(range(config.seed, config.seed + options.seeds)),
-            validations=VALIDATIONS,
             device=str(resolve_device(config.device)),
             folder=folder / "classifier",
             progress=lambda done, total, note: progress.update(done, note),

@@ -44,7 +44,7 @@ from imbdiff.diffusion.scales import per_class, scale_table
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import method_of
 from imbdiff.pipeline.recognising import plan_of
-from imbdiff.recognition.working import working_extractor
+from imbdiff.recognition.trained import working_extractor
 from imbdiff.runtime.compiling import compile_if_equal, compiles, uncompile
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist

@@ -47,13 +47,13 @@ from imbdiff.pipeline.sampling import (
     sampling,
 )
 from imbdiff.pipeline.strategy import images_to_draw, parse_strategy
-from imbdiff.recognition.arms import Arm, first_of, make_grid, missing_classes, recipes_alone
-from imbdiff.recognition.comparison import Studied, check_study, grid_arms
+from imbdiff.recognition.arms import Arm, first_of, make_grid, missing_classes, with_controls
+from imbdiff.recognition.comparison import Studied, check_study
 from imbdiff.recognition.comparison import study as compare
 from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.jobs import Conditions, seconds_per_classifier
 from imbdiff.recognition.recipes import get_recipe
-from imbdiff.recognition.working import working_extractor
+from imbdiff.recognition.trained import working_extractor
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.study import MAX_POLICIES, Curated, build_study
 from imbdiff.runtime.device import resolve_device, start
@@ -142,7 +142,7 @@ class _Study:
         seeds = tuple(range(config.seed, config.seed + (options.seeds or config.classify.seeds)))
         device = str(resolve_device(config.device))
         conditions = Conditions(plan_of(prepared, config), prepared, seeds, device, folder=folder / "jobs")
-        check_study(prepared, grid, conditions.plan, config.classify.recipes, seeds)
+        check_study(conditions, with_controls(grid, config.classify.recipes))
         identity = {"data": prepared.manifest["hash"], "weights": str(made["weights"])}
         made_study = cls(run, prepared, options, folder, grid, conditions, identity, quiet)
         made_study._check_folder()
@@ -155,8 +155,9 @@ class _Study:
         return replace(config, curate=replace(config.curate, draw=self.options.draw))
 
     @property
-    def without(self) -> list[str]:
-        return recipes_alone(self.config.classify.recipes, self.options.recipes)
+    def arms(self) -> tuple[Arm, ...]:
+        """Those of the grid, after those without synthetic images."""
+        return with_controls(self.grid, self.config.classify.recipes)
 
     def _check_folder(self) -> None:
         """Refuses a study folder that is something else.
@@ -198,7 +199,7 @@ class _Study:
     def plan_rows(self) -> list[tuple[str, str]]:
         """The size of the grid, and an estimate of the time from a measured probe."""
         o, plan, seeds = self.options, self.conditions.plan, self.conditions.seeds
-        arms = len(grid_arms(self.grid, self.without))
+        arms = len(self.arms)
         todo = self.todo()
         have, copied = self._at_hand(todo)
         left = len(todo["images"]) - have - len(copied)
@@ -251,7 +252,9 @@ class _Study:
                 progress.total = total  # fewer than the grid has, where inputs are equal or curation left no image
                 progress.update(done, note)
 
-            found = compare(replace(self.conditions, progress=update), self.grid, self.images, without=self.without)
+            found = compare(
+                replace(self.conditions, progress=update), self.grid, self.images, without=self.config.classify.recipes
+            )
         reason, remedy = self._about_missing(found.missing) if found.missing else ("", "")
         picked = next((arm for arm in self.grid if found.choice and arm.name == found.choice.recommended), None)
         result = {
@@ -428,7 +431,7 @@ class _Study:
         """Writes down what `found` read of the test images; all readings so far. The same one again is no new one."""
         looks = self._looks()
         if found.choice is not None:
-            arms = sorted(digest([a.recipe, a.name, list(a.wanted)]) for a in grid_arms(self.grid, self.without))
+            arms = sorted(digest([a.recipe, a.name, list(a.wanted)]) for a in self.arms)
             plan = self.conditions.plan.to_json()
             grid = digest([arms, sorted(self.conditions.seeds), plan, self.options.draw])
             choice = {"recommended": found.choice.recommended, "control": found.choice.control}
@@ -444,7 +447,7 @@ class _Study:
     def _commands(self, picked: Arm | None, control: str) -> list[str]:
         """The command lines by which a run does what is recommended; None: no synthetic images."""
         path, own = str(self.run.folder.path), self.config.classify
-        recipe = next(name for name in self.without if get_recipe(name).label == control)
+        recipe = next(arm.recipe for arm in self.arms if arm.name == control)
         classify = ["imbdiff", "classify", path]
         if recipe not in own.recipes:
             classify += ["--classify.recipes", *own.recipes, recipe]

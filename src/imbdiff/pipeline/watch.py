@@ -28,7 +28,7 @@ from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.rows import Estimate, Rows, Scope
 from imbdiff.pipeline.recognising import plan_of
 from imbdiff.pipeline.sampling import encode_png, sampling
-from imbdiff.recognition.working import working_extractor
+from imbdiff.recognition.trained import working_extractor
 from imbdiff.reporting.pictures import sample_grid
 from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.files import read_json, write_json

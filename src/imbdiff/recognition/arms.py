@@ -61,7 +61,7 @@ class Arm:
         if self.number is None:
             return f"synthetic + {recipe}"
         number = self.number
-        if len(number) > LONGEST:  # totals of many classes; what is cut off still tells two of them apart
+        if len(number) > LONGEST:  # totals of many classes; the hash keeps two of them apart
             number = f"{number[:LONGEST]}... ({digest(number)[:6]})"
         curated = "" if self.curation == "none" else f", {self.curation}"
         return f"{number}{curated}: {recipe}, {self.use.describe()}"
@@ -79,18 +79,15 @@ class Arm:
 
     @property
     def file(self) -> str:
-        """The beginning of its files' names; totals of classes, whose names are data, are left out of it."""
-        name = self.name
-        if self.number is not None and not self.label:
-            plain = len(self.number) <= 16 and re.fullmatch(r"[\w.= -]+", self.number, re.A)
-            name = f"{self.number if plain else 'totals'} {self.curation} synthetic + {get_recipe(self.recipe).label}"
-        return "".join(c if c.isalnum() or c in "+-." else "-" for c in name.lower().replace(" + ", "+"))
+        """The beginning of its files' names."""
+        return ("synthetic+" if self.needs_synthetic else "") + re.sub(r"[^\w.-]", "-", self.recipe, flags=re.A)
 
     def to_json(self) -> dict[str, Any]:
         recipe = get_recipe(self.recipe)
         return {
             "name": self.name,
             "recipe": self.recipe,
+            "label": recipe.label,
             "use": None if self.use is None else asdict(self.use),
             "needs_synthetic": self.needs_synthetic,
             "sampler": recipe.sampler,
@@ -106,33 +103,28 @@ def recipes_alone(without: Sequence[str], with_: Sequence[str]) -> list[str]:
     return list(dict.fromkeys((*WITHOUT, *without, *with_)))
 
 
-def _once(what: str, names: Sequence[str]) -> None:
-    for name in names:
-        if what == "recipe":
-            get_recipe(name)
-        if list(names).count(name) > 1:
-            raise ConfigError(f"the {what} {name!r} is named twice", f"name each {what} once")
+def with_controls(arms: Sequence[Arm], without: Sequence[str] = WITHOUT) -> tuple[Arm, ...]:
+    """`arms` after those of :func:`recipes_alone` that are not among them."""
+    alone = {arm.recipe for arm in arms if arm.use is None}
+    wanted = recipes_alone(without, [arm.recipe for arm in arms])
+    return (*(Arm(recipe) for recipe in wanted if recipe not in alone), *arms)
 
 
 def make_arms(without: Sequence[str] = WITHOUT, with_: Sequence[str] = WITH, use: Use | None = None) -> tuple[Arm, ...]:
-    """Arms by the names of their recipes: all of :func:`recipes_alone`, then those that use synthetic images.
+    """The arms of `classify` by the names of their recipes: those without synthetic images, then those that use them.
 
     Raises:
         ConfigError: an unknown recipe, or one that is named twice.
     """
-    for given in (without, with_):
-        _once("recipe", given)
-    return (*(Arm(name) for name in recipes_alone(without, with_)), *(Arm(name, use or Use()) for name in with_))
-
-
-ARMS = make_arms()
-PRIMARY = Arm(LEADING, Use()).name
+    for names in (without, with_):
+        _check_once("recipe", [get_recipe(name).label for name in names])
+    return with_controls([Arm(name, use or Use()) for name in with_], without)
 
 
 def make_grid(
     numbers: Mapping[str, Sequence[int]], curation: Sequence[str], recipes: Sequence[str], uses: Sequence[Use]
 ) -> tuple[Arm, ...]:
-    """The arms with synthetic images of a grid: every number with every curation, recipe and use.
+    """The arms with synthetic images of a study: every number with every curation, recipe and use.
 
     Args:
         numbers: (C,) images per class of each number, by what was asked for.
@@ -144,8 +136,9 @@ def make_grid(
         if not len(given):
             raise ConfigError(f"the grid names no {what}", "give at least one")
     policies = ["+".join(parse_policy(text)) for text in curation]
-    for what, names in (("curation", policies), ("recipe", recipes), ("use", [use.describe() for use in uses])):
-        _once(what, names)
+    _check_once("recipe", [get_recipe(name).label for name in recipes])
+    _check_once("curation", policies)
+    _check_once("use", [use.describe() for use in uses])
     seen: dict[tuple[int, ...], str] = {}
     for number, wanted in numbers.items():
         counts = tuple(int(n) for n in wanted)
@@ -176,24 +169,18 @@ def first_of(pool: ImageSet, wanted: Sequence[int]) -> ImageSet:
 # -- what cannot be compared
 
 
-def check_arms(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
-    """Raises ConfigError where seeds or arms cannot be compared."""
-    if not len(seeds) or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"classifier seeds {list(seeds)}: at least one, and no two the same, are needed")
-    names = [arm.name for arm in arms]
-    twice = sorted({name for name in names if names.count(name) > 1})
+def _check_once(what: str, names: Sequence[str]) -> None:
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
-        raise ConfigError(f"two arms are called {twice[0]!r}", "name each recipe once, or give arms labels")
-    if all(arm.needs_synthetic for arm in arms):
-        raise ConfigError("there is no arm without synthetic images to compare with", "name at least one recipe for it")
-    alone = {arm.recipe for arm in arms if not arm.needs_synthetic}
-    lacking = [arm.recipe for arm in arms if arm.recipe not in alone]
-    if lacking:
-        raise ConfigError(
-            f"the recipe {lacking[0]!r} is there with synthetic images only, so that what it does and what they do "
-            "could not be told apart",
-            "add the arm of that recipe without them",
-        )
+        raise ConfigError(f"the {what} {twice[0]!r} is named twice", f"name each {what} once")
+
+
+def check_arms(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
+    """Raises ConfigError where arms or seeds cannot be told apart."""
+    if not len(seeds):
+        raise ConfigError("a comparison needs at least one seed of classifiers", "use --classify.seeds 3")
+    _check_once("seed", [str(seed) for seed in seeds])
+    _check_once("arm", [arm.name for arm in arms])
 
 
 def check_sets(prepared: Prepared, synthetic: ImageSet | None) -> None:
@@ -206,19 +193,21 @@ def check_sets(prepared: Prepared, synthetic: ImageSet | None) -> None:
     train, test = prepared.train, prepared.test
     if not len(test):
         raise DataError("there are no test images, so classifiers cannot be compared", "hold some out when preparing")
-    _check_classes("test", test.class_names, train.class_names)
-    if prepared.val is not None:
-        _check_classes("validation", prepared.val.class_names, train.class_names)
-    counts = np.bincount(train.labels, minlength=len(train.class_names))
-    if (counts == 0).any():
-        missing = [train.class_names[k] for k in np.flatnonzero(counts == 0)]
+    for what, images in (("test", test), ("validation", prepared.val), ("synthetic", synthetic)):
+        if images is not None and images.class_names != train.class_names:
+            other = named(sorted(set(images.class_names) ^ set(train.class_names))) or "the same in another order"
+            raise DataError(
+                f"the {what} images have other classes than the training images: {other}",
+                "use images of the same class names, in the same order",
+            )
+    missing = np.flatnonzero(np.bincount(train.labels, minlength=len(train.class_names)) == 0)
+    if len(missing):
         raise DataError(
-            f"{len(missing)} classes have no real training image: {named(missing)}",
+            f"{len(missing)} classes have no real training image: {named([train.class_names[k] for k in missing])}",
             "give each at least one, or leave the classes out",
         )
     if synthetic is None:
         return
-    _check_classes("synthetic", synthetic.class_names, train.class_names)
     if synthetic.shape != train.shape:
         raise DataError(
             f"the synthetic images are {synthetic.shape} (H, W, C), the training images {train.shape}",
@@ -233,22 +222,6 @@ def check_sets(prepared: Prepared, synthetic: ImageSet | None) -> None:
         )
 
 
-def _check_classes(what: str, found: Sequence[str], expected: Sequence[str]) -> None:
-    if tuple(found) == tuple(expected):
-        return
-    more = [name for name in found if name not in set(expected)]
-    fewer = [name for name in expected if name not in set(found)]
-    parts = [
-        f"classes that training lacks: {named(more)}" if more else "",
-        f"classes that only training has: {named(fewer)}" if fewer else "",
-        "" if more or fewer else "the same classes in another order, so that labels mean other classes",
-    ]
-    raise DataError(
-        f"the {what} images have other classes than the training images: {'; '.join(p for p in parts if p)}",
-        "use images of the same class names, in the same order",
-    )
-
-
 def missing_classes(prepared: Prepared) -> list[str]:
     """Names of the classes that claims are made of and that no validation image has; all, if claims are of none."""
     names = prepared.train.class_names
@@ -256,3 +229,7 @@ def missing_classes(prepared: Prepared) -> list[str]:
         return list(names)
     has = set() if prepared.val is None else set(prepared.val.labels.tolist())
     return [name for k, name in enumerate(names) if prepared.claimable[k] and k not in has]
+
+
+ARMS = make_arms()
+PRIMARY = Arm(LEADING, Use()).name

@@ -24,13 +24,12 @@ from imbdiff.recognition.arms import (
     check_sets,
     make_arms,
     missing_classes,
-    recipes_alone,
+    with_controls,
 )
 from imbdiff.recognition.fitting import check_trainings
-from imbdiff.recognition.jobs import Conditions, Predicted, Predictions, Progress, train_arms
+from imbdiff.recognition.jobs import Conditions, Predicted, Progress, train_arms
 from imbdiff.recognition.networks import is_pretrained
 from imbdiff.recognition.plan import FitPlan
-from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.scores import Scores, mean_of, scores, sd_of
 from imbdiff.recognition.verdict import Comparison, Control, Verdict, choose_control, verdict
 from imbdiff.runtime.errors import ConfigError, DataError, NonFiniteLossError
@@ -46,77 +45,80 @@ RULE = (
 )
 
 
-# -- what came out of an arm
-
-
 @dataclass(frozen=True)
-class RunResult:
-    """One trained classifier of an arm: its scores after the last step.
+class Summary:
+    """Scores of an arm's classifiers on one set of images, in the order of the seeds."""
 
-    Attributes:
-        step: of a network before the last one.
-        best: the same at the best step by validation images; None where there was no validation.
-    """
-
-    test: Scores
-    val: Scores | None
-    seed: int | None = None
-    step: int | None = None
-    best: RunResult | None = None
+    runs: tuple[Scores, ...]
 
     @classmethod
-    def of(cls, found: Predicted, prepared: Prepared, seed: int | None = None) -> RunResult:
-        assert found.test is not None
-        best = None if found.best is None else cls.of(found.best, prepared)
-        step = None if seed is not None else found.step
-        test, val = (_scored(p, i, prepared) for p, i in ((found.test, prepared.test), (found.val, prepared.val)))
-        assert test is not None
-        return cls(test, val, seed, step, best)
+    def of(cls, found: Sequence[Predicted], part: str, prepared: Prepared) -> Summary:
+        """Of the predictions of "test" or "val" images."""
+        images: ImageSet = getattr(prepared, part)
+        own = [getattr(one, part) for one in found]
+        return cls(
+            tuple(
+                scores(one.predicted, images.labels, prepared.groups, prepared.claimable, one.confidence) for one in own
+            )
+        )
+
+    @property
+    def mean(self) -> Scores:
+        return mean_of(self.runs)
+
+    @property
+    def sd(self) -> Scores:
+        return sd_of(self.runs)
 
     def to_json(self) -> dict[str, Any]:
-        own = {"step": self.step} if self.seed is None else {"seed": self.seed}
-        made = {**own, **self.test.to_json(), "val": None if self.val is None else self.val.to_json()}
-        return made if self.seed is None else made | {"best": None if self.best is None else self.best.to_json()}
-
-
-def _scored(found: Predictions | None, images: ImageSet | None, prepared: Prepared) -> Scores | None:
-    if found is None or images is None:
-        return None
-    return scores(found.predicted, images.labels, prepared.groups, prepared.claimable, found.confidence)
+        """Mean and standard deviation of "balanced", "accuracy" and "groups", and "seeds", balanced of each."""
+        made: dict[str, Any] = {"seeds": [run.balanced_accuracy for run in self.runs]}
+        for what, one in (("mean", self.mean), ("sd", self.sd)):
+            made[what] = {"balanced": one.balanced_accuracy, "accuracy": one.accuracy, "groups": one.groups}
+        return made
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What came out of an arm on test images, and of validation images their mean."""
+    """What came out of an arm.
+
+    Attributes:
+        images: synthetic ones that it was trained with.
+        short: classes that have fewer than were wanted.
+        reason: why it has no numbers.
+        val, test: scores on validation and test images; None where there are none, or where they may not be read.
+    """
 
     arm: Arm
-    runs: tuple[RunResult, ...]
-
-    @classmethod
-    def of(cls, arm: Arm, done: Sequence[Predicted], seeds: Sequence[int], prepared: Prepared) -> ArmResult:
-        """The scores of predictions, one per seed."""
-        return cls(arm, tuple(RunResult.of(run, prepared, int(seed)) for seed, run in zip(seeds, done, strict=True)))
-
-    @property
-    def mean(self) -> Scores:
-        return mean_of([run.test for run in self.runs])
+    images: int = 0
+    short: int = 0
+    reason: str | None = None
+    val: Summary | None = None
+    test: Summary | None = None
 
     @property
-    def sd(self) -> Scores:
-        return sd_of([run.test for run in self.runs])
+    def score(self) -> float:
+        """Mean balanced accuracy on validation images, 0 where it is not known."""
+        return 0.0 if self.val is None else self.val.mean.balanced_accuracy or 0.0
 
-    @property
-    def val(self) -> dict[str, float | None] | None:
-        """Accuracies on validation images, mean over seeds, and the standard deviation of the balanced one."""
-        runs = [run.val for run in self.runs if run.val is not None]
-        if not runs:
-            return None
-        mean, sd = mean_of(runs), sd_of(runs).balanced_accuracy
-        return {"accuracy": mean.accuracy, "balanced_accuracy": mean.balanced_accuracy, "sd": sd}
-
-    def to_json(self) -> dict[str, Any]:
-        runs, spread = [run.to_json() for run in self.runs], {"mean": self.mean.to_json(), "sd": self.sd.to_json()}
-        return {**self.arm.to_json(), "runs": runs, **spread, "val": self.val}
+    def to_json(self, seeds: Sequence[int]) -> dict[str, Any]:
+        arm = self.arm
+        made = {
+            **arm.to_json(),
+            "number": arm.number,
+            "wanted": sum(arm.wanted),
+            "images": self.images,
+            "short": self.short,
+            "curation": arm.curation if arm.needs_synthetic else None,
+            "reason": self.reason,
+            "validation": None if self.val is None else self.val.to_json(),
+        }
+        if arm.use is not None and arm.number is not None:
+            made["use"]["words"] = arm.use.describe()
+        if self.test is not None:
+            runs = [{"seed": int(seed), **run.to_json()} for seed, run in zip(seeds, self.test.runs, strict=True)]
+            made |= {"runs": runs, "mean": self.test.mean.to_json(), "sd": self.test.sd.to_json()}
+        return made
 
 
 def protocol_of(conditions: Conditions) -> dict[str, Any]:
@@ -136,6 +138,16 @@ def protocol_of(conditions: Conditions) -> dict[str, Any]:
     }
 
 
+def _judged(
+    done: Mapping[Arm, Sequence[Predicted]], prepared: Prepared, control: Control, primary: str, leading: Sequence[str]
+) -> Verdict:
+    """The verdict from the predictions of test images."""
+    said = {
+        arm.name: np.stack([run.test.predicted for run in runs if run.test is not None]) for arm, runs in done.items()
+    }
+    return verdict(said, prepared.test, prepared.groups, prepared.claimable, control, primary, leading)
+
+
 # -- the default grid, and its verdict
 
 
@@ -149,12 +161,9 @@ class Classified:
     verdict: Verdict
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "protocol": dict(self.protocol),
-            "arms": [arm.to_json() for arm in self.arms],
-            "control": self.control.to_json(),
-            "verdict": self.verdict.to_json(),
-        }
+        arms = [arm.to_json(self.protocol["seeds"]) for arm in self.arms]
+        facts = {"control": asdict(self.control), "verdict": asdict(self.verdict)}
+        return {"protocol": dict(self.protocol), "arms": arms, **facts}
 
 
 def classify(
@@ -165,7 +174,6 @@ def classify(
     arms: Sequence[Arm] | None = None,
     primary: str = PRIMARY,
     seeds: Sequence[int] = (0, 1, 2),
-    validations: int = 0,
     device: str = "cpu",
     folder: Path | None = None,
     progress: Progress | None = None,
@@ -179,102 +187,42 @@ def classify(
         synthetic: generated images; None leaves out the arms that need them.
         plan: network, steps, rates, augmentation: the same in every arm. None: a small network for 500 steps, with
             shifts by 1/8 of the shorter side and no flips.
-        arms: recipes and how synthetic images are used in them; None: those of `make_arms`.
+        arms: recipes and how synthetic images are used in them, to which those that no comparison may lack are added;
+            None: those of `make_arms`.
         primary: name of the arm whose verdict leads.
-        seeds, validations, device, folder, progress, workers: see :class:`imbdiff.recognition.jobs.Conditions`. Where
-            validation images of a class are missing there is no validation while training.
+        seeds, device, folder, progress, workers: see :class:`imbdiff.recognition.jobs.Conditions`.
         changed: attributes of the plan in place of its own, such as ``steps=300``.
 
     Raises:
-        ConfigError: no seeds or the same one twice, arms of one name or none without synthetic images, no arm of the
-            primary's name, an unknown recipe or network.
+        ConfigError: no seeds or the same one twice, arms of one name, no arm of the primary's name, an unknown recipe
+            or network.
         DataError: no test images, a class without real images, or synthetic images of other classes or another shape.
     """
     check_sets(prepared, synthetic)
-    arms = make_arms() if arms is None else arms
+    arms = make_arms() if arms is None else with_controls(arms)
     check_arms(arms, seeds)
-    plan = plan or FitPlan(shift=max(1, min(prepared.train.shape[:2]) // 8))
-    plan = replace(plan, **changed)
+    plan = replace(plan or FitPlan(shift=max(1, min(prepared.train.shape[:2]) // 8)), **changed)
     arms = [arm for arm in arms if synthetic is not None or not arm.needs_synthetic]
     leading = [arm.name for arm in arms if arm.needs_synthetic]
     if leading and primary not in leading:
         raise ConfigError(f"no arm with synthetic images is called {primary!r}", f"choose one of {leading} to lead")
-    val = prepared.val
-    whole = val is not None and len(np.unique(val.labels)) == len(prepared.train.class_names)
-    conditions = Conditions(
-        plan, prepared, tuple(seeds), device, validations if whole else 0, folder, workers, progress
-    )
+    conditions = Conditions(plan, prepared, tuple(seeds), device, folder, workers, progress)
     done = train_arms({arm: synthetic if arm.needs_synthetic else None for arm in arms}, conditions)
-    results = tuple(ArmResult.of(arm, done[arm], seeds, prepared) for arm in arms)
-    alone = {r.arm.name: r.val["balanced_accuracy"] if r.val else None for r in results if not r.arm.needs_synthetic}
-    control = choose_control(alone, val, prepared.claimable)
-    said = {arm.name: _stacked([found.test for found in done[arm]]) for arm in arms}
-    judged = verdict(said, prepared.test, prepared.groups, prepared.claimable, control, primary, leading)
-    facts = {"validations": conditions.validations, "n_synthetic": 0 if synthetic is None else len(synthetic)}
-    return Classified({**protocol_of(conditions), **facts}, results, control, judged)
-
-
-def _stacked(found: Sequence[Predictions | None]) -> np.ndarray:
-    """(S, N) predicted classes."""
-    return np.stack([one.predicted for one in found if one is not None])
+    n = 0 if synthetic is None else len(synthetic)
+    results = tuple(
+        ArmResult(
+            arm, n if arm.needs_synthetic else 0, test=Summary.of(done[arm], "test", prepared),
+            val=None if prepared.val is None else Summary.of(done[arm], "val", prepared),
+        )
+        for arm in arms
+    )  # fmt: skip
+    alone = {r.arm.name: r.score for r in results if not r.arm.needs_synthetic}
+    control = choose_control(alone, prepared.val, prepared.claimable)
+    protocol = {**protocol_of(conditions), "n_synthetic": n}
+    return Classified(protocol, results, control, _judged(done, prepared, control, primary, leading))
 
 
 # -- a larger grid, and the choice
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Accuracies of an arm over seeds: their scores, in the order of the seeds."""
-
-    runs: tuple[Scores, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Mean and standard deviation of "balanced", "accuracy" and "groups", and "seeds", balanced of each."""
-        made: dict[str, Any] = {"seeds": [run.balanced_accuracy for run in self.runs]}
-        for what, found in (("mean", mean_of(self.runs)), ("sd", sd_of(self.runs))):
-            made[what] = {
-                "balanced": found.balanced_accuracy, "accuracy": found.accuracy, "groups": found.groups,
-            }  # fmt: skip
-        return made
-
-
-@dataclass(frozen=True)
-class GridRow:
-    """An arm of a study, with what a choice may see of it: no number of test images.
-
-    Attributes:
-        images: synthetic ones that it was trained with.
-        short: classes that have fewer than were wanted.
-        reason: why it has no numbers.
-        validation: its accuracies on validation images.
-    """
-
-    arm: Arm
-    images: int = 0
-    short: int = 0
-    reason: str | None = None
-    validation: Summary | None = None
-
-    @property
-    def score(self) -> float:
-        """Mean balanced accuracy on validation images."""
-        return 0.0 if self.validation is None else float(mean_of(self.validation.runs).balanced_accuracy or 0.0)
-
-    def to_json(self) -> dict[str, Any]:
-        arm = self.arm
-        return {
-            "name": arm.name,
-            "number": arm.number,
-            "wanted": sum(arm.wanted),
-            "images": self.images,
-            "short": self.short,
-            "curation": arm.curation if arm.needs_synthetic else None,
-            "recipe": arm.recipe,
-            "label": get_recipe(arm.recipe).label,
-            "use": None if arm.use is None else {**asdict(arm.use), "words": arm.use.describe()},
-            "reason": self.reason,
-            "validation": None if self.validation is None else self.validation.to_json(),
-        }
 
 
 @dataclass(frozen=True)
@@ -288,25 +236,17 @@ class Choice:
     equal: tuple[str, ...] = ()
 
 
-def choose(rows: Sequence[GridRow]) -> Choice:
-    """The choice by :data:`RULE`, from validation numbers alone; of arms that are equally simple too, the first.
+def choose(rows: Sequence[ArmResult]) -> Choice:
+    """The choice by :data:`RULE`, from validation numbers alone; of arms that are equally simple too, the first."""
+    scored = [row for row in rows if row.val is not None]
 
-    Raises:
-        ConfigError: there is no arm without synthetic images.
-    """
-    scored = [row for row in rows if row.validation is not None]
-    without = [row for row in scored if not row.images]
-    if not without:
-        raise ConfigError("there is no arm without synthetic images to compare with", "name at least one recipe for it")
-
-    def equals(some: Sequence[GridRow]) -> list[GridRow]:
+    def equals(some: Sequence[ArmResult]) -> list[ArmResult]:
         top = max(row.score for row in some)
         found = [row for row in some if row.score >= top - TIE]
         return sorted(found, key=lambda row: (row.images, row.arm.curation != "none"))
 
-    best = equals(scored)
-    equal = tuple(row.arm.name for row in best[1:])
-    return Choice(best[0].arm.name, equals(without)[0].arm.name, len(scored), equal)
+    best, without = equals(scored), equals([row for row in scored if not row.images])
+    return Choice(best[0].arm.name, without[0].arm.name, len(scored), tuple(row.arm.name for row in best[1:]))
 
 
 @dataclass(frozen=True)
@@ -317,14 +257,14 @@ class Studied:
         rows: arms without synthetic images, then those of the grid.
         missing: classes without validation images; nothing is chosen then.
         choice: what is recommended, by validation images.
-        numbers: of the two that the choice names, their accuracies on test images.
+        numbers: of the two that the choice names, their scores on test images.
         scopes: their comparison, the recommended one against the control, of "all" test images and of each group: that
             of all is the one declared beforehand. None where both are the same, or nothing was chosen.
     """
 
     protocol: Mapping[str, Any]
     groups: Sequence[str]
-    rows: tuple[GridRow, ...]
+    rows: tuple[ArmResult, ...]
     missing: tuple[str, ...]
     choice: Choice | None
     numbers: Mapping[str, Summary]
@@ -335,46 +275,32 @@ class Studied:
         if choice is not None:
             score = {row.arm.name: row.score for row in self.rows}
             recommendation = {
-                "name": choice.recommended,
-                "score": score[choice.recommended],
-                "control": choice.control,
-                "control_score": score[choice.control],
-                "compared": choice.compared,
-                "equal": list(choice.equal),
-                "rule": RULE,
-            }
-            scopes = None if self.scopes is None else {name: row.to_json() for name, row in self.scopes.items()}
+                **asdict(choice), "name": choice.recommended, "score": score[choice.recommended],
+                "control_score": score[choice.control], "rule": RULE,
+            }  # fmt: skip
+            scopes = None if self.scopes is None else {name: asdict(row) for name, row in self.scopes.items()}
             test = {"numbers": {name: found.to_json() for name, found in self.numbers.items()}, "scopes": scopes}
         return {
             "protocol": dict(self.protocol),
             "groups": list(self.groups),
-            "rows": [row.to_json() for row in self.rows],
+            "rows": [row.to_json(self.protocol["seeds"]) for row in self.rows],
             "missing": list(self.missing),
             "recommendation": recommendation,
             "test": test,
         }
 
 
-def grid_arms(grid: Sequence[Arm], without: Sequence[str] = WITHOUT) -> list[Arm]:
-    """The arms without synthetic images that a grid is compared with, those of its recipes among them, and its own."""
-    return [*(Arm(recipe) for recipe in recipes_alone(without, [arm.recipe for arm in grid])), *grid]
-
-
-def check_study(
-    prepared: Prepared, grid: Sequence[Arm], plan: FitPlan, without: Sequence[str], seeds: Sequence[int]
-) -> None:
+def check_study(conditions: Conditions, arms: Sequence[Arm]) -> None:
     """Refuses what would fail later, or could show nothing; see :func:`study`."""
-    if not grid:
-        raise ConfigError("the grid has no arm with synthetic images", "name at least one number")
-    arms = grid_arms(grid, without)
-    check_arms(arms, seeds)
+    prepared = conditions.prepared
+    check_arms(arms, conditions.seeds)
     check_sets(prepared, None)
     if prepared.val is None or not len(prepared.val):
         raise DataError(
             "there are no validation images to choose by, so that a study could show nothing",
             "hold some out in a new run (--data.val_fraction)",
         )
-    check_trainings(prepared.train, plan, [(arm.recipe, arm.use) for arm in arms])
+    check_trainings(prepared.train, conditions.plan, [(arm.recipe, arm.use) for arm in arms])
 
 
 def study(
@@ -395,36 +321,21 @@ def study(
         without: recipes without synthetic images; those of the grid are always added.
 
     Raises:
-        ConfigError: no arms, bad seeds, or a recipe, use and network that do not fit each other.
+        ConfigError: bad seeds, or a recipe, use and network that do not fit each other.
         NonFiniteLossError: the training of every arm without synthetic images failed.
         DataError: no test images, no validation images, synthetic images of other classes.
     """
-    prepared = conditions.prepared
-    check_study(prepared, grid, conditions.plan, without, conditions.seeds)
-    rows: list[GridRow] = []
-    sets: dict[Arm, ImageSet | None] = {}
-    for arm in grid_arms(grid, without):
-        found = images(arm) if arm.needs_synthetic else None
-        if found is None:
-            rows.append(GridRow(arm))
-        else:
-            check_sets(prepared, found)
-            have = np.bincount(found.labels, minlength=len(arm.wanted))
-            reason = None if len(found) else "curation left no image, so that nothing was trained"
-            rows.append(GridRow(arm, len(found), int((have < np.asarray(arm.wanted)).sum()), reason))
-        if found is None or len(found):
-            sets[arm] = found
-    done = train_arms(sets, conditions, keep_going=True)
-    failed = {arm: next((run.failed for run in runs if run.failed), "") for arm, runs in done.items()}
-    for i, row in enumerate(rows):
-        if failed.get(row.arm):
-            rows[i] = replace(row, reason=f"not compared, its training failed: {failed[row.arm]}")
-        elif row.arm in done:
-            runs = [_scored(run.val, prepared.val, prepared) for run in done[row.arm]]
-            rows[i] = replace(row, validation=Summary(tuple(run for run in runs if run is not None)))
-    if not any(row.validation is not None and not row.arm.needs_synthetic for row in rows):
+    prepared, arms = conditions.prepared, with_controls(grid, without)
+    check_study(conditions, arms)
+    sets = {arm: images(arm) if arm.needs_synthetic else None for arm in arms}
+    for made in sets.values():
+        check_sets(prepared, made)
+    trained = {arm: made for arm, made in sets.items() if made is None or len(made)}
+    done = train_arms(trained, conditions, keep_going=True)
+    rows = tuple(_row(arm, made, done.get(arm), prepared) for arm, made in sets.items())
+    if not any(row.val is not None and not row.arm.needs_synthetic for row in rows):
         raise NonFiniteLossError(
-            f"no arm without synthetic images could be trained: {next(filter(None, failed.values()))}",
+            f"no arm without synthetic images could be trained: {next(row.reason for row in rows if row.reason)}",
             "use a smaller --classify.lr",
         )
     missing = tuple(missing_classes(prepared))
@@ -433,23 +344,23 @@ def study(
     scopes = None
     if choice is not None:
         # the only reading of predictions on test images
-        named = {arm.name: done[arm] for arm in done if arm.name in (choice.recommended, choice.control)}
-        said = {name: _stacked([run.test for run in named[name]]) for name in named}
-        numbers, scopes = _on_test(choice, said, prepared)
-    return Studied(protocol_of(conditions), prepared.groups.present, tuple(rows), missing, choice, numbers, scopes)
+        of = {arm.name: arm for arm in done}
+        two = {of[name]: done[of[name]] for name in (choice.recommended, choice.control)}
+        numbers = {arm.name: Summary.of(runs, "test", prepared) for arm, runs in two.items()}
+        if len(two) > 1:
+            control = Control(choice.control, (choice.control,), RULE, {})
+            scopes = _judged(two, prepared, control, choice.recommended, [choice.recommended]).per_group
+    return Studied(protocol_of(conditions), prepared.groups.present, rows, missing, choice, numbers, scopes)
 
 
-def _on_test(
-    choice: Choice, said: Mapping[str, np.ndarray], prepared: Prepared
-) -> tuple[dict[str, Summary], Mapping[str, Comparison] | None]:
-    """The two that a choice names, on the test images: their accuracies, and their comparison."""
-    test, groups, claimable = prepared.test, prepared.groups, prepared.claimable
-    numbers = {
-        name: Summary(tuple(scores(one, test.labels, groups, claimable) for one in said[name]))
-        for name in dict.fromkeys([choice.recommended, choice.control])
-    }
-    if choice.recommended == choice.control:
-        return numbers, None
-    declared = Control(choice.control, (choice.control,), RULE, {})
-    found = verdict(said, test, groups, claimable, declared, choice.recommended, [choice.recommended])
-    return numbers, found.per_group
+def _row(arm: Arm, made: ImageSet | None, done: Sequence[Predicted] | None, prepared: Prepared) -> ArmResult:
+    """What a choice may see of an arm: no number of test images."""
+    have = np.zeros(len(arm.wanted)) if made is None else np.bincount(made.labels, minlength=len(arm.wanted))
+    short = int((have < np.asarray(arm.wanted)).sum())
+    row = ArmResult(arm, 0 if made is None else len(made), short)
+    if done is None:
+        return replace(row, reason="curation left no image, so that nothing was trained")
+    failed = next((run.failed for run in done if run.failed), None)
+    if failed is not None:
+        return replace(row, reason=f"not compared, its training failed: {failed}")
+    return replace(row, val=Summary.of(done, "val", prepared))

@@ -1,4 +1,4 @@
-"""Training one classifier: phases, steps, validation, checkpoints. A training that was stopped continues from them.
+"""Training one classifier: phases, steps, checkpoints. A training that was stopped continues from them.
 
 Nothing here knows any recipe by name. A step's rows, augmentation and mixing are pure functions of (seed, step), so
 what follows a checkpoint does not depend on what came before it. The network is not spread over processes: these
@@ -9,7 +9,6 @@ normalisation reads in every forward pass of every thread: a segmentation fault 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +22,7 @@ from imbdiff.data.gather import Gather
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.heads import ScaledHead, finished_head, linear_head
 from imbdiff.recognition.losses import BatchLoss, mix
-from imbdiff.recognition.networks import Classifier, build_network, predict
+from imbdiff.recognition.networks import Classifier, build_network
 from imbdiff.recognition.plan import MOMENTUM, FitPlan
 from imbdiff.recognition.recipes import Recipe, get_recipe
 from imbdiff.recognition.use import Mixture, Use
@@ -77,23 +76,6 @@ def phases_of(plan: FitPlan, recipe: Recipe, use: Use, synthetic: bool) -> list[
     return [phase for phase in phases if phase.steps]
 
 
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """What training gives.
-
-    Attributes:
-        last: the network after the last step, in eval mode, with a plain head.
-        best: that of the highest balanced accuracy on validation images; None where there was no validation.
-        best_step: steps done by then.
-        steps: in all.
-    """
-
-    last: Classifier
-    best: Classifier | None
-    best_step: int | None
-    steps: int
-
-
 @dataclass(eq=False)
 class Fit:
     """One training; equal arguments give equal weights, bit-identical on a CPU at one thread count.
@@ -102,10 +84,8 @@ class Fit:
         real: the training images.
         seed: of weights, batches, augmentation and mixing; the streams do not depend on what else is compared.
         synthetic, use: generated images, and how they take part.
-        val, validations: how often, evenly spaced, the balanced accuracy on `val` is measured; the best weights are
-            kept beside the last.
         name: for error messages.
-        stop: asked now and then; training ends early where it returns True (its result is then worthless).
+        stop: asked now and then; training ends early where it returns True.
         files: where checkpoints and the loss go; a repeated call continues from there.
     """
 
@@ -116,14 +96,15 @@ class Fit:
     device: str | torch.device = "cpu"
     synthetic: ImageSet | None = None
     use: Use = field(default_factory=Use)
-    val: ImageSet | None = None
-    validations: int = 0
     name: str = "classifier"
     stop: Callable[[], bool] | None = None
     files: TrainingFiles = field(default_factory=TrainingFiles)
 
-    def run(self) -> Trained:
-        """Trains to the end, from the newest checkpoint where there is one; what there is where it is stopped.
+    def run(self) -> Classifier:
+        """Trains from the newest checkpoint, or from the start, to the end.
+
+        Returns:
+            The network in eval mode, with a plain head; unfinished where it was stopped.
 
         Raises:
             NonFiniteLossError: the loss became NaN or infinite.
@@ -132,20 +113,17 @@ class Fit:
         """
         self._settle()
         self._prepare()
-        total = self.plan.steps
-        validations = min(self.validations, total) if self.val is not None and len(self.val) else 0
         loop = Loop(
-            self, total, self.plan.batch_size, self.files, CHECK_EVERY, CHECK_EVERY, SAVE_EVERY, name=self.name,
-            remedy=f"use a smaller learning rate than {self.plan.lr}",
+            self, self.plan.steps, self.plan.batch_size, self.files, CHECK_EVERY, CHECK_EVERY, SAVE_EVERY,
+            name=self.name, remedy=f"use a smaller learning rate than {self.plan.lr}",
         )  # fmt: skip
         loop.resume()
-        for done, row in loop.run():
+        for _, row in loop.run():
             if row is not None and self.stop is not None and self.stop():
-                return Trained(self.network.eval(), None, None, done)
-            if done * validations // total > (done - 1) * validations // total:
-                self._validate(done)
-        best = self._finished(self._best_network()) if self.best else None
-        return Trained(self._finished(self.network), best, self.best.get("step"), total)
+                break
+        network = self.network.requires_grad_(True).eval()
+        network.head = finished_head(network.head, self.recipe, self.counts)
+        return network
 
     def _settle(self) -> None:
         """Finds device and precision."""
@@ -161,7 +139,6 @@ class Fit:
         """Puts what every step uses on the device."""
         self.mixture = mixture = Mixture(self.real, self.synthetic, self.use, self.plan.batch_size, self.seed)
         self.phases = phases_of(self.plan, self.recipe, self.use, mixture.synthetic)
-        self.phase: FitPhase | None = None
         # by whether batches have real images only: a loss counts what they have
         priors = {True: "train", False: self.use.prior}
         counts = {real: mixture.counts(prior) if self.recipe.needs_prior else None for real, prior in priors.items()}
@@ -169,10 +146,10 @@ class Fit:
         self.counts = counts[self.phases[-1].real_only < self.phases[-1].steps]
         self.network = self._new_network(self.seed)
         check_head(self.network, self.recipe)
+        self._enter(self.phases[0])
         self.data = Gather(mixture.images.images, self.place)
         self.labels = torch.from_numpy(np.array(mixture.images.labels)).to(self.place)
         self.row_weights: dict[tuple[bool, str], Tensor | None] = {}
-        self.best: dict[str, Any] = {}
 
     def _new_network(self, seed: int) -> Classifier:
         made = new_network(self.plan, self.recipe, self.mixture.images, seed)
@@ -230,7 +207,6 @@ class Fit:
         return {"loss": value.detach()}
 
     def apply(self, step: int) -> None:
-        assert self.phase is not None
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(step - self.phase.start, self.phase.steps)
         self.optimizer.step()
@@ -240,11 +216,10 @@ class Fit:
         for i, p in enumerate(self.optimizer.param_groups[0]["params"]):
             if "momentum_buffer" in self.optimizer.state[p]:
                 tensors[f"momentum.{i:04d}"] = self.optimizer.state[p]["momentum_buffer"]
-        tensors |= {f"best.{k}": v for k, v in self.best.get("state", {}).items()}
-        return tensors, {"best": {k: v for k, v in self.best.items() if k != "state"}}
+        return tensors, {}
 
     def restore(self, found: Checkpoint) -> None:
-        of: dict[str, dict[str, Tensor]] = {"network": {}, "momentum": {}, "best": {}}
+        of: dict[str, dict[str, Tensor]] = {"network": {}, "momentum": {}}
         for key, value in found.tensors.items():
             kind, _, name = key.partition(".")
             of[kind][name] = value
@@ -254,8 +229,6 @@ class Fit:
         for i, value in of["momentum"].items():
             p = parameters[int(i)]
             self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(value)
-        if found.meta["best"]:
-            self.best = {**found.meta["best"], "state": of["best"]}
 
     def columns(self) -> dict[str, Any]:
         return {}
@@ -267,32 +240,6 @@ class Fit:
             self.row_weights[key] = None if found is None else torch.from_numpy(found).float().to(self.place)
         return self.row_weights[key]
 
-    # -- the best on validation images
-
-    def _validate(self, done: int) -> None:
-        assert self.val is not None
-        training = self.network.training
-        found = predict(self._finished(self.network), self.val)
-        self.network.train(training)
-        value = float(np.mean([(found[self.val.labels == k] == k).mean() for k in np.unique(self.val.labels)]))
-        if not self.best or value > self.best["value"]:
-            state = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
-            scaled_head = isinstance(self.network.head, ScaledHead)
-            self.best = {"value": value, "step": done, "scaled": scaled_head, "state": state}
-
-    def _finished(self, network: Classifier) -> Classifier:
-        """A copy that decides, with a plain head."""
-        made = copy.deepcopy(network).requires_grad_(True).eval()
-        made.head = finished_head(made.head, self.recipe, self.counts)
-        return made
-
-    def _best_network(self) -> Classifier:
-        made = self._new_network(self.seed)
-        if self.best["scaled"]:
-            made.head = ScaledHead(linear_head(made.head, self.recipe.label))
-        made.load_state_dict(self.best["state"])
-        return made
-
 
 def fit(
     images: ImageSet,
@@ -303,8 +250,8 @@ def fit(
     device: str | torch.device = "cpu",
     name: str = "classifier",
 ) -> Classifier:
-    """The last network of a training by one recipe on real images alone; see :class:`Fit`."""
-    return Fit(images, plan, get_recipe(recipe), seed, device, name=name).run().last
+    """The network of a training by one recipe on real images alone; see :class:`Fit`."""
+    return Fit(images, plan, get_recipe(recipe), seed, device, name=name).run()
 
 
 # -- what is refused beforehand

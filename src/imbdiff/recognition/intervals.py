@@ -80,36 +80,25 @@ def percentile_p(replicates: np.ndarray) -> tuple[float, float]:
 def _share_up_to_zero(ordered: np.ndarray) -> float:
     """The largest q with np.quantile(ordered, q) <= 0; 0 where there is none."""
     count = int(np.searchsorted(ordered, 0.0, side="right"))
-    if not count:
-        return 0.0
-    if count == len(ordered):
-        return 1.0
+    if count in (0, len(ordered)):
+        return float(count > 0)
     a, b = float(ordered[count - 1]), float(ordered[count])
     return (count - 1 - a / (b - a)) / (len(ordered) - 1)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979): p of rank r among M, times M - r + 1, no smaller than before it.
+def holm(p_values: Sequence[float], alpha: float = 1 - LEVEL) -> tuple[list[float], list[float]]:
+    """p-values adjusted for their number M (Holm 1979), and the error at which each is judged.
 
-    An adjusted value below 0.05 may be called a difference: all such claims of one family together are free of error
-    with 95 % at least, however the comparisons depend on each other.
+    Adjusted: p of rank r, times M - r + 1, no smaller than the one before. The error is alpha / (M - r + 1), and from
+    the first p that is not below it, that one's: an interval at 1 - error excludes 0 exactly where the adjusted p-value
+    is below `alpha`. All differences claimed so are free of error with 1 - alpha at least, however the comparisons
+    depend on each other.
     """
-    adjusted, worst = [0.0] * len(p_values), 0.0
+    adjusted, errors = [0.0] * len(p_values), [alpha] * len(p_values)
+    worst, left = 0.0, len(p_values)
     for rank, i in enumerate(np.argsort(p_values, kind="stable")):
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = worst
-    return adjusted
-
-
-def holm_steps(p_values: Sequence[float], alpha: float = 1 - LEVEL) -> list[float]:
-    """The error alpha / (M - r + 1) at which each p-value is judged; from the first that is not below it, that one's.
-
-    An interval at 1 - this excludes 0 exactly where the adjusted p-value is below `alpha`.
-    """
-    steps, size = [alpha] * len(p_values), len(p_values)
-    left = size
-    for i in np.argsort(p_values, kind="stable"):
-        steps[i] = alpha / left
-        if p_values[i] < steps[i]:
+        adjusted[i], errors[i] = worst, alpha / left
+        if p_values[i] < errors[i]:
             left = max(left - 1, 1)
-    return steps
+    return adjusted, errors

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from imbdiff.data.splits import Prepared
 
 _log = logging.getLogger(__name__)
-FORMAT = 3
+FORMAT = 4
 Progress = Callable[[int, int, str], None]
 
 
@@ -43,10 +44,8 @@ class Conditions:
 
     Attributes:
         plan: network, steps, rates, augmentation.
-        prepared: the splits; test images are predicted when a training is over.
+        prepared: the splits; validation and test images are predicted when a training is over.
         seeds: of weights, batches and augmentation; the same ones in every arm, so that arms are compared in pairs.
-        validations: how often the balanced accuracy on validation images is measured while training; the best weights
-            are kept next to the last.
         folder: where the result of each training is kept; what is there for the same inputs is not trained again,
             whatever it was trained for, and what was begun continues. None: nowhere.
         workers: networks trained at a time, each on one CPU thread; default: one per core on a CPU, one on an
@@ -58,7 +57,6 @@ class Conditions:
     prepared: Prepared
     seeds: tuple[int, ...] = (0, 1, 2)
     device: str = "cpu"
-    validations: int = 0
     folder: Path | None = None
     workers: int | None = None
     progress: Progress | None = None
@@ -66,7 +64,7 @@ class Conditions:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a network says of (N,) images: classes, and softmax probabilities of these."""
+    """A network's classes of (N,) images, and softmax probabilities of these."""
 
     predicted: np.ndarray
     confidence: np.ndarray
@@ -86,29 +84,11 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """What a training gave: predictions by the network after the last step, or at the best one by validation images.
-
-    Attributes:
-        step: of the network.
-        best: of a network after the last step, the best one; None where there was no validation.
-        failed: why there are none.
-    """
+    """What a training gave: predictions of test and validation images; `failed` says why there are none."""
 
     test: Predictions | None
     val: Predictions | None
-    step: int | None = None
-    best: Predicted | None = None
     failed: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        parts = {name: None if p is None else p.to_json() for name, p in (("test", self.test), ("val", self.val))}
-        return {**parts, "step": self.step, "best": None if self.best is None else self.best.to_json()}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Predicted:
-        test, val = (None if p is None else Predictions.from_json(p) for p in (values["test"], values["val"]))
-        best = values["best"]
-        return cls(test, val, values["step"], None if best is None else cls.from_json(best))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +99,12 @@ class Job:
     seed: int
     synthetic: ImageSet | None
     conditions: Conditions
-    identity: str = ""
 
-    def with_identity(self) -> Job:
-        """The same with a hash of all that the predictions depend on."""
+    @cached_property
+    def identity(self) -> str:
+        """A hash of all that the predictions depend on."""
         c, use = self.conditions, self.arm.use
-        train, val, test = c.prepared.train, c.prepared.val, c.prepared.test
+        train, sets = c.prepared.train, (c.prepared.train, c.prepared.val, c.prepared.test, self.synthetic)
         recipe = asdict(get_recipe(self.arm.recipe))
         inputs = [
             FORMAT,
@@ -134,13 +114,9 @@ class Job:
             None if use is None else asdict(use),
             self.seed,
             *c.plan.identity(train.shape, len(train.class_names)),
-            c.validations,
-            train.fingerprint,
-            None if val is None else val.fingerprint,
-            test.fingerprint,
-            None if self.synthetic is None else self.synthetic.fingerprint,
+            *(None if images is None else images.fingerprint for images in sets),
         ]
-        return replace(self, identity=digest(inputs))
+        return digest(inputs)
 
     @property
     def name(self) -> str:
@@ -152,14 +128,16 @@ class Job:
 
     def stored(self) -> Predicted | None:
         """The result in the folder, or None where there is none for these inputs."""
-        folder = self.conditions.folder
-        for path in [] if folder is None else Path(folder).glob(f"*-{self.identity[:12]}-seed{self.seed}.json"):
-            try:
-                found = read_json(path)
-                if found["input"] == self.identity:
-                    return Predicted.from_json(found)
-            except (RunError, KeyError, TypeError, ValueError):
-                _log.warning("%s is damaged: this classifier is trained again", path)
+        path = None if self.conditions.folder is None else Path(self.conditions.folder) / f"{self.file}.json"
+        if path is None or not path.exists():
+            return None
+        try:
+            found = read_json(path)
+            if found["input"] == self.identity:
+                val = None if found["val"] is None else Predictions.from_json(found["val"])
+                return Predicted(Predictions.from_json(found["test"]), val)
+        except (RunError, KeyError, TypeError, ValueError):
+            _log.warning("%s is damaged: this classifier is trained again", path)
         return None
 
     def train(self, stop: threading.Event) -> Predicted | None:
@@ -171,25 +149,20 @@ class Job:
         if c.folder is not None:
             store = CheckpointStore(Path(c.folder) / "checkpoints" / self.file)
             files = TrainingFiles(store, JsonLog(Path(c.folder) / "logs" / f"{self.file}.jsonl"), self.identity)
-        found = Fit(
+        network = Fit(
             c.prepared.train, c.plan, get_recipe(self.arm.recipe), self.seed, c.device, self.synthetic,
-            self.arm.use or Use(), c.prepared.val, c.validations, self.name, stop.is_set, files,
+            self.arm.use or Use(), self.name, stop.is_set, files,
         ).run()  # fmt: skip
         if stop.is_set():
             return None
-
-        def predicted(network: Classifier, step: int | None, best: Predicted | None = None) -> Predicted:
-            val = c.prepared.val
-            of_val = None if val is None else Predictions.of(network, val)
-            return Predicted(Predictions.of(network, c.prepared.test), of_val, step, best)
-
-        best = None if found.best is None else predicted(found.best, found.best_step)
-        result = predicted(found.last, found.steps, best)
+        test = Predictions.of(network, c.prepared.test)
+        val = None if c.prepared.val is None else Predictions.of(network, c.prepared.val)
         if c.folder is not None:
             facts = {"input": self.identity, "arm": self.arm.name, "seed": self.seed}
-            write_json(Path(c.folder) / f"{self.file}.json", {**facts, **result.to_json()})
+            parts = {"test": test.to_json(), "val": None if val is None else val.to_json()}
+            write_json(Path(c.folder) / f"{self.file}.json", {**facts, **parts})
             shutil.rmtree(Path(c.folder) / "checkpoints" / self.file, ignore_errors=True)
-        return result
+        return Predicted(test, val)
 
 
 def train_arms(
@@ -208,8 +181,7 @@ def train_arms(
         Of each arm one result per seed, in the order of the seeds.
     """
     asked = {
-        arm: [Job(arm, int(seed), images, conditions).with_identity() for seed in conditions.seeds]
-        for arm, images in arms.items()
+        arm: [Job(arm, int(seed), images, conditions) for seed in conditions.seeds] for arm, images in arms.items()
     }
     jobs: dict[str, Job] = {}
     for job in (job for own in asked.values() for job in own):
@@ -275,6 +247,4 @@ def seconds_per_classifier(train: ImageSet, plan: FitPlan, device: str) -> float
 
 def default_workers(device: str) -> int:
     """Networks trained at a time: one per core on a CPU (one thread each), one on an accelerator."""
-    if torch.device(device).type != "cpu":
-        return 1
-    return max(1, min(cores(), 8))
+    return max(1, min(cores(), 8)) if torch.device(device).type == "cpu" else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,15 +11,7 @@ import numpy as np
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.names import counted
 from imbdiff.data.stats import Groups
-from imbdiff.recognition.intervals import (
-    LEVEL,
-    REPLICATES,
-    holm,
-    holm_steps,
-    paired_replicates,
-    percentile_p,
-    percentiles,
-)
+from imbdiff.recognition.intervals import LEVEL, REPLICATES, holm, paired_replicates, percentile_p, percentiles
 
 LEAST_TEST_IMAGES = 20
 """Test images of a scope for an outcome: with fewer, "no difference" would only say that they are few."""
@@ -43,9 +35,6 @@ class Control:
     arms: tuple[str, ...]
     chosen_by: str
     scores: Mapping[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "arms": list(self.arms)}
 
 
 @dataclass(frozen=True)
@@ -73,9 +62,6 @@ class Comparison:
     reason: str | None
     corrected: bool
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -98,9 +84,6 @@ class Verdict:
     no_loss: Mapping[str, Any] | None
     rule: str
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "against": list(self.against)}
-
 
 def choose_control(scores: Mapping[str, float | None], val: ImageSet | None, claimable: Sequence[bool]) -> Control:
     """The arm without synthetic images to compare with: the best balanced accuracy on validation images.
@@ -112,15 +95,15 @@ def choose_control(scores: Mapping[str, float | None], val: ImageSet | None, cla
     Args:
         scores: balanced accuracy on validation images of each arm without synthetic images; of equal ones, the first.
     """
-    names = tuple(scores)
+    names, why = tuple(scores), ""
     missing = [k for k, c in enumerate(claimable) if c and (val is None or not (val.labels == k).any())]
-    if val is None or missing or not any(claimable):
-        if val is None:
-            why = "there are no validation images"
-        elif missing:
-            why = f"{counted(len(missing), 'class has', 'classes have')} no validation image"
-        else:
-            why = "no claim can be made of any class"
+    if val is None:
+        why = "there are no validation images"
+    elif missing:
+        why = f"{counted(len(missing), 'class has', 'classes have')} no validation image"
+    elif not any(claimable):
+        why = "no claim can be made of any class"
+    if val is None or why:
         return Control(None, names, f"{why}: every arm without synthetic images", {})
     found = {name: score for name, score in scores.items() if score is not None}
     best = max(found, key=lambda name: found[name])
@@ -150,7 +133,7 @@ def verdict(
     controls = control.arms
     if primary not in predictions:
         sentence = "There are no synthetic images, so there is nothing to judge."
-        return Verdict(sentence, primary, controls, {}, {}, None, _rule(primary, controls, control.chosen_by, 0))
+        return Verdict(sentence, primary, controls, {}, {}, None, _rule(primary, control, 0))
     compared = _compared(synthetic_arms, controls, predictions, test, groups, claimable)
     rows, size = _judged(compared, (primary, "all"))
     results = {name: {scope: row for (arm, scope), row in rows.items() if arm == name} for name in synthetic_arms}
@@ -162,7 +145,7 @@ def verdict(
         per_group=results[primary],
         other_arms={name: found for name, found in results.items() if name != primary},
         no_loss=None if whole.low is None else {"margin": MARGIN, "shown": whole.low > -MARGIN, "low": whole.low},
-        rule=_rule(primary, controls, control.chosen_by, size),
+        rule=_rule(primary, control, size),
     )
 
 
@@ -174,13 +157,10 @@ class _Compared:
     found: tuple[tuple[float, np.ndarray, str], ...] = ()
     reason: str | None = None
 
-    @property
-    def p(self) -> float:
-        """Below an error exactly where :meth:`decide` at that error has an outcome: hurt by one, helped against all."""
-        if not self.wide:
-            return 1.0
-        above, below = zip(*(percentile_p(replicates) for _, replicates, _ in self.found), strict=True)
-        return min(1.0, len(self.found) * min(max(above), min(below)))
+    def decide(self, error: float) -> tuple[Outcome, tuple[float, float, float], str]:
+        """Outcome, numbers and the control that decides; the controls share the chance `error` of a wrong outcome."""
+        level = 1 - error / len(self.found)
+        return _decide([((mean, *percentiles(replicates, level)), name) for mean, replicates, name in self.found])
 
     @property
     def wide(self) -> bool:
@@ -188,10 +168,13 @@ class _Compared:
         _, (_, low, high), _ = self.decide(1 - LEVEL)
         return low != high
 
-    def decide(self, error: float) -> tuple[Outcome, tuple[float, float, float], str]:
-        """Outcome, numbers and the control that decides; the controls share the chance `error` of a wrong outcome."""
-        level = 1 - error / len(self.found)
-        return _decide([((mean, *percentiles(replicates, level)), name) for mean, replicates, name in self.found])
+    @property
+    def p(self) -> float:
+        """Below an error exactly where `decide` at that error has an outcome: hurt by one, helped against all."""
+        if not self.wide:
+            return 1.0
+        above, below = zip(*(percentile_p(replicates) for _, replicates, _ in self.found), strict=True)
+        return min(1.0, len(self.found) * min(max(above), min(below)))
 
 
 def _compared(
@@ -204,17 +187,18 @@ def _compared(
 ) -> dict[tuple[str, str], _Compared]:
     usable = np.asarray(claimable, dtype=bool)[test.labels]
     of_class = np.asarray(groups.of_class)[test.labels]
-    scopes = ["all", *groups.present]
     pairs = [(name, control) for name in arms for control in controls]
+    members = {"all": np.ones(len(test), dtype=bool)}
+    members |= {group: of_class == groups.names.index(group) for group in groups.present}
     # the smallest error of a Holm step, shared by the controls, must lie within the replicates
-    replicates = max(REPLICATES, 100 * len(pairs) * len(scopes))
+    replicates = max(REPLICATES, 100 * len(pairs) * len(members))
     result: dict[tuple[str, str], _Compared] = {}
-    for scope in scopes:
-        mine = usable if scope == "all" else usable & (of_class == groups.names.index(scope))
+    for scope, own in members.items():
+        mine = usable & own
         n = int(mine.sum())
         if n < LEAST_TEST_IMAGES:
             reason = counted(n, "test image") if n else "no test images"
-            if not n and (scope == "all" or (of_class == groups.names.index(scope)).any()):
+            if not n and (scope == "all" or own.any()):
                 reason = "no class that a claim can be made of"
             result |= {(name, scope): _Compared(n, reason=reason) for name in arms}
             continue
@@ -235,18 +219,16 @@ def _judged(
     """Comparisons by (arm, scope), and how many the correction is for: all that were made but `declared`."""
     p = {key: one.p for key, one in compared.items() if one.found}
     family = [key for key in p if key != declared]
-    adjusted = dict(zip(family, holm([p[key] for key in family]), strict=True))
-    errors = dict(zip(family, holm_steps([p[key] for key in family], 1 - LEVEL), strict=True))
+    corrected = dict(zip(family, zip(*holm([p[key] for key in family]), strict=True), strict=True))
     rows = {}
     for key, one in compared.items():
-        corrected = key != declared
         if one.found and one.wide:
-            outcome, numbers, against = one.decide(errors.get(key, 1 - LEVEL))
-            adjusted_p = adjusted.get(key, p[key])
-            rows[key] = Comparison(outcome, *numbers, against, p[key], adjusted_p, one.n, None, corrected)
+            adjusted, error = corrected.get(key, (p[key], 1 - LEVEL))
+            outcome, numbers, against = one.decide(error)
+            rows[key] = Comparison(outcome, *numbers, against, p[key], adjusted, one.n, None, key != declared)
             continue
         reason = f"{counted(one.n, 'test image')}, an interval without width" if one.found else one.reason
-        rows[key] = Comparison("not measured", None, None, None, None, None, None, one.n, reason, corrected)
+        rows[key] = Comparison("not measured", None, None, None, None, None, None, one.n, reason, key != declared)
     return rows, len(family)
 
 
@@ -268,57 +250,49 @@ def _decide(
     return ("helped" if interval[1] > 0 else "no difference"), interval, against
 
 
-def _rule(primary: str, controls: Sequence[str], chosen_by: str, size: int) -> str:
-    """The rule, to print; `size`: comparisons next to the one declared beforehand, 0 leaves them out."""
-    several = len(controls) > 1
-    level = 1 - (1 - LEVEL) / len(controls)
+# -- in words
+
+
+def _rule(primary: str, control: Control, size: int) -> str:
+    """The rule, to print; `size`: comparisons next to the one declared beforehand."""
+    several = len(control.arms) > 1
+    level = 100 * (1 - (1 - LEVEL) / len(control.arms))
     others = counted(size, "other comparison is", "other comparisons (groups, other arms) are")
-    return (
-        f'Fixed beforehand: "{primary}" is compared with {_names(controls)} ({chosen_by}), over all test images. '
-        f"Difference of accuracy on the same test images and seeds, {100 * level:.3g} % bootstrap interval over seeds "
-        "and, within classes, test images. "
-        "helped: the interval is above 0"
-        + (" against every control" if several else "")
-        + "; hurt: it is below 0"
-        + (" against one of them" if several else "")
-        + f"; otherwise no difference was shown. not measured: fewer than {LEAST_TEST_IMAGES} test images, or an "
-        "interval without width. "
-        + ("The interval given is that against the control that decides. " if several else "")
-        + (
-            f"The {others} corrected for their number by Holm's method, their intervals widened with it. "
-            if size
-            else ""
-        )
-        + f"Nothing is lost overall where the interval lies above -{100 * MARGIN:g} point."
-    )
+    sentences = [
+        f'Fixed beforehand: "{primary}" is compared with {_names(control.arms)} ({control.chosen_by}), over all test '
+        f"images. Difference of accuracy on the same test images and seeds, {level:.3g} % bootstrap interval over "
+        "seeds and, within classes, test images.",
+        f"helped: the interval is above 0{' against every control' * several}; hurt: it is below 0"
+        f"{' against one of them' * several}; otherwise no difference was shown. not measured: fewer than "
+        f"{LEAST_TEST_IMAGES} test images, or an interval without width.",
+        "The interval given is that against the control that decides." * several,
+        f"The {others} corrected for their number by Holm's method, their intervals widened with it." * (size > 0),
+        f"Nothing is lost overall where the interval lies above -{100 * MARGIN:g} point.",
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _sentence(primary: str, controls: Sequence[str], result: Mapping[str, Comparison], seeds: int, size: int) -> str:
-    against = _names(controls)
     whole = result["all"]
-    verbs = {
-        "helped": "helped",
-        "hurt": "hurt",
-        "no difference": "made no difference that these test images could show",
-    }
     if whole.outcome == "not measured":
         if not whole.n:
             return "No claim can be made of any class: none has test images and enough images altogether."
         least = f"; at least {LEAST_TEST_IMAGES} test images are needed" if whole.n < LEAST_TEST_IMAGES else ""
         return f"Whether synthetic images helped was not measured: {whole.reason}{least}."
     several = len(controls) > 1
-    text = f"Synthetic images {verbs[whole.outcome]} overall ({_interval(whole, several)})"
+    shown = whole.outcome != "no difference"
+    verb = whole.outcome if shown else "made no difference that these test images could show"
+    text = f"Synthetic images {verb} overall ({_interval(whole, several)})"
     parts = []
     for outcome in ("helped", "hurt", "no difference"):
-        named = [scope for scope in result if scope != "all" and result[scope].outcome == outcome]
-        if named:
-            listed = ", ".join(f"{scope} ({_interval(result[scope], several)})" for scope in named)
-            parts.append(f"{outcome} for {listed}")
+        own = {scope: row for scope, row in result.items() if scope != "all" and row.outcome == outcome}
+        if own:
+            parts.append(f"{outcome} for " + ", ".join(f"{g} ({_interval(row, several)})" for g, row in own.items()))
     unmeasured = [f"{scope} ({row.reason})" for scope, row in result.items() if row.outcome == "not measured"]
     text += f"; by group, corrected for {counted(size, 'comparison')}: " + "; ".join(parts) if parts else ""
-    noise = "" if seeds > 1 else " One seed only: the spread between trainings is not in the intervals."
     end = f"; not measured for {', '.join(unmeasured)}" if unmeasured else ""
-    return f'{text}: "{primary}" against {against}, {counted(seeds, "seed")}{end}.{noise}'
+    noise = "" if seeds > 1 else " One seed only: the spread between trainings is not in the intervals."
+    return f'{text}: "{primary}" against {_names(controls)}, {counted(seeds, "seed")}{end}.{noise}'
 
 
 def _interval(row: Comparison, named: bool) -> str:
