@@ -25,7 +25,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.diffusion.generate import generate
 from imbdiff.pipeline import training
 from imbdiff.pipeline.sampling import sampling
-from imbdiff.reporting.report import term_shares
+from imbdiff.reporting.training import term_shares
 from imbdiff.runtime.files import digest, read_json, write_json
 from imbdiff.runtime.log import read_jsonl
 from results_file import ROOT, method_values, write_result

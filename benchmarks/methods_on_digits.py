@@ -42,7 +42,7 @@ from imbdiff.metrics.numbers import Number
 from imbdiff.pipeline import training
 from imbdiff.pipeline.sampling import guidance_text, sampling
 from imbdiff.recognition.trained import judges
-from imbdiff.reporting.report import term_shares
+from imbdiff.reporting.training import term_shares
 from imbdiff.runtime.files import read_json, write_json
 from imbdiff.runtime.log import read_jsonl
 from results_file import ROOT, method_values, write_result

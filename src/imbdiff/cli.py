@@ -154,8 +154,7 @@ def _evaluate(arguments: Sequence[str]) -> None:
 
         from imbdiff.reporting.measured import numbers_table
 
-        for table in numbers_table(found):
-            Console().print(table)
+        Console().print(numbers_table(found) or "no numbers")
         for warning in (found["memorisation"] or {}).get("warnings", []):
             print(f"copies: {warning}")
         print(f"report: {out / 'report.html'}")

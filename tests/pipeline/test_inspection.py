@@ -1,4 +1,4 @@
-"""`imbdiff inspect`: what a run would draw, what is written, and what is refused."""
+"""`imbdiff inspect`: what a run would sample, what is written, and what is refused."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from imbdiff.runtime.errors import DataError
 from tests.data.making import arrays, folder, noise
 
 
-def test_the_estimate_is_what_a_run_would_split_and_draw(tmp_path: Path) -> None:
+def test_the_estimate_is_what_a_run_would_split_and_sample(tmp_path: Path) -> None:
     folder(tmp_path / "x", {"a": 50, "b": 23, "c": 4})
     folder(tmp_path / "y", {"train/a": 30, "train/b": 21, "test/a": 4, "test/b": 3})
     for source in (str(tmp_path / "x"), str(tmp_path / "y"), "digits"):
         estimate = run_estimate(examine(source))
         made = prepare(source)
         assert estimate["training"] == list(made.stats.counts)
-        assert estimate["draw"] == list(images_to_draw("auto", made.stats))
+        assert estimate["sampled"] == list(images_to_draw("auto", made.stats))
         assert estimate["test"] == len(made.test)
         assert estimate["validation"] == (len(made.val) if made.val else 0)
         assert estimate["cost"] is None
@@ -48,7 +48,7 @@ def test_unusable_files_are_said_and_a_class_without_images_is_refused(tmp_path:
     (tmp_path / "a" / "000.png").write_bytes(b"")
     estimate = run_estimate(examine(tmp_path))
     assert sum(estimate["training"]) + estimate["test"] + estimate["validation"] == 14
-    assert "a run refuses them" in estimate["notes"][0]
+    assert "a run refuses them" in estimate["rows"][-1][1]
     for file in (tmp_path / "b").iterdir():
         file.write_bytes(b"junk")
     assert run_estimate(examine(tmp_path))["refused"] == "no usable training image of b"
@@ -67,7 +67,7 @@ def test_page_and_report_are_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["inspect", str(tmp_path / "set"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((out / "inspection.json").read_text())
-    assert printed["run"]["draw"] == [0, 2]
+    assert printed["run"]["sampled"] == [0, 2]
     assert sorted(p.name for p in (tmp_path / "set").rglob("*")) == before
 
 
@@ -79,7 +79,7 @@ def test_places_that_cannot_be_written_are_refused_first(
     assert main(["inspect", "digits", "--page", str(tmp_path)]) == 2
     assert "is a folder" in capsys.readouterr().err
     assert main(["inspect", "digits", "--out", str(tmp_path / "file")]) == 2
-    assert "is a file" in capsys.readouterr().err
+    assert "cannot be made" in capsys.readouterr().err
     assert main(["inspect", "digits", "--out", str(tmp_path / "file" / "x")]) == 2
     assert "cannot be made" in capsys.readouterr().err
     assert main(["inspect", "digits", "--page="]) == 2

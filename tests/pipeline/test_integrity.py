@@ -66,7 +66,7 @@ def test_a_page_never_shows_old_numbers_beside_new_images(copy) -> None:  # type
     after = opened.report_data(prepared)
     assert after.metrics is None
     assert after.classifier is None
-    assert after.nearest is None
+    assert after.memorisation is None
     assert "classifier-free 3.0" in after.protocol["Sampler"]
     assert "--sample.guidance.omega 3.0" in after.command
 

@@ -62,7 +62,7 @@ def studied(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_pages(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages take seconds; that of `studied` was made before."""
-    monkeypatch.setattr(study_module, "build_study", lambda found, curated: "page")
+    monkeypatch.setattr(study_module, "build_study", lambda found: "page")
     monkeypatch.setattr("imbdiff.reporting.report.build_report", lambda data: "page")
 
 
@@ -440,12 +440,7 @@ def test_every_choice_keeps_the_scores_of_all_its_candidates_and_is_counted(stud
         assert {"probability", "ratio", "copy_ratio", "apart", "predicted"} <= set(images[0])
     assert len(images) == len(pool)  # of the larger number
     page = (studied / "study" / "report.html").read_text()
-    assert "diverse, for 0." in page
-    best = next(r["number"] for r in result(studied)["rows"] if r["name"] == result(studied)["recommendation"]["name"])
-    shown = next(row["file"] for row in found if row["number"] == (best or "0.3"))
-    assert f"<code>curation/{shown}</code>" in page
-    assert page.index('id="curation-1"') < page.index('id="protocol"')
-    assert "url(data:image/png" in page[page.index('id="curation-1"') : page.index('id="protocol"')]
+    assert all(f"<code>{row['file']}</code>" in page for row in found)
 
 
 def test_each_look_at_the_test_images_is_counted_whatever_the_grid(

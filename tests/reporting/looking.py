@@ -12,56 +12,40 @@ import pytest
 from matplotlib.figure import Figure
 
 from imbdiff.reporting import plots
-from imbdiff.reporting.blocks import Block, Cell, Fold, Images, Page, Picture, Row, Section, Table, render
+from imbdiff.reporting.blocks import Block, Cell, Fold, Group, Section, Shelf, Table, render
 
 HOSTILE = (
     "<script>alert(1)</script>", "x" * 200, "../x", "a/b", "眼底病変", "$\\frac{1", "\u202eabc\x00\udcff", "two\nlines",
     '"><img src=x onerror=alert(1)>', "{{ 7*7 }}",
 )  # fmt: skip
+B = TypeVar("B", bound=Block)
 
 
-def page_of(*blocks: Block) -> str:
-    return render(Page("test", "title", [], [Section("s", "Section", blocks, "Section")]))
-
-
-def section_page(section: Section | None) -> str:
-    assert section is not None
-    return render(Page("test", "title", [], [section]))
-
-
-def flat(blocks: Sequence[Block]) -> list[Block]:
-    """All blocks, those behind folds too."""
-    return [b for one in blocks for b in ([one, *flat(one.blocks)] if isinstance(one, Fold) else [one])]
+def page_of(section: Section | None, *blocks: Block) -> str:
+    return render("test", "title", blocks, [section])
 
 
 def blocks_of(section: Section | None, kind: type[B]) -> list[B]:
+    """Those behind folds too."""
     assert section is not None
+
+    def flat(blocks: Sequence[Block]) -> list[Block]:
+        return [b for one in blocks for b in ([one, *flat(one.blocks)] if isinstance(one, Fold) else [one])]
+
     return [block for block in flat(section.blocks) if isinstance(block, kind)]
 
 
 def tables(section: Section | None) -> list[list[list[str]]]:
     """Rows of the tables, cells as text: value and small print."""
-    return [[[plain(cell) for cell in cells(row)] for row in table.rows] for table in blocks_of(section, Table)]
-
-
-def cells(row: Row | Sequence[Cell | str]) -> Sequence[Cell | str]:
-    return row.cells if isinstance(row, Row) else row
+    return [[[plain(cell) for cell in row] for row in table.rows] for table in blocks_of(section, Table)]
 
 
 def plain(cell: Cell | str) -> str:
-    text = cell if isinstance(cell, str) else f"{cell.text} {cell.small}"
-    return words(str(text)).strip()
+    return words(cell if isinstance(cell, str) else f"{cell.text} {cell.small}").strip()
 
 
-def pictures(section: Section | None) -> list[Picture]:
-    return [
-        p
-        for block in blocks_of(section, Images)
-        for shelf in block.shelves
-        for one in shelf.sets
-        for group in one.groups
-        for p in group.pictures
-    ]
+def groups_of(section: Section | None) -> list[Group]:
+    return [group for shelf in blocks_of(section, Shelf) for one in shelf.sets for group in one.groups]
 
 
 def words(html: str) -> str:
@@ -71,10 +55,7 @@ def words(html: str) -> str:
 
 
 def text_of(section: Section | None) -> str:
-    return words(section_page(section).split("<main>")[1])
-
-
-B = TypeVar("B", bound=Block)
+    return words(page_of(section).split("<main>")[1])
 
 
 class Tags(HTMLParser):
@@ -108,14 +89,13 @@ def check_page(html: str) -> None:
 
 
 def axes_of(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]) -> list[Any]:
-    """The axes that a plot paints, wide, in light colours."""
+    """The axes that a plot paints, in light colours."""
     made: list[Figure] = []
 
     def keep(paint: Any, size: tuple[int, int], theme: Any) -> str:
         figure = Figure(figsize=(size[0] / 96, size[1] / 96))
         paint(figure, theme)
-        if size[0] > 600 and theme is plots.LIGHT:
-            made.append(figure)
+        made.append(figure)
         return ""
 
     monkeypatch.setattr(plots, "render", keep)

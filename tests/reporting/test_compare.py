@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.reporting.compare import arm_rows, build_comparison, differences, metric_rows
+from imbdiff.reporting.compare import arm_lines, build_comparison, differences, metric_lines
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.errors import ConfigError
 
@@ -25,11 +26,17 @@ def with_numbers(**changes: Any) -> dict[str, Any]:
     return {**found, "numbers": [{**e, **changes} if e["reference"] == "test" else e for e in found["numbers"]]}
 
 
+def with_classifier(**changes: Any) -> dict[str, Any]:
+    found = copy.deepcopy(dict(fake.full().classifier or {}))
+    found["arms"][0]["mean"] |= changes
+    return found
+
+
 def lines(*runs: ReportData) -> dict[tuple[str, str], list[str]]:
     """Values of each line, "-" where a run has none."""
     return {
         (name, scope): [cells[i].text if i in cells else "-" for i in range(len(runs))]
-        for name, scope, cells in metric_rows(runs)
+        for name, scope, cells in metric_lines(runs)
     }
 
 
@@ -46,13 +53,12 @@ def test_runs_of_one_split_are_comparable() -> None:
         ({"metrics": with_numbers(fingerprint="another")}, "extractors behind numbers"),
         ({"metrics": with_numbers(reference="another split")}, "references behind numbers"),
         ({"metrics": with_numbers(n_synthetic=5)}, "different numbers of synthetic images"),
-        ({"classifier": {**fake.classifier(), "protocol": {"steps": 1}}}, "different steps"),
+        ({"classifier": {**with_classifier(), "protocol": {"steps": 1}}}, "different steps"),
     ],
 )
 def test_what_makes_runs_incomparable_is_said(changes: dict[str, Any], said: str) -> None:
-    found = differences([fake.full(), other(**changes)])
-    assert len(found) == 1
-    assert said in found[0]
+    (found,) = differences([fake.full(), other(**changes)])
+    assert said in found
 
 
 def test_the_page_of_three_runs() -> None:
@@ -75,11 +81,8 @@ def test_the_page_of_three_runs() -> None:
 
 
 def test_each_run_keeps_its_column() -> None:
-    better = fake.classifier()
-    better["arms"][0]["mean"]["accuracy"] = 0.4321
-    rows = arm_rows([fake.full(), other(classifier=better), fake.minimal()])
-    name, scope, cells = rows[0]
-    first = fake.classifier()["arms"][0]["mean"]["accuracy"]
+    name, scope, cells = arm_lines([fake.full(), other(classifier=with_classifier(accuracy=0.4321)), fake.minimal()])[0]
+    first = with_classifier()["arms"][0]["mean"]["accuracy"]
     assert (name, scope) == ("CE", "all")
     assert {i: cell.text for i, cell in cells.items()} == {0: f"{first:.3f}", 1: "0.432"}
     assert cells[0].small.startswith("± ")
@@ -119,8 +122,7 @@ def test_numbers_against_other_images_of_the_same_name_share_no_line() -> None:
     metrics = fake.metrics()
     metrics["protocol"]["fingerprints"]["reference"] = "dd" * 32
     found = lines(fake.full(), other(metrics=metrics))
-    own = fake.EXTRACTORS[0][1][:8]
-    line = f"FD[judge-cnn] ↓ against test (extractor {own}, images dddddddd)"
+    line = f"FD[judge-cnn] ↓ against test (extractor {fake.EXTRACTORS[0][1][:8]}, images dddddddd)"
     assert found[line, "all, 600 reference images"] == ["-", "21.4"]
     assert ("CAS ↑", "all") not in found
     assert found["agreement[judge-cnn] ↑", "all"] == ["0.91", "0.91"]  # of the synthetic images alone

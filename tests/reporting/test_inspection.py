@@ -11,7 +11,7 @@ from imbdiff.data.arrays import ArraySource
 from imbdiff.data.inspect import examine
 from imbdiff.pipeline.inspection import run_estimate
 from imbdiff.reporting import plots
-from imbdiff.reporting.inspection import MAX_CLASSES, MAX_PAIRS, MAX_ROWS, Inspected, build_inspection, picture_size
+from imbdiff.reporting.inspection import MAX_CLASSES, MAX_GROUPS, MAX_ROWS, Pictures, build_inspection, picture_size
 from tests.data.making import folder, noise, write
 
 from .looking import HOSTILE, check_page, words
@@ -44,8 +44,9 @@ def test_everything_that_was_found_is_on_the_page(damaged: str) -> None:
         "61 unusable files: a run refuses the set as it is",
         "zero<i>.png",
         "empty file (0 bytes)",
-        "Files (50 of 61; the others are in the JSON report)",
-        "across splits (framed): 1; inside a split: 1.",
+        "Files (50 of 61 files",
+        "1 group of equal images in more than one split",
+        "in train, test",
         "1 group of equal images under more than one class",
         "“train2”: this looks like the name of a split, not of a class",
         "12 × 40",
@@ -74,15 +75,15 @@ def test_a_thousand_classes_are_capped_and_say_so() -> None:
     text = words(html)
     assert html.count('class="shelf named"') == MAX_CLASSES
     assert html.count('<th scope="row"><bdi class="name"') == MAX_ROWS
-    assert "Table (200 of 1,000 classes: the largest and the 50 smallest)" in text
-    assert f"Shown are {MAX_PAIRS} of 60" in text
+    assert "Table (200 of 1,000 classes, the largest)" in text
+    assert f"Shown are {MAX_GROUPS} of 60" in text
     assert len(html) < 1_000_000
 
 
 def test_pictures_are_the_images_that_they_name() -> None:
     x, y = noise(12, 16, 16, 3), np.arange(12) % 2
-    found = Inspected(examine((x, y)), None)
-    made = found.pictures([("train", 7), ("train", 2), ("train", 7)])
+    found = Pictures(examine((x, y)))
+    made = found.decoded([("train", 7), ("train", 2), ("train", 7)])
     assert found.target.shape == (16, 16)
     for i in (7, 2):
         np.testing.assert_array_equal(made["train", i].image, x[i])
@@ -93,9 +94,9 @@ def test_pictures_are_the_images_that_they_name() -> None:
 def test_ids_that_two_splits_share_are_told_apart() -> None:
     x, y = noise(8, 8, 8, 3), np.arange(8) % 2
     data = {"train": (x, y), "test": (255 - x, y)}
-    found = Inspected(examine(ArraySource(data, ids={s: [str(i) for i in range(8)] for s in data})), None)
+    found = Pictures(examine(ArraySource(data, ids={s: [str(i) for i in range(8)] for s in data})))
     assert (found.place("3", "test"), found.place("3", "train")) == (("test", 3), ("train", 3))
-    made = found.pictures([("test", 3), ("train", 3)])
+    made = found.decoded([("test", 3), ("train", 3)])
     np.testing.assert_array_equal(made["test", 3].image, 255 - made["train", 3].image)
 
 
@@ -105,7 +106,7 @@ def test_a_set_without_a_single_usable_file(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"junk")
     text = words(page(tmp_path))
     assert "3 unusable files" in text
-    assert "A run would refuse this source as it is" in text
+    assert "a run would refuse this source as it is" in text
 
 
 def test_size_of_the_pictures() -> None:

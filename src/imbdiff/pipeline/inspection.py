@@ -1,4 +1,4 @@
-"""What a run on an inspected source would draw, and, where asked for, what it would cost."""
+"""`imbdiff inspect`: what is in a source, and what a run on it would train on, sample and cost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from imbdiff.data.arrays import ArraySource
 from imbdiff.data.decode import Size
 from imbdiff.data.inspect import Inspection, examine, format_inspection, listed
+from imbdiff.data.names import counted
 from imbdiff.data.splits import prepare
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.runtime.errors import ConfigError, ImbdiffError
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 STRATEGY = "auto"
-PAGE, REPORT = "report.html", "inspection.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,38 +56,34 @@ def inspect_any(
         command: the command line that repeats it, for the page.
 
     Raises:
-        ConfigError: `page` is a folder, or `out` a file; before anything is read.
+        ConfigError: `page` or `out` cannot be written there; before anything is read.
         DataError: the source cannot be opened.
     """
-    if page is not None and (not str(page) or Path(page).is_dir()):
+    if page is not None and (not page or Path(page).is_dir()):
         raise ConfigError(f"{page or repr(page)} is a folder or nothing", "give --page a file, such as inspection.html")
-    if out is not None and Path(out).is_file():
-        raise ConfigError(f"{out} is a file", "give --out a folder, or --page a file")
-    folders = ([] if page is None else [Path(page).parent]) + ([] if out is None else [Path(out)])
-    for folder in folders:
-        try:  # before everything is decoded
-            folder.mkdir(parents=True, exist_ok=True)
+    pages = [] if page is None else [Path(page)]
+    pages += [] if out is None else [Path(out) / "report.html"]
+    for file in pages:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"{folder} cannot be made: {error.strerror}", "choose another place") from error
+            raise ConfigError(f"{file.parent} cannot be made: {error.strerror}", "choose another folder") from error
     seen = examine(source, size=size)
     seen.report["run"] = estimate = run_estimate(seen, cost=cost)
-    files = [Path(page)] if page is not None else []
-    if out is not None:
-        files.append(Path(out) / PAGE)
-    if files:
+    if pages:
         from imbdiff.reporting.inspection import build_inspection
 
-        text = build_inspection(seen, estimate, command)
-        for file in files:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(file, text)
+        html = build_inspection(seen, estimate, command)
+        for file in pages:
+            write_text(file, html)
+    files = list(pages)
     if out is not None:
-        files.append(Path(out) / REPORT)
+        files.append(Path(out) / "inspection.json")
         write_json(files[-1], seen.report)
     from rich.console import Group
     from rich.text import Text
 
-    lines = [Text(line) for line in estimate_lines(estimate)]
+    lines = [Text(f"{what}: {text}") for what, text in estimate["rows"]]
     return Inspected(seen.report, Group(format_inspection(seen.report), *lines), tuple(files))
 
 
@@ -99,34 +95,47 @@ def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
     read as for a run and a few training steps are measured, a minute or so.
 
     Returns:
-        strategy, training (C,) images per class after the hold-out, draw (C,) synthetic images per class, validation,
-        test, notes; cost: None, or rows [what, text] of the plan and seconds. Where a run would refuse the source:
-        refused, with the reason, in place of the numbers.
+        strategy, training (C,) images per class after the hold-out, sampled (C,) synthetic images per class,
+        validation, test, cost (None, or the plan's rows and seconds), and rows [what, text] that say the same. Where a
+        run would refuse the source: strategy, refused (the reason) and rows.
     """
-    usable = seen.usable
     lost = [row["name"] for row in seen.report["classes"] if not row["counts"]["train"]]
     if lost:
-        return {"strategy": STRATEGY, "refused": f"no usable training image of {listed(lost)}"}
-    data = {split: (images.images, images.labels) for split, images in usable.items() if len(images)}
-    ids = {split: images.ids for split, images in usable.items()}
+        return _refused(f"no usable training image of {listed(lost)}")
+    data = {split: (images.images, images.labels) for split, images in seen.usable.items() if len(images)}
+    ids = {split: images.ids for split, images in seen.usable.items()}
     try:
         small = ArraySource(data, seen.source.class_names, str(seen.source.name), ids)
         small.defaults = seen.source.defaults
         made = prepare(small)
     except ImbdiffError as error:
-        return {"strategy": STRATEGY, "refused": str(error)}
-    notes = []
-    if seen.report["bad"]:
-        notes.append("counted without the unusable files; a run refuses them until they are fixed or removed")
-    return {
+        return _refused(str(error))
+    sampled = [int(n) for n in images_to_draw(STRATEGY, made.stats)]
+    estimate = {
         "strategy": STRATEGY,
         "training": list(made.stats.counts),
-        "draw": list(images_to_draw(STRATEGY, made.stats)),
+        "sampled": sampled,
         "validation": 0 if made.val is None else len(made.val),
         "test": len(made.test),
-        "notes": notes,
         "cost": _cost(seen) if cost else None,
     }
+    splits = (
+        f"{made.stats.total:,} training, {estimate['validation']:,} validation and {estimate['test']:,} test images"
+    )
+    classes = counted(sum(n > 0 for n in sampled), "class", "classes")
+    rows = [
+        ["a run with default options", splits],
+        ["to be sampled", f"{sum(sampled):,} images for {classes} (every class filled to the largest)"],
+    ]
+    if seen.report["bad"]:
+        rows.append(["unusable files", "not counted; a run refuses them until they are replaced or removed"])
+    costs = estimate["cost"] or {"rows": []}
+    rows += [["cost", f"not measured: {costs['refused']}"]] if "refused" in costs else costs["rows"]
+    return {**estimate, "rows": rows}
+
+
+def _refused(reason: str) -> dict[str, Any]:
+    return {"strategy": STRATEGY, "refused": reason, "rows": [["a run would refuse this source as it is", reason]]}
 
 
 def _cost(seen: Inspection) -> dict[str, Any]:
@@ -146,24 +155,3 @@ def _cost(seen: Inspection) -> dict[str, Any]:
     except ImbdiffError as error:
         return {"refused": str(error)}
     return {"rows": [list(row) for row in plan.rows], "seconds": plan.seconds}
-
-
-def estimate_lines(estimate: dict[str, Any]) -> list[str]:
-    """The estimate for a terminal."""
-    if "refused" in estimate:
-        return [f"a run would refuse this source as it is: {estimate['refused']}"]
-    train, draw = sum(estimate["training"]), sum(estimate["draw"])
-    classes = sum(n > 0 for n in estimate["draw"])
-    lines = [
-        f"a run with default options: {train:,} training, {estimate['validation']:,} validation and "
-        f"{estimate['test']:,} test images; it would draw {draw:,} images for {classes:,} classes "
-        f"(strategy {estimate['strategy']}: every class filled to the largest)"
-    ]
-    lines += [f"note: {note}" for note in estimate["notes"]]
-    cost = estimate["cost"]
-    if cost is None:
-        return lines
-    if "refused" in cost:
-        return [*lines, f"cost not measured: {cost['refused']}"]
-    width = max(len(name) for name, _ in cost["rows"])
-    return [*lines, *(f"  {name:<{width}}  {text}" for name, text in cost["rows"])]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from imbdiff.config import RunConfig, to_dict
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.imageset import ImageSet
@@ -26,12 +24,10 @@ from imbdiff.runtime.log import read_jsonl
 def report_data(
     folder: RunFolder, source: str, config: RunConfig, prepared: Prepared, synthetic: ImageSet | None
 ) -> ReportData:
-    """Everything that is there *and belongs together*; what is missing or out of date is left out, and the page says
-    so: a stage's mark is taken back as soon as one that it builds on is done anew."""
+    """Everything that is there *and belongs together*: what is missing or out of date is left out."""
     done = folder.stages()
-    metrics = optional(folder / "metrics.json") if "evaluate" in done else None
-    plan = optional(folder / "samples" / "manifest.json") if "sample" in done else None
-    c = prepared.stats.num_classes
+    metrics = read_json(folder / "metrics.json") if "evaluate" in done else None
+    plan = read_json(folder / "samples" / "manifest.json") if "sample" in done else None
     return ReportData(
         title=f"{Path(source).name}: {config.method}",
         command=repeat_command(source, folder.path, config),
@@ -43,14 +39,12 @@ def report_data(
         config=to_dict(config),
         warnings=prepared.warnings,
         manifest=prepared.manifest,
-        sampled=() if synthetic is None else tuple(np.bincount(synthetic.labels, minlength=c).tolist()),
         train=prepared.train,
         synthetic=synthetic,
-        nearest=metrics.get("memorisation") if metrics else None,
         log=read_jsonl(folder / "log.jsonl"),
         metrics=metrics,
-        classifier=optional(folder / "classifier" / "results.json") if "classify" in done else None,
-        timings={k: v["seconds"] for k, v in done.items()},
+        classifier=read_json(folder / "classifier" / "results.json") if "classify" in done else None,
+        timings={stage: facts["seconds"] for stage, facts in done.items()},
         run=str(folder.path),
         protocol={**protocol(folder, config, plan, metrics), "Augmentation": augmentation(prepared, config)},
     )
@@ -63,7 +57,7 @@ def protocol(
     method = method_of(config)
     trained = "on the training split alone"
     if config.model.init is not None:
-        known = (folder / "model" / "trained_on.json").exists() and read_json(folder / "model" / "trained_on.json")
+        known = optional(folder / "model" / "trained_on.json")
         saw = "saw none of the test images" if known and known["image_hashes"] else "may have seen test images"
         trained += f", from {Path(config.model.init).name}, which {saw}"
     rows = {
@@ -79,15 +73,12 @@ def protocol(
             "validation images by a classifier that saw the training split only"
         )
     if plan is not None:
-        rows["Sampler"] = (
-            f"{plan['sampler']}, {plan['steps']} steps; guidance: {guidance_text(plan['guidance'], plan['constants'])} "
-            "(0 = none)"
-        )
-        others = {k: v for k, v in plan["constants"].items() if k.rpartition(".")[2] not in ("omega", "scale")}
-        if others:
-            rows["Sampler"] += "; " + ", ".join(f"{name} {value}" for name, value in others.items())
+        guidance = guidance_text(plan["guidance"], plan["constants"])
+        others = [f"{k} {v}" for k, v in plan["constants"].items() if k.rpartition(".")[2] not in ("omega", "scale")]
         if plan.get("boost", 1.0) != 1 or plan.get("skip", 0.0):
-            rows["Sampler"] += f"; boost {plan.get('boost', 1.0):g}, skip {plan.get('skip', 0.0):g}"
+            others.append(f"boost {plan.get('boost', 1.0):g}, skip {plan.get('skip', 0.0):g}")
+        rows["Sampler"] = f"{plan['sampler']}, {plan['steps']} steps; guidance: {guidance} (0 = none)"
+        rows["Sampler"] += "".join(f"; {text}" for text in others)
     if metrics is not None:
         judge = metrics.get("judge")
         rows["Judge"] = (
@@ -113,22 +104,17 @@ def constants_text(config: RunConfig) -> str:
 
 def augmentation(prepared: Prepared, config: RunConfig) -> str:
     """What was done to training images, and why it may be."""
-    symmetry = training.symmetry_of(prepared, config)
     p = training.ada(config)
-    shown = (
-        Augmentation(symmetry).describe()
-        if not p
-        else f"geometric changes with probability {p:g}, known to the network"
-    )
-    why = (
-        f"--data.augment {config.data.augment}"
-        if config.data.augment != "auto"
-        else f"this source is {'known' if prepared.flippable else 'not known'} to allow mirroring"
-    )
+    shown = Augmentation(training.symmetry_of(prepared, config)).describe()
+    if p:
+        shown = f"geometric changes with probability {p:g}, which the network is conditioned on"
+    why = f"--data.augment {config.data.augment}"
+    if config.data.augment == "auto":
+        why = f"this source is {'known' if prepared.flippable else 'not known'} to allow mirroring"
     classifiers = plan_of(prepared, config).augmentation.describe()
     return f"images shown to the generator: {shown}; to classifiers: {classifiers} ({why})"
 
 
 def optional(path: Path) -> dict[str, Any] | None:
-    """A JSON file that may not be there yet."""
+    """A JSON file that may not be there."""
     return read_json(path) if path.exists() else None

@@ -54,8 +54,7 @@ from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.jobs import Conditions, seconds_per_classifier
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.trained import working_extractor
-from imbdiff.reporting.content import ReportData
-from imbdiff.reporting.study import MAX_POLICIES, Curated, build_study
+from imbdiff.reporting.study import build_study
 from imbdiff.runtime.device import resolve_device, start
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import atomic, digest, read_json, write_json, write_text
@@ -272,9 +271,7 @@ class _Study:
             "seconds": round(time.monotonic() - began, 1),
         }
         write_json(folder / "study.json", result)
-        write_text(
-            folder / "report.html", build_study(result, self._examples(None if picked is None else picked.number))
-        )
+        write_text(folder / "report.html", build_study(result))
         if not self.quiet:
             text = f"recommended: {found.choice.recommended}" if found.choice else f"no recommendation: {reason}"
             print(f"{text}\nstudy: {folder / 'report.html'}", flush=True)
@@ -388,23 +385,6 @@ class _Study:
         found = {"input": key, "number": arm.number, "reasons": reasons, **found, "warnings": warnings}
         write_json(path, found)
         return path, found
-
-    def _examples(self, number: str | None) -> list[Curated]:
-        """Kept and dropped images of each policy, at most :data:`~imbdiff.reporting.study.MAX_POLICIES`: of `number`
-        where it was chosen of, otherwise of the choice with most images wanted."""
-        assert self.pool is not None
-        shown = []
-        for policy in list(dict.fromkeys(row["policy"] for row in self.curated))[:MAX_POLICIES]:
-            own = [row for row in self.curated if row["policy"] == policy]
-            row = max(own, key=lambda r: (r["number"] == number, r["wanted"]))
-            found = read_json(self.folder / "curation" / row["file"])
-            candidates = first_of(self.pool, found["counts"]["candidates"])
-            about = ReportData(
-                title="", command="", method="", source="", stats=self.prepared.stats, groups=self.prepared.groups,
-                curated={**found, "candidates": candidates},
-            )  # fmt: skip
-            shown.append(Curated(policy, row["number"], f"curation/{row['file']}", about))
-        return shown
 
     # -- how often results on test images were read: who has seen them and then asks for another grid chooses with them
     # in mind

@@ -8,42 +8,58 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from imbdiff.data.decode import Target
-from imbdiff.data.inspect import Inspection, one_of_each
+from imbdiff.data.inspect import Inspection
 from imbdiff.data.names import counted
 from imbdiff.reporting import blocks as ui
-from imbdiff.reporting.pictures import spread
-from imbdiff.reporting.plots import class_histogram, is_wide
+from imbdiff.reporting.pictures import COLUMNS, in_turn, spread
+from imbdiff.reporting.plots import class_histogram
 from imbdiff.reporting.text import label, number, shorten
 
-MAX_ROWS, SMALLEST = 200, 50
-MAX_CLASSES, PER_CLASS = 30, 8
-MAX_LISTED = 50
-MAX_SIZES = 12
-MAX_PAIRS = 24
+MAX_ROWS, MAX_CLASSES, MAX_LISTED, MAX_SIZES, MAX_GROUPS = 200, 30, 50, 12, 24
 LARGEST = 48
 
+Found = Mapping[str, Any]
 Place = tuple[str, int]
 """A split and the number of an image among its usable ones."""
+Shown = tuple[Sequence[Place], Sequence[str], bool]
+"""Pictures that belong together, lines below them, whether to frame them."""
 
 
-class Inspected:
-    """An inspected set as the sections need it: its report, an estimate of a run, the order of classes, its pictures.
+def build_inspection(seen: Inspection, estimate: Found, command: str) -> str:
+    """The page as HTML text, UTF-8, with no reference to anything outside it.
+
+    Caps, all stated on the page: 200 classes in the table and 30 with pictures, 24 pairs of each kind of duplicates, 24
+    suspicious labels, 50 rows of other lists. The JSON report holds the rest.
 
     Args:
         seen: what was inspected.
         estimate: what :func:`imbdiff.pipeline.inspection.run_estimate` gave.
+        command: the command line that repeats it.
     """
+    report, pictures = seen.report, Pictures(seen)
+    rows = report["classes"]
+    order = sorted(range(len(rows)), key=lambda k: -rows[k]["counts"]["train"])
+    sections = [
+        _findings(report),
+        _classes(report, order, estimate),
+        _images(seen, pictures, order),
+        _sizes(report),
+        _damaged(report["bad"]),
+        _duplicates(report, pictures),
+        _labels(report["labels"], pictures),
+        _next(report, estimate, command),
+    ]
+    return ui.render("inspection", shorten(report["source"]["name"], 200), [_facts(report)], sections)
 
-    def __init__(self, seen: Inspection, estimate: Mapping[str, Any] | None) -> None:
+
+class Pictures:
+    """The pictures of an inspected set, decoded when they are shown, at most 48 pixels large."""
+
+    def __init__(self, seen: Inspection) -> None:
         self.seen = seen
-        self.report: Mapping[str, Any] = seen.report
-        self.estimate = estimate or {}
-        rows = self.report["classes"]
-        self.order = sorted(range(len(rows)), key=lambda k: -rows[k]["counts"]["train"])
-        self.target = picture_size([(h, w) for h, w, _ in self.report["sizes"]])
+        self.target = picture_size([(h, w) for h, w, _ in seen.report["sizes"]])
         self._place: dict[str, Place] = {}
         for split, images in reversed(seen.usable.items()):
             self._place.update((image, (split, i)) for i, image in enumerate(images.ids))
@@ -58,26 +74,26 @@ class Inspected:
     def class_name(self, place: Place) -> str:
         return self.seen.source.class_names[int(self.seen.usable[place[0]].labels[place[1]])]
 
-    def pictures(self, places: Sequence[Place]) -> dict[Place, ui.Picture]:
+    def decoded(self, places: Sequence[Place]) -> dict[Place, ui.Picture]:
         """Decoded together, split by split."""
         made = {}
         for split in dict.fromkeys(split for split, _ in places):
             numbers = list(dict.fromkeys(i for s, i in places if s == split))
             own = self.seen.usable[split]
-            grey = self.report["channels"] == 1
+            grey = self.seen.report["channels"] == 1
             images = self.seen.source.pictures(split, own.rows[np.array(numbers)], self.target, grey)
             for i, image in zip(numbers, images, strict=True):
                 made[split, i] = ui.Picture(image, f"{own.ids[i]}, {self.class_name((split, i))}")
         return made
 
-    def side_by_side(self, found: Sequence[tuple[Sequence[Place], Sequence[str], bool]], total: int) -> list[ui.Block]:
-        """Groups of pictures (places, lines below, whether to frame them), and how many are not shown of `total`."""
-        made = self.pictures([place for places, _, _ in found for place in places])
+    def groups(self, shown: Sequence[Shown], total: int) -> list[ui.Block]:
+        """Groups of pictures, and how many of `total` are not shown."""
+        made = self.decoded([place for places, _, _ in shown for place in places])
         groups = [
             ui.Group([made[place] for place in places], lines, "other" if framed else "")
-            for places, lines, framed in found
+            for places, lines, framed in shown
         ]
-        blocks: list[ui.Block] = [ui.Images([ui.Shelf([ui.PictureSet(groups)])])] if groups else []
+        blocks: list[ui.Block] = [ui.Shelf([ui.PictureSet(groups)])] if groups else []
         if total > len(groups):
             blocks.append(ui.note(f"Shown are {len(groups)} of {number(total)}; the others are in the JSON report."))
         return blocks
@@ -92,41 +108,12 @@ def picture_size(sizes: Sequence[tuple[int, int]]) -> Target:
     return Target(max(1, round(h * scale)), max(1, round(w * scale)), "stretch")
 
 
-def build_inspection(seen: Inspection, estimate: Mapping[str, Any] | None, command: str) -> str:
-    """The page as HTML text, UTF-8, with no reference to anything outside it.
-
-    Caps, all stated on the page: 200 classes in the table and 30 with pictures, 24 pairs of each kind of duplicates, 24
-    suspicious labels, 50 rows of other lists. The JSON report holds the rest.
-
-    Args:
-        seen: what was inspected.
-        estimate: what :func:`imbdiff.pipeline.inspection.run_estimate` gave.
-        command: the command line that repeats it.
-    """
-    it = Inspected(seen, estimate)
-    sections = [
-        _findings_section(it),
-        _classes(it),
-        _images(it),
-        _sizes(it),
-        _damaged(it),
-        _duplicates(it),
-        _labels(it),
-        _next(it, command),
-    ]
-    return ui.render(
-        ui.Page("inspection", shorten(it.report["source"]["name"], 200), [_facts(it)], [s for s in sections if s])
-    )
-
-
-def _facts(it: Inspected) -> ui.Items:
-    report = it.report
+def _facts(report: Found) -> ui.Items:
     counts = [row["counts"]["train"] for row in report["classes"]]
-    several = len(report["source"]["splits"]) > 1
-    each = ", ".join(f"{n:,} {split}" for split, n in report["images"].items()) if several else ""
+    each = ", ".join(f"{n:,} {split}" for split, n in report["images"].items())
     facts = [
         ui.fact(number(len(counts)), "classes", f"{min(counts):,} to {max(counts):,} images"),
-        ui.fact(number(sum(report["images"].values())), "images", each),
+        ui.fact(number(sum(report["images"].values())), "images", each if len(report["images"]) > 1 else ""),
         ui.fact(number(report["imbalance_factor"], 1), "imbalance factor", "largest class / smallest"),
         ui.fact(number(report["normalised_entropy"]), "normalised entropy", "1: balanced"),
     ]
@@ -135,12 +122,10 @@ def _facts(it: Inspected) -> ui.Items:
     return ui.Items(facts, "facts")
 
 
-def _findings_section(it: Inspected) -> ui.Section:
-    found, notes = findings(it.report), it.report["warnings"]
-    blocks: list[ui.Block] = [ui.Items([ui.link(anchor, text) for anchor, text in found])] if found else []
-    if not found:
-        text = "every file can be read, no two images are equal or nearly so beyond chance, and no label stands out."
-        blocks.append(ui.Text(f"Nothing: {text}"))
+def _findings(report: Found) -> ui.Section:
+    found, notes = findings(report), report["warnings"]
+    text = "Nothing: every file can be read, no two images are equal or nearly so beyond chance, no label stands out."
+    blocks: list[ui.Block] = [ui.Items([ui.link(anchor, text) for anchor, text in found]) if found else ui.Text(text)]
     if notes:
         shown = [shorten(text, 600) for text in notes[:MAX_LISTED]]
         head = counted(len(notes), "note") + ui.of_all(len(shown), len(notes))
@@ -148,238 +133,180 @@ def _findings_section(it: Inspected) -> ui.Section:
     return ui.Section("findings", "What deserves a look", blocks, "Findings")
 
 
-def findings(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def findings(report: Found) -> list[tuple[str, str]]:
     """(anchor, sentence) of what deserves a look."""
-    labels = report["labels"]
-    found: list[tuple[str, str, str, Any]] = [
-        ("damaged", "unusable file", ": a run refuses the set as it is", report["bad"]),
-        ("duplicates", "group", " of equal images", report["duplicates"]),
-        (
-            "duplicates",
-            "group",
-            " of equal images in more than one split",
-            [g for g in report["duplicates"] if in_several(g)],
-        ),
-        ("labels", "group", " of equal images under more than one class", conflicts(report)),
+    equal, labels = report["duplicates"], report["labels"]
+    counts = [
+        ("damaged", len(report["bad"]), "unusable file", ": a run refuses the set as it is"),
+        ("duplicates", len(equal), "group", " of equal images"),
+        ("duplicates", sum(map(_several_splits, equal)), "group", " of equal images in more than one split"),
+        ("duplicates", sum(map(_several_classes, equal)), "group", " of equal images under more than one class"),
+        ("labels", labels["suspicious"]["found"], "image", " among images of one other class"),
+        ("labels", len(labels["names"]), "group", " of class names to check"),
     ]
-    rows = [(anchor, counted(len(what), noun) + text) for anchor, noun, text, what in found if what]
-    rows += [("duplicates", _near_head(row)) for row in _near_rows(report) if row["beyond_chance"]]
-    for key, noun, text in (
-        ("suspicious", ("image", ""), " among images of one other class"),
-        ("names", ("class name", "class names"), " to look at"),
-    ):
-        if n := labels[key]["found"] if key == "suspicious" else len(labels[key]):
-            rows.append(("labels", counted(n, *noun) + text))
+    rows = [(anchor, counted(n, noun) + text) for anchor, n, noun, text in counts if n]
+    rows += [
+        ("duplicates", _near_text(row)) for row in report["near_duplicates"] if row["near"] and row["beyond_chance"]
+    ]
     if len(report["sizes"]) > 1:
         rows.append(("sizes", f"{len(report['sizes']):,} different sizes: a run needs --data.size"))
     return rows
 
 
-def in_several(group: Mapping[str, Sequence[str]]) -> bool:
-    """Whether equal images are in more than one split."""
+def _several_splits(group: Found) -> bool:
     return len(set(group["splits"])) > 1
 
 
-def conflicts(report: Mapping[str, Any]) -> list[dict[str, list[str]]]:
-    """Groups of equal images under more than one class."""
-    return [group for group in report["duplicates"] if len(set(group["classes"])) > 1]
+def _several_classes(group: Found) -> bool:
+    return len(set(group["classes"])) > 1
 
 
-def _classes(it: Inspected) -> ui.Section:
-    report, order, splits = it.report, it.order, it.report["source"]["splits"]
-    rows = [report["classes"][k] for k in order]
-    names = [label(row["name"], f"#{k}") for k, row in zip(order, rows, strict=True)]
+def _classes(report: Found, order: Sequence[int], estimate: Found) -> ui.Section:
+    rows, splits, sampled = [report["classes"][k] for k in order], report["source"]["splits"], estimate.get("sampled")
     counts, group = [row["counts"]["train"] for row in rows], [row["group"] for row in rows]
-    known = list(dict.fromkeys(group))
     layers = [
         ([n if g == one else 0 for n, g in zip(counts, group, strict=True)], ("real", "muted", "synthetic")[min(i, 2)])
-        for i, one in enumerate(known)
+        for i, one in enumerate(dict.fromkeys(group))
     ]
-    plot = class_histogram(names, counts, layers, group, is_wide([max(1, n) for n in counts]))
-    shown = order if len(order) <= MAX_ROWS else [*order[: MAX_ROWS - SMALLEST], *order[-SMALLEST:]]
-    sampled = it.estimate.get("draw")
-    columns = [ui.Column(s if len(splits) > 1 else "images") for s in splits]
-    columns += [ui.Column("share"), ui.Column("effective, 0.999"), ui.Column("effective, 0.9999")]
-    columns += [ui.Column("a run would sample")] if sampled else []
+    names = [label(row["name"], f"#{k}") for k, row in zip(order, rows, strict=True)]
+    heads = [*(splits if len(splits) > 1 else ["images"]), "share", "effective, 0.999", "effective, 0.9999"]
+    heads += ["a run would sample"] if sampled else []
     table = []
-    for k in shown:
-        row = report["classes"][k]
-        cells = [
-            ui.name(row["name"]),
-            row["group"],
-            *(number(row["counts"][s]) for s in splits),
-            f"{100 * row['share']:.3g} %",
-        ]
-        cells += [number(row["effective"][beta], 1) for beta in ("0.999", "0.9999")]
-        table.append([*cells, number(int(sampled[k]))] if sampled else cells)
-    left = f"{ui.of_all(len(shown), len(order), 'classes')[:-1]}: the largest and the {SMALLEST} smallest)"
-    effective = Markup(
-        "Effective number of images: (1 − β<sup>n</sup>) / (1 − β) of n training images, for β = 0.999 and 0.9999 "
-        "(Cui et al. 2019). Normalised entropy of the class shares: {} (1: balanced)."
-    ).format(number(report["normalised_entropy"]))
-    return ui.Section("classes", "Classes", [
-        ui.Figures([plot]),
-        ui.note(f"Groups: {report['group_rule']}. Colours are those of the groups."),
-        ui.Fold("Table" + (left if len(shown) < len(order) else ""), [ui.Table(["class", "group", *columns], table)],
-             len(shown) <= 30),
-        ui.note(effective),
-    ], "Classes")  # fmt: skip
+    for k, row in list(zip(order, rows, strict=True))[:MAX_ROWS]:
+        cells = [ui.name(row["name"]), row["group"], *(number(row["counts"][s]) for s in splits)]
+        cells += [f"{100 * row['share']:.3g} %", *(number(row["effective"][b], 1) for b in ("0.999", "0.9999"))]
+        table.append([*cells, number(sampled[k])] if sampled else cells)
+    left = ui.of_all(len(table), len(order), "classes, the largest")
+    text = (
+        f"Groups: {report['group_rule']}. Effective number of images: (1 − βⁿ) / (1 − β) of n training images, for "
+        f"β = 0.999 and 0.9999 (Cui et al. 2019)."
+    )
+    folded = ui.Fold(f"Table{left}", [ui.Table(["class", "group", *map(ui.Column, heads)], table)], len(table) <= 30)
+    plot = ui.Figures([class_histogram(names, counts, layers, group)])
+    return ui.Section("classes", "Classes", [plot, ui.note(text), folded], "Classes")
 
 
-def _images(it: Inspected) -> ui.Section:
+def _images(seen: Inspection, pictures: Pictures, order: Sequence[int]) -> ui.Section:
     """At most 30 classes spread over the ranking by size; of each the images of the lowest hashes."""
-    train = it.seen.usable["train"]
+    train, rows = seen.usable["train"], seen.report["classes"]
     by_hash = np.argsort(np.array(train.hashes), kind="stable")
-    rows = it.report["classes"]
-    classes = spread([k for k in it.order if rows[k]["counts"]["train"]], MAX_CLASSES)
-    mine = {k: by_hash[train.labels[by_hash] == k][:PER_CLASS].tolist() for k in classes}
-    made = it.pictures([("train", i) for own in mine.values() for i in own])
+    classes = spread([k for k in order if rows[k]["counts"]["train"]], MAX_CLASSES)
+    mine = {k: by_hash[train.labels[by_hash] == k][:COLUMNS].tolist() for k in classes}
+    made = pictures.decoded([("train", i) for own in mine.values() for i in own])
     shelves = [
         ui.Shelf(
             [ui.PictureSet([ui.Group([made["train", i]]) for i in own])],
-            it.seen.source.class_names[k],
+            rows[k]["name"],
             f"{rows[k]['group']} · {counted(rows[k]['counts']['train'], 'image')}",
         )
         for k, own in mine.items()
     ]
-    few = f"; {len(shelves)} of {number(len(rows))} classes, spread over the ranking by size" * (
-        len(shelves) < len(rows)
-    )
-    own_size = len(it.report["sizes"]) == 1 and tuple(it.report["sizes"][0][:2]) == it.target.shape
-    scaled = "" if own_size else f" Pictures are scaled to {it.target.height} × {it.target.width} pixels."
-    text = ui.note(f"Chosen by hash, not picked{few}.{scaled}")
-    return ui.Section("images", "Images", [text, ui.Images(shelves)], "Images")
+    few = ui.of_all(len(shelves), len(rows), "classes, spread over the ranking by size")
+    text = f"Chosen by hash, not picked{few}. At most {LARGEST} pixels: larger images are scaled down."
+    return ui.Section("images", "Images", [ui.note(text), *shelves], "Images")
 
 
-def _sizes(it: Inspected) -> ui.Section:
-    report, resize = it.report, it.report["resize"]
-    rows = [[f"{h} × {w}", number(n)] for h, w, n in report["sizes"][:MAX_SIZES]]
-    if len(report["sizes"]) > MAX_SIZES:
-        rows.append([f"{number(len(report['sizes']) - MAX_SIZES)} more sizes", ""])
+def _sizes(report: Found) -> ui.Section:
+    resize, sizes = report["resize"], report["sizes"]
+    rows = [[f"{h} × {w}", number(n)] for h, w, n in sizes[:MAX_SIZES]]
+    if len(sizes) > MAX_SIZES:
+        rows.append([f"{number(len(sizes) - MAX_SIZES)} more sizes", ""])
     modes = ", ".join(f"{mode} ({number(n)})" for mode, n in sorted(report["modes"].items()))
-    facts = [("Modes", f"{modes}; read as {'grey' if report['channels'] == 1 else 'colour'}")]
-    if report["suggested_size"]:
-        h, w = report["suggested_size"]
-        facts.append(
-            ("Suggested size", f"{h} × {w}: {report['size_reason']}. Twice the side takes four times as long.")
-        )
-    cropping: str = "cuts off more than a quarter of no image"
+    cut = "would cut off more than a quarter of no image"
     if resize["cut_much"]:
         cut = f"would cut off more than a quarter of {number(resize['cut_much'])} of {number(resize['images'])} images"
-        cropping = ui.joined([f"{cut}: look at", ui.code("--data.resize pad")]) if resize["policy"] == "pad" else cut
-    facts.append(("Cropping", cropping))
+        cut += "; --data.resize pad cuts off nothing" if resize["policy"] == "pad" else ""
+    size = report["suggested_size"]
+    facts = [
+        ("Modes", f"{modes}; read as {'grey' if report['channels'] == 1 else 'colour'}"),
+        ("Suggested size", f"{size[0]} × {size[1]}: {report['size_reason']}" if size else ""),
+        ("Cropping", cut if len(sizes) > 1 else ""),
+    ]
     table = ui.Table(["height × width", ui.Column("images")], rows, "short")
     return ui.Section("sizes", "Sizes", [table, ui.Definitions(facts)], "Sizes")
 
 
-def _damaged(it: Inspected) -> ui.Section | None:
+def _damaged(bad: Mapping[str, str]) -> ui.Section | None:
     """Unusable files: how many for each reason, and at most 50, the first of every reason before the second of any."""
-    bad: Mapping[str, str] = it.report["bad"]
     if not bad:
         return None
-    turn: Counter[str] = Counter()
-    ranked = []
-    for file, why in sorted(bad.items()):
-        ranked.append((turn[why], file, why))
-        turn[why] += 1
-    shown = [[shorten(file, 300), shorten(why, 300)] for _, file, why in sorted(ranked)[:MAX_LISTED]]
-    left = (
-        f"{ui.of_all(len(shown), len(bad))[:-1]}; the others are in the JSON report)" if len(shown) < len(bad) else ""
-    )
+    shown = in_turn(sorted(bad.items()), lambda item: item[1])[:MAX_LISTED]
+    files = [[shorten(file, 300), shorten(why, 300)] for file, why in shown]
+    reasons = [[shorten(why, 300), number(n)] for why, n in Counter(bad.values()).most_common(MAX_SIZES)]
+    text = "They are in no count on this page, and a run refuses the set until they are replaced or removed."
+    left = ui.of_all(len(files), len(bad), "files; all are in the JSON report")
     return ui.Section("damaged", "Unusable files", [
-        ui.Text(f"{number(len(bad))} in all. They are in no count on this page, and a run refuses the set until they "
-             "are replaced or removed."),
-        ui.Table([], [[shorten(why, 300), number(n)] for why, n in turn.most_common(MAX_SIZES)], "short"),
-        ui.Fold(f"Files{left}", [ui.Table(["file", "why"], shown)], len(shown) <= 12),
+        ui.Text(f"{number(len(bad))} in all. {text}"),
+        ui.Table([], reasons, "short"),
+        ui.Fold(f"Files{left}", [ui.Table(["file", "why"], files)], len(files) <= 12),
     ], "Damaged files")  # fmt: skip
 
 
-def _near_rows(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [row for row in report["near_duplicates"] if row["near"]]
-
-
-def _near_head(row: Mapping[str, Any]) -> str:
-    looked = "" if row["looked_up"] == row["total"] else f", {row['looked_up']:,} of {row['total']:,} looked up"
-    looked += "" if row["beyond_chance"] else ", no more than chance may give"
+def _near_text(row: Found) -> str:
+    searched = "" if row["looked_up"] == row["total"] else f", {row['looked_up']:,} of {row['total']:,} searched"
+    searched += "" if row["beyond_chance"] else ", no more than chance may give"
     if row["first"] == row["second"]:
-        return f"{counted(row['near'], 'pair')} of near duplicates inside {row['first']}{looked}"
-    return f"{counted(row['near'], 'image')} of {row['second']} nearly equal to images of {row['first']}{looked}"
+        return f"{counted(row['near'], 'pair')} of near duplicates inside {row['first']}{searched}"
+    return f"{counted(row['near'], 'image')} of {row['second']} nearly equal to images of {row['first']}{searched}"
 
 
-def _duplicates(it: Inspected) -> ui.Section:
-    found, near = it.report["duplicates"], _near_rows(it.report)
-    blocks: list[ui.Block] = []
-    equal = sorted(((group["images"], in_several(group)) for group in found), key=lambda group: not group[1])
+def _duplicates(report: Found, pictures: Pictures) -> ui.Section:
+    """Of equal images those of several classes come first, then those in several splits."""
+    equal = sorted(report["duplicates"], key=lambda group: (not _several_classes(group), not _several_splits(group)))
+    blocks: list[ui.Block] = [ui.Text("No two images are equal pixel for pixel.")]
     if equal:
-        groups = []
-        for ids, across in equal[:MAX_PAIRS]:
-            lines = [shorten(image, 60) for image in ids[:2]] + [f"and {len(ids) - 2} more"] * (len(ids) > 2)
-            groups.append(([it.place(image) for image in ids[:2]], lines, across))
-        said = f"Groups of equal images across splits (framed): {number(sum(map(in_several, found)))}; inside a split: "
-        blocks += [
-            ui.Heading("Equal pixel for pixel"),
-            ui.note(f"{said}{number(sum(not in_several(group) for group in found))}."),
-        ]
-        blocks += it.side_by_side(groups, len(equal))
-    else:
-        blocks.append(ui.Text("No two images are equal pixel for pixel."))
+        shown: list[Shown] = []
+        for group in equal[:MAX_GROUPS]:
+            two = [0, next((i for i, one in enumerate(group["classes"]) if one != group["classes"][0]), 1)]
+            lines = [f"{shorten(group['images'][i], 60)} ({shorten(group['classes'][i], 40)})" for i in two]
+            lines += [f"in {', '.join(dict.fromkeys(group['splits']))}"] * _several_splits(group)
+            lines += [f"{len(group['images'])} in all"] * (len(group["images"]) > 2)
+            places = [pictures.place(group["images"][i], group["splits"][i]) for i in two]
+            shown.append((places, lines, _several_classes(group)))
+        text = ui.note("Framed: images of different classes, so at least one label is wrong.")
+        blocks = [ui.heading("Equal pixel for pixel"), text, *pictures.groups(shown, len(equal))]
+    near = [row for row in report["near_duplicates"] if row["near"]]
     for row in near:
-        groups = []
-        for first, second, ratio in row["pairs"][:MAX_PAIRS]:
-            places = [it.place(first, row["first"]), it.place(second, row["second"])]
-            other = it.class_name(places[0]) != it.class_name(places[1])
+        pairs: list[Shown] = []
+        for first, second, ratio in row["pairs"][:MAX_GROUPS]:
+            places = [pictures.place(first, row["first"]), pictures.place(second, row["second"])]
+            other = pictures.class_name(places[0]) != pictures.class_name(places[1])
             lines = [shorten(first, 60), shorten(second, 60), f"ratio {ratio:.2f}" + ", different classes" * other]
-            groups.append((places, lines, other))
-        blocks += [ui.Heading(_near_head(row)), *it.side_by_side(groups, row["near"])]
-    for row in it.report["near_duplicates"]:
-        if not row["near"]:
-            inside = row["first"] == row["second"]
-            where = f"inside {row['first']}" if inside else f"of {row['first']} in {row['second']}"
-            n = f"{number(row['looked_up'])} of {number(row['total'])} images looked up"
-            blocks.append(ui.note(f"No near duplicates {where} ({n})."))
+            pairs.append((places, lines, other))
+        blocks += [ui.heading(_near_text(row)), *pictures.groups(pairs, row["near"])]
+    text = "No near duplicates were found."
     if near:
-        blocks.append(ui.note(
+        text = (
             "Near duplicates: as a small picture (8 × 8 blocks, equal brightness and contrast, mirrored or not) the "
             "distance to the nearest image is below a limit of the mean distance to the next of the 50 nearest "
-            "(ratio). About 1 % of images that nobody copied may be below it where images are alike: a few pairs may "
-            "be chance. Framed: the two carry different labels."))  # fmt: skip
-    return ui.Section("duplicates", "Duplicates", blocks, "Duplicates")
+            "(ratio). About 1 % of images that nobody copied may be below it: a few pairs may be chance. Framed: the "
+            "two carry different labels."
+        )
+    return ui.Section("duplicates", "Duplicates", [*blocks, ui.note(text)], "Duplicates")
 
 
-def _labels(it: Inspected) -> ui.Section:
-    labels = it.report["labels"]
+def _labels(labels: Found, pictures: Pictures) -> ui.Section:
     blocks: list[ui.Block] = []
     if labels["names"]:
         rows = [
             ui.joined([", ".join(f"“{shorten(one, 80)}”" for one in row["names"][:10]), row["why"]], ": ")
             for row in labels["names"][:MAX_LISTED]
         ]
-        blocks += [ui.Heading("Class names"), ui.Items(rows)]
-    different = conflicts(it.report)
-    if different:
-        groups = []
-        for group in different[:MAX_PAIRS]:
-            row = one_of_each(group)[:3]
-            groups.append(([it.place(image) for image, _ in row], [shorten(name, 40) for _, name in row], True))
-        blocks.append(ui.Heading("Equal images under different classes"))
-        blocks += it.side_by_side(groups, len(different))
+        blocks += [ui.heading("Class names"), ui.Items(rows)]
     odd = labels["suspicious"]
     if odd["images"]:
-        groups = []
-        for row in odd["images"][:MAX_PAIRS]:
-            places = [it.place(image, "train") for image in (row["image"], *row["neighbours"])]
+        shown: list[Shown] = []
+        for row in odd["images"][:MAX_GROUPS]:
+            places = [pictures.place(image, "train") for image in (row["image"], *row["neighbours"])]
             lines = [f"label: {shorten(row['label'], 40)}", f"near: {shorten(row['other'], 40)}"]
-            groups.append((places, [*lines, f"{shorten(row['image'], 60)}: {row['votes']} of {odd['k']}"], True))
-        blocks += [
-            ui.Heading("Images among images of one other class"),
-            ui.note(
-                "Left the image, then the nearest images of the other class, as 8 × 8 blocks see them. At least 9 of "
-                "its 10 nearest carry that other label. Something to look at, not an error: unusual images of a class "
-                f"look like this too. {number(odd['looked_up'])} of {number(odd['total'])} training images were "
-                "looked up."
-            ),
-            *it.side_by_side(groups, odd["found"]),
-        ]
+            shown.append((places, [*lines, f"{shorten(row['image'], 60)}: {row['votes']} of {odd['k']}"], True))
+        text = (
+            "Left the image, then the nearest images of the other class, as 8 × 8 blocks. At least 9 of its 10 nearest "
+            "carry that other label. Not an error by itself: unusual images of a class look like this too. "
+            f"{number(odd['looked_up'])} of {number(odd['total'])} training images were searched."
+        )
+        blocks += [ui.heading("Images among images of one other class"), ui.note(text)]
+        blocks += pictures.groups(shown, odd["found"])
     if odd["not_judged"] and odd["looked_up"]:
         why = "too few images, or in small they look like those of other classes"
         text = f"Labels of {counted(len(odd['not_judged']), 'class', 'classes')} are not judged by neighbours: {why}."
@@ -387,39 +314,17 @@ def _labels(it: Inspected) -> ui.Section:
     return ui.Section("labels", "Labels", blocks or [ui.Text("Nothing stands out.")], "Labels")
 
 
-def _next(it: Inspected, command: str) -> ui.Section:
-    estimate = it.estimate
-    blocks: list[ui.Block] = []
-    if estimate.get("refused"):
-        blocks.append(ui.Text("A run would refuse this source as it is:", "alert"))
-        blocks.append(ui.Text(shorten(estimate["refused"], 600)))
-    elif estimate:
-        classes = counted(sum(n > 0 for n in estimate["draw"]), "class", "classes")
-        sampled = f"{number(sum(estimate['draw']))} images for {classes}"
-        rows = [
-            ("Training images", number(sum(estimate["training"]))),
-            ("Validation, test", f"{number(estimate['validation'])}, {number(estimate['test'])}"),
-            ("To be sampled", f"{sampled} (strategy {estimate['strategy']}: every class filled to the largest)"),
-        ]
-        cost = estimate.get("cost") or {}
-        if "refused" in cost:
-            rows.append(("Cost", f"not measured: {shorten(cost['refused'], 400)}"))
-        rows += [(what, text) for what, text in cost.get("rows", ()) if what not in ("source", "per class")]
-        blocks += [ui.Definitions(rows), *(ui.note(note) for note in estimate["notes"])]
-    blocks.append(ui.Heading("Next"))
-    blocks += [ui.Text(f"{what}:", command=text) for what, text in next_steps(it.report)]
-    blocks += [ui.Heading("Repeat this inspection"), ui.Text("", command=command)]
-    return ui.Section("next", "What a run would do", blocks, "Next")
-
-
-def next_steps(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(what for, command)."""
+def _next(report: Found, estimate: Found, command: str) -> ui.Section:
+    blocks: list[ui.Block] = [ui.Definitions([(what, shorten(text, 600)) for what, text in estimate["rows"]])]
     options = ""
     if len(report["sizes"]) > 1 and report["suggested_size"]:
         options += f" --data.size {report['suggested_size'][0]}"
         options += " --data.resize pad" if report["resize"]["policy"] == "pad" else ""
     run = f"imbdiff run {shlex.quote(report['source']['name'])}{options}"
-    return [
-        ("What a run would do, and how long it would take; writes nothing", f"{run} --dry-run"),
-        ("Everything: train, sample, measure, classify, report", run),
+    blocks += [
+        ui.Text("What a run would do, and how long it would take; writes nothing:", command=f"{run} --dry-run"),
+        ui.Text("Everything: train, sample, measure, classify, report:", command=run),
+        ui.heading("Repeat this inspection"),
+        ui.Text("", command=command),
     ]
+    return ui.Section("next", "What a run would do", blocks, "Next")

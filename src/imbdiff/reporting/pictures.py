@@ -1,11 +1,13 @@
-"""Images for pages and previews: pixels unchanged, enlarged without smoothing, packed into few files."""
+"""Images for pages and previews: which are shown, and how they are packed into few files, pixels not smoothed."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,25 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 from imbdiff.data.imageset import ImageSet
 from imbdiff.reporting.text import font_path, label
 from imbdiff.runtime.errors import DataError
+from imbdiff.runtime.streams import rng
 
+T = TypeVar("T")
 LARGEST_TILE = 64
-
-
-def png(image: Image.Image) -> bytes:
-    """`image` as PNG bytes."""
-    out = io.BytesIO()
-    image.save(out, "PNG", optimize=True)
-    return out.getvalue()
-
-
-def data_uri(data: bytes) -> str:
-    """PNG bytes as a data: address."""
-    return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
-def to_pil(image: np.ndarray) -> Image.Image:
-    """(H, W, 1 or 3) uint8 as a Pillow image."""
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+COLUMNS = 8
+"""Images of one kind and class on a page, at most."""
+BYTES_PER_KIND = 50_000  # of raw pixels of a class: a page of 10 classes is below 3 MB, one of 30 below 10 MB
 
 
 def spread(items: Sequence[int], limit: int) -> list[int]:
@@ -42,7 +32,24 @@ def spread(items: Sequence[int], limit: int) -> list[int]:
     return [items[i] for i in places]
 
 
-def fitting(shape: tuple[int, int, int], raw_bytes: int, least: int, most: int) -> int:
+def in_turn(items: Sequence[T], kind: Callable[[T], Hashable]) -> list[T]:
+    """The first of every kind before the second of any."""
+    seen: Counter[Hashable] = Counter()
+    turns = []
+    for item in items:
+        turns.append(seen[kind(item)])
+        seen[kind(item)] += 1
+    return [items[i] for i in sorted(range(len(items)), key=turns.__getitem__)]
+
+
+def some(indices: np.ndarray, limit: int, *stream: str | int) -> list[int]:
+    """At most `limit` of `indices` at random, in ascending order, the same at each call."""
+    if len(indices) > limit:
+        indices = np.sort(rng(0, *stream).choice(indices, limit, replace=False))
+    return indices.tolist()
+
+
+def fitting(shape: tuple[int, int, int], raw_bytes: int = BYTES_PER_KIND, least: int = 3, most: int = COLUMNS) -> int:
     """How many images of a shape fit into `raw_bytes` of pixels on a page, within bounds."""
     h, w = page_size(shape)
     return int(np.clip(raw_bytes // (h * w * shape[-1]), least, most))
@@ -65,7 +72,7 @@ def scaled_down(shape: tuple[int, int, int]) -> str:
 
 @dataclass(frozen=True)
 class Sprite:
-    """Tiles of (height, width) pixels packed into one picture, a grid of `columns` by `rows`.
+    """Tiles of (height, width) pixels packed into one PNG, a grid of `columns` by `rows`.
 
     Every tile has a border of one pixel that repeats its own edge, so that a browser that scales the sheet by an odd
     factor cannot let the neighbouring tile bleed in.
@@ -77,26 +84,36 @@ class Sprite:
     height: int
     width: int
 
+    @property
+    def scale(self) -> int:
+        """CSS pixels per image pixel."""
+        return max(1, round(48 / max(self.height, self.width)))
+
+
+def data_uri(image: Image.Image) -> str:
+    """`image` as a data: address (PNG)."""
+    out = io.BytesIO()
+    image.save(out, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _to_pil(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
 
 def pack(images: Sequence[np.ndarray], columns: int = 8) -> Sprite:
-    """Packs images of one shape (H, W, C) uint8 into a sprite, row by row.
-
-    Raises:
-        DataError: there is nothing to pack.
-    """
-    if not len(images):
-        raise DataError("a sprite needs at least one image")
+    """Packs at least one image, all of one shape (H, W, C) uint8, into a sprite, row by row."""
     h, w = page_size(images[0].shape)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     sheet = np.zeros((rows * (h + 2), columns * (w + 2), images[0].shape[-1]), np.uint8)
     for i, image in enumerate(images):
         if image.shape[:2] != (h, w):
-            small = to_pil(image).resize((w, h), Image.Resampling.LANCZOS)
+            small = _to_pil(image).resize((w, h), Image.Resampling.LANCZOS)
             image = np.asarray(small).reshape(h, w, -1)
         y, x = (i // columns) * (h + 2), (i % columns) * (w + 2)
         sheet[y : y + h + 2, x : x + w + 2] = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    return Sprite(data_uri(png(to_pil(sheet))), columns, rows, h, w)
+    return Sprite(data_uri(_to_pil(sheet)), columns, rows, h, w)
 
 
 def sample_grid(images: ImageSet, per_class: int = 8, max_classes: int = 10) -> Image.Image:
@@ -105,10 +122,10 @@ def sample_grid(images: ImageSet, per_class: int = 8, max_classes: int = 10) -> 
     Args:
         images: any number per class; the first `per_class` of each class are shown, missing ones are left blank.
         per_class: columns.
-        max_classes: rows at most; of more classes an even spread over the label order is shown, the same at each call.
+        max_classes: rows at most; of more classes an even spread over the label order is shown.
 
     Returns:
-        An RGB picture. Rows are headed by the class name, or by "#label" where the name cannot be drawn.
+        An RGB picture. Rows are headed by the class name, or by "#label" where the font lacks its characters.
 
     Raises:
         DataError: there are no images, or no room for any.
@@ -122,13 +139,13 @@ def sample_grid(images: ImageSet, per_class: int = 8, max_classes: int = 10) -> 
     shown = spread(np.unique(images.labels).tolist(), max_classes)
     heads = [label(images.class_names[k], f"#{k}", limit=18) for k in shown]
     left = 12 + max(int(font.getlength(text)) for text in heads)
-    step_y = max(th, 16) + gap
-    sheet = Image.new("RGB", (left + per_class * (tw + gap), gap + len(shown) * step_y), (255, 255, 255))
-    draw = ImageDraw.Draw(sheet)
+    step = max(th, 16) + gap
+    sheet = Image.new("RGB", (left + per_class * (tw + gap), gap + len(shown) * step), (255, 255, 255))
+    canvas = ImageDraw.Draw(sheet)
     for row, (k, text) in enumerate(zip(shown, heads, strict=True)):
-        y = gap + row * step_y
-        draw.text((left - 8, y + th / 2), text, fill=(60, 66, 78), font=font, anchor="rm")
+        y = gap + row * step
+        canvas.text((left - 8, y + th / 2), text, fill=(60, 66, 78), font=font, anchor="rm")
         for column, i in enumerate(np.flatnonzero(images.labels == k)[:per_class]):
-            tile = to_pil(images.images[i]).convert("RGB").resize((tw, th), Image.Resampling.NEAREST)
+            tile = _to_pil(images.images[i]).convert("RGB").resize((tw, th), Image.Resampling.NEAREST)
             sheet.paste(tile, (left + column * (tw + gap), y))
     return sheet

@@ -1,4 +1,4 @@
-"""Plots as PNG data: each for light and dark pages, and where it matters for wide and narrow ones.
+"""Plots as PNG data, each for light and dark pages.
 
 Figures are made without pyplot, so nothing global is created or changed. Text is set with `parse_math=False`:
 a class called ``$x`` is a name, not a formula.
@@ -6,8 +6,6 @@ a class called ``$x`` is a name, not a formula.
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +19,12 @@ from PIL import Image
 from imbdiff.reporting.pictures import data_uri
 from imbdiff.reporting.text import label
 
+WIDTH = 1000
 DPI = 192.0  # twice the nominal 96, for sharp text on dense screens
 SINGLE = 60
 """Classes up to which each has a bar or point of its own; above, one outline or a running median."""
+WIDE_RANGE = 15
+"""Largest over smallest count from which the axis is logarithmic: a linear one hides the small classes."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,13 @@ Paint = Callable[[Figure, Theme], None]
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot in its variants, as data: addresses; `narrow` is None where one width serves all screens."""
+    """One plot for light and dark pages, as data: addresses."""
 
     alt: str
     light: str
     dark: str
     width: int
     height: int
-    narrow: tuple[str, str] | None = None
 
 
 def render(paint: Paint, size: tuple[int, int], theme: Theme) -> str:
@@ -62,25 +62,13 @@ def render(paint: Paint, size: tuple[int, int], theme: Theme) -> str:
     canvas = FigureCanvasAgg(figure)
     paint(figure, theme)
     canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    picture = Image.fromarray(np.ascontiguousarray(pixels)).quantize(128, dither=Image.Dither.NONE)
-    out = io.BytesIO()
-    picture.save(out, "PNG", optimize=True)
-    return data_uri(out.getvalue())
+    pixels = np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    return data_uri(Image.fromarray(pixels).quantize(128, dither=Image.Dither.NONE))
 
 
-def plot(alt: str, paint: Paint, size: tuple[int, int], narrow: tuple[int, int] | None = None) -> Plot:
-    """All variants of one plot; sizes are (width, height) in CSS pixels."""
-    slim = (render(paint, narrow, LIGHT), render(paint, narrow, DARK)) if narrow else None
-    return Plot(alt, render(paint, size, LIGHT), render(paint, size, DARK), *size, narrow=slim)
-
-
-def pixels_across(figure: Figure) -> float:
-    return figure.get_figwidth() * 96
-
-
-def is_narrow(figure: Figure) -> bool:
-    return pixels_across(figure) < 600
+def plot(alt: str, paint: Paint, height: int, width: int = WIDTH) -> Plot:
+    """Both variants of one plot, in CSS pixels."""
+    return Plot(alt, render(paint, (width, height), LIGHT), render(paint, (width, height), DARK), width, height)
 
 
 def style_axes(axes: Any, theme: Theme, grid: str = "y", x: str = "", y: str = "", title: str = "") -> None:
@@ -92,12 +80,9 @@ def style_axes(axes: Any, theme: Theme, grid: str = "y", x: str = "", y: str = "
     axes.tick_params(colors=theme.muted, labelsize=8.5, length=0)
     axes.grid(axis=grid, color=theme.rule, linewidth=0.7)
     axes.set_axisbelow(True)
-    if x:
-        axes.set_xlabel(x, fontsize=8.5, color=theme.muted)
-    if y:
-        axes.set_ylabel(y, fontsize=8.5, color=theme.muted)
-    if title:
-        axes.set_title(title, loc="left", fontsize=9.5, color=theme.ink, fontweight="bold", parse_math=False)
+    axes.set_xlabel(x, fontsize=8.5, color=theme.muted)
+    axes.set_ylabel(y, fontsize=8.5, color=theme.muted)
+    axes.set_title(title, loc="left", fontsize=9.5, color=theme.ink, fontweight="bold", parse_math=False)
 
 
 def thousands(value: float, _: Any = None) -> str:
@@ -108,9 +93,17 @@ def thousands(value: float, _: Any = None) -> str:
     return f"{value:g}"
 
 
+def log_counts(axes: Any) -> None:
+    """A logarithmic axis of counts, on which 0 is the lower edge."""
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(FuncFormatter(thousands))
+
+
 def outline(axes: Any, tops: np.ndarray, floor: float, colour: str, alpha: float = 1.0) -> None:
     """Bars of classes; of more than `SINGLE` one outline in place of a thousand rectangles."""
-    c = len(tops)
+    c, tops = len(tops), np.maximum(tops, floor)
     if c <= SINGLE:
         axes.bar(np.arange(c), tops - floor, 0.74, bottom=floor, color=colour, alpha=alpha)
         return
@@ -119,61 +112,56 @@ def outline(axes: Any, tops: np.ndarray, floor: float, colour: str, alpha: float
 
 
 def class_histogram(
-    names: Sequence[str],
-    counts: Sequence[int],
-    layers: Sequence[tuple[Sequence[int], str]],
-    group: Sequence[str],
-    log: bool,
-    what: str = "Images per class",
+    names: Sequence[str], counts: Sequence[int], layers: Sequence[tuple[Sequence[int], str]], group: Sequence[str]
 ) -> Plot:
     """Images per class in the order given (largest class first), layers in front of each other.
 
     Args:
         names, counts, group: (C,) names (or "#label"), real images, group name.
         layers: (heights (C,), colour: a field of :class:`Theme`); the highest first.
-        log: logarithmic counts. Heights of stacked bars then say nothing; their tops do.
     """
     c = len(names)
-    floor = 0.5 if log else 0.0
+    log = max(counts) / max(1, min(counts)) >= WIDE_RANGE
 
     def paint(figure: Figure, theme: Theme) -> None:
         axes: Any = figure.add_subplot()
         style_axes(axes, theme, y="images" + (", log scale" if log else ""))
         for heights, colour in layers:
-            outline(axes, np.maximum(np.asarray(heights, float), floor), floor, getattr(theme, colour))
-        if log:
-            axes.set_yscale("log")
-            axes.set_ylim(bottom=floor)
-            axes.minorticks_off()
-        axes.set_xlim(-0.6, c - 0.4)
+            outline(axes, np.asarray(heights, float), 0.5 if log else 0.0, getattr(theme, colour))
         axes.yaxis.set_major_formatter(FuncFormatter(thousands))
-        class_ticks(axes, names, counts, pixels_across(figure), theme)
+        if log:
+            log_counts(axes)
+        class_axis(axes, names, counts, theme)
         group_marks(axes, group, theme)
 
-    alt = f"{what}, {c} classes sorted by size, {'log' if log else 'linear'} scale"
-    tall = 20 if any(len(name) > 6 for name in names) and c <= 40 else 0
-    return plot(alt, paint, (1000, 300 + tall), (400, 260 + tall) if c > 1 else None)
+    alt = f"Images per class, {c} classes sorted by size, {'log' if log else 'linear'} scale"
+    return plot(alt, paint, 300 + extra_height(names))
 
 
-def class_ticks(axes: Any, names: Sequence[str], counts: Sequence[int], pixels: float, theme: Theme) -> None:
-    """Names below the bars where they fit, otherwise ranks."""
+def extra_height(names: Sequence[str]) -> int:
+    """CSS pixels that class names below a plot take where they are turned."""
+    return 22 if len(names) <= 40 and any(len(name) > 6 for name in names) else 0
+
+
+def class_axis(axes: Any, names: Sequence[str], counts: Sequence[int], theme: Theme) -> None:
+    """Names below the classes where they fit, otherwise ranks."""
     c = len(names)
-    if c > 40 or c * 13 > pixels:
+    axes.set_xlim(-0.6, c - 0.4)
+    if c > 40:
         ranks = [1, *(int(r) for r in MaxNLocator(6, integer=True).tick_values(1, c) if 1 < r <= c)]
         axes.set_xticks([r - 1 for r in ranks], [f"{r:,}" for r in ranks])
         axes.set_xlabel("class, by size (1 = largest)", fontsize=8.5, color=theme.muted)
-        return
-    axes.set_xticks(range(c))
-    flat = max(len(name) for name in names) * 7 < pixels / c - 4
-    texts = [f"{name}\n{n}" if flat and c <= 20 else name for name, n in zip(names, counts, strict=True)]
-    style = {} if flat else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticklabels(texts, parse_math=False, **style)
+    else:
+        flat = max(len(name) for name in names) * 7 < WIDTH / c - 4
+        texts = [f"{name}\n{n}" if flat and c <= 20 else name for name, n in zip(names, counts, strict=True)]
+        style = {} if flat else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(c), texts, parse_math=False, **style)
 
 
 def group_marks(axes: Any, group: Sequence[str], theme: Theme) -> None:
-    """Names the groups above the bars, with a line between them, where each is one stretch of the size order."""
+    """Names the groups above the plot, with a line between them, where each is one stretch of the size order."""
     starts = [i for i in range(len(group)) if i == 0 or group[i] != group[i - 1]]
-    if not starts or len(starts) != len(set(group)):  # explicit groups need not follow the size order
+    if len(starts) != len(set(group)):  # explicit groups need not follow the size order
         return
     for a, b in zip(starts, [*starts[1:], len(group)], strict=True):
         if a:
@@ -187,9 +175,7 @@ def group_marks(axes: Any, group: Sequence[str], theme: Theme) -> None:
 def loss_curve(name: str, images: Sequence[float], values: Sequence[float]) -> Plot:
     """One named loss against images seen: median of short stretches, with their 10th to 90th percentile behind it."""
     x, y = np.asarray(images, float), np.asarray(values, float)
-    keep = np.isfinite(x) & np.isfinite(y)
-    x, y = x[keep], y[keep]
-    parts = np.array_split(np.arange(len(x)), min(len(x), max(1, min(120, len(x) // 4)))) if len(x) > 60 else None
+    parts = np.array_split(np.arange(len(x)), min(120, len(x) // 4)) if len(x) > 60 else None
 
     def paint(figure: Figure, theme: Theme) -> None:
         axes: Any = figure.add_subplot()
@@ -201,19 +187,9 @@ def loss_curve(name: str, images: Sequence[float], values: Sequence[float]) -> P
             low, mid, high = (np.array([np.quantile(y[s], q) for s in parts]) for q in (0.1, 0.5, 0.9))
             axes.fill_between(middle, low, high, color=theme.real, alpha=0.2, linewidth=0)
             axes.plot(middle, mid, color=theme.real, linewidth=1.5)
-        if len(y) and y.min() > 0 and y.max() / y.min() > 30:
+        if y.min() > 0 and y.max() / y.min() > 30:
             axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(thousands))
 
-    last = f", last value {y[-1]:.4g}" if len(y) else ""
-    return plot(f"Training loss {name} against images seen{last}", paint, (350, 205))
-
-
-def is_wide(counts: Sequence[int]) -> bool:
-    """Whether counts span so large a range that a linear axis hides the small classes."""
-    return max(counts) / max(1, min(counts)) >= 15
-
-
-def finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return plot(f"Training loss {name} against images seen, last value {y[-1]:.4g}", paint, 205, 350)

@@ -1,7 +1,7 @@
-"""Words and numbers as they are printed: names made harmless, numbers with the digits they deserve.
+"""Words and numbers as they are printed: names made harmless, numbers with as many digits as they support.
 
-Class names are data. In HTML the template engine escapes them; what is handled here is the rest: characters that are
-not text at all, names too long for a label, and glyphs that the plotting font does not have.
+Class names are data. The template engine escapes them; handled here are unprintable characters, names too long for a
+label, and glyphs that the plotting font does not have.
 """
 
 from __future__ import annotations
@@ -17,26 +17,22 @@ from matplotlib.ft2font import FT2Font
 
 from imbdiff.runtime.progress import duration
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
+_SPACES = {ord(c): " " for c in "\n\r\t"}
+_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def clean(value: object) -> str:
     """`value` as text that any reader can show: control characters, direction overrides and lone surrogates replaced.
 
-    Line breaks and tabs become spaces: messages have several lines, and the page breaks them itself.
     Lone surrogates come from file names that are not valid in the file system's encoding, and cannot be written as
-    UTF-8; a direction override would mirror the text that follows it.
+    UTF-8; a direction override would mirror the text that follows it. Line breaks and tabs become spaces.
     """
     text = str(value).translate(_SPACES)
     if text.isascii() and text.isprintable():
         return text
-    return "".join(REPLACEMENT if unicodedata.category(c) in ("Cc", "Cs") or c in _OVERRIDES else c for c in text)
-
-
-_SPACES = {ord(c): " " for c in "\n\r\t"}
-_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") or c in _OVERRIDES else c for c in text)
 
 
 def shorten(value: object, limit: int) -> str:
@@ -46,7 +42,7 @@ def shorten(value: object, limit: int) -> str:
 
 
 def font_path() -> Path:
-    """The plotting font: DejaVu Sans, which comes with matplotlib, so that plots look alike everywhere."""
+    """The plotting font: DejaVu Sans, which comes with matplotlib, so that plots are alike everywhere."""
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
@@ -58,19 +54,22 @@ def _glyphs() -> frozenset[int]:
 def label(value: object, fallback: str, limit: int = 16) -> str:
     """`value` for use inside a plot; `fallback` (such as "#7") where the plotting font lacks one of its characters."""
     text = shorten(value, limit)
-    if not text.strip() or any(ord(c) not in _glyphs() for c in text):
-        return fallback
-    return text
+    return fallback if not text.strip() or any(ord(c) not in _glyphs() for c in text) else text
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: Any, digits: int = 3) -> str:
     """A number with `digits` decimals, fewer for large ones; an en dash where there is none."""
-    if value is None or isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite(value):
         return NOTHING
-    if isinstance(value, int):
-        return f"{value:,}".replace("-", MINUS)
     size = abs(value)
-    if size >= 1000:
+    if isinstance(value, int):
+        text = f"{value:,}"
+    elif size >= 1000:
         text = f"{value:,.0f}"
     elif size >= 10:
         text = f"{value:.{min(digits, 1 if size >= 100 else 2)}f}"
@@ -87,13 +86,34 @@ def signed(value: Any, digits: int = 3) -> str:
     return text if text == NOTHING or text.startswith(MINUS) else f"+{text}"
 
 
+def with_sd(mean: float | None, sd: float | None) -> tuple[str, str]:
+    """A mean, and "± 0.012" or nothing."""
+    return number(mean), "" if mean is None or sd is None else f"± {number(sd)}"
+
+
+def estimate(
+    value: float | None, low: float | None, high: float | None, decimals: int | None = None
+) -> tuple[str, str]:
+    """A number and its interval ("0.05 to 0.20", or nothing), with equally many decimals.
+
+    Args:
+        decimals: None: three digits of the largest, two where all are below 0.1.
+    """
+    size = max((abs(x) for x in (value, low, high) if x is not None and math.isfinite(x)), default=0.0)
+    if decimals is None:
+        decimals = min(8, max(0, (2 if size >= 0.1 else 1) - math.floor(math.log10(size)))) if size else 2
+
+    def text(x: float | None) -> str:
+        return NOTHING if x is None or not math.isfinite(x) else f"{x:,.{decimals}f}".replace("-", MINUS)
+
+    return text(value), "" if low is None or high is None else f"{text(low)} to {text(high)}"
+
+
 def seconds(value: Any) -> str:
     """A duration: "0.4 s", "12 s", "3 min 20 s", "2 h 5 min"."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite(value):
         return NOTHING
-    if value < 9.95:
-        return f"{value:.1f} s"
-    return duration(value)
+    return f"{value:.1f} s" if value < 9.95 else duration(value)
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:

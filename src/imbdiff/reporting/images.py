@@ -1,0 +1,121 @@
+"""The section of images: real ones, synthetic ones, and the training image nearest to each.
+
+Images are chosen at random with a fixed seed, so that nobody picked them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.reporting import blocks as ui
+from imbdiff.reporting.content import ReportData
+from imbdiff.reporting.pictures import COLUMNS, fitting, scaled_down, some, spread
+from imbdiff.reporting.text import number
+
+MAX_CLASSES, SYNTHETIC_CLASSES = 30, 12
+
+Nearest = Mapping[int, tuple[int, float | None]]
+"""For some synthetic images the nearest training image of any class, and its distance where it was recorded."""
+
+
+def nearest_of(memorisation: Mapping[str, Any] | None) -> Nearest:
+    if memorisation is None:
+        return {}
+    found = (memorisation[key] for key in ("index", "any_train_index", "any_distance"))
+    return {i: (train, distance) for i, train, distance in zip(*found, strict=True)}
+
+
+def real_and_synthetic(data: ReportData, run: str) -> ui.Section:
+    """For each shown class real images, synthetic ones, and below each its nearest training image; at most 30 classes.
+
+    Synthetic images whose nearest training image is known come before the others.
+    """
+    title = "Real and synthetic images"
+    if data.train is None:
+        return ui.Section("images", title, [ui.Text("The images were not given to this page.", "missing")], "Images")
+    nearest = nearest_of(data.memorisation)
+    shown = spread(data.by_size, MAX_CLASSES)
+    shelves = [_class_shelf(data, data.train, k, nearest) for k in shown]
+    groups = [group for shelf in shelves for group in shelf.sets[-1].groups if len(shelf.sets) > 1]
+    paired = any(len(group.pictures) > 1 for group in groups)
+    copied = sum(group.frame == "copied" for group in groups)
+    texts = [
+        "Images are chosen at random with a fixed seed, not picked.",
+        scaled_down(data.train.shape) or "Pixels are enlarged, not smoothed.",
+        "Classes are sorted by size."
+        if len(shown) == data.stats.num_classes
+        else f"Shown are {len(shown)} of {number(data.stats.num_classes)} classes, spread over the ranking by size.",
+        "Below each synthetic image is the training image nearest to it: one that equals its neighbour is a copy, not "
+        "a new image. A neighbour of another class has a yellow frame." * paired,
+    ]
+    blocks: list[ui.Block] = [ui.Text(" ".join(text for text in texts if text))]
+    if copied:
+        equal = "equals" if copied == 1 else "equal"
+        text = f"{copied} of the synthetic images shown {equal} a training image exactly (framed)."
+        blocks.append(ui.Text(text, "alert"))
+    if not groups:
+        blocks.append(ui.missing("There are no synthetic images to show.", f"imbdiff sample {run}"))
+    elif not paired:
+        blocks.append(ui.missing("The nearest training images have not been searched.", f"imbdiff evaluate {run}"))
+    return ui.Section("images", title, [*blocks, *shelves], "Images")
+
+
+def _class_shelf(data: ReportData, train: ImageSet, k: int, nearest: Nearest) -> ui.Shelf:
+    limit = fitting(train.shape)
+    real = [
+        ui.Group([ui.Picture(train.images[i], f"real: {train.ids[i]}")])
+        for i in some(np.flatnonzero(train.labels == k), limit, "report", "real", k)
+    ]
+    sets = [ui.PictureSet(real, "real", "real")]
+    synthetic = data.synthetic
+    if synthetic is not None and synthetic.shape == train.shape:
+        own = np.flatnonzero(synthetic.labels == k)
+        known = own[[int(i) in nearest for i in own]] if len(own) else own
+        groups = [
+            _with_nearest(synthetic, i, train, nearest.get(i))
+            for i in some(known if len(known) else own, limit, "report", "synthetic", k)
+        ]
+        sets.append(ui.PictureSet(groups, "synthetic", "synthetic"))
+    n = f"{number(data.stats.counts[k])} real" + (f" + {number(data.filled[k])} synthetic" if data.filled[k] else "")
+    return ui.Shelf(sets, data.stats.names[k], f"{data.group(k)} · {n}")
+
+
+def _with_nearest(synthetic: ImageSet, i: int, train: ImageSet, found: tuple[int, float | None] | None) -> ui.Group:
+    head = ui.Picture(synthetic.images[i], f"synthetic: {synthetic.ids[i]}")
+    if found is None:
+        return ui.Group([head])
+    at, distance = found
+    same = train.labels[at] == synthetic.labels[i]
+    away = "" if distance is None else f", distance {number(distance)}"
+    away += "" if same else f", of class {train.class_names[train.labels[at]]}"
+    title = f"nearest training image: {train.ids[at]}{away}"
+    below = ui.Picture(train.images[at], title, "near" if same else "near other")
+    return ui.Group([head, below], frame="copied" if distance == 0 else "")
+
+
+def sample_set(images: ImageSet | None, class_name: str, heading: str = "") -> ui.PictureSet:
+    """At most 8 images of the class; none where there is no class of that name."""
+    if images is None or class_name not in images.class_names:
+        return ui.PictureSet([], heading)
+    own = np.flatnonzero(images.labels == images.class_names.index(class_name))
+    pictures = [
+        ui.Picture(images.images[i], f"synthetic image of {class_name}")
+        for i in some(own, COLUMNS, "compare", class_name)
+    ]
+    return ui.PictureSet([ui.Group([picture]) for picture in pictures], heading)
+
+
+def synthetic_alone(synthetic: ImageSet | None) -> ui.Section | None:
+    """A few synthetic images of at most 12 classes, spread over the labels."""
+    if synthetic is None:
+        return None
+    classes = spread(range(len(synthetic.class_names)), SYNTHETIC_CLASSES)
+    names = [synthetic.class_names[k] for k in classes]
+    shelves = [ui.Shelf([sample_set(synthetic, one)], one if len(names) > 1 else "") for one in names]
+    few = ui.of_all(len(names), len(synthetic.class_names), "classes")
+    text = f"Chosen at random with a fixed seed, not picked{few}. {scaled_down(synthetic.shape)}"
+    return ui.Section("images", "Synthetic images", [ui.note(text), *shelves], "Images")
