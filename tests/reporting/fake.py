@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
@@ -244,7 +244,7 @@ def trained(stats: ClassStats, per_class: int = 30, seeds: int = 3, controls: bo
     made_of = [arm.name for arm in ARMS if arm.needs_synthetic]
     judged = verdict(predictions, test, groups, (True,) * c, control, PRIMARY, made_of)
     found = {"protocol": {"steps": 500, "n_test": len(test)}, "arms": rows}
-    found |= {"control": control.to_json(), "verdict": judged.to_json()}
+    found |= {"control": asdict(control), "verdict": asdict(judged)}
     return replace(minimal(stats), groups=groups, classifier=found)
 
 
