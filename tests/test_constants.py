@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 import imbdiff
-from imbdiff.cli import main
-from imbdiff.commands import read_run
+from imbdiff.cli import main, read_run
 from imbdiff.config import override
 from imbdiff.methods import METHODS, get_method, method_of, with_all_constants
 from imbdiff.pipeline import training
@@ -137,8 +136,8 @@ def test_a_run_keeps_them_says_them_and_is_told_from_another_by_them(
     assert "class_balancing.tau 0.3 (published: 1.0)" in page
     assert "--method.class_balancing.tau 0.3" in page, "the command that repeats it"
     # from its own file, one more constant on top
-    again = read_run("run", ["digits", "--config", f"{out}/config.yaml", "--method.gamma", "0.5"])[0]
-    made = objective(again.options, "class_balancing")
+    again = read_run("run", ["digits", "--config", f"{out}/config.yaml", "--method.gamma", "0.5"])[1]
+    made = objective(again, "class_balancing")
     assert (made.tau, made.gamma) == (0.3, 0.5)
 
 

@@ -1,26 +1,30 @@
-"""The command: verbs over the pipeline. Everything heavy is imported inside a verb."""
+"""The command: its verbs, as dataclasses of their arguments. Everything heavy is imported where a verb is executed."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from imbdiff.runtime.errors import ConfigError, ImbdiffError
+from imbdiff.arguments import POSITIONAL, given, help_text
+from imbdiff.config import RunConfig, StudyOptions, flatten, override, to_dict
+from imbdiff.runtime.errors import ConfigError, ImbdiffError, nearest
 from imbdiff.version import __version__
 
 if TYPE_CHECKING:
-    from imbdiff.config import RunConfig
+    from imbdiff.data.source import Source
+    from imbdiff.pipeline.folder import RunFolder
 
 HELP = f"""imbdiff {__version__}: class-conditional diffusion for long-tailed image data
 
   imbdiff run SOURCE        everything: prepare, train, sample, curate, evaluate, classify, report
   imbdiff inspect SOURCE    what is in an image set: classes, sizes, damage, duplicates, labels
   imbdiff train SOURCE      train the generator only
-  imbdiff sample RUN        draw the images that classes lack
+  imbdiff sample RUN        sample the images that classes lack
   imbdiff curate RUN        choose which of them are kept
   imbdiff evaluate RUN      measure them
   imbdiff evaluate FAKE --reference REAL    measure any images against others, without a run
@@ -38,45 +42,109 @@ RUN is a folder that `imbdiff run` or `imbdiff train` made. The same command con
 
   imbdiff run digits --preset demo     an example, in minutes
   imbdiff run DIR --dry-run            what a run on your folder would do, and how long it would take
-  imbdiff VERB --help                  all options of a verb
+  imbdiff VERB --help                  the options of a verb
 """
+#: verb -> groups of a run's options that it uses
+GROUPS: dict[str, tuple[str, ...]] = {
+    "train": ("data", "model", "train", "watch"),
+    "sample": ("sample", "curate"),
+    "curate": ("curate",),
+    "evaluate": ("evaluate",),
+    "classify": ("classify",),
+    "report": (),
+}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, or 2 for anything the user can mend."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP)
-        return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version", "version"):
-        print(f"imbdiff {__version__}")
-        return 0
-    verb, rest = arguments[0], arguments[1:]
-    try:
-        if verb not in VERBS:
-            import difflib
-
-            near = difflib.get_close_matches(verb, VERBS, n=1)
-            raise ConfigError(f"unknown verb {verb!r}", f"did you mean {near[0]}?" if near else "see imbdiff --help")
-        return VERBS[verb](rest) or 0
-    except ImbdiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 1
+class Help(Exception):
+    """The help that was asked for."""
 
 
-def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = None) -> int:
-    from imbdiff.commands import read_run
+@dataclass(frozen=True, kw_only=True)
+class RunCommand:
+    """Prepare, train, sample, curate, evaluate, classify and report, in one run folder. Repeat it to continue it."""
 
-    command, opened = read_run(verb, arguments)
+    source: str = field(metadata=POSITIONAL)
+    """A folder of class folders, a file of images, hf:NAME, a benchmark or digits: docs/sources.md."""
+    out: str | None = None
+    """Run folder. Default: runs/SOURCE-METHOD-SEED."""
+    config: str | None = None
+    """YAML file of options, such as a run's config.yaml; those of the command line come on top."""
+    dry_run: bool = False
+    """Print what the run would do and how long it would take; write nothing."""
+    quiet: bool = False
+    """Print errors only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(RunCommand):
+    """Prepare and train the generator, in a run folder that `imbdiff run` continues."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCommand:
+    """One stage of a run that exists; its options may be given anew.
+
+    `imbdiff evaluate FAKE --reference REAL` measures any images without a run: it has options of its own."""
+
+    run: str = field(metadata=POSITIONAL)
+    """Run folder."""
+    quiet: bool = False
+    """Print errors only."""
+
+
+def read_run(verb: str, words: Sequence[str]) -> tuple[RunCommand, RunConfig, Source | None]:
+    """What `run` and `train` are asked for, and their source where it had to be opened to choose a preset.
+
+    What is not given is taken from the file, what is not there from the preset, which is chosen by the source's images
+    where none is named.
+    """
+    from imbdiff.methods import method_of
+    from imbdiff.pipeline.folder import read_yaml
+    from imbdiff.presets import preset
+
+    options, asked = given(verb, words, RunCommand, RunConfig)
+    own = {name: options.pop(name) for name in RunCommand.__annotations__ if name in options}
+    file: dict[str, Any] = {} if "config" not in own else read_yaml(Path(own["config"]))
+    file.pop("source", None)
+    name, opened = options.get("preset", file.get("preset")), None
+    if name is not None or asked:
+        base = preset("tiny" if name is None else str(name))
+    else:
+        from imbdiff.data.sources import load
+        from imbdiff.pipeline.plan import default_config
+
+        first = override(override(preset("tiny"), file), options)
+        method_of(first)  # a wrong one before anything is read
+        opened = load(own["source"])
+        base = default_config(opened, first.data.size, first.device)
+    config = override(override(base, file), options)
+    if asked:
+        kind, whole = (RunCommand, True) if verb == "run" else (TrainCommand, asked == "help-all")
+        raise Help(help_text(verb, (kind, RunConfig), flatten(to_dict(config)), None if whole else GROUPS[verb]))
+    return RunCommand(**own), config, opened
+
+
+def read_stage(verb: str, words: Sequence[str]) -> tuple[RunFolder, str, RunConfig, bool]:
+    """The run folder that a later stage continues, its source, the options (what is not given is as saved), quiet."""
+    from imbdiff.pipeline.folder import RunFolder
+
+    options, asked = given(verb, words, StageCommand, RunConfig)
+    folder = RunFolder(Path(options.pop("run", "RUN")))
+    quiet = options.pop("quiet", False)
+    source, saved = ("", RunConfig()) if asked and not folder.exists else folder.saved()
+    config = override(saved, options)
+    if asked:
+        groups = None if asked == "help-all" else GROUPS[verb]
+        raise Help(help_text(verb, (StageCommand, RunConfig), flatten(to_dict(config)), groups))
+    return folder, source, config, quiet
+
+
+def start(verb: str, words: Sequence[str]) -> None:
+    """Begins or continues a run, whole or its training alone."""
+    command, config, opened = read_run(verb, words)
     from imbdiff.pipeline.folder import RunFolder
     from imbdiff.pipeline.run import STAGES, Run
 
-    config: RunConfig = command.options
     if command.dry_run:
         from imbdiff.pipeline.plan import check_fit, check_options, make_plan
         from imbdiff.pipeline.training import prepare_data
@@ -87,10 +155,9 @@ def _start(verb: str, arguments: Sequence[str], stages: Sequence[str] | None = N
         for warning in prepared.warnings:
             print(f"note: {warning}")
         print(make_plan(prepared, config, command.source).text())
-        return 0
+        return
     out = Path(command.out) if command.out else default_out(command.source, config)
-    Run(RunFolder(out), command.source, config, command.quiet, opened).execute(stages or STAGES)
-    return 0
+    Run(RunFolder(out), command.source, config, command.quiet, opened).execute(STAGES if verb == "run" else ("train",))
 
 
 def default_out(source: str, config: RunConfig) -> Path:
@@ -101,186 +168,292 @@ def default_out(source: str, config: RunConfig) -> Path:
     return Path("runs") / safe_class_dir(f"{parse(source).short}-{config.method}-{config.seed}")
 
 
-def _run(arguments: Sequence[str]) -> int:
-    return _start("run", arguments)
+def proceed(verb: str, words: Sequence[str]) -> None:
+    """Continues a run folder with one stage."""
+    folder, source, config, quiet = read_stage(verb, words)
+    folder.check_only(config, verb)
+    from imbdiff.pipeline.run import Run
+
+    wanted = {"report": ("report",), "sample": ("sample", "curate", "report")}.get(verb, (verb, "report"))
+    Run(folder, source, config, quiet).execute(wanted)
 
 
-def _train(arguments: Sequence[str]) -> int:
-    return _start("train", arguments, ("train",))
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """How images are read and measured."""
+
+    extractor: tuple[str, ...] = ()
+    """Feature extractors: random-conv, raw-pixels, inception, timm:NAME, hf:NAME, or one of
+    your own, module:PACKAGE.MODULE:FUNCTION. Default: random-conv, and inception where its weights are at hand."""
+    inception_weights: str | None = None
+    """File with the weights of FID's Inception network; with it, FID is computed."""
+    size: int | None = None
+    """Side in pixels to bring all images to. Default: as they are, or as of a reference folder."""
+    resize: Literal["crop", "pad", "stretch"] | None = None
+    """How to bring them to it. Default: crop, or as of a reference folder."""
+    measures: tuple[str, ...] = ()
+    """Measures of your own next to the built-in ones: module:PACKAGE.MODULE:NAME, or an entry point's name."""
+    batch_size: int = 256
+    """Images per network call."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Seed of subsets and clusterings."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def measuring(self, command: str | None = None) -> Any:
+        from imbdiff.pipeline.direct import Measuring
+
+        values = _values(self, MeasureOptions)
+        return Measuring(extractors=values.pop("extractor"), command=command, **values)
 
 
-def _later(verb: str) -> Callable[[Sequence[str]], None]:
-    """A verb that continues a run folder with one stage; options of that stage may be given."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand(MeasureOptions):
+    """Measure synthetic images against real ones: any two folders, .npz or .npy files.
 
-    def call(arguments: Sequence[str]) -> None:
-        from imbdiff.commands import read_stage
+    Without --reference: `imbdiff evaluate RUN` measures the samples of a run against its test images."""
 
-        folder, source, command = read_stage(verb, arguments)
-        folder.check_only(command.options, verb)
-        from imbdiff.pipeline.run import Run
+    fake: str = field(metadata=POSITIONAL)
+    """Synthetic images: a folder (of class folders or of images), an .npz or .npy file, or a run folder."""
+    reference: str
+    """Real images to compare with, none of which the generator saw; or what `imbdiff reference` made."""
+    train: str | None = None
+    """The images that the generator was trained on: for memorisation, groups, and as a second reference."""
+    fake_split: str | None = None
+    """Which split of FAKE. Default: all its images, of all splits."""
+    reference_split: str | None = None
+    """Which split of the reference. Default: test, where it has one."""
+    out: str | None = None
+    """Folder for metrics.json, report.html and kept features. Default: evaluation-FAKE."""
 
-        wanted = {"report": ("report",), "sample": ("sample", "curate", "report")}.get(verb, (verb, "report"))
-        Run(folder, source, command.options, command.quiet).execute(wanted)
+    def execute(self, command: str) -> None:
+        from imbdiff.pipeline.direct import evaluate_any
+        from imbdiff.runtime.dist import Dist
 
-    return call
+        out = Path(self.out or f"evaluation-{_called(self.fake)}")
+        found = evaluate_any(
+            self.fake, self.reference, self.train, how=self.measuring(command), fake_split=self.fake_split,
+            reference_split=self.reference_split, out=out,
+        )  # fmt: skip
+        if Dist.current().main and not self.quiet:
+            from rich.console import Console
+
+            from imbdiff.reporting.measured import numbers_table
+
+            Console().print(numbers_table(found) or "no numbers")
+            for warning in (found["memorisation"] or {}).get("warnings", []):
+                print(f"copies: {warning}")
+            print(f"report: {out / 'report.html'}")
 
 
-def _evaluate(arguments: Sequence[str]) -> None:
-    """Of a run, or of any two sets of images: told apart by --reference."""
-    if not any(word.partition("=")[0] == "--reference" for word in arguments):
-        path = next((a for a in arguments if not a.startswith("-")), None)
-        if path is not None and Path(path).exists() and not (Path(path) / "config.yaml").exists():
-            raise ConfigError(
-                f"{path} is not a run folder (config.yaml is missing)",
-                f"to measure images without a run, say against what: imbdiff evaluate {path} --reference REAL",
-            )
-        _later("evaluate")(arguments)
-        return
-    from imbdiff.arguments import made
-    from imbdiff.commands import EvaluateCommand
+@dataclass(frozen=True, kw_only=True)
+class ReferenceCommand(MeasureOptions):
+    """Make reference statistics: features of real images, which `imbdiff evaluate` takes in place of the images."""
 
-    command = made(EvaluateCommand, "evaluate", arguments)
-    from imbdiff.pipeline.direct import evaluate_any
-    from imbdiff.runtime.dist import Dist
+    source: str = field(metadata=POSITIONAL)
+    """A folder, an .npz or .npy file, or digits."""
+    out: str | None = None
+    """The reference folder. Default: reference-SOURCE."""
+    split: str | None = None
+    """Which split. Default: test, where the source has one, otherwise all."""
 
-    out = Path(command.out) if command.out else Path(f"evaluation-{_called(command.fake)}")
-    found = evaluate_any(
-        command.fake, command.reference, command.train,
-        how=_measuring(command.measure, shlex.join(["imbdiff", "evaluate", *arguments])),
-        fake_split=command.fake_split, reference_split=command.reference_split, out=out,
-    )  # fmt: skip
-    if Dist.current().main and not command.measure.quiet:
-        from rich.console import Console
+    def execute(self, command: str) -> None:
+        from imbdiff.pipeline.direct import reference_any
 
-        from imbdiff.reporting.measured import numbers_table
-
-        Console().print(numbers_table(found) or "no numbers")
-        for warning in (found["memorisation"] or {}).get("warnings", []):
-            print(f"copies: {warning}")
-        print(f"report: {out / 'report.html'}")
+        out = Path(self.out or f"reference-{_called(self.source)}")
+        reference_any(self.source, out, how=self.measuring(), split=self.split)
 
 
 def _called(source: str) -> str:
-    """What a default --out calls a source: all of a folder's name ("gen.v2"), a file's less its ending."""
+    """The name of images in the default of --out: of a folder all of it ("gen.v2"), of a file without its ending."""
     path = Path(source).expanduser().resolve()
     return (path.name if path.is_dir() else path.stem) or "images"
 
 
-def _measuring(options: Any, command: str | None = None) -> Any:
-    from dataclasses import asdict
+@dataclass(frozen=True, kw_only=True)
+class InspectCommand:
+    """What is in an image set: classes, sizes, damaged files, duplicates, odd labels, whether it may be mirrored."""
 
-    from imbdiff.pipeline.direct import Measuring
+    source: str = field(metadata=POSITIONAL)
+    """A folder of class folders, a file of images, hf:NAME, a benchmark or digits: docs/sources.md."""
+    size: int | None = None
+    """Side in pixels to bring all images to."""
+    out: str | None = None
+    """Folder for a page with pictures (report.html) and the complete report (inspection.json)."""
+    page: str | None = None
+    """File for the page alone, such as inspection.html."""
+    cost: bool = False
+    """Also measure what a run with default options would cost: reads all images, takes a minute or so."""
+    json: bool = False
+    """Print the complete report as JSON."""
 
-    values = asdict(options)
-    return Measuring(extractors=tuple(values.pop("extractor")), command=command, **values)
+    def execute(self, command: str) -> None:
+        from imbdiff.pipeline.inspection import inspect_any
 
+        written = inspect_any(
+            self.source, size=self.size, cost=self.cost, out=self.out, page=self.page, command=command
+        )
+        if self.json:
+            print(json.dumps(written.report, indent=1, ensure_ascii=False))
+            return
+        from rich.console import Console
 
-def _reference(arguments: Sequence[str]) -> None:
-    from imbdiff.arguments import made
-    from imbdiff.commands import ReferenceCommand
-
-    command = made(ReferenceCommand, "reference", arguments)
-    from imbdiff.pipeline.direct import reference_any
-
-    out = Path(command.out) if command.out else Path(f"reference-{_called(command.source)}")
-    reference_any(command.source, out, how=_measuring(command.measure), split=command.split)
-
-
-def _inspect(arguments: Sequence[str]) -> None:
-    from imbdiff.arguments import made
-    from imbdiff.commands import InspectCommand
-
-    command = made(InspectCommand, "inspect", arguments)
-    from imbdiff.pipeline.inspection import inspect_any
-
-    written = inspect_any(
-        command.source, size=command.size, cost=command.cost, out=command.out, page=command.page,
-        command=shlex.join(["imbdiff", "inspect", *arguments]),
-    )  # fmt: skip
-    if command.json:
-        print(json.dumps(written.report, indent=1, ensure_ascii=False))
-        return
-    from rich.console import Console
-
-    Console().print(written.text)
-    for path in written.files:
-        print(f"written: {path}")
+        Console().print(written.text)
+        for path in written.files:
+            print(f"written: {path}")
 
 
-def _compare(arguments: Sequence[str]) -> None:
-    from imbdiff.arguments import made
-    from imbdiff.commands import CompareCommand
+@dataclass(frozen=True, kw_only=True)
+class StudyCommand(StudyOptions):
+    """How many synthetic images, which of them and used how: a grid of classifiers, chosen among on validation images.
 
-    command = made(CompareCommand, "compare", arguments)
-    if len(command.runs) < 2:
-        raise ConfigError("there is nothing to compare", "give at least two run folders")
-    from imbdiff.pipeline.run import open_run
-    from imbdiff.reporting.compare import build_comparison
-    from imbdiff.runtime.files import write_text
+    Every number is combined with every curation, recipe, weight and schedule. Network, steps and augmentation are those
+    of the run's classify options; arms without synthetic images are always added. Repeat it to continue it; a larger
+    grid takes over what a smaller one trained."""
 
-    data = []
-    for path in command.runs:
-        opened, prepared = open_run(path)
-        data.append(opened.report_data(prepared))
-    page = Path(command.out)
-    if page.is_dir():
-        raise ConfigError(f"{page} is a folder", "give --out a file, such as comparison.html")
-    write_text(page, build_comparison(data))
-    print(f"comparison: {command.out}")
+    run: str = field(metadata=POSITIONAL)
+    """Run folder, whose generator is trained."""
+    out: str | None = None
+    """Study folder. Default: study in the run folder."""
+    dry_run: bool = False
+    """Print the size of the grid and how long it would take; write nothing."""
+    quiet: bool = False
+    """Print errors only."""
 
+    def execute(self, command: str) -> None:
+        from imbdiff.pipeline.study import study
 
-def _study(arguments: Sequence[str]) -> None:
-    from imbdiff.arguments import made
-    from imbdiff.commands import StudyCommand
-
-    command = made(StudyCommand, "study", arguments)
-    from imbdiff.pipeline.study import study
-
-    study(command.run, command.grid, out=command.out, dry_run=command.dry_run, quiet=command.quiet)
+        study(
+            self.run, StudyOptions(**_values(self, StudyOptions)), out=self.out, dry_run=self.dry_run, quiet=self.quiet
+        )
 
 
-def _methods(arguments: Sequence[str]) -> None:
-    from imbdiff.arguments import made
-    from imbdiff.commands import MethodsCommand
-
-    command = made(MethodsCommand, "methods", arguments)
-    from imbdiff.pipeline.catalogue import as_json, as_text, method_json, method_text
-
-    if command.name is not None:
-        found = method_json(command.name)
-        print(json.dumps(found, indent=1) if command.json else method_text(found))
-        return
-    print(json.dumps(as_json(), indent=1) if command.json else as_text())
+def _values(command: Any, kind: Any) -> dict[str, Any]:
+    return {f.name: getattr(command, f.name) for f in fields(kind)}
 
 
-def _doctor(arguments: Sequence[str]) -> None:
-    from imbdiff.arguments import made
-    from imbdiff.commands import DoctorCommand
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand:
+    """Several runs next to each other on one page."""
 
-    made(DoctorCommand, "doctor", arguments)
-    from imbdiff.pipeline.environment import diagnose
+    runs: tuple[str, ...] = field(metadata=POSITIONAL)
+    """Run folders, at least two."""
+    out: str = "comparison.html"
+    """The page."""
 
-    lines, healthy = diagnose()
-    print("\n".join(lines))
-    if not healthy:
-        raise ConfigError("this installation has problems", "mend the lines marked with !")
+    def execute(self, command: str) -> None:
+        if len(self.runs) < 2:
+            raise ConfigError("there is nothing to compare", "give at least two run folders")
+        from imbdiff.pipeline.run import open_run
+        from imbdiff.reporting.compare import build_comparison
+        from imbdiff.runtime.files import write_text
+
+        opened = [open_run(path) for path in self.runs]
+        page = Path(self.out)
+        if page.is_dir():
+            raise ConfigError(f"{page} is a folder", "give --out a file, such as comparison.html")
+        write_text(page, build_comparison([run.report_data(prepared) for run, prepared in opened]))
+        print(f"comparison: {page}")
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
-    "run": _run,
-    "inspect": _inspect,
-    "train": _train,
-    "sample": _later("sample"),
-    "curate": _later("curate"),
-    "evaluate": _evaluate,
-    "reference": _reference,
-    "classify": _later("classify"),
-    "study": _study,
-    "report": _later("report"),
-    "compare": _compare,
-    "methods": _methods,
-    "doctor": _doctor,
+@dataclass(frozen=True, kw_only=True)
+class MethodsCommand:
+    """Training methods, presets, backbones and samplers; or one method, or one guidance, with all its constants."""
+
+    name: str | None = field(default=None, metadata=POSITIONAL)
+    """A method, several joined by +, or a guidance: its constants with type, value and source."""
+    json: bool = False
+    """Print JSON."""
+
+    def execute(self, command: str) -> None:
+        from imbdiff.pipeline.catalogue import as_json, as_text, method_json, method_text
+
+        if self.name is None:
+            print(json.dumps(as_json(), indent=1) if self.json else as_text())
+            return
+        found = method_json(self.name)
+        print(json.dumps(found, indent=1) if self.json else method_text(found))
+
+
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Check this installation: versions, devices, and a training step on a tiny model."""
+
+    def execute(self, command: str) -> None:
+        from imbdiff.pipeline.environment import diagnose
+
+        lines, healthy = diagnose()
+        print("\n".join(lines))
+        if not healthy:
+            raise ConfigError("this installation has problems", "fix the lines marked with !")
+
+
+#: verbs with options of their own; the others continue a run
+COMMANDS: dict[str, Any] = {
+    "inspect": InspectCommand,
+    "evaluate": EvaluateCommand,
+    "reference": ReferenceCommand,
+    "study": StudyCommand,
+    "compare": CompareCommand,
+    "methods": MethodsCommand,
+    "doctor": DoctorCommand,
 }
+VERBS = ("run", *GROUPS, *(verb for verb in COMMANDS if verb not in GROUPS))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 0, or 2 for anything the user can fix."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"imbdiff {__version__}")
+        return 0
+    try:
+        _execute(arguments[0], arguments[1:])
+        return 0
+    except Help as text:
+        print(text)
+        return 0
+    except ImbdiffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _execute(verb: str, words: list[str]) -> None:
+    if verb not in VERBS:
+        raise ConfigError(f"unknown verb {verb!r}", nearest(verb, VERBS, "see imbdiff --help"))
+    if verb in ("run", "train"):
+        start(verb, words)
+    elif verb in GROUPS and not _measures_any(verb, words):
+        proceed(verb, words)
+    else:
+        values, asked = given(verb, words, COMMANDS[verb])
+        if asked:
+            raise Help(help_text(verb, (COMMANDS[verb],)))
+        COMMANDS[verb](**values).execute(shlex.join(["imbdiff", verb, *words]))
+
+
+def _measures_any(verb: str, words: list[str]) -> bool:
+    """Whether `evaluate` is of any two sets of images, not of a run: --reference says against what."""
+    if verb != "evaluate" or any(word.partition("=")[0] == "--reference" for word in words):
+        return verb == "evaluate"
+    path = next((Path(word) for word in words if not word.startswith("-")), None)
+    if path is not None and path.exists() and not (path / "config.yaml").exists():
+        raise ConfigError(
+            f"{path} is not a run folder (config.yaml is missing)",
+            f"to measure images without a run, compare them with some: imbdiff evaluate {path} --reference REAL",
+        )
+    return False
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -80,19 +80,18 @@ class DataConfig(Group):
     size: Annotated[int, "[4, 1024]"] | None = None
     """Side in pixels to bring all images to. Default: as they are, up to 64."""
     resize: Literal["crop", "pad", "stretch"] = "crop"
-    """How: scale the short side and crop, scale the long side and pad, or stretch."""
+    """Scale the short side and crop, or the long side and pad, or stretch."""
     imbalance_factor: Positive | None = None
-    """Make a balanced set long-tailed: largest / smallest class count. 100 and 0.01 mean the same. Default: the
-    benchmark's, otherwise as it is."""
+    """Cut a long tail: largest / smallest class count. Default: the benchmark's, otherwise none."""
     test_fraction: OpenShare = 0.2
-    """Share of each class held out for testing where the source has no test split."""
+    """Share of each class held out for testing, unless there is a test split."""
     val_fraction: BelowOne = 0.1
-    """Share held out for choosing between classifiers, from classes that can spare it."""
+    """Share held out for choosing between classifiers, where it can be spared."""
     split_seed: Natural = 0
     """Seed of the split."""
     augment: Literal["auto", "none", "mirror", "turns"] = "auto"
-    """What leaves the meaning of the images as it is and is done to them at random in all training: nothing, mirroring,
-    or mirroring and quarter turns. auto: mirroring where the source is known to allow it, otherwise nothing."""
+    """Changes that leave the meaning of images as it is, at random in all training: mirroring, or quarter turns too.
+    auto: mirroring where the source is known to allow it."""
 
 
 @dataclass(frozen=True)
@@ -118,31 +117,30 @@ class TrainConfig(Group):
     images: Count = 2_000_000
     """Images to see in all."""
     batch_size: Count = 64
-    """Images per optimizer step, over all processes and accumulated micro-batches."""
+    """Images per optimizer step, over all processes and micro-batches."""
     accumulate: Count = 1
     """Micro-batches per step: more need less memory."""
     branch_rows: AboveZero = 1.0
-    """Share of the rows on which the further branches of CBDM, alignment and CM are evaluated, chosen in proportion to
-    their weight and without bias: 0.4 saves about a third of the time of a step. 1: all."""
+    """Share of the rows on which the further branches of CBDM, alignment and CM are evaluated, sampled by weight,
+    without bias: 0.4 saves about a third of a step."""
     lr: OpenShare = 2e-4
     """Learning rate of Adam."""
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up."""
     warmup_images: Natural = 64_000
-    """Images over which the learning rate rises linearly; at most a tenth of the run."""
+    """Images over which the learning rate rises; at most a tenth of the run."""
     label_dropout: Share = 0.1
     """Share of rows trained without their label, for classifier-free guidance."""
     ema_half_life: AboveZero = 0.02
     """Half-life of the averaged weights, as a share of the run."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the diffusion model's training and the classifiers'. auto: bf16 on a GPU that has it, and from 16 pixels on a
-    CPU with units for it (AMX); fp32 elsewhere."""
+    """Of all training. auto: bf16 on a GPU that has it, and from 16 pixels on a CPU with AMX; fp32 elsewhere."""
     checkpoint_images: Count | None = None
-    """Images between checkpoints; default: a twentieth of the run."""
+    """Images between checkpoints. Default: a twentieth of the run."""
     preview_images: Natural | None = None
-    """Images between preview grids; default: a fifth of the run; 0: none."""
+    """Images between preview grids, 0: none. Default: a fifth of the run."""
     deterministic: bool = False
-    """On a GPU: deterministic algorithms only, at some cost in speed. A CPU repeats bit-identically anyway."""
+    """On a GPU: slower algorithms that repeat bit-identically, as a CPU does anyway."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,11 +162,12 @@ class TrainConfig(Group):
 
 @dataclass(frozen=True)
 class WatchConfig(Group):
-    """Measuring while the diffusion model trains, on validation images, and keeping the best weights."""
+    """Measuring on validation images while the diffusion model trains, by a classifier that saw the training split
+    only; the best weights are kept."""
 
     prefix = "watch."
     every: Natural = 0
-    """Images between two measurements of KD, by a classifier that saw the training split only; 0: none."""
+    """Images between two measurements of KD, 0: none."""
 
 
 @dataclass(frozen=True)
@@ -313,11 +312,9 @@ class RunConfig(Group):
     """Everything that one run does."""
 
     preset: str = "tiny"
-    """What the other defaults are taken from; `imbdiff methods` lists them. If none is named: tiny, small or standard,
-    by image size and device; the defaults shown here are those of tiny."""
+    """Where other defaults come from: `imbdiff methods`. None named: by image size and device, here those of tiny."""
     method: str = "ddpm-brs"
-    """Training method; `imbdiff methods` lists them. Its constants are options too, such as --method.tau 0.3:
-    `imbdiff methods NAME` lists them."""
+    """Training method. Its constants are options too, such as --method.tau 0.3: see `imbdiff methods NAME`."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     """Of the method, where they are not as published, by name: see `imbdiff.recipe`."""
     seed: int = 0
@@ -325,7 +322,7 @@ class RunConfig(Group):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     track: tuple[str, ...] = ()
-    """Trackers that get every line of the log too: tensorboard, wandb, mlflow and others that accelerate knows."""
+    """Trackers that get the log too: tensorboard, wandb, mlflow and others of accelerate."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -399,7 +396,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         ConfigError: it fits none; `name` is the option's.
     """
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for kind in kinds:
+    for kind in sorted(kinds, key=lambda kind: kind is not NoneType):
         try:
             return _as(value, kind)
         except (TypeError, ValueError):

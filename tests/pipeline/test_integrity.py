@@ -247,7 +247,7 @@ def test_a_run_can_be_continued_from_another_folder(tmp_path: Path, monkeypatch,
 def test_the_repeat_command_gives_the_same_configuration(finished, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     import shlex
 
-    from imbdiff.commands import read_run
+    from imbdiff.cli import read_run
 
     for more in (
         {},
@@ -255,9 +255,9 @@ def test_the_repeat_command_gives_the_same_configuration(finished, tmp_path: Pat
     ):
         config = override(finished[1], {"sample.strategy": "1=99", **more})
         line = shlex.split(repeat_command("digits", tmp_path / "x y", config))
-        parsed = read_run("run", line[2:])[0]
-        assert with_all_constants(parsed.options) == with_all_constants(config)
-        assert parsed.options.constants == config.constants
+        parsed, options, _ = read_run("run", line[2:])
+        assert with_all_constants(options) == with_all_constants(config)
+        assert options.constants == config.constants
     assert parsed.out == str(tmp_path / "x y")
 
 
