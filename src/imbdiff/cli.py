@@ -64,11 +64,11 @@ class RunCommand:
     """Prepare, train, sample, curate, evaluate, classify and report, in one run folder. Repeat it to continue it."""
 
     source: str = field(metadata=POSITIONAL)
-    """A folder of class folders, a file of images, hf:NAME, a benchmark or digits: docs/sources.md."""
+    """A folder of class folders, a file, hf:NAME, a benchmark, digits: docs/sources.md."""
     out: str | None = None
     """Run folder. Default: runs/SOURCE-METHOD-SEED."""
     config: str | None = None
-    """YAML file of options, such as a run's config.yaml; those of the command line come on top."""
+    """YAML file of options, such as config.yaml; the command line comes on top."""
     dry_run: bool = False
     """Print what the run would do and how long it would take; write nothing."""
     quiet: bool = False
@@ -277,7 +277,7 @@ class InspectCommand:
     """What is in an image set: classes, sizes, damaged files, duplicates, odd labels, whether it may be mirrored."""
 
     source: str = field(metadata=POSITIONAL)
-    """A folder of class folders, a file of images, hf:NAME, a benchmark or digits: docs/sources.md."""
+    """A folder of class folders, a file, hf:NAME, a benchmark, digits: docs/sources.md."""
     size: int | None = None
     """Side in pixels to bring all images to."""
     out: str | None = None

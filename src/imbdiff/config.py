@@ -82,7 +82,7 @@ class DataConfig(Group):
     resize: Literal["crop", "pad", "stretch"] = "crop"
     """Scale the short side and crop, or the long side and pad, or stretch."""
     imbalance_factor: Positive | None = None
-    """Cut a long tail: largest / smallest class count. Default: the benchmark's, otherwise none."""
+    """Cut a long tail: largest / smallest class count. Default: the benchmark's or none."""
     test_fraction: OpenShare = 0.2
     """Share of each class held out for testing, unless there is a test split."""
     val_fraction: BelowOne = 0.1
@@ -314,7 +314,7 @@ class RunConfig(Group):
     preset: str = "tiny"
     """Where other defaults come from: `imbdiff methods`. None named: by image size and device, here those of tiny."""
     method: str = "ddpm-brs"
-    """Training method. Its constants are options too, such as --method.tau 0.3: see `imbdiff methods NAME`."""
+    """Training method. Its constants are options too, as --method.tau 0.3: `imbdiff methods NAME`."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     """Of the method, where they are not as published, by name: see `imbdiff.recipe`."""
     seed: int = 0
