@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
-from imbdiff.objectives.batch import NoisyBatch, Space, check_space
+from imbdiff.objectives.batch import NoisyBatch, Space
 from imbdiff.objectives.objective import Answer, Request
 from imbdiff.objectives.row_sampling import RowSampled
-from imbdiff.runtime.errors import ConfigError
 
 Time = Literal["noise", "none", "clean"]
 
@@ -25,16 +24,6 @@ def time_weight(batch: NoisyBatch, time: Time) -> Tensor:
     if time == "none":
         return batch.noise_level.new_ones(len(batch))
     return batch.noise_level if time == "noise" else 1 - batch.noise_level
-
-
-def check_time(name: str, time: str) -> None:
-    """Refuses a weighting in time that there is not.
-
-    Raises:
-        ConfigError: `time` is none of "noise", "none", "clean".
-    """
-    if time not in get_args(Time):
-        raise ConfigError(f"{name}: unknown weighting in time {time!r}", f"use one of {', '.join(get_args(Time))}")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -57,11 +46,6 @@ class Alignment(RowSampled):
 
     time: Time = "noise"
     space: Space = "native"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_time(self.name, self.time)
-        check_space(self.name, self.space)
 
     def row_weight(self, batch: NoisyBatch) -> Tensor:
         return time_weight(batch, self.time) * ~batch.dropped

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,21 +18,10 @@ from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.process import Process, expand
 from imbdiff.objectives.requests import Answer
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
 
 Space = Literal["native", "eps"]
 FAR = -1e9  # a logit without weight in any softmax; finite, so that a row with no other to compare with is too
-
-
-def check_space(name: str, space: str) -> None:
-    """Refuses a space of differences that there is not.
-
-    Raises:
-        ConfigError: `space` is neither "native" nor "eps".
-    """
-    if space not in get_args(Space):
-        raise ConfigError(f"{name}: unknown space {space!r}", "use native or eps")
 
 
 @lru_cache(maxsize=16)
@@ -61,20 +50,9 @@ LabelDistribution = Literal["prior", "uniform", "inverse"]
 @dataclass(frozen=True)
 class LabelDraw:
     """Labels, independent of the images: q(y) in proportion to n_y ("prior"), 1 ("uniform") or 1 / n_y ("inverse"), n_y
-    the training images of the class. (n,) int64.
-
-    Raises:
-        ConfigError: another distribution.
-    """
+    the training images of the class. (n,) int64."""
 
     distribution: LabelDistribution = "prior"
-
-    def __post_init__(self) -> None:
-        if self.distribution not in get_args(LabelDistribution):
-            raise ConfigError(
-                f"unknown distribution of labels {self.distribution!r}",
-                f"use one of {', '.join(get_args(LabelDistribution))}",
-            )
 
     def make(self, n: int, generator: torch.Generator, stats: ClassStats) -> Tensor:
         prior = class_prior(stats, generator.device)

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.objectives.batch import NoisyBatch, Space, check_space
+from imbdiff.objectives.batch import NoisyBatch, Space
 from imbdiff.objectives.objective import Answer, Request
 from imbdiff.objectives.row_sampling import RowSampled
-from imbdiff.runtime.errors import ConfigError
 
 
 @dataclass(eq=False, kw_only=True)
@@ -65,13 +64,7 @@ class CapacityManipulation(RowSampled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (0 <= self.consistency < inf and 0 <= self.diversity < inf):
-            raise ConfigError(
-                f"CM's consistency={self.consistency} and diversity={self.diversity} must be finite and at least 0"
-            )
-        if not self.bound > 0:
-            raise ConfigError(f"the bound {self.bound} of CM's diverse term must be above 0", "use inf for no bound")
-        check_space(self.name, self.space)
+        self.check(consistency=0 <= self.consistency < inf, diversity=0 <= self.diversity < inf, bound=self.bound > 0)
 
     def row_weight(self, batch: NoisyBatch) -> Tensor:
         """What bounds the size of a row's two terms together, in units of its gap."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from torch import Tensor
 
-from imbdiff.objectives.batch import LabelDistribution, LabelDraw, NoisyBatch, Space, check_space
+from imbdiff.objectives.batch import LabelDistribution, LabelDraw, NoisyBatch, Space
 from imbdiff.objectives.objective import Answer, Draw, Request
 from imbdiff.objectives.row_sampling import RowSampled
-from imbdiff.runtime.errors import ConfigError
 
 
 @dataclass(eq=False, kw_only=True)
@@ -41,9 +41,7 @@ class ClassBalancing(RowSampled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (0 <= self.tau < float("inf") and 0 <= self.gamma < float("inf")):
-            raise ConfigError(f"CBDM's tau={self.tau} and gamma={self.gamma} must be finite and at least 0")
-        check_space(self.name, self.space)
+        self.check(tau=0 <= self.tau < inf, gamma=0 <= self.gamma < inf)
         self.draws["comparison"] = LabelDraw(self.distribution)
 
     def row_weight(self, batch: NoisyBatch) -> Tensor:

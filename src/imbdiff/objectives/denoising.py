@@ -16,7 +16,8 @@ from imbdiff.objectives.objective import Answer, Objective, Request
 class Denoising(Objective):
     """L = mean over pixels of || f(x_t, t, y) - target ||^2, with y dropped for a share of the rows.
 
-    The target is the noise, v, or the velocity of the flow, as the process says.
+    The target is the noise, v, or the velocity of the flow, as the process says. Losses that stand for it are
+    subclasses with another target or with weights.
     """
 
     name = "denoising"
@@ -27,5 +28,13 @@ class Denoising(Objective):
         return [Request("given")]
 
     def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
-        error = answers[0].pred - batch.target
-        return {"mse": error.square().flatten(1).mean(1)}
+        error = answers[0].pred - self.target(batch)
+        return {"mse": self.weighted(batch, error.square().flatten(1).mean(1))}
+
+    def target(self, batch: NoisyBatch) -> Tensor:
+        """(B, c, h, w) what the network should predict."""
+        return batch.target
+
+    def weighted(self, batch: NoisyBatch, error: Tensor) -> Tensor:
+        """(B,) the error of each row, times its weight."""
+        return error

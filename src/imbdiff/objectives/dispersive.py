@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.objective import COMPARES_ROWS, Answer, Objective, Request
-from imbdiff.runtime.errors import ConfigError
 
 
 @dataclass(eq=False, kw_only=True)
@@ -44,10 +43,7 @@ class Dispersive(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tau <= 0:
-            raise ConfigError(f"{self.name}: tau={self.tau} must be above 0")
-        if self.distance not in ("l2", "cosine"):
-            raise ConfigError(f"{self.name}: unknown distance {self.distance!r}", "use l2 or cosine")
+        self.check(tau=self.tau > 0)
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
         return [Request("given", taps=(self.tap,), prediction=False)]

@@ -16,10 +16,11 @@ in the batch.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -39,7 +40,8 @@ class Objective(nn.Module):
 
     They are options of the command line and of YAML (`imbdiff.recipe`), so a field's line under *Args* says what it
     is and where its value comes from. A subclass is a ``@dataclass(eq=False, kw_only=True)`` too; one with more to set
-    up than fields does so in ``__post_init__``, after that of this class.
+    up or to `check` than fields does so in ``__post_init__``, after that of this class, which checks fields of a
+    Literal type.
 
     Args:
         weight: factor of all its terms; at 0 it makes no request, as if it were left out.
@@ -65,10 +67,24 @@ class Objective(nn.Module):
 
     def __post_init__(self) -> None:
         nn.Module.__init__(self)
-        if not 0 <= self.weight < float("inf"):
-            raise ConfigError(f"{self.name}: weight {self.weight} must be finite and at least 0")
+        words = {n: get_args(h) for n, h in get_type_hints(type(self)).items() if get_origin(h) is Literal}
+        for name, known in words.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{self.name}: unknown {name} {getattr(self, name)!r}", f"use {' or '.join(known)}")
+        self.check(weight=0 <= self.weight < math.inf)
         self.weight = float(self.weight)
         self.draws: dict[str, DrawKind] = {}
+
+    def check(self, **right: bool) -> None:
+        """Refuses constants that are out of range, as in ``self.check(tau=self.tau > 0)``.
+
+        Raises:
+            ConfigError: naming the first whose condition is False.
+        """
+        for name, holds in right.items():
+            if not holds:
+                default = {field.name: field.default for field in fields(self)}[name]
+                raise ConfigError(f"{self.name}: {name}={getattr(self, name)} is out of range", f"default: {default}")
 
     def sample_rows(self, share: float) -> None:
         """Evaluates a share of the rows only, from here on, without bias: see `imbdiff.objectives.row_sampling`.

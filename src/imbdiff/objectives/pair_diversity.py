@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, Literal
 
 import torch
@@ -11,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imbdiff.objectives.batch import FAR, NoisyBatch, class_counts
-from imbdiff.objectives.objective import Answer, Objective, Request
-from imbdiff.runtime.errors import ConfigError
+from imbdiff.objectives.objective import COMPARES_ROWS, Answer, Objective, Request
 
 
 @dataclass(eq=False, kw_only=True)
@@ -48,9 +48,7 @@ class PairDiversity(Objective):
     """
 
     name = "pair_diversity"
-    all_rows: ClassVar[str | None] = (
-        "it compares the batch's rows with each other: with fewer of them it is another loss"
-    )
+    all_rows: ClassVar[str | None] = COMPARES_ROWS
     wiring: ClassVar[tuple[str, ...]] = ("part", "source", "condition")
     #: rows that a class group must have for this to be more than 0
     smallest_group = 3
@@ -65,12 +63,7 @@ class PairDiversity(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.gamma < float("inf"):
-            raise ConfigError(f"pair-wise diversity: gamma={self.gamma} must be finite and at least 0")
-        if not 0 < self.temperature < float("inf"):
-            raise ConfigError(f"pair-wise diversity: temperature={self.temperature} must be finite and above 0")
-        if self.reduction not in ("sum", "mean"):
-            raise ConfigError(f"pair-wise diversity: unknown reduction {self.reduction!r}", "use sum or mean")
+        self.check(gamma=0 <= self.gamma < inf, temperature=0 < self.temperature < inf)
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
         return [Request(self.condition), Request("null", network=self.source, grad=False)]

@@ -55,10 +55,7 @@ class PrototypeContrast(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.tau < float("inf"):
-            raise ConfigError(f"prototype contrast: tau={self.tau} must be above 0")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"prototype contrast: momentum={self.momentum} must be in [0, 1)")
+        self.check(tau=0 < self.tau < math.inf, momentum=0 <= self.momentum < 1)
         self.sums: Tensor
         self.register_buffer("sums", torch.zeros(0, 0))
 

@@ -1,33 +1,35 @@
-"""Re-weightings of the denoising loss, each in place of `Denoising`: by class size, noise level, and difficulty."""
+"""Re-weightings of the denoising loss, each in its place: by class size, noise level, and difficulty."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.objective import Answer, Objective, Request
-from imbdiff.runtime.errors import ConfigError
+from imbdiff.objectives.denoising import Denoising
 
 
-def effective_number_weights(counts: Sequence[int], beta: float) -> list[float]:
-    """w_k proportional to (1 - beta) / (1 - beta^n_k), with mean 1 over classes (Cui et al., CVPR 2019, Eq. 4).
+@lru_cache(maxsize=16)
+def class_weights(stats: ClassStats, beta: float, mean: str, device: torch.device) -> Tensor:
+    """(C,) float32: w_k proportional to (1 - beta) / (1 - beta^n_k) (Cui et al., CVPR 2019, Eq. 4).
 
-    beta = 0: all 1; beta = 1 is the limit, proportional to 1 / n_k.
+    beta = 0: all 1; beta = 1 is the limit, proportional to 1 / n_k. They have mean 1 over "classes" or "images". One
+    copy per device: no host-to-device copy in the loop.
     """
-    volume = [n if beta == 1 else -math.expm1(n * math.log(beta)) if beta > 0 else 1.0 for n in counts]
-    scale = len(counts) / sum(1 / v for v in volume)
-    return [scale / v for v in volume]
+    n = torch.tensor(stats.counts, dtype=torch.float64)
+    volume = n if beta == 1 else -torch.expm1(n * math.log(beta)) if beta > 0 else torch.ones_like(n)
+    share = torch.full_like(n, 1 / len(n)) if mean == "classes" else n / n.sum()
+    return (1 / volume / (share / volume).sum()).float().to(device)
 
 
 @dataclass(eq=False, kw_only=True)
-class EffectiveNumber(Objective):
+class EffectiveNumber(Denoising):
     """L_i = w(y_i) || f(x_t, t, y_i) - target ||^2 with w the inverse effective number of images of the class.
 
     The class is the true one, also where the label was dropped: as in resampling, the unconditional branch learns the
@@ -40,41 +42,20 @@ class EffectiveNumber(Objective):
     """
 
     name = "effective_number"
-    all_rows: ClassVar[str | None] = (
-        "it stands for the denoising loss, whose predictions of all rows the other losses compare with"
-    )
-    base = True
 
     beta: float = 0.9999
     mean: Literal["classes", "images"] = "classes"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.beta <= 1:
-            raise ConfigError(f"{self.name}: beta={self.beta} is outside [0, 1]")
-        if self.mean not in ("classes", "images"):
-            raise ConfigError(f"{self.name}: unknown mean {self.mean!r}", "use classes or images")
-        self._tables: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
+        self.check(beta=0 <= self.beta <= 1)
 
-    def table(self, stats: ClassStats, device: torch.device) -> Tensor:
-        """(C,) float32 weights, copied to a device once."""
-        if (device, stats.counts) not in self._tables:
-            weights = torch.tensor(effective_number_weights(stats.counts, self.beta), dtype=torch.float64)
-            if self.mean == "images":
-                weights = weights / (weights * torch.tensor(stats.counts)).sum() * stats.total
-            self._tables[device, stats.counts] = weights.float().to(device)
-        return self._tables[device, stats.counts]
-
-    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        return [Request("given")]
-
-    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
-        error = (answers[0].pred - batch.target).square().flatten(1).mean(1)
-        return {"mse": self.table(batch.stats, error.device)[batch.labels] * error}
+    def weighted(self, batch: NoisyBatch, error: Tensor) -> Tensor:
+        return class_weights(batch.stats, self.beta, self.mean, error.device)[batch.labels] * error
 
 
 @dataclass(eq=False, kw_only=True)
-class MinSNR(Objective):
+class MinSNR(Denoising):
     """L_i = min(SNR, gamma) || x0_i - x0_hat ||^2,      SNR = a(t)^2 / s(t)^2
 
     Min-SNR weighting (Hang et al., ICCV 2023, arXiv 2303.09556, Eq. 8), in units of the network's own target, where the
@@ -91,33 +72,24 @@ class MinSNR(Objective):
     """
 
     name = "min_snr"
-    all_rows: ClassVar[str | None] = (
-        "it stands for the denoising loss, whose predictions of all rows the other losses compare with"
-    )
-    base = True
 
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.gamma < math.inf:
-            raise ConfigError(f"{self.name}: gamma={self.gamma} must be finite and above 0", "the paper's is 5")
+        self.check(gamma=0 < self.gamma < math.inf)
 
-    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        return [Request("given")]
-
-    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
+    def weighted(self, batch: NoisyBatch, error: Tensor) -> Tensor:
         a, s = (c.double().square() for c in batch.process.coefficients(batch.t))
         if batch.process.prediction == "epsilon":
             weight = (self.gamma * s / a.clamp_min(torch.finfo(a.dtype).tiny)).clamp_max(1)
         else:
             weight = torch.minimum(a, self.gamma * s)
-        error = (answers[0].pred - batch.target).square().flatten(1).mean(1)
-        return {"mse": weight.to(error) * error}
+        return weight.to(error) * error
 
 
 @dataclass(eq=False, kw_only=True)
-class Focal(Objective):
+class Focal(Denoising):
     """L_i = (tanh(beta r_i / 2) / tanh(beta / 2))^gamma e_i,      e_i = || f(x_t, t, y_i) - target ||^2
 
     Focal-R (Yang et al., ICML 2021; tanh(x / 2) = 2 sigmoid(x) - 1) for a row in place of a number, scaled to 1 at
@@ -133,10 +105,6 @@ class Focal(Objective):
     """
 
     name = "focal"
-    all_rows: ClassVar[str | None] = (
-        "it stands for the denoising loss, whose predictions of all rows the other losses compare with"
-    )
-    base = True
 
     beta: float = 0.2
     gamma: float = 1.0
@@ -145,18 +113,9 @@ class Focal(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta <= 0 or self.gamma < 0 or self.width <= 0:
-            raise ConfigError(
-                f"{self.name}: beta={self.beta} and width={self.width} must be above 0, gamma={self.gamma} at least 0"
-            )
-        if self.against not in ("noise_level", "nothing"):
-            raise ConfigError(f"{self.name}: unknown against={self.against!r}", "use noise_level or nothing")
+        self.check(beta=self.beta > 0, gamma=self.gamma >= 0, width=self.width > 0)
 
-    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        return [Request("given")]
-
-    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
-        error = (answers[0].pred - batch.target).square().flatten(1).mean(1)
+    def weighted(self, batch: NoisyBatch, error: Tensor) -> Tensor:
         with torch.no_grad():
             hardness = error
             if self.against == "noise_level":
@@ -165,4 +124,4 @@ class Focal(Objective):
                 usual = (near * e).sum(1) / near.sum(1)  # a row is near itself, so the divisor is at least 1
                 hardness = hardness / usual.clamp_min(torch.finfo(e.dtype).tiny)
             factor = (self.beta / 2 * hardness.sqrt()).tanh() / math.tanh(self.beta / 2)
-        return {"mse": factor.pow(self.gamma) * error}
+        return factor.pow(self.gamma) * error

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from imbdiff.objectives.batch import NoisyBatch, Space, UniformDraw
 from imbdiff.objectives.objective import Answer, Objective, Rows
-from imbdiff.runtime.errors import ConfigError
 
 STRATUM = 32
 #: of the largest weight: what a row of weight 0 counts when fewer than k rows have a weight; its term stays 0
@@ -82,9 +81,8 @@ class RowSampled(Objective):
         self.sample_rows(self.rows)
 
     def sample_rows(self, share: float) -> None:
-        if not 0 < share <= 1:
-            raise ConfigError(f"{self.name}: a share of {share} of the rows is not in (0, 1]", "give for example 0.4")
         self.rows = float(share)
+        self.check(rows=0 < share <= 1)
         self.draws = {k: v for k, v in self.draws.items() if k != self._draw}
         if share < 1:
             self.draws[self._draw] = UniformDraw()

@@ -60,10 +60,8 @@ class SupervisedContrast(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tau <= 0 or self.tau_r <= 0:
-            raise ConfigError(f"CORAL's tau={self.tau} and tau_r={self.tau_r} must be above 0")
-        if self.dim < 1 or (self.width is not None and self.width < 1):
-            raise ConfigError(f"the projection from {self.width} to {self.dim} dimensions needs at least 1 of both")
+        wide = self.width is None or self.width > 0
+        self.check(tau=self.tau > 0, tau_r=self.tau_r > 0, dim=self.dim > 0, width=wide)
         self.head: nn.Linear | None
         self.register_module("head", None if self.width is None else self._projection(self.width))
 

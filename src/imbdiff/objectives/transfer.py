@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from imbdiff.diffusion.process import MIN_DIVISOR, expand
 from imbdiff.objectives.batch import NoisyBatch, UniformDraw, class_counts
-from imbdiff.objectives.objective import Answer, Objective, Request
-from imbdiff.runtime.errors import ConfigError
+from imbdiff.objectives.denoising import Denoising
 
 Direction = Literal["t2h", "h2t", "full"]
 
 
 @dataclass(eq=False, kw_only=True)
-class Transfer(Objective):
-    """The denoising loss, with a target that may lead to another row's clean image. It *replaces* `Denoising`.
+class Transfer(Denoising):
+    """The denoising loss, with a target that may lead to another row's clean image.
 
         P(z_i = j) ~ (n_{y_j})^tau exp(-|| x_t - a x0_j ||^2 / (2 s^2)),      j over the rows of all processes
         accepted if  n_{y_z} >= n_{y_i} ("t2h"),  n_{y_z} <= n_{y_i} ("h2t"),  always ("full");  else z_i = i
@@ -39,30 +38,14 @@ class Transfer(Objective):
     """
 
     name = "transfer"
-    all_rows: ClassVar[str | None] = (
-        "it replaces the denoising loss, and takes its targets from the other rows of the batch"
-    )
-    base = True
 
     direction: Direction = "t2h"
     tau: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.direction not in ("t2h", "h2t", "full"):
-            raise ConfigError(f"unknown direction of transfer {self.direction!r}", "use t2h, h2t or full")
-        if not -float("inf") < self.tau < float("inf"):
-            raise ConfigError(
-                f"the transfer's tau={self.tau} must be finite", "use 0 for no prior, 1 for class frequencies"
-            )
+        self.check(tau=math.isfinite(self.tau))
         self.draws = {"transfer": UniformDraw(columns=2)}
-
-    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        return [Request("given")]
-
-    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
-        error = answers[0].pred - self.target(batch)
-        return {"mse": error.square().flatten(1).mean(1)}
 
     @torch.no_grad()
     def target(self, batch: NoisyBatch) -> Tensor:

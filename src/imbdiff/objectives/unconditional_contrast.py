@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbdiff.objectives.alignment import Time, check_time, time_weight
+from imbdiff.objectives.alignment import Time, time_weight
 from imbdiff.objectives.batch import FAR, NoisyBatch
 from imbdiff.objectives.objective import COMPARES_ROWS, Answer, Objective, Request
-from imbdiff.runtime.errors import ConfigError
 
 
 @dataclass(eq=False, kw_only=True)
@@ -48,9 +47,7 @@ class UnconditionalContrast(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tau <= 0 or self.block < 0:
-            raise ConfigError(f"{self.name}: tau={self.tau} must be above 0 and block={self.block} at least 0")
-        check_time(self.name, self.time)
+        self.check(tau=self.tau > 0, block=self.block >= 0)
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
         return [Request("null", taps=(self.tap,), prediction=False)]
