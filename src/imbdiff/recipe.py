@@ -210,12 +210,12 @@ def _objectives(joined: Sequence[tuple[str, Phase]]) -> list[Objective]:
                     + ", ".join(f"{k} {first[k]} and {second.get(k)}" for k in differ),
                     "take one of them",
                 )
-    bases = [(name, o) for name, o in found.values() if o.base and not isinstance(o, Denoising)]
+    bases = [(name, o) for name, o in found.values() if o.base and type(o) is not Denoising]
     if len(bases) > 1:
         raise ConfigError(
             f"{' and '.join(name for name, _ in bases)} each replace the denoising loss", "take one of them"
         )
-    return [o for _, o in found.values() if not (bases and isinstance(o, Denoising))]
+    return [o for _, o in found.values() if not (bases and type(o) is Denoising)]
 
 
 def _constants(objective: Objective) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_the_seed_and_the_label_matter() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpm++"])
-def test_a_restart_draws_the_missing_batches_alone(sampler: str) -> None:
+def test_a_restart_generates_the_missing_batches_alone(sampler: str) -> None:
     model = unet()
     options: dict[str, Any] = {"sampler": sampler, "steps": 2, "batch_size": 2}
     whole = generate(model, LABELS, SEEDS, **options)
@@ -83,9 +83,6 @@ def test_a_restart_draws_the_missing_batches_alone(sampler: str) -> None:
     for rows, images in parts:
         assert np.array_equal(images, whole[rows])
     assert list(generate_batches(model, LABELS, SEEDS, steps=3, only=[])) == []
-    for bad in ([3], [-1]):
-        with pytest.raises(ConfigError, match="there are 3"):
-            list(generate_batches(model, LABELS, SEEDS, steps=3, batch_size=2, only=bad))
 
 
 def test_batches_have_one_fixed_size() -> None:
@@ -126,10 +123,6 @@ def test_the_global_generators_are_left_alone() -> None:
     [
         ([0, 4], [1, 2], {}, "reach from 0 to 4"),
         ([-1, 0], [1, 2], {}, "reach from -1 to 0"),
-        ([0, 1], [1], {}, "2 labels but 1 seeds"),
-        ([0.5], [1], {}, "whole numbers"),
-        ([0], [-1], {}, "negative"),
-        ([0], [1], {"batch_size": 0}, "batch_size=0"),
         ([0], [1], {"sampler": "heun"}, "unknown name 'heun' among the samplers"),
         ([0], [1], {"steps": 1001}, "1001 steps"),
         ([0], [0], {"boost": 0.0}, "boost=0"),

@@ -15,7 +15,7 @@ import imbdiff
 from imbdiff.config import override
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.backbones import UNetBackbone
-from imbdiff.diffusion.low_rank import LowRankConv2d, LowRankLinear, LowRankModel, merged
+from imbdiff.diffusion.low_rank import LowRank, LowRankLayer, LowRankModel, merged
 from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.saved import load_model, save_model
@@ -66,7 +66,7 @@ def inputs(name: str, n: int = 6) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 @each_backbone
-def test_it_starts_as_the_network_was_to_the_bit(name: str) -> None:
+def test_it_starts_bit_identical_to_the_network(name: str) -> None:
     model = plain(name)
     before, state = torch.random.get_rng_state(), copy.deepcopy(model.state_dict())
     first, second, other = (LowRankModel.of(model, seed) for seed in (3, 3, 4))
@@ -74,7 +74,7 @@ def test_it_starts_as_the_network_was_to_the_bit(name: str) -> None:
     expected = model(*inputs(name))[0]
     for made in (first, first.merged(), first.base(), LowRankModel.of(first, 7)):
         assert torch.equal(made(*inputs(name))[0], expected)
-    assert torch.equal(first(*inputs(name), (), None, CAPACITY)[0], expected)
+    assert torch.equal(first(*inputs(name), (), None, capacity=CAPACITY)[0], expected)
     same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
     assert all(same)
     downs = [key for key, _ in first.named_parameters() if key.endswith(".down")]
@@ -118,22 +118,22 @@ def test_rank_is_a_share_of_the_full_rank_and_at_least_one() -> None:
         assert tuple(outer[i].down.shape for i in (1, 3)) == ((ranks[0], 128), (ranks[1], 128))  # type: ignore[index]
         assert tuple(outer[i].up.shape for i in (1, 3)) == ((128, ranks[0]), (6, ranks[1]))  # type: ignore[index]
     layer = LowRankModel.of(plain("unet-8"), 0).backbone.get_submodule("net.up_blocks.0.resnets.0.conv1")
-    assert isinstance(layer, LowRankConv2d)
+    assert isinstance(layer, LowRankLayer)
     assert (tuple(layer.weight.shape), tuple(layer.down.shape)) == ((64, 128, 3, 3), (6, 128, 3, 3))
     for options in ({"rank_ratio": 0.0}, {"rank_ratio": 1.5}, {"scale": 0.0}, {"scale": float("inf")}):
         with pytest.raises(ConfigError, match="rank"):
-            LowRankModel.of(plain("mlp"), 0, **options)
+            LowRank(**options)
 
 
 @torch.no_grad()
 @each_backbone
 def test_merged_is_unmerged(name: str) -> None:
     model = at_work(name, scale=0.2)
-    full, capacity_off = model(*inputs(name))[0], model(*inputs(name), (), None, torch.zeros(6))[0]
+    full, capacity_off = model(*inputs(name))[0], model(*inputs(name), (), None, capacity=torch.zeros(6))[0]
     single = model.merged()
     assert type(single) is DiffusionModel
     assert not single.training
-    assert not any(isinstance(m, LowRankConv2d | LowRankLinear) for m in single.modules())
+    assert not any(isinstance(m, LowRankLayer) for m in single.modules())
     assert {k: v.shape for k, v in single.state_dict().items()} == {
         k: v.shape for k, v in plain(name).state_dict().items()
     }
@@ -166,7 +166,7 @@ def test_rows_with_and_without_share_a_pass(name: str, n: int | None) -> None:
     model = at_work(name)
     tap = model.backbone.tap_names[-1]
     x, t, y = inputs(name)
-    mixed, taps = model(x, t, y, (tap,), n, CAPACITY)
+    mixed, taps = model(x, t, y, (tap,), n, capacity=CAPACITY)
     with_it, tap_with = model(x, t, y, (tap,))
     without, tap_without = model.base()(x, t, y, (tap,))
     on = CAPACITY.bool()
@@ -186,17 +186,17 @@ def test_rows_with_and_without_share_a_pass(name: str, n: int | None) -> None:
 def test_nothing_of_a_call_outlives_it(name: str) -> None:
     model = at_work(name)
     full = model(*inputs(name))[0]
-    model(*inputs(name), (), None, torch.zeros(6))
+    model(*inputs(name), (), None, capacity=torch.zeros(6))
     assert model.switch.rows is None
     assert torch.equal(model(*inputs(name))[0], full)
     with pytest.raises(ConfigError, match="no tap"):
-        model(*inputs(name), ("nowhere",), None, torch.zeros(6))
+        model(*inputs(name), ("nowhere",), None, capacity=torch.zeros(6))
     assert torch.equal(model(*inputs(name))[0], full)
     with pytest.raises(ConfigError, match=r"\(5,\) for 6 rows"):
-        model(*inputs(name), (), None, torch.zeros(5))
+        model(*inputs(name), (), None, capacity=torch.zeros(5))
     twin = copy.deepcopy(model)
     assert twin.switch is not model.switch
-    off = twin(*inputs(name), (), None, torch.zeros(6))[0]
+    off = twin(*inputs(name), (), None, capacity=torch.zeros(6))[0]
     assert torch.equal(off, twin.base()(*inputs(name))[0]), "the copy's layers read another switch than its own"
     assert not torch.allclose(off, full, atol=1e-2)
 
@@ -222,7 +222,7 @@ def test_chunks_that_are_recomputed_equal_one_pass(name: str) -> None:
         out = step({"main": batch_for(name, step)})
         with torch.no_grad():
             x, t, y = inputs(name)
-            model(x.double(), t, y, (), None, torch.zeros(6))
+            model(x.double(), t, y, (), None, capacity=torch.zeros(6))
         out["loss"].backward()
         assert model.switch.rows is None
         results.append((out, {key: p.grad for key, p in step.named_parameters()}))

@@ -94,7 +94,7 @@ def test_flow_formulas() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_conversions_invert_at_all_times(name: str) -> None:
-    """to_eps and to_x0 of the true target give back the noise and the image; from_eps undoes to_eps."""
+    """to_eps and to_x0 of the true target give back the noise and the image."""
     process = PROCESSES[name]
     t = times(process)
     x0, noise = sample(len(t))
@@ -105,14 +105,10 @@ def test_conversions_invert_at_all_times(name: str) -> None:
     recovered = process.to_x0(target, x_t, t)
     keep = safe if process.prediction == "epsilon" else torch.ones_like(safe)
     torch.testing.assert_close(recovered[keep], x0[keep], atol=1e-9, rtol=0)
-    back = process.from_eps(process.to_eps(target, x_t, t), x_t, t)
-    torch.testing.assert_close(back[safe], target[safe], atol=1e-9, rtol=0)
     # Where a is clamped, results are smaller by a / MIN_DIVISOR, never infinite.
     shrink = (a / MIN_DIVISOR).clamp_max(1).reshape(-1, 1, 1)
     if process.prediction == "epsilon":
         torch.testing.assert_close(recovered, shrink * x0, atol=1e-9, rtol=0)
-    else:
-        torch.testing.assert_close(back, shrink * target, atol=1e-9, rtol=0)
     assert int((~safe).sum()) == {"linear": 0, "cosine": 1}.get(getattr(process, "schedule", ""), 1)
     assert s.max() <= 1
 

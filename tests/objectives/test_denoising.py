@@ -13,7 +13,7 @@ from torch import Tensor
 from imbdiff.data.stats import ClassStats
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.denoising import Denoising
-from imbdiff.objectives.reweighting import EffectiveNumber, Focal, MinSNR, effective_number_weights
+from imbdiff.objectives.reweighting import EffectiveNumber, Focal, MinSNR, class_weights
 from imbdiff.objectives.transfer import Transfer
 from tests.contract.cases import LABELS, STATS, N
 from tests.contract.oracles import posterior
@@ -130,17 +130,22 @@ def test_min_snr_caps_clean_times_alone() -> None:
 
 
 def test_weights_between_none_and_inverse_frequency() -> None:
-    counts = (500, 100, 5)
-    assert effective_number_weights(counts, 0.0) == [1, 1, 1]
-    inverse = [1 / n for n in counts]
-    assert effective_number_weights(counts, 1.0) == pytest.approx([3 * w / sum(inverse) for w in inverse])
-    assert effective_number_weights(counts, 1 - 1e-9) == pytest.approx(effective_number_weights(counts, 1.0), rel=1e-5)
+    stats, cpu = ClassStats(("a", "b", "c"), (500, 100, 5)), torch.device("cpu")
+
+    def weights(beta: float, mean: str = "classes") -> list[float]:
+        return class_weights(stats, beta, mean, cpu).tolist()
+
+    assert weights(0.0) == pytest.approx([1, 1, 1])
+    inverse = [1 / n for n in stats.counts]
+    assert weights(1.0) == pytest.approx([3 * w / sum(inverse) for w in inverse])
+    assert weights(1 - 1e-9) == pytest.approx(weights(1.0), rel=1e-5)
+    assert weights(1.0, "images") == pytest.approx([605 / 3 * w for w in inverse])
     for beta in (0.9, 0.9999):
-        w = effective_number_weights(counts, beta)
+        w = weights(beta)
         assert sum(w) == pytest.approx(3)
         assert w[2] > w[1] >= w[0] > 0
     # beyond 1 / (1 - beta) images more do not count: (1 - 0.9^500) and (1 - 0.9^100) are both 1
-    assert effective_number_weights(counts, 0.9)[0] == pytest.approx(effective_number_weights(counts, 0.9)[1], rel=1e-4)
+    assert weights(0.9)[0] == pytest.approx(weights(0.9)[1], rel=1e-4)
 
 
 def test_balanced_classes_leave_the_denoising_loss_as_it_is() -> None:

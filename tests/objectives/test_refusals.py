@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from imbdiff.objectives.alignment import Alignment
-from imbdiff.objectives.batch import LabelDraw
 from imbdiff.objectives.capacity import CapacityManipulation
 from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.dispersive import Dispersive
@@ -26,7 +25,7 @@ from imbdiff.runtime.errors import ConfigError
 from .answers import answer, example
 
 WRONG: list[tuple[Any, dict[str, Any]]] = [
-    (LabelDraw, {"distribution": "tail"}),
+    (ClassBalancing, {"distribution": "tail"}),
     (ClassBalancing, {"rows": 0.0}),
     (ClassBalancing, {"rows": math.nan}),
     (ClassBalancing, {"gamma": math.inf}),

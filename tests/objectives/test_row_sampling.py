@@ -184,5 +184,5 @@ def test_losses_that_keep_all_rows_are_named() -> None:
     assert of("ccua", 1.0) == {}
     assert of("cbdm", 0.4) == {}
     assert list(of("ccua", 0.4)) == ["unconditional_contrast"]
-    with pytest.raises(ConfigError, match=r"no loss of t2h can be estimated.*transfer.*other rows of the batch"):
+    with pytest.raises(ConfigError, match=r"no loss of t2h can be estimated.*transfer.*other losses compare"):
         of("t2h", 0.4)

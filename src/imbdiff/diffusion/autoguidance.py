@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from imbdiff.diffusion.guidance import Extrapolation, Predict, known_level
+from imbdiff.diffusion.guidance import Extrapolation, Predict
 from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.process import Process
 from imbdiff.runtime.errors import ConfigError
 
 
@@ -57,14 +58,12 @@ class Autoguidance(Extrapolation):
     def classes(self) -> int:
         return self.weak.num_classes
 
-    def noise_level(self, t: Tensor) -> float:
-        return known_level(self.level, self.weak.process, t)
+    @property
+    def process(self) -> Process:  # type: ignore[override]
+        return self.weak.process
 
     def pair(self, x_t: Tensor, t: Tensor, labels: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
         p = predict(x_t, t, labels)
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.bf16):
             other, _ = self.weak(x_t, t, labels)
         return p, other.to(p.dtype)
-
-    def at(self, level: float) -> Autoguidance:
-        return replace(self, level=level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,6 @@ class PrototypeEncoder(nn.Module):
 
     def __init__(self, spec: ModelSpec, *, dim: int = DIM, tau: float = TAU, seed: int = 0) -> None:
         super().__init__()
-        if dim < 1 or not 0 < tau < float("inf"):
-            raise ConfigError(f"the encoder's dim={dim} and tau={tau} must be above 0")
         # geometric changes are ordinary augmentation to it: it takes no vector of them, also where the model does
         spec = replace(spec, config={k: v for k, v in spec.config.items() if k != "augment"})
         model = from_spec(spec, seed=seed_of(seed, "encoder"))
@@ -92,8 +91,7 @@ class PrototypeEncoder(nn.Module):
         labels: Tensor,
         taps: Sequence[str] = (),
         predict_rows: int | None = None,
-        capacity: Tensor | None = None,
-        augment: Tensor | None = None,
+        **_: Any,
     ) -> tuple[Tensor, Taps]:
         """The tap "features"; labels, capacity and geometric changes do not matter to it.
 
@@ -102,8 +100,8 @@ class PrototypeEncoder(nn.Module):
         """
         if predict_rows != 0 or tuple(taps) != ("features",):
             raise ConfigError(
-                f"the guidance encoder was asked for {'a prediction and ' if predict_rows != 0 else ''}taps {taps}",
-                'it gives Request("null", taps=("features",), prediction=False) alone',
+                f"the guidance encoder gives the tap features alone, not {', '.join(taps)} or a prediction",
+                'ask for Request("null", taps=("features",), prediction=False)',
             )
         return x_t[:0], {"features": self.features(x_t, t)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -101,9 +101,6 @@ class EntropyGuidance(Shift):
     @property
     def differentiates(self) -> bool:  # type: ignore[override]
         return self.through == "network"
-
-    def at(self, level: float) -> EntropyGuidance:
-        return replace(self, level=level)
 
     def guides_at(self, level: float) -> bool:
         near = self.levels is None or any(abs(level - other) < 1e-6 for other in self.levels)

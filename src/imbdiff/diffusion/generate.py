@@ -23,66 +23,17 @@ from imbdiff.runtime.streams import torch_rng
 
 
 def generate(
-    model: DiffusionModel,
-    labels: Sequence[int] | np.ndarray,
-    seeds: Sequence[int] | np.ndarray,
-    *,
-    sampler: str = "dpm++",
-    steps: int = 20,
-    guidance: Guidance | None = None,
-    batch_size: int = 64,
-    bf16: bool = False,
-    boost: float = 1.0,
-    skip: float = 0.0,
+    model: DiffusionModel, labels: Sequence[int] | np.ndarray, seeds: Sequence[int] | np.ndarray, **options: Any
 ) -> np.ndarray:
-    """Generates one image per label.
-
-    Args:
-        model: a trained model, in eval mode.
-        labels: (N,) classes in [0, C), or C for "no class".
-        seeds: (N,) one non-negative integer per image.
-        sampler: a name in `schedulers.SAMPLERS`.
-        steps: number of sampler steps.
-        guidance: defaults to none.
-        batch_size: rows per network call (twice as many under classifier-free guidance).
-        bf16: call the network under bfloat16 autocast; the solver stays in float32.
-        boost, skip: Boost-and-Skip (Um, Kim and Ye, ICML 2025, arXiv 2502.06516), for images of low density within
-            their class: the initial noise is `boost` times as large, x ~ N(0, boost^2 I), above 0, and the steps from
-            the noisiest `skip` of the time, in [0, 1), are left out, so that later ones do not undo it: the first is
-            that at the first time of at most (1 - skip) T. The paper's code (soobin-um/BnS) takes 4 (2.5 for
-            ImageNet-64 to be enlarged to 256) and the first 3 of 250 steps, 0.012, with ancestral sampling ("ddpm"):
-            stochastic steps are what their theory is about. (A perfect model of Gaussian data forgets a boost in
-            them, and keeps it in steps of a solver.)
+    """Generates one image per label, with the arguments of `generate_batches`.
 
     Returns:
         (N, H, W, C) uint8, in the order of `labels`.
-
-    Raises:
-        ConfigError: labels out of range, negative seeds, numbers that are not whole, lengths that differ, a batch size
-            below 1, a model in training mode (its dropout would draw from the global generator), or a boost or skip
-            out of range, or so large a skip that no step is left.
     """
-    out: list[np.ndarray | None] = [None] * len(labels)
-    for rows, images in generate_batches(
-        model,
-        labels,
-        seeds,
-        sampler=sampler,
-        steps=steps,
-        guidance=guidance,
-        batch_size=batch_size,
-        bf16=bf16,
-        boost=boost,
-        skip=skip,
-    ):
-        for row, image in zip(rows, images, strict=True):
-            out[row] = image
-    height, width = model.spec.shape[1:]
-    return (
-        np.stack([x for x in out if x is not None])
-        if out
-        else np.zeros((0, height, width, model.spec.shape[0]), np.uint8)
-    )
+    channels, height, width = model.spec.shape
+    empty = np.zeros((0, height, width, channels), np.uint8)
+    batches = [images for _, images in generate_batches(model, labels, seeds, **options)]
+    return np.concatenate(batches or [empty])
 
 
 def generate_batches(
@@ -99,28 +50,40 @@ def generate_batches(
     boost: float = 1.0,
     skip: float = 0.0,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """`generate`, batch by batch: yields (row numbers, (n, H, W, C) uint8 images).
+    """Generates one image per label, batch by batch: yields (row numbers, (n, H, W, C) uint8 images).
 
-    Batch b holds rows b * batch_size and following. `only` names the batches to generate: those of one process, or
-    those that an earlier run did not finish.
+    Args:
+        model: a trained model, in eval mode.
+        labels: (N,) classes in [0, C), or C for "no class".
+        seeds: (N,) one non-negative integer per image.
+        sampler: a name in `schedulers.SAMPLERS`.
+        steps: number of sampler steps.
+        guidance: defaults to none.
+        batch_size: rows per network call (twice as many under classifier-free guidance). Batch b holds rows
+            b * batch_size and following.
+        bf16: call the network under bfloat16 autocast; the solver stays in float32.
+        only: the batches to generate: those of one process, or those that an earlier run did not finish.
+        boost, skip: Boost-and-Skip (Um, Kim and Ye, ICML 2025, arXiv 2502.06516), for images of low density within
+            their class: the initial noise is `boost` times as large, x ~ N(0, boost^2 I), above 0, and the steps from
+            the noisiest `skip` of the time, in [0, 1), are left out, so that later ones do not undo it: the first is
+            that at the first time of at most (1 - skip) T. The paper's code (soobin-um/BnS) takes 4 (2.5 for
+            ImageNet-64 to be enlarged to 256) and the first 3 of 250 steps, 0.012, with ancestral sampling ("ddpm"):
+            stochastic steps are what their theory is about. (A perfect model of Gaussian data forgets a boost in
+            them, and keeps it in steps of a solver.)
+
+    Raises:
+        ConfigError: labels out of range, a model in training mode (its dropout would read the global generator), a
+            boost or skip out of range, or so large a skip that no step is left.
     """
-    labels, seeds = _whole(labels, "labels"), _whole(seeds, "seeds")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size} must be at least 1")
+    labels, seeds = np.asarray(labels, dtype=np.int64), np.asarray(seeds, dtype=np.int64)
     if any(module.training for module in model.modules()):
         raise ConfigError("the model is in training mode", "call model.eval() first")
-    if len(labels) != len(seeds):
-        raise ConfigError(f"{len(labels)} labels but {len(seeds)} seeds", "give one seed per image")
     if len(labels) and (labels.min() < 0 or labels.max() > model.null):
         raise ConfigError(
             f"labels reach from {labels.min()} to {labels.max()}; this model knows classes 0..{model.num_classes - 1}",
             f"use those, or {model.null} for 'no class'",
         )
-    if len(seeds) and seeds.min() < 0:
-        raise ConfigError(f"seed {seeds.min()} is negative", "use whole numbers from 0")
     batches = -(-len(labels) // batch_size)
-    if only is not None and any(not 0 <= b < batches for b in only):
-        raise ConfigError(f"batches {list(only)} were asked for; there are {batches}, counted from 0")
     if not 0 < boost < float("inf"):
         raise ConfigError(f"boost={boost} must be above 0 and finite", "use 1 for none; the paper uses 2.5 to 4")
     scheduler = make_scheduler(sampler, model.process, steps)  # refuses what does not fit, before any work
@@ -132,13 +95,6 @@ def generate_batches(
             model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance(), bf16, boost, begin
         )
         yield rows, images[: len(rows)]
-
-
-def _whole(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ConfigError(f"{what} must be a list of whole numbers, not {array.dtype} of shape {array.shape}")
-    return array.astype(np.int64)
 
 
 @torch.no_grad()

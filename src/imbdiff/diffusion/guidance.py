@@ -46,8 +46,11 @@ class Guidance(ABC):
         return self(x_t, t, labels, predict), None
 
     def at(self, level: float) -> Guidance:
-        """This guidance at a known noise level, which need not be read from the device then; default: itself."""
-        return self
+        """This guidance at a known noise level, which need not be read from the device then.
+
+        A guidance is a dataclass; without a field ``level`` it is the same at all of them.
+        """
+        return replace(self, level=level) if hasattr(self, "level") else self  # type: ignore[type-var]
 
 
 class NoGuidance(Guidance):
@@ -67,6 +70,7 @@ class Extrapolation(Guidance):
     """
 
     omega: float | Sequence[float]
+    process: Process
     interval: tuple[float, float]
     level: float | None
 
@@ -84,11 +88,8 @@ class Extrapolation(Guidance):
     def pair(self, x_t: Tensor, t: Tensor, labels: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
         """p and p_other, each (B, c, h, w)."""
 
-    @abstractmethod
-    def noise_level(self, t: Tensor) -> float: ...
-
     def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor, predict: Predict) -> Tensor:
-        level = self.noise_level(t)
+        level = known_level(self.level, self.process, t)
         scales = scale_table(self.omega, self.classes, least=-1.0, null=self._null_too)
         if not self.interval[0] <= level <= self.interval[1] or not any(scales):
             return predict(x_t, t, labels)
@@ -129,18 +130,12 @@ class ClassifierFree(Extrapolation):
     def classes(self) -> int:
         return self.null
 
-    def noise_level(self, t: Tensor) -> float:
-        return known_level(self.level, self.process, t)
-
     def pair(self, x_t: Tensor, t: Tensor, labels: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
         both = predict(
             torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([labels, torch.full_like(labels, self.null)])
         )
         conditional, unconditional = both.chunk(2)
         return conditional, unconditional
-
-    def at(self, level: float) -> ClassifierFree:
-        return replace(self, level=level)
 
 
 class Shift(Guidance):

@@ -52,51 +52,44 @@ class Switch:
         return h * self.rows[: len(h)].to(h.dtype).reshape(-1, *(1,) * (h.ndim - 1))
 
 
-class LowRankConv2d(nn.Conv2d):
-    """A convolution with a low-rank part: `down`, (rank, in, k, k), of the same geometry, then `up`, (out, rank, 1, 1).
+class LowRankLayer(nn.Module):
+    """A convolution (of one group, zeros around) or linear layer with a low-rank part.
 
-    It takes over the parameters of `layer`.
+    `down`, (rank, in, ...) of the same geometry, then `up`, (out, rank, ...). It takes over the parameters of `layer`.
     """
 
-    def __init__(self, layer: nn.Conv2d, switch: Switch, rank: int, scale: float, generator: torch.Generator) -> None:
-        super().__init__(**_geometry(layer), device="meta")
-        self.weight, self.bias, self.switch, self.scale = layer.weight, layer.bias, switch, scale
-        self.down = _uniform(layer.weight, (rank, *layer.weight.shape[1:]), generator)
-        self.up = nn.Parameter(layer.weight.new_zeros(layer.out_channels, rank, 1, 1))
+    def __init__(self, layer: nn.Module, switch: Switch, rank: int, scale: float, generator: torch.Generator) -> None:
+        super().__init__()
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        weight = layer.weight
+        self.weight, self.bias, self.switch, self.scale = weight, layer.bias, switch, scale
+        self.geometry: dict[str, Any] | None = None
+        if isinstance(layer, nn.Conv2d):
+            self.geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        # the initial distribution of torch's layers, U(-b, b) with b = 1 / sqrt(in); made on the CPU, alike everywhere
+        bound = weight[0].numel() ** -0.5
+        down = (2 * torch.rand((rank, *weight.shape[1:]), generator=generator) - 1) * bound
+        self.down = nn.Parameter(down.to(weight))
+        self.up = nn.Parameter(weight.new_zeros(len(weight), rank, *[1] * (weight.ndim - 2)))
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        low = F.conv2d(input, self.down, None, self.stride, self.padding, self.dilation)
-        return super().forward(input) + F.conv2d(self.scale * self.switch.apply(low), self.up)
+        if self.geometry is None:
+            low = self.scale * self.switch.apply(F.linear(input, self.down))
+            return F.linear(input, self.weight, self.bias) + F.linear(low, self.up)
+        low = self.scale * self.switch.apply(F.conv2d(input, self.down, None, **self.geometry))
+        return F.conv2d(input, self.weight, self.bias, **self.geometry) + F.conv2d(low, self.up)
 
-    def plain(self, scale: float) -> nn.Conv2d:
+    @torch.no_grad()
+    def plain(self, scale: float) -> nn.Conv2d | nn.Linear:
         """The layer with W_g + scale B A."""
-        layer = nn.Conv2d(**_geometry(self), device="meta")
-        layer.weight, layer.bias = _merged(self, scale), self.bias
-        return layer.train(self.training)
-
-
-class LowRankLinear(nn.Linear):
-    """A linear layer with a low-rank part: `down`, (rank, in), then `up`, (out, rank).
-
-    It takes over the parameters of `layer`.
-    """
-
-    def __init__(self, layer: nn.Linear, switch: Switch, rank: int, scale: float, generator: torch.Generator) -> None:
-        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-        self.weight, self.bias, self.switch, self.scale = layer.weight, layer.bias, switch, scale
-        self.down = _uniform(layer.weight, (rank, layer.in_features), generator)
-        self.up = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
-        self.train(layer.training)
-
-    def forward(self, input: Tensor) -> Tensor:
-        low = F.linear(input, self.down)
-        return super().forward(input) + F.linear(self.scale * self.switch.apply(low), self.up)
-
-    def plain(self, scale: float) -> nn.Linear:
-        """The layer with W_g + scale B A."""
-        layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        layer.weight, layer.bias = _merged(self, scale), self.bias
+        (out, into, *kernel), bias = self.weight.shape, self.bias is not None
+        layer: nn.Conv2d | nn.Linear = nn.Linear(into, out, bias, device="meta")
+        if self.geometry is not None:
+            layer = nn.Conv2d(into, out, tuple(kernel), **self.geometry, bias=bias, device="meta")  # type: ignore[arg-type]
+        product = self.up.double().flatten(1) @ self.down.double().flatten(1)
+        weight = self.weight.double() + scale * product.reshape(self.weight.shape)
+        layer.weight, layer.bias = nn.Parameter(weight.to(self.weight)), self.bias
         return layer.train(self.training)
 
 
@@ -121,13 +114,11 @@ class LowRankModel(DiffusionModel):
         Args:
             model: is left as it is. Of a model with low-rank parts the merged one is taken.
             seed: of the initial A; no global random state is read or changed.
-            rank_ratio: rank of a layer as a share of its full rank, in (0, 1]; 0.1 as reported of the authors.
-            scale: factor of B A, above 0; 0.5 as reported of the authors' release.
+            rank_ratio, scale: see `LowRank`.
 
         Raises:
-            ConfigError: a ratio or scale out of range, or a backbone that does not say which layers.
+            ConfigError: a backbone that does not say which layers.
         """
-        check_low_rank(rank_ratio, scale)
         plain = model.merged() if isinstance(model, LowRankModel) else model
         made = cls(plain.spec, copy.deepcopy(plain.backbone), plain.process, plain.codec)
         made.scale, made.switch = scale, Switch()
@@ -135,23 +126,14 @@ class LowRankModel(DiffusionModel):
             layer = made.backbone.get_submodule(name)
             full = min(len(layer.weight), layer.weight[0].numel())  # type: ignore[arg-type, index]
             part = (made.switch, max(1, round(rank_ratio * full)), scale, torch_rng(seed, "low_rank", name))
-            new = LowRankConv2d(layer, *part) if isinstance(layer, nn.Conv2d) else LowRankLinear(_linear(layer), *part)
-            made.backbone.set_submodule(name, new)
+            made.backbone.set_submodule(name, LowRankLayer(layer, *part))
         return made.train(model.training)
 
     def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        labels: Tensor,
-        taps: Sequence[str] = (),
-        predict_rows: int | None = None,
-        capacity: Tensor | None = None,
-        augment: Tensor | None = None,
+        self, x_t: Tensor, *arguments: Any, capacity: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, Taps]:
-        """See `Backbone.forward`. `capacity` (B,): 1 for rows with the low-rank part, 0 for those without it.
+        """See `DiffusionModel.forward`. `capacity` (B,): 1 for rows with the low-rank part (None: all), 0 for others.
 
-        None is 1 for all rows.
         Nothing of it outlives the call, also where that ends early: recomputed chunks bring their own.
 
         Raises:
@@ -161,7 +143,7 @@ class LowRankModel(DiffusionModel):
             raise ConfigError(f"capacity of shape {tuple(capacity.shape)} for {len(x_t)} rows", "give one number a row")
         before, self.switch.rows = self.switch.rows, capacity
         try:
-            return super().forward(x_t, t, labels, taps, predict_rows, augment=augment)
+            return super().forward(x_t, *arguments, **options)
         finally:
             self.switch.rows = before
 
@@ -176,21 +158,9 @@ class LowRankModel(DiffusionModel):
     def _plain(self, scale: float) -> DiffusionModel:
         backbone = copy.deepcopy(self.backbone)
         for name, layer in list(backbone.named_modules()):
-            if isinstance(layer, LowRankConv2d | LowRankLinear):
+            if isinstance(layer, LowRankLayer):
                 backbone.set_submodule(name, layer.plain(scale))
         return DiffusionModel(self.spec, backbone, self.process, self.codec).train(self.training)
-
-
-def check_low_rank(rank_ratio: float, scale: float) -> None:
-    """Refuses a ratio outside (0, 1], or a scale that is not above 0.
-
-    Raises:
-        ConfigError: naming it.
-    """
-    if not 0 < rank_ratio <= 1:
-        raise ConfigError(f"rank_ratio={rank_ratio} is outside (0, 1]", "use 0.1")
-    if not 0 < scale < float("inf"):
-        raise ConfigError(f"the scale {scale} of the low-rank part must be finite and above 0", "use 0.5")
 
 
 @dataclass(frozen=True)
@@ -208,7 +178,10 @@ class LowRank:
     scale: float = 0.5
 
     def __post_init__(self) -> None:
-        check_low_rank(self.rank_ratio, self.scale)
+        if not 0 < self.rank_ratio <= 1:
+            raise ConfigError(f"rank_ratio={self.rank_ratio} is outside (0, 1]", "use 0.1")
+        if not 0 < self.scale < float("inf"):
+            raise ConfigError(f"the scale {self.scale} of the low-rank part must be finite and above 0", "use 0.5")
 
     def __call__(self, model: DiffusionModel, seed: int) -> LowRankModel:
         return LowRankModel.of(model, seed, self.rank_ratio, self.scale)
@@ -217,29 +190,3 @@ class LowRank:
 def merged(model: LowRankModel, objectives: Sequence[nn.Module]) -> DiffusionModel:
     """`LowRankModel.merged` as a phase's last step."""
     return model.merged()
-
-
-def _linear(layer: nn.Module) -> nn.Linear:
-    assert isinstance(layer, nn.Linear)
-    return layer
-
-
-def _geometry(layer: nn.Conv2d) -> dict[str, Any]:
-    """Arguments of a convolution of the same geometry. One group and zeros around: all that the backbones have."""
-    assert (layer.groups, layer.padding_mode) == (1, "zeros")
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
-    return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
-
-
-def _uniform(like: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> nn.Parameter:
-    """The initial distribution of torch's layers, U(-b, b) with b = 1 / sqrt(in); made on the CPU, alike everywhere."""
-    bound = like[0].numel() ** -0.5
-    values = (2 * torch.rand(shape, generator=generator) - 1) * bound
-    return nn.Parameter(values.to(like))
-
-
-@torch.no_grad()
-def _merged(layer: LowRankConv2d | LowRankLinear, scale: float) -> nn.Parameter:
-    product = layer.up.double().flatten(1) @ layer.down.double().flatten(1)
-    weight = layer.weight.double() + scale * product.reshape(layer.weight.shape)
-    return nn.Parameter(weight.to(layer.weight))

@@ -96,14 +96,14 @@ class DiffusionModel(nn.Module):
         labels: Tensor,
         taps: Sequence[str] = (),
         predict_rows: int | None = None,
+        *,
         capacity: Tensor | None = None,
-        augment: Tensor | None = None,
+        **options: Tensor,
     ) -> tuple[Tensor, Taps]:
         """See `Backbone.forward`. `capacity` (B,) is for networks with a low-rank part that can be switched off."""
         if capacity is not None:
             raise ConfigError("this network has one capacity only", "use a method's own network for capacity='base'")
-        extra = {} if augment is None else {"augment": augment}  # a backbone of your own need not know of it
-        return self.backbone(x_t, self.process.model_time(t), labels, taps, predict_rows, **extra)
+        return self.backbone(x_t, self.process.model_time(t), labels, taps, predict_rows, **options)
 
     @property
     def num_parameters(self) -> int:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -100,15 +100,6 @@ class Process(ABC):
             return a * x_t - s * prediction
         return x_t - s * prediction
 
-    def from_eps(self, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The prediction that says `eps` at x_t: the inverse of `to_eps`, clamped at MIN_DIVISOR."""
-        a, s = self._ab(t, x_t)
-        if self.prediction == "epsilon":
-            return eps
-        if self.prediction == "v_prediction":
-            return (eps - s * x_t) / a.clamp_min(MIN_DIVISOR)
-        return (eps - x_t) / a.clamp_min(MIN_DIVISOR)
-
     def eps_scale(self, t: Tensor) -> Tensor:
         """(B,) d eps / d prediction: a *difference* of predictions times this is the difference in eps units."""
         a, _ = self.coefficients(t)
@@ -177,12 +168,7 @@ class DDPM(Process):
         return a[t], s[t]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": "ddpm",
-            "schedule": self.schedule,
-            "prediction": self.prediction,
-            "num_steps": self.num_steps,
-        }
+        return {"kind": "ddpm", **asdict(self)}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -86,9 +86,6 @@ class PrototypeGuidance(Shift):
             least = scale.clamp_max(START)
             scale = least + (scale - least) * (1 - (-loss).exp())
         return prediction, -expand(scale, g) * g
-
-    def at(self, level: float) -> PrototypeGuidance:
-        return replace(self, level=level)
 
     def gradient(self, x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """L_PC (B,) and its normalised gradient in x_t (B, c, h, w)."""

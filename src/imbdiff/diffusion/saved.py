@@ -6,7 +6,8 @@ it, ``weak.safetensors`` its earlier average for autoguidance, where it has thes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,16 +21,17 @@ from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_
 
 def save_model(model: DiffusionModel, folder: Path) -> None:
     """Writes the model with its guide and its weak model, where it has them."""
-    save_weights(model.backbone, Path(folder) / "model.safetensors")
-    save_guide(model.guide, Path(folder))
-    weak = Path(folder) / "weak.safetensors"
+    folder = Path(folder)
+    save_weights(model.backbone, folder / "model.safetensors")
+    save_guide(model.guide, folder)
+    weak = folder / "weak.safetensors"
     if model.weak is None:
         weak.unlink(missing_ok=True)
     else:
         save_weights(model.weak.backbone, weak)
     # so that one that was lost is noticed
     parts = {name: True for name in ("guide", "weak") if getattr(model, name) is not None}
-    write_json(Path(folder) / "model.json", {**model.spec.to_json(), **parts})
+    write_json(folder / "model.json", {**model.spec.to_json(), **parts})
 
 
 def load_model(folder: Path, *, device: torch.device | str = "cpu", guide: bool = True) -> DiffusionModel:
@@ -42,22 +44,15 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", guide: bool 
         RunError: the folder holds no model, or its weights do not fit its description; the same of its guide.
     """
     folder = Path(folder)
-    if not (folder / "model.json").exists():
-        raise RunError(f"{folder} holds no model (model.json is missing)", "give a folder that `imbdiff train` wrote")
-    described = read_json(folder / "model.json")
-    try:
-        model = from_spec(ModelSpec.from_json(described))
-        guided = described.get("guide", False)
-        weak = from_spec(ModelSpec.from_json(described)) if guide and described.get("weak", False) else None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(
-            f"{folder / 'model.json'} does not describe a model: {type(error).__name__} {error}",
-            "restore it; if another version of imbdiff wrote it, load it with that one",
-        ) from error
+    with _described(folder / "model.json", "a model"):
+        described = read_json(folder / "model.json")
+        spec, parts = ModelSpec.from_json(described), described if guide else {}
+        model = from_spec(spec)
     load_weights(model.backbone, folder / "model.safetensors")
-    if guided and guide:
+    if parts.get("guide"):
         model.guide = load_guide(folder)
-    if weak is not None:
+    if parts.get("weak"):
+        weak = from_spec(spec)
         load_weights(weak.backbone, folder / "weak.safetensors")
         model.keep_weak(weak.to(device))
     return model.to(device).eval()
@@ -113,18 +108,13 @@ def saved_identity(folder: Path) -> str:
 
 
 def save_guide(guide: nn.Module | None, folder: Path) -> None:
-    """Writes ``guide.json`` and ``guide.safetensors``; without a guide, those of an earlier model are removed.
-
-    Raises:
-        ConfigError: a guide of another kind.
-    """
-    weights, described = Path(folder) / "guide.safetensors", Path(folder) / "guide.json"
+    """Writes ``guide.json`` and ``guide.safetensors``; without a guide, those of an earlier model are removed."""
+    weights, described = folder / "guide.safetensors", folder / "guide.json"
     if guide is None:
         weights.unlink(missing_ok=True)
         described.unlink(missing_ok=True)
         return
-    if not isinstance(guide, PrototypeEncoder):
-        raise ConfigError(f"a guide of type {type(guide).__name__} cannot be saved", "use a PrototypeEncoder")
+    assert isinstance(guide, PrototypeEncoder), "no other guide is known"
     save_weights(guide, weights)
     write_json(described, {"kind": "prototypes", "dim": guide.dim, "tau": guide.tau, "spec": guide.spec.to_json()})
 
@@ -135,17 +125,22 @@ def load_guide(folder: Path) -> PrototypeEncoder:
     Raises:
         RunError: a file is missing or damaged, or the weights do not fit the description.
     """
-    weights, described = Path(folder) / "guide.safetensors", Path(folder) / "guide.json"
-    remedy = "restore it, or train again"
-    for path in (described, weights):
-        if not path.exists():
-            raise RunError(f"{path} is missing: the model in {folder} is sampled with a guide", remedy)
-    value = read_json(described)
-    try:
-        if value["kind"] != "prototypes":
-            raise ValueError(f"kind {value['kind']!r} is not known")
+    described = folder / "guide.json"
+    with _described(described, "a guide"):
+        value = read_json(described)
         guide = PrototypeEncoder(ModelSpec.from_json(value["spec"]), dim=int(value["dim"]), tau=float(value["tau"]))
-    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-        raise RunError(f"{described} does not describe a guide: {type(error).__name__} {error}", remedy) from error
-    load_weights(guide, weights)
+    load_weights(guide, folder / "guide.safetensors")
     return guide.requires_grad_(False).eval()
+
+
+@contextmanager
+def _described(path: Path, what: str) -> Iterator[None]:
+    """Refuses a file that is missing, or of which nothing can be made within."""
+    if not path.exists():
+        raise RunError(f"{path} is missing: there is no description of {what}", "give the folder of a saved model")
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise RunError(
+            f"{path} does not describe {what}: {type(error).__name__} {error}", "restore it, or train again"
+        ) from error
