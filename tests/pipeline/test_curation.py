@@ -163,7 +163,7 @@ def test_another_policy_takes_back_what_was_built_on_the_old_one(source: str, co
     assert main(["curate", str(copy), "--curate.policy", "confident=0.3", "--quiet"]) == 0
     assert set(stages_of(copy)) == {"data", "train", "sample", "curate"}
     manifest = manifest_of(copy)
-    assert manifest["confidence"] == 0.3
+    assert manifest["policy"] == "confident=0.3"
     assert all(row["probability"] >= 0.3 for row in manifest["images"] if row["kept"])
     assert len(list((copy / "curation").glob("*.safetensors"))) == 1  # the classifier was not trained again
     # back to none, with one candidate per image: all as before there was curation
@@ -263,8 +263,8 @@ def test_samples_that_do_not_fit_the_options_are_refused(
     [
         (["--curate.policy", "agrement"], "did you mean agreement"),
         (["--curate.policy", "in-distribution+approximate"], "no image is both"),
-        (["--curate.draw", "0.5"], "must be in 1..10"),
-        (["--curate.draw", "11"], "must be in 1..10"),
+        (["--curate.draw", "0.5"], "is not in [1, 10]"),
+        (["--curate.draw", "11"], "is not in [1, 10]"),
         (["--curate.policy", "confident=1.5"], "must be in (0, 1)"),
     ],
 )
@@ -296,12 +296,12 @@ def test_curation_reads_neither_test_nor_validation_images(
     prepared = prepare_data(source, config.data)
     blind = replace(prepared, val=Forbidden(), test=Forbidden(), pool=Forbidden())  # type: ignore[arg-type]
     candidates = samples.load_samples(chosen / "samples", prepared.train.shape, prepared.train.class_names)
-    found = curate_run(blind, candidates, stages_of(chosen)["sample"]["plan"], config, tmp_path, device="cpu")
+    policy, wanted = str(POLICY["curate.policy"]), images_to_draw("0.9", prepared.stats)
+    found = curate_run(candidates, wanted, policy, blind, config, tmp_path)
     assert found == manifest_of(chosen)
     # nor does it know them by what they did to anything else: test images as candidates are judged like any other
     planted = ImageSet(prepared.test.images, prepared.test.labels, prepared.test.class_names)
-    every = override(config, {"sample.strategy": "a=99,b=99,c<i>=99"})
-    seen = curate_run(blind, planted, "x", override(every, {"curate.policy": "agreement"}), tmp_path, device="cpu")
+    seen = curate_run(planted, (99, 99, 99), "agreement", blind, config, tmp_path)
     assert not any(row["exact_copy"] for row in seen["images"])
     assert seen["classifier"]["role"] == "working"
 

@@ -119,7 +119,7 @@ def test_a_run_folder_of_other_data_is_refused_and_untouched(finished: tuple[Pat
 
 def test_a_folder_with_other_content_is_refused_and_untouched(tmp_path: Path, config: RunConfig) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(RunError, match=r"not a run folder.*thesis.tex"):
+    with pytest.raises(RunError, match=r"other files.*thesis.tex"):
         run("digits", tmp_path, config, quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -20,12 +20,12 @@ from imbdiff.metrics.extractors import ClassifierFeatures
 from imbdiff.pipeline.recognising import plan_of
 from imbdiff.pipeline.sampling import guide_of, sample, sampling
 from imbdiff.pipeline.strategy import images_to_draw
-from imbdiff.recognition.curation import Curated, curate, describe, least_probability, parse_policy
+from imbdiff.recognition.curation import Curated, curate, describe, parse_policy
 from imbdiff.recognition.real_space import IN_QUANTILE, OUT_FACTOR, OUT_QUANTILE
 from imbdiff.recognition.trained import working_extractor
 from imbdiff.runtime.device import resolve_device
 
-SCHEMA = "imbdiff-curation/1"
+SCHEMA = "imbdiff-curation/2"
 
 
 def chooses(config: RunConfig) -> bool:
@@ -64,64 +64,55 @@ def sample_curated(
     parse_policy(config.curate.policy)
     guidance = guide_of(sampling(config), model, prepared, config)
     images = sample(model, candidates(counts, config), config, guidance=guidance, quiet=quiet)
-    found, _ = _choose(images, counts, prepared, config, None, str(resolve_device(config.device)))
+    found, _ = choose(images, counts, config.curate.policy, prepared, config)
     return images.select(found.kept)
 
 
-def _choose(
-    candidates: ImageSet,
+def choose(
+    images: ImageSet,
     wanted: Sequence[int],
+    policy: str,
     prepared: Prepared,
     config: RunConfig,
-    folder: Path | None,
-    device: str,
+    folder: Path | None = None,
 ) -> tuple[Curated, ClassifierFeatures | None]:
-    """The choice, and the working classifier that it was made by, where the policy asks for one."""
+    """The choice among candidates, and the working classifier that made it, where the policy asks for one.
+
+    Args:
+        folder: where that classifier is kept, and read where it is there already.
+    """
     extractor = None
-    if parse_policy(config.curate.policy) != ("none",):
-        plan = plan_of(prepared, config)
+    if parse_policy(policy) != ("none",):
+        plan, device = plan_of(prepared, config), str(resolve_device(config.device))
         extractor = working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
-    return curate(candidates, wanted, prepared.train, config.curate.policy, extractor, seed=config.seed), extractor
+    return curate(images, wanted, prepared.train, policy, extractor, seed=config.seed), extractor
 
 
 def curate_run(
-    prepared: Prepared, candidates: ImageSet, plan: str, config: RunConfig, folder: Path, *, device: str
+    images: ImageSet, wanted: Sequence[int], policy: str, prepared: Prepared, config: RunConfig, folder: Path
 ) -> dict[str, Any]:
-    """The manifest of the choice among `candidates`.
-
-    Args:
-        plan: the digest of the samples' plan, kept so that another run's choice is recognised.
-        folder: ``curation/``; the working classifier is kept there, and read where it is there already.
-    """
-    wanted = images_to_draw(config.sample.strategy, prepared.stats)
-    names = parse_policy(config.curate.policy)
-    found, extractor = _choose(candidates, wanted, prepared, config, folder, device)
-    classes = len(wanted)
-    rows = [
-        {"file": file, "label": int(label), **row}
-        for file, label, row in zip(candidates.ids, candidates.labels, found.rows(), strict=True)
-    ]
-    scores = found.scores
+    """The manifest of :func:`choose`: the policy, the classifier, counts, and every candidate with its scores."""
+    found, extractor = choose(images, wanted, policy, prepared, config, folder)
+    scores, classifier, limit = found.scores, None, None
     zones = None if scores is None else scores.space.zones
-    limit = None if scores is None or not np.isfinite(scores.copy_limit) else float(scores.copy_limit)
-    return {
-        "schema": SCHEMA,
-        "samples": plan,
-        "policy": "+".join(names),
-        "words": describe(config.curate.policy),
-        "draw": config.curate.draw,
-        "confidence": least_probability(names),
-        "classifier": None
-        if extractor is None
-        else {
+    if extractor is not None and scores is not None:
+        classifier = {
             "name": extractor.name,
             "fingerprint": extractor.fingerprint,
             "role": extractor.role,
             "trained_on": f"the {len(prepared.train):,} images of the training split, no others",
             "decides": "by balanced softmax: as if all classes were equally frequent",
-            "agreement": None if scores is None or not len(rows) else float(scores.agrees.mean()),
+            "agreement": float(scores.agrees.mean()) if len(images) else None,
             "plan": plan_of(prepared, config).to_json(),
-        },
+        }
+        limit = float(scores.copy_limit) if np.isfinite(scores.copy_limit) else None
+    counts = [np.bincount(labels, minlength=len(wanted)) for labels in (images.labels, images.labels[found.kept])]
+    rows = zip(images.ids, images.labels.tolist(), found.rows(), strict=True)
+    return {
+        "schema": SCHEMA,
+        "policy": "+".join(parse_policy(policy)),
+        "words": describe(policy),
+        "classifier": classifier,
         "zones": None
         if zones is None
         else {
@@ -132,11 +123,7 @@ def curate_run(
         },
         "copy_limit": limit,
         "class_names": list(prepared.train.class_names),
-        "counts": {
-            "wanted": list(wanted),
-            "candidates": np.bincount(candidates.labels, minlength=classes).tolist(),
-            "kept": np.bincount(candidates.labels[found.kept], minlength=classes).tolist(),
-        },
+        "counts": {"wanted": list(wanted), "candidates": counts[0].tolist(), "kept": counts[1].tolist()},
         "warnings": list(found.warnings),
-        "images": rows,
+        "images": [{"file": file, "label": label, **row} for file, label, row in rows],
     }

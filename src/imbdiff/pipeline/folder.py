@@ -65,16 +65,17 @@ FOLLOWERS = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder that exists or will."""
+    """A run folder that exists or will; `marker` is the file by which one is known."""
 
     path: Path
+    marker: str = "config.yaml"
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
     @property
     def exists(self) -> bool:
-        return (self / "config.yaml").exists()
+        return (self / self.marker).exists()
 
     def check_usable(self, source: str) -> None:
         """Refuses a path that holds something else, or that lies among the images.
@@ -88,14 +89,14 @@ class RunFolder:
         inside = Path(source).resolve()
         if inside.is_dir() and self.path.resolve().is_relative_to(inside):
             raise RunError(
-                f"the run folder {self.path} lies inside the images, {source}: it would become a class of its own",
+                f"the folder {self.path} lies inside the images, {source}: it would become a class of its own",
                 "give an --out elsewhere",
             )
         if self.path.exists() and not self.exists:
             others = [p.name for p in self.path.iterdir() if p.name != ".lock" and not p.name.endswith(".partial")]
             if others:
                 raise RunError(
-                    f"{self.path} is not a run folder: it holds {len(others)} other files, such as {others[0]!r}",
+                    f"{self.path} cannot be used: it holds {len(others)} other files, such as {sorted(others)[0]!r}",
                     "give an empty or a new folder as --out; nothing was changed",
                 )
 

@@ -324,9 +324,10 @@ class Run:
     def _curate(self, prepared: Prepared) -> dict[str, Any]:
         if not self.dist.main:
             return {}
-        images, plan = self.sampled(prepared), self._sample_mark()["plan"]
-        self.log(f"curate: {self.config.curate.policy}, among {len(images):,} candidates")
-        found = curation.curate_run(prepared, images, plan, self.config, self._choice.parent, device=str(self.device))
+        images, policy = self.sampled(prepared), self.config.curate.policy
+        self.log(f"curate: {policy}, among {len(images):,} candidates")
+        wanted = images_to_draw(self.config.sample.strategy, prepared.stats)
+        found = curation.curate_run(images, wanted, policy, prepared, self.config, self._choice.parent)
         kept = self._write(self._choice, found)
         counts = {name: sum(values) for name, values in found["counts"].items()}
         self.log(f"curate: kept {counts['kept']:,} of {counts['candidates']:,}, wanted {counts['wanted']:,}")

@@ -5,8 +5,7 @@ plan.json       of which run and model, and the grid; written first
 samples/        the pool of candidates, which begins with the run's own samples
 curation/       which of them each policy keeps, with all scores, and the working classifier that decides
 jobs/           one file per trained classifier
-looks.json      each reading of results on test images, whatever grid it was for
-study.json      the grid, results on validation images, the recommendation
+study.json      the grid, results on validation images, the recommendation, each reading of test images so far
 report.html     the page
 ==============  =======================================================================
 """
@@ -14,12 +13,12 @@ report.html     the page
 from __future__ import annotations
 
 import hashlib
-import logging
 import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +52,13 @@ from imbdiff.recognition.comparison import study as compare
 from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.jobs import Conditions, seconds_per_classifier
 from imbdiff.recognition.recipes import get_recipe
-from imbdiff.recognition.trained import working_extractor
 from imbdiff.reporting.study import build_study
 from imbdiff.runtime.device import resolve_device, start
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import atomic, digest, read_json, write_json, write_text
 from imbdiff.runtime.progress import Progress, duration
 
-_log = logging.getLogger(__name__)
-SCHEMA = "imbdiff-study/2"
+SCHEMA = "imbdiff-study/3"
 
 
 def study(
@@ -81,10 +78,10 @@ def study(
     Raises:
         ImbdiffError: no trained run, another study's folder, a grid that makes no sense, data that cannot be compared.
     """
-    work = _Study.open(Path(path), options or StudyOptions(), out, quiet)
+    work = _Study.open(Path(path), options or StudyOptions(), out)
     if dry_run or not quiet:
         print("\n".join(f"{name:<12}{text}" for name, text in work.plan_rows()), flush=True)
-    return None if dry_run else work.execute()
+    return None if dry_run else work.execute(quiet)
 
 
 def check_grid(options: StudyOptions) -> None:
@@ -93,13 +90,12 @@ def check_grid(options: StudyOptions) -> None:
     Raises:
         ConfigError: an unknown number, policy or recipe.
     """
-    for check, words in (
-        (parse_strategy, options.numbers),
-        (parse_policy, options.curation),
-        (get_recipe, options.recipes),
-    ):
-        for word in words:
-            check(word)
+    for number in options.numbers:
+        parse_strategy(number)
+    for policy in options.curation:
+        parse_policy(policy)
+    for recipe in options.recipes:
+        get_recipe(recipe)
 
 
 @dataclass
@@ -107,17 +103,15 @@ class _Study:
     run: Run
     prepared: Prepared
     options: StudyOptions
-    folder: Path
+    folder: RunFolder
     grid: tuple[Arm, ...]
     conditions: Conditions
     identity: dict[str, str]
-    quiet: bool
-    pool: ImageSet | None = None
     chosen: dict[tuple[str, tuple[int, ...]], ImageSet] = field(default_factory=dict)
     curated: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def open(cls, path: Path, options: StudyOptions, out: str | Path | None, quiet: bool) -> _Study:
+    def open(cls, path: Path, options: StudyOptions, out: str | Path | None) -> _Study:
         """Everything that can be refused is refused here, before anything is generated or trained."""
         check_grid(options)
         run, prepared = open_run(path)
@@ -129,23 +123,21 @@ class _Study:
         if made is None or saved_identity(weights) != made["weights"]:
             line = repeat_command(run.source, run.folder.path, config)
             raise RunError(f"the model in {weights} is not finished", f"run `{line}` first")
-        numbers: dict[str, tuple[int, ...]] = {}
-        for word in (number.strip() for number in options.numbers):
-            if word in numbers:
-                raise ConfigError(f"the number {word!r} is named twice", "name each number once")
-            numbers[word] = images_to_draw(word, prepared.stats)
+        numbers = {word.strip(): images_to_draw(word.strip(), prepared.stats) for word in options.numbers}
+        if len(numbers) < len(options.numbers):
+            raise ConfigError(f"a number is named twice: {', '.join(options.numbers)}", "name each number once")
         base = classifier_use(config.classify)
         uses = [replace(base, weight=w, schedule=s) for w in options.weights for s in options.schedules]
         grid = make_grid(numbers, options.curation, options.recipes, uses)
-        folder = run.folder / "study" if out is None else Path(out)
+        folder = RunFolder(run.folder.path / "study" if out is None else Path(out), "plan.json")
         seeds = tuple(range(config.seed, config.seed + (options.seeds or config.classify.seeds)))
         device = str(resolve_device(config.device))
         conditions = Conditions(plan_of(prepared, config), prepared, seeds, device, folder=folder / "jobs")
-        check_study(conditions, with_controls(grid, config.classify.recipes))
         identity = {"data": prepared.manifest["hash"], "weights": str(made["weights"])}
-        made_study = cls(run, prepared, options, folder, grid, conditions, identity, quiet)
-        made_study._check_folder()
-        return made_study
+        work = cls(run, prepared, options, folder, grid, conditions, identity)
+        check_study(conditions, work.arms)
+        work.check_folder()
+        return work
 
     @property
     def config(self) -> RunConfig:
@@ -156,128 +148,54 @@ class _Study:
     @property
     def arms(self) -> tuple[Arm, ...]:
         """Those of the grid, after those without synthetic images."""
-        return with_controls(self.grid, self.config.classify.recipes)
+        return with_controls(self.grid, self.run.config.classify.recipes)
 
-    def _check_folder(self) -> None:
+    def check_folder(self) -> None:
         """Refuses a study folder that is something else.
 
         Raises:
-            RunError: it is a file, lies among the images, holds other files, or a study of other data or another model,
-                or its record of readings of test images is damaged.
+            RunError: it is a file, lies among the images, holds other files, or a study of other data or another model.
         """
-        folder, source = self.folder, Path(self.run.source)
-        for place in (folder, *folder.parents):
-            if place.is_file():
-                raise RunError(f"{place} is a file", "give another --out")
-        if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-            raise RunError(f"the study folder {folder} lies inside the images, {source}", "give an --out elsewhere")
-        if not folder.exists():
+        self.folder.check_usable(self.run.source)
+        if not self.folder.exists:
             return
-        if not (folder / "plan.json").exists():
-            others = [p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.endswith(".partial")]
-            if others:
-                raise RunError(
-                    f"{folder} is not a study: it holds {len(others)} other files, such as {sorted(others)[0]!r}",
-                    "give an empty or a new folder as --out; nothing was changed",
-                )
-            return
-        found = read_json(folder / "plan.json")
-        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-            raise RunError(f"{folder} is not a study of this version", "give another --out; nothing was changed")
-        differ = [what for what, value in self.identity.items() if found.get("of", {}).get(what) != value]
-        if differ:
-            other = " and ".join({"data": "other data", "weights": "another model"}[what] for what in differ)
+        found = read_json(self.folder / "plan.json")
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA or found.get("of") != self.identity:
             raise RunError(
-                f"the study in {folder} is of {other} than the run in {self.run.folder.path}",
+                f"the study in {self.folder.path} is of other data, another model or another version than the run in "
+                f"{self.run.folder.path}",
                 "give another --out, or remove it; nothing was changed",
             )
-        self._looks()
-
-    # -- the dry run
 
     def plan_rows(self) -> list[tuple[str, str]]:
         """The size of the grid, and an estimate of the time from a measured probe."""
-        o, plan, seeds = self.options, self.conditions.plan, self.conditions.seeds
-        arms = len(self.arms)
-        todo = self.todo()
-        have, copied = self._at_hand(todo)
-        left = len(todo["images"]) - have - len(copied)
-        generating = 0.0
+        o, plan, seeds, prepared = self.options, self.conditions.plan, self.conditions.seeds, self.prepared
+        arms, todo = len(self.arms), self.todo()
+        have, copied = self.at_hand(todo)
+        left, generating = len(todo["images"]) - have - len(copied), 0.0
         if left:
-            model = load_model(self.run.folder / "model", device=resolve_device(self.config.device))
-            device, groups = resolve_device(self.config.device), self.prepared.groups
-            generating = probe_sampling(model, self.config, device, groups) * left
-        training = seconds_per_classifier(self.prepared.train, plan, self.conditions.device) * arms * len(seeds)
-        missing = missing_classes(self.prepared)
-        n_val = 0 if self.prepared.val is None else len(self.prepared.val)
-        chosen = f"by {n_val:,} validation images, among {arms}"
-        if missing:
-            chosen = "none: " + " ".join(self._about_missing(missing))
+            device = resolve_device(self.config.device)
+            model = load_model(self.run.folder / "model", device=device)
+            generating = probe_sampling(model, self.config, device, prepared.groups) * left
+        training = seconds_per_classifier(prepared.train, plan, self.conditions.device) * arms * len(seeds)
+        missing = missing_classes(prepared)
+        n_val = 0 if prepared.val is None else len(prepared.val)
         grid = (
             f"{counted(len(o.numbers), 'number')} x {len(o.curation)} curation x {counted(len(o.recipes), 'recipe')} x "
             f"{counted(len(o.weights), 'weight')} x {counted(len(o.schedules), 'schedule')} = "
             f"{counted(len(self.grid), 'arm')}, and {counted(arms - len(self.grid), 'arm')} without synthetic images"
         )
+        chosen = f"by {n_val:,} validation images, among {arms}"
         return [
             ("grid", grid),
             ("classifiers", f"{arms * len(seeds)} = {arms} x {counted(len(seeds), 'seed')}, {plan.steps:,} steps each"),
             ("images", f"{len(todo['images']):,} candidates: {have + len(copied):,} at hand, {left:,} to generate"),
-            ("choice", chosen),
+            ("choice", "none: " + " ".join(self.about_missing(missing)) if missing else chosen),
             ("time", f"about {duration(generating)} to generate and {duration(training)} to train, from a measured "
                      "probe; what is trained already is not trained again"),
         ]  # fmt: skip
 
-    # -- the work
-
-    def execute(self) -> Path:
-        folder = RunFolder(self.folder)
-        # the run folder too: a command that changes it would change what is compared
-        with self.run.folder.locked(), folder.locked():
-            folder.remove_debris()
-            self._check_folder()
-            try:
-                return self._work()
-            except OSError as error:
-                raise folder.unwritable(error) from error
-
-    def _work(self) -> Path:
-        began, folder = time.monotonic(), self.folder
-        asked = {**asdict(self.options), "seeds": len(self.conditions.seeds)}
-        write_json(folder / "plan.json", {"schema": SCHEMA, "of": self.identity, "grid": asked})
-        self._fill_pool()
-        with Progress("study", 1, "classifiers", quiet=self.quiet, every=20) as progress:
-
-            def update(done: int, total: int, note: str) -> None:
-                progress.total = total  # fewer than the grid has, where inputs are equal or curation left no image
-                progress.update(done, note)
-
-            found = compare(
-                replace(self.conditions, progress=update), self.grid, self.images, without=self.config.classify.recipes
-            )
-        reason, remedy = self._about_missing(found.missing) if found.missing else ("", "")
-        picked = next((arm for arm in self.grid if found.choice and arm.name == found.choice.recommended), None)
-        result = {
-            "schema": SCHEMA,
-            "run": str(self.run.folder.path),
-            "source": self.run.source,
-            "of": self.identity,
-            "grid": asked,
-            **found.to_json(),
-            "looks": self._add_look(found),
-            "curated": self.curated,
-            "why_not": {"reason": reason, "remedy": remedy} if found.missing else None,
-            "apply": [] if found.choice is None else self._commands(picked, found.choice.control),
-            "command": self._command(),
-            "seconds": round(time.monotonic() - began, 1),
-        }
-        write_json(folder / "study.json", result)
-        write_text(folder / "report.html", build_study(result))
-        if not self.quiet:
-            text = f"recommended: {found.choice.recommended}" if found.choice else f"no recommendation: {reason}"
-            print(f"{text}\nstudy: {folder / 'report.html'}", flush=True)
-        return folder / "report.html"
-
-    def _about_missing(self, missing: Sequence[str]) -> tuple[str, str]:
+    def about_missing(self, missing: Sequence[str]) -> tuple[str, str]:
         """Why nothing is chosen, and what would help."""
         if not any(self.prepared.claimable):
             return (
@@ -295,6 +213,72 @@ class _Study:
             )
         return why, "A larger --data.val_fraction in a new run would help."
 
+    # -- the work
+
+    def execute(self, quiet: bool) -> Path:
+        # the run folder too: a command that changes it would change what is compared
+        with self.run.folder.locked(), self.folder.locked():
+            self.folder.remove_debris()
+            self.check_folder()
+            try:
+                return self.work(quiet)
+            except OSError as error:
+                raise self.folder.unwritable(error) from error
+
+    def work(self, quiet: bool) -> Path:
+        began, folder, page = time.monotonic(), self.folder, self.folder / "report.html"
+        asked = {**asdict(self.options), "seeds": len(self.conditions.seeds)}
+        write_json(folder / "plan.json", {"schema": SCHEMA, "of": self.identity, "grid": asked})
+        self.fill_pool(quiet)
+        with Progress("study", 1, "classifiers", quiet=quiet, every=20) as progress:
+
+            def update(done: int, total: int, note: str) -> None:
+                progress.total = total  # fewer than the grid has, where inputs are equal or curation left no image
+                progress.update(done, note)
+
+            conditions = replace(self.conditions, progress=update)
+            found = compare(conditions, self.grid, self.images, without=self.config.classify.recipes)
+        why_not = dict(zip(("reason", "remedy"), self.about_missing(found.missing), strict=True))
+        result = {
+            "schema": SCHEMA,
+            "run": str(self.run.folder.path),
+            "source": self.run.source,
+            "of": self.identity,
+            "grid": asked,
+            **found.to_json(),
+            "looks": self.looks(found),
+            "curated": self.curated,
+            "why_not": why_not if found.missing else None,
+            "apply": self.commands(found),
+            "command": self.command(),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        write_json(folder / "study.json", result)
+        write_text(page, build_study(result))
+        if not quiet:
+            text = f"recommended: {found.choice.recommended}" if found.choice else f"none: {why_not['reason']}"
+            print(f"{text}\nstudy: {page}", flush=True)
+        return page
+
+    def looks(self, found: Studied) -> list[dict[str, Any]]:
+        """Each reading of test images in this folder, whatever grid it was for; the same one again is no new one.
+
+        Who has seen them and then asks for another grid chooses with them in mind.
+        """
+        path = self.folder / "study.json"
+        looks = list(read_json(path)["looks"]) if path.exists() else []
+        if found.choice is not None:
+            arms = sorted(digest([a.recipe, a.name, list(a.wanted)]) for a in self.arms)
+            plan = self.conditions.plan.to_json()
+            look = {
+                "recommended": found.choice.recommended,
+                "control": found.choice.control,
+                "grid": digest([arms, sorted(self.conditions.seeds), plan, self.options.draw]),
+                "cells": len(self.grid),
+            }
+            looks += [] if look in looks else [look]
+        return looks
+
     # -- the pool of images
 
     def todo(self) -> dict[str, Any]:
@@ -303,16 +287,14 @@ class _Study:
         end: an image depends on its class, its number and the run's seed."""
         names, config, folder = self.prepared.train.class_names, self.config, self.folder / "samples"
         needs = [a.wanted if a.curation == "none" else candidates(a.wanted, config) for a in self.grid]
-        counts = np.max(np.array(needs), axis=0).tolist()
-        todo = plan_in(folder, counts, names, config, self.identity["weights"])
-        if (folder / "plan.json").exists():
-            before = read_json(folder / "plan.json")
-            if alike(before, todo):
-                more = [max(n, m) for n, m in zip(counts, before["counts"], strict=True)]
-                todo = plan_in(folder, more, names, config, self.identity["weights"])
+        todo = plan_in(folder, np.max(np.array(needs), axis=0).tolist(), names, config, self.identity["weights"])
+        before = read_json(folder / "plan.json") if (folder / "plan.json").exists() else None
+        if before is not None and alike(before, todo):
+            more = [max(n, m) for n, m in zip(todo["counts"], before["counts"], strict=True)]
+            todo = plan_in(folder, more, names, config, self.identity["weights"])
         return todo
 
-    def _at_hand(self, todo: dict[str, Any]) -> tuple[int, dict[str, str]]:
+    def at_hand(self, todo: dict[str, Any]) -> tuple[int, dict[str, str]]:
         """What need not be generated: how many images the pool has, and of the others those of the run's samples: file
         -> sha256. Samples of other weights, seeds or another sampler are none of them."""
         own, run = self.folder / "samples", self.run.folder / "samples"
@@ -321,119 +303,73 @@ class _Study:
         # of another batch size they differ by rounding alone
         if plan is None or not alike({**plan, "batch_size": todo["batch_size"]}, todo):
             return len(have), {}
-        manifest = read_json(run / "manifest.json")
         asked = {row["file"] for row in todo["images"]} - have
-        return len(have), {row["file"]: row["sha256"] for row in manifest["images"] if row["file"] in asked}
+        rows = read_json(run / "manifest.json")["images"]
+        return len(have), {row["file"]: row["sha256"] for row in rows if row["file"] in asked}
 
-    def _fill_pool(self) -> None:
+    def fill_pool(self, quiet: bool) -> None:
         """Copies the run's own samples into the pool, and generates the others."""
         todo, folder, run = self.todo(), self.folder / "samples", self.run.folder
-        if not finished(folder, todo):
-            make_ready(folder, todo)
-            for file, sha256 in self._at_hand(todo)[1].items():
-                path = run / "samples" / file
-                data = path.read_bytes() if path.exists() else b""
-                if hashlib.sha256(data).hexdigest() == sha256:  # one that was altered is generated again
-                    with atomic(folder / file, sync=False) as aside:
-                        aside.write_bytes(data)
-            how = sampling(self.config)
-            network = load_model(run / "model", device=resolve_device(self.config.device))
-            guidance = guide_of(how, network, self.prepared, self.config, run / "curation")
-            sample_into(network, todo, folder, how, guidance, quiet=self.quiet)
+        if finished(folder, todo):
+            return
+        make_ready(folder, todo)
+        for file, sha256 in self.at_hand(todo)[1].items():
+            path = run / "samples" / file
+            data = path.read_bytes() if path.exists() else b""
+            if hashlib.sha256(data).hexdigest() == sha256:  # one that was altered is generated again
+                with atomic(folder / file, sync=False) as aside:
+                    aside.write_bytes(data)
+        how = sampling(self.config)
+        network = load_model(run / "model", device=resolve_device(self.config.device))
+        guidance = guide_of(how, network, self.prepared, self.config, run / "curation")
+        sample_into(network, todo, folder, how, guidance, quiet=quiet)
+
+    @cached_property
+    def pool(self) -> ImageSet:
         train = self.prepared.train
-        self.pool = load_samples(folder, train.shape, train.class_names)
+        return load_samples(self.folder / "samples", train.shape, train.class_names)
 
     def images(self, arm: Arm) -> ImageSet:
         """The images of an arm: the first ones of each class; under a policy, those that it keeps of the first
         candidates, as the stage `curate` of a run with the same options does."""
-        assert self.pool is not None
         key = (arm.curation, arm.wanted)
-        if key not in self.chosen and arm.curation == "none":
-            self.chosen[key] = first_of(self.pool, arm.wanted)
         if key not in self.chosen:
-            offered = first_of(self.pool, candidates(arm.wanted, self.config))
-            path, found = self._choice(arm, offered)
-            self.chosen[key] = offered.select([i for i, row in enumerate(found["images"]) if row["kept"]])
-            row = {"policy": arm.curation, "number": arm.number, "file": path.name, "reasons": found["reasons"]}
-            self.curated.append({**row, **{name: sum(values) for name, values in found["counts"].items()}})
+            curated = arm.curation != "none"
+            self.chosen[key] = self.choose(arm) if curated else first_of(self.pool, arm.wanted)
         return self.chosen[key]
 
-    def _choice(self, arm: Arm, candidates: ImageSet) -> tuple[Path, dict[str, Any]]:
-        """The file of a choice, and what it holds: the manifest of the stage `curate`; made where it is not there."""
-        config, train, folder = self.config, self.prepared.train, self.folder / "curation"
-        device = self.conditions.device
-        extractor = working_extractor(train, self.conditions.plan, seed=config.seed, device=device, folder=folder)
-        deciding = [candidates.fingerprint, list(arm.wanted), arm.curation, config.seed]
-        key = digest([*deciding, train.fingerprint, extractor.fingerprint])
+    def choose(self, arm: Arm) -> ImageSet:
+        """What a policy keeps; the choice is read where it was made before from the same inputs."""
+        offered = first_of(self.pool, candidates(arm.wanted, self.config))
+        train, folder = self.prepared.train, self.folder / "curation"
+        plan = self.conditions.plan.identity(train.shape, len(train.class_names))
+        key = digest([offered.fingerprint, arm.wanted, arm.curation, self.config.seed, train.fingerprint, plan])
         path = folder / f"{arm.curation}-{key[:16]}.json"
-        if path.exists():
-            try:
-                found = read_json(path)
-                if found["input"] == key and [row["file"] for row in found["images"]] == list(candidates.ids):
-                    return path, found
-            except (RunError, KeyError, TypeError):
-                pass
-            _log.warning("%s is damaged: the images are chosen again", path)
-        config = replace(
-            config,
-            sample=replace(config.sample, strategy=str(arm.number)),
-            curate=replace(config.curate, policy=arm.curation),
-        )
-        found = curate_run(self.prepared, candidates, candidates.fingerprint, config, folder, device=device)
-        warnings = [text.replace("--curate.draw", "--draw") for text in found["warnings"]]
-        reasons = dict(sorted(Counter(row["reason"] for row in found["images"]).items()))
-        found = {"input": key, "number": arm.number, "reasons": reasons, **found, "warnings": warnings}
-        write_json(path, found)
-        return path, found
-
-    # -- how often results on test images were read: who has seen them and then asks for another grid chooses with them
-    # in mind
-
-    def _looks(self) -> list[dict[str, Any]]:
-        """The readings so far; where the file is gone, those that ``study.json`` knows of.
-
-        Raises:
-            RunError: the file is damaged: how often they were read is not known any more.
-        """
-        path, result = self.folder / "looks.json", self.folder / "study.json"
         if not path.exists():
-            return list(read_json(result).get("looks", [])) if result.exists() else []
-        remedy = "put the file back, or give another --out: a new folder counts anew"
-        try:
-            found = read_json(path)
-        except RunError as error:
-            raise RunError(error.message, remedy) from error
-        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-            raise RunError(f"{path} is damaged: it holds no list of looks", remedy)
-        return found
-
-    def _add_look(self, found: Studied) -> list[dict[str, Any]]:
-        """Writes down what `found` read of the test images; all readings so far. The same one again is no new one."""
-        looks = self._looks()
-        if found.choice is not None:
-            arms = sorted(digest([a.recipe, a.name, list(a.wanted)]) for a in self.arms)
-            plan = self.conditions.plan.to_json()
-            grid = digest([arms, sorted(self.conditions.seeds), plan, self.options.draw])
-            choice = {"recommended": found.choice.recommended, "control": found.choice.control}
-            look = {**choice, "grid": grid, "cells": len(self.grid)}
-            if look not in looks:
-                looks.append(look)
-        if looks:
-            write_json(self.folder / "looks.json", looks)
-        return looks
+            found = curate_run(offered, arm.wanted, arm.curation, self.prepared, self.config, folder)
+            write_json(path, found)
+        found = read_json(path)
+        counts = {name: sum(values) for name, values in found["counts"].items()}
+        reasons = dict(sorted(Counter(row["reason"] for row in found["images"]).items()))
+        row = {"policy": arm.curation, "number": arm.number, "file": path.name, "reasons": reasons}
+        self.curated.append({**row, **counts})
+        return offered.select([i for i, row in enumerate(found["images"]) if row["kept"]])
 
     # -- commands
 
-    def _commands(self, picked: Arm | None, control: str) -> list[str]:
-        """The command lines by which a run does what is recommended; None: no synthetic images."""
+    def commands(self, found: Studied) -> list[str]:
+        """The command lines by which a run does what is recommended."""
+        if found.choice is None:
+            return []
+        arms = {arm.name: arm for arm in self.arms}
+        picked, control = arms[found.choice.recommended], arms[found.choice.control]
         path, own = str(self.run.folder.path), self.config.classify
-        recipe = next(arm.recipe for arm in self.arms if arm.name == control)
         classify = ["imbdiff", "classify", path]
-        if recipe not in own.recipes:
-            classify += ["--classify.recipes", *own.recipes, recipe]
+        if control.recipe not in own.recipes:
+            classify += ["--classify.recipes", *own.recipes, control.recipe]
         if len(self.conditions.seeds) != own.seeds:
             classify += ["--classify.seeds", str(len(self.conditions.seeds))]
-        if picked is None or picked.use is None:
+        if picked.use is None:
             return [shlex.join(classify)]
         draw = self.options.draw if picked.curation != "none" else 1
         sample = ["imbdiff", "sample", path, "--sample.strategy", str(picked.number)]
@@ -443,9 +379,9 @@ class _Study:
         classify += ["--classify.synthetic_schedule", picked.use.schedule]
         return [shlex.join(sample), shlex.join(classify)]
 
-    def _command(self) -> str:
+    def command(self) -> str:
         words = ["imbdiff", "study", str(self.run.folder.path)]
         for name, value in {**asdict(self.options), "seeds": len(self.conditions.seeds)}.items():
             words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-        words += [] if self.folder == self.run.folder / "study" else ["--out", str(self.folder)]
+        words += [] if self.folder.path == self.run.folder / "study" else ["--out", str(self.folder.path)]
         return shlex.join(words)

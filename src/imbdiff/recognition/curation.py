@@ -7,13 +7,15 @@ diverse. Nothing is generated or repeated to fill what is missing.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.names import counted
 from imbdiff.data.near_duplicates import CopyFinder
 from imbdiff.data.nearest import Nearest
 from imbdiff.metrics.extractors import ClassifierFeatures
@@ -57,11 +59,12 @@ class CandidateScores:
     copy_limit: float
 
 
-def check_extractor(extractor: ClassifierFeatures, train: ImageSet) -> None:
-    """Refuses who may not curate.
+def score(candidates: ImageSet, train: ImageSet, extractor: ClassifierFeatures) -> CandidateScores:
+    """Scores of all `candidates`, labelled with the class asked for. No other image than these and `train` is read.
 
     Raises:
-        ConfigError: a judge, or a classifier that saw images which are not in the training split.
+        ConfigError: the extractor is a judge, or a classifier that saw images which are not in the training split.
+        DataError: images of another shape, or other classes.
     """
     if extractor.role != "working":
         raise ConfigError(
@@ -71,16 +74,6 @@ def check_extractor(extractor: ClassifierFeatures, train: ImageSet) -> None:
     if others or not extractor.trained_on:
         seen = f"{others} images that are not in the training split" if others else "images that are not known"
         raise ConfigError(f"{extractor.name} was trained on {seen}", "use a classifier of the training split alone")
-
-
-def score(candidates: ImageSet, train: ImageSet, extractor: ClassifierFeatures) -> CandidateScores:
-    """Scores of all `candidates`, labelled with the class asked for. No other image than these and `train` is read.
-
-    Raises:
-        ConfigError: the extractor may not curate.
-        DataError: images of another shape, or other classes.
-    """
-    check_extractor(extractor, train)
     if candidates.shape != train.shape:
         raise DataError(f"candidates are {candidates.shape} (H, W, C), the training images {train.shape}")
     if candidates.class_names != train.class_names:
@@ -116,27 +109,23 @@ def score(candidates: ImageSet, train: ImageSet, extractor: ClassifierFeatures) 
     )
 
 
+SCORES = (
+    "predicted", "agrees", "probability", "distance", "ratio", "zone", "copy_ratio", "near_copy", "exact_copy",
+)  # fmt: skip
+"""Those of `CandidateScores` that a manifest holds of every candidate."""
+
+
 # -- policies
 
-REASONS = {
-    "kept": "kept",
-    "exact copy": "equals a training image",
-    "near copy": "nearly equals a training image",
-    "other class": "looks like another class",
-    "low probability": "the class asked for is not probable enough",
-    "out": "too far from the real images of its class",
-    "approximate": "not near enough to the real images of its class",
-    "in-distribution": "as near to the real images of its class as these are to each other",
-    "surplus": "enough others were kept",
-}
-"""Why a candidate was kept or dropped, in words; of several reasons the first of this table counts."""
-
-Filter = Callable[[CandidateScores, float], dict[str, np.ndarray]]
-"""(scores, least probability) -> {reason: (N,) bool of the candidates that are dropped for it}."""
-
-
+REASONS = (
+    "kept", "exact copy", "near copy", "other class", "low probability", "out", "approximate", "in-distribution",
+    "surplus",
+)  # fmt: skip
+"""Why a candidate was kept or dropped; of several reasons the first counts."""
 CONFIDENT = 0.5
 """Least probability of the class asked for in the policy "confident", where none is named."""
+Filter = Callable[[CandidateScores, float], np.ndarray]
+"""(scores, least probability) -> (N,) bool of the candidates that are dropped."""
 
 
 @dataclass(frozen=True)
@@ -144,42 +133,40 @@ class Policy:
     """What a policy demands.
 
     Attributes:
-        idea: which images are kept, in words.
-        drops: which candidates are dropped, and why; None: none.
-        zones: it asks for the zone of a candidate, which needs a class of two different training images.
+        idea: which images are kept, as a clause.
+        drops: by reason, which candidates are dropped.
         diverse: of those that are left, chooses by distance, not the first ones.
     """
 
     idea: str
-    drops: Filter | None = None
-    zones: bool = False
+    drops: Mapping[str, Filter] = field(default_factory=dict)
     diverse: bool = False
+
+
+def _in(zone: int) -> Filter:
+    return lambda s, _: s.zone == zone
 
 
 POLICIES = {
     "none": Policy("that were generated first, whatever they look like"),
     "agreement": Policy(
-        "that the working classifier puts into the class asked for", lambda s, _: {"other class": ~s.agrees}
+        "that the working classifier puts into the class asked for", {"other class": lambda s, _: ~s.agrees}
     ),
     "confident": Policy(
-        "whose probability of the class asked for is at least LEAST (confident=LEAST, by default 0.5)",
-        lambda s, least: {"low probability": ~(s.probability >= least)},
+        f"whose probability of the class asked for is at least {CONFIDENT:g}",
+        {"low probability": lambda s, least: ~(s.probability >= least)},
     ),
     "in-distribution": Policy(
         "that are as near to the real ones of their class as these are to each other",
-        lambda s, _: {"out": s.zone == OUT, "approximate": s.zone == APPROXIMATE},
-        zones=True,
+        {"out": _in(OUT), "approximate": _in(APPROXIMATE)},
     ),
     "approximate": Policy(
         "that are somewhat farther from the real ones of their class than these are from each other, but not far off",
-        lambda s, _: {"out": s.zone == OUT, "in-distribution": s.zone == IN},
-        zones=True,
+        {"out": _in(OUT), "in-distribution": _in(IN)},
     ),
-    "not-out": Policy(
-        "that are not far off the real ones of their class", lambda s, _: {"out": s.zone == OUT}, zones=True
-    ),
-    "no-copies": Policy("that are no near copies of training images", lambda s, _: {"near copy": s.near_copy}),
-    "diverse": Policy("that lie farthest from the real ones of their class and from each other", diverse=True),
+    "not-out": Policy("that are not far off the real ones of their class", {"out": _in(OUT)}),
+    "no-copies": Policy("that are no near copies of training images", {"near copy": lambda s, _: s.near_copy}),
+    "diverse": Policy("that are farthest from the real ones of their class and from each other", diverse=True),
 }
 """Every policy but "none" also drops exact copies of training images."""
 
@@ -218,14 +205,10 @@ def _is_share(value: str) -> bool:
         return False
 
 
-def _policies(names: Sequence[str]) -> list[Policy]:
-    return [POLICIES[name.partition("=")[0]] for name in names]
-
-
-def least_probability(names: Sequence[str]) -> float | None:
-    """That of the policy "confident" among `names`, of :func:`parse_policy`; None where it is not among them."""
-    found = next((name for name in names if name.startswith("confident")), None)
-    return None if found is None else float(found.partition("=")[2] or CONFIDENT)
+def _policies(names: Sequence[str]) -> tuple[list[Policy], float]:
+    """Those of :func:`parse_policy`, and the least probability that they ask for."""
+    values = [float(value) for name, _, value in (name.partition("=") for name in names) if value]
+    return [POLICIES[name.partition("=")[0]] for name in names], values[0] if values else CONFIDENT
 
 
 def describe(text: str) -> str:
@@ -233,25 +216,27 @@ def describe(text: str) -> str:
     names = parse_policy(text)
     if names == ("none",):
         return "Kept are the images that were generated first, as many as are wanted; nothing is asked of them."
-    least = f"{least_probability(names) or CONFIDENT:g}"
-    ideas = [policy.idea.partition(" (")[0] for policy in _policies(names) if not policy.diverse]
-    asked = [*(idea.replace("LEAST", least) for idea in ideas), "that equal no training image"]
-    listed = ", ".join(asked[:-1]) + " and " * (len(asked) > 1) + asked[-1]
-    choice = POLICIES["diverse" if "diverse" in names else "none"].idea.partition(",")[0]
-    return f"Kept are images {listed}; of these, as many as are wanted, those {choice}."
+    policies, least = _policies(names)
+    ideas = [policy.idea.replace(f"at least {CONFIDENT:g}", f"at least {least:g}") for policy in policies]
+    asked = [
+        *(idea for idea, policy in zip(ideas, policies, strict=True) if policy.drops),
+        "that equal no training image",
+    ]
+    last = POLICIES["diverse"].idea if "diverse" in names else "that were generated first"
+    return f"Kept are images {', and '.join(asked)}; of these, as many as are wanted, those {last}."
 
 
 def reasons(names: Sequence[str], scores: CandidateScores) -> np.ndarray:
     """(N,) object: the reason why each candidate is dropped by the filters of `names`; "" where it is not."""
-    dropped: dict[str, np.ndarray] = {} if tuple(names) == ("none",) else {"exact copy": scores.exact_copy}
-    least = least_probability(names)
-    for policy in _policies(names):
-        for reason, rows in (policy.drops(scores, least or CONFIDENT) if policy.drops else {}).items():
-            dropped[reason] = dropped.get(reason, np.zeros(len(rows), dtype=bool)) | rows
+    policies, least = _policies(names)
+    dropped: dict[str, list[np.ndarray]] = {"exact copy": [scores.exact_copy]}
+    for policy in policies:
+        for reason, drops in policy.drops.items():
+            dropped.setdefault(reason, []).append(drops(scores, least))
     found = np.full(len(scores.agrees), "", dtype=object)
     for reason in reversed(REASONS):
-        if reason in dropped:
-            found[dropped[reason]] = reason
+        for rows in dropped.get(reason, ()):
+            found[rows] = reason
     return found
 
 
@@ -281,24 +266,12 @@ class Curated:
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON-able mapping per candidate: kept, reason and the scores; a number that is not finite is None."""
-        found: list[dict[str, Any]] = [{"kept": r == "kept", "reason": r} for r in self.reason]
-        s = self.scores
-        if s is None:
-            return found
-        for i, row in enumerate(found):
-            row |= {
-                "predicted": int(s.predicted[i]),
-                "agrees": bool(s.agrees[i]),
-                "probability": _number(s.probability[i]),
-                "distance": _number(s.distance[i]),
-                "ratio": _number(s.ratio[i]),
-                "zone": ZONES[s.zone[i]] if s.zone[i] >= 0 else None,
-                "copy_ratio": _number(s.copy_ratio[i]),
-                "near_copy": bool(s.near_copy[i]),
-                "exact_copy": bool(s.exact_copy[i]),
-                "apart": _number(self.apart[i]),
-            }
-        return found
+        columns: dict[str, list[Any]] = {"kept": [r == "kept" for r in self.reason], "reason": list(self.reason)}
+        if self.scores is not None:
+            columns |= {name: getattr(self.scores, name).tolist() for name in SCORES}
+            columns |= {"zone": [None if z < 0 else ZONES[z] for z in columns["zone"]], "apart": self.apart.tolist()}
+        found = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()} for r in found]
 
 
 def curate(
@@ -334,7 +307,8 @@ def curate(
         if extractor is None:
             raise ConfigError(f"policy of curation {policy!r} needs a working classifier", "train one, or use none")
         scores = score(candidates, train, extractor)
-        if scores.space.zones is None and any(policy.zones for policy in _policies(names)):
+        zones = {"out", "approximate", "in-distribution"}
+        if scores.space.zones is None and any(zones & set(policy.drops) for policy in _policies(names)[0]):
             raise DataError(
                 f"policy of curation {policy!r}: no class has two different training images, so that nothing says "
                 "what distance is usual",
@@ -394,17 +368,13 @@ def _ranks(candidates: ImageSet, rows: np.ndarray, seed: int) -> np.ndarray:
 
 def _apart(scores: CandidateScores, labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
     found = np.full(len(labels), np.nan)
-    place = np.full(len(labels), -1, dtype=np.int64)
     for k in np.unique(labels).tolist():
         mine, own = np.flatnonzero(labels == k), kept[labels[kept] == k]
-        if not len(own):
-            continue
-        place[own] = np.arange(len(own))
-        if len(own) == 1:
+        if len(own) == 1:  # it has no other
             mine = mine[mine != own[0]]
-        if len(mine):
-            exclude = place[mine] if len(own) > 1 else None
-            squared = Nearest(scores.rows[own]).search(scores.rows[mine], exclude=exclude)[1]
+        if len(own) and len(mine):
+            itself = np.where(np.isin(mine, own), np.searchsorted(own, mine), -1) if len(own) > 1 else None
+            squared = Nearest(scores.rows[own]).search(scores.rows[mine], exclude=itself)[1]
             found[mine] = np.sqrt(squared[:, 0] / max(scores.rows.shape[1], 1))
     return found
 
@@ -413,12 +383,7 @@ def _warnings(short: Sequence[int], wanted: Sequence[int], names: Sequence[str])
     rows = [f"{names[k]!r}: {wanted[k] - n} of {wanted[k]}" for k, n in enumerate(short) if n]
     if not rows:
         return ()
-    which = "1 class has" if len(rows) == 1 else f"{len(rows)} classes have"
     return (
-        f"curation: {which} fewer images left than wanted, and nothing was filled up; generate more candidates (a "
-        f"larger --curate.draw), or choose another policy:\n{listing(rows)}",
+        f"curation: {counted(len(rows), 'class has', 'classes have')} fewer images left than wanted, and nothing was "
+        "filled up; generate more candidates (a larger --curate.draw), or choose another policy:\n" + listing(rows),
     )
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
