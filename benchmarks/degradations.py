@@ -26,12 +26,13 @@ from threadpoolctl import threadpool_limits
 
 from harness import write_result
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.nearest import hash_keys
 from imbdiff.metrics.extractors import make_extractor
 from imbdiff.metrics.features import FeatureStore
 from imbdiff.metrics.frechet import frechet
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.neighbours import neighbour_measures
-from imbdiff.metrics.rows import Rows, hash_keys
+from imbdiff.metrics.rows import Rows
 
 
 def cifar10(folder: Path) -> dict[str, np.ndarray]:

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 
 from harness import write_result
-from imbdiff.metrics.inception_score import inception_score_measure
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.metrics.rows import Rows
 
@@ -53,14 +52,14 @@ def child(folder: Path, name: str) -> None:
     labels = np.arange(len(fake)) % CLASSES
     mix = np.full(CLASSES, 1 / CLASSES)
     began = time.monotonic()
-    sets = [Rows.of(x, labels[: len(x)], mix) for x in (fake, real)]
+    answers = {}
+    if MEASURES[name].needs:
+        p = np.exp(np.asarray(fake[:, :1000]) - 3)
+        answers = {"probabilities": p / p.sum(axis=1, keepdims=True), "predicted": p.argmax(axis=1)}
+    sets = [Rows.of(x, labels[: len(x)], mix, **answers) for x in (fake, real)]
     opened, before = time.monotonic() - began, peak()
     began = time.monotonic()
-    if name == "inception score":
-        p = np.exp(np.asarray(fake[:, :1000]) - 3)
-        found = inception_score_measure(p / p.sum(axis=1, keepdims=True), sets[0])
-    else:
-        found = MEASURES[name].function(*sets, seed=0)
+    found = MEASURES[name].numbers(*sets, seed=0)
     print(
         json.dumps(
             {
@@ -81,9 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=50_000)
     parser.add_argument("--dim", type=int, default=2048)
-    parser.add_argument(
-        "--measures", nargs="+", default=[*(n for n, m in MEASURES.items() if m.function), "inception score"]
-    )
+    parser.add_argument("--measures", nargs="+", default=[n for n, m in MEASURES.items() if m.function])
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:

@@ -22,7 +22,7 @@ class Mean(Extractor):
 
     name, fingerprint, role, dim, ranking_only = "mean", "f" * 64, "judge", 2, False
 
-    def _check(self, shape: tuple[int, ...]) -> None: ...
+    def check(self, shape: tuple[int, ...]) -> None: ...
 
     def _batch(self, x: np.ndarray) -> np.ndarray:
         z = x.astype(np.float32).reshape(len(x), -1) / 255
@@ -122,12 +122,13 @@ def test_every_number_for_every_class(sets: Any) -> None:
     assert ("synthetic", "recall(k=3)[mean]", "test") in by
 
 
-def test_order_workers_and_groups_of_files_change_nothing(sets: Any) -> None:
+def test_order_and_threads_change_nothing(sets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     synthetic, reference, train, groups = sets
     g = np.random.default_rng(0)
-    one = evaluate(synthetic, reference, train, groups, [Mean()], reference_name="test", workers=1)
+    one = evaluate(synthetic, reference, train, groups, [Mean()], reference_name="test")
+    monkeypatch.setattr("imbdiff.metrics.evaluate.MOST_AT_ONCE", 1)
     mixed = [s.select(g.permutation(len(s))) for s in (synthetic, reference, train)]
-    two = evaluate(*mixed, groups, [Mean()], reference_name="test", workers=3)
+    two = evaluate(*mixed, groups, [Mean()], reference_name="test")
     assert len(one["numbers"]) == len(two["numbers"])
     for a, b in zip(one["numbers"] + one["baselines"], two["numbers"] + two["baselines"], strict=True):
         assert a["metric"] == b["metric"]
@@ -189,7 +190,7 @@ def test_training_images_in_the_reference_are_refused_or_left_out_and_said(sets:
 
 
 def test_two_extractors_of_one_name_are_refused(sets: Any) -> None:
-    with pytest.raises(ConfigError, match="same name"):
+    with pytest.raises(ConfigError, match="mean, mean"):
         evaluate(*sets, [Mean(), Mean()], reference_name="test")
 
 
@@ -223,7 +224,7 @@ def test_agreement_counts_the_label_asked_for() -> None:
     assert row["n_effective"] == pytest.approx(1 / (0.25 / 10 + 0.25))
     (column,) = [c for c in found["classes"]["metrics"] if label(c) == "agreement[mean]" and c["of"] == "synthetic"]
     assert column["value"] == [0.8, 0.8, None, None]
-    real = _find(found["baselines"], "agreement[mean]", "all", "labels of the test images")
+    real = _find(found["baselines"], "agreement[mean]", "all", "test images")
     assert real["n_synthetic"] == 18  # of the classes that both have
     only_random = evaluate(synthetic, _set((9, 9, 9, 9), 3), train, groups, [RandomConv(1)], reference_name="test")
     assert not [r for r in only_random["numbers"] if "agreement" in r["metric"]]
@@ -265,7 +266,7 @@ def test_bad_input_names_the_set(sets: Any) -> None:
     synthetic, reference, train, groups = sets
     with pytest.raises(ConfigError, match="extractor"):
         evaluate(synthetic, reference, train, groups, [], reference_name="test")
-    with pytest.raises(DataError, match="no synthetic"):
+    with pytest.raises(DataError, match="synthetic images to evaluate: 0"):
         evaluate(synthetic.select([]), reference, train, groups, [Mean()], reference_name="test")
     other = ImageSet(synthetic.images, synthetic.labels, ("w", "x", "y", "z"))
     with pytest.raises(DataError, match="other classes"):

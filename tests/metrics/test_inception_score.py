@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from imbdiff.metrics.inception_score import inception_score, inception_score_measure
-from imbdiff.metrics.rows import Rows
+from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.runtime.errors import DataError
 
 
@@ -49,62 +49,53 @@ def test_known_answers() -> None:
     assert inception_score(sure[np.argsort(np.arange(80) % 4, kind="stable")], 4)[0] == pytest.approx(1)
 
 
-def rows_of(labels: np.ndarray, mix: np.ndarray | None = None) -> Rows:
-    return Rows.of(np.random.default_rng(1).normal(size=(len(labels), 3)), labels, mix)
+def measured(p: np.ndarray, labels: np.ndarray | None = None, mix: np.ndarray | None = None, **how: int) -> Estimate:
+    """The number of probabilities that are their own features."""
+    rows = Rows.of(p, labels, mix, probabilities=p)
+    return inception_score_measure(rows, rows, **how)["IS"]
 
 
 def test_measure_puts_classes_into_all_splits_and_counts_weights() -> None:
     labels = np.repeat(np.arange(2), [400, 200])
-    rows = rows_of(labels, np.array([0.5, 0.5]))
-    e = inception_score_measure(np.eye(2)[rows.labels], rows)["IS"]
+    x, mix = np.random.default_rng(1).normal(size=(600, 3)), np.array([0.5, 0.5])
+    rows = Rows.of(x, labels, mix, probabilities=np.eye(2)[labels])
+    e = inception_score_measure(rows, rows)["IS"]
     # unweighted it would be exp(H(1/3)) = 1.89; sorted by class, 1 in nearly all splits
     assert e.value == pytest.approx(2, abs=0.03)
     assert (e.n_synthetic, e.n_reference, e.extra["splits"]) == (600, 0, 10)
-    one = inception_score_measure(np.eye(2)[rows.labels], rows, splits=1)["IS"]
-    assert one.value == pytest.approx(2, rel=1e-12)
+    assert inception_score_measure(rows, rows, splits=1)["IS"].value == pytest.approx(2, rel=1e-12)
+    assert inception_score_measure(rows, rows.part(200))["IS"].n_synthetic == 200
 
 
 def test_measure_with_one_split_is_the_function_and_its_interval_holds_the_expectation() -> None:
     values, intervals = [], []
     for i in range(60):
         p = np.random.default_rng(i).dirichlet(np.full(4, 0.3), 400)
-        rows = Rows.of(p)
-        e = inception_score_measure(rows.array, rows)["IS"]
+        e = measured(p)
         assert e.value is not None
         values.append(e.value)
         intervals.append((e.low, e.high))
         if i == 0:
-            single = inception_score_measure(rows.array, rows, splits=1)["IS"]
-            assert single.value == pytest.approx(inception_score(p, 1)[0], rel=1e-12)
+            assert measured(p, splits=1).value == pytest.approx(inception_score(p, 1)[0], rel=1e-12)
     mean = np.mean(values)
-    inside = [low <= mean <= high for low, high in intervals]
-    width = [high - low for low, high in intervals]
-    assert np.mean(inside) >= 0.88
-    assert np.mean(width) < 6 * np.std(values)
+    assert np.mean([low <= mean <= high for low, high in intervals]) >= 0.88
+    assert np.mean([high - low for low, high in intervals]) < 6 * np.std(values)
 
 
 def test_order_changes_nothing() -> None:
     g = np.random.default_rng(3)
-    p, labels = g.dirichlet(np.ones(3), 330), g.integers(0, 2, 330)
-    found = []
-    for order in (np.arange(330), g.permutation(330)):
-        rows = Rows.of(p[order], labels[order])
-        e = inception_score_measure(rows.array, rows)["IS"]
-        found.append((e.value, e.low, e.high))
-    assert found[0] == pytest.approx(found[1], abs=1e-12)
+    p, labels, order = g.dirichlet(np.ones(3), 330), g.integers(0, 2, 330), g.permutation(330)
+    one, other = measured(p, labels), measured(p[order], labels[order])
+    assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high), abs=1e-12)
 
 
 def test_what_is_no_probability_or_too_few_is_refused() -> None:
-    few = rows_of(np.zeros(79, int))
-    e = inception_score_measure(np.full((79, 2), 0.5), few)["IS"]
+    e = measured(np.full((79, 2), 0.5))
     assert e.value is None
     assert "at least 80 images; here 79" in str(e.refused)
-    rows = rows_of(np.zeros(99, int))
-    assert inception_score_measure(np.full((99, 2), 0.5), rows)["IS"].value == pytest.approx(1)
+    assert measured(np.full((99, 2), 0.5)).value == pytest.approx(1)
     for p in (np.full((99, 2), 0.6), np.full((99, 2), np.nan), np.full(99, 0.5), np.tile([1.5, -0.5], (99, 1))):
         with pytest.raises(DataError, match="probabilities"):
-            inception_score_measure(p, rows)
-    with pytest.raises(DataError, match="98 rows"):
-        inception_score_measure(np.full((98, 2), 0.5), rows)
+            inception_score(p)
     with pytest.raises(DataError, match="splits"):
         inception_score(np.full((3, 2), 0.5), 4)

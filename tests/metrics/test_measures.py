@@ -14,8 +14,8 @@ import pytest
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.metrics.measures import MEASURES, METRICS, PANELS, QUESTIONS, choose_measures
-from imbdiff.metrics.numbers import ClassColumn, ClassColumns, Number
-from imbdiff.metrics.rows import Estimate, Rows
+from imbdiff.metrics.numbers import ClassColumn, Found, Number, Origin
+from imbdiff.metrics.rows import Estimate, Rows, Scope
 from imbdiff.pipeline import evaluation
 from imbdiff.pipeline.direct import Measuring, evaluate_any
 from imbdiff.runtime.errors import ConfigError
@@ -43,24 +43,22 @@ def _set(n: int, high: int, seed: int) -> ImageSet:
 
 
 def test_names_are_for_people_and_json_is_structured() -> None:
-    origin = {"reference": "test", "extractor": "judge", "fingerprint": "f", "direction": "higher"}
-    estimate = Estimate(0.5, 0.4, 0.6, n_synthetic=9, n_reference=8, n_effective=8.0, extra={"k": 3, "more": 1})
-    number = Number.of("recall", "few", estimate, **origin, classes_left_out=2)
-    assert (number.short, number.label, number.k, number.extra) == ("recall(k=3)", "recall(k=3)[judge]", 3, {"more": 1})
+    origin = Origin(metric="recall", k=3, reference="test", extractor="judge", fingerprint="f", direction="higher")
+    estimate = Estimate(0.5, 0.4, 0.6, n_synthetic=9, n_reference=8, n_effective=8.0, extra={"classes_dropped": 1})
+    number = Number.of(origin, "few", estimate, 2)
+    assert (number.short, number.label, number.classes_left_out) == ("recall(k=3)", "recall(k=3)[judge]", 3)
     assert Number.from_json(json.loads(json.dumps(number.to_json()))) == number
-    names = [Number.of(m, "all", Estimate(1.0), **origin, is_fid=True).label for m in ("FD", "FD∞", "KD", "F8")]
-    assert names == ["FID", "FID∞", "KID", "F8[judge]"]
-    columns = ClassColumns(3)
-    columns.add(number, 1, "synthetic")
-    columns.add(Number.of("recall", "few", Estimate.refuse("too few", k=3), **origin), 2, "synthetic")
-    (row,) = columns.to_json()
-    assert (row["metric"], row["k"], row["value"], row["refused"]) == ("recall", 3, [None, 0.5, None], [None, None, 0])
-    column = ClassColumn.from_json(row)
-    assert (column.label, column.reasons, column.extra) == (
-        "recall(k=3)[judge]",
-        ["too few"],
-        [None, {"more": 1}, None],
-    )
+    fids = [replace(origin, metric=m, k=None, is_fid=True).label for m in ("FD", "FD∞", "KD", "F8")]
+    assert fids == ["FID", "FID∞", "KID", "F8[judge]"]
+    found = Found(3)
+    found.add(number, Scope("group", "few", np.arange(2)), "train")
+    found.add(number, Scope("class", "b", np.array([1])), "synthetic")
+    refused = Number.of(origin, "c", Estimate.refuse("too few"))
+    found.add(refused, Scope("class", "c", np.array([2])), "synthetic")
+    assert (found.numbers, found.baselines) == ([], [number])
+    (column,) = [ClassColumn.from_json(json.loads(json.dumps(c.to_json()))) for c in found.columns.values()]
+    assert (column.label, column.of, column.value) == ("recall(k=3)[judge]", "synthetic", [None, 0.5, None])
+    assert (column.refused, column.reasons) == ([None, None, 0], ["too few"])
 
 
 def test_every_metric_of_the_page_is_in_the_table() -> None:

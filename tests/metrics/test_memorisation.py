@@ -5,16 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import betabinom
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.nearest import hash_keys
 from imbdiff.data.stats import Groups
-from imbdiff.metrics.copies import Counts, closeness, excess, suspects, warnings
+from imbdiff.metrics.copies import Row, closeness, suspects, warnings
 from imbdiff.metrics.intervals import closeness_interval, combined
 from imbdiff.metrics.memorisation import PAIRS, PAIRS_PER_CLASS, capped_rows, memorisation_report, nearest_within_class
-from imbdiff.runtime.errors import DataError
 
 
 def _set(n: int, seed: int, classes: int = 3, shape: tuple[int, int, int] = (5, 7, 3)) -> ImageSet:
@@ -39,15 +40,15 @@ def _digits() -> tuple[ImageSet, ImageSet, ImageSet]:
 
 def test_within_class_equals_sklearn() -> None:
     q, b = _set(50, 0), _set(80, 1)
-    index, distance = nearest_within_class(q, b)
+    keys = hash_keys(b.hashes)
+    index, distance = nearest_within_class(q.images, q.labels, b.images, b.labels, keys)
     for k in range(3):
         mine, rows = np.flatnonzero(q.labels == k), np.flatnonzero(b.labels == k)
         oracle = NearestNeighbors(n_neighbors=1).fit(b.images[rows].reshape(len(rows), -1).astype(float))
         d, i = oracle.kneighbors(q.images[mine].reshape(len(mine), -1).astype(float))
         np.testing.assert_array_equal(index[mine], rows[i[:, 0]])
-        np.testing.assert_allclose(distance[mine], d[:, 0] / np.sqrt(5 * 7 * 3) / 255, rtol=1e-12)
-    lacking = b.select(np.flatnonzero(b.labels != 1))
-    index, distance = nearest_within_class(q, lacking)
+        np.testing.assert_allclose(distance[mine], d[:, 0] / np.sqrt(5 * 7 * 3), rtol=1e-12)
+    index, distance = nearest_within_class(q.images, q.labels, b.images, b.labels % 2 * 2, keys)
     assert (index[q.labels == 1] == -1).all()
     assert np.isnan(distance[q.labels == 1]).all()
 
@@ -185,8 +186,11 @@ def test_features_are_a_second_space() -> None:
     assert space["summary"][0]["near_copies"] == len(mine)
     row = next(r for r in space["classes"] if r["label"] == 8)
     assert row["closeness"] == 1.0
-    with pytest.raises(DataError, match="features of 3 train images"):
-        memorisation_report(fresh, train, held, groups, features={**table, "train": table["train"][:3]})
+
+
+def _row(n: int, near: int, exact: int, held: int, held_near: int, leaked: int = 0, name: str = "c") -> Row:
+    counts = {"n_synthetic": n, "near_copies": near, "exact_copies": exact, "n_held_out": held}
+    return {"class": name, "n_train": 5, "held_out_near_copies": held_near, "reference_in_train": leaked, **counts}
 
 
 def test_a_thousand_classes_of_real_images_raise_no_false_alarm() -> None:
@@ -197,31 +201,32 @@ def test_a_thousand_classes_of_real_images_raise_no_false_alarm() -> None:
         share = 0.06 * g.beta(1, 3, 1000)
         n, held = g.integers(1, 60, 1000), g.integers(0, 20, 1000)
         near, held_near = g.binomial(n, share), g.binomial(held, share)
-        rows = zip(n.tolist(), near.tolist(), held.tolist(), held_near.tolist(), strict=True)
-        alarms += bool(suspects([Counts("c", 5, a, b, 0, c, d, 0) for a, b, c, d in rows]))
+        alarms += bool(suspects([_row(*row) for row in np.stack([n, near, 0 * n, held, held_near], axis=1).tolist()]))
     assert alarms <= 3
-    hundred = [Counts("c", 5, 20, 0, 0, 10, 0, 0)] * 999
-    assert suspects([*hundred, Counts("copied", 5, 20, 10, 0, 10, 0, 0)]) == [999]
-    assert suspects([*hundred, Counts("real", 5, 20, 10, 0, 40, 20, 0)]) == []
-    assert suspects([*hundred, Counts("exact", 5, 20, 1, 1, 10, 0, 0)]) == [999]
-    assert suspects([*hundred, Counts("exact", 5, 20, 1, 1, 10, 0, 1)]) == []
+    thousand = [_row(20, 0, 0, 10, 0)] * 999
+    assert suspects([*thousand, _row(20, 10, 0, 10, 0)]) == [999]
+    assert suspects([*thousand, _row(20, 10, 0, 40, 20)]) == []  # held-out images are as near
+    assert suspects([*thousand, _row(20, 1, 1, 10, 0)]) == [999]  # exact
+    assert suspects([*thousand, _row(20, 1, 1, 10, 0, leaked=1)]) == []
 
 
-def test_the_tail_probability_is_that_of_scipy_and_warnings_are_capped() -> None:
-    betabinom = pytest.importorskip("scipy.stats").betabinom
-    for near, n, held_near, held, base in ((1, 1, 0, 0, 0.01), (7, 30, 2, 25, 0.05), (41, 120, 0, 5, 0.01)):
-        truth = betabinom.sf(near - 1, n, 20 * base + held_near, 20 * (1 - base) + held - held_near)
-        assert excess(near, n, held_near, held, base) == pytest.approx(truth, rel=1e-6)
-    rows = warnings([Counts(f"c{k}", 5, 50, 20 + k % 7, 0, 10, 0, 0) for k in range(60)])
-    assert len(rows) == 21
-    assert rows[-1].startswith("near copies of training images in 40 more classes: ")
-    assert "c6'" in rows[0]  # the highest share first
-    spread = warnings([Counts(f"c{k}", 5, 10, 1, 0, 5, 0, 0) for k in range(1000)])
+def test_classes_are_warned_of_by_the_beta_binomial_after_holm_and_warnings_are_capped() -> None:
+    # one held-out image in 100 is near a training image: prior Beta(0.2, 19.8)
+    rows = [_row(30, near, 0, 10, 0) for near in range(10)]
+    p = [float(betabinom.sf(near - 1, 30, 0.2, 29.8)) for near in range(10)]
+    passed = [sum(q <= x for q in p) for x in p]  # rank, from 1
+    holm = [i for i, x in enumerate(p) if x <= 0.05 / (10 - passed[i] + 1)]
+    assert suspects(rows) == holm
+    assert 0 < len(holm) < 8
+    many = warnings([_row(50, 20 + k % 7, 0, 10, 0, name=f"c{k}") for k in range(60)])
+    assert len(many) == 21
+    assert many[-1].startswith("near copies of training images in 40 more classes: ")
+    assert "c6'" in many[0]  # the highest share first
+    spread = warnings([_row(10, 1, 0, 5, 0)] * 1000)
     assert len(spread) == 1
     assert spread[0].startswith("over all classes 10 % of 10,000 synthetic images")
-    assert warnings([Counts("c", 5, 10, 0, 0, 5, 0, 0)] * 50) == []
-    full = warnings([Counts("c", 5, 10, 10, 0, 5, 5, 0)] * 50)
-    assert full == []
+    assert warnings([_row(10, 0, 0, 5, 0)] * 50) == []
+    assert warnings([_row(10, 10, 0, 5, 5)] * 50) == []
 
 
 def test_many_classes_give_a_bounded_json() -> None:
@@ -234,12 +239,7 @@ def test_many_classes_give_a_bounded_json() -> None:
     assert len(report["warnings"]) == 21
 
 
-def test_other_shapes_are_an_error_and_the_cap_takes_from_every_class() -> None:
-    train = _set(9, 0)
-    with pytest.raises(DataError, match="synthetic"):
-        memorisation_report(_set(9, 0, shape=(5, 5, 3)), train, train, Groups.default(train.stats))
-    with pytest.raises(DataError, match="no synthetic images"):
-        memorisation_report(train.select([]), train, train, Groups.default(train.stats))
+def test_the_cap_takes_from_every_class() -> None:
     labels = np.array([0] * 10 + [1] * 2 + [2])
-    assert capped_rows(labels, 5).tolist() == [0, 1, 10, 11, 12]
+    assert capped_rows(labels, 5, np.arange(13)).tolist() == [0, 1, 10, 11, 12]
     assert capped_rows(labels, 5, -np.arange(13)).tolist() == [8, 9, 10, 11, 12]

@@ -129,10 +129,10 @@ def test_far_clusters_keep_their_neighbours() -> None:
 )
 def test_impossible_input_is_refused(x: np.ndarray, k: int) -> None:
     with pytest.raises(DataError):
-        count_inside(x, x, k, None)
-    with pytest.raises(DataError, match=r"9 x 2 fake .* 9 x 3 real"):
+        count_inside(x, x, k, k)
+    with pytest.raises(DataError, match="2 features"):
         precision_recall(np.zeros((9, 3)), np.zeros((9, 2)))
-    with pytest.raises(DataError, match="0 x 3 fake"):
+    with pytest.raises(DataError, match="N > 0"):
         precision_recall(np.zeros((9, 3)), np.zeros((0, 3)))
 
 
@@ -198,8 +198,9 @@ def test_measure_equals_brute_force_with_every_group_left_out(ties: bool) -> Non
         left[0].append(brute(fx[kf], rx, wf[kf, group], wr[:, -1], 3, 5))
         left[1].append(brute(fx, rx[kr], wf[:, -1], wr[kr, group], 3, 5))
     found = neighbour_measures(fake, real)
-    assert list(found) == ["precision", "recall", "density", "coverage"]
-    for i, (name, rows) in enumerate(zip(found, (fake, real, fake, real), strict=True)):
+    averaged = {"precision": fake, "recall": real, "density": fake, "coverage": real}
+    assert list(found) == list(averaged)
+    for i, (name, rows) in enumerate(averaged.items()):
         e = found[name]
         half = jackknife_half_width([[values[i] for values in side] for side in left])
         assert e.value == pytest.approx(whole[i], abs=1e-12)

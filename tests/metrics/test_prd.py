@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.cluster import MiniBatchKMeans
 
-from imbdiff.metrics.prd import cluster, f_beta, prd, prd_curve, prd_f8, prd_measure
+from imbdiff.metrics.prd import cluster, f_beta, prd_curve, prd_f8, prd_measure
 from imbdiff.metrics.rows import Estimate, Rows
-from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.errors import DataError
 
 
 def loop_curve(p: list[float], q: list[float], angles: int) -> tuple[list[float], list[float]]:
@@ -74,8 +74,6 @@ def test_features_with_a_lost_mode() -> None:
     f8, f18 = prd_f8(real, half, 8, runs=3)
     assert f8 < 0.65 < 0.8 < f18
     assert min(prd_f8(real, same, 8, runs=3)) > 0.9
-    precision, recall = prd(real, half, 8, angles=11, runs=2)
-    assert precision.shape == recall.shape == (11,)
 
 
 def test_one_start_a_run_is_as_good_as_the_authors_ten() -> None:
@@ -138,8 +136,6 @@ def test_too_few_rows_and_unequal_sets_are_refused() -> None:
     assert f8.value is None
     assert "at least" in str(f8.refused)
     with pytest.raises(DataError, match="equal size"):
-        prd(x, x[:70], 5)
+        prd_f8(x, x[:70], 5)
     with pytest.raises(DataError, match="200 clusters"):
-        prd(x, x, 200)
-    with pytest.raises(ConfigError):
-        prd_measure(Rows.of(x), Rows.of(x), runs=0)
+        prd_f8(x, x, 200)

@@ -104,13 +104,13 @@ def test_the_reference_command_and_its_folder(tmp_path: Path, capsys: pytest.Cap
     assert [e["name"] for e in found["protocol"]["extractors"]] == ["raw-pixels"]
     # by an extractor that it was not made with: before any features are taken
     assert main([*command, "--extractor", "random-conv", "--quiet"]) == 2
-    assert "no features of random-conv, but of raw-pixels" in capsys.readouterr().err
+    assert "no features of this random-conv, but those of raw-pixels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("mode", "is RGB and .* is grey"),
+        ("mode", "8 x 8 RGB, the reference is 8 x 8 grey"),
         ("size", "give --size 8"),
         ("classes", "no class of .* is in"),
         ("one", "at least two are needed"),
@@ -211,18 +211,10 @@ def test_numbers_of_other_images_are_not_overwritten(
         patch.setattr(Measuring, "make", lambda *_: pytest.fail("extractors were made"))
         with pytest.raises(RunError, match="has the numbers of other images: images against images") as caught:
             evaluate_any(_digits(40, 2), real, how=how, out=out)
-        assert f"--out {out}-2;" in caught.value.remedy
+        assert "another --out" in caught.value.remedy
         with pytest.raises(RunError, match="other images"):
             evaluate_any(_digits(40, 0), _digits(60, 3), how=how, out=out)
     assert (out / "metrics.json").read_bytes() == kept
-    # the folder that it names is taken, and named again the next time
-    evaluate_any(_digits(40, 2), real, how=how, out=tmp_path / "out-2")
-    with pytest.raises(RunError) as caught:
-        evaluate_any(_digits(40, 2), real, how=how, out=out)
-    assert "out-2;" in caught.value.remedy
-    with pytest.raises(RunError) as caught:
-        evaluate_any(_digits(40, 5), real, how=how, out=out)
-    assert "out-3;" in caught.value.remedy
     # the same images again, by another extractor too
     again = evaluate_any(_digits(40, 0), real, how=Measuring(quiet=True), out=out)
     assert again["protocol"]["fingerprints"] == first["protocol"]["fingerprints"]
@@ -288,7 +280,7 @@ def test_images_are_resized_as_the_stored_reference_was(tmp_path: Path) -> None:
     # a reference left as it was: the fake is brought to its size as asked
     native = _write(_digits(80, 1), tmp_path / "native")
     reference_any(native, tmp_path / "ref2", how=Measuring(quiet=True, extractors=("raw-pixels",)))
-    with pytest.raises(DataError, match=r"32 x 16 pixels, those of .* 8 x 8") as caught:
+    with pytest.raises(DataError, match="32 x 16 grey, the reference is 8 x 8") as caught:
         evaluate_any(fake, tmp_path / "ref2", how=QUIET)
     assert "give --size 8" in caught.value.remedy
     found = evaluate_any(fake, tmp_path / "ref2", how=Measuring(quiet=True, size=8, resize="stretch"))

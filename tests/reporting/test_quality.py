@@ -120,7 +120,7 @@ def test_answers_claim_a_difference_only_where_intervals_are_apart() -> None:
     said = dict(answers(measured(found)))
     assert len(said) == 4
     asked = said["Do they show what was asked for?"]
-    assert "0.91 (0.89 to 0.93) of synthetic images" in asked
+    assert "agreement 0.91 (0.89 to 0.93)" in asked
     assert "lower than the 0.97 (0.95 to 0.99) of real reference images" in asked
     assert "In the few group it is 0.79" in asked
     record(found, "agreement", "all").update(low=0.8, high=0.96)
@@ -142,7 +142,7 @@ def test_answers_fall_back_and_say_so_where_nothing_is_known() -> None:
         if row["metric"] == "CAS":
             row["metric"] = "other"
     said = dict(answers(measured(found)))
-    assert "(coverage)" in said["Are they varied?"]
+    assert "coverage" in said["Are they varied?"]
     assert "too few images to say" in said["Do they look real?"]
     assert "Can a classifier learn from them?" not in said
 

@@ -38,7 +38,7 @@ class Nearest:
         return len(self.base)
 
     def search(
-        self, queries: np.ndarray, k: int = 1, *, exclude: np.ndarray | None = None
+        self, queries: np.ndarray, k: int = 1, *, exclude: np.ndarray | None = None, ordered: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """The `k` nearest rows of each query, nearest first.
 
@@ -46,6 +46,7 @@ class Nearest:
             queries: (N, ...) of the same flattened size D.
             k: at most the number of rows (less one with `exclude`).
             exclude: (N,) a row that does not count for this query (itself), -1 for none.
+            ordered: False: any of equally near rows will do, which spares the comparison with every row.
 
         Returns:
             (N, k) int64 rows and (N, k) float64 squared Euclidean distances: exact for uint8, float64 sums otherwise.
@@ -57,12 +58,12 @@ class Nearest:
         if not len(q):
             return np.empty((0, k), np.int64), np.empty((0, k))
         own = np.full(len(q), -1) if exclude is None else exclude
-        found = self._candidates(q, min(len(self.base), k + 1 + MORE))
+        found = self._candidates(q, min(len(self.base), k + 1 + MORE * ordered))
         squared = self._squared(q, found)
         squared[found == own[:, None]] = np.inf
         order = np.lexsort((self.rank[found], squared), axis=1)
         found, squared = np.take_along_axis(found, order, 1), np.take_along_axis(squared, order, 1)
-        if found.shape[1] < len(self.base):
+        if ordered and found.shape[1] < len(self.base):
             # the farthest candidate stands for all rows that are none; its distance was rounded by the search
             last = np.where(np.isfinite(squared), squared, 0.0).max(axis=1)
             slack = 1e-9 * (1 + last + (q.astype(np.float64) ** 2).sum(axis=1))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from imbdiff.metrics.intervals import jackknife_half_width
-from imbdiff.metrics.rows import GROUPS, Estimate, Rows
+from imbdiff.metrics.rows import GROUPS, Estimate, Rows, in_both, too_few
 from imbdiff.runtime.errors import DataError
 
 PAIRS = 1 << 21
@@ -36,56 +36,39 @@ def mean_pairwise_distance(x: np.ndarray) -> float:
     return float(_distances(np.asarray(x, np.float64)).sum() / (len(x) * (len(x) - 1)))
 
 
-def diversity(
-    fake: Rows, real: Rows, *, seed: int = 0, per_class: int = PER_CLASS, least: int = MIN_PER_CLASS
-) -> dict[str, Estimate]:
-    """ "diversity": the ratio above, over the classes with `least` rows in both sets; n counts the rows used.
+def diversity(fake: Rows, real: Rows, *, seed: int = 0, per_class: int = PER_CLASS) -> dict[str, Estimate]:
+    """ "diversity": the ratio above, over the classes with 5 rows in both sets; n counts the rows used.
 
     `extra`: "synthetic_distance", "reference_distance", and "classes" that took part. The interval is the
     delete-a-group jackknife over both sets, by the logarithm, as the ratio of two lengths asks for. Where all synthetic
     rows of each class are equal, the jackknife says nothing: the upper end is then 6 / n, as the share of rows that
     differ is up to 3 / n with 95 % confidence and each pair has two.
     """
-    least = max(2, least)
-    count = max(fake.labels.max(initial=-1), real.labels.max(initial=-1)) + 1
-    in_both = np.minimum(np.bincount(fake.labels, minlength=count), np.bincount(real.labels, minlength=count)) >= least
-    classes = np.flatnonzero(in_both)
-    fake, real = (_first(rows, in_both, per_class) for rows in (fake, real))
-    if min(len(fake), len(real)) < MIN_ROWS:
-        reason = (
-            f"at least {MIN_ROWS} images in both sets, from classes with at least {least} in both, are needed; "
-            f"here {len(fake)} and {len(real)}"
-        )
+    enough = in_both(fake, real, MIN_PER_CLASS)
+    classes = np.flatnonzero(enough)
+    real = real.select(enough[real.labels])
+    share = np.bincount(real.labels, real.weights, minlength=len(enough))[classes]
+    fake, real = _first(fake.select(enough[fake.labels]), per_class), _first(real, per_class)
+    if reason := too_few(fake, real, MIN_ROWS, MIN_PER_CLASS):
         return {"diversity": Estimate.refuse(reason, fake, real)}
-    # the mix of all reference rows, cut down to these classes: `_first` keeps the shares
-    share = np.bincount(real.labels, real.weights, minlength=count)[classes]
     mine, theirs = (_left_out(rows, classes) @ share for rows in (fake, real))
     if theirs.min() <= 0:
         reason = "the real images of each class are all the same: there is nothing to compare with"
         return {"diversity": Estimate.refuse(reason, fake, real)}
     value = float(mine[-1] / theirs[-1])
-    extra = {
-        "synthetic_distance": float(mine[-1]),
-        "reference_distance": float(theirs[-1]),
-        "classes": classes.tolist(),
-    }
+    distances = {"synthetic_distance": float(mine[-1]), "reference_distance": float(theirs[-1])}
     if mine.min() <= 0:
-        return {"diversity": Estimate.of(value, 0.0, max(value, 6 / len(fake)), fake, real, **extra)}
-    half = jackknife_half_width([np.log(d[:-1]).tolist() for d in (mine, theirs)])
-    low, high = value * np.exp(-half), value * np.exp(half)
-    return {"diversity": Estimate.of(value, float(low), float(high), fake, real, **extra)}
+        low, high = 0.0, max(value, 6 / len(fake))
+    else:
+        half = jackknife_half_width([np.log(mine[:-1]), np.log(theirs[:-1])])
+        low, high = float(value * np.exp(-half)), float(value * np.exp(half))
+    return {"diversity": Estimate.of(value, low, high, fake, real, **distances, classes=classes.tolist())}
 
 
-def _first(rows: Rows, of_class: np.ndarray, per_class: int) -> Rows:
-    """The first `per_class` rows (by key) of the classes marked; the shares of the classes stay."""
-    rows = rows.select(of_class[rows.labels])
-    if not len(rows):
-        return rows
-    share, counts = np.bincount(rows.labels, rows.weights), np.bincount(rows.labels)
+def _first(rows: Rows, per_class: int) -> Rows:
+    """The first `per_class` rows (by key) of each class."""
     rank = np.arange(len(rows)) - np.searchsorted(rows.labels, rows.labels, side="left")
-    kept = rows.select(rank < per_class)
-    weights = (share / np.maximum(np.minimum(counts, per_class), 1))[kept.labels]
-    return Rows(kept.features, kept.labels, kept.keys, weights / weights.sum(), kept._index)
+    return rows.select(rank < per_class)
 
 
 def _left_out(rows: Rows, classes: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ interval that covers the true distance as often as it says (``benchmarks/interva
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
@@ -47,25 +48,17 @@ class Moments:
     scatter: np.ndarray
 
     @classmethod
-    def empty(cls, dim: int) -> Moments:
-        return cls(0.0, 0.0, np.zeros(dim), np.zeros((dim, dim)))
-
-    @classmethod
     def of(cls, x: np.ndarray, weights: np.ndarray | None = None) -> Moments:
         """Moments of rows `x` (N, D) with `weights` (N,) >= 0, all 1 where not given."""
         x = np.asarray(x, dtype=np.float64)
         w = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=np.float64)
         total = float(w.sum())
-        if total == 0:
-            return cls.empty(x.shape[1])
         mean = w @ x / total
         centred = x - mean
         return cls(total, float((w * w).sum()), mean, (centred * w[:, None]).T @ centred)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of the rows of both."""
-        if self.weight == 0 or other.weight == 0:
-            return other if self.weight == 0 else self
         total = self.weight + other.weight
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.weight / total)
@@ -86,11 +79,6 @@ class Moments:
         return Moments(self.weight, squares, mean, around - self.weight * np.outer(shift, shift))
 
     @property
-    def effective(self) -> float:
-        """Effective number of rows W^2 / sum w^2 (Kish); the number of rows where all weights are equal."""
-        return self.weight**2 / self.squares if self.squares else 0.0
-
-    @property
     def covariance(self) -> np.ndarray:
         """(D, D) covariance with the N - 1 correction, sum w (.)(.)^T / (W - sum w^2 / W)."""
         return self.scatter / (self.weight - self.squares / self.weight)
@@ -101,10 +89,7 @@ def moments_of(rows: Rows, weights: np.ndarray | None = None, size: int = 8192) 
     w = rows.weights if weights is None else weights
     kept = np.flatnonzero(w)
     part = rows if len(kept) == len(rows) else rows.select(kept)
-    result = Moments.empty(rows.dim)
-    for block, place in part.blocks(size):
-        result = result.merge(Moments.of(block, w[kept[place]]))
-    return result
+    return reduce(Moments.merge, (Moments.of(block, w[kept[place]]) for block, place in part.blocks(size)))
 
 
 def frechet_distance(a: Moments | np.ndarray, b: Moments | np.ndarray) -> float:
@@ -144,18 +129,17 @@ def frechet(fake: Rows, real: Rows, *, seed: int = 0, halvings: int | None = Non
     """
     d, n = fake.dim, min(fake.effective, real.effective)
     extra = {"rows_per_feature": round(n / d, 2)}
-    names = {"FD": ROWS_PER_FEATURE, "FD∞": ROWS_PER_FEATURE_EXTRAPOLATED}
-    # equal weights give an effective n of 20 D up to rounding
-    refused = {
-        name: f"{d} features need an effective n of at least {per * d:,} in both sets, here {n:,.0f}"
-        for name, per in names.items()
-        if n < per * d - 1e-6
-    }
-    if "FD" in refused:
-        refused["FD"] += "; use " + ("the kernel distance" if "FD∞" in refused else "FD∞")
-    if "FD∞" in refused:
-        refused["FD∞"] += "; use the kernel distance"
-        return {name: Estimate.refuse(reason, fake, real, **extra) for name, reason in refused.items()}
+
+    def refused(per: int, instead: str) -> Estimate | None:
+        if n >= per * d - 1e-6:  # equal weights give an effective n of 20 D up to rounding
+            return None
+        reason = f"{d} features need an effective n of at least {per * d:,} in both sets, here {n:,.0f}; use {instead}"
+        return Estimate.refuse(reason, fake, real)
+
+    no_limit = refused(ROWS_PER_FEATURE_EXTRAPOLATED, "the kernel distance")
+    no_plain = refused(ROWS_PER_FEATURE, "the kernel distance" if no_limit else "FD∞")
+    if no_plain and no_limit:
+        return {"FD": no_plain, "FD∞": replace(no_limit, extra=extra)}
     x, y = moments_of(fake), moments_of(real)
     plain = frechet_distance(x, y)
     single = max(_single_share(fake), _single_share(real))
@@ -164,40 +148,25 @@ def frechet(fake: Rows, real: Rows, *, seed: int = 0, halvings: int | None = Non
             f"classes with a single image hold {100 * single:.0f} % of the squared weights, and how one image scatters "
             "cannot be known; use the kernel distance, or groups"
         )
-        return {"FD": _at_this_n(plain, None, refused, fake, real), "FD∞": Estimate.refuse(reason, fake, real, **extra)}
-    halves = [_halved(fake, real, x, y, seed, r) for r in range(halvings or _halvings(d))]
+        at_n = no_plain or Estimate.of(plain, None, None, fake, real)
+        return {"FD": at_n, "FD∞": Estimate.refuse(reason, fake, real, **extra)}
+    count = halvings or (HALVINGS if d <= 512 else HALVINGS_LARGE)
+    halves = np.array([_halved(fake, real, x, y, seed, r) for r in range(count)])
     # the halves have `factor` times the bias of the whole: 2, less what single images keep
     factor = 2 - single
-    corrected = (factor * plain - np.asarray(halves)) / (factor - 1)
+    corrected = (factor * plain - halves) / (factor - 1)
     value = float(corrected.mean())
-    maps = _Maps.of(x, y)
-    v = variance_of_sum(fake, maps.psi(fake, fake=True)) + variance_of_sum(real, maps.psi(real, fake=False))
+    v = variance_of_sum(fake, _influence(fake, x, y)) + variance_of_sum(real, _influence(real, y, x))
     low, high = distance_interval(value, plain, v, float(corrected.var(ddof=1)))
-    extra |= {"small_sample": "FD" in refused}
-    around = (max(0.0, plain - (value - low)), plain + (high - value))
-    return {
-        "FD": _at_this_n(plain, around, refused, fake, real),
-        "FD∞": Estimate.of(value, low, high, fake, real, plain=plain, **extra),
-    }
-
-
-def _at_this_n(
-    plain: float, around: tuple[float, float] | None, refused: dict[str, str], fake: Rows, real: Rows
-) -> Estimate:
-    if "FD" in refused:
-        return Estimate.refuse(refused["FD"], fake, real)
-    low, high = around or (None, None)
-    return Estimate.of(plain, low, high, fake, real)
+    at_n = Estimate.of(plain, max(0.0, plain - (value - low)), plain + (high - value), fake, real)
+    extra |= {"small_sample": no_plain is not None}
+    return {"FD": no_plain or at_n, "FD∞": Estimate.of(value, low, high, fake, real, plain=plain, **extra)}
 
 
 def _single_share(rows: Rows) -> float:
     """Share of the squared weights that rows hold which are alone in their class; 0 where there is one class."""
     alone = np.bincount(rows.labels)[rows.labels] == 1
     return float((rows.weights[alone] ** 2).sum() / (rows.weights**2).sum())
-
-
-def _halvings(dim: int) -> int:
-    return HALVINGS if dim <= 512 else HALVINGS_LARGE
 
 
 def _halved(fake: Rows, real: Rows, x: Moments, y: Moments, seed: int, number: int) -> float:
@@ -231,35 +200,20 @@ def _halves(rows: Rows, whole: Moments, generator: np.random.Generator) -> tuple
     return first, whole.complement(first, squares)
 
 
-@dataclass(frozen=True)
-class _Maps:
-    """What the influence functions need: for each set, coordinates in which T is diagonal."""
-
-    means: tuple[np.ndarray, np.ndarray]
-    axes: tuple[np.ndarray, np.ndarray]
-    inverse: tuple[np.ndarray, np.ndarray]
-
-    @classmethod
-    def of(cls, a: Moments, b: Moments) -> _Maps:
-        roots = _sqrt(a.covariance), _sqrt(b.covariance)
-        axes, inverse = [], []
-        for own, other in ((a, roots[1]), (b, roots[0])):
-            values, vectors = np.linalg.eigh(_symmetric(other @ own.covariance @ other))
-            axes.append(other @ vectors)
-            # directions in which a set does not vary at all add nothing
-            inverse.append(np.where(values > values[-1] * 1e-12, np.abs(values), np.inf) ** -0.5)
-        return cls((a.mean, b.mean), (axes[0], axes[1]), (inverse[0], inverse[1]))
-
-    def psi(self, rows: Rows, *, fake: bool) -> np.ndarray:
-        """(N,) influence of each row, up to a constant."""
-        side = 0 if fake else 1
-        shift = self.means[side] - self.means[1 - side]
-        result = np.empty(len(rows))
-        for block, place in rows.blocks():
-            c = block - self.means[side]
-            z = c @ self.axes[side]
-            result[place] = 2 * c @ shift + (c * c).sum(axis=1) - (z * z) @ self.inverse[side]
-        return result
+def _influence(rows: Rows, own: Moments, other: Moments) -> np.ndarray:
+    """(N,) psi of each of the rows, up to a constant; in coordinates in which T is diagonal."""
+    root = _sqrt(other.covariance)
+    values, vectors = np.linalg.eigh(_symmetric(root @ own.covariance @ root))
+    axes = root @ vectors
+    # directions in which a set does not vary at all add nothing
+    inverse = np.where(values > values[-1] * 1e-12, np.abs(values), np.inf) ** -0.5
+    shift = own.mean - other.mean
+    result = np.empty(len(rows))
+    for block, place in rows.blocks():
+        c = block - own.mean
+        z = c @ axes
+        result[place] = 2 * c @ shift + (c * c).sum(axis=1) - (z * z) @ inverse
+    return result
 
 
 def _sqrt(s: np.ndarray) -> np.ndarray:

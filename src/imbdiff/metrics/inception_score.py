@@ -39,60 +39,50 @@ def inception_score(probabilities: np.ndarray, splits: int = SPLITS) -> tuple[fl
     return float(scores.mean()), float(scores.std())
 
 
-def inception_score_measure(
-    probabilities: np.ndarray, fake: Rows, *, seed: int = 0, splits: int = SPLITS
-) -> dict[str, Estimate]:
-    """ "IS" from `probabilities` (N, C) of the rows `fake`, in their order.
+def inception_score_measure(fake: Rows, real: Rows, *, seed: int = 0, splits: int = SPLITS) -> dict[str, Estimate]:
+    """ "IS" of the probabilities of `fake`, of as many rows as `real` has; `seed` is not used.
 
     Rows are put into splits by hash and count with their weights, within a split. The interval is the delete-a-group
-    jackknife; it covers the expectation at this n and these splits, bias included. For a reference, call it with the
-    real rows: at the same n.
-
-    Raises:
-        DataError: not probabilities, or not one row of them for each row.
+    jackknife; it covers the expectation at this n and these splits, bias included.
     """
-    p = _checked(probabilities)
-    if len(p) != len(fake):
-        raise DataError(f"{len(p)} rows of probabilities do not belong to {len(fake)} feature rows")
+    assert fake.probabilities is not None
+    fake = fake.part(min(len(fake), len(real)))
+    p = _checked(fake.probabilities[fake.index])
     need = splits * PER_CLASS * p.shape[1]
     if len(fake) < need:
         reason = (
             f"{splits} splits and {p.shape[1]} classes need at least {need} images; here {len(fake)}: "
             "use more images or fewer splits"
         )
-        return {"IS": Estimate.refuse(reason, fake, None, splits=splits)}
-    means = _scores(p, _by_key(fake, splits), splits, fake.left_out_weights()).mean(axis=1)
-    value, half = float(means[-1]), jackknife_half_width([list(means[:-1])])
+        return {"IS": Estimate.refuse(reason, fake, splits=splits)}
+    split = np.empty(len(fake), np.int64)
+    split[np.lexsort((fake.labels, fake.keys))] = _split(len(fake), splits)  # the order of the keys knows no class
+    means = _scores(p, split, splits, fake.left_out_weights()).mean(axis=1)
+    value, half = float(means[-1]), jackknife_half_width([means[:-1]])
     # between 1 and the number of classes by definition
     low, high = max(1.0, value - half), min(float(p.shape[1]), value + half)
-    return {"IS": Estimate.of(value, min(low, value), max(high, value), fake, None, splits=splits)}
+    return {"IS": Estimate.of(value, min(low, value), max(high, value), fake, splits=splits)}
 
 
 def _scores(p: np.ndarray, split: np.ndarray, splits: int, weights: np.ndarray) -> np.ndarray:
     """(G, splits) scores of the splits under each of the `weights` (N, G)."""
-    # 0 log 0 = 0
-    own = np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0).sum(axis=1)
+    own = _negative_entropy(p)
     result = np.empty((weights.shape[1], splits))
     for i in range(splits):
         rows = split == i
         w = weights[rows] / weights[rows].sum(axis=0)
-        mean = w.T @ p[rows]
-        of_mean = np.where(mean > 0, mean * np.log(np.where(mean > 0, mean, 1.0)), 0.0).sum(axis=1)
-        result[:, i] = np.exp(w.T @ own[rows] - of_mean)
+        result[:, i] = np.exp(w.T @ own[rows] - _negative_entropy(w.T @ p[rows]))
     return result
+
+
+def _negative_entropy(p: np.ndarray) -> np.ndarray:
+    """sum p log p over the last axis, with 0 log 0 = 0."""
+    return np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0).sum(axis=1)
 
 
 def _split(n: int, splits: int) -> np.ndarray:
     """(n,) split of each row: i where i n // splits <= row < (i + 1) n // splits."""
-    ends = np.arange(1, splits + 1) * n // splits
-    return np.searchsorted(ends, np.arange(n), side="right")
-
-
-def _by_key(rows: Rows, splits: int) -> np.ndarray:
-    """(N,) split of each row in the order of the keys, which knows no class."""
-    result = np.empty(len(rows), np.int64)
-    result[np.lexsort((rows.labels, rows.keys))] = _split(len(rows), splits)
-    return result
+    return np.searchsorted(np.arange(1, splits + 1) * n // splits, np.arange(n), side="right")
 
 
 def _checked(probabilities: np.ndarray) -> np.ndarray:

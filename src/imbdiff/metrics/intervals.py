@@ -17,6 +17,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import stdtrit
 
 from imbdiff.metrics.rows import Rows
 
@@ -72,19 +74,12 @@ def distance_interval(
     return (low + value - wald) / 2, max(high, value + wald)
 
 
-# two-sided 95 % points of Student's t with 1..30 degrees of freedom
-_T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
-
 def student95(degrees: int) -> float:
-    """Two-sided 95 % point of Student's t; that of the normal distribution above 30 degrees of freedom."""
-    return _T95[degrees - 1] if degrees <= len(_T95) else 1.96
+    """Two-sided 95 % point of Student's t."""
+    return float(stdtrit(degrees, 0.975))
 
 
-def jackknife_half_width(leave_out: Sequence[Sequence[float]]) -> float:
+def jackknife_half_width(leave_out: Sequence[Sequence[float] | np.ndarray]) -> float:
     """Half width of the 95 % delete-a-group jackknife interval of a statistic of several independent samples.
 
     v = sum over samples of (G - 1) / G sum_g (theta_g - mean theta)^2, times Student's t with G - 1 degrees of freedom
@@ -93,23 +88,20 @@ def jackknife_half_width(leave_out: Sequence[Sequence[float]]) -> float:
     Args:
         leave_out: per sample, the G values of the statistic with one group left out.
     """
-    variance = 0.0
-    for values in leave_out:
-        v = np.asarray(values, dtype=np.float64)
-        variance += (len(v) - 1) / len(v) * float(((v - v.mean()) ** 2).sum())
-    dof = min(len(v) for v in leave_out) - 1
-    return float(np.sqrt(variance)) * student95(dof)
+    samples = [np.asarray(values, dtype=np.float64) for values in leave_out]
+    variance = sum((len(v) - 1) / len(v) * float(((v - v.mean()) ** 2).sum()) for v in samples)
+    return math.sqrt(variance) * student95(min(len(v) for v in samples) - 1)
 
 
-def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
+def wilson(successes: float, n: float) -> tuple[float, float]:
     """95 % Wilson score interval of a share (Wilson 1927); (0, 1) where n = 0. An effective n need not be whole."""
     if n == 0:
         return 0.0, 1.0
-    p = successes / n
+    p, z = successes / n, Z95
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # at p = 0 and 1 the ends are 0 and 1 exactly; rounding must not put the share outside its own interval
-    return max(0.0, min(p, float(centre - half))), min(1.0, max(p, float(centre + half)))
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def closeness_interval(value: float, m: int, n: int) -> tuple[float, float]:
@@ -120,21 +112,13 @@ def closeness_interval(value: float, m: int, n: int) -> tuple[float, float]:
     Mann-Whitney statistic, part 2", method 5). Unlike DeLong's it does not shrink to nothing at 0 and 1, where copies
     are. It covers the sampling of both sets of images; the training images are taken as given."""
 
-    def outside(a: float) -> bool:
+    def excess(a: float) -> float:
         spread = 1 + ((m + n) / 2 - 1) * ((1 - a) / (2 - a) + a / (1 + a))
-        return (value - a) ** 2 > Z95 * Z95 * a * (1 - a) * spread / (m * n)
+        return (value - a) ** 2 - Z95 * Z95 * a * (1 - a) * spread / (m * n)
 
-    ends = []
-    for far in (0.0, 1.0):
-        out, inside = far, value
-        if not outside(out):
-            ends.append(far)
-            continue
-        for _ in range(60):
-            middle = (out + inside) / 2
-            out, inside = (middle, inside) if outside(middle) else (out, middle)
-        ends.append(inside)
-    return ends[0], ends[1]
+    inside = min(max(value, 1e-9), 1 - 1e-9)  # at 0 and 1 itself the equation holds, but there is another solution
+    low, high = (float(brentq(excess, end, inside)) if excess(end) > 0 else end for end in (0.0, 1.0))
+    return low, high
 
 
 def combined(values: Sequence[tuple[float, float, float]], weights: Sequence[float]) -> tuple[float, float, float]:
@@ -142,10 +126,7 @@ def combined(values: Sequence[tuple[float, float, float]], weights: Sequence[flo
 
     low = value - sqrt(sum w^2 (value_k - low_k)^2), high in the same way, weights scaled to sum to 1.
     """
-    v = np.asarray(values, dtype=np.float64)
-    w = np.asarray(weights, dtype=np.float64)
-    w = w / w.sum()
-    value = float(w @ v[:, 0])
-    low = value - float(np.sqrt((w**2) @ (v[:, 0] - v[:, 1]) ** 2))
-    high = value + float(np.sqrt((w**2) @ (v[:, 2] - v[:, 0]) ** 2))
-    return value, max(0.0, low), min(1.0, high)
+    value, low, high = np.asarray(values, dtype=np.float64).T
+    w = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+    mean = float(w @ value)
+    return mean, max(0.0, mean - math.hypot(*(w * (value - low)))), min(1.0, mean + math.hypot(*(w * (high - value))))

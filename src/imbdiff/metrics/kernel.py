@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from imbdiff.metrics.intervals import distance_interval, variance_of_sum
-from imbdiff.metrics.rows import Estimate, Rows
+from imbdiff.metrics.rows import Estimate, Rows, in_both, too_few
 
 MIN_PER_CLASS = 2
 """Images of a class, in either set, for the class to take part: pairs within the class are needed."""
@@ -34,10 +34,9 @@ def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased MMD^2 of rows `x` (N, D) and `y` (M, D), N and M >= 2, all rows weighing the same."""
-    n, m = len(x), len(y)
     kxx, kyy = polynomial_kernel(x, x), polynomial_kernel(y, y)
     within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (kxx, kyy)]
-    return float(within[0] + within[1] - 2 * polynomial_kernel(x, y).sum() / (n * m))
+    return float(within[0] + within[1] - 2 * polynomial_kernel(x, y).sum() / (len(x) * len(y)))
 
 
 def kernel(fake: Rows, real: Rows, *, seed: int = 0, max_rows: int = MAX_ROWS) -> dict[str, Estimate]:
@@ -53,10 +52,20 @@ def kernel(fake: Rows, real: Rows, *, seed: int = 0, max_rows: int = MAX_ROWS) -
     Classes with a single image in either set are left out of both; `extra` has how many and the weight of the others,
     and the number is refused where that is below 95 %. Refused below 20 images of either set.
     """
-    found = _with_pairs(fake, real, max_rows)
-    if isinstance(found, Estimate):
-        return {"KD": found}
-    fake, real, about = found
+    enough = in_both(fake, real, MIN_PER_CLASS)
+    weight = float(real.weights[enough[real.labels]].sum())
+    dropped = len(np.unique(real.labels[~enough[real.labels]]))
+    most = max(max_rows, MIN_PER_CLASS * int(enough.sum()))
+    fake, real = (r.select(enough[r.labels]).part(most, least=MIN_PER_CLASS) for r in (fake, real))
+    about = {"classes_dropped": dropped, "weight_used": round(weight, 6)} if dropped else {}
+    reason = too_few(fake, real, MIN_ROWS, MIN_PER_CLASS)
+    if not reason and weight < LEAST_WEIGHT:
+        reason = (
+            f"{dropped} classes have fewer than {MIN_PER_CLASS} images to pair in one of the sets and hold "
+            f"{100 * (1 - weight):.0f} % of the weight; look at groups, or give more images"
+        )
+    if reason:
+        return {"KD": Estimate.refuse(reason, fake, real, **about)}
     x, y = fake.array.astype(np.float64), real.array.astype(np.float64)
     wx, wy = fake.weights, real.weights
     # one kernel matrix at a time: of 4,000 rows each takes 128 MB
@@ -76,34 +85,6 @@ def kernel(fake: Rows, real: Rows, *, seed: int = 0, max_rows: int = MAX_ROWS) -
     return {"KD": Estimate.of(value, low, high, fake, real, **about)}
 
 
-def _with_pairs(fake: Rows, real: Rows, max_rows: int) -> tuple[Rows, Rows, dict[str, float]] | Estimate:
-    """Parts of at most `max_rows` of the classes with pairs in both sets, and what was left out; or a refusal."""
-    about: dict[str, float] = {}
-    if min(len(fake), len(real)) >= MIN_ROWS:
-        c = int(max(fake.labels.max(), real.labels.max())) + 1
-        parts = [r.part(max_rows, least=MIN_PER_CLASS) for r in (fake, real)]
-        counts = [np.bincount(r.labels, minlength=c) for r in parts]
-        enough = (counts[0] >= MIN_PER_CLASS) & (counts[1] >= MIN_PER_CLASS)
-        weight = float(real.weights[enough[real.labels]].sum())
-        dropped = len(np.unique(real.labels[~enough[real.labels]]))
-        fake, real = (r.select(enough[r.labels]) for r in parts)
-        if dropped:
-            about = {"classes_dropped": dropped, "weight_used": round(weight, 6)}
-        if dropped and weight < LEAST_WEIGHT and min(len(fake), len(real)) >= MIN_ROWS:
-            reason = (
-                f"{dropped} classes have fewer than {MIN_PER_CLASS} images to pair in one of the sets and hold "
-                f"{100 * (1 - weight):.0f} % of the weight; look at groups, or give more images"
-            )
-            return Estimate.refuse(reason, fake, real, **about)
-    if min(len(fake), len(real)) < MIN_ROWS:
-        reason = (
-            f"at least {MIN_ROWS} images in both sets, from classes with at least {MIN_PER_CLASS} in both, are needed; "
-            f"here {len(fake)} and {len(real)}"
-        )
-        return Estimate.refuse(reason, fake, real, **about)
-    return fake, real, about
-
-
 def _row_means(k: np.ndarray, rows: Rows) -> np.ndarray:
     """(N,) sum_l p_l mean of k(i, j) over j != i of class l."""
     total = k @ rows.weights
@@ -117,7 +98,7 @@ def _row_means(k: np.ndarray, rows: Rows) -> np.ndarray:
 def _degenerate(k: np.ndarray, first: Rows, second: Rows) -> float:
     """sum_ij w_i^2 w_j^2 k~_ij^2 over pairs of different rows, k~ the kernel `k` centred by class in both arguments.
 
-    Works on `k` in place.
+    Works on `k` in place. Squares are scaled by n / (n - 1) of either class, for centring by the sample's own mean.
     """
     for own in _classes(first):
         k[own] -= k[own].mean(axis=0)
@@ -125,14 +106,9 @@ def _degenerate(k: np.ndarray, first: Rows, second: Rows) -> float:
         k[:, own] -= k[:, own].mean(axis=1, keepdims=True)
     if first is second:
         np.fill_diagonal(k, 0.0)
-    a, b = (r.weights**2 * _unbias(r) for r in (first, second))
+    counts = (np.bincount(r.labels)[r.labels] for r in (first, second))
+    a, b = (r.weights**2 * (n / (n - 1)) for r, n in zip((first, second), counts, strict=True))
     return float(a @ (k * k) @ b)
-
-
-def _unbias(rows: Rows) -> np.ndarray:
-    """(N,) n / (n - 1) of the class of each row: what centring by the sample's own mean takes from a square."""
-    n = np.bincount(rows.labels)[rows.labels]
-    return n / (n - 1)
 
 
 def _classes(rows: Rows) -> list[slice]:

@@ -6,20 +6,21 @@ package, a `Measure` that `choose_measures` finds by its name.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Literal
 
+from imbdiff.metrics.agreement import agreement
 from imbdiff.metrics.diversity import diversity
 from imbdiff.metrics.frechet import frechet
+from imbdiff.metrics.inception_score import inception_score_measure
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.neighbours import neighbour_measures
 from imbdiff.metrics.numbers import FID_NAMES, Direction
 from imbdiff.metrics.prd import prd_measure
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.runtime.errors import ConfigError
-from imbdiff.runtime.files import digest
 from imbdiff.runtime.tables import lookup
 
 Function = Callable[..., dict[str, Estimate]]
@@ -27,7 +28,7 @@ Function = Callable[..., dict[str, Estimate]]
 
 @dataclass(frozen=True)
 class Metric:
-    """A number as readers know it, whatever extractor and k it is made with: all that the page shows of it.
+    """A number as readers know it, whatever extractor it is made with: all that the page shows of it.
 
     Attributes:
         name: the key of the estimate that the measure's function gives.
@@ -37,9 +38,8 @@ class Metric:
         k: which nearest neighbour the function takes; None where it takes none.
         share: a part of a whole, 0 to 1.
         by_n: its size depends on how many images went in, so that values of different n do not compare.
-        alone: it is of one set of images and looks at no reference; the baseline is of the reference images.
-        means: how the summary goes on after the value; "": with `what`.
-        baseline: the real images behind the baseline, as the page calls them.
+        alone: for a number of one set of images, what stands in place of its reference; its baseline is of the
+            reference images.
     """
 
     name: str
@@ -49,9 +49,7 @@ class Metric:
     k: int | None = None
     share: bool = False
     by_n: bool = False
-    alone: bool = False
-    means: str = ""
-    baseline: str = "real training images"
+    alone: str = ""
 
     @property
     def decimals(self) -> int | None:
@@ -64,12 +62,13 @@ class Measure:
     """One row of the table: a function, and the metrics that it gives.
 
     Attributes:
-        function: (fake: Rows, real: Rows, *, seed: int) -> estimates by the name of the metric; its k, where it has
-            one, in `extra`. None: another part of an evaluation computes it.
+        function: (fake: Rows, real: Rows, *, seed: int) -> estimates by the name of the metric. None: another part of
+            an evaluation computes it.
         metrics: what it gives.
         what: how it is computed, with the interval and what the number depends on; printed with the numbers.
         source: where the equation stands.
         against_train: whether it is computed against the training set too.
+        needs: what the judge must say of the images for it, an attribute of `Rows`; it then looks at one set alone.
     """
 
     function: Function | None
@@ -77,19 +76,22 @@ class Measure:
     what: str
     source: str
     against_train: bool = True
+    needs: Literal["", "predicted", "probabilities"] = ""
 
     def numbers(self, fake: Rows, real: Rows, *, seed: int) -> dict[str, Estimate]:
-        """What the function gives; a value that is not finite is refused.
+        """What the function gives; a value that is not finite is refused, and so is everything where a set is empty.
 
         Raises:
             ConfigError: it gives numbers that are not among its `metrics`, or no `Estimate`.
         """
         assert self.function is not None
-        found = self.function(fake, real, seed=seed)
-        where = getattr(self.function, "__qualname__", type(self.function).__name__)
         names = [metric.name for metric in self.metrics]
+        if not len(fake) or not len(real):
+            return dict.fromkeys(names, Estimate.refuse("no class has images in both sets", fake, real))
+        found = self.function(fake, real, seed=seed)
         for name, estimate in found.items():
             if name not in names or not isinstance(estimate, Estimate):
+                where = getattr(self.function, "__qualname__", type(self.function).__name__)
                 raise ConfigError(
                     f"the measure {where} gives {name!r}, a {type(estimate).__name__}",
                     f"it must give an Estimate for each of: {', '.join(names)}",
@@ -98,34 +100,15 @@ class Measure:
                 found[name] = Estimate.refuse(f"the value is {estimate.value}", fake, real)
         return found
 
-    @property
-    def identity(self) -> str:
-        """A hash of the row and of the file that the function stands in, as far as it has one."""
-        module = inspect.getmodule(self.function)
-        try:
-            file = "" if module is None else inspect.getsource(module)
-        except (OSError, TypeError):  # typed at a prompt, or compiled
-            file = ""
-        return digest([[asdict(metric) for metric in self.metrics], self.what, self.source, self.against_train, file])
-
 
 MEASURES: dict[str, Measure] = {
     "frechet": Measure(
         frechet,
         (
-            Metric(
-                "FD",
-                "lower",
-                "Fréchet distance of the features, at this number of images; 0 where they agree",
-                main=True,
-                by_n=True,
-            ),
-            Metric(
-                "FD∞",
-                "lower",
-                "Fréchet distance, extrapolated to endless samples, so that scopes of any size compare",
-                main=True,
-            ),
+            Metric("FD", "lower", "Fréchet distance of the features, at this number of images; 0 where they agree",
+                   main=True, by_n=True),
+            Metric("FD∞", "lower", "Fréchet distance, extrapolated to endless samples, so that scopes of any size "
+                   "compare", main=True),
         ),
         "squared Fréchet distance of normal distributions in feature space, float64. FD: of the two samples, biased "
         "upwards at small n, so compare at equal n only; from 20 rows per feature. FD∞: extrapolated to endless "
@@ -134,14 +117,8 @@ MEASURES: dict[str, Measure] = {
     ),
     "kernel": Measure(
         kernel,
-        (
-            Metric(
-                "KD",
-                "lower",
-                "kernel distance of the features: unbiased, serves where images are few, may fall below 0",
-                main=True,
-            ),
-        ),
+        (Metric("KD", "lower", "kernel distance of the features: unbiased, serves where images are few, may fall "
+                "below 0", main=True),),
         "unbiased squared maximum mean discrepancy, kernel (x.y/D + 1)^3, stratified by class; may be negative; 95 % "
         "interval of the true distance",
         "Gretton et al. 2012; Binkowski et al. 2018",
@@ -149,43 +126,14 @@ MEASURES: dict[str, Measure] = {
     "neighbours": Measure(
         neighbour_measures,
         (
-            Metric(
-                "precision",
-                "higher",
-                "share of synthetic images that lie among the real ones",
-                k=3,
-                main=True,
-                share=True,
-                by_n=True,
-                means="of synthetic images lie among real ones (precision)",
-            ),
-            Metric(
-                "recall",
-                "higher",
-                "share of real images that lie among the synthetic ones",
-                k=3,
-                main=True,
-                share=True,
-                by_n=True,
-                means="of real images lie among synthetic ones (recall)",
-            ),
-            Metric(
-                "density",
-                "higher",
-                "how many real neighbourhoods a synthetic image lies in, on average; may exceed 1",
-                k=5,
-                by_n=True,
-            ),
-            Metric(
-                "coverage",
-                "higher",
-                "share of real images that have a synthetic one close by",
-                k=5,
-                main=True,
-                share=True,
-                by_n=True,
-                means="of real images have a synthetic one close by (coverage)",
-            ),
+            Metric("precision", "higher", "share of synthetic images that lie among the real ones",
+                   main=True, k=3, share=True, by_n=True),
+            Metric("recall", "higher", "share of real images that lie among the synthetic ones",
+                   main=True, k=3, share=True, by_n=True),
+            Metric("density", "higher", "how many real neighbourhoods a synthetic image lies in, on average; may "
+                   "exceed 1", k=5, by_n=True),
+            Metric("coverage", "higher", "share of real images that have a synthetic one close by",
+                   main=True, k=5, share=True, by_n=True),
         ),
         "shares of images inside the other set's k-nearest-neighbour balls; they depend on n and k, so compare at "
         "equal n and k only; 95 % delete-a-group jackknife around the value at this n",
@@ -211,49 +159,34 @@ MEASURES: dict[str, Measure] = {
         against_train=False,
     ),
     "agreement": Measure(
-        None,
-        (
-            Metric(
-                "agreement",
-                "higher",
-                "share of synthetic images that the judge puts into the class they were made for",
-                main=True,
-                share=True,
-                alone=True,
-                means="of synthetic images are put into the class they were made for (agreement)",
-                baseline="real reference images",
-            ),
-            Metric(
-                "IS",
-                "higher",
-                "Inception score: classes recognised clearly and evenly; knows no real images",
-                by_n=True,
-                alone=True,
-                baseline="real reference images",
-            ),
-        ),
-        "share of images that the judge puts into the class asked for, and the Inception score of its probabilities",
+        agreement,
+        (Metric("agreement", "higher", "share of synthetic images that the judge puts into the class they were made "
+                "for", main=True, share=True, alone="label asked for"),),
+        "share of synthetic images that the judge puts into the class asked for, weighted to the class mix; 95 % "
+        "Wilson interval at the effective n; with the same for the reference images",
+        "label agreement, as in the long-tail literature",
+        against_train=False,
+        needs="predicted",
+    ),
+    "inception score": Measure(
+        inception_score_measure,
+        (Metric("IS", "higher", "Inception score: classes recognised clearly and evenly; knows no real images",
+                by_n=True, alone="none"),),
+        "Inception score of the judge's probabilities, 10 splits, of as many synthetic as reference images; 95 % "
+        "jackknife around the value at this n",
         "Salimans et al. 2016",
         against_train=False,
+        needs="probabilities",
     ),
     "CAS": Measure(
         None,
-        (
-            Metric(
-                "CAS",
-                "higher",
-                "accuracy on real images of a classifier trained on synthetic images alone",
-                main=True,
-                share=True,
-                means="of real images are recognised by a classifier that saw synthetic images alone (CAS)",
-                baseline="one trained on the real training images",
-            ),
-        ),
+        (Metric("CAS", "higher", "accuracy on real images of a classifier trained on synthetic images alone",
+                main=True, share=True),),
         "classification accuracy score: test accuracy of classifiers trained on synthetic images alone",
         "Ravuri and Vinyals 2019",
         against_train=False,
     ),
-}
+}  # fmt: skip
 METRICS = {
     metric.name: metric
     for metric in sorted((m for row in MEASURES.values() for m in row.metrics), key=lambda m: not m.main)
@@ -280,9 +213,7 @@ def choose_measures(names: Sequence[str] = ()) -> Mapping[str, Measure]:
         ConfigError: there is none of that name, it is no `Measure`, or one of its numbers is another's.
     """
     chosen = dict(MEASURES)
-    for name in names:
-        if name in chosen:
-            continue
+    for name in (name for name in names if name not in chosen):
         found = lookup("metrics", MEASURES, name, kind=Measure)
         taken = {*FID_NAMES.values(), *(metric.name for measure in chosen.values() for metric in measure.metrics)}
         twice = sorted(taken & {metric.name for metric in found.metrics})

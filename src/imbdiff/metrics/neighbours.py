@@ -14,7 +14,6 @@ images against real ones have an expected coverage of 1 - (N - 1)...(N - k) / ((
 
 A point on the edge, d <= r, is inside, as in Kynkäänniemi's code (the package prdc takes <; without ties both are the
 same). Distances that rounding cannot tell apart count as equal, so that a copy of a k-th neighbour is on the edge.
-Neighbours are scikit-learn's, by brute force.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from imbdiff.data.nearest import Nearest
 from imbdiff.metrics.intervals import jackknife_half_width, wilson
 from imbdiff.metrics.rows import Estimate, Rows
 from imbdiff.runtime.errors import DataError
@@ -32,7 +32,7 @@ CAP = 10_000
 MIN_ROWS = 50
 """Rows of either set, at least; and 2 k + 2, so that a ball is a part of its set.
 
-Digits as pixels, recall(k=3) and coverage(k=5), mean of 20 draws (``benchmarks/small_n.py``): of random real rows, and
+Digits as pixels, recall(k=3) and coverage(k=5), mean of 20 parts (``benchmarks/small_n.py``): of random real rows, and
 of rows of five of the ten classes. n = 20: 0.93 and 0.98 against 0.80 and 0.93, within two standard deviations; n = 50:
 0.95 and 0.99 against 0.66 and 0.86; n = 400: 0.90 and 0.97 against 0.52 and 0.58.
 """
@@ -79,55 +79,39 @@ def ball_radii(x: np.ndarray, ks: tuple[int, ...], groups: np.ndarray | None = N
     Raises:
         DataError: there are k or fewer rows, with a group left out.
     """
-    from sklearn.neighbors import NearestNeighbors  # a second to import
-
     groups = np.full(len(x), -1) if groups is None else groups
     each = int(groups.max()) + 1
     left = len(x) - int(np.bincount(groups + 1, minlength=2)[1:].max())
     if min(ks) < 1 or left <= max(ks):
         raise DataError(f"the {max(ks)}-th nearest other row of {left} rows does not exist", "use more rows or lower k")
-    engine = NearestNeighbors(algorithm="brute").fit(x)
+    search = Nearest(x)
     result = {k: np.empty((len(x), each + 1)) for k in ks}
     which, length = np.arange(len(x)), max(ks) + (SPARE if each else 0)
     while len(which):
         length = min(length, len(x) - 1)
-        found = _listed(engine, x, which, length)
         short = np.zeros(len(which), bool)
-        step = max(1, NUMBERS // (length * max(x.shape[1], each + 1)))
+        index, squared = search.search(x[which], length, exclude=which, ordered=False)
+        step = max(1, NUMBERS // (length * (each + 1)))
         for start in range(0, len(which), step):
-            mine, index = which[start : start + step], found[start : start + step]
-            squared = ((x[mine][:, None] - x[index]) ** 2).sum(axis=2)
-            order = np.argsort(squared, axis=1, kind="stable")
-            squared, index = (np.take_along_axis(z, order, axis=1) for z in (squared, index))
-            met = (groups[index][:, :, None] != np.arange(each + 1)).cumsum(axis=1)
+            part = slice(start, start + step)
+            met = (groups[index[part]][:, :, None] != np.arange(each + 1)).cumsum(axis=1)
             for k in ks:
                 enough = met >= k
-                result[k][mine] = np.take_along_axis(squared, enough.argmax(axis=1), axis=1)
-                short[start : start + step] |= ~enough[:, -1].all(axis=1)
+                result[k][which[part]] = np.take_along_axis(squared[part], enough.argmax(axis=1), axis=1)
+                short[part] |= ~enough[:, -1].all(axis=1)
         which, length = which[short], 4 * length
     return result
-
-
-def _listed(engine: object, x: np.ndarray, which: np.ndarray, length: int) -> np.ndarray:
-    """(n, length) nearest other rows of the rows `which`."""
-    if len(which) == len(x):
-        return engine.kneighbors(n_neighbors=length, return_distance=False)  # type: ignore[attr-defined]
-    # asked for as strangers, rows find themselves, or a copy, which is as far from all others
-    found = engine.kneighbors(x[which], n_neighbors=length + 1, return_distance=False)  # type: ignore[attr-defined]
-    own = found == which[:, None]
-    own[~own.any(axis=1), 0] = True
-    return found[~own].reshape(len(which), length)
 
 
 def count_inside(
     fake: np.ndarray,
     real: np.ndarray,
     k: int | None,
-    dense_k: int | None,
+    dense_k: int,
     fake_groups: np.ndarray | None = None,
     real_groups: np.ndarray | None = None,
 ) -> Inside:
-    """Counts for precision and recall at `k` and for density and coverage at `dense_k`; None leaves the two out.
+    """Counts for precision and recall at `k` (None: zeros), and for density and coverage at `dense_k`.
 
     Args:
         fake, real: (M, D) and (N, D).
@@ -138,19 +122,18 @@ def count_inside(
     """
     fake, real = (np.asarray(x, np.float64) for x in (fake, real))
     for x in (fake, real):
-        if x.ndim != 2 or not np.isfinite(x).all():
-            raise DataError(f"features must be (N, D) finite numbers, not {x.shape} {x.dtype}")
-    if fake.shape[1] != real.shape[1] or not len(fake) or not len(real):
-        shapes = [" x ".join(map(str, x.shape)) for x in (fake, real)]
-        raise DataError(f"{shapes[0]} fake features do not compare with {shapes[1]} real ones")
+        if x.ndim != 2 or not len(x) or not np.isfinite(x).all():
+            raise DataError(f"features must be rows of finite numbers, (N, D) with N > 0, not {x.shape}")
+    if fake.shape[1] != real.shape[1]:
+        raise DataError(f"rows of {fake.shape[1]} features do not compare with rows of {real.shape[1]}")
     centre = real.mean(axis=0)
     fake, real = fake - centre, real - centre  # small norms: little rounding
-    radii = ball_radii(real, tuple(sorted({x for x in (k, dense_k) if x is not None})), real_groups)
-    own = None if k is None else ball_radii(fake, (k,), fake_groups)[k]
+    radii = ball_radii(real, tuple({k or dense_k, dense_k}), real_groups)
+    dense = radii[dense_k]
     f, r = _kept(fake_groups, len(fake)), _kept(real_groups, len(real))
-    found = Inside(*(np.zeros((n, kept.shape[1])) for n, kept in zip(
-        (len(fake), len(real), len(fake), len(real), len(real)), (r, f, r, r, f), strict=True
-    )))  # fmt: skip
+    sizes = ((len(fake), r), (len(real), f), (len(fake), r), (len(real), r), (len(real), f))
+    found = Inside(*(np.zeros((n, kept.shape[1])) for n, kept in sizes))
+    own = None if k is None else ball_radii(fake, (k,), fake_groups)[k]
     nearest = np.full(len(real), np.inf)
     norms = (real * real).sum(axis=1)
     step = max(1, NUMBERS // len(real))
@@ -162,12 +145,10 @@ def count_inside(
         if k is not None and own is not None:
             found.precision[rows] = _held(squared, radii[k], r)
             found.recall[:] += _held(squared.T, own[rows], f[rows])
-        if dense_k is not None:
-            found.density[rows] = _held(squared, radii[dense_k], r)
-            found.coverage_fake[:] += (squared <= radii[dense_k][:, -1]).T.astype(np.float32) @ f[rows]
-            nearest = np.minimum(nearest, squared.min(axis=0))
-    if dense_k is not None:
-        found.coverage_real[:] = nearest[:, None] <= radii[dense_k]
+        found.density[rows] = _held(squared, dense, r)
+        found.coverage_fake[:] += (squared <= dense[:, -1]).T.astype(np.float32) @ f[rows]
+        nearest = np.minimum(nearest, squared.min(axis=0))
+    found.coverage_real[:] = nearest[:, None] <= dense
     return found
 
 
@@ -201,7 +182,7 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
     Raises:
         DataError: k rows or fewer in either set, or rows that are not (N, D) finite numbers.
     """
-    inside = count_inside(fake, real, k, None)
+    inside = count_inside(fake, real, k, k)
     return float((inside.precision > 0).mean()), float((inside.recall > 0).mean())
 
 
@@ -215,7 +196,7 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[fl
 
 
 def neighbour_measures(
-    fake: Rows, real: Rows, *, seed: int = 0, k: int | None = 3, dense_k: int | None = 5, cap: int = CAP
+    fake: Rows, real: Rows, *, seed: int = 0, k: int = 3, dense_k: int = 5, cap: int = CAP
 ) -> dict[str, Estimate]:
     """Precision and recall at `k`, density and coverage at `dense_k`, from one pass over the distances of both sets.
 
@@ -232,52 +213,40 @@ def neighbour_measures(
 
     Args:
         seed: not used: parts and groups follow the keys of the rows.
-        k, dense_k: None leaves the two numbers out.
         cap: rows used of either set, at most.
 
     Returns:
-        "precision", "recall", "density", "coverage", with k in `extra`; n is that of the rows used.
+        "precision", "recall", "density", "coverage"; n is that of the rows used.
     """
     fake, real = fake.part(cap), real.part(cap)
-    names = {"precision": k, "recall": k, "density": dense_k, "coverage": dense_k}
-    need = max(MIN_ROWS, *(2 * x + 2 for x in (k, dense_k) if x is not None))
+    need = max(MIN_ROWS, 2 * max(k, dense_k) + 2)
     if min(len(fake), len(real)) < need:
         reason = f"at least {need} images in both sets are needed; here {len(fake)} and {len(real)}"
-        return {name: Estimate.refuse(reason, fake, real, k=x) for name, x in names.items() if x is not None}
+        return dict.fromkeys(("precision", "recall", "density", "coverage"), Estimate.refuse(reason, fake, real))
     inside = count_inside(fake.array, real.array, k, dense_k, fake.groups(), real.groups())
     wf, wr = fake.left_out_weights(), real.left_out_weights()
-    result = {}
-    if k is not None:
-        left = _leave_outs(wf, inside.precision > 0, None)
-        result["precision"] = _share(left, fake, fake, real, k)
-        left = _leave_outs(wr, inside.recall > 0, None)[::-1]
-        result["recall"] = _share(left, real, fake, real, k)
-    if dense_k is not None:
-        left = _leave_outs(wf, inside.density, None)
-        value, half = float(left[0][-1]) / dense_k, _half(left) / dense_k
-        # at density 0 no fake row is in any ball: the share of rows that could is at most Wilson's
-        half = max(half, wilson(0.0, fake.effective)[1] / dense_k)
-        result["density"] = Estimate.of(value, max(0.0, value - half), value + half, fake, real, k=dense_k)
-        left = _leave_outs(wr, inside.coverage_fake > 0, inside.coverage_real)[::-1]
-        result["coverage"] = _share(left, real, fake, real, dense_k)
-    return result
+
+    def share(rows: Rows, value: float, half: float) -> Estimate:
+        value = min(1.0, max(0.0, value))
+        low, high = wilson(value * rows.effective, rows.effective)
+        return Estimate.of(value, max(0.0, min(low, value - half)), min(1.0, max(high, value + half)), fake, real)
+
+    precision = share(fake, *_jackknife(wf, inside.precision > 0))
+    recall = share(real, *_jackknife(wr, inside.recall > 0))
+    coverage = share(real, *_jackknife(wr, inside.coverage_fake > 0, inside.coverage_real))
+    value, half = (x / dense_k for x in _jackknife(wf, inside.density))
+    # at density 0 no fake row is in any ball: the share of rows that could is at most Wilson's
+    half = max(half, wilson(0.0, fake.effective)[1] / dense_k)
+    density = Estimate.of(value, max(0.0, value - half), value + half, fake, real)
+    return {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
 
 
-def _leave_outs(w: np.ndarray, by_other: np.ndarray, by_own: np.ndarray | None) -> list[np.ndarray]:
-    """Averages over rows with weights `w` (N, G + 1): other set's groups left out, then own groups left out.
+def _jackknife(w: np.ndarray, by_other: np.ndarray, by_own: np.ndarray | None = None) -> tuple[float, float]:
+    """Average over rows with weights `w` (N, G + 1), and the half width of its interval.
 
-    `by_other` (N, G' + 1) belongs to the groups of the other set; `by_own` (N, G + 1) to those of the own one, where
-    leaving rows out also changes the others' values; the last value of both lists is that of all rows.
+    `by_other` (N, G' + 1) is the quantity without each group of the other set; `by_own` (N, G + 1) without each of the
+    own set, where that changes the values of rows that stay.
     """
     own = by_other[:, -1:] if by_own is None else by_own
-    return [w[:, -1] @ by_other, (w * own).sum(axis=0)]
-
-
-def _half(left: list[np.ndarray]) -> float:
-    return jackknife_half_width([list(values[:-1]) for values in left])
-
-
-def _share(left: list[np.ndarray], averaged: Rows, fake: Rows, real: Rows, k: int) -> Estimate:
-    value, half = min(1.0, max(0.0, float(left[0][-1]))), _half(left)
-    low, high = wilson(value * averaged.effective, averaged.effective)
-    return Estimate.of(value, max(0.0, min(low, value - half)), min(1.0, max(high, value + half)), fake, real, k=k)
+    without_other, without_own = w[:, -1] @ by_other, (w * own).sum(axis=0)
+    return float(without_other[-1]), jackknife_half_width([without_other[:-1], without_own[:-1]])

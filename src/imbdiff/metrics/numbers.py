@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
-from imbdiff.metrics.rows import Estimate
+from imbdiff.metrics.rows import Estimate, Scope
 
 Direction = Literal["lower", "higher", "nearer 1", "none"]
 Of = Literal["synthetic", "train", "reference"]
 """Which images a number is of: the synthetic ones, or real ones as a baseline."""
 FID_NAMES = {"FD": "FID", "FD∞": "FID∞", "KD": "KID", "IS": "IS"}
 """What metrics are called with the FID Inception weights, and with them only."""
+COLUMNS = ("value", "low", "high", "refused", "n_synthetic", "n_reference", "n_effective")
+"""What is kept of an estimate for each class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,8 @@ class Origin:
         return self.short if alone else f"{self.short}[{self.extractor}]"
 
     def to_json(self) -> dict[str, Any]:
-        """One field for each attribute."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """One key for each attribute."""
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
@@ -64,43 +66,22 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Number(Origin):
+class Number(Origin, Estimate):
     """One number of one scope: a record of "numbers" or "baselines" in metrics.json.
 
     Attributes:
         scope: "all", or the name of a group.
-        value: None where it is refused.
-        low, high: 95 % interval; None where there is none.
-        refused: why there is no value, and what would be needed.
-        n_synthetic, n_reference: images that went into it; 0: that set is not used.
-        n_effective: the smaller effective number of images of the sets that are used.
         classes_left_out: classes of the scope that take no part.
-        extra: what else belongs to it.
     """
 
     scope: str
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    refused: str | None = None
-    n_synthetic: int = 0
-    n_reference: int = 0
-    n_effective: float = 0.0
     classes_left_out: int = 0
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, metric: str, scope: str, estimate: Estimate, **origin: Any) -> Number:
-        """The number that `estimate` is; `origin` has the other attributes of :class:`Origin`."""
-        extra = dict(estimate.extra)
-        origin["k"] = extra.pop("k", origin.get("k"))
-        left_out = origin.pop("classes_left_out", 0) + int(extra.get("classes_dropped", 0))
-        return cls(
-            metric=metric, scope=scope, value=estimate.value, low=estimate.low,
-            high=estimate.high, refused=estimate.refused, n_synthetic=estimate.n_synthetic,
-            n_reference=estimate.n_reference, n_effective=estimate.n_effective, extra=extra,
-            classes_left_out=left_out, **origin,
-        )  # fmt: skip
+    def of(cls, origin: Origin, scope: str, estimate: Estimate, classes_left_out: int = 0) -> Number:
+        """The number that `estimate` is."""
+        left_out = classes_left_out + int(estimate.extra.get("classes_dropped", 0))
+        return cls(**vars(origin), **vars(estimate), scope=scope, classes_left_out=left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +90,7 @@ class ClassColumn(Origin):
 
     Attributes:
         of: which images it is of.
-        value, low, high, n_synthetic, n_reference, n_effective, extra: as in :class:`Number`, for each class.
+        value, low, high, n_synthetic, n_reference, n_effective: as in :class:`Number`, for each class.
         refused: places in `reasons`.
         reasons: why numbers were refused, each kept once.
     """
@@ -123,51 +104,43 @@ class ClassColumn(Origin):
     n_reference: list[int | None]
     n_effective: list[float | None]
     reasons: list[str] = field(default_factory=list)
-    extra: list[Mapping[str, Any] | None] = field(default_factory=list)
 
-
-@dataclass
-class ClassColumns:
-    """Gathers numbers of single classes into columns, which 1,000 classes can afford."""
-
-    num_classes: int
-    _columns: dict[tuple[Any, ...], ClassColumn] = field(default_factory=dict)
-
-    def add(self, number: Number, k: int, of: Of) -> None:
-        """Puts in the number of class `k`."""
-        key = (of, number.metric, number.k, number.reference, number.fingerprint)
-        if key not in self._columns:
-            origin = {f.name: getattr(number, f.name) for f in fields(Origin)}
-            empty = {name: [None] * self.num_classes for name in COLUMNS}
-            self._columns[key] = ClassColumn(of=of, **origin, **empty)  # type: ignore[arg-type]
-        column = self._columns[key]
+    def put(self, k: int, number: Number) -> None:
+        """Puts in the number of class `k`; floats with six digits."""
         for name in COLUMNS:
             value = getattr(number, name)
             if name == "refused" and value is not None:
-                if value not in column.reasons:
-                    column.reasons.append(value)
-                value = column.reasons.index(value)
-            elif name == "extra":
-                value = dict(value) or None
-            getattr(column, name)[k] = float(f"{value:.6g}") if isinstance(value, float) else value
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """The columns; without "extra" where no class has any."""
-        result = []
-        for column in self._columns.values():
-            row = column.to_json()
-            if not any(column.extra):
-                del row["extra"]
-            result.append(row)
-        return result
+                if value not in self.reasons:
+                    self.reasons.append(value)
+                value = self.reasons.index(value)
+            getattr(self, name)[k] = float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-COLUMNS = ("value", "low", "high", "refused", "n_synthetic", "n_reference", "n_effective", "extra")
+@dataclass
+class Found:
+    """What an evaluation found: those of the synthetic images, baselines of real images, and a column for each metric.
 
+    Numbers of single classes go into columns, which 1,000 classes can afford.
+    """
 
-def merge(found: dict[str, Any], name: str, more: dict[str, Any]) -> None:
-    """Puts {"numbers", "baselines", "classes", "protocol"} of the measure `name` into what `evaluate` gave."""
-    found["numbers"] += more["numbers"]
-    found["baselines"] += more["baselines"]
-    found["classes"]["metrics"] += more["classes"]
-    found["protocol"][name] = more["protocol"]
+    num_classes: int
+    numbers: list[Number] = field(default_factory=list)
+    baselines: list[Number] = field(default_factory=list)
+    columns: dict[tuple[Any, ...], ClassColumn] = field(default_factory=dict)
+
+    def add(self, number: Number, scope: Scope, of: Of) -> None:
+        if scope.kind != "class":
+            (self.numbers if of == "synthetic" else self.baselines).append(number)
+            return
+        key = (of, number.metric, number.k, number.reference, number.fingerprint)
+        if key not in self.columns:
+            origin: Any = {f.name: getattr(number, f.name) for f in fields(Origin)}
+            empty: Any = {name: [None] * self.num_classes for name in COLUMNS}
+            self.columns[key] = ClassColumn(of=of, **origin, **empty)
+        self.columns[key].put(int(scope.classes[0]), number)
+
+    def into(self, report: dict[str, Any]) -> None:
+        """Adds everything to "numbers", "baselines" and "classes" of a report."""
+        report["numbers"] += [number.to_json() for number in self.numbers]
+        report["baselines"] += [number.to_json() for number in self.baselines]
+        report["classes"]["metrics"] += [column.to_json() for column in self.columns.values()]

@@ -8,7 +8,7 @@ lambda = tan(pi/2 i/(m + 1)), as in the authors' code m = 1001 angles evenly fro
     F_beta = max over lambda of (1 + beta^2) p r / (beta^2 p + r)
 
 F8 weighs recall, F1/8 weighs precision. These are what papers of this field call so; the same formula of *improved*
-precision and recall (`precision_recall.py`) gives other numbers.
+precision and recall (`neighbours.py`) gives other numbers.
 
 The protocol: 20 clusters a class by mini-batch k-means on the union, 10 runs from different seeds, the curves averaged.
 Here each run starts from one k-means++ initialisation, where the authors' code took the best of ten: with the
@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from imbdiff.metrics.intervals import jackknife_half_width
 from imbdiff.metrics.rows import Estimate, Rows
-from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.streams import rng
 
 ANGLES = 1001
@@ -84,33 +84,20 @@ def cluster(x: np.ndarray, clusters: int, runs: int = RUNS, seed: int = 0) -> np
     return result
 
 
-def prd(
-    real: np.ndarray, fake: np.ndarray, clusters: int, angles: int = ANGLES, runs: int = RUNS, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Averaged curve of `fake` (N, D) against `real` (N, D), all rows weighing the same.
-
-    Returns:
-        precision and recall, both (angles,).
+def prd_f8(real: np.ndarray, fake: np.ndarray, clusters: int, runs: int = RUNS, seed: int = 0) -> tuple[float, float]:
+    """F8 (weighs recall) and F1/8 (weighs precision) of `fake` (N, D) against `real` (N, D), rows weighing the same.
 
     Raises:
         DataError: the sets are not of equal size, which the method asks for, or have fewer rows than clusters.
     """
-    if len(real) != len(fake):
-        raise DataError(f"PRD compares sets of equal size, not {len(fake)} and {len(real)}", "use a part of the larger")
-    if 2 * len(real) < clusters:
-        raise DataError(f"{clusters} clusters need as many rows, here {2 * len(real)}", "use fewer clusters")
+    n = len(real)
+    if n != len(fake):
+        raise DataError(f"PRD compares sets of equal size, not {len(fake)} and {n}", "use a part of the larger")
+    if 2 * n < clusters:
+        raise DataError(f"{clusters} clusters need as many rows, here {2 * n}", "use fewer clusters")
     found = cluster(np.concatenate([fake, real]), clusters, runs, seed)
-    q, p = (
-        _histograms(part, clusters, np.ones((len(fake), 1)) / len(fake))[:, 0] for part in np.split(found, 2, axis=1)
-    )
-    precision, recall = prd_curve(p, q, angles)
-    return precision.mean(axis=0), recall.mean(axis=0)
-
-
-def prd_f8(real: np.ndarray, fake: np.ndarray, clusters: int, runs: int = RUNS, seed: int = 0) -> tuple[float, float]:
-    """F8 (weighs recall) and F1/8 (weighs precision) of :func:`prd`."""
-    curve = prd(real, fake, clusters, runs=runs, seed=seed)
-    return f_beta(*curve, 8.0), f_beta(*curve, 1 / 8)
+    q, p = (_histograms(part, clusters, np.full((n, 1), 1 / n)) for part in np.split(found, 2, axis=1))
+    return _both(p, q)[0]
 
 
 def prd_measure(
@@ -132,12 +119,7 @@ def prd_measure(
 
     Refused below 5 rows of either set for each cluster. The number is biased downwards at every n, as histograms of the
     same distribution differ by chance (`PER_CLUSTER` has the size of it): compare at equal n only.
-
-    Raises:
-        ConfigError: `clusters_per_class` or `runs` below 1.
     """
-    if clusters_per_class < 1 or runs < 1:
-        raise ConfigError(f"PRD needs at least one cluster and one run, not {clusters_per_class} and {runs}")
     n = min(len(fake), len(real), cap)
     fake, real = fake.part(n), real.part(n)
     clusters = clusters_per_class * max(1, len(np.unique(real.labels)))
@@ -147,15 +129,14 @@ def prd_measure(
             f"{clusters} clusters ({clusters_per_class} a class) need at least {PER_CLUSTER * clusters} images in both "
             f"sets; here {len(fake)} and {len(real)}"
         )
-        return {name: Estimate.refuse(reason, fake, real, **about) for name in ("F8", "F1/8")}
+        return dict.fromkeys(("F8", "F1/8"), Estimate.refuse(reason, fake, real, **about))
     found = cluster(np.concatenate([fake.array, real.array]), clusters, runs, seed)
     q = _histograms(found[:, :n], clusters, fake.left_out_weights())
     p = _histograms(found[:, n:], clusters, real.left_out_weights())
-    whole_p, whole_q = p[:, -1:], q[:, -1:]
-    left = [_both(whole_p, q), _both(p, whole_q)]
+    left = [np.array(_both(p[:, -1:], q)), np.array(_both(p, q[:, -1:]))]
     result = {}
     for i, name in enumerate(("F8", "F1/8")):
-        value, half = left[0][-1][i], jackknife_half_width([[f[i] for f in side[:-1]] for side in left])
+        value, half = float(left[0][-1, i]), jackknife_half_width([side[:-1, i] for side in left])
         result[name] = Estimate.of(value, max(0.0, value - half), min(1.0, value + half), fake, real, **about)
     return result
 

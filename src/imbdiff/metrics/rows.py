@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,18 +25,23 @@ class Rows:
     workers and that of processes change no number.
 
     Attributes:
-        features: (N, D) float32 or float64, finite. Read a few at a time (:meth:`blocks`) where N may be large: it may
-            be memory-mapped.
+        features: float32 or float64, finite, in the order they came in. Read a few at a time (:meth:`blocks`) where N
+            may be large: it may be memory-mapped.
         labels: (N,) int64, ascending.
         keys: (N,) uint64, ascending within a class.
         weights: (N,) float64 > 0 that sum to 1: the share of each row in the class mix that the set stands for.
+        index: (N,) place of each row in `features`.
+        predicted: class that a judge gives each row of `features`, in their order; None where it knows none.
+        probabilities: the judge's probabilities of its own classes, likewise.
     """
 
     features: np.ndarray
     labels: np.ndarray
     keys: np.ndarray
     weights: np.ndarray
-    _index: np.ndarray | None = field(default=None, repr=False)
+    index: np.ndarray
+    predicted: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -47,6 +52,8 @@ class Rows:
         *,
         hashes: Sequence[str] | None = None,
         seed: int = 0,
+        predicted: np.ndarray | None = None,
+        probabilities: np.ndarray | None = None,
     ) -> Rows:
         """Sorts and weights `features`.
 
@@ -57,42 +64,35 @@ class Rows:
                 are renormalised over the classes that occur. Not given: every row weighs the same.
             hashes: (N,) hexadecimal hashes of the images; hashes of the feature rows where not given.
             seed: of the keys.
+            predicted: (N,) int; probabilities: (N, C). See the attributes.
 
         Raises:
-            DataError: `features` is not (N, D), is not finite, or does not belong to the labels.
+            DataError: `features` is not (N, D), is not finite, or labels, hashes, proportions do not belong to it.
         """
         x = np.asanyarray(features)
-        if x.ndim != 2 or not np.issubdtype(x.dtype, np.number) or np.iscomplexobj(x):
+        if x.ndim != 2 or x.dtype.kind not in "fiub":
             raise DataError(f"features must be (N, D) real numbers, not {x.shape} {x.dtype}")
         if x.dtype not in (np.float32, np.float64):
             x = x.astype(np.float64)
         z = np.zeros(len(x), np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
         if z.shape != (len(x),) or (len(z) and z.min() < 0):
             raise DataError(f"{len(x)} feature rows need as many labels >= 0, not {z.shape}")
-        check_finite(x)
-        keys = row_keys(x, seed) if hashes is None else hash_keys(hashes, seed)
-        if len(keys) != len(x):
-            raise DataError(f"{len(x)} feature rows, but {len(keys)} hashes")
-        order = np.lexsort((keys, z))
-        rows = cls(x, z[order], keys[order], np.full(len(x), 1 / max(len(x), 1)), order)
-        if proportions is None:
-            return rows
-        if len(z) and z.max() >= len(proportions):
+        if hashes is not None and len(hashes) != len(x):
+            raise DataError(f"{len(x)} feature rows, but {len(hashes)} hashes")
+        if proportions is not None and len(z) and z.max() >= len(proportions):
             raise DataError(f"label {z.max()} has no place in {len(proportions)} proportions")
-        return rows.mixed(proportions)
-
-    def __post_init__(self) -> None:
-        if self._index is None:
-            object.__setattr__(self, "_index", np.arange(len(self.labels)))
+        _check_finite(x)
+        salt = f"imbdiff {seed} ".encode()
+        parts = (np.ascontiguousarray(row).tobytes() for row in x) if hashes is None else (h.encode() for h in hashes)
+        digests = b"".join(hashlib.blake2b(salt + part, digest_size=8).digest() for part in parts)
+        keys = np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+        order = np.lexsort((keys, z))
+        weights = np.full(len(x), 1 / max(len(x), 1))
+        rows = cls(x, z[order], keys[order], weights, order, predicted, probabilities)
+        return rows if proportions is None else rows.mixed(proportions)
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def index(self) -> np.ndarray:
-        """(N,) place of each row in the array that `features` is."""
-        assert self._index is not None
-        return self._index
 
     @property
     def dim(self) -> int:
@@ -118,18 +118,12 @@ class Rows:
         """The rows `keep`, (n,) ascending row numbers or an (N,) mask; weights are scaled to sum to 1 again."""
         w = self.weights[keep]
         w = w / w.sum() if len(w) else w
-        return replace(
-            self, labels=self.labels[keep], keys=self.keys[keep], weights=w, _index=self.index[keep]
-        )  # fmt: skip
+        return replace(self, labels=self.labels[keep], keys=self.keys[keep], weights=w, index=self.index[keep])
 
     def mixed(self, proportions: np.ndarray) -> Rows:
         """The rows of the classes with `proportions` (C,) > 0, weighted to that class mix."""
         p = np.asarray(proportions, dtype=np.float64)
-        kept = self.select(p[self.labels] > 0)
-        counts = np.bincount(kept.labels, minlength=len(p))
-        share = np.where(counts > 0, p, 0.0)
-        weights = share / max(share.sum(), 1e-300) / np.maximum(counts, 1)
-        return replace(kept, weights=weights[kept.labels])
+        return self.select(p[self.labels] > 0)._weighted(p)
 
     def part(self, n: int, least: int = 0) -> Rows:
         """At most `n` rows: of each class the ones with the lowest keys, as many as its share of the weight asks for.
@@ -144,15 +138,17 @@ class Rows:
         share = np.bincount(self.labels, self.weights)
         rank = np.arange(len(self)) - np.searchsorted(self.labels, self.labels, side="left")
         turn = np.where(rank < least, -1.0, (rank + 0.5) / share[self.labels])
-        keep = np.sort(np.lexsort((self.labels, turn))[:n])
-        part = self.select(keep)
-        counts = np.bincount(part.labels, minlength=len(share))
-        left = np.where(counts > 0, share, 0.0)
-        return replace(part, weights=(left / left.sum() / np.maximum(counts, 1))[part.labels])
+        return self.select(np.sort(np.lexsort((self.labels, turn))[:n]))._weighted(share)
 
-    def groups(self, groups: int = GROUPS) -> np.ndarray:
-        """(N,) int64 jackknife group 0..groups-1 of each row; the rows of a class spread as evenly as can be."""
-        return np.arange(len(self)) % groups
+    def _weighted(self, share: np.ndarray) -> Rows:
+        """The same rows, each class with its share (C,) of the weight; shares are scaled to sum to 1."""
+        counts = np.bincount(self.labels, minlength=len(share))
+        left = np.where(counts > 0, share, 0.0)
+        return replace(self, weights=(left / max(left.sum(), 1e-300) / np.maximum(counts, 1))[self.labels])
+
+    def groups(self) -> np.ndarray:
+        """(N,) int64 jackknife group of each row; the rows of a class spread as evenly as can be."""
+        return np.arange(len(self)) % GROUPS
 
     def left_out_weights(self) -> np.ndarray:
         """(N, G + 1) weights of rows with each group left out (0 for its own rows) and, in the last column, with none.
@@ -169,6 +165,32 @@ class Rows:
         return w / w.sum(axis=0)
 
 
+def _check_finite(x: np.ndarray, size: int = 8192) -> None:
+    for start in range(0, len(x), size):
+        bad = ~np.isfinite(x[start : start + size]).all(axis=1)
+        if bad.any():
+            raise DataError(
+                f"feature row {start + int(bad.argmax())} of {len(x)} is not finite (NaN or infinite)",
+                "look at the image or the weights it came from",
+            )
+
+
+def in_both(fake: Rows, real: Rows, least: int) -> np.ndarray:
+    """(C,) bool: the classes that have at least `least` rows in both sets."""
+    count = max(fake.labels.max(initial=-1), real.labels.max(initial=-1)) + 1
+    return np.minimum(*(np.bincount(r.labels, minlength=count) for r in (fake, real))) >= least
+
+
+def too_few(fake: Rows, real: Rows, least: int, per_class: int) -> str:
+    """The refusal of fewer than `least` rows in classes that have `per_class` in both sets; "" where there are more."""
+    if min(len(fake), len(real)) >= least:
+        return ""
+    return (
+        f"at least {least} images in both sets, from classes with at least {per_class} in both, are needed; "
+        f"here {len(fake)} and {len(real)}"
+    )
+
+
 @dataclass(frozen=True)
 class Estimate:
     """One number, or the reason why there is none.
@@ -179,17 +201,17 @@ class Estimate:
         refused: why there is no value, and what would be needed.
         n_synthetic, n_reference: rows that went into it (0: that set is not used).
         n_effective: the smaller effective number of rows of the sets that are used.
-        extra: what else belongs to it, such as {"k": 3}; JSON-able.
+        extra: what else belongs to it, such as {"splits": 10}; JSON-able.
     """
 
-    value: float | None
+    value: float | None = None
     low: float | None = None
     high: float | None = None
     refused: str | None = None
     n_synthetic: int = 0
     n_reference: int = 0
     n_effective: float = 0.0
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -207,40 +229,9 @@ class Estimate:
     @classmethod
     def refuse(cls, reason: str, fake: Rows | None = None, real: Rows | None = None, **extra: Any) -> Estimate:
         """No value, for this reason."""
-        used = [r.effective for r in (fake, real) if r is not None]
-        return cls(
-            value=None,
-            refused=reason,
-            n_synthetic=0 if fake is None else len(fake),
-            n_reference=0 if real is None else len(real),
-            n_effective=min(used) if used else 0.0,
-            extra=extra,
-        )
-
-
-def check_finite(x: np.ndarray, size: int = 8192) -> None:
-    """Raises DataError that names the first feature row with a NaN or an infinite number."""
-    for start in range(0, len(x), size):
-        bad = ~np.isfinite(x[start : start + size]).all(axis=1)
-        if bad.any():
-            raise DataError(
-                f"feature row {start + int(bad.argmax())} of {len(x)} is not finite (NaN or infinite)",
-                "look at the image or the weights it came from",
-            )
-
-
-def hash_keys(hashes: Sequence[str], seed: int = 0) -> np.ndarray:
-    """(N,) uint64 pseudo-random keys of hexadecimal hashes."""
-    salt = f"imbdiff {seed} ".encode()
-    digests = (hashlib.blake2b(salt + h.encode(), digest_size=8).digest() for h in hashes)
-    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
-
-
-def row_keys(x: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(N,) uint64 pseudo-random keys of feature rows, equal for equal rows."""
-    salt = f"imbdiff {seed} ".encode()
-    digests = (hashlib.blake2b(salt + np.ascontiguousarray(row).tobytes(), digest_size=8).digest() for row in x)
-    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+        n_synthetic, n_reference = (0 if rows is None else len(rows) for rows in (fake, real))
+        effective = min((rows.effective for rows in (fake, real) if rows is not None), default=0.0)
+        return cls(None, None, None, reason, n_synthetic, n_reference, effective, extra)
 
 
 @dataclass(frozen=True)
@@ -270,13 +261,13 @@ class Scope:
         return fake.mixed(mix), real.mixed(mix), len(self.classes) - len(shared)
 
 
-def scopes(names: tuple[str, ...], groups: Groups | None, *, per_class: bool = True) -> Iterator[Scope]:
+def scopes(names: tuple[str, ...], groups: Groups | None) -> Iterator[Scope]:
     """All, then groups that are present, then classes (not where there is one class only: that is "all")."""
     every = np.arange(len(names))
     yield Scope("all", "all", every)
     if groups is not None and len(groups.present) > 1:
         for name in groups.present:
             yield Scope("group", name, np.array(groups.classes(name)))
-    if per_class and len(names) > 1:
+    if len(names) > 1:
         for k, name in enumerate(names):
             yield Scope("class", name, every[k : k + 1])

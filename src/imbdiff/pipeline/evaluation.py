@@ -10,20 +10,18 @@ from typing import Any
 from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
-from imbdiff.metrics.evaluate import OnProgress, evaluate
+from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.extractors import EXTRACTORS, Extractor, make_extractors
-from imbdiff.metrics.features import FeatureStore
+from imbdiff.metrics.features import FeatureStore, OnProgress
 from imbdiff.metrics.measures import Measure, choose_measures
-from imbdiff.metrics.numbers import merge
 from imbdiff.pipeline import training
-from imbdiff.pipeline.direct import Watching
 from imbdiff.pipeline.plan import against_balanced
 from imbdiff.pipeline.recognising import plan_of
 from imbdiff.recognition.cas import classification_accuracy_score
 from imbdiff.recognition.trained import judges
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.files import sha256_file
-from imbdiff.runtime.progress import Progress
+from imbdiff.runtime.progress import PartProgress, Progress
 from imbdiff.runtime.tables import code_identity
 
 BALANCED = "balanced training set"
@@ -36,7 +34,8 @@ def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig
     options["files"] = [_contents(n) for n in (*config.evaluate.extractors, config.evaluate.inception_weights or "")]
     own = [name for name in config.evaluate.extractors if name.partition(":")[0] not in EXTRACTORS]
     options["code"] = code_identity("extractors", EXTRACTORS, own)
-    options["measures"] = [[name, choose_measures([name])[name].identity] for name in config.evaluate.measures]
+    named = config.evaluate.measures
+    options["measures"] = [list(named), code_identity("metrics", choose_measures(), named)]
     cas = [asdict(config.classify), training.symmetry_of(prepared, config)] if config.evaluate.cas else []
     return [synthetic.fingerprint, options, *cas]
 
@@ -78,7 +77,7 @@ def evaluate_run(
     known = {e.name for e in ours}
     extractors = [*ours, *(e for e in more if e.name not in known)]
     quiet = quiet or not dist.main
-    store, watching = FeatureStore(folder / "features", dist=dist), Watching(quiet)
+    store, watching = FeatureStore(folder / "features", dist=dist), PartProgress(quiet)
     found = evaluate(
         synthetic, prepared.test, prepared.train, prepared.groups, extractors,
         reference_name="test", seed=config.seed, store=store, measures=measures, progress=watching,
@@ -134,8 +133,9 @@ def _add_cas(
     plan = plan_of(prepared, config)
     seeds = tuple(range(config.seed, config.seed + options.seeds))
     with Progress("classifiers on synthetic images alone", 2 * len(seeds), "classifiers", quiet=quiet) as bar:
-        cas = classification_accuracy_score(
+        cas, protocol = classification_accuracy_score(
             synthetic, prepared.train, prepared.test, prepared.groups, plan,
             seeds=seeds, device=device, progress=lambda done, total: bar.update(done),
         )  # fmt: skip
-    merge(found, "CAS", cas)
+    cas.into(found)
+    found["protocol"]["CAS"] = protocol

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ import torch
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
 from imbdiff.metrics.intervals import student95, wilson
-from imbdiff.metrics.numbers import ClassColumns, Number, Of
+from imbdiff.metrics.numbers import Found, Number, Of, Origin
 from imbdiff.metrics.rows import Estimate, scopes
 from imbdiff.recognition.fitting import fit
 from imbdiff.recognition.jobs import default_workers
@@ -50,23 +49,20 @@ def classification_accuracy_score(
     reference_name: str = "test",
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> tuple[Found, str]:
     """Trains one classifier per seed on the synthetic images and one on the training images.
 
     Returns:
-        {"numbers", "baselines", "classes": columns, "protocol"}, to be merged into what
-        :func:`imbdiff.metrics.evaluate.evaluate` gives.
+        what was found, and how, to be added to what :func:`imbdiff.metrics.evaluate.evaluate` gives.
     """
     c = len(train.class_names)
     enough = np.bincount(synthetic.labels, minlength=c) >= MIN_SYNTHETIC
     enough &= np.bincount(train.labels, minlength=c) > 0
     classes = np.flatnonzero(enough)
     part = test.select(np.flatnonzero(enough[test.labels]))
-    columns = ClassColumns(c)
-    result: dict[str, Any] = {"numbers": [], "baselines": []}
-    least_seeds = {"least": MIN_SYNTHETIC, "seeds": len(seeds)}
-    sets: list[tuple[Of, ImageSet, str]] = [("synthetic", synthetic, "numbers"), ("train", train, "baselines")]
-    for n, (kind, images, target) in enumerate(sets):
+    result = Found(c)
+    sets: list[tuple[Of, ImageSet]] = [("synthetic", synthetic), ("train", train)]
+    for n, (kind, images) in enumerate(sets):
         right = None
         if len(classes) >= 2 and len(part):
             train_one = partial(_predicted, images, part, classes, plan, device=device)
@@ -78,23 +74,20 @@ def classification_accuracy_score(
                     if progress is not None:
                         progress(n * len(seeds) + len(rows), 2 * len(seeds))
             right = np.array(rows)
+        who = f"{plan.network}, trained on the {kind} images"
+        origin = Origin(
+            metric="CAS",
+            reference=reference_name,
+            extractor=who,
+            fingerprint=digest(plan.to_json()),
+            direction="higher",
+        )
         for scope in scopes(train.class_names, groups):
             members = np.isin(scope.classes, classes)
-            origin: dict[str, Any] = {
-                "reference": reference_name,
-                "extractor": f"{plan.network}, trained on the {kind} images",
-                "fingerprint": digest(plan.to_json()),
-                "direction": "higher",
-                "classes_left_out": int((~members).sum()),
-            }
             mine = np.isin(part.labels, scope.classes)
             estimate = _estimate(right, mine, int(np.isin(images.labels, scope.classes[members]).sum()))
-            number = Number.of("CAS", scope.name, estimate, **origin)
-            if scope.kind == "class":
-                columns.add(number, int(scope.classes[0]), kind)
-            else:
-                result[target].append(number.to_json())
-    return {**result, "classes": columns.to_json(), "protocol": PROTOCOL.format(**least_seeds)}
+            result.add(Number.of(origin, scope.name, estimate, int((~members).sum())), scope, kind)
+    return result, PROTOCOL.format(least=MIN_SYNTHETIC, seeds=len(seeds))
 
 
 def _predicted(

@@ -90,10 +90,8 @@ def _about(table: GroupTable, metric: str, scope: str) -> str:
     row = metric_of(own)
     if scope != "all":
         lead = f"{where}it is {with_interval(own)}"
-    elif row.means:
-        lead = f"{with_interval(own)} {row.means}"
     else:
-        lead = f"{own.short}: {with_interval(own)}" + (f" ({row.what})" if row.what else "")
+        lead = f"{own.short} {with_interval(own)}" + (f" ({row.what})" if row.what else "")
     return lead + _against(own, real) + "."
 
 
@@ -101,7 +99,7 @@ def _against(own: Number, real: Number | None) -> str:
     """How the number compares with that of real images: a difference is claimed only where the intervals are apart."""
     if real is None:
         return ""
-    who = metric_of(own).baseline
+    who = "real reference images" if metric_of(own).alone else "real training images"
     if real.value is None:
         return f"; of {who} there are too few for this number"
     n = [max(1, one.n_synthetic) for one in (own, real)]

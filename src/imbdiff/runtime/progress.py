@@ -17,6 +17,10 @@ def duration(seconds: float) -> str:
     return f"{s // 3600} h {s % 3600 // 60} min"
 
 
+SHORT = 2.0
+"""Seconds of work from which its end is worth a line."""
+
+
 class Timer:
     """Seconds that a `with` block took."""
 
@@ -94,10 +98,26 @@ class Progress:
             sys.stderr.flush()
 
     def __exit__(self, *_: object) -> None:
-        if not self.quiet and self.done > self.start:
+        took = time.monotonic() - self._began
+        if not self.quiet and self.done > self.start and (self._task is not None or took >= min(self.every, SHORT)):
             self._show()
         if self._task is not None:
             Progress._display.stop_task(self._task)
             if all(task.stop_time is not None for task in Progress._display.tasks):
                 Progress._display.stop()
                 Progress._display = None
+
+
+class PartProgress:
+    """Called with (what is being done, how much is done, how much there is): shows a bar or line for each part."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self._what, self._bar = quiet, "", Progress("", 1, quiet=True)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            unit = "images" if "features" in what else "parts"
+            self._what, self._bar = what, Progress(what, total, unit, quiet=self.quiet).__enter__()
+        self._bar.update(done)
+        if done >= total:
+            self._bar.__exit__(None)

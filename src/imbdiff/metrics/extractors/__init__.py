@@ -63,41 +63,29 @@ class Entry:
 
 EXTRACTORS = {
     "random-conv": Entry(
-        "random-conv",
-        "fixed random convolutional network, 32 features; ranks only",
-        "nothing",
-        "FD[random-conv]",
+        "random-conv", "fixed random convolutional network, 32 features; ranks only", "nothing", "FD[random-conv]",
         lambda _, shape, device: RandomConv(shape[2], device=device),
     ),
     "raw-pixels": Entry(
-        "raw-pixels",
-        "the pixels themselves; ranks only",
-        "nothing",
-        "FD[raw-pixels]",
+        "raw-pixels", "the pixels themselves; ranks only", "nothing", "FD[raw-pixels]",
         lambda _, shape, device: RawPixels(shape),
     ),
     "inception": Entry(
-        "inception[:FILE]",
-        "the Inception v3 of FID, 2,048 features; FID only for the known file",
-        "its weights, in a file, cached or downloaded (96 MB)",
-        "FID",
+        "inception[:FILE]", "the Inception v3 of FID, 2,048 features; FID only for the known file",
+        "its weights, in a file, cached or downloaded (96 MB)", "FID",
         lambda file, _, device: load_inception(file or None, device=device),
     ),
     "timm": Entry(
-        "timm:NAME",
-        "a backbone of timm; ranks only",
-        "the extra timm, weights or network",
-        "FD[timm:NAME]",
+        "timm:NAME", "a backbone of timm; ranks only", "the extra timm, weights or network", "FD[timm:NAME]",
         lambda name, _, device: timm_backbone(name, device=device),
     ),
     "hf": Entry(
         "hf:NAME",
         "a transformers image model such as facebook/dinov2-small, or a folder with one; ranks only",
-        "the extra hf, the folder or network",
-        "FD[hf:NAME]",
+        "the extra hf, the folder or network", "FD[hf:NAME]",
         lambda name, _, device: hf_backbone(name, device=device),
     ),
-}
+}  # fmt: skip
 """What there is, for ``imbdiff methods`` and the documentation. A user's own: ``module:PACKAGE.MODULE:FUNCTION``, or an
 entry point of the group ``imbdiff.extractors``: a function (shape (H, W, C), device) -> :class:`Extractor`."""
 
@@ -116,21 +104,16 @@ def make_extractor(
         ConfigError: there is no such extractor (the nearest name is given), or what it needs is missing.
         DataError: a file is not what it should be, or images of `shape` do not fit.
     """
-    if len(shape) != 3 or min(shape) < 1:
-        raise ConfigError(f"the shape of images is (H, W, C), not {shape}", "give three numbers")
-    spec = spec.strip()
-    kind, colon, rest = spec.partition(":")
+    kind, colon, rest = spec.strip().partition(":")
     entry = EXTRACTORS.get(kind)
     if entry is None:
-        own: Any = lookup("extractors", EXTRACTORS, spec)
+        own: Any = lookup("extractors", EXTRACTORS, spec.strip())
         extractor = own(shape, device)
         if not isinstance(extractor, Extractor):
             raise ConfigError(f"{spec} gives a {type(extractor).__name__}", "it must give an Extractor")
-    elif bool(rest) != (":" in entry.form) and kind != "inception":
-        raise ConfigError(f"extractor {spec!r} cannot be read", f"write {entry.form}")
-    elif colon and not rest:
-        raise ConfigError(f"extractor {spec!r} names nothing after the colon", f"write {entry.form}")
     else:
+        if bool(colon) != bool(rest) or (bool(rest) != (":" in entry.form) and kind != "inception"):
+            raise ConfigError(f"extractor {spec!r} cannot be read", f"write {entry.form}")
         if kind == "inception" and inception_weights is not None:
             rest = rest or str(inception_weights)
         extractor = entry.make(rest, shape, device)

@@ -21,13 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.streams import torch_rng
 
 Role = Literal["judge", "working"]
-Progress = Callable[[int], None]
-"""Called after each batch with the number of images done so far."""
-LOGITS_ROWS = 4096
+CHUNK = 4096
 """Feature rows that go through the last layer at a time."""
 
 
@@ -68,16 +66,11 @@ class Extractor(ABC):
     device: torch.device = torch.device("cpu")
     max_batch: int = 1024
 
-    def features(
-        self, images: ImageSet | np.ndarray, batch_size: int = 256, progress: Progress | None = None
-    ) -> np.ndarray:
+    def features(self, images: ImageSet | np.ndarray, batch_size: int = 256) -> np.ndarray:
         """(N, D) float32 features of `images`: an ImageSet, or (N, H, W, C) uint8, in memory or memory-mapped.
 
-        Row i depends on image i alone; the batch size changes it by rounding only, below 1e-4 relative.
-
-        Args:
-            batch_size: images at a time, at most :attr:`max_batch`.
-            progress: called with the number of images done, after each batch.
+        Row i depends on image i alone; the batch size, at most :attr:`max_batch`, changes it by rounding only, below
+        1e-4 relative.
 
         Raises:
             DataError: the images are not uint8, or do not have the shape the extractor was made for.
@@ -95,38 +88,35 @@ class Extractor(ABC):
             rows = x[start : start + step]
             with torch.no_grad(), full_precision(self.device):
                 out[start : start + len(rows)] = self._batch(rows)
-            if progress is not None:
-                progress(start + len(rows))
         return out
 
-    @property
-    def origin(self) -> dict[str, Any]:
-        """What :class:`imbdiff.metrics.numbers.Origin` keeps of the extractor."""
+    def described(self) -> dict[str, Any]:
+        """What the protocol of an evaluation says of it."""
+        trained_on = self.trained_on_note
+        if not trained_on and self.trained_on:
+            trained_on = f"{len(self.trained_on):,} images, by hash"
+        keys = ("name", "fingerprint", "role", "dim", "preprocessing", "ranking_only", "is_fid", "verified")
         return {
-            "extractor": self.name,
-            "fingerprint": self.fingerprint,
-            "ranking_only": self.ranking_only,
-            "is_fid": self.is_fid,
+            **{key: getattr(self, key) for key in keys},
+            "weights": self.weights_note,
+            "trained_on": trained_on,
+            "classes": "taken to be those of the data set, in order" if self.classes is None else "by name",
         }
 
+    @abstractmethod
     def check(self, shape: tuple[int, ...]) -> None:
-        """Call it before long work: raises DataError where images of `shape` (H, W, C) cannot be read."""
-        self._check(tuple(int(n) for n in shape))
+        """Raises DataError where images of `shape` (H, W, C) cannot be read; called before long work."""
 
     def predict(self, features: np.ndarray) -> np.ndarray | None:
         """(N,) int64 class of each feature row, one of :attr:`classes`; None where the extractor does not classify."""
         return None
 
     def probabilities(self, features: np.ndarray) -> np.ndarray | None:
-        """(N, C) float64 class probabilities of feature rows, for the Inception score; None where it has none.
+        """(N, C) float32 class probabilities of feature rows, for the Inception score; None where it has none.
 
         The C classes need not be those of :meth:`predict`: an Inception v3 gives its own 1,008 and predicts nothing.
         """
         return None
-
-    @abstractmethod
-    def _check(self, shape: tuple[int, ...]) -> None:
-        """Raises DataError where images of `shape` (H, W, C) cannot be read."""
 
     @abstractmethod
     def _batch(self, x: np.ndarray) -> np.ndarray:
@@ -164,12 +154,6 @@ def to_rgb(x: Tensor) -> Tensor:
     return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
 
 
-def normalise(x: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
-    """(B, 3, H, W) in [0, 255] -> (x / 255 - mean) / std, channel by channel."""
-    m, s = (torch.tensor(list(v), dtype=torch.float32, device=x.device).view(1, -1, 1, 1) for v in (mean, std))
-    return (x / 255 - m) / s
-
-
 def check_rgb(name: str, shape: tuple[int, ...], least: int = 1) -> None:
     """Raises DataError unless images of `shape` (H, W, C) are grey or RGB, with sides of at least `least`."""
     if len(shape) != 3 or shape[2] not in (1, 3) or min(shape[:2]) < least:
@@ -188,19 +172,19 @@ def same_shape(name: str, made_for: tuple[int, ...], shape: tuple[int, ...]) -> 
         )
 
 
-def in_chunks(features: np.ndarray, width: int, function: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
-    """(N, width) results of `function` over rows of `features`, a few thousand at a time, on the CPU."""
-    parts = [torch.zeros((0, width))]
+def in_chunks(features: np.ndarray, function: Callable[[Tensor], Tensor], device: torch.device) -> np.ndarray:
+    """(N, ...) results of `function` on rows of `features`, a few thousand at a time."""
+    parts = []
     with torch.no_grad(), full_precision(device):
-        for start in range(0, len(features), LOGITS_ROWS):
-            rows = as_tensor(np.asarray(features[start : start + LOGITS_ROWS], dtype=np.float32), device)
-            parts.append(function(rows).float().cpu())
-    return torch.cat(parts)
+        for start in range(0, max(1, len(features)), CHUNK):
+            rows = as_tensor(np.asarray(features[start : start + CHUNK], dtype=np.float32), device)
+            parts.append(function(rows).cpu().numpy())
+    return np.concatenate(parts)
 
 
-def softmax(logits: Tensor) -> np.ndarray:
-    """(N, C) float64 probabilities."""
-    return torch.softmax(logits.double(), dim=1).numpy()
+def softmax(logits: Tensor) -> Tensor:
+    """(N, C) float32 probabilities, computed in float64."""
+    return torch.softmax(logits.double(), dim=1).float()
 
 
 def hash_weights(kind: str, weights: Iterable[Tensor]) -> str:
@@ -227,7 +211,7 @@ class RawPixels(Extractor):
         self.name, self.role, self.dim = "raw-pixels", "judge", int(np.prod(self.shape))
         self.fingerprint = hash_weights(f"raw-pixels {self.shape}", [])
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: tuple[int, ...]) -> None:
         same_shape(self.name, self.shape, shape)
 
     def _batch(self, x: np.ndarray) -> np.ndarray:
@@ -265,7 +249,7 @@ class RandomConv(Extractor):
         self.fingerprint = hash_weights(f"random-conv {channels} {dim}", weights)
         self.weights = [w.to(self.device) for w in weights]
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: tuple[int, ...]) -> None:
         if shape[-1] != self.channels:
             raise DataError(
                 f"extractor {self.name} was made for {self.channels} channels, the images have {shape[-1]}",
@@ -321,8 +305,6 @@ class ClassifierFeatures(Extractor):
         classes: tuple[str, ...] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        if role not in ("judge", "working"):
-            raise ConfigError(f"unknown extractor role {role!r}", 'it is "judge" or "working"')
         self.network = network.eval().to(device)
         self._net = cast(FeatureNetwork, self.network)
         self.name, self.role, self.dim, self.shape = name, role, self._net.feature_dim, shape
@@ -332,29 +314,20 @@ class ClassifierFeatures(Extractor):
             f"classifier {shape} {self.preprocessing}", network.state_dict().values()
         )
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: tuple[int, ...]) -> None:
         if self.shape is not None:
             same_shape(self.name, self.shape, shape)
 
     def _batch(self, x: np.ndarray) -> np.ndarray:
         self.network.eval()
-        return self._net.features(self._prepare(as_tensor(x, self.device))).float().cpu().numpy()
-
-    def _prepare(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) uint8 -> what the network takes."""
-        return to_unit(x)
-
-    def logits(self, features: np.ndarray) -> Tensor:
-        """(N, C) float32 on the CPU."""
-        self.network.eval()
-        with torch.no_grad():
-            width = self._net.head(torch.zeros((1, self.dim), device=self.device)).shape[1]
-        return in_chunks(features, width, self._net.head, self.device)
+        return self._net.features(to_unit(as_tensor(x, self.device))).float().cpu().numpy()
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(N,) int64."""
-        return self.logits(features).argmax(dim=1).numpy().astype(np.int64)
+        self.network.eval()
+        return in_chunks(features, lambda rows: self._net.head(rows).float().argmax(dim=1), self.device)
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """(N, C) float64: softmax of the logits."""
-        return softmax(self.logits(features))
+        """(N, C) float32: softmax of the logits."""
+        self.network.eval()
+        return in_chunks(features, lambda rows: softmax(self._net.head(rows).float()), self.device)

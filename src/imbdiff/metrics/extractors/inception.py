@@ -21,23 +21,16 @@ from imbdiff.metrics.extractors.base import (
     softmax,
     to_rgb,
 )
-from imbdiff.metrics.extractors.inception_net import FEATURES, OUTPUTS, InceptionV3, resize_like_tf1
-from imbdiff.metrics.extractors.weights import download, is_torchscript, load_into, read_weights
+from imbdiff.metrics.extractors.inception_net import FEATURES, InceptionV3, resize_like_tf1
+from imbdiff.metrics.extractors.weights import download, load_into, read_weights
 from imbdiff.runtime.errors import ConfigError, DataError
 from imbdiff.runtime.files import sha256_file
 
 FID_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-NVIDIA_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-FILES = {
-    "weights-inception-2015-12-05-6726825d.pth": FID_SHA256,
-    "pt_inception-2015-12-05-6726825d.pth": FID_SHA256,
-    "inception-2015-12-05.pt": NVIDIA_SHA256,
-}
-"""The three known files: torch-fidelity's, pytorch-fid's (the same bytes under another name) and NVIDIA's.
-
-The hashes are those that several public repositories state independently of each other for their own downloads; this
-project has not had the files at hand. The first agrees with the eight digits in the two file names.
-"""
+"""Of the file, as several public repositories state it independently of each other for their own downloads. It agrees
+with the eight digits in the two names; this project has not had the file at hand."""
+FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
+"""What torch-fidelity and pytorch-fid call it: the same bytes under two names."""
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 VERIFIED = False
 """Set it when features of the real weights have been compared with torch-fidelity's on real images."""
@@ -76,7 +69,7 @@ class InceptionFeatures(Extractor):
         )
         self.fingerprint = hash_weights(f"inception-v3 1 {self.preprocessing}", network.state_dict().values())
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: tuple[int, ...]) -> None:
         check_rgb(self.name, shape, least=2)
 
     def _batch(self, x: np.ndarray) -> np.ndarray:
@@ -84,13 +77,13 @@ class InceptionFeatures(Extractor):
         return self.network(h).cpu().numpy()
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """(N, 1008) float64: softmax of features @ W^T *without* the bias, as the Inception score is computed by all.
+        """(N, 1008) float32: softmax of features @ W^T *without* the bias, as the Inception score is computed by all.
 
         The graph that Salimans et al. (2016) published multiplies by the weights of the last layer and leaves its bias
         out; torch-fidelity calls it ``logits_unbiased``.
         """
         weight = self.network.fc.weight
-        return softmax(in_chunks(features, OUTPUTS, lambda rows: functional.linear(rows, weight), self.device))
+        return in_chunks(features, lambda rows: softmax(functional.linear(rows, weight)), self.device)
 
 
 def load_inception(weights: str | Path | None = None, *, device: str | torch.device = "cpu") -> InceptionFeatures:
@@ -102,20 +95,17 @@ def load_inception(weights: str | Path | None = None, *, device: str | torch.dev
 
     Raises:
         ConfigError: there is no file and no network; names the file, its hash, its address and where to put it.
-        DataError: the file is damaged, of another layout, or NVIDIA's, which is a program.
+        DataError: the file is damaged, of another layout, or a program (as NVIDIA's file of these weights is).
     """
-    path = Path(weights) if weights is not None else (find_inception_weights() or _fetched())
-    if not path.is_file():
-        raise ConfigError(f"there is no file of Inception weights at {path}", _remedy(path))
+    path = _places()[0] if weights is None else Path(weights)
+    remedy = f"fetch {URL} (SHA-256 {FID_SHA256}), put it at {path}, or give it with --inception-weights FILE"
+    if weights is None:
+        path = find_inception_weights() or download(URL, path, FID_SHA256, remedy)
+    elif not path.is_file():
+        raise ConfigError(f"there is no file of Inception weights at {path}", remedy)
     sha256 = sha256_file(path)
     if weights is None and sha256 != FID_SHA256:
-        raise DataError(f"{path} has SHA-256 {sha256}, not {FID_SHA256}", f"remove it; then {_remedy(path)}")
-    if sha256 == NVIDIA_SHA256 or is_torchscript(path):
-        known = "is NVIDIA's file of the FID weights" if sha256 == NVIDIA_SHA256 else "is a TorchScript program"
-        raise DataError(
-            f"{path} {known} (SHA-256 {sha256}): a program, which is not run here",
-            f"give one of the two tables of the same weights, such as {next(iter(FILES))} from {URL}",
-        )
+        raise DataError(f"{path} has SHA-256 {sha256}, not {FID_SHA256}", f"remove it; then {remedy}")
     network = InceptionV3()
     load_into(network, read_weights(path), path, "the FID Inception v3")
     return InceptionFeatures(network, sha256, device=device)
@@ -126,17 +116,5 @@ def find_inception_weights() -> Path | None:
     return next((p for p in _places() if p.is_file()), None)
 
 
-def _fetched() -> Path:
-    """The weights, downloaded to where torch-fidelity looks for them."""
-    path = _places()[0]
-    download(URL, path, FID_SHA256, _remedy(path))
-    return path
-
-
 def _places() -> list[Path]:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    return [folder / name for name, sha256 in FILES.items() if sha256 == FID_SHA256]
-
-
-def _remedy(path: Path) -> str:
-    return f"fetch {URL} (SHA-256 {FID_SHA256}), put it at {path}, or give it with --inception-weights FILE"
+    return [Path(torch.hub.get_dir()) / "checkpoints" / name for name in FILES]

@@ -7,6 +7,8 @@ are those of the weight files that torch-fidelity and pytorch-fid distribute, so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,138 +17,106 @@ SIDE = 299
 FEATURES = 2048
 OUTPUTS = 1008
 
+Kernel = int | tuple[int, int]
+ROW, COLUMN = (1, 7), (7, 1)
+REDUCTION = ("Mixed_6a", "Mixed_7a")
+"""Blocks that halve the side: the last convolution of a branch, and the pooling, have stride 2 and no padding."""
+
+
+def _blocks() -> dict[str, dict[str, Sequence[tuple[int, Kernel]]]]:
+    """Block -> branch -> (channels, kernel) of its convolutions, one after the other; all at stride 1, padded."""
+
+    def block_35(pool: int) -> dict[str, Sequence[tuple[int, Kernel]]]:
+        return {
+            "branch1x1": [(64, 1)],
+            "branch5x5": [(48, 1), (64, 5)],
+            "branch3x3dbl": [(64, 1), (96, 3), (96, 3)],
+            "branch_pool": [(pool, 1)],
+        }
+
+    def block_17(width: int) -> dict[str, Sequence[tuple[int, Kernel]]]:
+        return {
+            "branch1x1": [(192, 1)],
+            "branch7x7": [(width, 1), (width, ROW), (192, COLUMN)],
+            "branch7x7dbl": [(width, 1), (width, COLUMN), (width, ROW), (width, COLUMN), (192, ROW)],
+            "branch_pool": [(192, 1)],
+        }
+
+    # the last two convolutions of the 3x3 branches, a row and a column, stand side by side
+    block_8: dict[str, Sequence[tuple[int, Kernel]]] = {
+        "branch1x1": [(320, 1)],
+        "branch3x3": [(384, 1), (384, (1, 3)), (384, (3, 1))],
+        "branch3x3dbl": [(448, 1), (384, 3), (384, (1, 3)), (384, (3, 1))],
+        "branch_pool": [(192, 1)],
+    }
+    return {
+        "Mixed_5b": block_35(32),
+        "Mixed_5c": block_35(64),
+        "Mixed_5d": block_35(64),
+        "Mixed_6a": {"branch3x3": [(384, 3)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3)]},
+        "Mixed_6b": block_17(128),
+        "Mixed_6c": block_17(160),
+        "Mixed_6d": block_17(160),
+        "Mixed_6e": block_17(192),
+        "Mixed_7a": {
+            "branch3x3": [(192, 1), (320, 3)],
+            "branch7x7x3": [(192, 1), (192, ROW), (192, COLUMN), (192, 3)],
+        },
+        "Mixed_7b": block_8,
+        "Mixed_7c": block_8,
+    }
+
 
 class Conv(nn.Module):
     """Convolution without bias, batch normalisation (eps 0.001), ReLU."""
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int | tuple[int, int],
-        stride: int = 1,
-        padding: int | tuple[int, int] = 0,
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: Kernel, stride: int = 1, padded: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+        sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+        padding = (sides[0] // 2, sides[1] // 2) if padded else 0
+        self.conv = nn.Conv2d(inputs, outputs, sides, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(self.bn(self.conv(x)), inplace=True)
 
 
-def _average(x: Tensor) -> Tensor:
-    """3x3 mean at stride 1 over the pixels that exist."""
-    return functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+class Block(nn.Module):
+    """One block: branches of convolutions on the same input, their outputs and a pooled one joined along channels."""
 
-
-class MixedA(nn.Module):
-    """35 x 35 (Mixed_5b to 5d): 1x1, 5x5, double 3x3, pooled."""
-
-    def __init__(self, inputs: int, pool: int) -> None:
+    def __init__(self, name: str, inputs: int, branches: dict[str, Sequence[tuple[int, Kernel]]]) -> None:
         super().__init__()
-        self.branch1x1 = Conv(inputs, 64, 1)
-        self.branch5x5_1 = Conv(inputs, 48, 1)
-        self.branch5x5_2 = Conv(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = Conv(inputs, 64, 1)
-        self.branch3x3dbl_2 = Conv(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = Conv(96, 96, 3, padding=1)
-        self.branch_pool = Conv(inputs, pool, 1)
+        self.name, self.outputs = name, 0 if "branch_pool" in branches else inputs
+        self.paths: list[tuple[str, list[str], list[str]]] = []
+        for branch, layers in branches.items():
+            names = [branch] if len(layers) == 1 else [f"{branch}_{i}" for i in range(1, len(layers) + 1)]
+            fork = name in ("Mixed_7b", "Mixed_7c") and len(layers) > 1
+            if fork:
+                names[-2:] = [f"{names[-2]}a", f"{names[-2]}b"]
+            width = inputs
+            for i, (own, (outputs, kernel)) in enumerate(zip(names, layers, strict=True)):
+                reduces = name in REDUCTION and i == len(layers) - 1
+                self.add_module(own, Conv(width, outputs, kernel, 2 if reduces else 1, not reduces))
+                width = width if fork and i == len(layers) - 2 else outputs
+            ends = names[-2:] if fork else names[-1:]
+            self.outputs += sum(layers[-1 - i][0] for i in range(len(ends)))
+            self.paths.append((branch, names[: -len(ends)], ends))
 
     def forward(self, x: Tensor) -> Tensor:
-        a = self.branch1x1(x)
-        b = self.branch5x5_2(self.branch5x5_1(x))
-        c = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([a, b, c, self.branch_pool(_average(x))], 1)
+        outputs = []
+        for branch, names, ends in self.paths:
+            h = self._pooled(x) if branch == "branch_pool" else x
+            for name in names:
+                h = self.get_submodule(name)(h)
+            outputs += [self.get_submodule(name)(h) for name in ends]
+        if self.name in REDUCTION:
+            outputs.append(functional.max_pool2d(x, 3, stride=2))
+        return torch.cat(outputs, 1)
 
-
-class MixedB(nn.Module):
-    """35 x 35 to 17 x 17 (Mixed_6a)."""
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.branch3x3 = Conv(inputs, 384, 3, stride=2)
-        self.branch3x3dbl_1 = Conv(inputs, 64, 1)
-        self.branch3x3dbl_2 = Conv(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = Conv(96, 96, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.branch3x3(x)
-        b = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([a, b, functional.max_pool2d(x, 3, stride=2)], 1)
-
-
-class MixedC(nn.Module):
-    """17 x 17 (Mixed_6b to 6e): 7x7 as 1x7 and 7x1, once and twice, with `width` maps between them."""
-
-    def __init__(self, inputs: int, width: int) -> None:
-        super().__init__()
-        row, column = (1, 7), (7, 1)
-        along, down = (0, 3), (3, 0)
-        self.branch1x1 = Conv(inputs, 192, 1)
-        self.branch7x7_1 = Conv(inputs, width, 1)
-        self.branch7x7_2 = Conv(width, width, row, padding=along)
-        self.branch7x7_3 = Conv(width, 192, column, padding=down)
-        self.branch7x7dbl_1 = Conv(inputs, width, 1)
-        self.branch7x7dbl_2 = Conv(width, width, column, padding=down)
-        self.branch7x7dbl_3 = Conv(width, width, row, padding=along)
-        self.branch7x7dbl_4 = Conv(width, width, column, padding=down)
-        self.branch7x7dbl_5 = Conv(width, 192, row, padding=along)
-        self.branch_pool = Conv(inputs, 192, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.branch1x1(x)
-        b = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        c = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        c = self.branch7x7dbl_5(self.branch7x7dbl_4(c))
-        return torch.cat([a, b, c, self.branch_pool(_average(x))], 1)
-
-
-class MixedD(nn.Module):
-    """17 x 17 to 8 x 8 (Mixed_7a)."""
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.branch3x3_1 = Conv(inputs, 192, 1)
-        self.branch3x3_2 = Conv(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = Conv(inputs, 192, 1)
-        self.branch7x7x3_2 = Conv(192, 192, (1, 7), padding=(0, 3))
-        self.branch7x7x3_3 = Conv(192, 192, (7, 1), padding=(3, 0))
-        self.branch7x7x3_4 = Conv(192, 192, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.branch3x3_2(self.branch3x3_1(x))
-        b = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
-        return torch.cat([a, b, functional.max_pool2d(x, 3, stride=2)], 1)
-
-
-class MixedE(nn.Module):
-    """8 x 8 (Mixed_7b, 7c): 3x3 split into 1x3 and 3x1.
-
-    Args:
-        maximum: pool by maximum, as the graph does in Mixed_7c, where the paper has an average.
-    """
-
-    def __init__(self, inputs: int, maximum: bool) -> None:
-        super().__init__()
-        self.maximum = maximum
-        self.branch1x1 = Conv(inputs, 320, 1)
-        self.branch3x3_1 = Conv(inputs, 384, 1)
-        self.branch3x3_2a = Conv(384, 384, (1, 3), padding=(0, 1))
-        self.branch3x3_2b = Conv(384, 384, (3, 1), padding=(1, 0))
-        self.branch3x3dbl_1 = Conv(inputs, 448, 1)
-        self.branch3x3dbl_2 = Conv(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a = Conv(384, 384, (1, 3), padding=(0, 1))
-        self.branch3x3dbl_3b = Conv(384, 384, (3, 1), padding=(1, 0))
-        self.branch_pool = Conv(inputs, 192, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.branch1x1(x)
-        b = self.branch3x3_1(x)
-        c = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        pooled = functional.max_pool2d(x, 3, stride=1, padding=1) if self.maximum else _average(x)
-        parts = [a, self.branch3x3_2a(b), self.branch3x3_2b(b), self.branch3x3dbl_3a(c), self.branch3x3dbl_3b(c)]
-        return torch.cat([*parts, self.branch_pool(pooled)], 1)
+    def _pooled(self, x: Tensor) -> Tensor:
+        if self.name == "Mixed_7c":
+            return functional.max_pool2d(x, 3, stride=1, padding=1)
+        return functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class InceptionV3(nn.Module):
@@ -154,22 +124,17 @@ class InceptionV3(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2)
-        self.Conv2d_2a_3x3 = Conv(32, 32, 3)
-        self.Conv2d_2b_3x3 = Conv(32, 64, 3, padding=1)
+        self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2, padded=False)
+        self.Conv2d_2a_3x3 = Conv(32, 32, 3, padded=False)
+        self.Conv2d_2b_3x3 = Conv(32, 64, 3)
         self.Conv2d_3b_1x1 = Conv(64, 80, 1)
-        self.Conv2d_4a_3x3 = Conv(80, 192, 3)
-        self.Mixed_5b = MixedA(192, pool=32)
-        self.Mixed_5c = MixedA(256, pool=64)
-        self.Mixed_5d = MixedA(288, pool=64)
-        self.Mixed_6a = MixedB(288)
-        self.Mixed_6b = MixedC(768, width=128)
-        self.Mixed_6c = MixedC(768, width=160)
-        self.Mixed_6d = MixedC(768, width=160)
-        self.Mixed_6e = MixedC(768, width=192)
-        self.Mixed_7a = MixedD(768)
-        self.Mixed_7b = MixedE(1280, maximum=False)
-        self.Mixed_7c = MixedE(2048, maximum=True)
+        self.Conv2d_4a_3x3 = Conv(80, 192, 3, padded=False)
+        width = 192
+        self.blocks = list(_blocks())
+        for name, branches in _blocks().items():
+            block = Block(name, width, branches)
+            self.add_module(name, block)
+            width = block.outputs
         self.fc = nn.Linear(FEATURES, OUTPUTS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,9 +142,8 @@ class InceptionV3(nn.Module):
         x = functional.max_pool2d(x, 3, stride=2)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
         x = functional.max_pool2d(x, 3, stride=2)
-        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
-        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
+        for name in self.blocks:
+            x = self.get_submodule(name)(x)
         return x.mean(dim=(2, 3))
 
 

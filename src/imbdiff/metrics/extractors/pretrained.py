@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imbdiff.metrics.extractors.base import Extractor, as_tensor, check_rgb, hash_weights, normalise, to_rgb
+from imbdiff.metrics.extractors.base import Extractor, as_tensor, check_rgb, hash_weights, to_rgb
 from imbdiff.metrics.extractors.weights import require_network
 from imbdiff.runtime.errors import ConfigError, DataError
 from imbdiff.runtime.optional import optional
@@ -74,7 +74,7 @@ class Backbone(Extractor):
             raise ConfigError(f"{name} gives features of shape {tuple(shape)}, not (B, D)", "choose another model")
         self.dim = int(shape[1])
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: tuple[int, ...]) -> None:
         check_rgb(self.name, shape)
 
     def _batch(self, x: np.ndarray) -> np.ndarray:
@@ -82,7 +82,10 @@ class Backbone(Extractor):
         h = to_rgb(as_tensor(x, self.device))
         if tuple(h.shape[2:]) != self.size:
             h = functional.interpolate(h, self.size, mode="bilinear", align_corners=False, antialias=True)
-        return self._call(self.network, normalise(h, self.mean, self.std)).float().cpu().numpy()
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32, device=h.device).view(1, -1, 1, 1) for v in (self.mean, self.std)
+        )
+        return self._call(self.network, (h / 255 - mean) / std).float().cpu().numpy()
 
 
 def timm_backbone(name: str, *, device: str | torch.device = "cpu") -> Backbone:
@@ -96,13 +99,13 @@ def timm_backbone(name: str, *, device: str | torch.device = "cpu") -> Backbone:
     """
     timm = optional("timm", "timm", WHAT, OTHERWISE)
     base, _, tag = name.partition(".")
-    if not timm.is_model(base):
-        near = ", ".join(timm.list_models(f"*{base[:6]}*")[:5])
-        raise ConfigError(f"timm has no model {name!r}", f"see timm.list_models(); near: {near or 'none'}")
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(base) else None
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
-        raise ConfigError(f"timm has no weights for {name!r}", "see timm.list_models(pretrained=True)")
-    _need_on_hub(cfg.hf_hub_id or "", cfg.url or "", f"timm:{name}")
+        near = ", ".join(timm.list_models(f"*{base[:6]}*", pretrained=True)[:5])
+        raise ConfigError(
+            f"timm has no weights for {name!r}", f"see timm.list_models(pretrained=True); near: {near or 'none'}"
+        )
+    _need_timm_weights(cfg.hf_hub_id or "", cfg.url or "", f"timm:{name}")
     try:
         network = timm.create_model(name, pretrained=True, num_classes=0)
     except (RuntimeError, OSError, ValueError) as error:
@@ -113,6 +116,19 @@ def timm_backbone(name: str, *, device: str | torch.device = "cpu") -> Backbone:
     size = (cfg["input_size"][1], cfg["input_size"][2])
     note = f"as the name of the weights says: {tag}" if tag else "not known"
     return Backbone(network, f"timm:{name}", size, cfg["mean"], cfg["std"], trained_on_note=note, device=device)
+
+
+def _need_timm_weights(repository: str, url: str, what: str) -> None:
+    """Raises ConfigError at once where they are neither cached nor within reach."""
+    if repository:
+        hub = optional("huggingface_hub", "hf", WHAT, OTHERWISE)
+        names = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+        if any(isinstance(hub.try_to_load_from_cache(repository.split("@")[0], n), str) for n in names):
+            return
+    elif (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]).is_file():
+        return
+    at = f"{HUB}/api/models/{repository}" if repository else url
+    require_network(at, what, "fetch it on a machine with network and copy its cache, or use hf:FOLDER")
 
 
 def hf_backbone(source: str, *, device: str | torch.device = "cpu") -> Backbone:
@@ -155,11 +171,10 @@ def hf_backbone(source: str, *, device: str | torch.device = "cpu") -> Backbone:
 def _hf_features(network: Any, x: Tensor) -> Tensor:
     out = network(pixel_values=x)
     pooled = getattr(out, "pooler_output", None)
-    return (
-        out.last_hidden_state.flatten(2).mean(2)
-        if pooled is None and out.last_hidden_state.ndim == 4
-        else (out.last_hidden_state.mean(1) if pooled is None else pooled.flatten(1))
-    )
+    if pooled is not None:
+        return pooled.flatten(1)
+    last = out.last_hidden_state
+    return last.flatten(2).mean(2) if last.ndim == 4 else last.mean(1)
 
 
 def _hf_preprocessing(folder: Path) -> tuple[tuple[int, int], list[float], list[float]]:
@@ -168,17 +183,15 @@ def _hf_preprocessing(folder: Path) -> tuple[tuple[int, int], list[float], list[
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         size = settings.get("crop_size") or settings["size"]
-        if isinstance(size, dict):
-            sides = [size.get(k) or size["shortest_edge"] for k in ("height", "width")]
-        else:
-            sides = [size, size]
+        size = size if isinstance(size, dict) else {"shortest_edge": size}
+        sides = [int(size.get(k) or size["shortest_edge"]) for k in ("height", "width")]
         mean, std = ([float(v) for v in settings[k]] for k in ("image_mean", "image_std"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} does not say how images are prepared: {error!r}",
             "it needs size (or crop_size), image_mean and image_std",
         ) from error
-    return (int(sides[0]), int(sides[1])), mean, std
+    return (sides[0], sides[1]), mean, std
 
 
 def _hub_folder(repository: str) -> Path:
@@ -197,19 +210,6 @@ def _hub_folder(repository: str) -> Path:
         return Path(hub.snapshot_download(repository, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{repository} cannot be fetched: {_first_line(error)}", remedy) from error
-
-
-def _need_on_hub(repository: str, url: str, what: str) -> None:
-    """Raises ConfigError at once where timm's weights are neither cached nor within reach."""
-    if repository:
-        hub = optional("huggingface_hub", "hf", WHAT, OTHERWISE)
-        names = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
-        if any(isinstance(hub.try_to_load_from_cache(repository.split("@")[0], n), str) for n in names):
-            return
-    elif (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]).is_file():
-        return
-    at = f"{HUB}/api/models/{repository}" if repository else url
-    require_network(at, what, "fetch it on a machine with network and copy its cache, or use hf:FOLDER")
 
 
 def _first_line(error: BaseException) -> str:
