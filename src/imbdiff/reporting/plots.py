@@ -161,7 +161,7 @@ def class_axis(axes: Any, names: Sequence[str], counts: Sequence[int], theme: Th
 def group_marks(axes: Any, group: Sequence[str], theme: Theme) -> None:
     """Names the groups above the plot, with a line between them, where each is one stretch of the size order."""
     starts = [i for i in range(len(group)) if i == 0 or group[i] != group[i - 1]]
-    if len(starts) != len(set(group)):  # explicit groups need not follow the size order
+    if not starts or len(starts) != len(set(group)):  # explicit groups need not follow the size order
         return
     for a, b in zip(starts, [*starts[1:], len(group)], strict=True):
         if a:
