@@ -19,7 +19,6 @@ from torch import nn
 from imbdiff.recognition.heads import CosineHead
 from imbdiff.recognition.networks import (
     NETWORKS,
-    Classifier,
     Normalised,
     ResidualBlock,
     ZeroPadShortcut,
@@ -135,16 +134,12 @@ def test_resnet32_is_drawn_as_ever() -> None:
 def test_names() -> None:
     for name in NETWORKS:
         check_network(name)
-    for name, near in (("resnet33", "resnet32"), ("resnet-smal", "resnet-small"), ("judgecnn", "judge-cnn")):
-        with pytest.raises(ConfigError, match=f"unknown network '{name}'") as caught:
-            check_network(name)
-        assert f"did you mean {near}? " in caught.value.remedy
-        assert "timm:NAME" in caught.value.remedy
-    with pytest.raises(ConfigError, match="unknown network 'xyz'") as caught:
+    with pytest.raises(ConfigError, match="unknown name 'resnet33'") as caught:
+        check_network("resnet33")
+    assert "did you mean resnet32" in caught.value.remedy
+    with pytest.raises(ConfigError, match="unknown name 'xyz'") as caught:
         check_network("xyz")
-    assert caught.value.remedy.startswith("choose one of resnet-small")
-    with pytest.raises(ConfigError, match="3 is a int"):
-        check_network(3)  # type: ignore[arg-type]
+    assert "resnet-small" in caught.value.remedy
     assert set(NETWORKS) < set(known_networks())
 
 
@@ -203,47 +198,20 @@ def test_images_are_standardised_first() -> None:
 # -- made elsewhere
 
 
-class Own(nn.Module):
-    """A network with a head under some name, and a decoy of the same size before it."""
-
-    def __init__(self, channels: int, classes: int, leaf: str = "out") -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, 6, 3)
-        self.squeeze = nn.Linear(6, classes)
-        self.out = nn.Sequential(nn.Dropout(0.5), nn.Linear(classes, classes))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(torch.relu(self.squeeze(self.conv(x).mean((2, 3)))))
-
-
 def own(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    return Own(shape[2], classes)
+    """Features; the head is made for them."""
+    return nn.Sequential(nn.Conv2d(shape[2], 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5))
 
 
-def test_a_function_of_ones_own() -> None:
-    seen: list[nn.Module] = []
-
-    def make(shape: tuple[int, int, int], classes: int) -> nn.Module:
-        assert (shape, classes) == (SHAPE, 5)
-        seen.append(Own(shape[2], classes))
-        return seen[0]
-
+def test_a_body_of_ones_own_gets_a_head() -> None:
     state = torch.random.get_rng_state()
-    network = build_network(make, SHAPE, 5, seed=4)
+    network = build_network(own, SHAPE, 5, seed=4)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert isinstance(network, Classifier)
-    assert network.feature_dim == 5
-    assert network.head.weight.shape == (5, 5)  # type: ignore[union-attr]
-    assert not network.pretrained
-    assert network.training
+    assert (network.feature_dim, network.head.out_features, network.pretrained, network.training) == (6, 5, False, True)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(4, "network", "own"))
-        expected = Own(3, 5).eval()
-    network.eval()
-    assert torch.equal(network(images()), expected(images()))
-    assert torch.equal(network.features(images()), torch.relu(expected.squeeze(expected.conv(images()).mean((2, 3)))))
-    keys = list(network.state_dict())
-    assert sorted(k for k in keys if k.startswith("head")) == ["head.bias", "head.weight"]
+        expected = own(SHAPE, 5).eval()
+    assert torch.equal(network.eval().features(images()), expected(images()))
     save(network.state_dict())  # no tensor twice
     a, b, c = (build_network(own, SHAPE, 5, seed=s).state_dict()["head.weight"] for s in (1, 1, 2))
     assert torch.equal(a, b)
@@ -253,74 +221,36 @@ def test_a_function_of_ones_own() -> None:
     assert cosine(images()).abs().max() <= 1 + 1e-6
 
 
-def test_a_single_linear_layer_is_its_own_head() -> None:
-    network = build_network(lambda shape, k: nn.Sequential(nn.Flatten(), nn.Linear(270, k)), SHAPE, 5)
-    assert (network.feature_dim, network.features(images()).shape) == (270, (4, 270))
-    linear = nn.Linear(7, 5)
-    found = Classifier.of(linear, 5)
-    assert found.head is linear
-    assert torch.equal(found(torch.ones(2, 7)), linear(torch.ones(2, 7)))
-
-
 def test_a_classifier_is_taken_as_it_is() -> None:
     ready = build_network(SMALL, SHAPE, 5)
-    assert Classifier.of(ready, 5) is ready
     assert build_network(lambda *_: ready, SHAPE, 5, normalise=([0.5], [0.5])) is ready
     assert isinstance(ready.first, Normalised)
-
-
-class Twice(nn.Module):
-    """Its last layer of 5 outputs is not the one whose outputs are the logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head, self.other = nn.Linear(3, 5), nn.Linear(3, 5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(x.mean((2, 3))) + 0 * self.other(x.mean((2, 3)))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda shape, k: 3, "gives a int"),
-        (lambda shape, k: Own(1, k), r"fails on 2 images of 10 x 9 x 3: RuntimeError"),
-        (lambda shape, k: Own(3, k + 1), r"of shape \(2, 6\) for 2 images"),
-        (lambda shape, k: nn.Sequential(nn.Conv2d(3, k, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "no linear layer"),
-        (lambda shape, k: Twice(), "not the one that makes the logits"),
+        (lambda shape, k: 3, "'int' object has no attribute"),
+        (lambda shape, k: own((10, 9, 1), k), r"fails on 2 images of 10 x 9 x 3: RuntimeError"),
+        (lambda shape, k: nn.Conv2d(3, k, 3), r"gives \(2, 5, 8, 7\), not \(B, D\) features"),
     ],
 )
-def test_what_is_no_classifier_is_refused(make: Any, message: str) -> None:
+def test_what_is_no_network_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_network(make, SHAPE, 5)
 
 
 def test_modules_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_networks.py").write_text(
-        "from torch import nn\n"
-        "def make(shape, classes):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))\n"
-        "number = 3\n"
+        "from torch import nn\ndef make(shape, classes):\n    return nn.Flatten()\nnumber = 3\n"
     )
-    (tmp_path / "my_broken_networks.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    name = "module:my_networks:make"
-    check_network(name)
-    network = build_network(name, SHAPE, 5)
-    assert network.feature_dim == 270
-    for wrong, message in (
-        ("module:my_networks", "names no object in a module"),
-        ("module:no_such_module_here:make", "No module named 'no_such_module_here'"),
-        ("module:my_broken_networks:make", "ZeroDivisionError"),
-        ("module:my_networks:number", "is a int"),
-    ):
+    check_network("module:my_networks:make")
+    assert build_network("module:my_networks:make", SHAPE, 5).feature_dim == 270
+    for wrong, message in (("my_networks:number", "is a int"), ("no_such_module_here:make", "No module named")):
         with pytest.raises(ConfigError, match=message):
-            check_network(wrong)
-    with pytest.raises(ConfigError, match="has no 'made'") as caught:
-        check_network("module:my_networks:made")
-    assert caught.value.remedy == "did you mean make?"
-    for module in ("my_networks", "my_broken_networks"):
-        sys.modules.pop(module, None)
+            check_network(f"module:{wrong}")
+    sys.modules.pop("my_networks", None)
 
 
 class Body(nn.Module):
@@ -378,7 +308,7 @@ def test_timm_is_refused_where_it_must_be(timm: Any, monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match="10 x 9 x 3: kernel size 7"):
         build_network("timm:tiny", SHAPE, 5)
     timm.create_model = lambda *_, **__: nn.Conv2d(3, 2, 3)
-    with pytest.raises(ConfigError, match=r"features \(2, 2, 8, 7\), not \(B, D\)"):
+    with pytest.raises(ConfigError, match=r"\(2, 2, 8, 7\), not \(B, D\)"):
         build_network("timm:tiny", SHAPE, 5)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match="timm is not installed") as caught:
@@ -412,12 +342,12 @@ MODULE = """
 from torch import nn
 
 def make(shape, classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, {width}), nn.{act}(), nn.Linear({width}, classes))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, {width}), nn.{act}())
 """
 
 
 def _wide(shape: tuple[int, int, int], classes: int, width: int = 4, bias: float = 0.0) -> nn.Module:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, classes))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, width))
     nn.init.constant_(network[1].bias, bias)  # type: ignore[arg-type]
     return network
 

@@ -1,10 +1,9 @@
-"""Classifier networks: two of our own, the judge, timm's, and a user's. All take (B, C, H, W) float in [-1, 1]."""
+"""Classifier networks: our own, timm's, and a user's. All take (B, C, H, W) float in [-1, 1]."""
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
-import inspect
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,13 +22,12 @@ from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import digest, sha256_file
 from imbdiff.runtime.optional import optional
 from imbdiff.runtime.streams import seed_of
-from imbdiff.runtime.tables import PREFIX, known, lookup
+from imbdiff.runtime.tables import known, lookup
 
 Maker = Callable[[tuple[int, int, int], int], nn.Module]
-"""(shape (H, W, C), num_classes) -> a network whose input is (B, C, H, W) in [-1, 1]."""
+"""(shape (H, W, C), num_classes) -> a :class:`Classifier`, or a body: (B, C, H, W) in [-1, 1] -> (B, D) features."""
 
 MIN_SIDE = 8
-OTHERWISE = "use one of the networks that come with this package"
 _INIT = threading.Lock()
 
 
@@ -61,41 +59,6 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> (B, num_classes) logits."""
         return self.head(self.features(x))
-
-    @classmethod
-    def of(cls, module: nn.Module, num_classes: int) -> Classifier:
-        """A network made elsewhere as a classifier, with its weights; a `Classifier` is returned as it is.
-
-        Of any other network the last ``nn.Linear`` with `num_classes` outputs becomes the head, and the rest, which is
-        changed in place, the body.
-
-        Raises:
-            ConfigError: there is no such layer.
-        """
-        if isinstance(module, Classifier):
-            return module
-        linear = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]
-        heads = [(name, m) for name, m in linear if m.out_features == num_classes]
-        if not heads:
-            raise ConfigError(
-                f"{type(module).__name__} has no linear layer of {num_classes} outputs that could be its head",
-                "end it in nn.Linear(features, num_classes), or derive it from imbdiff.recognition.networks.Classifier",
-            )
-        name, head = heads[-1]
-        found = cls.__new__(cls)  # without making a head: it is there already
-        nn.Module.__init__(found)
-        found.first, found.body, found.head = nn.Identity(), _without(module, name), head
-        found.feature_dim, found.pretrained = head.in_features, False
-        return found
-
-
-def _without(module: nn.Module, name: str) -> nn.Module:
-    """`module` with its layer `name`, as ``named_modules`` calls it, replaced by the identity, in place."""
-    if not name:
-        return nn.Identity()
-    parent, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, nn.Identity())
-    return module
 
 
 class Normalised(nn.Module):
@@ -243,30 +206,23 @@ def check_network(name: str | Maker) -> None:
 
 
 def _maker(name: str | Maker) -> Maker:
-    if isinstance(name, str) and name.startswith("timm:"):
-        model, question, option = name.removeprefix("timm:").partition("?")
-        if not model or (question and option != "pretrained"):
-            raise ConfigError(f"network {name!r} cannot be read", "write timm:NAME or timm:NAME?pretrained")
-        timm = optional("timm", "timm", f"the network timm:{model}", OTHERWISE)
-        if not timm.is_model(model.partition(".")[0]):
-            near = ", ".join(timm.list_models(f"*{model[:6]}*")[:5])
-            raise ConfigError(f"timm has no model {model!r}", f"see timm.list_models(); near: {near or 'none'}")
-        return partial(_from_timm, timm, model, bool(question))
-    found = name
-    if isinstance(name, str):
-        if not name.startswith(PREFIX) and name not in known("networks", NETWORKS):
-            nearest = difflib.get_close_matches(name, NETWORKS, n=1)
-            remedy = f"choose one of {', '.join(known_networks())}"
-            hint = f"did you mean {nearest[0]}? Or {remedy}" if nearest else remedy
-            raise ConfigError(f"unknown network {name!r}", hint)
+    if not isinstance(name, str):
+        return name
+    if not name.startswith("timm:"):
         found = lookup("networks", NETWORKS, name)
-    if not callable(found):
-        raise ConfigError(
-            f"a network is a name or a function (shape, num_classes) -> nn.Module, and {name!r} is a "
-            f"{type(found).__name__}",
-            "give the function",
-        )
-    return found
+        if not callable(found):
+            raise ConfigError(
+                f"the network {name} is a {type(found).__name__}", "name a function (shape, num_classes) -> nn.Module"
+            )
+        return found
+    model, question, pretrained = name.removeprefix("timm:").partition("?")
+    if not model or (question and pretrained != "pretrained"):
+        raise ConfigError(f"network {name!r} cannot be read", "write timm:NAME or timm:NAME?pretrained")
+    timm = optional("timm", "timm", f"the network timm:{model}", "use one of the networks that come with this package")
+    if not timm.is_model(model.partition(".")[0]):
+        near = ", ".join(timm.list_models(f"*{model[:6]}*")[:5])
+        raise ConfigError(f"timm has no model {model!r}", f"see timm.list_models(); near: {near or 'none'}")
+    return partial(_from_timm, timm, model, bool(pretrained))
 
 
 def build_network(
@@ -282,8 +238,8 @@ def build_network(
 
     Args:
         name: of :data:`NETWORKS`, "timm:NAME" (an extra; random weights, with "?pretrained" those that timm
-            distributes), "module:PACKAGE.MODULE:FUNCTION" or, in Python, the function itself: (shape, num_classes) ->
-            a network, whose weights it draws from torch's global generator or brings with it.
+            distributes), "module:PACKAGE.MODULE:FUNCTION" or, in Python, the function itself, see :data:`Maker`, whose
+            weights it draws from torch's global generator or brings with it.
         shape: (H, W, C) of the images; H and W at least 8, need not be equal.
         num_classes: at least 2.
         head: "linear", or "cosine" (:class:`CosineHead`), which takes the place of the network's own.
@@ -291,13 +247,14 @@ def build_network(
 
     Raises:
         ConfigError: an unknown name, images that are too small, fewer than 2 classes, a library that is not there, or
-            a network that does not give such logits.
+            a network that does not give features of such images.
     """
     h, w, channels = shape
     make = _maker(name)
-    called = name if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)
     if min(h, w) < MIN_SIDE:
-        raise ConfigError(f"images of {h} x {w} pixels are too small for {called}", f"use at least {MIN_SIDE} a side")
+        raise ConfigError(
+            f"images of {h} x {w} pixels are too small for {name_of(name)}", f"use at least {MIN_SIDE} a side"
+        )
     if num_classes < 2:
         raise ConfigError(f"{num_classes} class cannot be classified", "at least 2 are needed")
     if normalise is not None and len(normalise[0]) not in (1, channels):
@@ -310,7 +267,7 @@ def build_network(
     with _INIT, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "network", name if isinstance(name, str) else "own"))
         made = make(shape, num_classes)
-        network = made if isinstance(made, Classifier) else _checked(made, called, shape, num_classes)
+        network = made if isinstance(made, Classifier) else _with_head(made, name_of(name), shape, num_classes)
         if head == "cosine":
             network.head = CosineHead(network.feature_dim, num_classes)
     if normalise is not None:
@@ -318,78 +275,48 @@ def build_network(
     return network
 
 
+def _with_head(body: nn.Module, name: str, shape: tuple[int, int, int], num_classes: int) -> Classifier:
+    """A body with a new head.
+
+    Raises:
+        ConfigError: it is no module, or does not give (B, D) features of images of this shape.
+    """
+    h, w, channels = shape
+    try:
+        with torch.no_grad():
+            features = body.eval()(torch.zeros(2, channels, h, w))
+    except Exception as error:  # whatever the network raises
+        raise ConfigError(
+            f"{name} fails on 2 images of {h} x {w} x {channels}: {type(error).__name__}: {error}",
+            "it must be a torch.nn.Module that takes (B, C, H, W) float32 in [-1, 1]",
+        ) from error
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        what = f"{tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        raise ConfigError(f"{name} gives {what}, not (B, D) features", "end it before its own classification layer")
+    return Classifier(body.train(), int(features.shape[1]), num_classes)
+
+
 def _from_timm(timm: Any, model: str, pretrained: bool, shape: tuple[int, int, int], num_classes: int) -> Classifier:
     """A model of timm with a new head. Distributed weights get images standardised as they were for them; timm fits
     the first layer to the number of channels."""
     h, w, channels = shape
-    why = ""
+    refused: Exception | None = None
     # networks with position embeddings are made for one size and must be given it; others do not know the option
     for more in ({}, {"img_size": (h, w)}):
         try:
             body = timm.create_model(model, pretrained=pretrained, num_classes=0, in_chans=channels, **more)
-            with torch.no_grad():
-                features = body.eval()(torch.zeros(2, channels, h, w))
-        except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
-            why = why or _first_line(error)
+            network = _with_head(body, f"timm:{model}", shape, num_classes)
+        except (ConfigError, RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
+            refused = refused or error
             continue
-        if features.ndim != 2:
-            raise ConfigError(f"timm:{model} gives features {tuple(features.shape)}, not (B, D)", "choose another")
-        network = Classifier(body.train(), int(features.shape[1]), num_classes)
         if pretrained:
             means = [list(body.pretrained_cfg[key]) for key in ("mean", "std")]
             if channels != len(means[0]):
                 means = [[float(np.mean(values))] for values in means]
             network.first, network.pretrained = Normalised(*means), True
         return network
-    raise ConfigError(f"timm:{model} cannot be made for images of {h} x {w} x {channels}: {why}", OTHERWISE)
-
-
-def _checked(network: Any, name: str, shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """A user's network as a classifier.
-
-    Raises:
-        ConfigError: it is not a network, does not take images of this shape, its logits are not (B, num_classes), or
-            its last linear layer of `num_classes` outputs is not what makes them.
-    """
-    if not isinstance(network, nn.Module):
-        raise ConfigError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module", "return the network")
-    wanted = _logits(network, name, shape, num_classes)
-    classifier = Classifier.of(network, num_classes)
-    try:
-        same = torch.allclose(_logits(classifier, name, shape, num_classes), wanted, equal_nan=True)
-    except ConfigError:
-        same = False  # the rest does not run without that layer
-    if not same:
-        raise ConfigError(
-            f"{name}: the last linear layer of {num_classes} outputs is not the one that makes the logits",
-            "derive the network from imbdiff.recognition.networks.Classifier",
-        )
-    return classifier
-
-
-def _logits(network: nn.Module, name: str, shape: tuple[int, int, int], num_classes: int) -> Tensor:
-    """(2, num_classes) logits of two images in evaluation mode; the network is left as it was."""
-    h, w, channels = shape
-    x = torch.linspace(-1, 1, 2 * channels * h * w).reshape(2, channels, h, w)
-    was = network.training
-    try:
-        with torch.no_grad():
-            logits = network.eval()(x)
-    except Exception as error:  # whatever the user's own network raises
-        raise ConfigError(
-            f"{name} fails on 2 images of {h} x {w} x {channels}: {type(error).__name__}: {_first_line(error)}",
-            "it must take (B, C, H, W) float32 in [-1, 1]",
-        ) from error
-    finally:
-        network.train(was)
-    if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
-        what = f"of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ConfigError(f"{name} gives {what} for 2 images", f"it must give (2, {num_classes}) logits")
-    return logits
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    why = refused.message if isinstance(refused, ConfigError) else refused
+    raise ConfigError(f"timm:{model} cannot be made for images of {h} x {w} x {channels}: {why}", "choose another")
 
 
 def network_identity(name: str | Maker, shape: tuple[int, int, int], num_classes: int) -> str | list[Any]:
@@ -405,13 +332,9 @@ def network_identity(name: str | Maker, shape: tuple[int, int, int], num_classes
     made = build_network(name, shape, num_classes, 0)
     weights = [[k, digest(v.detach().cpu().float().flatten().tolist())] for k, v in made.state_dict().items()]
     maker: Any = _maker(name)
-    inner = getattr(maker, "func", maker)  # of a partial
-    try:
-        path = inspect.getsourcefile(inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner))
-    except TypeError:
-        path = None
-    code = sha256_file(Path(path)) if path and Path(path).is_file() else None
-    return [name_of(name), str(made), digest(weights), code]
+    module = sys.modules.get(getattr(getattr(maker, "func", maker), "__module__", ""))  # of a partial, what it calls
+    path = getattr(module, "__file__", None)
+    return [name_of(name), str(made), digest(weights), sha256_file(Path(path)) if path else None]
 
 
 def name_of(network: str | Maker) -> str:
@@ -422,7 +345,7 @@ def name_of(network: str | Maker) -> str:
     return f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
 
 
-# -- what a network says of images
+# -- predictions
 
 
 @torch.no_grad()
@@ -430,11 +353,12 @@ def probabilities(network: Classifier, images: ImageSet, batch_size: int = 512) 
     """(N, C) float32 softmax of the logits, the prior of the images taken as flat where the loss took it so."""
     device = next(network.parameters()).device
     network.eval()
-    parts: list[Tensor] = []
+    parts = [np.zeros((0, len(images.class_names)), np.float32)]
     for start in range(0, len(images), batch_size):
         x = to_unit(torch.from_numpy(np.array(images.images[start : start + batch_size], order="C")).to(device))
-        parts.append(functional.softmax(network(x.contiguous(memory_format=torch.channels_last)).float(), dim=1).cpu())
-    return torch.cat(parts).numpy() if parts else np.zeros((0, len(images.class_names)), np.float32)
+        logits = network(x.contiguous(memory_format=torch.channels_last)).float()
+        parts.append(functional.softmax(logits, dim=1).cpu().numpy())
+    return np.concatenate(parts)
 
 
 def predict(network: Classifier, images: ImageSet, batch_size: int = 512) -> np.ndarray:
