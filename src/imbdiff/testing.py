@@ -20,7 +20,7 @@ from imbdiff.diffusion.model import build_model
 from imbdiff.diffusion.process import PROCESSES, Process
 from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.denoising import Denoising
-from imbdiff.objectives.objective import Draw, Labels, Objective, Request
+from imbdiff.objectives.objective import Labels, Objective, Request
 from imbdiff.runtime.streams import seed_of
 from imbdiff.training.step import TrainingStep
 
@@ -151,8 +151,7 @@ def _asked(objective: Objective, batch: NoisyBatch) -> list[tuple[object, ...]]:
     """What the requests say apart from values."""
 
     def shape(r: Request) -> tuple[object, ...]:
-        named = isinstance(r.condition, Draw | Labels)
-        condition = (type(r.condition).__name__, r.condition.name) if named else r.condition  # type: ignore[union-attr]
+        condition = ("labels", r.condition.name) if isinstance(r.condition, Labels) else r.condition
         rows = None if r.rows is None else (r.rows.name, len(r.rows.index))
         return condition, rows, r.network, r.grad, r.taps, r.prediction, r.capacity
 

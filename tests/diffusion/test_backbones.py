@@ -190,7 +190,6 @@ def test_the_null_label_is_the_zero_vector() -> None:
     vectors.sum().backward()
     assert conditioner.table.grad is not None
     assert conditioner.table.grad.sum(1).tolist() == [0, 4, 0]  # nothing is learned from dropped labels
-    assert conditioner.null == 3
     assert set(conditioner.state_dict()) == {"table"}
 
 

@@ -214,9 +214,7 @@ def test_a_missing_or_damaged_guide_is_named(tmp_path: Path, name: str, damage: 
     elif name == "guide.json":
         path.write_text(json.dumps({"kind": "classifier"}))
     else:
-        small = guided()
-        small.guide = PrototypeEncoder(small.spec, dim=7)
-        save_model(small, tmp_path / "other")
+        save_model(guided("unet-8"), tmp_path / "other")
         path.write_bytes((tmp_path / "other" / name).read_bytes())
     with pytest.raises(RunError, match="guide"):
         load_model(tmp_path)

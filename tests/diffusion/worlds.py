@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.diffusion.backbone import Backbone, LabelPassthrough, Taps
+from imbdiff.diffusion.backbone import Backbone, Taps
 from imbdiff.diffusion.codec import IdentityCodec
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec
 from imbdiff.diffusion.process import DDPM, Process
@@ -60,7 +60,7 @@ class GaussianBackbone(Backbone):
     def __init__(self, process: Process, means: Sequence[float], sd: float) -> None:
         super().__init__()
         self.process, self.sd, self.num_classes = process, sd, len(means)
-        self.conditioner = LabelPassthrough(len(means))
+        self.conditioner = torch.nn.Identity()
         self.means = torch.nn.Parameter(torch.tensor([*means, 0.0], dtype=torch.float64))
         self.calls: list[list[int]] = []
 

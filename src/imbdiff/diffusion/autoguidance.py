@@ -20,13 +20,10 @@ class Autoguidance(Extrapolation):
 
         prediction = p(x_t, y) + omega (p(x_t, y) - p_weak(x_t, y))
 
-    Both have the same label, so it goes away from the weak model's errors and not from other classes. The weak model
-    should err as the strong one does, but more: theirs is a smaller one trained for 1/16 to 1/3.5 as long. Here it is
-    the same network earlier in its training. Their best omega is 0.7 on ImageNet-64 (FID 1.01; Frechet distance of
-    DINOv2: 1.2) and 1.05 to 1.45 on ImageNet-512 (w - 1 of the presets in NVlabs/edm2, generate_images.py).
-
-    Rows of the null label are guided by the same formula, the label being null in both: the paper guides unconditional
-    models too, by 1.85. Guidance within `predict` changes p and not p_weak.
+    Both have the same label, so it goes away from the weak model's errors and not from other classes. Theirs is a
+    smaller model trained for 1/16 to 1/3.5 as long; here it is the same network earlier in its training. Their best
+    omega is 0.7 on ImageNet-64 and 1.05 to 1.45 on ImageNet-512 (w - 1 of the presets in NVlabs/edm2). Rows of the null
+    label are guided too. Guidance within `predict` changes p and not p_weak.
 
     Attributes:
         omega: one number for all rows, or one per class, (C,), where rows of the null label take 0, or (C + 1,), theirs

@@ -3,9 +3,8 @@
 The package's own are in `backbones`. One of your own is a subclass of `Backbone` with a ``forward``; each of the other
 methods is needed by what its error names alone.
 
-Its `Conditioner` maps class ids to what the network takes; objectives know labels only, and a prompt embedding would go
-here. The null label, "no class", is C = num_classes. It is an ordinary label: batches hold it where a label was
-dropped, and guidance asks for it by `Conditioner.null`.
+Labels are class ids; the null label, "no class", is C = num_classes. It is an ordinary label: batches hold it where a
+label was dropped, and guidance asks for it.
 """
 
 from __future__ import annotations
@@ -23,35 +22,14 @@ from imbdiff.runtime.errors import ConfigError
 Taps = dict[str, Tensor]
 
 
-class Conditioner(nn.Module):
-    """Maps labels (B,) in [0, C] to the network's condition."""
+class VectorConditioner(nn.Module):
+    """A learned vector per class, to be added to the time embedding; the null label's is the zero vector.
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-
-    @property
-    def null(self) -> int:
-        """The null label, C."""
-        return self.num_classes
-
-    @abstractmethod
-    def forward(self, labels: Tensor) -> Tensor: ...
-
-    def tables(self) -> list[nn.Parameter]:
-        """Its tables of class vectors: none by default."""
-        return []
-
-
-class VectorConditioner(Conditioner):
-    """A learned vector per class, to be added to the time embedding; the null label is the zero vector.
-
-    That is the convention of the code bases of this field, where the embedding is simply not added for the null label.
-    Vectors start at N(0, 1), as torch's embeddings do.
+    That is the convention of the code bases of this field. Vectors start at N(0, 1), as torch's embeddings do.
     """
 
     def __init__(self, num_classes: int, dim: int) -> None:
-        super().__init__(num_classes)
+        super().__init__()
         self.table = nn.Parameter(torch.randn(num_classes, dim))
         self.register_buffer("zero", torch.zeros(1, dim), persistent=False)
 
@@ -59,19 +37,12 @@ class VectorConditioner(Conditioner):
         assert isinstance(self.zero, Tensor)
         return torch.cat([self.table, self.zero])[labels]
 
-    def tables(self) -> list[nn.Parameter]:
-        return [self.table]
-
 
 class AugmentationConditioner(nn.Linear):
-    """Maps the vector (B, 9) of a geometric change (`imbdiff.data.geometric`) to what is added to the time embedding.
+    """Maps the vector (B, 9) of a geometric change to what is added to the time embedding, in a transformer to tokens.
 
-    In a transformer, to its tokens.
-
-    Without a bias, so that the zero vector, an image as it is, adds nothing: sampling needs no vector. Weights start at
-    N(0, 1), as class vectors do. CBDM's code has torch's default, a fifth of that; in short runs the network then makes
-    little of the vector, and from zeros less still: telling it the wrong mirroring raised the loss of an MLP on digits,
-    2,000 steps at p = 0.12, by 37 %, 6 % and 2 % (at the middle of time).
+    Without a bias, so that the zero vector, an image as it is, adds nothing. Weights start at N(0, 1), as class vectors
+    do: from torch's default, a fifth of that, the network makes little of the vector in short runs.
     """
 
     def __init__(self, dim: int) -> None:
@@ -82,14 +53,7 @@ class AugmentationConditioner(nn.Linear):
         return super().forward(change.to(self.weight.dtype))
 
 
-class LabelPassthrough(Conditioner):
-    """Labels as they are, for networks that own a table of C + 1 rows (DiT)."""
-
-    def forward(self, labels: Tensor) -> Tensor:
-        return labels
-
-
-class NoCondition(Conditioner):
+class NoCondition(nn.Module):
     """Adds nothing to the time embedding, whatever the label; has no parameters."""
 
     def forward(self, labels: Tensor) -> Tensor:
@@ -102,6 +66,7 @@ class Backbone(nn.Module):
     Attributes:
         tap_names: layers whose features may be asked for.
         roles: role -> the layer that has it; roles may be asked for like layers.
+        conditioner: maps labels (B,) in [0, C] to the network's condition, where it owns no table of its own.
         num_classes: C; the null label, "no class", is C.
         augmentation: maps the vector of a geometric change, in networks that were built with ``augment`` in their
             arguments; None in others.
@@ -109,7 +74,7 @@ class Backbone(nn.Module):
 
     tap_names: tuple[str, ...]
     roles: Mapping[str, str] = MappingProxyType({})
-    conditioner: Conditioner
+    conditioner: nn.Module
     num_classes: int
 
     def __init__(self) -> None:
@@ -191,12 +156,11 @@ class Backbone(nn.Module):
         """The tables of class vectors, of C rows, or of C + 1 with the null label's: the conditioner's by default.
 
         Raises:
-            ConfigError: the conditioner has none.
+            ConfigError: this kind of network does not say where they are.
         """
-        tables = self.conditioner.tables()
-        if not tables:
+        if not isinstance(self.conditioner, VectorConditioner):
             raise self._lacks("class_tables() -> list[nn.Parameter]", "where its class vectors are")
-        return tables
+        return [self.conditioner.table]
 
     def _lacks(self, method: str, what: str) -> ConfigError:
         name = type(self).__name__

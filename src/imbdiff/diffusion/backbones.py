@@ -29,7 +29,6 @@ from torch.nn import functional as F
 from imbdiff.diffusion.backbone import (
     AugmentationConditioner,
     Backbone,
-    LabelPassthrough,
     NoCondition,
     Taps,
     VectorConditioner,
@@ -106,7 +105,7 @@ class UNetBackbone(Backbone):
         return h[..., :height, :width], found
 
     def cut_to_encoder(self) -> str:
-        self.conditioner = NoCondition(self.num_classes)
+        self.conditioner = NoCondition()
         self.net.up_blocks = nn.ModuleList()
         self.net.conv_norm_out = self.net.conv_out = None
         return "mid"
@@ -154,7 +153,6 @@ class DiTBackbone(Backbone):
         depth = len(self.net.transformer_blocks)
         self.tap_names = tuple(f"block{i}" for i in range(depth))
         self.roles = {"mid": f"block{depth // 4}", "quarter": f"block{max(depth // 4 - 1, 0)}"}
-        self.conditioner = LabelPassthrough(num_classes)
         if augment:  # last, so that the other weights are drawn as without it
             self.augmentation = AugmentationConditioner(self.net.inner_dim)
 
@@ -169,7 +167,7 @@ class DiTBackbone(Backbone):
     ) -> tuple[Tensor, Taps]:
         self.check_taps(taps)
         net, n = self.net, len(x_t) if predict_rows is None else predict_rows
-        ids = self.conditioner(labels)
+        ids = labels
         wanted = {tap: int(self.layer_of(tap).removeprefix("block")) for tap in taps}
         last = max(wanted.values(), default=-1)
         found: Taps = {}
@@ -196,7 +194,7 @@ class DiTBackbone(Backbone):
         net, depth = self.net, max(1, len(self.net.transformer_blocks) // 2)
         net.transformer_blocks = net.transformer_blocks[:depth]
         for block in net.transformer_blocks:
-            block.norm1.emb.class_embedder = NoCondition(self.num_classes)
+            block.norm1.emb.class_embedder = NoCondition()
         net.norm_out = net.proj_out_1 = net.proj_out_2 = None
         self.tap_names = self.tap_names[:depth]
         return self.tap_names[-1]
@@ -261,7 +259,7 @@ class MLPBackbone(Backbone):
         return self.outer(h[:n]).reshape(n, *self.shape), dict.fromkeys(taps, h)
 
     def cut_to_encoder(self) -> str:
-        self.conditioner, self.outer = NoCondition(self.num_classes), nn.Sequential()
+        self.conditioner, self.outer = NoCondition(), nn.Sequential()
         return "mid"
 
     def low_rank_layers(self) -> list[str]:

@@ -17,7 +17,7 @@ from imbdiff.diffusion.process import Process
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import seed_of, torch_rng
 
-DIM, TAU = 128, 0.07
+DIM = 128  # of the feature
 
 
 class PrototypeEncoder(nn.Module):
@@ -29,16 +29,15 @@ class PrototypeEncoder(nn.Module):
     The other half is left out, so that every parameter trains.
 
     It is trained as a network of its own (`imbdiff.objectives.prototype_contrast`), to which it answers the tap
-    "features", (B, dim), and no prediction.
+    "features", (B, 128), and no prediction.
 
     Args:
         spec: of the model that it is to guide; process, codec and class statistics are that model's.
-        dim: of the feature.
         tau: temperature of L_PC.
         seed: of the initial weights; no global random state is read or left changed.
 
     Attributes:
-        prototypes: (C, dim) of unit length; zero for a class that was never seen.
+        prototypes: (C, 128) of unit length; zero for a class that was never seen.
         prior: (C,) class frequencies of the training set.
     """
 
@@ -47,19 +46,19 @@ class PrototypeEncoder(nn.Module):
     process: Process
     codec: Codec
 
-    def __init__(self, spec: ModelSpec, *, dim: int = DIM, tau: float = TAU, seed: int = 0) -> None:
+    def __init__(self, spec: ModelSpec, *, tau: float = 0.07, seed: int = 0) -> None:
         super().__init__()
         # geometric changes are ordinary augmentation to it: it takes no vector of them, also where the model does
         spec = replace(spec, config={k: v for k, v in spec.config.items() if k != "augment"})
         model = from_spec(spec, seed=seed_of(seed, "encoder"))
-        self.spec, self.process, self.codec, self.dim, self.tau = spec, model.process, model.codec, dim, tau
+        self.spec, self.process, self.codec, self.tau = spec, model.process, model.codec, tau
         self.backbone, self.tap = model.backbone, model.backbone.cut_to_encoder()
         h = self._example()
         width = pooled(h).shape[1]
         hidden = [linear(width, width, torch_rng(seed, "encoder", "hidden")), nn.SiLU()] if h.ndim == 2 else []
         self.before = nn.Sequential(nn.SiLU(), *hidden)
-        self.head = linear(width, dim, torch_rng(seed, "encoder", "head"))
-        self.register_buffer("prototypes", torch.zeros(spec.stats.num_classes, dim))
+        self.head = linear(width, DIM, torch_rng(seed, "encoder", "head"))
+        self.register_buffer("prototypes", torch.zeros(spec.stats.num_classes, DIM))
         self.register_buffer("prior", torch.from_numpy(spec.stats.prior).float())
 
     @classmethod
@@ -78,7 +77,7 @@ class PrototypeEncoder(nn.Module):
         return taps[self.tap]
 
     def features(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(B, dim) features of unit length, of x_t (B, c, h, w) at times t (B,) of the process."""
+        """(B, 128) features of unit length, of x_t (B, c, h, w) at times t (B,) of the process."""
         labels = torch.zeros(len(x_t), dtype=torch.int64, device=x_t.device)
         _, taps = self.backbone(x_t, self.process.model_time(t), labels, (self.tap,), 0)
         f = self.head(pooled(self.before(taps[self.tap])))

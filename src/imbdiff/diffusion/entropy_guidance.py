@@ -27,24 +27,20 @@ class EntropyGuidance(Shift):
         score' = score + omega n(grad_{x_t} H(f(x0_hat(x_t)))),        eps' = eps - omega s(t) n(...)
 
     H is the entropy of softmax f, or with criterion="loss" the cross-entropy of the image's own class; the paper's
-    third, hardness, needs means and covariances of features and is left out. It is a `Shift` of the score: with its
-    limits near pure noise, and all of it arrives where samplers clip.
+    third, hardness, is left out. Where the paper and its code (facebookresearch/Feedback-guided-Data-Synthesis,
+    fg_pipe.py) leave room:
 
-    Where the paper and its code (facebookresearch/Feedback-guided-Data-Synthesis, fg_pipe.py) leave room:
-
-    - The gradient goes through the network, as in the code (`through="network"`; a step costs a pass back through the
-      network). "estimate" takes the clean image's explicit dependence on x_t alone, the noise held fixed: grad H / a.
-    - The code gives the gradient the length of x_t, image by image: n(G) = |x_t| G / |G| (`norm="sample"`, also the
-      default here). "l2" is G / |G| and "none" G.
+    - The gradient goes through the network, as in the code (`through="network"`). "estimate" takes the clean image's
+      explicit dependence on x_t alone, the noise held fixed: grad H / a.
+    - The code gives the gradient the length of x_t, image by image: n(G) = |x_t| G / |G| (`norm="sample"`). "l2" is
+      G / |G| and "none" G.
     - The code adds 0.03 n to x_t, at every fifth of 30 steps, and leaves eps as it was; here omega is that of the score
-      as in the paper, at every step. In a perfect model of N(0, 0.5^2) with 3 x 16 x 16 pixels and ten classes the
-      two move images alike: by 0.10 of their length either way in 30 steps of DDIM, ours by 0.09 in 20 of DPM-Solver++
-      and by 0.08 in 25 of Euler along a flow, by 0.02 in 250 ancestral steps, which want a larger omega. `every`
-      so-manieth step alone is an option of :func:`entropy_guidance`.
+      as in the paper, at every step. With a perfect model both move images alike in 30 steps of DDIM; 250 ancestral
+      steps want a larger omega.
     - The code's classifier sees x0_hat s + x_t (1 - s), brought to [0, 1] by its own least and greatest value; here it
       sees x0_hat, clipped to `bound`. A pixel that is clipped has no gradient.
 
-    Rows of the null label, and of a scale of 0, are left as they are, bit for bit.
+    Rows of the null label, and of a scale of 0, are left as they are.
 
     Attributes:
         classifier: (B, c, h, w) images in [-1, 1] -> (B, K) logits, K >= 2; a module must be in eval mode. Not one that

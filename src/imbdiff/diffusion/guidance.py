@@ -148,17 +148,14 @@ class Shift(Guidance):
 
     The second is exactly a shift of the mean by Sigma r (Dhariwal and Nichol 2021, Algorithm 1), Sigma = beta = 1 -
     abar_t / abar_prev being the variance of our ancestral sampler ("fixed large") and a_prev its next sqrt(abar), since
-    x0 enters the mean with a_prev beta / s^2. At the last step, which adds no noise, it shifts all the same.
+    x0 enters the mean with a_prev beta / s^2.
 
     The x0 that samplers clip is that of the prediction *before* the shift, so all of the shift arrives: `parts` gives
-    the two apart, and `generate` adds the shift to the clipped image. A caller that knows predictions only, as
-    ``guidance(...)``, gets both in one, and where its sampler clips, it clips the shift too.
+    the two apart, and `generate` adds the shift to the clipped image. ``guidance(...)`` gives both in one.
 
     For solvers, a step of first order from t to t' moves x by (a' s / a - s') s r: from near pure noise, a -> 0,
-    without limit, where there is no class to be seen either. So a is no less than SOLVER_DIVISOR, 0.05, here. Where it
-    is smaller, a / 0.05 of the shift of the score arrives: all of it for t <= 768 of the linear schedule, t <= 966 of
-    the cosine one and t <= 0.95 of a flow; at pure noise 0.13, 0.001 and 0 of it. Ancestral steps have no such limit,
-    their a_prev being that of the end of the step.
+    without limit, where there is no class to be seen either. So a is no less than SOLVER_DIVISOR, 0.05, here; where it
+    is smaller (t > 768 of the linear schedule, 966 of the cosine one, 0.95 of a flow), a / 0.05 of the shift arrives.
 
     Attributes:
         scale: at least 0; one number for all classes, or one per class, (C,). Rows of the null label are left alone.

@@ -116,7 +116,7 @@ def save_guide(guide: nn.Module | None, folder: Path) -> None:
         return
     assert isinstance(guide, PrototypeEncoder), "no other guide is known"
     save_weights(guide, weights)
-    write_json(described, {"kind": "prototypes", "dim": guide.dim, "tau": guide.tau, "spec": guide.spec.to_json()})
+    write_json(described, {"tau": guide.tau, "spec": guide.spec.to_json()})
 
 
 def load_guide(folder: Path) -> PrototypeEncoder:
@@ -128,7 +128,7 @@ def load_guide(folder: Path) -> PrototypeEncoder:
     described = folder / "guide.json"
     with _described(described, "a guide"):
         value = read_json(described)
-        guide = PrototypeEncoder(ModelSpec.from_json(value["spec"]), dim=int(value["dim"]), tau=float(value["tau"]))
+        guide = PrototypeEncoder(ModelSpec.from_json(value["spec"]), tau=float(value["tau"]))
     load_weights(guide, folder / "guide.safetensors")
     return guide.requires_grad_(False).eval()
 

@@ -32,8 +32,7 @@ class Alignment(RowSampled):
 
         L_i = s_i || eps(x_t, t, y) - eps(x_t, t, null) ||^2,      s_i = t_i / T
 
-    the mean over pixels, with gradients into both branches, equal and opposite at the predictions. Rows whose label was
-    dropped take no part. (From the KL divergence of the two reverse steps, whose own weight in time is left out.)
+    the mean over pixels, with gradients into both branches. Rows whose label was dropped take no part.
 
     Args:
         time: what s is, see `time_weight`.

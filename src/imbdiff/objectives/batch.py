@@ -125,11 +125,10 @@ class NoisyBatch:
     def difference(self, a: Tensor, b: Tensor, answer: Answer, space: Space = "native") -> Tensor:
         """a - b, two predictions for the rows of `answer`.
 
-        "native": in the units of the network's own target, as the denoising loss. What decides the effect of
-        a regulariser is its *ratio* to that loss at the same noise level; under v and flow this keeps the ratio of the
-        papers' networks, which predict eps. "eps": as differences of predicted noises, a(t) times those of v
-        or velocity: the ratio is a^2 of the papers' then, and the term vanishes at noisy times, where they want it
-        (docs/methods.md has both, measured). For networks that predict eps the two are one, bit for bit.
+        "native": in the units of the network's own target. What decides the effect of a regulariser is its *ratio* to
+        the denoising loss at the same noise level; under v and flow this keeps the ratio of the papers' networks, which
+        predict eps. "eps": as differences of predicted noises, a(t) times those of v or velocity; the term vanishes at
+        noisy times then (docs/methods.md). For networks that predict eps the two are bit-identical.
         """
         if space == "native":
             return a - b

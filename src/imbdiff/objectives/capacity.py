@@ -25,29 +25,21 @@ class CapacityManipulation(RowSampled):
         consistent:   consistency w_con(y) g_i,         w_con(y) = C N_y / sum_c N_c
         diverse:     -diversity w_div(y) phi(g_i),      w_div(y) = C / (N_y sum_c 1 / N_c)
 
-    the mean over pixels. Frequent classes are to do with W_g alone what they do with all weights, rare
-    ones to differ. Both weights have mean 1 over classes and are 1 where classes are equally frequent: with
-    consistency = diversity and no bound nothing is left then, exactly.
+    the mean over pixels: frequent classes are to do with W_g alone what they do with all weights, rare ones to differ.
+    Both weights have mean 1 over classes and are 1 where classes are equally frequent.
 
-    The paper's diverse term, phi(g) = g, has no lower bound: where diversity w_div > consistency w_con it pays to drive
-    the predictions of W_g alone away for ever, which no other term constrains. Here phi(g) = g / (1 + g / bound): g to
-    first order where g is far below `bound`, never above `bound`. The loss of a row is then at least
-    -diversity w_div(y) bound, and a class settles near g = bound (sqrt(diversity w_div / (consistency w_con)) - 1).
+    The paper's phi(g) = g has no lower bound: where diversity w_div > consistency w_con it pays to drive the prediction
+    of W_g alone away for ever. Here phi(g) = g / (1 + g / bound), which is g where g is far below `bound` and never
+    above `bound`. The log's "gap" is the mean of g; where it is not small against `bound`, the bound is at work.
 
-    The entry "gap" of the log is the mean of g, no part of the loss: where it is not small against `bound`, the bound
-    is at work.
-
-    The network must have a capacity to switch off (`LowRankModel`); W_g is trained by the denoising loss of the whole,
-    W_g + s B A, alone it has none. Rows whose label was dropped take no part. The two predictions have dropout masks
-    of their own, as those of two passes have: with dropout 0.1 that is most of g in short runs (g is not 0 even while
-    B is), and the consistent term then mainly makes the network insensitive to dropout. ``--model.dropout 0`` leaves
-    the low-rank part alone in g.
+    The network must have a capacity to switch off (`LowRankModel`). Rows whose label was dropped take no part. The two
+    predictions have dropout masks of their own: with dropout 0.1 that is most of g in short runs, and
+    ``--model.dropout 0`` leaves the low-rank part alone in it.
 
     Args:
         consistency, diversity: factors of the two terms; 1 and 0.2 as reported of the authors' release.
         bound: of phi, in units of the target's variance; `inf`: the paper's.
-        detach_base: no gradient into the prediction of W_g alone, which makes it an anchor (W_g still gets the gradient
-            of the other branch). Default: into both, equal and opposite, the formula as it stands.
+        detach_base: no gradient into the prediction of W_g alone; default: into both.
         space: of the difference, see `NoisyBatch.difference`.
         rows: share of the rows that W_g alone is evaluated for, without bias: see `row_sampling`.
         weight: the paper's lambda, about 1.

@@ -9,7 +9,7 @@ from math import inf
 from torch import Tensor
 
 from imbdiff.objectives.batch import LabelDistribution, LabelDraw, NoisyBatch, Space
-from imbdiff.objectives.objective import Answer, Draw, Request
+from imbdiff.objectives.objective import Answer, Labels, Request
 from imbdiff.objectives.row_sampling import RowSampled
 
 
@@ -49,7 +49,7 @@ class ClassBalancing(RowSampled):
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
         rows = self.sampled(batch)
-        return [Request("given", rows), Request(Draw("comparison"), rows)]
+        return [Request("given", rows), Request(Labels("comparison", batch.draws["comparison"]), rows)]
 
     def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
         true, other = answers

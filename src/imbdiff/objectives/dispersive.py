@@ -22,8 +22,7 @@ class Dispersive(Objective):
         L = log mean over i, j of exp(-D_ij / tau),      D_ij = || z_i - z_j ||^2 / dimension  or  1 - cos(z_i, z_j)
 
     over all pairs of the rows of all processes, i = j among them, with z = features of (x_t, t, y), flattened. It is
-    between -log n (all far apart) and 0 (all the same). The features come from the very pass that the denoising loss
-    makes; memory is O(rows x all rows).
+    between -log n (all far apart) and 0 (all the same). Memory is O(rows x all rows).
 
     Args:
         tau: temperature; 0.5 in the paper, 1 in the released PyTorch code.

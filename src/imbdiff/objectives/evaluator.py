@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from imbdiff.data.geometric import CONDITION_SIZE
 from imbdiff.objectives.batch import NoisyBatch
-from imbdiff.objectives.objective import Answer, Draw, Labels, Request, Usage
+from imbdiff.objectives.objective import Answer, Labels, Request, Usage
 from imbdiff.runtime.errors import ConfigError
 
 Network = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -58,13 +58,8 @@ class _Evaluation:
             return self.take(batch.condition)
         if condition == "null":
             return torch.full_like(self.take(batch.labels), batch.null)
-        if isinstance(condition, Labels):
-            return self.take(condition.values)
-        if condition.name not in batch.draws:
-            raise ConfigError(
-                f"the draw {condition.name!r} was requested but not declared", "declare it in Objective.draws"
-            )
-        return self.take(batch.draws[condition.name])
+        assert isinstance(condition, Labels)
+        return self.take(condition.values)
 
     @property
     def augment(self) -> Tensor:
@@ -77,9 +72,7 @@ class _Evaluation:
 
 
 def _key(part: str, request: Request, all_rows: bool = False) -> Key:
-    condition = str(request.condition)
-    if isinstance(request.condition, Draw | Labels):
-        condition = f"{type(request.condition).__name__}:{request.condition.name}"
+    condition = f"labels:{request.condition.name}" if isinstance(request.condition, Labels) else request.condition
     rows = "" if request.rows is None or all_rows else f"rows:{request.rows.name}"
     return Key(part, condition, rows, request.network, request.capacity)
 
@@ -104,7 +97,7 @@ def evaluate(
         One answer per pair, in order, and what it took.
 
     Raises:
-        ConfigError: a request names an unknown part, network or draw, or other rows by a name that is taken.
+        ConfigError: a request names an unknown part or network, or other rows by a name that is taken.
     """
     for part, request in asked:
         if part not in batches:

@@ -25,10 +25,10 @@ from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor, nn
 
 from imbdiff.objectives.batch import DrawKind, NoisyBatch
-from imbdiff.objectives.requests import Answer, Draw, Labels, Request, Rows, Usage
+from imbdiff.objectives.requests import Answer, Labels, Request, Rows, Usage
 from imbdiff.runtime.errors import ConfigError
 
-__all__ = ["COMPARES_ROWS", "Answer", "Draw", "Labels", "Objective", "Request", "Rows", "Usage"]
+__all__ = ["COMPARES_ROWS", "Answer", "Labels", "Objective", "Request", "Rows", "Usage"]
 
 #: why a contrast cannot be estimated from some of the rows
 COMPARES_ROWS = "it compares the batch's rows with each other: with fewer of them it is another loss"

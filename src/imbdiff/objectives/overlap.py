@@ -20,25 +20,20 @@ class ClassOverlap(Objective):
 
         L = 1 / (1 + d),      d = mean over all rows of s_i [y_i != y_j] || eps_i - eps_j ||^2,      s_i = t_i / T
 
-    with j another row drawn at random and the mean over pixels. The two reverse steps are Gaussians of one variance, so
-    that their KL divergence at one x_t is the squared distance of their predicted noises, up to a factor of time:
+    with j the next row on one random cycle through all rows of all processes, and the mean over pixels. The term is one
+    number for the global batch, in (0, 1]. The squared distance is the KL divergence of two reverse steps at one x_t up
+    to a factor of time:
 
-        exact      eps_i = eps(x_t, t, y_i), eps_j = eps(x_t, t, y_j) at row i's own x_t and t: twice the passes.
-                   Rows whose label was dropped take no part.
+        exact      eps_j = eps(x_t, t, y_j) at row i's own x_t and t: twice the passes. Rows whose label was dropped
+                   take no part.
         released   eps_j is what was predicted for row j, at *its* x_t and t: no extra pass, but the distance is mostly
-                   that of two images' noises, which the denoising loss fixes. The class plays hardly any part.
-
-    The authors published no code; "released" is the form in the code of CCUA (arXiv 2507.09052), which shares an author
-    with the paper. There s is the time of a flow that runs from noise to data, so that clean rows count most:
-    ``ClassOverlap(exact=False, time="clean")``. Pairs lie on one random cycle through all rows of all
-    processes: a row never meets itself, and a permutation of the batch changes nothing. The term is one number for the
-    global batch, in (0, 1].
+                   that of two images' noises. The form in the code of CCUA (arXiv 2507.09052), which weighs clean rows
+                   most: ``ClassOverlap(exact=False, time="clean")``. The paper has no code.
 
     Args:
         exact: which of the two.
         time: what s is, see `time_weight`.
-        space: of the difference, see `NoisyBatch.difference`. The size of d depends on it, and with it how far the form
-            1 / (1 + d) is saturated; the ratio between rows of different times does not, under "native".
+        space: of the difference, see `NoisyBatch.difference`; how far 1 / (1 + d) is saturated depends on it.
         weight: 0.1 in the released code.
     """
 

@@ -29,13 +29,8 @@ class PairDiversity(Objective):
     softmax over one similarity is 1. Rows outside any group give 0 too.
 
     Eq. 9 sums over classes and images, while the base loss is a mean over images: so does ``reduction="sum"``, over
-    all rows that are compared at a time (64 in the methods here; of one micro-batch where a step has several). As a
-    mean over rows the term is 64 times smaller, and a softmax of cosines at temperature 1 hardly differs between the
-    two models: 0.2 % of the gradient was measured, which does nothing (docs/methods.md).
-
-    A larger N_k flattens p_tar, so that matching asks for target similarities (1 + gamma N_k) times as sharp as the
-    source's; gamma = 0 compares the two models plainly. Costs as many rows of the model, and of the source without
-    gradient, as its part has; the similarities of rows of different groups are computed and dropped.
+    all rows that are compared at a time. As a mean the term does nothing (docs/methods.md). A larger N_k flattens
+    p_tar, so that matching asks for target similarities (1 + gamma N_k) times as sharp as the source's.
 
     Args:
         gamma: 0.1 in the paper; at least 0.

@@ -21,7 +21,7 @@ TINY = 1e-18  # lengths below are those of a class that was not seen
 
 @dataclass(eq=False, kw_only=True)
 class PrototypeContrast(Objective):
-    """Draws the feature of a noisy image to its class's prototype and away from the others, frequent ones most.
+    """Pulls the feature of a noisy image to its class's prototype and away from the others, frequent ones most.
 
         L_i = -log( pi_y exp(f_i c_y / tau) / sum_j pi_j exp(f_i c_j / tau) )                           (Eq. 12)
 
@@ -30,13 +30,10 @@ class PrototypeContrast(Objective):
         c_k <- m^n c_k + (1 - m^n) mean_k,    n = sum_{i in k} w_i,    mean_k = sum_{i in k} w_i f_i / n,
 
     which is Eq. 11, c <- m c + (1 - m) f, applied to each image of the class, all with the features of one step. w_i is
-    abar_t (a(t)^2 of any process): near-clean images count most, since the paper does not say at which noise prototypes
-    are taken. The sum starts at zero and is brought to unit length where it is used. So a class starts as the mean of
-    the first batch that it occurs in, and what was seen by an untrained encoder is forgotten as in a plain mean until
-    1 / (1 - m) images were seen, instead of by a thousandth per image.
-
-    A row's loss takes the prototypes from before the step (a class that occurs for the first time: this batch's). True
-    labels, whether or not the condition was dropped. With accumulated micro-batches prototypes move in each of them.
+    a(t)^2: near-clean images count most, since the paper does not say at which noise prototypes are taken. The sum
+    starts at zero and is brought to unit length where it is used, so that early features are forgotten sooner. A row's
+    loss takes the prototypes from before the step (a class that occurs for the first time: this batch's) and the true
+    label, whether or not it was dropped. With accumulated micro-batches prototypes move in each of them.
 
     Args:
         tau: temperature, 0.07 in the paper.
@@ -70,7 +67,7 @@ class PrototypeContrast(Objective):
             raise ConfigError(
                 f"prototypes cannot be trained for {type(encoder).__name__}", "train a PrototypeEncoder (Phase.make)"
             )
-        self.sums = encoder.head.weight.new_zeros(encoder.spec.stats.num_classes, encoder.dim)
+        self.sums = torch.zeros_like(encoder.prototypes)
 
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
         return [Request("null", taps=("features",), prediction=False)]

@@ -11,21 +11,14 @@ from torch import Tensor
 from imbdiff.runtime.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class Draw:
-    """As a condition: the labels in ``batch.draws[name]``."""
-
-    name: str
-
-
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """As a condition: labels that the objective computed, such as those of other rows.
+    """As a condition: other labels than the batch's, such as drawn ones or those of other rows.
 
-    Like `Rows`, two are the same if their names are.
+    Two are the same if their names are.
 
     Attributes:
-        name: says what they are, and begins with the objective's name.
+        name: what they are; objectives that use the same name share the answer.
         values: (B,) int64 in [0, C], C = null.
     """
 
@@ -35,11 +28,10 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of the batch. Two are the same if their names are; values are never compared (that would wait for the
-    device).
+    """Some rows of the batch. Two are the same if their names are: comparing values would wait for the device.
 
     Attributes:
-        name: says how they were chosen, and begins with the objective's name: others of that name share the answer.
+        name: how they were chosen.
         index: (k,) int64, distinct; k follows from configuration and batch size alone. Never a mask.
     """
 
@@ -52,7 +44,7 @@ class Request:
     """One evaluation of a network on the batch's x_t and t.
 
     Attributes:
-        condition: "given" (labels after dropout), "null", `Draw(name)`, or `Labels(name, values)`.
+        condition: "given" (labels after dropout), "null", or `Labels(name, values)`.
         rows: all rows, or some.
         network: one of the names that the method declares.
         grad: whether gradients flow back into the network's parameters.
@@ -61,7 +53,7 @@ class Request:
         capacity: "base" switches a low-rank part off.
     """
 
-    condition: Literal["given", "null"] | Draw | Labels = "given"
+    condition: Literal["given", "null"] | Labels = "given"
     rows: Rows | None = None
     network: str = "model"
     grad: bool = True
@@ -70,12 +62,8 @@ class Request:
     capacity: Literal["full", "base"] = "full"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.condition, Draw | Labels) or self.condition in ("given", "null")):
-            raise ConfigError(f"unknown condition {self.condition!r}", 'use "given", "null", Draw(name) or Labels(...)')
         if not self.prediction and not self.taps:
             raise ConfigError("a request without prediction needs at least one tap")
-        if self.capacity not in ("full", "base"):
-            raise ConfigError(f"unknown capacity {self.capacity!r}", 'use "full" or "base"')
 
 
 @dataclass(frozen=True, eq=False)

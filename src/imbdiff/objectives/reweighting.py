@@ -64,8 +64,7 @@ class MinSNR(Denoising):
         eps:                min(1, gamma s^2 / a^2)          = min(SNR, gamma) / SNR
         v, velocity:        min(a^2, gamma s^2)              = min(SNR, gamma) / (SNR + 1) for v
 
-    Plain DDPM (eps) weighs x0 by SNR: the cleanest times most. Here none counts more than gamma. A flow's velocity
-    error is 1 / s times that of x0, as v's is; the paper has no flow.
+    Plain DDPM (eps) weighs x0 by SNR: the cleanest times most. Here none counts more than gamma.
 
     Args:
         gamma: the most a time may weigh, above 0; 5 in the paper.

@@ -25,10 +25,10 @@ class SupervisedContrast(Objective):
         L_i = exp((1 - s_i) / tau_r) mean_{p in P_i} -log( exp(z_i z_p / tau) / sum_{j != i} exp(z_i z_j / tau) )
 
     with s the noise level, P_i the other rows of i's class, z = g(h) / || g(h) ||, h the pooled features at `tap`, g a
-    linear projection that this objective owns and sampling never sees; the contrast is SupCon (Khosla et al. 2020,
-    Eq. 2), over the rows of all processes. Classes are the true ones, also where the condition was dropped. A row alone
-    of its class gives 0, and is still one that others are kept away from: in a long tail most rare rows are that, so
-    the batch size and the sampling of classes decide what this does for them. Memory is quadratic in the global batch.
+    linear projection that sampling never sees; the contrast is SupCon (Khosla et al. 2020, Eq. 2), over the rows of all
+    processes. Classes are the true ones, also where the condition was dropped. A row alone of its class gives 0, as
+    most rare rows do: batch size and sampling distribution decide what this does for them. Memory is quadratic in the
+    global batch.
 
     Args:
         width: channels of the tap; found by `prepare` if not given.

@@ -24,11 +24,9 @@ class Transfer(Denoising):
         accepted if  n_{y_z} >= n_{y_i} ("t2h"),  n_{y_z} <= n_{y_i} ("h2t"),  always ("full");  else z_i = i
         L_i = || f(x_t, t, y_i) - target(x0_z, eps', t) ||^2,      eps' = (x_t - a x0_z) / s,  no gradient
 
-    with x_t = a x0_i + s eps, n_y the number of training images of class y, and the mean over pixels. z is one draw of
-    the posterior over the clean images that x_t can have come from: sharp where there is little noise, so that targets
-    move at noisy times only, and the more so the larger the batch is. Label and x_t stay; rows whose label was dropped
-    take part. In units of the network's own target, like the denoising loss: where it predicts v or the flow's
-    velocity, that of the chosen image.
+    with n_y the training images of class y, and the mean over pixels. z is one draw of the posterior over the clean
+    images that x_t can have come from: sharp where there is little noise, so that targets move at noisy times only.
+    Label and x_t stay; rows whose label was dropped take part.
 
     Args:
         direction: "t2h" sends rows to images of classes at least as frequent, "h2t" to those at most as frequent (the

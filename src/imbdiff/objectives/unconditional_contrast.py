@@ -22,9 +22,8 @@ class UnconditionalContrast(Objective):
         L_i = s_i log(1 + sum over j != i of exp((cos(h_i, h_j) - 1) / tau)),      s_i = t_i / T
 
     with h = features of (x_t, t, null), whole and flattened, and j over the rows of all processes, any class and time.
-    This is InfoNCE, -log(e^{1/tau} / (e^{1/tau} + sum of e^{cos_ij / tau})), whose positive is its anchor: the cosine
-    of the two is 1 and has no gradient, so all that is left is repulsion, and it is written as that. At cosines below
-    about 0.4 it hardly acts. The rows stop after the tap; memory is O(rows x all rows).
+    This is InfoNCE whose positive is its anchor: the cosine of the two is 1 and has no gradient, so all that is left is
+    repulsion. At cosines below about 0.4 it hardly acts. Memory is O(rows x all rows).
 
     Args:
         tau: temperature; 0.1 is the default of the function that the released code calls.
