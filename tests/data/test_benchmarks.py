@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from imbdiff.config import override
-from imbdiff.data.benchmark_files import image_files
 from imbdiff.data.benchmarks import BENCHMARKS, shots, thirds
 from imbdiff.data.profiles import long_tail
 from imbdiff.data.sources import NAMES, load
@@ -24,7 +22,7 @@ from imbdiff.pipeline.training import prepare_data, symmetry_of
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, DataError
 from tests.data.making import noise, write
-from tests.data.test_cifar import binary
+from tests.data.test_cifar import cifar
 
 WORDNET = ["n01443537", "n01629819", "n02012849", "n03126707"]
 
@@ -83,7 +81,7 @@ def test_groups_as_published():
     assert groups("cifar10-lt", kept("cifar10-lt"))[0] == [3, 3, 4]
     assert groups("cifar100-lt", kept("cifar100-lt"))[0] == [35, 35, 30]
     assert groups("tiny-imagenet-lt", kept("tiny-imagenet-lt"))[0] == [70, 70, 60]
-    # as many classes at and beside the thresholds as make the published numbers, open (131, 163, 71) and closed
+    # as many classes at and next to the thresholds as make the published numbers, open (131, 163, 71) and closed
     # (132, 156, 77), of Places-LT
     places = [4980] * 131 + [100] + [50] * 156 + [20] * 6 + [5] * 71
     found, rule = groups("places-lt", places)
@@ -104,9 +102,9 @@ def test_thirds():
 
 
 def test_the_table_is_complete_and_listed():
-    assert all(NAMES[name] == "imbdiff.data.benchmarks" for name in BENCHMARKS)
+    assert all(NAMES[name] == "benchmarks" for name in BENCHMARKS)
     text = as_text()
-    assert all(f"  {name}\n" in text for name in BENCHMARKS)
+    assert all(f"  {name} " in text for name in BENCHMARKS)
 
 
 # -- names, options, errors
@@ -116,7 +114,7 @@ def test_where_the_files_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.delenv("IMBDIFF_DATASETS", raising=False)
     with pytest.raises(ConfigError, match=r"no folder with its files.*\n.*root=FOLDER.*IMBDIFF_DATASETS.*Toronto"):
         load("cifar10-lt")
-    binary(tmp_path, 10, 40)
+    cifar(tmp_path, 10, 40)
     monkeypatch.setenv("IMBDIFF_DATASETS", str(tmp_path))
     for text, name in (("cifar10-lt", "cifar10-lt?root="), ("cifar10-lt?factor=2", "cifar10-lt?factor=2&root=")):
         found = load(text)
@@ -131,7 +129,7 @@ def test_where_the_files_are_looked_for(tmp_path, monkeypatch):
         load(f"cifar10-lt?root={tmp_path / 'elsewhere'}")
     with pytest.raises(DataError) as caught:
         load("cifar100-lt")
-    for part in (str(tmp_path), "cifar-100-binary/ with train.bin", "cifar-100-python/ with train, test, meta"):
+    for part in (str(tmp_path), "cifar-100-python/ with train, test, meta"):
         assert part in str(caught.value)
 
 
@@ -153,7 +151,7 @@ def test_an_empty_folder_says_what_is_missing_and_where_one_gets_it(tmp_path, na
 
 
 def test_options(tmp_path):
-    binary(tmp_path, 10, 100)
+    cifar(tmp_path, 10, 100)
     assert load(f"cifar10-lt?root={tmp_path}&factor=0.2").defaults.imbalance_factor == 5
     assert BENCHMARKS["cifar10-lt"].defaults.imbalance_factor == 100
     for wrong, why in (
@@ -175,7 +173,7 @@ def test_options(tmp_path):
 
 @pytest.fixture
 def cifar100(tmp_path: Path) -> str:
-    binary(tmp_path, 100, 2000)
+    cifar(tmp_path, 100, 2000)
     return f"cifar100-lt?root={tmp_path}"
 
 
@@ -187,7 +185,7 @@ def test_the_preset_goes_with_the_name(cifar100):
     assert len(prepared.pool) == 2000
     assert len(prepared.test) == 200
     assert symmetry_of(prepared, config) == symmetry_of(prepared, preset("tiny")) == "mirror"
-    assert any("the imbalance factor is 20, as configured, and not 100" in w for w in prepared.warnings)
+    assert any("the imbalance factor is 20, and not 100" in w for w in prepared.warnings)
     assert against_balanced(prepared)
 
 
@@ -200,7 +198,7 @@ def test_the_factor_in_the_name_gives_the_lists_of_the_literature(cifar100):
         state.shuffle(index)
         kept += [f"train/{i}" for i in index[: int(20 * 0.1 ** (k / 99.0))]]
     assert list(prepared.train.ids) == kept
-    assert not any("as configured" in w for w in prepared.warnings)
+    assert not any("the imbalance factor is" in w for w in prepared.warnings)
 
 
 def test_only_benchmarks_are_measured_against_a_balanced_set():
@@ -245,20 +243,13 @@ def test_tiny_imagenet(tmp_path, form):
 
 def test_tiny_imagenet_that_is_not_whole(tmp_path):
     root = tree(tmp_path, {f"train/{w}/images": 2 for w in WORDNET})
-    with pytest.raises(DataError, match=r"val_annotations\.txt is missing"):
+    with pytest.raises(DataError, match="there is none"):
         load(f"tiny-imagenet-lt?root={tmp_path}")
-    (root / "val").mkdir()
-    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn99999999\n../x.JPEG\tn01443537\n")
-    with pytest.raises(DataError, match=r"line 1: .*n99999999"):
-        load(f"tiny-imagenet-lt?root={tmp_path}")
-    (root / "val" / "val_annotations.txt").write_text("../../x.JPEG\tn01443537\n")
     picture(root / "val" / "images" / "val_0.JPEG", 1)
-    with pytest.raises(DataError, match="lead out of the folder"):
-        load(f"tiny-imagenet-lt?root={tmp_path}")
-    for file in (root / "train" / WORDNET[2] / "images").iterdir():
-        file.unlink()
-    with pytest.raises(DataError, match=f"hold no image:\n  train/{WORDNET[2]}"):
-        load(f"tiny-imagenet-lt?root={tmp_path}")
+    for line in ("", "val_0.JPEG\tn99999999\n", "../images/val_0.JPEG\tn01443537\n"):
+        (root / "val" / "val_annotations.txt").write_text(line)
+        with pytest.raises(DataError, match=r"without a class of train:\n  val/images/val_0\.JPEG"):
+            load(f"tiny-imagenet-lt?root={tmp_path}")
 
 
 def imagenet_lt(root: Path, lists: Path, flat: bool) -> None:
@@ -304,14 +295,10 @@ def test_own_lists(tmp_path):
 @pytest.mark.parametrize(
     ("split", "line", "why"),
     [
-        ("train", "train/n01443537/x.JPEG", "line 20: 'train/n01443537/x.JPEG'"),
-        ("train", "train/n01443537/x.JPEG zero", "line 20"),
+        ("train", "train/n01443537/x.JPEG", "line 20: train/n01443537/x.JPEG"),
         ("train", "../../secret.JPEG 0", "lead out of the folder:\n  '../../secret.JPEG'"),
-        ("train", "train/n01443537/n01443537_0.JPEG 1", "lists images twice"),
-        ("train", "train/n01443537/n01443537_7.JPEG 9", "5 classes have no training image"),
-        ("train", "train/n01443537/n01443537_7.JPEG 123456789", "has the label 123456789"),
         ("test", "val/n01443537/ILSVRC2012_val_00000000.JPEG", "line 5"),
-        ("test", "train/n01443537/n01443537_7.JPEG 4", r"test has labels that train has not: \[4\]"),
+        ("test", "train/n01443537/n01443537_7.JPEG 4", r"without a name among the 4 class names:\n  4"),
     ],
 )
 def test_lists_that_are_wrong(tmp_path, split, line, why):
@@ -376,18 +363,8 @@ def test_inaturalist(tmp_path, form):
             load(f"inaturalist2018?root={tmp_path}")
 
 
-def test_pipes_and_folders_are_no_images(tmp_path):
-    picture(tmp_path / "a.png", 0)
-    os.mkfifo(tmp_path / "b.png")
-    (tmp_path / "c.png").mkdir()
-    (tmp_path / "d.png").symlink_to("a.png")
-    (tmp_path / "e.png").symlink_to("b.png")
-    (tmp_path / "f.png").symlink_to("nowhere")
-    assert image_files(tmp_path) == ["a.png", "d.png", "f.png"]  # the last is unusable, and said to be
-
-
 def test_a_run_keeps_the_root_that_the_variable_named(tmp_path, monkeypatch):
-    binary(tmp_path / "sets", 10, 40)
+    cifar(tmp_path / "sets", 10, 40)
     monkeypatch.setenv("IMBDIFF_DATASETS", str(tmp_path / "sets"))
     run = Run(RunFolder(tmp_path / "run"), "cifar10-lt?factor=2", override(preset("tiny"), {}), True)
     run._prepare()

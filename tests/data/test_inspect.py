@@ -152,8 +152,9 @@ def test_every_image_is_decoded_once(tmp_path, monkeypatch):
 
     folder(tmp_path, {"train/a": 6, "train/b": 5, "test/a": 3})
     seen = []
-    real = encoded.decode
-    monkeypatch.setattr(encoded, "decode", lambda file, *rest: (seen.append(str(file)), real(file, *rest))[1])
+    real = encoded.decode_whole
+    monkeypatch.setattr(encoded, "decode_whole", lambda file: (seen.append(str(file)), real(file))[1])
+    monkeypatch.setattr(encoded, "read_header", None)
     monkeypatch.setattr("imbdiff.data.reading.decode", lambda *a: pytest.fail("decoded again"))
     inspect(tmp_path)
     assert len(seen) == len(set(seen)) == 14
@@ -165,9 +166,9 @@ def test_pictures_of_some_images_only(tmp_path, monkeypatch):
     folder(tmp_path, {"a": 6, "b": 5})
     (tmp_path / "a" / "000.png").write_bytes(b"")
     source = load(tmp_path)
-    usable, bad = usable_images(source)
+    usable, scan = usable_images(source)
     train = usable["train"]
-    assert set(bad) == {"a/000.png"}
+    assert set(scan.bad) == {"a/000.png"}
     assert train.ids[0] == "a/001.png"
     np.testing.assert_array_equal(train.images[4], noise(8, 8, 3, seed=5))  # 8 x 8: their own small versions
     np.testing.assert_array_equal(train.labels, [0] * 5 + [1] * 5)

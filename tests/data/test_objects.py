@@ -96,12 +96,12 @@ def test_names_stay_as_they_are_when_made_absolute(
         ("module:outside:pears", "no 'pears'", "did you mean pair"),
         ("module:nowhere_at_all:x", "ModuleNotFoundError", "PYTHONPATH"),
         ("module:outside", "names no object", "module:PACKAGE.MODULE:NAME"),
-        ("module:outside:number", "gives a int, which is no source", "give a Source"),
-        ("module:outside:TEXT", "gives a str, which is no source", "give a Source"),
+        ("module:outside:number", "a int is no source", "a Source"),
+        ("module:outside:TEXT", "a str is no source", "a Source"),
         ("module:outside:fails", "RuntimeError: no disk", "correct the function"),
         ("module:outside:pair?root=here", "TypeError.*unexpected keyword argument 'root'", "options"),
-        ("module:outside:OBJECT?first=1", "unknown option first", "no options"),
-        ("module:outside:strange", "gives splits train, extra", "give a Source"),
+        ("module:outside:OBJECT?first=1", "unknown option first", "no function"),
+        ("module:outside:strange", "splits train, extra is no source", "a Source"),
         ("module:outside:mixed", "arrays in some splits", "one form"),
         ("module:outside:halves", "float32, not uint8", "astype"),
         ("their-brids", "does not exist", "did you mean their-birds"),
@@ -155,5 +155,5 @@ def test_splits_of_other_classes_are_refused() -> None:
     x = np.zeros((4, 4, 4, 1), np.uint8)
     y = np.array([0, 0, 1, 1])
     parts = {"train": ImageSet(x, y, ("a", "b")), "test": ImageSet(x, y, ("a", "c"))}
-    with pytest.raises(DataError, match="test has other class names"):
+    with pytest.raises(DataError, match="different class names"):
         as_source(parts, "mine")

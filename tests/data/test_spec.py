@@ -9,8 +9,6 @@ from tests.data.making import folder
 def test_parts_of_a_source():
     spec = Spec.parse("hf:org/name?label=fine_label&revision=1", ("hf",))
     assert (spec.scheme, spec.rest, spec.options) == ("hf", "org/name", {"label": "fine_label", "revision": "1"})
-    assert (spec.take("label"), spec.take("revision"), spec.take("other")) == ("fine_label", "1", None)
-    spec.finish(())
     plain = Spec.parse("photos/cats", ("hf",))
     assert (plain.scheme, plain.rest, plain.options) == ("", "photos/cats", {})
     assert Spec.parse(r"C:\photos", ("hf",)).rest == r"C:\photos"

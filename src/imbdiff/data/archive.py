@@ -13,38 +13,31 @@ import re
 import stat
 import threading
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from os.path import splitext
-from pathlib import Path
 from typing import BinaryIO
 
-from imbdiff.data.decode import EXTENSIONS, LARGEST, UnusableImageError
-from imbdiff.data.folder import HIDDEN, OTHER, SPLIT_FOLDERS, Entry, Listing, Tree
+from imbdiff.data.decode import LARGEST, UnusableImageError
+from imbdiff.data.folder import Tree, by_class, common_root, is_hidden, is_image, left_out
 from imbdiff.data.labels import check_file
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import Reader
-from imbdiff.data.source import EncodedSource, Records
+from imbdiff.data.source import FileSource, Records
 from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import DataError, listing
 
+OPTIONS = ()
 LARGEST_RATIO, RATIO_FROM = 1000, 16 * 2**20
 """Bytes unpacked for each packed one that an image of more than 16 MiB may have; deflate reaches 1032 on zeros."""
 LONGEST_NAME = 4096
-# zipfile unpacks these in pieces of a stated size; others it unpacks without a limit
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""What zipfile unpacks in pieces of a stated size; others it unpacks without a limit."""
 _UTF8 = 0x800
 _ENCRYPTED = 0x2041  # by the old cipher, by a strong one, or the directory too
 
 
-def open_source(spec: Spec, flippable: bool) -> EncodedSource:
-    spec.finish(())
-    return ZipSource(user_path(spec.rest), spec.text, flippable)
-
-
-class ZipSource(EncodedSource):
+def open_source(spec: Spec) -> FileSource:
     """Image files in class folders inside a ``.zip`` file; the rules are those of a folder.
 
     Where everything is in a single folder, as in photos.zip/photos/cat/1.png, that one is the root, and the names of
@@ -53,65 +46,28 @@ class ZipSource(EncodedSource):
     Raises:
         DataError: no such file, or no zip file; members that are refused, all listed; what a folder is refused for.
     """
-
-    kind = "zip"
-
-    def __init__(self, path: Path, name: str | None = None, flippable: bool = False) -> None:
-        where = name or str(path)
-        check_file(path)
-        found = os.stat(path)
-        reader = ZipReader(str(path), found.st_size, found.st_mtime_ns)
-        members = _members(reader, where)
-        root = _root(MemberTree(members, where))
-        start = f"{root}/" if root else ""
-        inside = {path[len(start) :]: place for path, place in members.items() if path.startswith(start)}
-        listed = Listing(MemberTree(inside, where))
-        beside = [path for path in members if not path.startswith(start) and not start.startswith(path)]
-        listed.ignored[HIDDEN] += len({path.split("/")[0] for path in beside if _is_hidden(path)})
-        listed.not_images += (others := [path for path in beside if not _is_hidden(path)])
-        listed.ignored[OTHER] += len(others)
-        names, records = listed.records(where)
-        records = {
-            split: Records(found.ids, found.labels, [inside[name] for name in found.ids])
-            for split, found in records.items()
-        }
-        notes = [f"the classes are the folders inside {root}/, the only folder in {where}"] if root else []
-        super().__init__(where, names, records, reader, flippable, (*notes, *listed.warnings()))
-
-
-class MemberTree(Tree):
-    """The folders that the names of an archive's members imply; names of folders end with a slash."""
-
-    def __init__(self, members: Iterable[str], name: str) -> None:
-        self.name = name
-        self._found: dict[str, list[Entry]] = {"": []}
-        for path in members:
-            parent, _, own = path.rpartition("/")
-            self._enter(parent)
-            if own:
-                self._found[parent].append(Entry(own, path, False, True))
-        for entries in self._found.values():
-            entries.sort()
-
-    def __str__(self) -> str:
-        return self.name
-
-    def entries(self, folder: str) -> list[Entry]:
-        return self._found[folder]
-
-    def inner(self, folder: str) -> str:
-        return f"an archive of what is in {folder}/"
-
-    def _enter(self, folder: str) -> None:
-        """Makes a folder and those above it."""
-        made = []
-        while folder not in self._found:
-            self._found[folder] = []
-            made.append(folder)
-            folder = folder.rpartition("/")[0]
-        for path in made:
-            parent, _, own = path.rpartition("/")
-            self._found[parent].append(Entry(own, path, True, False))
+    path, where = user_path(spec.rest), spec.text
+    check_file(path)
+    found = os.stat(path)
+    reader = ZipReader(str(path), found.st_size, found.st_mtime_ns)
+    members = _members(reader, where)
+    shown = [name for name in members if not any(is_hidden(part) for part in name.split("/"))]
+    root = common_root([name for name in shown if is_image(name)])
+    start = f"{root}/" if root else ""
+    tree = Tree(hidden=len({_hidden_part(name) for name in members} - {""}))
+    folders = set()
+    for name in shown:
+        inside = name.removeprefix(start)
+        above = inside.split("/")[:-1] if name.startswith(start) else []
+        folders |= {"/".join(above[: i + 1]) for i in range(len(above))}
+        if not name.endswith("/"):
+            (tree.images if is_image(name) else tree.others).append(inside)
+    tree.folders = sorted(folders)
+    splits, names, notes = by_class(tree, where)
+    if root:
+        notes.insert(0, f"the classes are the folders inside {root}/, the only folder in {where}")
+    records = {s: Records(r.ids, r.labels, [members[start + name] for name in r.ids]) for s, r in splits.items()}
+    return FileSource(where, "zip", records, reader, names, [*notes, *left_out(tree, where)])
 
 
 @dataclass(frozen=True)
@@ -126,6 +82,10 @@ class ZipReader(Reader):
     path: str
     size: int
     time: int
+
+    @property
+    def identity(self) -> str:
+        return os.path.abspath(self.path)
 
     def open(self, place: str) -> BinaryIO:
         try:
@@ -158,7 +118,7 @@ def _opened(path: str, size: int, time: int, process: int) -> tuple[threading.Lo
 
 
 def _members(reader: ZipReader, where: str) -> dict[str, str]:
-    """{path: name as zipfile has it} of an archive's members, without empty parts and dots.
+    """{path: name as zipfile has it} of an archive's members, without empty parts and dots; folders end with a slash.
 
     Raises:
         DataError: no zip file, or members that are refused, all of them listed.
@@ -189,20 +149,25 @@ def _members(reader: ZipReader, where: str) -> dict[str, str]:
 
 
 def _why_refused(info: zipfile.ZipInfo, name: str) -> str:
-    if "\0" in info.orig_filename:
-        return "control characters in its name"
-    hidden = _is_hidden(name)
-    unsafe = _why_unsafe(display_name(name, LONGEST_NAME + 1) if hidden else name)  # macOS has a hidden "Icon\r"
-    if unsafe or hidden:
-        return unsafe
+    """Why a member must not be used, "" if it may."""
+    hidden = _hidden_part(name) != ""
     kind = stat.S_IFMT(info.external_attr >> 16)
-    if kind == stat.S_IFLNK:
-        return "a symbolic link"
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "neither a file nor a folder"
-    if info.flag_bits & _ENCRYPTED:
-        return "encrypted"
-    if splitext(name)[1].lower() not in EXTENSIONS:
+    # macOS packs a hidden "Icon\r"
+    control = not hidden and any(char < " " or "\x7f" <= char < "\xa0" for char in name)
+    for why, holds in (
+        ("control characters in its name", control or "\0" in info.orig_filename),
+        ("no name", not name),
+        (f"a name of {len(name):,} characters", len(name) > LONGEST_NAME),
+        ("backslashes in its name", "\\" in name),
+        ("an absolute path", name.startswith("/") or re.match("[A-Za-z]:", name)),
+        ("leads out of the root", ".." in name.split("/")),
+        ("a symbolic link", kind == stat.S_IFLNK and not hidden),
+        ("neither a file nor a folder", kind not in (0, stat.S_IFREG, stat.S_IFDIR) and not hidden),
+        ("encrypted", info.flag_bits & _ENCRYPTED and not hidden),
+    ):
+        if holds:
+            return why
+    if hidden or not is_image(name):
         return ""  # never unpacked
     if info.compress_type not in _METHODS:
         return f"packed by method {info.compress_type}; only stored and deflated images are read"
@@ -211,21 +176,6 @@ def _why_refused(info: zipfile.ZipInfo, name: str) -> str:
     if info.file_size > max(RATIO_FROM, LARGEST_RATIO * info.compress_size):
         return f"unpacks from {info.compress_size:,} to {info.file_size:,} bytes: may be a decompression bomb"
     return ""
-
-
-def _why_unsafe(name: str) -> str:
-    """Why a path must not be used below a root, "" if it may; forward slashes separate its parts."""
-    if not name:
-        return "no name"
-    if len(name) > LONGEST_NAME:
-        return f"a name of {len(name):,} characters"
-    if any(char < " " or "\x7f" <= char < "\xa0" for char in name):
-        return "control characters in its name"
-    if "\\" in name:
-        return "backslashes in its name"
-    if name.startswith("/") or re.match("[A-Za-z]:", name):
-        return "an absolute path"
-    return "leads out of the root" if ".." in name.split("/") else ""
 
 
 def _name(info: zipfile.ZipInfo) -> str:
@@ -238,29 +188,11 @@ def _name(info: zipfile.ZipInfo) -> str:
         return info.filename
 
 
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith((".", "__")) for part in path.split("/") if part != ".")
-
-
-def _root(tree: MemberTree) -> str:
-    """The folder that holds the class or split folders: inside folders that are alone, as archives often have one."""
-    root = ""
-    while True:
-        folders, images = _inside(tree, root)
-        if len(folders) != 1 or images:
-            return root
-        (inner,) = folders
-        is_split = any(inner.rpartition("/")[2].lower() in names for names in SPLIT_FOLDERS.values())
-        deeper, images = _inside(tree, inner)
-        if is_split or images or not deeper:
-            return root
-        root = inner
-
-
-def _inside(tree: MemberTree, folder: str) -> tuple[list[str], bool]:
-    """The folders in a folder that are not hidden, and whether images are next to them."""
-    shown = [entry for entry in tree.entries(folder) if not entry.hidden]
-    return [entry.path for entry in shown if entry.folder], any(entry.image for entry in shown)
+def _hidden_part(path: str) -> str:
+    """A path up to its first hidden part; "" where no part is hidden."""
+    parts = path.split("/")
+    first = next((i for i, part in enumerate(parts) if is_hidden(part) and part not in (".", "..")), -1)
+    return "/".join(parts[: first + 1])
 
 
 def _reason(error: Exception) -> str:

@@ -12,12 +12,23 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
 
+from imbdiff.data.benchmark_files import (
+    IMAGENET_LT,
+    INATURALIST,
+    PLACES_LT,
+    Files,
+    Lists,
+    Read,
+    read_tiny_imagenet,
+)
+from imbdiff.data.cifar import CIFAR10, CIFAR100
 from imbdiff.data.profiles import parse_imbalance_factor
 from imbdiff.data.source import Defaults, Source
-from imbdiff.data.spec import Spec, user_path
+from imbdiff.data.spec import SAFE, Spec, user_path
 from imbdiff.data.stats import GROUP_NAMES, ClassStats, Groups
 from imbdiff.runtime.errors import ConfigError, DataError
 
+OPTIONS = ("root", "factor", "list")
 VARIABLE = "IMBDIFF_DATASETS"
 """Environment variable with the folder of all benchmarks, where no root is given."""
 
@@ -28,21 +39,19 @@ class Benchmark:
 
     Attributes:
         what: one line.
-        layout: what finds and reads its files, a key of ``benchmark_files.READERS``.
+        read: finds and reads its files.
         images: {split: images as published, before a tail is cut}.
         classes: as published.
         get: where one gets it, in words.
         defaults: how it is split.
-        lists: it is read from list files, so that the option ``list`` makes sense.
     """
 
     what: str
-    layout: str
+    read: Read
     images: Mapping[str, int]
     classes: int
     get: str
     defaults: Defaults = field(default_factory=Defaults)
-    lists: bool = False
 
 
 def shots(stats: ClassStats) -> Groups:
@@ -64,7 +73,7 @@ def thirds(stats: ClassStats) -> Groups:
     return Groups(GROUP_NAMES, of_class, f"{said} (thirds of the class order)")
 
 
-_CIFAR = "the CIFAR page of the University of Toronto: the 'python' or the 'binary' version, unpacked"
+_CIFAR = "the CIFAR page of the University of Toronto: the 'python' version, unpacked"
 _TINY = "tiny-imagenet-200.zip of Stanford's course CS231n, unpacked"
 _IMAGENET = "ILSVRC 2012 (image-net.org after registration, or the ImageNet challenge on Kaggle)"
 _PLACES = "Places365-standard, small images (256 x 256), from the Places2 project of MIT"
@@ -81,44 +90,44 @@ def _exponential(groups: Callable[[ClassStats], Groups], *notes: str) -> Default
 BENCHMARKS: dict[str, Benchmark] = {
     "cifar10-lt": Benchmark(
         "CIFAR-10-LT: exponential, the literature's index lists; 12,406 images at imbalance factor 100",
-        "cifar", {"train": 50_000, "test": 10_000}, 10, _CIFAR, _exponential(thirds),
+        CIFAR10, {"train": 50_000, "test": 10_000}, 10, _CIFAR, _exponential(thirds),
     ),
     "cifar100-lt": Benchmark(
         "CIFAR-100-LT: exponential, the literature's index lists; 10,847 images at imbalance factor 100",
-        "cifar", {"train": 50_000, "test": 10_000}, 100, _CIFAR, _exponential(shots),
+        CIFAR100, {"train": 50_000, "test": 10_000}, 100, _CIFAR, _exponential(shots),
     ),
     "tiny-imagenet-lt": Benchmark(
         "TinyImageNet-LT: exponential, 200 classes in the order of their WordNet ids; 21,549 images at factor 100",
-        "tiny_imagenet", {"train": 100_000, "test": 10_000}, 200, _TINY, _exponential(shots, _TINY_NOTE),
+        read_tiny_imagenet, {"train": 100_000, "test": 10_000}, 200, _TINY, _exponential(shots, _TINY_NOTE),
     ),
     "imagenet-lt": Benchmark(
         "ImageNet-LT by OLTR's lists: 115,846 images of 1,000 classes, 1,280 to 5",
-        "imagenet_lt", {"train": 115_846, "val": 20_000, "test": 50_000}, 1000, f"{_IMAGENET}; {_LISTS}",
-        Defaults(groups=shots), lists=True,
+        IMAGENET_LT, {"train": 115_846, "val": 20_000, "test": 50_000}, 1000, f"{_IMAGENET}; {_LISTS}",
+        Defaults(groups=shots),
     ),
     "places-lt": Benchmark(
         "Places-LT by OLTR's lists (v2): 62,500 images of 365 classes, 4,980 to 5",
-        "places_lt", {"train": 62_500, "val": 7_300, "test": 36_500}, 365, f"{_PLACES}; {_LISTS}",
-        Defaults(groups=shots), lists=True,
+        PLACES_LT, {"train": 62_500, "val": 7_300, "test": 36_500}, 365, f"{_PLACES}; {_LISTS}",
+        Defaults(groups=shots),
     ),
     "inaturalist2018": Benchmark(
         "iNaturalist 2018: 437,513 images of 8,142 species, 1,000 to 2, long-tailed by nature",
-        "inaturalist", {"train": 437_513, "test": 24_426}, 8142, f"{_INAT}; or {_LISTS}",
+        INATURALIST, {"train": 437_513, "test": 24_426}, 8142, f"{_INAT}; or {_LISTS}",
         Defaults(groups=shots, notes=(
             "its validation images are the test split, as in the literature, which trains on all training images: "
             "--data.val_fraction 0 does so too",
-        )), lists=True,
+        )),
     ),
     "cifar10": Benchmark(
-        "CIFAR-10, balanced", "cifar", {"train": 50_000, "test": 10_000}, 10, _CIFAR, Defaults(groups=thirds),
+        "CIFAR-10, balanced", CIFAR10, {"train": 50_000, "test": 10_000}, 10, _CIFAR, Defaults(groups=thirds),
     ),
     "cifar100": Benchmark(
-        "CIFAR-100, balanced", "cifar", {"train": 50_000, "test": 10_000}, 100, _CIFAR, Defaults(groups=thirds),
+        "CIFAR-100, balanced", CIFAR100, {"train": 50_000, "test": 10_000}, 100, _CIFAR, Defaults(groups=thirds),
     ),
 }  # fmt: skip
 
 
-def open_source(spec: Spec, flippable: bool) -> Source:
+def open_source(spec: Spec) -> Source:
     """Opens a benchmark. Its photographs may be mirrored.
 
     Options of `spec`: root, the folder that holds the files (default: the environment variable IMBDIFF_DATASETS);
@@ -126,36 +135,30 @@ def open_source(spec: Spec, flippable: bool) -> Source:
     those that are read from lists.
 
     Raises:
-        ConfigError: no folder given, an unknown option, or one that this benchmark does not have.
+        ConfigError: no folder given, or an option that this benchmark does not have.
         DataError: the files are not there or damaged; says which were looked for, where.
     """
-    from imbdiff.data.benchmark_files import READERS, Places
-
-    name = spec.rest
+    name, options = spec.rest, spec.options
     row = BENCHMARKS[name]
-    given, factor, lists = spec.take("root"), spec.take("factor"), spec.take("list")
-    root = given or os.environ.get(VARIABLE)
-    spec.finish(("root", "factor", "list"))
-    defaults = row.defaults if factor is None else _with_factor(name, row, factor)
-    if lists is not None and not row.lists:
-        raise ConfigError(f"{name} is not read from list files, so list={lists} means nothing", "leave it out")
+    root = options.get("root") or os.environ.get(VARIABLE)
+    defaults = row.defaults if "factor" not in options else _with_factor(name, row, options["factor"])
+    if "list" in options and not isinstance(row.read, Lists):
+        raise ConfigError(f"{name} is not read from list files, so list= means nothing", "leave it out")
     if not root:
         here = f"; the folder of that name is ./{name}" if Path(name).is_dir() else ""
         raise ConfigError(
             f"{name} is a benchmark, and no folder with its files is given{here}",
             f"write '{name}?root=FOLDER', or set the environment variable {VARIABLE}; one gets it from: {row.get}",
         )
-    folders = {"root": user_path(root), **({"list": user_path(lists)} if lists else {})}
-    gone = [f"{option}={path}" for option, path in folders.items() if not path.is_dir()]
-    if gone:
-        raise DataError(f"{name}: no such folder: {', '.join(gone)}", f"one gets {name} from: {row.get}")
-    places = Places(name, folders["root"], folders.get("list"), row.get)
-    source = READERS[row.layout](spec.text, places)
-    if not given:  # so that the name says where the images came from, whatever the variable says later
-        mark = "&" if "?" in spec.text else "?"
-        source.name = source.place = (
-            f"{spec.text}{mark}root={quote(os.path.abspath(folders['root']), safe='/:,{}[]*+ ')}"
-        )
+    folder, lists = user_path(root), user_path(options["list"]) if options.get("list") else None
+    for option, path in (("root", folder), ("list", lists)):
+        if path is not None and not path.is_dir():
+            raise DataError(f"{name}: no such folder: {option}={path}", f"one gets {name} from: {row.get}")
+    text = spec.text
+    if not options.get("root"):  # the name says where the images came from, whatever the variable says later
+        text += f"{'&' if '?' in text else '?'}root={quote(os.path.abspath(folder), safe=SAFE)}"
+    source = row.read(Files(name, text, folder, lists, row.get))
+    source.flippable = True
     source.defaults = defaults
     source.warnings = (*source.warnings, *_differences(name, row, source))
     return source

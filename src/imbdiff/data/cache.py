@@ -1,19 +1,17 @@
-"""Decoded images in a file: made once at the training size, resumed where it was stopped, checked by hash.
+"""Decoded images in a file: made once at the training size, continued after a kill, checked by hash.
 
-A cache is a folder: ``images.u8``, the images one after the other; ``journal.jsonl``, one line for each chunk of images
-that is complete, with a hash of each of its images; ``about.json``. Workers write a chunk into its
-place and only then is its line written, so a process killed at any moment leaves nothing that is taken for complete.
-Opening a cache reads all of it once and compares hashes; a chunk that fails is made again.
+A cache is a folder with ``images.u8``, the images one after the other, and ``keys.u8``, 16 bytes of hash of each, zeros
+where an image is missing. A worker writes images before their keys, and opening a cache compares all of them: whatever
+does not fit is decoded again, so a process killed at any moment leaves nothing that is taken for complete.
 
-The folder's name is a hash of the source, of the names of its images, of what their files' sizes and times are, and of
-the target: a source that changed gets a new folder. Old ones may be deleted at any time.
+The folder's name is a hash of the source, of the names, sizes and times of its files, and of the target: a source that
+changed gets a new folder. Old ones may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -24,17 +22,17 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from imbdiff.data.imageset import StoredImages
+from imbdiff.data.imageset import KEY, StoredImages
 from imbdiff.data.reading import Decoding, in_chunks
 from imbdiff.data.spec import user_path
 from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.files import is_disk_full, write_json
 from imbdiff.runtime.progress import Progress
 
-VERSION = 1
 LEAST = 512 * 2**20
-"""Bytes of decoded images from which a source keeps them on disk unless told otherwise."""
+"""Bytes of decoded images from which a source keeps them on disk unless it is given another choice."""
 CHUNK_BYTES = 4 * 2**20
+_REMEDY = "free some space, or set IMBDIFF_CACHE to another folder, or to off: then images stay in memory"
 
 
 def default_folder() -> Path:
@@ -65,36 +63,38 @@ def kept(
 
     Args:
         shape: (N, H, W, C) of all.
-        decoding: makes a chunk.
+        decoding: makes a chunk. Where it wants one size and meets another, or damage, nothing is kept.
         about: written next to them, for people.
 
     Returns:
-        The stored images, and {number: why} of the unusable; chunks with unusable images are not kept as complete.
+        The stored images, and {number: why} of the unusable.
 
     Raises:
         DataError: the disk is full, or the folder cannot be written.
     """
-    n, *image = shape
-    per = max(1, min(1024, CHUNK_BYTES // int(np.prod(image))))
+    n, image = shape[0], int(np.prod(shape[1:]))
+    per = max(1, min(1024, CHUNK_BYTES // image))
+    images, keys = folder / "images.u8", folder / "keys.u8"
+    bad: dict[int, str] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            store = _Store(folder, shape, per)
-            store.start(about)
-            todo = [start for start in range(0, n, per) if start not in store.done]
-            bad: dict[int, str] = {}
+            _make_room(images, n * image)
+            _make_room(keys, n * KEY)
+            todo = [start for start in range(0, n, per) if not _holds(images, keys, start, min(per, n - start), image)]
+            missing = sum(min(per, n - start) for start in todo)
             if todo:
-                tasks = ((store.data, start, decoding, places[start : start + per]) for start in todo)
-                with Progress("decode", n, start=n - sum(min(per, n - s) for s in todo)) as bar:
-                    for start, (line, wrong) in zip(todo, in_chunks(_make, tasks, len(todo) * per), strict=True):
+                write_json(folder / "about.json", about)
+                tasks = ((images, keys, start, decoding, places[start : start + per]) for start in todo)
+                made = in_chunks(_make, tasks, decoding.reader, missing)
+                with Progress("decode", n, start=n - missing) as bar:
+                    for start, wrong in zip(todo, made, strict=True):
                         bad |= {start + i: why for i, why in wrong.items()}
-                        if wrong and decoding.own is not None:  # the sample's one size was wrong, or a file is damaged
+                        if wrong and decoding.own is not None:
                             shutil.rmtree(folder, ignore_errors=True)
-                            break
-                        if not wrong:
-                            store.add(line)
+                            return StoredImages(images, shape, np.zeros((n, KEY), np.uint8)), bad
                         bar.update(bar.done + min(per, n - start))
-            return StoredImages(store.data, shape, store.keys()), bad
+            return StoredImages(images, shape, np.fromfile(keys, np.uint8).reshape(n, KEY)), bad
     except OSError as error:
         if is_disk_full(error):
             raise DataError(f"no space left for decoded images in {folder}", _REMEDY) from error
@@ -116,89 +116,39 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-_REMEDY = "free some space, or set IMBDIFF_CACHE to another folder, or to off: then images stay in memory"
+def _make_room(path: Path, size: int) -> None:
+    if path.exists() and path.stat().st_size == size:
+        return
+    if shutil.disk_usage(path.parent).free < size:
+        raise DataError(f"{size / 2**30:.1f} GiB of decoded images do not fit into {path.parent}", _REMEDY)
+    with open(path, "wb") as handle:
+        handle.truncate(size)
 
 
-class _Store:
-    """The files of one cache, in the hands of the process that holds its lock."""
-
-    def __init__(self, folder: Path, shape: tuple[int, int, int, int], per: int) -> None:
-        self.folder, self.shape, self.per = folder, shape, per
-        self.data, self.journal = folder / "images.u8", folder / "journal.jsonl"
-        self.image_bytes = int(np.prod(shape[1:]))
-        self.done: dict[int, dict[str, Any]] = {}
-
-    def start(self, about: dict[str, Any]) -> None:
-        """Finds what is complete, and makes room for the rest."""
-        size = self.shape[0] * self.image_bytes
-        if self.data.exists() and self.data.stat().st_size == size:
-            self.done = {line["start"]: line for line in self._lines() if self._holds(line)}
-        if len(self.done) * self.per < self.shape[0]:
-            missing = size - len(self.done) * self.per * self.image_bytes
-            if not self.done and shutil.disk_usage(self.folder).free < missing:
-                raise DataError(f"{missing / 2**30:.1f} GiB of decoded images do not fit into {self.folder}", _REMEDY)
-            with open(self.data, "ab"):
-                pass
-            os.truncate(self.data, size)
-            # begins anew with the lines that hold: a torn last line would swallow the next one
-            text = "".join(json.dumps(line) + "\n" for line in self.done.values())
-            aside = self.folder / "journal.partial"
-            aside.write_text(text)
-            os.replace(aside, self.journal)
-            write_json(self.folder / "about.json", {**about, "version": VERSION, "shape": list(self.shape)})
-
-    def add(self, line: dict[str, Any]) -> None:
-        with open(self.journal, "a") as handle:
-            handle.write(json.dumps(line) + "\n")
-        self.done[line["start"]] = line
-
-    def keys(self) -> np.ndarray:
-        """(N, 16) uint8 hashes of the images; zeros where a chunk is missing."""
-        keys = np.zeros((self.shape[0], 16), np.uint8)
-        for start, line in self.done.items():
-            here = np.frombuffer(bytes.fromhex(line["hashes"]), np.uint8).reshape(-1, 16)
-            keys[start : start + len(here)] = here
-        return keys
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        if not self.journal.exists():
-            return
-        with open(self.journal, errors="replace") as handle:
-            for text in handle:
-                try:
-                    line = json.loads(text)
-                except (ValueError, RecursionError):
-                    continue  # torn by a kill
-                if (
-                    isinstance(line, dict)
-                    and isinstance(line.get("start"), int)
-                    and isinstance(line.get("hashes"), str)
-                ):
-                    yield line
-
-    def _holds(self, line: dict[str, Any]) -> bool:
-        start = line["start"]
-        n = min(self.per, self.shape[0] - start)
-        if start < 0 or start % self.per or n <= 0 or len(line["hashes"]) != 32 * n:
-            return False
-        with open(self.data, "rb") as handle:
-            handle.seek(start * self.image_bytes)
-            data = handle.read(n * self.image_bytes)
-        return len(data) == n * self.image_bytes and _hashes(data, n) == line["hashes"]
+def _holds(images: Path, keys: Path, start: int, n: int, image: int) -> bool:
+    """Whether the `n` images from `start` on, of `image` bytes each, are there and have their hashes."""
+    with open(keys, "rb") as handle:
+        handle.seek(start * KEY)
+        wanted = handle.read(n * KEY)
+    if not any(wanted):
+        return False
+    with open(images, "rb") as handle:
+        handle.seek(start * image)
+        return b"".join(_hashes(handle.read(n * image), image)) == wanted
 
 
-def _make(path: Path, start: int, decoding: Decoding, places: Sequence[Any]) -> tuple[dict[str, Any], dict[int, str]]:
-    """Decodes a chunk and writes it into its place; gives its line of the journal."""
+def _make(images: Path, keys: Path, start: int, decoding: Decoding, places: Sequence[Any]) -> dict[int, str]:
+    """Decodes a chunk, writes its images, then the hashes of the usable ones; gives {number: why} of the others."""
     x, bad = decoding(places)
-    data = x.data.cast("B")
-    with open(path, "r+b") as handle:
-        handle.seek(start * (x[0].nbytes if len(x) else 0))
-        handle.write(data)
-    return {"start": start, "hashes": _hashes(data, len(x))}, bad
+    found = [bytes(KEY) if i in bad else key for i, key in enumerate(_hashes(x.data.cast("B"), x[0].nbytes))]
+    for path, at, data in ((images, start * x[0].nbytes, x.data), (keys, start * KEY, b"".join(found))):
+        with open(path, "r+b") as handle:
+            handle.seek(at)
+            handle.write(data)
+    return bad
 
 
-def _hashes(data: bytes | memoryview, n: int) -> str:
-    """The hashes of `n` images that lie one after the other, as :attr:`ImageSet.hashes` has them, joined."""
-    size = len(data) // n
+def _hashes(data: bytes | memoryview, image: int) -> list[bytes]:
+    """The hash of each image of `image` bytes in `data`, as :attr:`ImageSet.hashes` has it."""
     whole = memoryview(data)
-    return "".join(hashlib.sha256(whole[i * size : (i + 1) * size]).hexdigest()[:32] for i in range(n))
+    return [hashlib.sha256(whole[i : i + image]).digest()[:KEY] for i in range(0, len(whole), image)]

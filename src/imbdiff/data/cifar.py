@@ -1,7 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as their authors distribute them: the binary version, or the python one.
-
-The python version are pickles: they are read by an unpickler that knows nothing but numpy's arrays.
-"""
+"""CIFAR-10 and CIFAR-100 as their authors distribute them, by an unpickler that knows nothing but numpy's arrays."""
 
 from __future__ import annotations
 
@@ -14,122 +11,63 @@ from typing import Any, ClassVar
 import numpy as np
 
 from imbdiff.data.arrays import ArraySource
+from imbdiff.data.benchmark_files import Files
+from imbdiff.data.source import Source
 from imbdiff.runtime.errors import DataError
-
-SIDE = 32
-PIXELS = 3 * SIDE * SIDE
-
-
-class CifarSource(ArraySource):
-    """The images in the official order, on which the literature's index lists depend; ids are "train/0" and so on."""
-
-    kind = "benchmark"
 
 
 @dataclass(frozen=True)
-class Form:
-    """One way in which CIFAR is distributed.
+class Cifar:
+    """CIFAR as its authors distribute it, the python version; ids are "train/0" and so on, in the official order.
 
     Attributes:
         folder: that its archive unpacks into.
         splits: {split: files, in order}.
         meta: the file with the names of the classes.
-        labels: bytes of labels before each image, of which the last counts; 0 = the python version.
-        keys: of labels and names in the python version.
+        labels, names: keys of these in the files.
     """
 
     folder: str
     splits: dict[str, tuple[str, ...]]
     meta: str
-    labels: int
-    keys: tuple[str, str] = ("", "")
+    labels: str
+    names: str
 
-    @property
-    def files(self) -> list[str]:
-        return [*(file for files in self.splits.values() for file in files), self.meta]
+    def __call__(self, files: Files) -> Source:
+        wanted = [*(file for some in self.splits.values() for file in some), self.meta]
+        folders = [f for f in files.below(self.folder) if all((f / file).is_file() for file in wanted)]
+        if not folders:
+            raise files.missing([f"{self.folder}/ with {', '.join(wanted)}"])
+        data = {}
+        for split, some in self.splits.items():
+            parts = [self._read(folders[0] / file) for file in some]
+            x = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)
+            labels = np.array([label for _, own in parts for label in own])
+            data[split] = np.ascontiguousarray(x.transpose(0, 2, 3, 1)), labels
+        names = read_values(folders[0] / self.meta).get(self.names)
+        if not isinstance(names, list):
+            raise _damaged(folders[0] / self.meta, "it does not hold the names of the classes")
+        texts = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
+        return ArraySource(data, texts, files.text, None, "benchmark")
 
-
-def _batches(ending: str) -> dict[str, tuple[str, ...]]:
-    return {"train": tuple(f"data_batch_{i}{ending}" for i in range(1, 6)), "test": (f"test_batch{ending}",)}
-
-
-FORMS: dict[int, tuple[Form, ...]] = {
-    10: (
-        Form("cifar-10-batches-bin", _batches(".bin"), "batches.meta.txt", 1),
-        Form("cifar-10-batches-py", _batches(""), "batches.meta", 0, ("labels", "label_names")),
-    ),
-    100: (
-        Form("cifar-100-binary", {"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", 2),
-        Form("cifar-100-python", {"train": ("train",), "test": ("test",)}, "meta", 0,
-             ("fine_labels", "fine_label_names")),
-    ),
-}  # fmt: skip
-"""{classes: forms}, the one that is read faster first."""
-
-
-def read_cifar(name: str, root: Path, classes: int) -> CifarSource | list[str]:
-    """CIFAR-10 or CIFAR-100 from the first form that is whole, or what was looked for.
-
-    Raises:
-        DataError: a file is damaged.
-    """
-    missing = []
-    for form in FORMS[classes]:
-        for folder in (root / form.folder, root):
-            gone = [file for file in form.files if not (folder / file).is_file()]
-            if not gone:
-                return _read(name, folder, form)
-            if len(gone) < len(form.files):
-                missing.append(f"{folder}: has no {', '.join(gone)}")
-        missing.append(f"{form.folder}/ with {', '.join(form.files)}")
-    return missing
+    def _read(self, path: Path) -> tuple[np.ndarray, list[int]]:
+        found = read_values(path)
+        x, y = found.get("data"), found.get(self.labels)
+        if not isinstance(x, np.ndarray) or x.shape[1:] != (3072,) or x.dtype != np.uint8:
+            raise _damaged(path, "it has no data of shape (images, 3072), uint8")
+        if not isinstance(y, list) or len(y) != len(x) or not all(type(k) is int and 0 <= k < 1000 for k in y):
+            raise _damaged(path, f"its {self.labels} are not one number for each of its {len(x):,} images")
+        return x, y
 
 
-def _read(name: str, folder: Path, form: Form) -> CifarSource:
-    names = _names(folder / form.meta, form)
-    data = {}
-    for split, files in form.splits.items():
-        parts = [(_binary if form.labels else _python)(folder / file, form, len(names)) for file in files]
-        x = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, SIDE, SIDE)
-        data[split] = np.ascontiguousarray(x.transpose(0, 2, 3, 1)), np.concatenate([labels for _, labels in parts])
-    return CifarSource(data, names, name, flippable=True)
-
-
-def _names(path: Path, form: Form) -> list[str]:
-    if form.labels:
-        names: Any = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    else:
-        found = read_values(path).get(form.keys[1])
-        names = [n.decode(errors="replace") if isinstance(n, bytes) else n for n in found] if found else []
-    if not names or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
-        raise _damaged(path, "it does not hold the names of the classes, each once")
-    return list(names)
-
-
-def _binary(path: Path, form: Form, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    raw = np.fromfile(path, np.uint8)
-    record = form.labels + PIXELS
-    if not len(raw) or len(raw) % record:
-        raise _damaged(path, f"its {len(raw):,} bytes are no multiple of {record:,}, the bytes of an image with labels")
-    rows = raw.reshape(-1, record)
-    return rows[:, form.labels :], _checked(path, rows[:, form.labels - 1].astype(np.int64), classes)
-
-
-def _python(path: Path, form: Form, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    found = read_values(path)
-    key = form.keys[0]
-    x, y = found.get("data"), found.get(key)
-    if not isinstance(x, np.ndarray) or x.shape[1:] != (PIXELS,) or not len(x) or x.dtype != np.uint8:
-        raise _damaged(path, f"it has no data of shape (images, {PIXELS}), uint8")
-    if not isinstance(y, list) or len(y) != len(x) or not all(type(k) is int and 0 <= k < 2**31 for k in y):
-        raise _damaged(path, f"its {key} are not one number for each of its {len(x):,} images")
-    return x, _checked(path, np.array(y, np.int64), classes)
-
-
-def _checked(path: Path, labels: np.ndarray, classes: int) -> np.ndarray:
-    if labels.max() >= classes:
-        raise _damaged(path, f"it has the label {labels.max()}, and there are the names of {classes} classes")
-    return labels
+CIFAR10 = Cifar(
+    "cifar-10-batches-py",
+    {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+    "batches.meta", "labels", "label_names",
+)  # fmt: skip
+CIFAR100 = Cifar(
+    "cifar-100-python", {"train": ("train",), "test": ("test",)}, "meta", "fine_labels", "fine_label_names"
+)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -152,7 +90,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The dictionary in a file of the python version, its keys as text.
+    """The dictionary in a pickle, its keys as text.
 
     Raises:
         DataError: damaged, or it holds something else than numbers, texts and arrays.

@@ -21,16 +21,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from imbdiff.data.arrays import numbered
 from imbdiff.data.decode import LARGEST, File, UnusableImageError
-from imbdiff.data.labels import check_file, checked_names, encode, read_names
+from imbdiff.data.folder import is_inside
+from imbdiff.data.labels import check_file, read_names
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import Reader
-from imbdiff.data.source import EncodedSource, Records
+from imbdiff.data.source import FileSource, Records
 from imbdiff.data.spec import Spec, user_path
-from imbdiff.runtime.errors import ConfigError, DataError, ImbdiffError, listing
+from imbdiff.runtime.errors import ConfigError, DataError, listing
 from imbdiff.runtime.files import digest
 from imbdiff.runtime.optional import optional
 
+OPTIONS = ("image", "label", "names", "train", "val", "test", "config", "revision")
 SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"), "test": ("test", "testing")}
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
 LABELS = ("label", "class", "cls", "json.label", "json.cls", "txt")
@@ -39,14 +42,9 @@ LARGEST_RATIO = 100
 """A Parquet file of more than 256 MiB that is packed better than so is refused: images hardly get smaller."""
 _ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _ELSEWHERE = "download it where there is a network (its save_to_disk, or its files) and give the folder: hf:FOLDER"
-_SAVED = ("dataset_dict.json", "state.json")
 
 
-def open_source(spec: Spec, flippable: bool) -> EncodedSource:
-    return DatasetsSource(spec, flippable)
-
-
-class DatasetsSource(EncodedSource):
+def open_source(spec: Spec) -> FileSource:
     """A set that the library `datasets` opens.
 
     Options of `spec`: image and label (columns; ``json.KEY`` for a key of shards' .json files), names (file of class
@@ -54,34 +52,27 @@ class DatasetsSource(EncodedSource):
     revision (hub).
 
     Raises:
-        ConfigError: the library is not installed, an unknown option or column.
+        ConfigError: the library is not installed, an unknown column or split.
         DataError: it cannot be loaded; columns or splits that cannot be told apart; images without labels.
     """
-
-    def __init__(self, spec: Spec, flippable: bool = False) -> None:
-        where = spec.text
-        image, label, names = (spec.take(option) for option in ("image", "label", "names"))
-        sets, roots, notes = _opened(spec)
-        self.kind = "hf" if spec.scheme == "hf" else "parquet" if ".parquet" in spec.rest else "webdataset"
-        flat = {split: _flattened(found) for split, found in sets.items()}
-        features = flat["train"].features
-        columns = _image_column(features, image, where), _label_column(features, label, where)
-        for split, found in flat.items():
-            if any(str(found.features.get(column)) != str(features[column]) for column in columns):
-                raise DataError(
-                    f"{where}: the columns or class names of {split} and train differ", "make them the same"
-                )
-        values, more = _labels(flat, columns[1], where)
-        own = _class_names(features[columns[1]])
-        given = checked_names(own, where) if own is not None else None
-        class_names, labels = encode(values, read_names(user_path(names)) if names else given, where)
-        used = {split: _encoded(sets[split], columns[0]) for split in labels}
-        records = {
-            split: Records(_ids(flat[split], split, columns[0]), y, [(split, i) for i in range(len(y))])
-            for split, y in labels.items()
-        }
-        reader = ArrowReader(used, columns[0], tuple(roots), digest([_state(found) for found in used.values()])[:32])
-        super().__init__(where, class_names, records, reader, flippable, (*notes, *more))
+    where, options = spec.text, spec.options
+    sets, roots, notes = _opened(spec)
+    flat = {split: _flattened(found) for split, found in sets.items()}
+    features = flat["train"].features
+    image, label = (_column(features, what, options.get(what), where) for what in ("image", "label"))
+    for split, found in flat.items():
+        if any(str(found.features.get(column)) != str(features[column]) for column in (image, label)):
+            raise DataError(f"{where}: the columns or class names of {split} and train differ", "make them the same")
+    labels, more = _labels(flat, label, where)
+    splits = {
+        split: Records(_ids(flat[split], split, image), y, [(split, i) for i in range(len(y))])
+        for split, y in labels.items()
+    }
+    used = {split: _encoded(sets[split], image) for split in splits}
+    reader = ArrowReader(used, image, tuple(roots), digest([_state(found) for found in used.values()])[:32])
+    names = read_names(user_path(options["names"])) if options.get("names") else _class_names(features[label])
+    kind = "hf" if spec.scheme == "hf" else "parquet" if ".parquet" in spec.rest else "webdataset"
+    return FileSource(where, kind, splits, reader, names, [*notes, *more])
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +84,10 @@ class ArrowReader(Reader):
     roots: tuple[str, ...]
     state: str
 
+    @property
+    def identity(self) -> str:
+        return self.state
+
     def open(self, place: tuple[str, int]) -> File:
         split, row = place
         cell: dict[str, Any] = self.sets[split][row][self.column] or {}
@@ -101,7 +96,7 @@ class ArrowReader(Reader):
             if path is None:
                 raise UnusableImageError("no image")
             real = os.path.realpath(path)
-            if not any(real.startswith(os.path.realpath(root) + os.sep) for root in self.roots):
+            if not any(is_inside(real, os.path.realpath(root)) for root in self.roots):
                 raise UnusableImageError(f"only a path, which leads out of the data set: {display_name(path, 200)}")
             return Path(real)
         if len(data) > LARGEST:
@@ -109,7 +104,7 @@ class ArrowReader(Reader):
         return BytesIO(data)
 
     def stamp(self, place: tuple[str, int]) -> str:
-        return f"{self.state} {place}"
+        return str(place)  # the identity changes with the files
 
 
 def _opened(spec: Spec) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -119,52 +114,45 @@ def _opened(spec: Spec) -> tuple[dict[str, Any], list[str], list[str]]:
         DataError: it cannot be loaded: no network, no such set, gated, or files that the library cannot read.
     """
     datasets = optional("datasets", "hf", "this kind of source")
-    asked = {split: value for split in SPLITS if (value := spec.take(split)) is not None}
-    config, revision = spec.take("config"), spec.take("revision")
-    spec.finish(("image", "label", "names", *SPLITS, "config", "revision"))
     text, path = spec.text, user_path(spec.rest or "?").absolute()
+    asked = {split: spec.options[split] for split in SPLITS if split in spec.options}
     folder = path if os.path.isdir(path) else None
-    options: dict[str, Any] = {}
-    if spec.scheme == "hf" and folder is None:
-        if os.path.exists(path):
-            raise DataError(f"{text}: {path} is a file", "give its folder, or the file itself without hf:")
-        if _ID.fullmatch(spec.rest) is None:
+    files: dict[str, list[str]] = {}
+    roots = [str(folder)] if folder else [str(datasets.config.HF_DATASETS_CACHE), _hub_cache()]
+    remedy = "check that these are whole files: Parquet, WebDataset shards, a folder of these or of class folders"
+    if folder is None and spec.scheme == "hf":
+        if _ID.fullmatch(spec.rest) is None or os.path.exists(path):
             raise DataError(
                 f"{text}: there is no such folder, and it is no id of the hub",
-                "write hf:FOLDER, or hf:OWNER/NAME as on huggingface.co/datasets",
+                "write hf:FOLDER, or hf:OWNER/NAME as on huggingface.co/datasets; a file without hf:",
             )
-        _ask_hub(text, spec.rest, revision)
-        name = spec.rest
-        options = {"name": config, "revision": revision}
+        _ask_hub(text, spec.rest, spec.options.get("revision"))
+        remedy = f"check the id, config and revision, or {_ELSEWHERE}"
     elif folder is None:
         address = f"{spec.scheme}:{spec.rest}" if spec.scheme else str(user_path(spec.rest))
-        name, options = _files(text, {"train": address} | {k: v for k, v in asked.items() if k != "train"})
-        asked = {}
-    else:
-        name = str(folder)
-        options = {"name": config} if config else {}
+        files, asked = _files(text, {**asked, "train": address}), {}
     try:
-        _refuse_bombs(folder, options)
-        if folder is not None and any((folder / saved).exists() for saved in _SAVED):
+        inside = [str(file) for file in folder.rglob("*.parquet")] if folder else []
+        _refuse_bombs(inside + [file for found in files.values() for file in found])
+        if folder is not None and any((folder / saved).exists() for saved in ("dataset_dict.json", "state.json")):
             found = datasets.load_from_disk(str(folder))
-        elif "data_files" in options:  # one by one: of several the library believes the first one's class names
-            found = {k: datasets.load_dataset(name, data_files={k: v})[k] for k, v in options["data_files"].items()}
+        elif files:  # one by one: of several the library believes the first one's class names
+            kind = "parquet" if files["train"][0].lower().endswith(".parquet") else "webdataset"
+            found = {split: datasets.load_dataset(kind, data_files={split: f})[split] for split, f in files.items()}
         else:
-            found = datasets.load_dataset(name, **options)
-    except ImbdiffError:
+            name = str(folder) if folder else spec.rest
+            found = datasets.load_dataset(
+                name, name=spec.options.get("config"), revision=None if folder else spec.options.get("revision")
+            )
+    except DataError:
         raise
     except Exception as error:  # the library raises a dozen kinds, its own and pyarrow's
-        remedy = "check that these are whole files: Parquet, WebDataset shards, a folder of these or of class folders"
-        hub = f"check the id, config and revision, or {_ELSEWHERE}"
         while error.__cause__ is not None and "while generating" in str(error):
             error = error.__cause__  # type: ignore[assignment]
-        raise DataError(
-            f"{text} cannot be loaded: {_first_line(error)}", hub if spec.scheme == "hf" and folder is None else remedy
-        ) from error
+        raise DataError(f"{text} cannot be loaded: {_first_line(error)}", remedy) from error
     every = dict(found) if isinstance(found, dict) else {"train": found}
     chosen, notes = which_splits(list(every), asked, text)
-    caches = [str(datasets.config.HF_DATASETS_CACHE), _hub_cache()]
-    return {ours: every[theirs] for ours, theirs in chosen.items()}, [str(folder)] if folder else caches, notes
+    return {ours: every[theirs] for ours, theirs in chosen.items()}, roots, notes
 
 
 def _hub_cache() -> str:
@@ -173,40 +161,44 @@ def _hub_cache() -> str:
     return str(constants.HF_HUB_CACHE)
 
 
-def _files(text: str, patterns: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """The library's builder for files, and its options."""
-    files = {split: _expanded(pattern) for split, pattern in patterns.items()}
+def _files(text: str, patterns: Mapping[str, str]) -> dict[str, list[str]]:
+    """{split: files} of patterns.
+
+    Raises:
+        DataError: a file that is not there or compressed; files of two kinds.
+        ConfigError: an address with a password.
+    """
+    files = {split: expanded(pattern) for split, pattern in patterns.items()}
     every = [file for found in files.values() for file in found]
-    remote = [file for file in every if re.match("https?:", file)]
+    local = [file for file in every if not re.match("https?:", file)]
     missing = [split for split, found in files.items() if not found]
     if missing:
         raise DataError(f"{text}: no file is called {patterns[missing[0]]}", "check the pattern and the folder")
-    if any(re.search(r"//[^/]*@", file) for file in remote):
+    if any(re.search(r"//[^/]*@", file) for file in set(every) - set(local)):
         raise ConfigError(f"{text}: the address holds a password", "a run folder would remember it; leave it out")
-    for file in every:
-        if file not in remote:
-            check_file(Path(file))
-        if file.lower().endswith((".gz", ".tgz")):
-            raise DataError(f"{file} is compressed", "unpack it (gunzip): images are compressed already")
-    kinds = {"parquet" if file.lower().endswith(".parquet") else "webdataset" for file in every}
-    if len(kinds) > 1:
+    for file in local:
+        check_file(Path(file))
+    packed = [file for file in every if file.lower().endswith((".gz", ".tgz"))]
+    if packed:
+        raise DataError(f"{packed[0]} is compressed", "unpack it (gunzip): images are compressed already")
+    parquet = [file for file in every if file.lower().endswith(".parquet")]
+    if parquet and len(parquet) < len(every):
         raise DataError(f"{text}: some files are Parquet and some shards", "give files of one kind")
-    if remote:
+    if len(local) < len(every):
         optional("aiohttp", "hf", "a source at an address")
-    return kinds.pop(), {"data_files": files}
+    return files
 
 
-def _expanded(pattern: str) -> list[str]:
+def expanded(pattern: str) -> list[str]:
     """The files that a pattern names: ``{000..009}`` and ``{a,b}`` as in a shell, and ``*`` on a disk."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = []
     for i, part in enumerate(parts):
         span = re.fullmatch(r"(\d+)\.\.(\d+)", part) if i % 2 else None
+        if span and int(span[2]) - int(span[1]) >= 100_000:
+            raise DataError(f"{pattern} names more than 100,000 files", "give fewer, larger files")
         if span:
-            low, high = int(span[1]), int(span[2])
-            if high - low >= 100_000:
-                raise DataError(f"{pattern} names {high - low + 1:,} files", "give fewer, larger files")
-            choices.append([f"{n:0{len(span[1])}d}" for n in range(low, high + 1)])
+            choices.append([f"{n:0{len(span[1])}d}" for n in range(int(span[1]), int(span[2]) + 1)])
         else:
             choices.append(part.split(",") if i % 2 else [part])
     names = ["".join(chosen) for chosen in product(*choices)]
@@ -216,10 +208,8 @@ def _expanded(pattern: str) -> list[str]:
     return [os.path.abspath(name) for group in found for name in group]
 
 
-def _refuse_bombs(folder: Path | None, options: Mapping[str, Any]) -> None:
+def _refuse_bombs(files: Sequence[str]) -> None:
     """Refuses Parquet files that would unpack to far more than images do, by what their footers say."""
-    files = [str(file) for file in folder.rglob("*.parquet")] if folder else []
-    files += [file for found in options.get("data_files", {}).values() for file in found]
     for file in files:
         if not file.lower().endswith(".parquet") or re.match("https?:", file):
             continue
@@ -242,20 +232,15 @@ def _ask_hub(text: str, repository: str, revision: str | None) -> None:
     import huggingface_hub
     from huggingface_hub import errors
 
-    api = huggingface_hub.HfApi(endpoint=datasets.config.HF_ENDPOINT)
+    refused = (errors.GatedRepoError, errors.RevisionNotFoundError, errors.RepositoryNotFoundError)
     try:
-        api.dataset_info(repository, revision=revision, timeout=10.0)
-    except errors.GatedRepoError as error:
+        huggingface_hub.HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(
+            repository, revision=revision, timeout=10.0
+        )
+    except refused as error:
         raise DataError(
-            f"{text} is gated: the hub gives it only to accounts whose request was granted",
-            f"ask for access on its page and log in (hf auth login), or {_ELSEWHERE}",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise DataError(f"{text}: the hub has no revision {revision!r} of it", "leave it out") from error
-    except errors.RepositoryNotFoundError as error:
-        raise DataError(
-            f"{text}: the hub has no data set {repository!r}, or it is private",
-            "check the id, or log in (hf auth login) if it is private",
+            f"{text}: the hub refuses it ({type(error).__name__}): it is not there, private or gated",
+            f"check the id and the revision, log in (hf auth login), or {_ELSEWHERE}",
         ) from error
     except Exception as error:
         # in the library's cache it may be all the same: then the library finds it there
@@ -271,21 +256,24 @@ def which_splits(present: Sequence[str], asked: Mapping[str, str], where: str) -
     """{train, val, test: name of the data set's own split}, and a note of those left out.
 
     Raises:
-        ConfigError: a split asked for is not there.
+        ConfigError: a split asked for is not there, or twice.
         DataError: no training split; two that could be the same.
     """
     strange = [f"{ours}={name}" for ours, name in asked.items() if name not in present]
-    if strange:
-        raise ConfigError(f"{where}: no such split: {', '.join(strange)}", f"it has: {', '.join(present)}")
-    chosen = dict(asked)
+    if strange or len(set(asked.values())) < len(asked):
+        raise ConfigError(
+            f"{where}: no such split, or one asked for twice: {', '.join(strange) or asked}",
+            f"it has: {', '.join(present)}",
+        )
+    chosen = {}
     for ours, words in SPLITS.items():
         found = [name for name in present if name.lower() in words and name not in asked.values()]
         if ours not in asked and len(found) > 1:
             raise DataError(
                 f"{where}: {' and '.join(found)} may both be the {ours} split", f"choose: ?{ours}={found[0]}"
             )
-        if found:
-            chosen.setdefault(ours, found[0])
+        if ours in asked or found:
+            chosen[ours] = asked.get(ours) or found[0]
     if "train" not in chosen and len(present) == 1:
         chosen = {"train": present[0]}
     if "train" not in chosen:
@@ -293,68 +281,50 @@ def which_splits(present: Sequence[str], asked: Mapping[str, str], where: str) -
             f"{where} has no training split; it has: {', '.join(present) or 'none'}",
             "say which it is: ?train=NAME (and val=NAME, test=NAME)",
         )
-    if len(set(chosen.values())) < len(chosen):
-        raise ConfigError(f"{where}: a split was chosen twice", "choose each once")
     left = [name for name in present if name not in chosen.values()]
-    notes = (
-        [f"left out of {where}: the {'split' if len(left) == 1 else 'splits'} {', '.join(left[:20])}"] if left else []
-    )
-    return {ours: chosen[ours] for ours in SPLITS if ours in chosen}, notes
+    return chosen, [f"left out of {where}: the splits {', '.join(left[:20])}"] if left else []
 
 
 def _flattened(dataset: Any) -> Any:
     """The data set with the keys of records (the .json of shards) as columns ``json.KEY``."""
     records = [name for name, kind in dataset.features.items() if isinstance(kind, dict) and not _is_image(kind)]
-    others = [name for name in dataset.column_names if name not in records]
     if not records:
         return dataset
     import datasets
 
+    others = [name for name in dataset.column_names if name not in records]
     return datasets.concatenate_datasets(
         [dataset.select_columns(others), dataset.select_columns(records).flatten()], axis=1
     )
 
 
-def _image_column(features: Mapping[str, Any], asked: str | None, where: str) -> str:
-    found = [name for name, kind in features.items() if _is_image(kind)]
-    found = found or [name for name, kind in features.items() if _is_bytes(kind) and name.lower() in IMAGES]
-    if asked is not None and asked in features and not (_is_image(features[asked]) or _is_bytes(features[asked])):
-        raise DataError(
-            f"{where}: the column {asked!r} holds no images, but {_kind(features[asked])}", _columns(features)
-        )
-    return _column(features, asked, found, IMAGES, "image", where)
+def _column(features: Mapping[str, Any], what: str, asked: str | None, where: str) -> str:
+    """The column of images or labels: the one asked for, the only one of the type, or the only one of a usual name.
 
-
-def _label_column(features: Mapping[str, Any], asked: str | None, where: str) -> str:
-    found = [name for name, kind in features.items() if _class_names(kind) is not None]
-    found = found or [name for name in LABELS if name in features and _is_label(features[name])][:1]
-    if asked is not None and asked in features and not _is_label(features[asked]):
-        raise DataError(
-            f"{where}: the column {asked!r} holds no single label per image, but {_kind(features[asked])}",
-            _columns(features),
-        )
-    return _column(features, asked, found, LABELS, "label", where)
-
-
-def _column(
-    features: Mapping[str, Any], asked: str | None, found: Sequence[str], usual: Sequence[str], what: str, where: str
-) -> str:
-    """The column asked for, the only one of the kind, or the only one of these with a usual name."""
-    if asked is not None:
-        if asked not in features:
-            raise ConfigError(f"{where}: there is no column {asked!r} ({what}={asked})", _columns(features))
-        return asked
-    if len(found) == 1:
-        return found[0]
-    several = f"{counted(len(found), 'column', 'columns')} may be the {what}s: {', '.join(found)}"
+    Raises:
+        ConfigError: no such column.
+        DataError: the column asked for holds something else; none or several could be meant.
+    """
+    columns = "the columns are:\n" + listing(f"{name}: {_kind(feature)}" for name, feature in features.items())
+    if what == "image":
+        found = [name for name, kind in features.items() if _is_image(kind)]
+        usable = {*found, *(name for name, kind in features.items() if _is_bytes(kind))}
+        found = found or [name for name in features if name in usable and name.lower() in IMAGES]
+    else:
+        found = [name for name, kind in features.items() if _class_names(kind) is not None]
+        usable = {name for name, kind in features.items() if _is_label(kind)}
+        found = found or [name for name in LABELS if name in usable][:1]
+    if asked is not None and asked not in features:
+        raise ConfigError(f"{where}: there is no column {asked!r} ({what}={asked})", columns)
+    if asked is not None and asked not in usable:
+        raise DataError(f"{where}: the column {asked!r} holds {_kind(features[asked])}, no {what} each", columns)
+    if asked is not None or len(found) == 1:
+        return asked or found[0]
+    several = f"{len(found)} columns may be the {what}s: {', '.join(found)}"
     raise DataError(
         f"{where}: {several if found else f'no column of {what}s found'}",
-        f"choose one by ?{what}=COLUMN. {_columns(features)}",
+        f"choose one by ?{what}=COLUMN. {columns}",
     )
-
-
-def _columns(features: Mapping[str, Any]) -> str:
-    return "the columns are:\n" + listing(f"{name}: {_kind(feature)}" for name, feature in features.items())
 
 
 def _kind(feature: Any) -> str:
@@ -392,15 +362,14 @@ def _labels(sets: Mapping[str, Any], name: str, where: str) -> tuple[dict[str, l
     Raises:
         DataError: training images without labels; another split of which some images are labelled.
     """
-    kept, notes, partly = {}, [], []
+    kept: dict[str, list[Any]] = {}
+    notes, partly = [], []
     for split, found in sets.items():
         column = found.select_columns([name]).with_format("arrow")[:][name].to_pylist()
         missing = [i for i, value in enumerate(column) if value is None or value == -1 or str(value).strip() == ""]
-        if not column:
-            notes.append(f"left out of {where}: {split}, which is empty")
-        elif len(missing) == len(column) and split != "train":
+        if len(missing) == len(column) and split != "train":
             notes.append(f"left out of {where}: {split}, whose {counted(len(column), 'image')} have no label")
-        elif missing:
+        elif missing or not column:
             partly += [f"{split}/{i}" for i in missing]
         else:
             kept[split] = [int(value) if isinstance(value, bool) else value for value in column]
@@ -409,8 +378,6 @@ def _labels(sets: Mapping[str, Any], name: str, where: str) -> tuple[dict[str, l
             f"{where}: {counted(len(partly), 'image has', 'images have')} no label:\n{listing(partly)}",
             "label them or leave them out, or choose another column by ?label=COLUMN",
         )
-    if "train" not in kept:
-        raise DataError(f"{where} has no training image", "say which split is the training split: ?train=NAME")
     return kept, notes
 
 
@@ -427,7 +394,7 @@ def _ids(dataset: Any, split: str, image: str) -> list[str]:
         keys = [f"{split}/{key}.{image}" for key in dataset.select_columns(["__key__"])["__key__"]]
         if len(set(keys)) == len(keys):
             return keys
-    return [f"{split}/{i}" for i in range(len(dataset))]
+    return numbered(split, len(dataset))
 
 
 def _state(dataset: Any) -> list[Any]:

@@ -8,14 +8,13 @@ whole range, the same for every image), the EXIF orientation is applied, and of 
 * ``stretch``: both sides scaled to the target, whatever that does to the proportions.
 
 Scaling is Pillow's bicubic filter with antialiasing, on 8-bit pixels after transparency has been put on white. An
-image that has the target size already is not touched. Without a size, images that all have one size keep it up to
-64 pixels; larger ones are scaled until the longer side is 64; mixed sizes are an error, never a guess. The size that
-the error and ``imbdiff inspect`` suggest is that of :func:`suggest`.
+image that has the target size already is not touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -31,7 +30,39 @@ LARGEST_UNASKED = 64
 SUGGESTED = 32
 SMALLEST = 4
 
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""The only parsers that are tried, whatever a file is called: others can start outside programs."""
+MOST_PIXELS = 89_478_485
+"""Pillow's own warning limit: 256 MiB of RGB."""
+LARGEST = 256 * 2**20
+"""Bytes that an encoded image in an archive or table may have."""
+_DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_GREY_MODES = _DEEP_MODES | {"1", "L", "LA", "La"}
+_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
+_EXIF_ORIENTATION = 0x0112
+
 Size = int | tuple[int, int]
+File = Path | BinaryIO | Image.Image
+"""What is decoded: a file by its path, bytes that can be read and sought, or an image that Pillow opened."""
+
+
+class UnusableImageError(ValueError):
+    """One file that cannot be used, and why; collected and reported together with all others."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says before it is decoded: (height, width) after EXIF rotation, Pillow's mode, whether it is grey."""
+
+    size: tuple[int, int]
+    mode: str
+    grey: bool
+
+    @property
+    def deep(self) -> bool:
+        """It has more than 8 bits per channel."""
+        return self.mode in _DEEP_MODES
 
 
 @dataclass(frozen=True)
@@ -150,62 +181,20 @@ def border_colour(image: Image.Image) -> int | tuple[int, ...]:
     return int(middle) if x.ndim == 2 else tuple(int(v) for v in middle)
 
 
-EXTENSIONS = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"},
-)
-# Only these parsers are ever tried, whatever the file is called: others can start outside programs.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-MOST_PIXELS = 89_478_485  # Pillow's own warning limit: 256 MiB of RGB
-
-LARGEST = 256 * 2**20
-"""Bytes that an encoded image may have in an archive, a table or a stream, unpacked there."""
-
-_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
-_DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
-_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
-_EXIF_ORIENTATION = 0x0112
-
-
-File = Path | BinaryIO
-"""What is decoded: a file by its path, or bytes that can be read and sought."""
-
-
-class UnusableImageError(ValueError):
-    """One file that cannot be used, and why; collected and reported together with all others."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says before it is decoded: (height, width) after EXIF rotation, Pillow's mode, whether it is grey."""
-
-    size: tuple[int, int]
-    mode: str
-    grey: bool
-
-
 def read_header(file: File) -> Header:
     """Height, width and mode of an image file, without decoding its pixels.
 
     Raises:
         UnusableImageError: empty, unreadable, no image, or too large to be decoded safely.
     """
-    try:
-        with _open(file) as image:
-            w, h = image.size
-            if _orientation(image) in _TURNED:
-                w, h = h, w
-            return Header((h, w), image.mode, _is_grey(image))
-    except UnusableImageError:
-        raise
-    except Exception as error:  # third-party decoders raise anything on damaged files
-        raise UnusableImageError(_reason(error)) from error
+    with _opened(file) as image:
+        return _header(image)
 
 
 def decode(file: File, target: Target | None, grey: bool, own: tuple[int, int] | None = None) -> np.ndarray:
     """The pixels of an image file.
 
     Args:
-        file: the file, or its bytes.
         target: the size to bring it to; None keeps its own.
         grey: one channel instead of three.
         own: the (height, width) that it must have; None = any.
@@ -216,23 +205,14 @@ def decode(file: File, target: Target | None, grey: bool, own: tuple[int, int] |
     Raises:
         UnusableImageError: empty, truncated, no image, too large, or of a kind whose values have no set range.
     """
-    try:
-        with _open(file) as image:
-            image.load()
-            # each step that has nothing to do is left out: with small images they cost as much as decoding
-            flat = eight_bit(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
-            mode = "L" if grey else "RGB"
-            flat = flat if flat.mode == mode else flat.convert(mode)
-            if own is not None and (flat.height, flat.width) != own:
-                raise UnusableImageError(f"{flat.height} x {flat.width} pixels in place of {own[0]} x {own[1]}")
-            if target is not None:
-                flat = fit(flat, target)
-            x = np.array(flat, dtype=np.uint8)
-        return x[:, :, None] if x.ndim == 2 else x
-    except UnusableImageError:
-        raise
-    except Exception as error:  # as above
-        raise UnusableImageError(_reason(error)) from error
+    with _opened(file) as image:
+        return _pixels(image, target, grey, own)
+
+
+def decode_whole(file: File) -> tuple[Header, np.ndarray]:
+    """The header of an image file, and its pixels in its own size, (H, W, 3) uint8; raises as :func:`decode`."""
+    with _opened(file) as image:
+        return _header(image), _pixels(image, None, False, None)
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
@@ -244,40 +224,67 @@ def eight_bit(image: Image.Image) -> Image.Image:
         return Image.fromarray(((x + 128) // 257).astype(np.uint8))
     if image.mode == "F":
         raise UnusableImageError("floating-point pixels have no set range: save it with 8 or 16 bits")
-    grey = _is_grey(image)
+    mode = "L" if _is_grey(image) else "RGB"
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        opaque = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-        return opaque.convert("L") if grey else opaque
-    mode = "L" if grey else "RGB"
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 
 def is_dark(file: File) -> bool:
     """Whether a 16-bit file uses less than an eighth of the range, as 12-bit data do that were saved unscaled."""
     try:
-        with _open(file) as image:
-            return image.mode in _DEEP_MODES and int(np.asarray(image).max(initial=0)) < 8192
-    except Exception:  # a damaged file says nothing here; decoding reports it
+        with _opened(file) as image:
+            return int(np.asarray(image).max(initial=0)) < 8192
+    except UnusableImageError:
         return True
 
 
-def is_deep(mode: str) -> bool:
-    """Whether Pillow's `mode` holds more than 8 bits per channel."""
-    return mode in _DEEP_MODES
+@contextlib.contextmanager
+def _opened(file: File) -> Iterator[Image.Image]:
+    """The image in a file; whatever third-party decoders raise on damaged ones becomes an UnusableImageError."""
+    try:
+        if isinstance(file, Image.Image):
+            _check_pixels(file)
+            yield file
+            return
+        if (file.stat().st_size if isinstance(file, Path) else file.seek(0, 2)) == 0:
+            raise UnusableImageError("empty file (0 bytes)")
+        if not isinstance(file, Path):
+            file.seek(0)
+        with Image.open(file, formats=FORMATS) as image:
+            _check_pixels(image)
+            yield image
+    except UnusableImageError:
+        raise
+    except Exception as error:
+        raise UnusableImageError(_reason(error)) from error
 
 
-def _open(file: File) -> Image.Image:
-    if (file.stat().st_size if isinstance(file, Path) else file.seek(0, 2)) == 0:
-        raise UnusableImageError("empty file (0 bytes)")
-    if not isinstance(file, Path):
-        file.seek(0)
-    image = Image.open(file, formats=FORMATS)
+def _check_pixels(image: Image.Image) -> None:
     w, h = image.size
     if w * h > MOST_PIXELS:
-        image.close()
         raise UnusableImageError(f"{w} x {h} pixels is more than {MOST_PIXELS:,}: refused, may be a decompression bomb")
-    return image
+
+
+def _header(image: Image.Image) -> Header:
+    w, h = image.size
+    size = (w, h) if _orientation(image) in _TURNED else (h, w)
+    return Header(size, image.mode, _is_grey(image))
+
+
+def _pixels(image: Image.Image, target: Target | None, grey: bool, own: tuple[int, int] | None) -> np.ndarray:
+    image.load()
+    # each step that has nothing to do is left out: with small images they cost as much as decoding
+    flat = eight_bit(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
+    mode = "L" if grey else "RGB"
+    flat = flat if flat.mode == mode else flat.convert(mode)
+    if own is not None and (flat.height, flat.width) != own:
+        raise UnusableImageError(f"{flat.height} x {flat.width} pixels in place of {own[0]} x {own[1]}")
+    if target is not None:
+        flat = fit(flat, target)
+    x = np.array(flat, dtype=np.uint8)
+    return x[:, :, None] if x.ndim == 2 else x
 
 
 def _orientation(image: Image.Image) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from imbdiff.data.near_duplicates import CopyFinder
-from imbdiff.data.source import Source
+from imbdiff.data.source import Scan, Source
 
 K = 10
 """Neighbours that vote."""
@@ -48,19 +48,18 @@ class Usable:
         return len(self.ids)
 
 
-def usable_images(source: Source) -> tuple[dict[str, Usable], dict[str, str]]:
-    """Decodes every image once: {split: its usable images} and {id: why} of the others."""
-    usable, bad = {}, dict(source.survey().bad)
+def usable_images(source: Source) -> tuple[dict[str, Usable], Scan]:
+    """Decodes every image once: {split: its usable images}, and all that was seen."""
+    usable, scan = {}, source.scan()
     for split in source.splits:
-        scan, ids = source.scan(split), source.ids(split)
-        bad |= scan.bad
-        hashes = {i: key for i, key in enumerate(scan.hashes) if key is not None}
+        ids, small = source.ids(split), scan.small[split]
+        hashes = {i: key for i, key in enumerate(scan.hashes[split]) if key is not None}
         rows = np.array(list(hashes), dtype=np.int64)
-        small = scan.small if len(rows) == len(ids) else scan.small[rows]
+        small = small if len(rows) == len(ids) else small[rows]
         usable[split] = Usable(
             tuple(ids[i] for i in hashes), source.labels(split)[rows], tuple(hashes.values()), small, rows
         )
-    return usable, bad
+    return usable, scan
 
 
 def copies(usable: Mapping[str, Usable], names: Sequence[str]) -> list[dict[str, list[str]]]:

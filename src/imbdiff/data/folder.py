@@ -1,319 +1,247 @@
-"""Folders of class folders, ``DIR/cat/1.png`` or ``DIR/train/cat/1.png``: which are classes and which are splits.
+"""Class folders, ``DIR/cat/1.png`` or ``DIR/train/cat/1.png``, on a disk or in a zip file: classes and splits.
 
-The rules are the same for a folder on disk and for one inside an archive.
+With a folder ``train``, the splits are the folders ``train``, ``val`` (or ``valid``, ``validation``) and ``test``;
+without, every folder is a class. Hidden files and files that are no images are left out and counted.
 """
 
 from __future__ import annotations
 
 import os
+import posixpath
 import unicodedata
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from os.path import splitext
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from imbdiff.data.arrays import ONE_CLASS
 from imbdiff.data.decode import EXTENSIONS
-from imbdiff.data.labels import check_classes
 from imbdiff.data.names import counted, display_name, is_text
 from imbdiff.data.reading import PathReader
-from imbdiff.data.source import EncodedSource, Records
+from imbdiff.data.source import FileSource, Records
+from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import DataError, listing
 
+OPTIONS = ()
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-
-# What is left aside, one and several.
-HIDDEN = ("hidden file", "hidden files")
-OTHER = ("file that is no image", "files that are no images")
-OUTSIDE = ("image outside a class folder", "images outside a class folder")
-LINKED = ("linked folder inside a class", "linked folders inside a class")
-NAMED = 3  # files that are no images, named in the warning
+NAMED = 3  # files that are no images, named in the note
 
 
-class FolderSource(EncodedSource):
-    """Image files in class folders. Files are listed when it is opened and decoded when they are read.
-
-    With a folder ``train`` inside, the splits are the folders ``train``, ``val`` (or ``valid``, ``validation``) and
-    ``test``; without, every folder inside is a class. Classes are ordered by name, by value if all are integers.
-    Hidden files and files that are no images are ignored and counted; symbolic links that leave the folder are refused.
-
-    Raises:
-        DataError: no image, one class only, a class without images, a class in val or test that train lacks, links
-            that leave the folder, names that are not valid text.
-    """
-
-    kind = "folder"
-
-    def __init__(self, folder: Path, name: str | None = None, flippable: bool = False) -> None:
-        listed = Listing(FolderTree(Path(folder)))
-        names, records = listed.records(name or str(folder))
-        super().__init__(name or str(folder), names, records, PathReader(Path(folder)), flippable, listed.warnings())
-
-
-class Entry(NamedTuple):
-    """A file or folder in a tree: its name, its path below the root with forward slashes, and what it is.
-
-    `folder` and `regular` (an ordinary file) are true of links to such too; `link` says that it is one.
-    """
-
-    name: str
-    path: str
-    folder: bool
-    regular: bool
-    link: bool = False
-
-    @property
-    def hidden(self) -> bool:
-        return self.name.startswith((".", "__"))
-
-    @property
-    def image(self) -> bool:
-        # regular files only, no pipe and no broken link: opening a pipe would wait for ever
-        return self.regular and splitext(self.name)[1].lower() in EXTENSIONS
-
-
-class Tree(ABC):
-    """Folders and files below a root. `str` of it is what messages call the root."""
-
-    @abstractmethod
-    def entries(self, folder: str) -> Iterable[Entry]:
-        """What a folder holds, by name, without what may not be used; "" is the root."""
-
-    def refuse(self) -> None:  # noqa: B027 - most trees have nothing to refuse
-        """Raises DataError for what was found that may not be used."""
-
-    def inner(self, folder: str) -> str:
-        """What to give, in the words of a remedy, to have `folder` for the root."""
-        return f"a folder of what is in {folder}"
-
-
-class FolderTree(Tree):
-    """A folder on disk. Links that lead out of it and names that are not text may not be used."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.real_root = os.path.realpath(root)
-        self.escaping: set[str] = set()
-        self.garbled: set[str] = set()
-
-    def __str__(self) -> str:
-        return str(self.root)
-
-    def entries(self, folder: str) -> list[Entry]:
-        path = self.root / folder
-        try:
-            with os.scandir(path) as found:
-                made = [self._entry(entry, f"{folder}/{entry.name}" if folder else entry.name) for entry in found]
-        except OSError as error:
-            raise DataError(f"cannot list {path}: {error.strerror}", "check its permissions") from error
-        return sorted(entry for entry in made if entry.hidden or self._usable(entry))
-
-    def _usable(self, entry: Entry) -> bool:
-        if not is_text(entry.name):
-            self.garbled.add(ascii(str(self.root / entry.path)))
-            return False
-        if entry.link and not is_inside(os.path.realpath(self.root / entry.path), self.real_root):
-            self.escaping.add(str(self.root / entry.path))
-            return False
-        return True
-
-    def refuse(self) -> None:
-        if self.escaping:
-            lead = counted(len(self.escaping), "symbolic link leads", "symbolic links lead")
-            raise DataError(
-                f"{lead} out of {self.root}:\n{listing(sorted(self.escaping))}",
-                "copy these images into the folder, or remove the links",
-            )
-        if self.garbled:
-            raise DataError(
-                f"{counted(len(self.garbled), 'name is', 'names are')} not valid UTF-8:\n"
-                f"{listing(sorted(self.garbled))}",
-                "rename these files or folders",
-            )
-
-    def inner(self, folder: str) -> str:
-        return str(self.root / folder)
-
-    @staticmethod
-    def _entry(entry: os.DirEntry[str], path: str) -> Entry:
-        try:
-            return Entry(entry.name, path, entry.is_dir(), entry.is_file(), entry.is_symlink())
-        except OSError:  # links in a circle
-            return Entry(entry.name, path, False, False, True)
-
-
-class Listing:
-    """The image files of a tree by split and class, and what was left aside.
-
-    Not `strict`: every folder inside is a class, also "train" or "test", and there need not be any.
+@dataclass
+class Tree:
+    """What is below a root, by paths with forward slashes.
 
     Attributes:
-        classes: {split: {class: paths below the root}}.
+        images: files that are images by their names.
+        folders: that are not hidden.
+        others: files that are no images.
+        hidden: files and folders that are hidden, and of such folders not what is inside.
+        linked: links to folders, which are not followed.
     """
 
-    def __init__(self, tree: Tree, strict: bool = True) -> None:
-        self.tree = tree
-        self.ignored: Counter[tuple[str, str]] = Counter()
-        self.not_images: list[str] = []
-        self.stray_folders: list[str] = []
-        self.empty_splits: list[str] = []
-        self.classes: dict[str, dict[str, list[str]]] = {}
-        for split, folder in (self._split_folders() if strict else {"train": ""}).items():
-            classes = self._classes_of(folder)
-            if split == "train" or any(classes.values()):
-                self.classes[split] = classes
-            else:
-                self.empty_splits.append(split)
-        tree.refuse()
-        if strict:
-            self._refuse_train()
+    images: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    hidden: int = 0
+    linked: int = 0
 
-    def in_root(self) -> list[str]:
-        """Image files directly in the root."""
-        return [entry.path for entry in self._shown("") if entry.image]
 
-    def records(self, where: str) -> tuple[list[str], dict[str, Records]]:
-        """Class names in order, and the images of every split, class by class, each sorted by name.
+def open_source(spec: Spec) -> FileSource:
+    """Image files in class folders.
 
-        Raises:
-            DataError: a class in val or test that train lacks, fewer than two classes.
-        """
-        names = sorted(self.classes["train"], key=class_order(self.classes["train"]))
-        records = {}
-        for split, classes in self.classes.items():
-            strange = sorted(set(classes) - set(names))
-            if strange:
-                raise DataError(
-                    f"these classes are in {split} but not in train:\n{listing(map(repr, strange))}",
-                    "add training images of them, or remove these folders",
-                )
-            records[split] = class_records(names, classes)
-        check_classes(np.bincount(records["train"].labels, minlength=len(names)), names, where)
-        return names, records
+    Raises:
+        DataError: no image, one class only, a class without images, a class in val or test that train lacks; links
+            that leave the folder, names that are not valid text.
+    """
+    path = user_path(spec.rest)
+    tree = walk(path)
+    if spec.strict and (root := common_root(tree.images)):
+        raise DataError(
+            f"{spec.text} has only one class folder, {root.split('/')[0]!r}, and that has folders inside",
+            f"the classes may be deeper: give {path / root}",
+        )
+    splits, names, notes = by_class(tree, spec.text) if spec.strict else _measured(tree, spec.text)
+    notes += left_out(tree, spec.text)
+    return FileSource(spec.text, "folder", splits, PathReader(path), names, notes, strict=spec.strict)
 
-    def warnings(self) -> tuple[str, ...]:
-        shown = [display_name(name, 120) for name in sorted(self.not_images)[:NAMED]]
-        named = ": " + ", ".join(shown) + (", ..." if len(self.not_images) > NAMED else "")
-        notes = [
-            f"ignored in {self.tree}: {counted(n, *what)}{named if what == OTHER else ''}"
-            for what, n in sorted(self.ignored.items())
-            if n
-        ]
-        notes += [f"{split}/ in {self.tree} holds no image and counts as not given" for split in self.empty_splits]
-        if self.stray_folders:
-            notes.append(f"ignored next to train/: the folders {', '.join(self.stray_folders[:20])}")
-        return tuple(notes)
 
-    def _split_folders(self) -> dict[str, str]:
-        folders = self._folders("")
-        found = {split: [f for f in folders if f.lower() in names] for split, names in SPLIT_FOLDERS.items()}
-        if not found["train"]:
-            orphans = [
-                f
-                for f in found["val"] + found["test"]
-                if self._folders(f) and not any(entry.image for entry in self._shown(f))
-            ]
-            if orphans:
-                raise DataError(
-                    f"{self.tree} has {', '.join(orphans)}/ with class folders inside, but no train/",
-                    "put the training images into train/CLASS/, or give the folder that holds the class folders",
-                )
-            return {"train": ""}
-        for split, same in found.items():
-            if len(same) > 1:
-                raise DataError(f"{self.tree} has more than one {split} folder: {', '.join(same)}", "keep one of them")
-        used = [folder for same in found.values() for folder in same]
-        self.stray_folders = sorted(folder for folder in folders if folder not in used)
-        return {split: same[0] for split, same in found.items() if same}
+def walk(root: Path) -> Tree:
+    """The files below a folder on disk.
 
-    def _classes_of(self, folder: str) -> dict[str, list[str]]:
-        classes: dict[str, list[str]] = {}
-        for entry in self._counted(folder):
-            if not entry.folder:
-                self.ignored[OUTSIDE] += self._is_image(entry)
-                continue
-            name = unicodedata.normalize("NFC", entry.name)  # macOS writes accents as separate characters
-            if name in classes:
-                raise DataError(
-                    f"two class folders in {self.tree}{'/' + folder if folder else ''} have the same name {name!r} in "
-                    "different Unicode spellings",
-                    "merge them",
-                )
-            classes[name] = self._walk(entry.path)
-        return classes
-
-    def _walk(self, folder: str) -> list[str]:
-        """Image files at any depth. Not by recursion: folders may be nested deeper than Python's stack."""
-        files: list[str] = []
-        todo = [folder]
-        while todo:
-            for entry in self._counted(todo.pop()):
-                if not entry.folder:
-                    if self._is_image(entry):
-                        files.append(entry.path)
-                elif entry.link:
-                    self.ignored[LINKED] += 1  # followed, they may lead in circles
+    Raises:
+        DataError: a folder that cannot be listed, links that lead out of `root`, names that are not text.
+    """
+    tree = Tree()
+    real = os.path.realpath(root)
+    escaping, garbled = [], []
+    todo = [""]
+    while todo:
+        folder = todo.pop()
+        try:
+            with os.scandir(root / folder) as entries:
+                found = list(entries)
+        except OSError as error:
+            raise DataError(f"cannot list {root / folder}: {error.strerror}", "check its permissions") from error
+        for entry in found:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            link = entry.is_symlink()
+            if is_hidden(entry.name):
+                tree.hidden += 1
+            elif not is_text(entry.name):
+                garbled.append(ascii(str(root / path)))
+            elif link and not is_inside(os.path.realpath(root / path), real):
+                escaping.append(str(root / path))
+            elif os.path.isdir(root / path) if link else entry.is_dir():
+                if link:
+                    tree.linked += 1
                 else:
-                    todo.append(entry.path)
-        return files
+                    tree.folders.append(path)
+                    todo.append(path)
+            # ordinary files only: opening a pipe would wait for ever
+            elif is_image(path) and (os.path.isfile(root / path) if link else entry.is_file()):
+                tree.images.append(path)
+            else:
+                tree.others.append(path)
+    if escaping:
+        raise DataError(
+            f"{counted(len(escaping), 'symbolic link leads', 'symbolic links lead')} out of {root}:\n"
+            f"{listing(sorted(escaping))}",
+            "copy these images into the folder, or remove the links",
+        )
+    if garbled:
+        raise DataError(
+            f"{counted(len(garbled), 'name is', 'names are')} not valid UTF-8:\n{listing(sorted(garbled))}",
+            "rename these files or folders",
+        )
+    return tree
 
-    def _shown(self, folder: str) -> list[Entry]:
-        return [entry for entry in self.tree.entries(folder) if not entry.hidden]
 
-    def _counted(self, folder: str) -> list[Entry]:
-        entries = list(self.tree.entries(folder))
-        shown = [entry for entry in entries if not entry.hidden]
-        self.ignored[HIDDEN] += len(entries) - len(shown)
-        return shown
+def by_class(tree: Tree, where: str) -> tuple[dict[str, Records], list[str], list[str]]:
+    """The images of every split, class by class, the names of the classes, and notes.
 
-    def _folders(self, folder: str) -> list[str]:
-        return [entry.path for entry in self._shown(folder) if entry.folder]
-
-    def _is_image(self, entry: Entry) -> bool:
-        if not entry.image:
-            self.ignored[OTHER] += 1
-            self.not_images.append(entry.path)
-        return entry.image
-
-    def _refuse_train(self) -> None:
-        train = self.classes["train"]
-        if not any(train.values()):
-            outside = self.ignored[OUTSIDE]
-            found = f"{counted(outside, 'image lies', 'images lie')} directly in it, outside any class folder"
+    Raises:
+        DataError: no image in a class folder, splits or classes that are not clear.
+    """
+    tops = [folder for folder in tree.folders if "/" not in folder]
+    found = {split: [top for top in tops if top.lower() in names] for split, names in SPLIT_FOLDERS.items()}
+    for split, same in found.items():
+        if found["train"] and len(same) > 1:
+            raise DataError(f"{where} has more than one {split} folder: {', '.join(same)}", "keep one of them")
+    orphans = [top for top in found["val"] + found["test"] if _holds_folders_alone(top, tree)]
+    if orphans and not found["train"]:
+        raise DataError(
+            f"{where} has {', '.join(orphans)}/ with class folders inside, but no train/",
+            "put the training images into train/CLASS/, or give the folder that holds the class folders",
+        )
+    splits = {same[0]: split for split, same in found.items() if same} if found["train"] else {"": "train"}
+    rows: dict[str, list[tuple[str, str]]] = {split: [] for split in splits.values()}
+    outside = 0
+    for path in tree.images:
+        top, _, below = path.partition("/") if found["train"] else ("", "", path)
+        name, inside, _ = below.partition("/")
+        if not inside:
+            outside += 1
+        elif top in splits:
+            rows[splits[top]].append((_nfc(name), path))
+    notes = [f"ignored in {where}: {counted(outside, 'image')} outside a class folder"] if outside else []
+    if not rows["train"]:
+        raise DataError(
+            "\n  ".join([f"no class folder with images found in {where}", *notes, *left_out(tree, where)]),
+            "give a folder that has one folder per class (DIR/cat/1.png), or DIR/train/cat/1.png",
+        )
+    names = _in_order({name for name, _ in rows["train"]})
+    train = next(top for top, split in splits.items() if split == "train")
+    empty = {_nfc(posixpath.basename(f)) for f in tree.folders if posixpath.dirname(f) == train} - set(names)
+    if empty - set(splits):
+        raise DataError(
+            f"these class folders of {where} hold no image for training:\n{listing(map(repr, sorted(empty)))}",
+            f"add images ({', '.join(sorted(e[1:] for e in EXTENSIONS))}) or remove these folders",
+        )
+    for split, images in rows.items():
+        strange = sorted({name for name, _ in images} - set(names))
+        if strange:
             raise DataError(
-                f"{self.tree}: no class folder with images found; {found if outside else 'it holds no image'}",
-                "give a folder that has one folder per class (DIR/cat/1.png), or DIR/train/cat/1.png",
+                f"these classes are in {split} but not in train:\n{listing(map(repr, strange))}",
+                "add training images of them, or remove these folders",
             )
-        empty = sorted(name for name, files in train.items() if not files)
-        if empty:
-            raise DataError(
-                f"these class folders of {self.tree} hold no image for training:\n{listing(map(repr, empty))}",
-                f"add images ({', '.join(sorted(e[1:] for e in EXTENSIONS))}) or remove these folders",
-            )
-        if len(train) == 1 and len(self.classes) == 1:
-            ((name, files),) = train.items()
-            deeper = {file.split("/")[1] for file in files if file.count("/") > 1}
-            if len(deeper) > 1:
-                raise DataError(
-                    f"{self.tree} has only one class folder, {name!r}, and that has {len(deeper)} folders inside",
-                    f"the classes may be one level deeper: give {self.tree.inner(files[0].split('/')[0])}",
-                )
+    stray = sorted(set(tops) - set(splits)) if found["train"] else []
+    notes += [f"ignored next to train/: the folders {', '.join(stray[:20])}"] if stray else []
+    notes += [f"{split}/ in {where} holds no image and counts as not given" for split in rows if not rows[split]]
+    return {split: _records(images, names) for split, images in rows.items() if images}, names, notes
 
 
-def class_order(names: Iterable[str]) -> Callable[[str], tuple[int, str]]:
+def _measured(tree: Tree, where: str) -> tuple[dict[str, Records], list[str], list[str]]:
+    """As :func:`by_class`, where every folder is a class; images in no folder are one class if there is no other."""
+    rows = [(_nfc(path.split("/")[0]), path) for path in tree.images if "/" in path]
+    outside = len(tree.images) - len(rows) if rows else 0
+    rows = rows or [(ONE_CLASS, path) for path in tree.images]
+    if not rows:
+        raise DataError(f"there is no image in {where}", "give a folder of images, or of one folder per class")
+    names = _in_order({name for name, _ in rows})
+    notes = [f"ignored in {where}: {counted(outside, 'image')} outside a class folder"] if outside else []
+    return {"train": _records(rows, names)}, names, notes
+
+
+def _records(rows: Iterable[tuple[str, str]], names: Sequence[str]) -> Records:
+    """Records of (class, path), class by class, each sorted by path."""
+    number = {name: k for k, name in enumerate(names)}
+    found = sorted((number[name], path) for name, path in rows)
+    return Records([path for _, path in found], np.array([k for k, _ in found], np.int64))
+
+
+def _in_order(names: Collection[str]) -> list[str]:
     """By name, or by value where every name is an integer: 2 before 10."""
     numeric = all(name.isascii() and name.isdigit() for name in names)
-    return lambda name: (int(name) if numeric else 0, name)
+    return sorted(names, key=lambda name: (int(name) if numeric else 0, name))
 
 
-def class_records(names: Sequence[str], classes: Mapping[str, Sequence[str]]) -> Records:
-    """The files of all classes, class by class in the order of `names`, each sorted by name."""
-    files = [path for name in names for path in sorted(classes.get(name, ()))]
-    counts = [len(classes.get(name, ())) for name in names]
-    return Records(files, np.repeat(np.arange(len(names), dtype=np.int64), counts))
+def left_out(tree: Tree, where: str) -> list[str]:
+    """Notes on what was left out because of what it is."""
+    shown = [display_name(name, 120) for name in sorted(tree.others)[:NAMED]] + ["..."] * (len(tree.others) > NAMED)
+    others = counted(len(tree.others), "file that is no image", "files that are no images")
+    notes = [
+        (tree.hidden, counted(tree.hidden, "hidden file")),
+        (tree.linked, f"{counted(tree.linked, 'linked folder')}, which are not followed"),
+        (len(tree.others), f"{others}: {', '.join(shown)}"),
+    ]
+    return [f"ignored in {where}: {text}" for n, text in notes if n]
+
+
+def common_root(images: Collection[str]) -> str:
+    """The folder below which all class or split folders are: "" unless folders are alone above it."""
+    parents = {posixpath.dirname(path) for path in images}
+    if not parents or "" in parents:
+        return ""
+    root = posixpath.commonpath(parents)
+    if root in parents:  # images are in it: it is a class
+        root = posixpath.dirname(root)
+    kept: list[str] = []
+    for part in root.split("/"):
+        if any(part.lower() in names for names in SPLIT_FOLDERS.values()):
+            break
+        kept.append(part)
+    return "/".join(kept)
+
+
+def _holds_folders_alone(folder: str, tree: Tree) -> bool:
+    """Whether folders and no images are directly in a folder."""
+    return any(posixpath.dirname(f) == folder for f in tree.folders) and not any(
+        posixpath.dirname(path) == folder for path in tree.images
+    )
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # macOS writes accents as separate characters
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith((".", "__"))
+
+
+def is_image(path: str) -> bool:
+    return splitext(path)[1].lower() in EXTENSIONS
 
 
 def is_inside(path: str, root: str) -> bool:

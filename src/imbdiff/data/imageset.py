@@ -1,4 +1,4 @@
-"""The form in which images travel between the rooms: a labelled uint8 array, in memory or as rows of files on disk."""
+"""Labelled uint8 images, in memory or as rows of files on disk: the form in which images are passed on."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import numpy as np
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.runtime.errors import DataError
+
+KEY = 16
+"""Bytes of an image's hash."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +41,14 @@ class StoredImages:
 
 
 class Rows:
-    """A selection of images out of files and arrays. Indexing reads them; nothing is kept.
+    """A selection of images out of files and arrays. Indexing reads them, as numpy's functions do; nothing is kept.
 
-    Indexing by numbers, slices, lists or boolean arrays gives ordinary arrays, further axes as usual. numpy's functions
-    take it too, and then read all of it. :meth:`take` and :func:`join` select and join without reading.
+    :meth:`take` and :func:`join` select and join without reading.
 
     Args:
-        blocks: where images lie.
-        block: (N,) number of the block of each row; all 0 where None.
+        blocks: files and arrays of images.
         index: (N,) row within the block.
+        block: (N,) number of the block of each row; all 0 where None.
     """
 
     dtype = np.dtype(np.uint8)
@@ -85,7 +87,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for start in range(0, len(self), 256):
-            yield from self._read(slice(start, start + 256))
+            yield from self[start : start + 256]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         x = self._read(slice(None))
@@ -99,12 +101,11 @@ class Rows:
         """(N,) the stored hashes of the pixels; None where a block has none."""
         if any(isinstance(block, np.ndarray) for block in self.blocks):
             return None
-        keys = np.empty((len(self), 16), np.uint8)
+        keys = np.empty((len(self), KEY), np.uint8)
         for i, stored in enumerate(self.blocks):
             here = self.block == i
             keys[here] = stored.keys[self.index[here]]  # type: ignore[union-attr]
-        whole = keys.tobytes().hex()
-        return tuple(whole[i : i + 32] for i in range(0, len(whole), 32))
+        return tuple(key.tobytes().hex() for key in keys)
 
     def _read(self, rows: Any) -> np.ndarray:
         index, block = self.index[rows], self.block[rows]
@@ -118,10 +119,7 @@ class Rows:
 
 
 def join(parts: Sequence[np.ndarray | Rows]) -> np.ndarray:
-    """Images of all `parts`, one after the other: an array, or Rows where one of them is (nothing is read then).
-
-    The declared type is an array's, because Rows can be read as one.
-    """
+    """Images of all `parts`, one after the other: an array, or Rows where one of them is (nothing is read then)."""
     if not any(isinstance(part, Rows) for part in parts):
         return np.concatenate([np.asarray(part) for part in parts])
     blocks: list[StoredImages | np.ndarray] = []
@@ -139,8 +137,7 @@ class ImageSet:
     """Decoded images of one size, with labels.
 
     Attributes:
-        images: (N, H, W, C) uint8, C = 1 (grey) or 3 (RGB): an array, or :class:`Rows`, which read
-            like one and stay on disk.
+        images: (N, H, W, C) uint8, C = 1 (grey) or 3 (RGB): an array, or :class:`Rows`, which stay on disk.
         labels: (N,) int64 in [0, len(class_names)).
         class_names: in label order.
         ids: (N,) a stable name of each image: its path below the source, or "train/17". Filled in where not given.
@@ -192,7 +189,7 @@ class ImageSet:
         known = self.images.hashes() if isinstance(self.images, Rows) else None
         if known is not None:
             return known
-        return tuple(hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()[:32] for x in self.images)
+        return tuple(hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()[: 2 * KEY] for x in self.images)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -221,6 +218,6 @@ def copies_within(images: ImageSet) -> list[list[str]]:
 
 
 def conflicting_copies(images: ImageSet) -> list[list[str]]:
-    """Those of `within` whose members carry different labels: at least one label is wrong."""
+    """Those of :func:`copies_within` whose members carry different labels: at least one label is wrong."""
     label = dict(zip(images.ids, images.labels.tolist(), strict=True))
     return [names for names in copies_within(images) if len({label[name] for name in names}) > 1]

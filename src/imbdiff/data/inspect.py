@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,13 +87,8 @@ def examine(
 ) -> Inspection:
     """As :func:`inspect`, with what pictures are made from."""
     opened = load(source)
-    survey = opened.survey()
-    usable, bad = usable_images(opened)
-    names, train = opened.class_names, usable["train"]
-    # a file may be damaged behind a sound header: the survey still counts it
-    broken = [survey.headers[name] for name in bad if name in survey.headers]
-    sizes = Counter(survey.sizes) - Counter(size for size, _ in broken)
-    modes = Counter(survey.modes) - Counter(mode for _, mode in broken)
+    usable, scan = usable_images(opened)
+    names, train, sizes = opened.class_names, usable["train"], scan.sizes
     suggested, why, size_notes = suggest_size(sizes, size)
     resize, resize_notes = suggest_resize(sizes, suggested)
     searches = {
@@ -114,12 +108,12 @@ def examine(
         "source": {"name": opened.name, "kind": opened.kind, "splits": list(opened.splits)},
         **classes,
         "sizes": [[h, w, n] for (h, w), n in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))],
-        "modes": dict(modes),
-        "channels": 1 if survey.grey else 3,
+        "modes": dict(scan.modes),
+        "channels": 1 if scan.grey else 3,
         "suggested_size": list(suggested) if suggested else None,
         "size_reason": why,
         "resize": resize,
-        "bad": bad,
+        "bad": scan.bad,
         "duplicates": equal,
         "near_duplicates": [_near_row(found) for found in (*near, *inside)],
         "labels": {"names": name_problems(names), "suspicious": suspicious(train, searches.get("train"), names)},

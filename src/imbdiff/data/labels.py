@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,13 @@ def encode(
             fewer than two classes.
     """
     if strict and "train" not in raw:
-        raise DataError(f"{where} has no training images", "name them x_train and y_train")
+        raise DataError(f"{where} has no training images", "give some: a split called train")
     texts = {split: y.tolist() if isinstance(y, np.ndarray) else y for split, y in raw.items()}
     unique = {split: set(values) for split, values in texts.items()}
     every = set().union(*unique.values())
     if len({isinstance(value, str) for value in every}) > 1:
         raise DataError(f"{where}: some splits have labels that are strings, others integers", "use one kind")
-    _check_length([value for value in every if isinstance(value, str)], where, "label")
+    _check_text([value for value in every if isinstance(value, str)], where)
     whole = all(not isinstance(value, str) or _INTEGER.fullmatch(value) for value in every)
     key = {value: _number(value) if whole else nfc(str(value)) for value in every}
     values: dict[str, set[Any]] = {split: {key[value] for value in found} for split, found in unique.items()}
@@ -62,8 +62,10 @@ def encode(
             f"{where}: labels out of range: {sorted(v for v in known if v < 0)[:20]}", "number classes from 0"
         )
     if names is None:
-        order = [(value, _spelled(value, every, key)) for value in sorted(values["train"] if strict else known)]
+        spelled = _spelled(key)
+        order = [(value, spelled[value]) for value in sorted(values["train"] if strict else known)]
     else:
+        _check_text(names.values() if isinstance(names, Mapping) else names, where)
         order = _by_names(known, names, whole, any(isinstance(value, str) for value in every), where)
         order = order if strict else [(value, name) for value, name in order if value in known]
     rank = {value: k for k, (value, _) in enumerate(order)}
@@ -84,23 +86,8 @@ def encode(
     labels = {split: np.fromiter((number[v] for v in y), np.int64, len(y)) for split, y in texts.items()}
     class_names = tuple(name for _, name in order)
     if strict:
-        check_classes(np.bincount(labels["train"], minlength=len(class_names)), class_names, where)
+        _check_classes(np.bincount(labels["train"], minlength=len(class_names)), class_names, where)
     return class_names, labels
-
-
-def check_classes(counts: np.ndarray, class_names: Sequence[str], where: str) -> None:
-    """Refuses a training split of fewer than two classes, or with a class that has no image."""
-    if len(class_names) < 2:
-        raise DataError(
-            f"{where} has only one class, {class_names[0]!r}" if len(class_names) else f"{where} has no class",
-            "give at least two classes: imbalance is a relation between classes",
-        )
-    empty = [repr(name) for name, n in zip(class_names, counts.tolist(), strict=True) if n == 0]
-    if empty:
-        raise DataError(
-            f"{where}: {counted(len(empty), 'class has', 'classes have')} no training image:\n{listing(empty)}",
-            "add images of them, or leave these classes out",
-        )
 
 
 def read_names(path: Path) -> Names:
@@ -117,24 +104,16 @@ def read_names(path: Path) -> Names:
             raise ValueError(f"more than {_LARGEST_FILE:,} bytes")
         text = data.decode("utf-8-sig")
         found: Any = json.loads(text) if text.lstrip()[:1] in ("{", "[") else text.rstrip().split("\n")
+        listed = list(found.values()) if isinstance(found, dict) else found
+        if not listed or not all(isinstance(name, str) and name.strip() for name in listed):
+            raise ValueError("a name is missing, empty or no text")
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"the class names in {path} cannot be read: {error}",
             'write one name in every line, or JSON such as {"0": "cat", "1": "dog"}',
         ) from error
-    listed = list(found.values()) if isinstance(found, dict) else found
-    wrong = [name for name in listed if not isinstance(name, str) or not name.strip()]
-    if wrong or not listed:
-        what = f"{counted(len(wrong), 'class name')} that are empty or no text" if wrong else "no class name"
-        raise DataError(f"{path} holds {what}", "give every class a name")
-    clean = [nfc(name) for name in checked_names(listed, str(path))]
+    clean = [nfc(name) for name in listed]
     return dict(zip(found, clean, strict=True)) if isinstance(found, dict) else clean
-
-
-def checked_names(names: Sequence[str], where: str) -> list[str]:
-    """Class names as they are, once all of them are text (JSON can hold half of a surrogate pair) and not too long."""
-    _check_length(names, where, "class name")
-    return list(names)
 
 
 def check_file(path: Path) -> None:
@@ -149,21 +128,36 @@ def check_file(path: Path) -> None:
 
 
 def nfc(text: str) -> str:
-    """Text without spaces at its ends, in one spelling of accents."""
+    """Text without spaces at its ends, in one spelling of accents: macOS writes these as separate characters."""
     return unicodedata.normalize("NFC", text.strip())
 
 
-def _check_length(texts: Iterable[str], where: str, what: str) -> None:
+def _check_classes(counts: np.ndarray, class_names: Sequence[str], where: str) -> None:
+    if len(class_names) < 2:
+        raise DataError(
+            f"{where} has only one class, {class_names[0]!r}" if len(class_names) else f"{where} has no class",
+            "give at least two classes: imbalance is a relation between classes",
+        )
+    empty = [repr(name) for name, n in zip(class_names, counts.tolist(), strict=True) if n == 0]
+    if empty:
+        raise DataError(
+            f"{where}: {counted(len(empty), 'class has', 'classes have')} no training image:\n{listing(empty)}",
+            "add images of them, or leave these classes out",
+        )
+
+
+def _check_text(texts: Iterable[str], where: str) -> None:
     wrong = [
-        f"{display_name(ascii(text) if not is_text(text) else text, 40)}: "
-        + ("not valid text" if not is_text(text) else f"{len(text):,} characters")
+        f"{display_name(ascii(text), 40)}: "
+        + (f"{len(text):,} characters" if len(text) > LONGEST else "cannot be written as UTF-8 text")
         for text in texts
         if len(text) > LONGEST or not is_text(text)
     ]
     if wrong:
         raise DataError(
-            f"{where}: {counted(len(wrong), what)} that cannot be used:\n{listing(wrong)}",
-            "choose another column or file of the labels, or shorten them, as UTF-8 text",
+            f"{where}: {counted(len(wrong), 'label or class name', 'labels or class names')} that cannot be used:\n"
+            f"{listing(wrong)}",
+            "choose another column or file, or shorten them",
         )
 
 
@@ -190,12 +184,12 @@ def _by_names(known: set[Any], names: Names, whole: bool, text: bool, where: str
     return pairs
 
 
-def _spelled(value: Any, every: set[Any], key: Mapping[Any, Any]) -> str:
-    """A class without a name is called as its label is written, "007" too, unless there are two ways of writing it."""
-    if not isinstance(value, int):
-        return str(value)
-    written = {str(label).strip().partition(".")[0] for label in every if key[label] == value}
-    return written.pop() if len(written) == 1 else str(value)
+def _spelled(key: Mapping[Any, Any]) -> dict[Any, str]:
+    """{class: its name}: its label as it is written ("007"), if there is one way of writing it."""
+    written: dict[Any, set[str]] = defaultdict(set)
+    for label, value in key.items():
+        written[value].add(str(label).strip().partition(".")[0] if isinstance(value, int) else value)
+    return {value: names.pop() if len(names) == 1 else str(value) for value, names in written.items()}
 
 
 def _number(value: int | str) -> int:

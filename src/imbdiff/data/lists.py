@@ -10,28 +10,28 @@ import codecs
 import csv
 import os
 import posixpath
-import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from os.path import splitext
 from pathlib import Path
+from typing import NamedTuple
 
 from imbdiff.data.decode import EXTENSIONS
-from imbdiff.data.folder import is_inside
-from imbdiff.data.labels import check_file, encode, read_names
+from imbdiff.data.folder import is_image, is_inside
+from imbdiff.data.labels import check_file, read_names
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import PathReader
-from imbdiff.data.source import EncodedSource, Records
+from imbdiff.data.source import FileSource, Records
 from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 OPTIONS = ("root", "image", "label", "split", "val", "test", "names")
-IMAGE = ("image", "path", "filename", "file_name", "image_id")
-LABEL = ("label", "class", "dx")
+USUAL = {
+    "image": ("image", "path", "filename", "file_name", "image_id"),
+    "label": ("label", "class", "dx"),
+    "split": ("split",),
+}
 """Columns that are taken where the options name none, by exactly these names."""
-SPLIT = "split"
 SPELLINGS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -40,141 +40,107 @@ SPELLINGS = {
 """{how a split is written: split}."""
 LONGEST_LINE = 2**20
 """Characters of one line; a file with longer ones is no list of images."""
-_USUAL = tuple(e for ending in sorted(EXTENSIONS) for e in (ending, ending.upper()))
+_ENDINGS = tuple(e for ending in sorted(EXTENSIONS) for e in (ending, ending.upper()))
+_OUT, _MISSING = "leads out of the root", "does not exist"
+
+Lines = list[tuple[int, list[str]]]
+"""(number of the line, its cells)."""
 
 
-def open_source(spec: Spec, flippable: bool) -> EncodedSource:
-    options = {name: spec.take(name) for name in OPTIONS}
-    spec.finish(OPTIONS)
-    return ListSource(user_path(spec.rest), options, spec.text, flippable)
-
-
-@dataclass
-class Row:
-    """An image of a list: its path as it is written, its label, its split, and the file and line that say so."""
+class Row(NamedTuple):
+    """An image of a list: its path below the root, its label, and the file and line that say so."""
 
     path: str
     label: str
-    split: str
     line: str
-    id: str = ""
-    place: str = ""
 
 
-class ListSource(EncodedSource):
+def open_source(spec: Spec) -> FileSource:
     """Images that a list or table names, in its order.
 
-    Args:
-        path: the list of the training images, or of all.
-        options: {name: value}: root (folder where the paths begin; the list's own), image, label and split (columns),
-            val and test (further lists), names (file of class names).
-        name: what messages call the source.
-        flippable: images may be mirrored.
+    Options: root (folder where the paths begin; the list's own), image, label and split (columns), val and test
+    (further lists), names (file of class names).
 
     Raises:
         DataError: a damaged table, no such columns, files that do not exist or are outside the root, labels that are
             missing or contradict each other; all offenders are listed.
         ConfigError: options that do not fit each other or the table.
     """
-
-    kind = "list"
-
-    def __init__(
-        self, path: Path, options: Mapping[str, str | None], name: str | None = None, flippable: bool = False
-    ) -> None:
-        where = name or str(path)
-        given = dict.fromkeys(OPTIONS) | dict(options)
-        further = {split: file for split in ("val", "test") if (file := given[split])}
-        if further and given["split"]:
-            raise ConfigError(
-                f"split={given['split']} and {', '.join(f'{s}={f}' for s, f in further.items())} both say what is not "
-                "for training",
-                "give a column or further lists",
-            )
-        notes: list[str] = []
-        files = {"train": path} | {split: _near(file, path) for split, file in further.items()}
-        first = _near(given["root"], path) if given["root"] else path.parent
-        kept: dict[str, list[Row]] = {}
-        for split, file in files.items():
-            table = _read(file, split, given, bool(further), notes)
-            root = first if given["root"] else file.parent
-            _find(table, root, str(file), notes)
-            for row in table:
-                row.place = row.id if root == first else os.path.abspath(root / row.id)
-                kept.setdefault(row.split, []).append(row)
-        kept = _once({split: kept[split] for split in ("train", "val", "test") if split in kept}, where, notes)
-        if "train" not in kept:
-            raise DataError(f"{where}: no row is for training", "give training images, or another column: split=NAME")
-        names = read_names(_near(given["names"], path)) if given["names"] else None
-        class_names, labels = encode({split: [row.label for row in rows] for split, rows in kept.items()}, names, where)
-        _tell_apart(kept)
-        records = {
-            split: Records([row.id for row in rows], labels[split], [row.place for row in rows])
-            for split, rows in kept.items()
-        }
-        super().__init__(where, class_names, records, PathReader(first), flippable, notes)
+    path, given = user_path(spec.rest), spec.options
+    further = {split: given[split] for split in ("val", "test") if given.get(split)}
+    if further and given.get("split"):
+        raise ConfigError(f"{spec.text}: both a column and lists say what is not for training", "give one of them")
+    notes: list[str] = []
+    root = _near(given["root"], path) if given.get("root") else path.parent
+    rows: dict[str, list[Row]] = {}
+    files = {"train": path} | {split: _near(file, path) for split, file in further.items()}
+    for split, file in files.items():
+        for found, row in _read(file, split, given, bool(further), notes):
+            rows.setdefault(found, []).append(row)
+    rows = _found({split: rows[split] for split in ("train", "val", "test") if split in rows}, root, spec.text, notes)
+    rows = _once(rows, spec.text, notes)
+    names = read_names(_near(given["names"], path)) if given.get("names") else None
+    splits = {split: Records([row.path for row in some], [row.label for row in some]) for split, some in rows.items()}
+    return FileSource(spec.text, "list", splits, PathReader(root), names, notes)
 
 
 def _near(given: str, path: Path) -> Path:
     """A path in an option: from the working folder, as SOURCE itself, or else from the list's folder."""
     direct = user_path(given)
-    beside = path.parent / direct
-    return beside if not os.path.lexists(direct) and os.path.lexists(beside) else direct
+    own = path.parent / direct
+    return own if not os.path.lexists(direct) and os.path.lexists(own) else direct
 
 
-def _read(file: Path, split: str, given: Mapping[str, str | None], one_split: bool, notes: list[str]) -> list[Row]:
-    """The rows of one list.
+def _read(
+    file: Path, split: str, given: Mapping[str, str], one_split: bool, notes: list[str]
+) -> Iterator[tuple[str, Row]]:
+    """(split, row) of every line of a list.
 
     Raises:
         DataError: no list, rows without a label or of no split.
         ConfigError: no such column.
     """
-    check_file(file)
-    header = file.suffix.lower() in (".csv", ".tsv") or given["image"] or given["label"]
-    names, cells = _table(file, notes) if header else _lines_of(file, notes)
+    table = file.suffix.lower() in (".csv", ".tsv") or "image" in given or "label" in given
+    names, cells = read_table(file, notes) if table else (["path", "label"], read_lines(file, notes))
     if not cells:
         raise DataError(f"{file} lists no image", "give a file with one line for each image")
-    image = _column(file, names, cells[0][1], "image", given["image"], IMAGE)
-    label = _column(file, names, cells[0][1], "label", given["label"], LABEL)
+    image, label = (_column(file, names, cells[0][1], option, given.get(option)) for option in ("image", "label"))
     by = None
-    if not one_split and given["split"] != "":
-        wanted = given["split"] or SPLIT
-        if wanted in names or given["split"]:
-            by = _column(file, names, cells[0][1], "split", given["split"], (SPLIT,))
-            if given["split"] is None:
-                notes.append(
-                    f"the splits are those of the column {SPLIT!r} of {file}; split= (empty) trains on all rows"
-                )
-    rows, empty, strange = [], [], []
-    for line, row in cells:
-        said = split if by is None else SPELLINGS.get(row[by].strip().lower(), "")
-        if not row[label].strip():
-            empty.append(f"line {line}")
-        if by is not None and not said:
-            strange.append(f"line {line}: {display_name(row[by])!r}")
-        rows.append(Row(row[image], row[label].strip(), said, f"{file.name} line {line}"))
+    if not one_split and (given.get("split") or ("split" in names and "split" not in given)):
+        by = _column(file, names, cells[0][1], "split", given.get("split"))
+        notes.append(f"the splits are those of the column {names[by]!r} of {file}; split= (empty) trains on all rows")
+    empty = [f"line {number}" for number, row in cells if not row[label].strip()]
     if empty:
         raise DataError(
             f"{file} has {counted(len(empty), 'row')} without a label:\n{listing(empty)}",
             "label these images, or leave them out",
         )
+    strange = [f"line {n}: {display_name(row[by])!r}" for n, row in cells if by is not None and not _split(row[by])]
     if strange:
         raise DataError(
             f"{file}: {counted(len(strange), 'row')} of which {names[by or 0]!r} is no split:\n{listing(strange)}",
             f"write {', '.join(SPELLINGS)}; split= (empty) uses all rows for training",
         )
-    return rows
+    for number, row in cells:
+        own = split if by is None else _split(row[by])
+        yield own, Row(row[image], row[label].strip(), f"{file.name} line {number}")
 
 
-def _lines_of(file: Path, notes: list[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Lines of a path, spaces or tabs, and a label; the label is what follows the last of these."""
-    cells, wrong, comments = [], [], 0
-    for number, line in enumerate(_text(file, None), 1):
+def _split(text: str) -> str:
+    return SPELLINGS.get(text.strip().lower(), "")
+
+
+def read_lines(file: Path, notes: list[str]) -> Lines:
+    """Lines of a path, spaces or tabs, and a label; the label is what follows the last of these.
+
+    Raises:
+        DataError: no text file, lines without a label.
+    """
+    cells, wrong = [], []
+    for number, line in _text(file, notes, table=False):
         text = line.rstrip(" \t\r\n")
         cut = max(text.rfind(" "), text.rfind("\t"))
-        if text.startswith("#"):
-            comments += 1
-        elif cut > 0 and text.strip():
+        if cut > 0:
             cells.append((number, [text[:cut].rstrip(" \t"), text[cut + 1 :]]))
         elif text.strip():
             wrong.append(f"line {number}: {display_name(text, 120)}")
@@ -183,113 +149,108 @@ def _lines_of(file: Path, notes: list[str]) -> tuple[list[str], list[tuple[int, 
             f"{file}: {counted(len(wrong), 'line')} without a label behind the path:\n{listing(wrong)}",
             "write one line for each image: PATH LABEL; a table with a header has a name that ends with .csv or .tsv",
         )
-    _note_comments(comments, file, notes)
-    return ["path", "label"], cells
+    return cells
 
 
-def _table(file: Path, notes: list[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Columns, and (line, cells) of every row; without a header, where the first line names an image, "1", "2" ..."""
-    lines = [(number, line) for number, line in enumerate(_text(file, ""), 1)]
-    start = next((i for i, (_, line) in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
-    first = lines[start][1] if start < len(lines) else ""
+def read_table(file: Path, notes: list[str]) -> tuple[list[str], Lines]:
+    """The columns and rows of a table; without a header, where the first line names an image, they are "1", "2" ..."""
+    lines = [line for _, line in _text(file, notes, table=True)]
+    first = next((line for line in lines if line.strip()), "")
     delimiter = max((",", ";", "\t"), key=first.count)
     spaced = delimiter != "\t" and first.count(delimiter) == first.count(delimiter + " ") > 0
-    reader = csv.reader((line for _, line in lines[start:]), delimiter=delimiter, strict=True, skipinitialspace=spaced)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced)
     names: list[str] = []
-    cells: list[tuple[int, list[str]]] = []
-    ragged, comments, end = [], sum(line.startswith("#") for _, line in lines[:start]), start
+    cells: Lines = []
+    ragged, end = [], 0
     try:
         for row in reader:
-            number, end = end + 1, start + reader.line_num
+            number, end = end + 1, reader.line_num
             if not any(cell.strip() for cell in row):
                 continue
             if not names:
-                names = [name.strip() for name in row]
-                if not any(_named_as_image(name) for name in names):
+                header = not any(is_image(cell.strip()) for cell in row)
+                names = [name.strip() for name in row] if header else [str(i + 1) for i in range(len(row))]
+                if header:
                     continue
-                names = [str(i + 1) for i in range(len(row))]
             if len(row) == len(names):
                 cells.append((number, row))
-            elif row[0].startswith("#"):
-                comments += 1
             else:
                 ragged.append(f"line {number}: {counted(len(row), 'cell')}, {display_name(delimiter.join(row), 100)}")
     except csv.Error as error:
         raise DataError(
-            f"{file}, line {start + reader.line_num}: {error}", "repair the quotes there, or save the table again"
+            f"{file}, line {reader.line_num}: {error}", "repair the quotes there, or save the table again"
         ) from error
     if ragged:
         raise DataError(
             f"{file} has {counted(len(names), 'column')}, but not in these lines:\n{listing(ragged)}",
             "repair these lines; a cell with a comma or a line break in it needs quotes",
         )
-    _note_comments(comments, file, notes)
     return names, cells
 
 
-def _text(file: Path, newline: str | None) -> Iterator[str]:
-    """The lines of a text file; UTF-8, or UTF-16 where its first bytes say so.
+def _text(file: Path, notes: list[str], *, table: bool) -> Iterator[tuple[int, str]]:
+    """(number, line) of a text file, in UTF-8, or UTF-16 where its first bytes say so.
+
+    Comments (#), of a table those before its header, are empty lines.
 
     Raises:
         DataError: it is no text, or in another encoding.
     """
+    check_file(file)
+    comments, begun = 0, False
     try:
         with open(file, "rb") as raw:
             wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        with open(file, encoding="utf-16" if wide else "utf-8-sig", newline=newline) as handle:
+        with open(file, encoding="utf-16" if wide else "utf-8-sig", newline="") as handle:
             number = 0
             while line := handle.readline(LONGEST_LINE):
                 number += 1
                 if "\0" in line or len(line) >= LONGEST_LINE:
                     what = "a NUL byte" if "\0" in line else f"more than {LONGEST_LINE:,} characters"
                     raise DataError(f"{file} is no text file: {what} in line {number}", "give a list or a table")
-                yield line
+                comment = line.startswith("#") and not (table and begun)
+                comments += comment
+                begun = begun or not (comment or line.isspace())
+                yield number, "\n" if comment else line
     except UnicodeError as error:
         raise DataError(
             f"{file} is not in UTF-8: {error}", "save it in UTF-8; where it is no text, give a list or a table"
         ) from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}", "check its permissions") from error
+    if comments:
+        notes.append(f"skipped in {file}: {counted(comments, 'line that begins', 'lines that begin')} with #")
 
 
-def _column(
-    file: Path, names: Sequence[str], first: Sequence[str], option: str, given: str | None, usual: Sequence[str]
-) -> int:
+def _column(file: Path, names: Sequence[str], first: Sequence[str], option: str, given: str | None) -> int:
     """The number of the column that an option names, or of the only one with a usual name.
 
     Raises:
         ConfigError: no column of the given name.
         DataError: none or several could be meant; the columns are listed, each with its first value.
     """
-    columns = listing(
-        f"{display_name(name)} ({display_name(cell, 40)})" for name, cell in zip(names, first, strict=True)
-    )
-    if given is not None and given not in names:
-        raise ConfigError(f"{file} has no column {given!r} ({option}=):\n{columns}", "name one of these")
-    found = [i for i, name in enumerate(names) if (name == given if given is not None else name.lower() in usual)]
-    if not found and names == [str(i + 1) for i in range(len(names))]:  # there is no header
-        found = [i for i, cell in enumerate(first) if _named_as_image(cell) == (option == "image")]
+    rows = (f"{display_name(name)} ({display_name(cell, 40)})" for name, cell in zip(names, first, strict=True))
+    columns = f"its columns, each with its first value:\n{listing(rows)}"
+    if given is not None:
+        found = [i for i, name in enumerate(names) if name == given]
+        if not found:
+            raise ConfigError(f"{file} has no column {given!r} ({option}=); {columns}", "name one of these")
+    else:
+        found = [i for i, name in enumerate(names) if name.lower() in USUAL[option]]
+        if not found and names[0] == "1":  # there is no header
+            found = [i for i, cell in enumerate(first) if is_image(cell) == (option == "image")]
     if len(found) != 1:
-        several = f"several columns of {file} could be the {option}s: {', '.join(repr(names[i]) for i in found)}"
-        none = f"no column of {file} is called {' or '.join(usual)}"
+        several = f"several columns could be the {option}s, {', '.join(repr(names[i]) for i in found)}"
+        none = f"no column is called {' or '.join(USUAL[option])}"
         raise DataError(
-            f"{several if found else none}; its columns, each with its first value:\n{columns}",
+            f"{file}: {several if found else none}; {columns}",
             f"say which: {option}=NAME behind the question mark of SOURCE?{option}=NAME",
         )
     return found[0]
 
 
-def _note_comments(n: int, file: Path, notes: list[str]) -> None:
-    if n:
-        notes.append(f"skipped in {file}: {counted(n, 'line that begins', 'lines that begin')} with #")
-
-
-def _named_as_image(text: str) -> bool:
-    return splitext(text)[1].lower() in EXTENSIONS
-
-
-def _find(rows: Sequence[Row], root: Path, where: str, notes: list[str]) -> None:
-    """Sets the id of every row: the path below the root of the file that it names.
+def _found(rows: Mapping[str, list[Row]], root: Path, where: str, notes: list[str]) -> dict[str, list[Row]]:
+    """The rows with the paths below the root of the files that they name.
 
     A path may be absolute if it is below the root. One without the ending of an image that is no file gets the only
     usual ending with which it is one.
@@ -299,45 +260,30 @@ def _find(rows: Sequence[Row], root: Path, where: str, notes: list[str]) -> None
     """
     if not root.is_dir():
         raise DataError(f"the root {root} of {where} is no folder", "give the folder where the paths begin")
-    finder = _Finder(root)
-    out, missing, wrong, added = [], [], [], 0
-    for row in rows:
-        said = f"{row.line}: {display_name(row.path, 200)}"
-        name = finder.below_root(row.path)
-        row.id, why = (name, _OUT) if name is None else finder.file(name)  # type: ignore[assignment]
-        added += why == "" and row.id != name
-        if why == _OUT:
-            out.append(said)
-        elif why == _MISSING:
-            missing.append(said)
-        elif why:
-            wrong.append(f"{said}: {why}")
-    if out:
+    finder = Finder(root)
+    bad: list[str] = []
+    kept: dict[str, list[Row]] = {split: [] for split in rows}
+    added = 0
+    for split, some in rows.items():
+        for row in some:
+            name = finder.below_root(row.path)
+            path, why = ("", _OUT) if name is None else finder.file(name)
+            if why:
+                bad.append(f"{row.line}: {display_name(row.path, 200)} {why}")
+            added += path != name
+            kept[split].append(row._replace(path=path))
+    if bad:
+        total = counted(sum(map(len, rows.values())), "file")
         raise DataError(
-            f"{where}: {counted(len(out), 'path leads', 'paths lead')} out of the root {root}:\n{listing(out)}",
-            "give a root that holds all images: root=DIR behind the question mark of SOURCE?root=DIR",
-        )
-    if missing:
-        some = "add these files, or leave their lines out"
-        none = "say where the images are: root=DIR behind the question mark of SOURCE?root=DIR"
-        raise DataError(
-            f"of the {counted(len(rows), 'file')} that {where} lists, {len(missing)} cannot be found below {root}:\n"
-            f"{listing(missing)}",
-            some if 2 * len(missing) < len(rows) else none,
-        )
-    if wrong:
-        raise DataError(
-            f"{counted(len(wrong), 'file')} of {where} cannot be used:\n{listing(wrong)}",
-            "replace them, or leave their lines out",
+            f"of the {total} that {where} lists, {len(bad)} cannot be used below {root}:\n{listing(bad)}",
+            "leave these lines out, or say where all images are: root=DIR behind the question mark of SOURCE?root=DIR",
         )
     if added:
         notes.append(f"an ending was added to {counted(added, 'name')} in {where}")
+    return kept
 
 
-_OUT, _MISSING = "leads out of the root", "does not exist"
-
-
-class _Finder:
+class Finder:
     """Looks for files below a root. No path may lead out of it: lists come from anywhere."""
 
     def __init__(self, root: Path) -> None:
@@ -347,34 +293,26 @@ class _Finder:
         )
 
     def below_root(self, path: str) -> str | None:
-        """A path below the root with forward slashes; None if it leaves the root."""
-        if ("\\" in path or path != path.strip()) and not ("\0" not in path and os.path.lexists(f"{self.root}/{path}")):
+        """A path below the root with forward slashes; None if it leaves the root. Backslashes are Windows' slashes."""
+        if ("\\" in path or path != path.strip()) and ("\0" in path or not os.path.lexists(f"{self.root}/{path}")):
             path = path.strip().replace("\\", "/")
         path = posixpath.normpath(path)
         if os.path.isabs(path):
-            for root in (self.root, self.real):
-                if is_inside(path, root):
-                    return os.path.relpath(path, root).replace(os.sep, "/")
-            return None
-        return (
-            None
-            if path == ".." or path.startswith("../") or (os.name == "nt" and re.match("[A-Za-z]:", path))
-            else path
-        )
+            inside = [root for root in (self.root, self.real) if is_inside(path, root)]
+            return os.path.relpath(path, inside[0]).replace(os.sep, "/") if inside else None
+        return None if path == ".." or path.startswith("../") else path
 
     def file(self, name: str) -> tuple[str, str]:
         """(path below the root of the file that a name means, why it cannot be used)."""
         why = self._look(name)
-        if why != _MISSING or _named_as_image(name):
+        if why != _MISSING or is_image(name):
             return name, why
-        found = [name + ending for ending in _USUAL if self._look(name + ending) == ""]
-        # "a.jpg" and "a.JPG" are one file where upper and lower case are the same
-        found = found[:1] + [
-            f for f in found[1:] if not os.path.samefile(f"{self.root}/{found[0]}", f"{self.root}/{f}")
-        ]
-        if len(found) != 1:
-            return name, f"exists as {', '.join(map(posixpath.basename, found))}" if found else _MISSING
-        return found[0], ""
+        usable = [name + ending for ending in _ENDINGS if self._look(name + ending) == ""]
+        # by number: "a.jpg" and "a.JPG" are one file where upper and lower case are the same
+        found = list({os.stat(os.path.join(self.root, path)).st_ino: path for path in reversed(usable)}.values())
+        if len(found) > 1:
+            return name, f"exists as {', '.join(map(posixpath.basename, found))}"
+        return (found[0], "") if found else (name, _MISSING)
 
     def _look(self, name: str) -> str:
         """Why a path below the root is no file that can be used; "" if it can."""
@@ -391,7 +329,7 @@ class _Finder:
             return _MISSING
         except (OSError, ValueError) as error:  # too long, no permission; a NUL byte
             return getattr(error, "strerror", None) or str(error)
-        return "" if stat.S_ISREG(found.st_mode) else "no ordinary file"
+        return "" if stat.S_ISREG(found.st_mode) else "is no ordinary file"
 
 
 def _once(rows: Mapping[str, list[Row]], where: str, notes: list[str]) -> dict[str, list[Row]]:
@@ -401,22 +339,18 @@ def _once(rows: Mapping[str, list[Row]], where: str, notes: list[str]) -> dict[s
         DataError: images with several labels, all listed.
     """
     first: dict[str, Row] = {}
+    against, repeats = [], []
     kept: dict[str, list[Row]] = {}
-    against: list[str] = []
-    repeats = []
     for split, found in rows.items():
-        kept[split] = []
-        here = set()
+        here: dict[str, Row] = {}
         for row in found:
-            known = first.setdefault(row.place, row)
+            known = first.setdefault(row.path, row)
             if known.label != row.label:
                 labels = f"{display_name(known.label)!r} ({known.line}), {display_name(row.label)!r} ({row.line})"
-                against.append(f"{display_name(row.id, 120)}: {labels}")
-            elif row.place in here:
-                repeats.append(row.id)
-            else:
-                kept[split].append(row)
-                here.add(row.place)
+                against.append(f"{display_name(row.path, 120)}: {labels}")
+            elif here.setdefault(row.path, row) is not row:
+                repeats.append(display_name(row.path, 120))
+        kept[split] = list(here.values())
     if against:
         raise DataError(
             f"{counted(len(against), 'line gives', 'lines give')} an image of {where} a second label:\n"
@@ -424,19 +358,6 @@ def _once(rows: Mapping[str, list[Row]], where: str, notes: list[str]) -> dict[s
             "keep the label that is right",
         )
     if repeats:
-        some = ", ".join(display_name(name, 120) for name in repeats[:3]) + (", ..." if len(repeats) > 3 else "")
-        repeat = counted(len(repeats), f"line of {where} repeats", f"lines of {where} repeat")
-        notes.append(f"{repeat} an image of the same split and label; each image counts once: {some}")
+        what = counted(len(repeats), "line repeats", "lines repeat")
+        notes.append(f"{what} an image of {where}, which counts once: {', '.join(repeats[:3])}")
     return kept
-
-
-def _tell_apart(rows: Mapping[str, list[Row]]) -> None:
-    """Gives ids that an earlier split has for another file the name of the split in front."""
-    taken = {row.id for found in rows.values() for row in found}
-    first: dict[str, str] = {}
-    for split, found in rows.items():
-        for row in found:
-            if first.setdefault(row.id, row.place) != row.place:
-                while row.id in taken:
-                    row.id = f"{split}/{row.id}"
-                taken.add(row.id)

@@ -7,7 +7,15 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
+
+LONGEST = 64
+_UNSAFE = re.compile(r"[^A-Za-z0-9._ +-]+")
+_LOOKS_MARKED = re.compile(r"-[0-9a-f]{8}$")
+# Device names on Windows, and names that would be taken for a split when the folder is read again.
+_RESERVED = frozenset(
+    {"con", "prn", "aux", "nul", "train", "val", "valid", "validation", "test"}
+    | {f"{port}{i}" for port in ("com", "lpt") for i in range(10)},
+)
 
 
 def counted(n: int, one: str, several: str = "") -> str:
@@ -21,9 +29,8 @@ def named(names: Sequence[str], limit: int = 10) -> str:
     return ", ".join(map(repr, names[:limit])) + more
 
 
-@cache
 def is_text(name: str) -> bool:
-    """Whether UTF-8 can stand for `name`: file names that are not UTF-8, and JSON's ``\\ud800``, cannot be written."""
+    """Whether `name` can be written as UTF-8: file names in other encodings, and JSON's ``\\ud800``, cannot."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -31,23 +38,18 @@ def is_text(name: str) -> bool:
     return True
 
 
-LONGEST = 64
-_UNSAFE = re.compile(r"[^A-Za-z0-9._ +-]+")
-_LOOKS_MARKED = re.compile(r"-[0-9a-f]{8}$")
-# Device names on Windows, and names that would be taken for a split when the folder is read again.
-_RESERVED = frozenset(
-    {"con", "prn", "aux", "nul", "train", "val", "valid", "validation", "test"}
-    | {f"{port}{i}" for port in ("com", "lpt") for i in range(10)},
-)
+def display_name(name: str, longest: int = 60) -> str:
+    """`name` on one line for a terminal or plot: control characters as "?", cut at `longest` with an ellipsis."""
+    shown = "".join(char if char.isprintable() else "?" for char in name)
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 def safe_class_dir(name: str) -> str:
     """A folder name for a class that is safe on every file system: ASCII, one path component, at most 73 characters.
 
-    Ordinary names stay as they are. Anything else (separators, "..", control characters, non-ASCII letters, leading
-    dots or dashes, reserved words, long names) is replaced, and 8 digits of the name's hash keep it apart from others;
-    so write the real name into a manifest. Different names give different folders up to upper and lower case; use
-    :func:`safe_class_dirs` for all classes of a set.
+    Ordinary names stay as they are. In others unsafe characters are replaced and 8 digits of the name's hash are
+    added, so that different names give different folders up to upper and lower case; :func:`safe_class_dirs` tells
+    these apart too.
     """
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     plain = _UNSAFE.sub("_", plain)[:LONGEST].strip("._ -")
@@ -65,12 +67,6 @@ def safe_class_dirs(names: Sequence[str]) -> tuple[str, ...]:
         folder if often[folder.casefold()] == 1 or folder != name else _marked(folder, name)
         for name, folder in zip(names, first, strict=True)
     )
-
-
-def display_name(name: str, longest: int = 60) -> str:
-    """`name` on one line for a terminal or plot: control characters as "?", cut at `longest` with an ellipsis."""
-    shown = "".join(char if char.isprintable() else "?" for char in name)
-    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 def _marked(plain: str, name: str) -> str:

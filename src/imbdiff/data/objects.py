@@ -11,46 +11,43 @@ NAME is a function or class that is called with the options, whose values are te
   ``classes``;
 - {"train": ..., "val": ..., "test": ...} of image sets, pairs or such objects; "train" must be there.
 
-Items are read in this process, and their images kept in memory: how such a set changes is not known, so that nothing
-of it is kept on disk.
+Items are read in this process, and their images kept in memory: how such a set changes is not known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from imbdiff.data.arrays import ArraySource, check_labels, numbered_records
+from imbdiff.data.arrays import ArraySource, checked_labels, numbered
 from imbdiff.data.decode import File, UnusableImageError
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.labels import encode
 from imbdiff.data.reading import Reader
-from imbdiff.data.source import EncodedSource, Source
+from imbdiff.data.source import FileSource, Records, Source
 from imbdiff.data.spec import Spec
 from imbdiff.runtime.errors import ConfigError, DataError, ImbdiffError
 from imbdiff.runtime.tables import lookup
 
+OPTIONS = None
 SPLITS = ("train", "val", "test")
 HOW = "a Source, an ImageSet, (images, labels[, class names]), a data set of (image, label), or splits of these"
-_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
-def open_source(spec: Spec, flippable: bool) -> Source:
+def open_source(spec: Spec) -> Source:
     """The source that an object of somebody else's gives.
 
     Raises:
-        ConfigError: there is no such object, it does not take the options, or gives nothing that is a source.
-        DataError: its images or labels cannot be used.
+        ConfigError: there is no such object, or it does not take the options.
+        DataError: it gives nothing that is a source, or its images or labels cannot be used.
     """
     name = f"{spec.scheme}:{spec.rest}" if spec.scheme else spec.rest
     table: dict[str, Any] = {}
     found = lookup("sources", table, name)
-    if isinstance(found, type) or (callable(found) and not is_content(found)):
+    if isinstance(found, type) or (callable(found) and not _is_content(found)):
         try:
             found = found(**spec.options)
         except ImbdiffError:
@@ -60,94 +57,81 @@ def open_source(spec: Spec, flippable: bool) -> Source:
                 f"{spec.text}: {name} failed: {type(error).__name__}: {error}",
                 "correct the function, or the options behind the question mark, which it is called with",
             ) from error
-    else:
-        spec.finish(())
-    return as_source(found, spec.text, flippable)
+    elif spec.options:
+        raise ConfigError(f"{spec.text}: unknown option {', '.join(spec.options)}", f"{name} is no function")
+    return as_source(found, spec.text)
 
 
-def as_source(found: Any, name: str, flippable: bool = False) -> Source:
+def as_source(found: Any, name: str) -> Source:
     """A source of what an object from outside gave; see the module's text.
 
     Raises:
-        ConfigError: it is nothing of the kind.
-        DataError: its images or labels cannot be used.
+        DataError: it is nothing of the kind, or its images or labels cannot be used.
     """
     if isinstance(found, Source):
         return found
     parts = dict(found) if isinstance(found, Mapping) else {"train": found}
-    strange = [split for split in parts if split not in SPLITS]
-    if strange or "train" not in parts or not all(is_content(part) for part in parts.values()):
+    if "train" not in parts or not set(parts) <= set(SPLITS) or not all(_is_content(part) for part in parts.values()):
         what = f"splits {', '.join(map(str, parts))}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
-        raise ConfigError(f"{name} gives {what}, which is no source", f"give {HOW}")
+        raise DataError(f"{name}: {what} is no source", f"give a path, 'digits', {HOW}")
     held = {isinstance(part, ImageSet | tuple) for part in parts.values()}
     if len(held) > 1:
-        raise ConfigError(f"{name} gives arrays in some splits and data sets in others", "give all in one form")
-    return _of_arrays(parts, name, flippable) if held == {True} else DatasetSource(parts, name, flippable)
+        raise DataError(f"{name} gives arrays in some splits and data sets in others", "give all in one form")
+    if held == {True}:
+        return _of_arrays(parts, name)
+    raw = {split: _labels(one, f"{name}, {split}") for split, one in parts.items()}
+    names = _class_names(parts["train"], raw) if all(y.dtype.kind in "iu" for y in raw.values()) else None
+    records = {split: _records(split, y) for split, y in raw.items()}
+    return FileSource(name, "dataset", records, DatasetReader(parts), names)
 
 
-def is_content(found: Any) -> bool:
-    """A source, an image set, (images, labels[, names]), splits, or a data set with a length."""
-    if isinstance(found, Source | ImageSet | Mapping):
-        return True
-    if isinstance(found, tuple):
-        return len(found) in (2, 3)
+def _is_content(found: Any) -> bool:
+    """An image set, (images, labels[, names]), or a data set with a length."""
+    if isinstance(found, ImageSet | tuple):
+        return isinstance(found, ImageSet) or (len(found) in (2, 3) and all(hasattr(x, "__len__") for x in found))
     indexed = hasattr(found, "__len__") and hasattr(found, "__getitem__")
-    return indexed and not isinstance(found, type | str | bytes | np.ndarray)
+    return indexed and not isinstance(found, type | str | bytes | np.ndarray | Mapping)
 
 
-def _of_arrays(parts: Mapping[str, Any], name: str, flippable: bool) -> ArraySource:
-    data, ids = {}, {}
-    names: Sequence[str] | None = None
+def _of_arrays(parts: Mapping[str, Any], name: str) -> ArraySource:
+    data, ids, given = {}, {}, []
     for split, part in parts.items():
         if isinstance(part, ImageSet):
             data[split], ids[split] = (np.asarray(part.images), part.labels), part.ids
-            given: Sequence[str] | None = part.class_names
+            given.append(list(part.class_names))
         else:
-            data[split] = (np.asarray(part[0]), np.asarray(part[1]))
-            given = None if len(part) == 2 else [str(k) for k in part[2]]
-        if given is not None and names is not None and list(given) != list(names):
-            raise DataError(f"{name}: {split} has other class names than train", "give the same in every split")
-        names = given if names is None else names
-    return ArraySource(data, names, name, ids, flippable)
+            data[split] = part[:2]
+            given += [[str(k) for k in part[2]]] if len(part) == 3 else []
+    if any(names != given[0] for names in given):
+        raise DataError(f"{name}: the splits have different class names", "give the same in every split")
+    return ArraySource(data, given[0] if given else None, name, ids)
 
 
-class DatasetSource(EncodedSource):
-    """Objects of (image, label) items by split.
-
-    Raises:
-        DataError: a split is empty, its items are something else, or its labels cannot be used.
-    """
-
-    kind = "dataset"
-
-    def __init__(self, sets: Mapping[str, Any], name: str, flippable: bool = False) -> None:
-        raw = {split: _labels(found, f"{name}, {split}") for split, found in sets.items()}
-        given = _class_names(sets["train"], raw) if all(y.dtype.kind in "iu" for y in raw.values()) else None
-        names, labels = encode(raw, given, name)
-        super().__init__(name, names, numbered_records(labels, {}), DatasetReader(dict(sets)), flippable)
+def _records(split: str, labels: np.ndarray) -> Records:
+    return Records(numbered(split, len(labels)), labels, [(split, i) for i in range(len(labels))])
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetReader(Reader):
-    """Items of the objects; a place is "train/17"."""
+    """Items of the objects; a place is (split, number)."""
 
     sets: Mapping[str, Any] = field(repr=False)
-    stays = True  # the objects need not be picklable
+    in_process = True  # the objects need not be picklable
 
-    def open(self, place: str) -> File:
-        split, _, number = place.partition("/")
+    def open(self, place: tuple[str, int]) -> File:
+        split, number = place
         try:
-            image = self.sets[split][int(number)][0]
+            image = self.sets[split][number][0]
         except Exception as error:  # whatever the object's own reader raises
             raise UnusableImageError(f"cannot be read: {type(error).__name__}: {error}") from error
-        # written as it is, so that one decoder makes the decisions for all sources
-        file = BytesIO()
-        upright = ImageOps.exif_transpose(_picture(image))
-        upright.save(file, "PNG" if upright.mode in _PNG else "TIFF", compress_level=0)
-        return file
+        return _picture(image)
 
-    def stamp(self, place: str) -> str:
+    @property
+    def identity(self) -> str:
         raise NotImplementedError  # nothing is kept on disk
+
+    def stamp(self, place: tuple[str, int]) -> str:
+        raise NotImplementedError
 
 
 def _picture(image: Any) -> Image.Image:
@@ -178,7 +162,7 @@ def _labels(found: Any, where: str) -> np.ndarray:
     for attribute in ("targets", "labels"):
         y = getattr(found, attribute, None)
         if y is not None and hasattr(y, "__len__") and len(y) == n:
-            return check_labels(np.asarray(y), n, f"{where} labels")
+            return checked_labels(np.asarray(y), n, f"{where} labels")
     values = []
     for i in range(n):
         try:
@@ -189,7 +173,7 @@ def _labels(found: Any, where: str) -> np.ndarray:
                 "every item from 0 to its length must be a pair",
             ) from error
         values.append(label.item() if hasattr(label, "item") else label)
-    return check_labels(np.asarray(values), n, f"{where} labels")
+    return checked_labels(np.asarray(values), n, f"{where} labels")
 
 
 def _class_names(dataset: Any, raw: Mapping[str, np.ndarray]) -> list[str] | None:

@@ -1,23 +1,17 @@
-"""Any images to measure, with or without classes: folders, arrays, splits of a source. Training is stricter.
-
-What :func:`imbdiff.data.sources.load` refuses because nothing can be learned from it, can be measured: one class only,
-images without class folders or without labels, classes that another set lacks.
-"""
+"""Any images to measure, with or without classes: folders, arrays, splits of a source. Training is stricter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from imbdiff.data.arrays import ONE_CLASS, NpzSource
-from imbdiff.data.folder import OUTSIDE, SPLIT_FOLDERS, FolderTree, Listing, class_order, class_records
+from imbdiff.data.arrays import ONE_CLASS
+from imbdiff.data.folder import SPLIT_FOLDERS
 from imbdiff.data.imageset import ImageSet, join
 from imbdiff.data.names import counted, named
-from imbdiff.data.reading import PathReader
-from imbdiff.data.source import EncodedSource, Source
 from imbdiff.data.sources import load
 from imbdiff.data.spec import user_path
 from imbdiff.runtime.errors import DataError
@@ -26,28 +20,6 @@ __all__ = ["EVERYTHING", "ONE_CLASS", "Measurable", "align", "read_any"]
 
 EVERYTHING = "all"
 """In place of a split: all images of all splits."""
-
-
-class PlainFolder(EncodedSource):
-    """Images in class folders, or directly in the folder: then they are one class, "all images".
-
-    Raises:
-        DataError: no image, links that lead out of the folder, names that are not valid text.
-    """
-
-    kind = "folder"
-
-    def __init__(self, folder: Path, name: str) -> None:
-        listed = Listing(FolderTree(folder), strict=False)
-        classes = {k: v for k, v in listed.classes["train"].items() if v}
-        if not classes:
-            classes = {ONE_CLASS: listed.in_root()}
-            listed.ignored.pop(OUTSIDE, None)  # these are the images that are taken
-        names = sorted(classes, key=class_order(classes))
-        records = {"train": class_records(names, classes)}
-        if not records["train"].ids:
-            raise DataError(f"there is no image in {folder}", "give a folder of images, or of one folder per class")
-        super().__init__(name, names, records, PathReader(folder), False, listed.warnings())
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +34,7 @@ class Measurable:
 
     images: ImageSet
     name: str
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def unlabelled(self) -> bool:
@@ -70,17 +42,18 @@ class Measurable:
 
     def without_labels(self) -> Measurable:
         """The same images as one class."""
-        zeros = np.zeros(len(self.images), np.int64)
-        return replace(self, images=ImageSet(self.images.images, zeros, (ONE_CLASS,), self.images.ids))
+        return replace(self, images=_unlabelled(self.images.images, self.images.ids))
 
 
-def read_any(source: str | Path | ImageSet | np.ndarray, split: str | None = None, size: int | None = None,
-             resize: str = "crop") -> Measurable:  # fmt: skip
+def read_any(
+    source: str | Path | ImageSet | np.ndarray, split: str | None = None, size: int | None = None, resize: str = "crop"
+) -> Measurable:
     """Reads images to measure.
 
     Args:
-        source: an image set; (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8; "digits"; the path of a folder, of an .npz
-            file, or of an .npy file with such an array.
+        source: an image set; (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8; a source as for
+            :func:`imbdiff.data.sources.load`, where one class, or no classes at all, are enough; the path of an .npy
+            file with such an array.
         split: "train", "val" or "test" of a source that has splits, or "all": everything there is, of all splits.
             Default: its test images where it brings some, otherwise all there is.
         size: side in pixels to bring all images to. Default: as they are, if all have one size.
@@ -100,20 +73,11 @@ def read_any(source: str | Path | ImageSet | np.ndarray, split: str | None = Non
         except (ValueError, OSError, EOFError) as error:
             raise DataError(f"{source} is no plain array: {error}", "save uint8 images with numpy.save") from error
         return Measurable(_of_array(array, text), text)
-    opened: Source
-    if path.is_dir() and text != "digits":
-        names = {f.name.lower() for f in path.iterdir() if f.is_dir()}
-        has_splits = any(n in names for n in SPLIT_FOLDERS["train"])
-        opened = load(path) if has_splits else PlainFolder(path, text)
-    elif path.suffix.lower() == ".npz" and path.is_file():
-        opened = NpzSource(path, text, strict=False)
-    else:
-        opened = load(source)
-    if split == EVERYTHING:
-        wanted = opened.splits
-    else:
-        wanted = (split or ("test" if "test" in opened.splits else opened.splits[0]),)
-        opened.check_split(wanted[0])
+    has_splits = path.is_dir() and any(f.is_dir() and f.name.lower() in SPLIT_FOLDERS["train"] for f in path.iterdir())
+    opened = load(source, strict=has_splits)
+    wanted = (
+        opened.splits if split == EVERYTHING else (split or ("test" if "test" in opened.splits else opened.splits[0]),)
+    )
     sizes = opened.survey().sizes
     target = next(iter(sizes)) if size is None and len(sizes) == 1 else size
     sets, notes = opened.read_all(target, resize, splits=wanted)
@@ -147,12 +111,13 @@ def align(images: ImageSet, names: tuple[str, ...], what: str, other: str) -> tu
         )
     labels = np.array([label.get(name, -1) for name in images.class_names], np.int64)[images.labels]
     keep = np.flatnonzero(labels >= 0)
-    note = None
-    if strange:
-        dropped = len(images) - len(keep)
-        note = f"{counted(dropped, 'image')} of {what} left out: {other} has no class {named(strange, 5)}"
-    ids = tuple(images.ids[i] for i in keep.tolist())
-    return ImageSet(images.select(keep).images, labels[keep], names, ids), note
+    left = counted(len(images) - len(keep), "image")
+    note = f"{left} of {what} left out: {other} has no class {named(strange, 5)}" if strange else None
+    return replace(images.select(keep), labels=labels[keep], class_names=names), note
+
+
+def _unlabelled(x: np.ndarray, ids: tuple[str, ...] = ()) -> ImageSet:
+    return ImageSet(x, np.zeros(len(x), np.int64), (ONE_CLASS,), ids)
 
 
 def _of_array(x: np.ndarray, what: str) -> ImageSet:
@@ -160,5 +125,4 @@ def _of_array(x: np.ndarray, what: str) -> ImageSet:
         raise DataError(
             f"{what} is {x.shape} {x.dtype}, not images", "give (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, 0..255"
         )
-    x = x[..., None] if x.ndim == 3 else x
-    return ImageSet(x, np.zeros(len(x), np.int64), (ONE_CLASS,))
+    return _unlabelled(x[..., None] if x.ndim == 3 else x)

@@ -6,9 +6,8 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,14 +30,19 @@ class Reader(ABC):
     """Gives the encoded bytes of an image. It travels to worker processes, so it holds names and not open files.
 
     Attributes:
-        stays: it does not travel: images are read in the process that asks for them.
+        in_process: it does not travel, and its images are read one after the other by the process that asks for them.
     """
 
-    stays = False
+    in_process = False
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Which folder, archive or set it reads from; another one has another."""
 
     @abstractmethod
     def open(self, place: Any) -> File:
-        """The image at `place`: a path, or bytes that can be read and sought.
+        """The image at `place`.
 
         Raises:
             UnusableImageError, OSError: it cannot be read; the message says why.
@@ -55,6 +59,10 @@ class PathReader(Reader):
 
     root: Path
 
+    @property
+    def identity(self) -> str:
+        return os.path.abspath(self.root)
+
     def open(self, place: str) -> File:
         return self.root / place
 
@@ -68,7 +76,7 @@ class PathReader(Reader):
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decodes images at places, in a worker; with `own`, only images of that (height, width)."""
+    """Decodes images at places; with `own`, only images of that (height, width)."""
 
     reader: Reader
     target: Target
@@ -86,37 +94,40 @@ class Decoding:
                 bad[i] = str(error)
         return x, bad
 
-
-def decoded(decoding: Decoding, places: Sequence[Any], chunk: int = 0) -> tuple[np.ndarray, dict[int, str]]:
-    """What :class:`Decoding` gives, of many images, `chunk` (256) to a task."""
-    x = np.zeros((len(places), *decoding.target.shape, 1 if decoding.grey else 3), dtype=np.uint8)
-    bad: dict[int, str] = {}
-    done = 0
-    tasks = ((part,) for part in chunks(places, chunk or CHUNK))
-    for part, wrong in in_chunks(decoding, tasks, 0 if decoding.reader.stays else len(places)):
-        x[done : done + len(part)] = part
-        bad |= {done + i: why for i, why in wrong.items()}
-        done += len(part)
-    return x, bad
+    def many(self, places: Sequence[Any], chunk: int = 0) -> tuple[np.ndarray, dict[int, str]]:
+        """The same of many images, `chunk` (256) to a task."""
+        x = np.zeros((len(places), *self.target.shape, 1 if self.grey else 3), dtype=np.uint8)
+        bad: dict[int, str] = {}
+        done = 0
+        for part, wrong in in_chunks(self, ((part,) for part in chunks(places, chunk or CHUNK)), self.reader, len(x)):
+            x[done : done + len(part)] = part
+            bad |= {done + i: why for i, why in wrong.items()}
+            done += len(part)
+        return x, bad
 
 
 def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def in_chunks(work: Callable[..., R], tasks: Iterable[Sequence[Any]], n: int) -> Iterator[R]:
-    """``work(*task)`` of every task, in order, as they come. Only a few tasks are taken ahead of those that are done.
+def in_chunks(work: Callable[..., R], tasks: Iterable[Sequence[Any]], reader: Reader, n: int) -> Iterator[R]:
+    """``work(*task)`` of every task, in order: in threads, of many images in processes.
 
     Args:
         work: picklable; it gets one task's arguments.
         tasks: the arguments of each task.
-        n: images in all tasks together, which decides about threads or processes.
+        reader: that `work` uses.
+        n: images in all tasks together.
     """
-    processes = 1 if n < PROCESSES_FROM else min(joblib.cpu_count(), -(-n // CHUNK))
-    if processes > 1:
+    if reader.in_process:
+        yield from (work(*task) for task in tasks)
+    elif n < PROCESSES_FROM:
+        with ThreadPoolExecutor(min(8, joblib.cpu_count())) as threads:  # Pillow decodes outside the interpreter lock
+            yield from threads.map(lambda task: work(*task), tasks)
+    else:
         # loky: no fork of a process that runs threads, and scripts need no `if __name__ == "__main__"`
         pool = joblib.Parallel(
-            n_jobs=processes,
+            n_jobs=min(joblib.cpu_count(), -(-n // CHUNK)),
             backend="loky",
             return_as="generator",
             batch_size=1,
@@ -124,25 +135,10 @@ def in_chunks(work: Callable[..., R], tasks: Iterable[Sequence[Any]], n: int) ->
             initargs=(os.getpid(),),
         )
         yield from pool(joblib.delayed(work)(*task) for task in tasks)
-        return
-    count = min(8, joblib.cpu_count())
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(count) as threads:
-        # Pillow decodes outside the interpreter lock
-        for task in tasks:
-            waiting.append(threads.submit(work, *task))
-            if len(waiting) > 2 * count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _end_with(parent: int) -> None:
-    """Lets a worker process end with the one that started it, however that one ends. Called before its first task.
-
-    Args:
-        parent: id of the process that started this one, passed on by itself: it may be gone by now.
-    """
+    """Lets a worker process end with the process `parent` that started it, however that one ends."""
 
     def until_orphaned() -> None:
         while os.getppid() == parent:  # of a killed process the workers would wait for work for ever

@@ -1,8 +1,7 @@
 """What every source of labelled images offers: names and labels at once, pixels when asked.
 
-A source lists its images with labels in *records* when it is opened. Sources of encoded files, wherever these lie (in a
-folder, an archive, a table), also name a *reader* that gives an image's encoded bytes: headers, pixels, hashes and the
-cache of decoded images are the same for all of them, and are here. A survey of all images is made once and remembered.
+A source lists its images with labels when it is opened. Sources of encoded files, in a folder, an archive or a table,
+differ in the *reader* that gives an image's bytes; headers, pixels, hashes and the cache are the same for all of them.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ from PIL import __version__ as pillow
 
 from imbdiff.data import cache as caches
 from imbdiff.data import reading
-from imbdiff.data.decode import Header, Size, Target, UnusableImageError, decode, is_dark, is_deep, read_header, resolve
+from imbdiff.data.decode import Header, Size, Target, UnusableImageError, decode_whole, is_dark, read_header, resolve
 from imbdiff.data.imageset import ImageSet, Rows
+from imbdiff.data.labels import Names, encode
 from imbdiff.data.names import counted, display_name
-from imbdiff.data.reading import Decoding, Reader, chunks, decoded, in_chunks
+from imbdiff.data.reading import Decoding, Reader, chunks, in_chunks
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.runtime.errors import DataError, listing
 from imbdiff.runtime.files import digest
@@ -34,8 +34,8 @@ from imbdiff.runtime.progress import Progress
 BALANCED_WITHIN = 1.5
 SMALL = 8
 """Pixels along each side of the small versions."""
-SAMPLE_FROM = 4096  # images from which a second look at every file is worth avoiding
-SAMPLE = 256  # images of a split that stand for all, until they are decoded
+SAMPLE_FROM = 4096  # images from which reading every header before decoding is worth avoiding
+SAMPLE = 256  # images of a split whose headers stand for all
 PROGRESS_FROM = 20_000  # images from which it is worth showing progress
 
 Symmetry = Literal["none", "mirror", "turns"]
@@ -48,12 +48,13 @@ class Records:
 
     Attributes:
         ids: (N,) stable names; for a folder, paths below it with forward slashes.
-        labels: (N,) int64.
+        labels: (N,) int64; on the way into a source also integers or texts that :func:`imbdiff.data.labels.encode`
+            takes.
         places: (N,) what the reader opens; the ids themselves where None.
     """
 
     ids: Sequence[str]
-    labels: np.ndarray
+    labels: Any
     places: Sequence[Any] | None = None
 
     @property
@@ -63,35 +64,37 @@ class Records:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of the images of all splits before they are decoded.
+    """What the headers of all splits say.
 
     Attributes:
         sizes: {(height, width): images}.
-        modes: {Pillow's mode or the array's kind: images}.
         grey: every image is grey.
         bad: {id: why} of the files that cannot be opened.
-        headers: {id: ((height, width), mode)} of the files that can, where damage may show in decoding only.
     """
 
     sizes: dict[tuple[int, int], int]
-    modes: dict[str, int]
     grey: bool
     bad: dict[str, str] = field(default_factory=dict)
-    headers: dict[str, tuple[tuple[int, int], str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Scan:
-    """What one look at every image of a split gave.
+    """What decoding every image once, in its own size, gave.
 
     Attributes:
-        hashes: (N,) hash of each image's pixels in its own size; None if the image is unusable.
-        small: (N, 8, 8, C) uint8, the means of 8 x 8 blocks of each image; rows of unusable images mean nothing.
+        hashes: {split: (N,) hash of each image's size and pixels; None if it is unusable}.
+        small: {split: (N, 8, 8, C) uint8 small versions; rows of unusable images mean nothing}.
+        sizes: {(height, width): usable images}.
+        modes: {Pillow's mode: usable images}.
+        grey: every usable image is grey; then C = 1, otherwise 3.
         bad: {id: why} of the unusable.
     """
 
-    hashes: list[str | None]
-    small: np.ndarray
+    hashes: dict[str, list[str | None]] = field(default_factory=dict)
+    small: dict[str, np.ndarray] = field(default_factory=dict)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    grey: bool = True
     bad: dict[str, str] = field(default_factory=dict)
 
 
@@ -121,33 +124,41 @@ class Defaults:
 class Source(ABC):
     """Labelled images in one or more splits. Open one with :func:`imbdiff.data.sources.load`.
 
-    Attributes:
+    Args:
         name: "digits", or the path as it was given.
         kind: "digits", "folder", "npz", "arrays" and so on.
+        splits: {split: its images}, with labels as they are found.
+        names: of the classes, in order, where they do not follow from the labels.
+        warnings: what was ignored or changed on opening.
+        strict: as for :func:`imbdiff.data.labels.encode`.
+
+    Attributes:
         class_names: (C,) in label order.
-        records: {split: its images}: always "train"; where the source brings them, "val" and "test".
+        records: {split: its images}: "train"; where the source brings them, "val" and "test".
         flippable: images may be mirrored in augmentation; False where that is not known.
         defaults: how :func:`prepare` splits unless it is called with other arguments.
-        warnings: what was ignored or changed on opening.
-        place: the name with absolute paths.
-    """
 
-    kind: str
-    defaults: Defaults = Defaults()
+    Raises:
+        DataError: labels that cannot be used, a class without training image, fewer than two classes.
+    """
 
     def __init__(
         self,
         name: str,
-        class_names: Sequence[str],
-        records: Mapping[str, Records],
-        flippable: bool = False,
+        kind: str,
+        splits: Mapping[str, Records],
+        names: Names | None = None,
         warnings: Sequence[str] = (),
+        *,
+        strict: bool = True,
     ) -> None:
-        self.name = self.place = name
-        self.class_names = tuple(class_names)
-        self.records = dict(records)
-        self.flippable = flippable
+        raw = {split: records.labels for split, records in splits.items()}
+        self.class_names, labels = encode(raw, names, name, strict=strict)
+        self.records = {split: Records(one.ids, labels[split], one.places) for split, one in splits.items()}
+        self.name, self.kind = name, kind
         self.warnings = tuple(warnings)
+        self.flippable = False
+        self.defaults = Defaults()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -164,7 +175,7 @@ class Source(ABC):
         return tuple(self.records[split].ids)
 
     def survey(self) -> Survey:
-        """Sizes, modes and unusable files of all splits; every header is read once, by the first call."""
+        """Sizes and unreadable files of all splits; every header is read once, by the first call."""
         return self._survey
 
     @cached_property
@@ -173,16 +184,19 @@ class Source(ABC):
 
     def sizes(self) -> dict[tuple[int, int], int]:
         """{(height, width): images}, as a sample of the images has them where all of it agrees and there are many."""
-        sampled = self._sampled
-        return self.survey().sizes if sampled is None else sampled[0]
+        return (self._sampled or self.survey()).sizes
 
     @cached_property
-    def _sampled(self) -> tuple[dict[tuple[int, int], int], bool] | None:
-        return self._sample()
+    def _sampled(self) -> Survey | None:
+        """One size and no grey image, as the headers of a sample say; None where all headers have to be read.
+
+        Decoding finds out whether it was right, so that not every file is opened twice.
+        """
+        return None
 
     @abstractmethod
-    def scan(self, split: str) -> Scan:
-        """Hashes and small versions of the images of a split: decodes each once."""
+    def scan(self) -> Scan:
+        """Decodes every image of every split once."""
 
     @abstractmethod
     def pictures(self, split: str, rows: np.ndarray, target: Target, grey: bool) -> np.ndarray:
@@ -200,13 +214,6 @@ class Source(ABC):
         `store` is a folder for decoded images, if they are to be kept on disk; `own` the size that all must have.
         """
 
-    def _sample(self) -> tuple[dict[tuple[int, int], int], bool] | None:
-        """One size, and whether all images are grey, as a sample has them; None where headers have to be read.
-
-        Decoding finds out whether that was right, so that not every file needs to be opened twice.
-        """
-        return None
-
     @cached_property
     def stats(self) -> ClassStats:
         """Class statistics of the train split, without decoding an image."""
@@ -218,17 +225,7 @@ class Source(ABC):
         return self.stats.imbalance_factor <= BALANCED_WITHIN
 
     def read(self, split: str = "train", size: Size | None = None, resize: str = "crop") -> ImageSet:
-        """The decoded images of a split; what was decided about their size is issued as a warning.
-
-        Args:
-            split: one of `splits`.
-            size: pixels, int or (height, width); None keeps one common size (see :mod:`imbdiff.data.decode`).
-            resize: crop, pad or stretch.
-
-        Raises:
-            DataError: no such split; unusable files, all listed; mixed sizes and no size given.
-            ConfigError: an impossible size or policy.
-        """
+        """The images of one split, as of :meth:`read_all`; what was decided about their size is issued as a warning."""
         sets, notes = self.read_all(size, resize, splits=(split,))
         for note in notes:
             warnings.warn(note, stacklevel=2)
@@ -243,28 +240,28 @@ class Source(ABC):
     ) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
         """The decoded images of all (or the given) splits in one size and one number of channels, and notes.
 
-        Unusable files of all these splits are listed in one error.
-
         Args:
-            size, resize: as for :meth:`read`.
+            size: pixels, int or (height, width); None keeps one common size (see :func:`imbdiff.data.decode.resolve`).
+            resize: crop, pad or stretch.
             splits: of `splits`; None = all.
             cache: folder where decoded images of files are kept, so that they need not fit into memory; None = the
                 user's cache folder for sets of at least 512 MiB decoded; "off" = memory.
+
+        Raises:
+            DataError: no such split; unusable files, all listed; mixed sizes and no size given.
+            ConfigError: an impossible size or policy.
         """
         splits = self.splits if splits is None else tuple(splits)
         for split in splits:
             self.check_split(split)
         if "_survey" not in self.__dict__ and self._sampled is not None:
-            sizes, grey = self._sampled
-            target, notes = resolve(sizes, size, resize, self.name)
-            sets, bad = self._read(splits, target, grey, cache, next(iter(sizes)) if size is None else None)
+            sets, notes, bad = self._read(splits, self._sampled, size, resize, cache, sampled=True)
             if not bad:
                 return sets, notes
         survey = self.survey()
         if survey.bad:
-            self._refuse(self.all_bad())
-        target, notes = resolve(survey.sizes, size, resize, self.name)
-        sets, bad = self._read(splits, target, survey.grey, cache)
+            self._refuse(self.scan().bad)
+        sets, notes, bad = self._read(splits, survey, size, resize, cache)
         if bad:
             self._refuse(bad)
         return sets, notes
@@ -272,29 +269,28 @@ class Source(ABC):
     def _read(
         self,
         splits: Sequence[str],
-        target: Target,
-        grey: bool,
+        survey: Survey,
+        size: Size | None,
+        resize: str,
         cache: str | Path | None,
-        own: tuple[int, int] | None = None,
-    ) -> tuple[dict[str, ImageSet], dict[str, str]]:
-        """The decoded splits, and {id: why} of the unusable images; with `own`, images of another size are unusable."""
+        sampled: bool = False,
+    ) -> tuple[dict[str, ImageSet], tuple[str, ...], dict[str, str]]:
+        """The decoded splits, notes, and {id: why} of the unusable images.
+
+        Where the survey is that of a sample and no size is given, images of another size are unusable.
+        """
+        target, notes = resolve(survey.sizes, size, resize, self.name)
+        own = next(iter(survey.sizes)) if sampled and size is None else None
         total = sum(len(self.records[split].ids) for split in splits)
-        store = caches.chosen(cache, total * target.height * target.width * (1 if grey else 3))
+        store = caches.chosen(cache, total * target.height * target.width * (1 if survey.grey else 3))
+        sets: dict[str, ImageSet] = {}
         bad: dict[str, str] = {}
-        sets = {}
         for split in splits:
-            images, bad_here = self._decode(split, target, grey, store, own)
-            bad |= bad_here
+            images, wrong = self._decode(split, target, survey.grey, store, own)
+            bad |= wrong
             if not bad:
                 sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split))
-        return sets, bad
-
-    def all_bad(self) -> dict[str, str]:
-        """{id: why} of every unusable image of every split: decodes them all."""
-        bad = dict(self.survey().bad)
-        for split in self.splits:
-            bad |= self.scan(split).bad
-        return bad
+        return sets, notes, bad
 
     def check_split(self, split: str) -> None:
         if split not in self.records:
@@ -312,69 +308,66 @@ class Source(ABC):
         return f"<{type(self).__name__} {self.name!r}: {counted(len(self.class_names), 'class', 'classes')}, {counts}>"
 
 
-class EncodedSource(Source):
-    """Base of the sources of encoded files; `reader` opens the places of the records."""
+class FileSource(Source):
+    """Encoded images, whose places `reader` opens; other arguments are those of :class:`Source`."""
 
     def __init__(
         self,
         name: str,
-        class_names: Sequence[str],
-        records: Mapping[str, Records],
+        kind: str,
+        splits: Mapping[str, Records],
         reader: Reader,
-        flippable: bool = False,
+        names: Names | None = None,
         warnings: Sequence[str] = (),
+        *,
+        strict: bool = True,
     ) -> None:
-        super().__init__(name, class_names, records, flippable, warnings)
+        super().__init__(name, kind, splits, names, warnings, strict=strict)
         self.reader = reader
 
     def _look(self) -> Survey:
-        headers: dict[str, Header] = {}
-        bad: dict[str, str] = {}
-        deep: list[Any] = []
-        seen: dict[Header, Header] = {}  # the same few headers a million times
-        often: Counter[Header] = Counter()
+        sizes: Counter[tuple[int, int]] = Counter()
+        grey, bad, deep = True, {}, []
         for records in self.records.values():
-            looks = self._each(_headers, records, "headers")
-            for (name, header, why), place in zip(looks, records.opened, strict=True):
+            found = self._each(_headers, records, "headers")
+            for (name, header, why), place in zip(found, records.opened, strict=True):
                 if header is None:
                     bad[name] = why
                     continue
-                headers[name] = seen.setdefault(header, header)
-                often[headers[name]] += 1
-                if is_deep(header.mode) and len(deep) < 64:
+                sizes[header.size] += 1
+                grey = grey and header.grey
+                if header.deep:
                     deep.append(place)
-        if deep and all(is_dark(self.reader.open(place)) for place in deep):
-            self.warnings += (
-                "the 16-bit images use less than an eighth of the range 0..65535 and come out nearly black: "
-                "save 10- or 12-bit data scaled to 16 or 8 bits",
-            )
-        sizes: Counter[tuple[int, int]] = Counter()
-        modes: Counter[str] = Counter()
-        for header, n in often.items():
-            sizes[header.size] += n
-            modes[header.mode] += n
-        brief = {header: (header.size, header.mode) for header in often}
-        kept = {name: brief[header] for name, header in headers.items()}
-        return Survey(dict(sizes), dict(modes), all(header.grey for header in often), bad, kept)
+        self._warn_of_dark(deep)
+        return Survey(dict(sizes), grey, bad)
 
-    def scan(self, split: str) -> Scan:
-        grey = self.survey().grey
-        records = self.records[split]
-        small = np.zeros((len(records.ids), SMALL, SMALL, 1 if grey else 3), dtype=np.uint8)
-        keys: list[str | None] = []
-        bad: dict[str, str] = {}
-        for i, (name, found, why) in enumerate(self._each(_scanned, records, f"look at {split}", grey)):
-            if found is None:
-                keys.append(None)
-                bad[name] = why
-            else:
-                keys.append(found[0])
-                small[i] = found[1]
-        return Scan(keys, small, bad)
+    def scan(self) -> Scan:
+        scan, deep = Scan(), []
+        for split, records in self.records.items():
+            keys: list[str | None] = []
+            scan.hashes[split] = keys
+            scan.small[split] = small = np.zeros((len(records.ids), SMALL, SMALL, 3), dtype=np.uint8)
+            found = self._each(_scanned, records, f"look at {split}")
+            for i, ((name, seen, why), place) in enumerate(zip(found, records.opened, strict=True)):
+                if seen is None:
+                    keys.append(None)
+                    scan.bad[name] = why
+                    continue
+                header, key, small[i] = seen
+                keys.append(key)
+                scan.sizes[header.size] += 1
+                scan.modes[header.mode] += 1
+                scan.grey = scan.grey and header.grey
+                if header.deep:
+                    deep.append(place)
+        if scan.grey:
+            scan.small = {split: x[..., :1] for split, x in scan.small.items()}
+        self._warn_of_dark(deep)
+        return scan
 
     def pictures(self, split: str, rows: np.ndarray, target: Target, grey: bool) -> np.ndarray:
         places = self.records[split].opened
-        return decoded(Decoding(self.reader, target, grey), [places[i] for i in rows.tolist()], 16)[0]
+        return Decoding(self.reader, target, grey).many([places[i] for i in rows.tolist()], 16)[0]
 
     def _decode(
         self, split: str, target: Target, grey: bool, store: Path | None = None, own: tuple[int, int] | None = None
@@ -382,42 +375,50 @@ class EncodedSource(Source):
         records = self.records[split]
         places = list(records.opened)
         decoding = Decoding(self.reader, target, grey, own)
-        if store is None or self.reader.stays:
-            images, bad = decoded(decoding, places)
-            return images, {records.ids[i]: why for i, why in bad.items()}
-        shape = (len(places), *target.shape, 1 if grey else 3)
-        stamps = [self.reader.stamp(place) for place in places]
-        # the place too: files of two sets may agree in names, sizes and times
-        where = [self.place, self.kind, pillow]
-        key = digest([caches.VERSION, *where, list(records.ids), stamps, list(shape), target.policy, *(own or ())])
-        about = {"source": str(self.name), "split": split, "policy": target.policy}
-        stored, bad = caches.kept(store / key[:32], shape, decoding, places, about)
-        rows = Rows([stored], np.arange(len(places)))
-        return rows, {records.ids[i]: why for i, why in bad.items()}  # type: ignore[return-value]
+        images: Any
+        if store is None or self.reader.in_process:
+            images, bad = decoding.many(places)
+        else:
+            shape = (len(places), *target.shape, 1 if grey else 3)
+            stamps = [self.reader.stamp(place) for place in places]
+            what = [self.reader.identity, pillow, list(records.ids), stamps]
+            key = digest([*what, list(shape), target.policy, *(own or ())])
+            about = {"source": self.name, "split": split, "shape": list(shape), "policy": target.policy}
+            stored, bad = caches.kept(store / key[:32], shape, decoding, places, about)
+            images = Rows([stored], np.arange(len(places)))
+        return images, {records.ids[i]: why for i, why in bad.items()}
 
-    def _sample(self) -> tuple[dict[tuple[int, int], int], bool] | None:
+    @cached_property
+    def _sampled(self) -> Survey | None:
         n = sum(len(records.ids) for records in self.records.values())
-        if n < SAMPLE_FROM or self.reader.stays:
-            return None  # a header costs little
-        found = []
+        if n < SAMPLE_FROM or self.reader.in_process:
+            return None
+        found: list[Header | None] = []
         for records in self.records.values():
             step = max(1, len(records.ids) // SAMPLE)
             found += [header for header, _ in _headers(self.reader, records.opened[::step])]
-        known = [header for header in found if header is not None]
-        sizes = {header.size for header in known}
-        if len(known) < len(found) or len(sizes) != 1 or any(is_deep(header.mode) for header in known):
+        sizes = {None if header is None else header.size for header in found}
+        if len(sizes) != 1 or any(header is None or header.deep for header in found):
             return None
-        if all(header.grey for header in known):
+        if all(header.grey for header in found if header):
             return None  # that all are grey is known only when all were looked at
-        return {sizes.pop(): n}, False
+        return Survey({size: n for size in sizes if size}, False)
 
-    def _each(self, work: Any, records: Records, what: str, *more: Any) -> Iterator[tuple[str, Any, str]]:
+    def _warn_of_dark(self, deep: Sequence[Any]) -> None:
+        if deep and all(is_dark(self.reader.open(place)) for place in deep[:64]):
+            note = (
+                "the 16-bit images use less than an eighth of the range 0..65535 and come out nearly black: "
+                "save 10- or 12-bit data scaled to 16 or 8 bits"
+            )
+            self.warnings = tuple(dict.fromkeys((*self.warnings, note)))
+
+    def _each(self, work: Any, records: Records, what: str) -> Iterator[tuple[str, Any, str]]:
         """(id, result or None, why not) of every image of a split, in order."""
         n = len(records.ids)
-        tasks = ((self.reader, part, *more) for part in chunks(records.opened, reading.CHUNK))
+        tasks = ((self.reader, part) for part in chunks(records.opened, reading.CHUNK))
         done = 0
         with Progress(what, n, quiet=n < PROGRESS_FROM) as bar:
-            for results in in_chunks(work, tasks, 0 if self.reader.stays else n):
+            for results in in_chunks(work, tasks, self.reader, n):
                 for found, why in results:
                     yield records.ids[done], found, why
                     done += 1
@@ -451,27 +452,21 @@ def _weights(n: int) -> np.ndarray:
 
 
 def _headers(reader: Reader, places: Sequence[Any]) -> list[tuple[Header | None, str]]:
-    seen: dict[Header, Header] = {}  # equal ones travel back to the main process once a chunk
-
-    def one(place: Any) -> Header:
-        header = read_header(reader.open(place))
-        return seen.setdefault(header, header)
-
-    return [_attempt(one, place) for place in places]
+    return [_attempt(read_header, reader, place) for place in places]
 
 
-def _scanned(reader: Reader, places: Sequence[Any], grey: bool) -> list[tuple[tuple[str, np.ndarray] | None, str]]:
-    """The hash of an image's pixels in its own size, and a small version of it."""
-
-    def one(place: Any) -> tuple[str, np.ndarray]:
-        x = decode(reader.open(place), None, grey)
-        return pixel_hash(x), smaller(x)
-
-    return [_attempt(one, place) for place in places]
+def _scanned(reader: Reader, places: Sequence[Any]) -> list[tuple[tuple[Header, str, np.ndarray] | None, str]]:
+    return [_attempt(_seen, reader, place) for place in places]
 
 
-def _attempt(work: Callable[[Any], Any], place: Any) -> tuple[Any, str]:
+def _seen(file: Any) -> tuple[Header, str, np.ndarray]:
+    """The header of an image, the hash of its pixels in its own size, and a small version of it."""
+    header, x = decode_whole(file)
+    return header, pixel_hash(x), smaller(x)
+
+
+def _attempt(work: Callable[[Any], Any], reader: Reader, place: Any) -> tuple[Any, str]:
     try:
-        return work(place), ""
+        return work(reader.open(place)), ""
     except (UnusableImageError, OSError) as error:
         return None, str(error)

@@ -8,30 +8,26 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from imbdiff.data.arrays import ArraySource, DigitsSource, NpzSource
 from imbdiff.data.benchmarks import BENCHMARKS
-from imbdiff.data.folder import FolderSource
-from imbdiff.data.imageset import ImageSet
-from imbdiff.data.source import Source, Survey
+from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec, user_path
-from imbdiff.runtime.errors import DataError
+from imbdiff.runtime.errors import ConfigError, DataError
 from imbdiff.runtime.tables import known
 
-__all__ = ["ArraySource", "DigitsSource", "FolderSource", "NpzSource", "Source", "Survey", "load", "parse"]
+SCHEMES: dict[str, str] = {"hf": "datasets_source", "https": "datasets_source", "http": "datasets_source",
+                           "module": "objects"}  # fmt: skip
+"""{prefix: module of imbdiff.data} of sources that are named, not a path.
 
-SCHEMES: dict[str, str] = {
-    "hf": "imbdiff.data.datasets_source",
-    "module": "imbdiff.data.objects",
-    **dict.fromkeys(("https", "http"), "imbdiff.data.datasets_source"),
-}
-"""{prefix: module} of sources that are named, not a path; each module has ``open_source(spec, flippable)``."""
+Each module has ``open_source(spec)``, and OPTIONS, the names of the options that it takes; None = any.
+"""
 ENDINGS: dict[str, str] = {
-    **dict.fromkeys((".txt", ".csv", ".tsv"), "imbdiff.data.lists"),
-    ".zip": "imbdiff.data.archive",
-    **dict.fromkeys((".parquet", ".tar", ".tar.gz", ".tgz"), "imbdiff.data.datasets_source"),
+    **dict.fromkeys((".txt", ".csv", ".tsv"), "lists"),
+    ".zip": "archive",
+    ".npz": "arrays",
+    **dict.fromkeys((".parquet", ".tar", ".tar.gz", ".tgz"), "datasets_source"),
 }
 """{ending of a file's name: module}."""
-NAMES: dict[str, str] = {"digits": "", **dict.fromkeys(BENCHMARKS, "imbdiff.data.benchmarks")}
+NAMES: dict[str, str] = {"digits": "arrays", **dict.fromkeys(BENCHMARKS, "benchmarks")}
 """{name: module} of the built-in names and benchmarks; entry points of the group ``imbdiff.sources`` are names too."""
 
 REMEDY = (
@@ -40,7 +36,7 @@ REMEDY = (
 )
 
 
-def load(source: Any, *, flippable: bool | None = None) -> Source:
+def load(source: Any, *, flippable: bool | None = None, strict: bool = True) -> Source:
     """Opens a source of labelled images.
 
     Args:
@@ -49,35 +45,28 @@ def load(source: Any, *, flippable: bool | None = None) -> Source:
             an ImageSet; a pair (X, y) of arrays as in :class:`ArraySource`; an object with a length whose items are
             (image, label), such as a data set of torch or torchvision, or {"train": ..., "test": ...} of these; or a
             source, which is returned as it is.
-        flippable: whether images mean the same when mirrored; None = no.
+        flippable: whether images mean the same when mirrored; None = as the source says.
+        strict: for training. To measure images (False), a folder or .npz file of one class or without labels is enough.
 
     Raises:
         DataError: nothing there, or not usable as it is; the message says why and what to do.
+        ConfigError: options that sources of this kind do not take, or that make no sense.
     """
     if isinstance(source, Source):
         opened = source
-    elif isinstance(source, ImageSet):
-        opened = ArraySource.of(source)
-    elif isinstance(source, tuple):
-        if len(source) != 2:
-            raise DataError(f"a tuple of {len(source)} values is no source", "give a pair of arrays (X, y)")
-        opened = ArraySource({"train": source})
-    elif not isinstance(source, str | Path):
-        from imbdiff.data.objects import HOW, as_source, is_content
-
-        if not is_content(source):
-            raise DataError(f"a {type(source).__name__} is no source", f"give 'digits' or a path, or {HOW}")
-        opened = as_source(source, "the data set")
-    else:
+    elif isinstance(source, str | Path):
         spec = parse(str(source))
-        place = spec.absolute()
+        spec.strict = strict
         try:
-            opened = _open(spec, bool(flippable))
+            opened = _open(spec)
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             raise DataError(f"{spec.text[:80]}... does not exist: the name is too long", REMEDY) from error
-        opened.place = place if opened.place == spec.text else opened.place
+    else:
+        from imbdiff.data.objects import as_source
+
+        opened = as_source(source, "the data")
     if flippable is not None:
         opened.flippable = flippable
     return opened
@@ -88,27 +77,30 @@ def parse(text: str) -> Spec:
     return Spec.parse(text, SCHEMES, known("sources", NAMES))
 
 
-def _open(spec: Spec, flippable: bool) -> Source:
+def _open(spec: Spec) -> Source:
+    module = import_module(f"imbdiff.data.{_module(spec)}")
+    strange = [] if module.OPTIONS is None else [name for name in spec.options if name not in module.OPTIONS]
+    if strange:
+        takes = ", ".join(sorted(module.OPTIONS)) or "no options"
+        raise ConfigError(f"{spec.text}: unknown option {', '.join(strange)}", f"sources of this kind take {takes}")
+    opened: Source = module.open_source(spec)
+    return opened
+
+
+def _module(spec: Spec) -> str:
+    """The module of imbdiff.data that opens a source."""
+    if spec.scheme:
+        return SCHEMES[spec.scheme]
+    if spec.built_in:
+        return NAMES.get(spec.rest, "objects")
     path = user_path(spec.rest)
-    module = SCHEMES[spec.scheme] if spec.scheme else NAMES.get(spec.rest, "")
-    if spec.rest == "digits" and not spec.scheme:
-        spec.finish(())
-        return DigitsSource(flippable)
-    if not module and spec.built_in:
-        module = "imbdiff.data.objects"
-    if not module and not path.is_dir():
-        name = path.name.lower()
-        module = next((module for ending, module in ENDINGS.items() if name.endswith((ending, ending + "}"))), "")
-    if not module and path.is_dir() and any(path.glob("*.tar")) and not any(entry.is_dir() for entry in path.iterdir()):
-        module = "imbdiff.data.datasets_source"
-    if module:
-        return import_module(module).open_source(spec, flippable)
     if path.is_dir():
-        spec.finish(())
-        return FolderSource(path, spec.text, flippable)
-    if path.suffix.lower() == ".npz" and path.is_file():
-        spec.finish(())
-        return NpzSource(path, spec.text, flippable)
+        shards = any(path.glob("*.tar")) and not any(entry.is_dir() for entry in path.iterdir())
+        return "datasets_source" if shards else "folder"
+    name = path.name.lower()
+    for ending, module in ENDINGS.items():
+        if name.endswith((ending, ending + "}")):
+            return module
     if path.exists():
         raise DataError(f"{spec.text} is neither a folder nor a file of a kind that is read", REMEDY)
     near = difflib.get_close_matches(spec.rest, known("sources", NAMES), n=1)

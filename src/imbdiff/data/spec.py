@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote
@@ -24,6 +24,8 @@ from imbdiff.runtime.errors import ConfigError
 
 PATHS = frozenset({"root", "val", "test", "names", "list"})
 """Options that name files or folders."""
+SAFE = "/:,{}[]*+ "
+"""Characters that stay as they are in an option's value."""
 
 
 def user_path(text: str | Path) -> Path:
@@ -44,10 +46,11 @@ class Spec:
 
     Attributes:
         text: the whole of it; messages call the source so.
-        scheme: "hf", "torchvision" and so on, "" for a path or name.
+        scheme: "hf" and so on, "" for a path or name.
         rest: without scheme and options.
         options: {name: value} of what stands behind the question mark.
         built_in: it is a built-in name.
+        strict: it is for training; otherwise one class, or no labels at all, are enough where there are images.
     """
 
     text: str
@@ -55,9 +58,10 @@ class Spec:
     rest: str = ""
     options: dict[str, str] = field(default_factory=dict)
     built_in: bool = False
+    strict: bool = True
 
     @classmethod
-    def parse(cls, text: str, schemes: Iterable[str] = (), names: Iterable[str] = ()) -> Spec:
+    def parse(cls, text: str, schemes: Collection[str] = (), names: Collection[str] = ()) -> Spec:
         """Reads `text`.
 
         Args:
@@ -73,7 +77,7 @@ class Spec:
         if not os.path.exists(user_path(text)):  # unlike Path.exists, False for names that are too long
             rest, mark, query = text.partition("?")
         scheme, colon, after = rest.partition(":")
-        if not colon or scheme not in set(schemes):
+        if not colon or scheme not in schemes:
             scheme, after = "", rest
         try:
             # a plus is a plus here: it is common in file names
@@ -82,16 +86,16 @@ class Spec:
             raise ConfigError(
                 f"the options of {text!r} cannot be read: {error}", "write SOURCE?name=value&name=value"
             ) from error
-        if len({name for name, _ in pairs}) < len(pairs):
+        if len(dict(pairs)) < len(pairs):
             raise ConfigError(f"an option of {text!r} is given twice", "give each once")
-        return cls(text, scheme, after, dict(pairs), not scheme and after in set(names))
+        return cls(text, scheme, after, dict(pairs), not scheme and after in names)
 
     def absolute(self) -> str:
         """The same source with absolute paths, so that it can be opened from anywhere.
 
-        The path itself and the options that name files or folders (``root``, ``names``, ``list``, and without a prefix
-        ``val`` and ``test``, which name splits in a hub's set) are changed where they exist, or for a pattern where the
-        folder in front of it does. An address, and what stands behind ``module:``, is no path.
+        Changed are the path itself and the options that name files or folders (``val`` and ``test`` only without a
+        prefix: in a hub's set they name splits), where they exist, or for a pattern where the folder in front of it
+        does.
         """
 
         def place(text: str) -> str:
@@ -100,12 +104,11 @@ class Spec:
             pattern = start != str(path) and os.path.isdir(os.path.dirname(start) or ".")
             return os.path.abspath(path) if os.path.exists(path) or pattern else text
 
-        colon = f"{self.scheme}:" if self.scheme else ""
         known = PATHS - {"val", "test"} if self.scheme else PATHS
         options = {k: place(v) if k in known and v else v for k, v in self.options.items()}
-        query = "&".join(f"{k}={quote(v, safe='/:,{}[]*+ ')}" for k, v in options.items())
+        query = "&".join(f"{k}={quote(v, safe=SAFE)}" for k, v in options.items())
         rest = place(self.rest) if self.scheme in ("", "hf") and not self.built_in else self.rest
-        return f"{colon}{rest}" + (f"?{query}" if query else "")
+        return (f"{self.scheme}:" if self.scheme else "") + rest + (f"?{query}" if query else "")
 
     @property
     def short(self) -> str:
@@ -113,23 +116,3 @@ class Spec:
         if self.scheme == "module":  # NAME of PACKAGE.MODULE:NAME
             return self.rest.rpartition(":")[2] or "source"
         return Path(self.rest).stem or "source"
-
-    def take(self, name: str, default: str | None = None) -> str | None:
-        """The value of an option, which is then used up."""
-        return self.options.pop(name, default)
-
-    def finish(self, known: Iterable[str]) -> None:
-        """Refuses options that nobody took.
-
-        Args:
-            known: the options that sources of this kind take, for the message.
-
-        Raises:
-            ConfigError: naming them.
-        """
-        if self.options:
-            takes = ", ".join(sorted(known))
-            raise ConfigError(
-                f"{self.text}: unknown option {', '.join(self.options)}",
-                f"sources of this kind take: {takes}" if takes else "sources of this kind take no options",
-            )
