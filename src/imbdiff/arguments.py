@@ -110,7 +110,8 @@ def given(verb: str, words: Sequence[str], *kinds: Any) -> tuple[dict[str, Any],
     while left:
         word = left.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
+        if not name.startswith(CONSTANTS):  # names of guidances have hyphens
+            name = name.replace("-", "_")
         group, _, last = name.rpartition(".")
         positive = f"{group}.{last[3:]}" if group else last[3:]
         if word in ("-h", "--help", "--help-all", "--help_all"):

@@ -32,6 +32,7 @@ from imbdiff.recipe import Phase
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import read_json
 from imbdiff.runtime.log import read_jsonl
+from imbdiff.training.loop import Loop
 from imbdiff.training.parts import Part
 from imbdiff.training.trainer import Trainer
 from tests.pipeline.conftest import SMALL
@@ -142,22 +143,22 @@ class StoppedError(Exception):
 def test_stopped_between_phases_it_goes_on_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of("diffrc-paper", **{"train.images": 16 * 6})
     prepared = training.prepare_data("digits", config.data)
-    real, log_row, stepped, last = Trainer.run, Trainer._log_row, set(), [""]
+    real, write, stepped, last = Trainer.run, Loop._write, set(), [""]
 
     def stopping(self: Trainer) -> Any:
-        assert self.log is not None
+        assert self.files.log is not None
         result = real(self)
-        if self.log.path.name == last[0]:
+        if self.files.log.path.name == last[0]:
             raise StoppedError
         return result
 
-    def counting(self: Trainer, *args: Any) -> Any:
-        assert self.log is not None
-        stepped.add(self.log.path.name)
-        return log_row(self, *args)
+    def counting(self: Loop, *args: Any) -> Any:
+        assert self.files.log is not None
+        stepped.add(self.files.log.path.name)
+        return write(self, *args)
 
     monkeypatch.setattr(Trainer, "run", stopping)
-    monkeypatch.setattr(Trainer, "_log_row", counting)
+    monkeypatch.setattr(Loop, "_write", counting)
     whole = training.train(prepared, config, tmp_path / "a", quiet=True)
     for end, expected in (
         ("log-source.jsonl", {"log-source.jsonl"}),
@@ -201,7 +202,7 @@ def test_a_run_that_lost_its_guide_makes_it_again(
 
     name, folder = done
     shutil.copytree(folder, tmp_path / "run")
-    monkeypatch.setattr(Trainer, "_log_row", None)  # all phases are there, finished: nothing is trained
+    monkeypatch.setattr(Loop, "_write", None)  # all phases are there, finished: nothing is trained
     before = saved_identity(folder / "model")
     (tmp_path / "run" / "model" / lost).unlink()
     imbdiff.run("digits", tmp_path / "run", config_of(name), wanted=("train",), quiet=True)
@@ -338,7 +339,8 @@ def test_groups_that_cannot_be_divided_or_are_too_small_are_refused(monkeypatch:
         check_fit(prepared, config, world=16)
     target = METHODS["diffrc"].target
     small: Phase = replace(target, parts=(Part(), Part("grouped", groups=8, group_size=2)))
-    monkeypatch.setitem(METHODS, "diffrc", replace(METHODS["diffrc"], phases=(small,)))
+    phases = tuple(small if phase is target else phase for phase in METHODS["diffrc"].phases)
+    monkeypatch.setitem(METHODS, "diffrc", replace(METHODS["diffrc"], phases=phases))
     with pytest.raises(ConfigError, match="groups of 2 rows"):
         check_fit(prepared, config)
     with pytest.raises(ConfigError, match="groups of 2 rows"):

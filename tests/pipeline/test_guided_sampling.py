@@ -61,22 +61,22 @@ def test_the_weak_model_is_an_earlier_average_of_the_same_training(trained: Path
 
 
 def test_a_training_that_goes_on_has_the_same_weak_model(trained: Path, tmp_path: Path) -> None:
-    from imbdiff.training.trainer import Trainer
+    from imbdiff.training.loop import Loop
 
     class StoppedError(Exception):
         pass
 
     config = override(imbdiff.preset("tiny"), {**SMALL})
     data = training.prepare_data("digits", config.data)
-    log_row = Trainer._log_row
+    write = Loop._write
 
-    def stopping(self: Any, sums: Any, shares: Any, counted: int, seen: int, *rest: Any) -> Any:
-        if seen > 16 * 7:
+    def stopping(self: Any, sums: Any, counted: int, done: int, seconds: float) -> Any:
+        if done > 7:
             raise StoppedError
-        return log_row(self, sums, shares, counted, seen, *rest)
+        return write(self, sums, counted, done, seconds)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_log_row", stopping)
+        patch.setattr(Loop, "_write", stopping)
         with pytest.raises(StoppedError):
             training.train(data, config, tmp_path, quiet=True)
     model = training.train(data, config, tmp_path, quiet=True)
@@ -235,4 +235,4 @@ OURS = GuidanceEntry(what="far away", when="now", source="here", make=lambda *_:
     assert main(["methods", "far"]) == 0
     assert "--sample.guidance.far.length 3.0" in capsys.readouterr().out
     assert main(["methods", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["guidance"]["far"] == {"what": "from outside: outside:OURS"}
+    assert json.loads(capsys.readouterr().out)["guidance"]["far"] == {"idea": "from outside: outside:OURS"}
