@@ -144,10 +144,10 @@ def test_a_run_keeps_them_says_them_and_is_told_from_another_by_them(
 def test_the_identity_of_a_training_depends_on_them() -> None:
     config = override(imbdiff.preset("tiny"), {**SMALL, "method": "cbdm"})
     data = training.prepare_data("digits", config.data)
-    own = training.training_identity(data, config)
-    assert own == training.training_identity(data, with_all_constants(config))
-    assert own == training.training_identity(data, override(config, {"method.tau": 1.0}))
-    assert own != training.training_identity(data, override(config, {"method.tau": 0.9}))
+    own = training.training_inputs(data, config)
+    assert own == training.training_inputs(data, with_all_constants(config))
+    assert own == training.training_inputs(data, override(config, {"method.tau": 1.0}))
+    assert own != training.training_inputs(data, override(config, {"method.tau": 0.9}))
 
 
 MODULE = '''
@@ -205,6 +205,6 @@ def test_a_method_from_a_module_outside_runs_to_a_page(
     assert len(get_method(f"{named}+cbdm").target.objectives()) == 3
     config = override(imbdiff.preset("tiny"), {**SMALL, "method": named})
     data = training.prepare_data("digits", config.data)
-    before = training.training_identity(data, config)
+    before = training.training_inputs(data, config)
     (tmp_path / "gaps.py").write_text(MODULE + "# changed\n")
-    assert training.training_identity(data, config) != before, "a training depends on code from outside"
+    assert training.training_inputs(data, config) != before, "a training depends on code from outside"

@@ -26,7 +26,7 @@ from imbdiff.objectives.reweighting import EffectiveNumber, Focal, MinSNR
 from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.objectives.transfer import Transfer
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
-from imbdiff.recipe import Method, Phase, combine, constants, full_names, with_constants
+from imbdiff.recipe import Method, Phase, combine, constants, with_constants
 from imbdiff.runtime.tables import lookup
 from imbdiff.training.parts import Part
 
@@ -390,7 +390,4 @@ def method_of(config: RunConfig) -> Method:
 def with_all_constants(config: RunConfig) -> RunConfig:
     """`config` with every constant of its method by full name, those that were not given with the published value: what
     a run keeps, and what it is compared by."""
-    method = get_method(config.method)
-    given = full_names(method, config.constants)
-    values = {name: given.get(name, constant.default) for name, constant in constants(method).items()}
-    return replace(config, constants=values)
+    return replace(config, constants={name: c.default for name, c in constants(method_of(config)).items()})

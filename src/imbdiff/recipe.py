@@ -1,24 +1,21 @@
 """What a training method is made of, how methods are combined, and their constants: `imbdiff.methods` is the table.
 
-The constants of a method are the fields of its objectives, of how its batches are drawn and of its networks. They are
-options: ``--method cbdm --method.tau 0.3`` on the command line, ``method: {name: cbdm, tau: 0.3}`` in YAML,
-``override(config, {"method.tau": 0.3})`` in Python. Each has a full name, OWNER.FIELD, with the name of the objective,
-of the part of the batch, of the network or of the phase as owner; the field alone will do where that is not ambiguous.
+The constants of a method are the fields of its objectives, of how its batches are sampled, of its networks and phases.
+They are options, see `imbdiff.constants`: ``--method cbdm --method.tau 0.3``, ``method: {name: cbdm, tau: 0.3}`` in
+YAML, ``override(config, {"method.tau": 0.3})`` in Python.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from torch import nn
 
-from imbdiff.config import convert
+from imbdiff.constants import Constant, constants_of, resolve
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.objective import Objective
@@ -66,7 +63,7 @@ class Method:
     Attributes:
         idea: one line.
         source: the publication, or code, that its constants are from.
-        phases: trained in order.
+        phases: trained in order; those that give a model come before the one that is sampled.
         omega: strength of classifier-free guidance that the source evaluates with.
         cost: training cost in forward passes per image, against 1 for DDPM; of a combination an upper bound, since
             passes that several losses ask for are made once.
@@ -74,7 +71,7 @@ class Method:
             in benchmarks/results); None of a combination.
         when: when to choose it.
         init: "any" starts from new weights; "required" needs a saved model to start from.
-        sampler, steps: what the source draws with, where that is part of the method; None: the package's own.
+        sampler, steps: what the source samples with, where that is part of the method; None: the package's own.
         guidance: what the source's sampling is guided by: names of `imbdiff.diffusion.guidances`, joined by +.
         guidance_constants: of these, by NAME.FIELD, where they differ from the table's; omega stands by itself.
         ada: probability of each geometric change of an image (ADA), which the network takes as a condition; 0.12 in
@@ -202,12 +199,12 @@ def _objectives(joined: Sequence[tuple[str, Phase]]) -> list[Objective]:
     for name, phase in joined:
         for objective in phase.objectives():
             owner, other = found.setdefault(objective.name, (name, objective))
-            first, second = _constants(other), _constants(objective)
-            if other is not objective and first != second:
-                differ = [k for k in first if first[k] != second.get(k)]
+            fields = dataclasses.fields(other)
+            pairs = {f.name: (getattr(other, f.name), getattr(objective, f.name)) for f in fields if f.init}
+            differ = ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)
+            if differ:
                 raise ConfigError(
-                    f"{owner} and {name} both bring {objective.name}, with other constants: "
-                    + ", ".join(f"{k} {first[k]} and {second.get(k)}" for k in differ),
+                    f"{owner} and {name} both bring {objective.name}, with other constants: {differ}",
                     "take one of them",
                 )
     bases = [(name, o) for name, o in found.values() if o.base and type(o) is not Denoising]
@@ -218,131 +215,20 @@ def _objectives(joined: Sequence[tuple[str, Phase]]) -> list[Objective]:
     return [o for _, o in found.values() if not (bases and type(o) is Denoising)]
 
 
-def _constants(objective: Objective) -> dict[str, Any]:
-    return {k: v for k, v in vars(objective).items() if not k.startswith("_") and k != "training"}
-
-
-@dataclass(frozen=True)
-class Constant:
-    """One constant of a method.
-
-    Attributes:
-        owner: name of the objective, part, network or phase.
-        name: of the field.
-        hint: its type.
-        default: the method's value.
-        text: what it is and where the value comes from: the field's line in its class's docstring.
-        base: whether it is of the denoising loss, of what replaces it, or of how batches are drawn: where a field alone
-            is named, that of a regulariser is meant sooner.
-    """
-
-    owner: str
-    name: str
-    hint: Any
-    default: Any
-    text: str
-    base: bool = False
-
-    @property
-    def type(self) -> str:
-        """The type, to print."""
-        return type_text(self.hint)
-
-
-def type_text(hint: Any) -> str:
-    """A type to print: "float", "sum or mean", "int or none"."""
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
-    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return " or ".join("none" if p is type(None) else getattr(p, "__name__", str(p)) for p in parts)
-
-
 def constants(method: Method) -> dict[str, Constant]:
     """All constants of a method by full name, in the order of its phases."""
-    found: dict[str, Constant] = {}
-    _add(found, "training", method, ["ada"], base=True)
+    found = constants_of("training", method, ["ada"], base=True)
     for phase in method.phases:
         for objective in phase.objectives():
             names = [f.name for f in dataclasses.fields(objective) if f.init and f.name not in objective.wiring]
-            _add(found, objective.name, objective, names, base=objective.base)
+            found |= constants_of(objective.name, objective, names, base=objective.base)
         for part in phase.parts:
-            _add(found, part.name, part, ["groups", "group_size"] if part.groups else _of_distribution(part), base=True)
-        network = phase.make
-        if dataclasses.is_dataclass(network) and not isinstance(network, type):
-            _add(found, network.name, network, [f.name for f in dataclasses.fields(network)])
+            found |= constants_of(part.name, part, part.constants, base=True)
+        if phase.make is not None and dataclasses.is_dataclass(phase.make):
+            found |= constants_of(phase.make.name, phase.make, [f.name for f in dataclasses.fields(phase.make)])
         if len(method.phases) > 1:
-            _add(found, phase.name, phase, ["share"])
+            found |= constants_of(phase.name, phase, ["share"])
     return found
-
-
-def _of_distribution(part: Part) -> list[str]:
-    return ["distribution", "factor"] if part.of == "all" else ["distribution"]
-
-
-def _add(found: dict[str, Constant], owner: str, value: Any, names: Sequence[str], base: bool = False) -> None:
-    hints, texts = get_type_hints(type(value)), field_texts(type(value))
-    for name in names:
-        constant = Constant(owner, name, hints[name], getattr(value, name), texts.get(name, ""), base)
-        found.setdefault(f"{owner}.{name}", constant)
-
-
-_TEXTS: dict[type, dict[str, str]] = {}
-
-
-def field_texts(kind: type) -> dict[str, str]:
-    """What the docstrings of a class and its bases say of each field, under *Args* or *Attributes*."""
-    from docstring_parser import parse
-
-    if kind in _TEXTS:
-        return _TEXTS[kind]
-    texts: dict[str, str] = {}
-    for base in kind.__mro__:
-        for param in parse(base.__doc__ or "").params if base is not object else ():
-            for name in param.arg_name.split(", "):
-                texts.setdefault(name, " ".join((param.description or "").split()))
-    _TEXTS[kind] = texts
-    return texts
-
-
-def full_names(method: Method, values: Mapping[str, Any], option: str = "--method.") -> dict[str, Any]:
-    """`values` with full names as keys, and converted to the constants' types.
-
-    Args:
-        values: of one that is there under both names, the later counts.
-        option: what a name stands behind in an error.
-
-    Raises:
-        ConfigError: an unknown or ambiguous name, or a value of the wrong type.
-    """
-    known = constants(method)
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = full_name(known, key.replace("-", "_"), option)
-        found[name] = convert(value, known[name].hint, option + key)
-    return found
-
-
-def full_name(known: Mapping[str, Constant], key: str, option: str) -> str:
-    """OWNER.FIELD for `key`.
-
-    Raises:
-        ConfigError: there is no such constant, or there are several.
-    """
-    if key in known:
-        return key
-    fitting = [name for name, c in known.items() if c.name == key]
-    if len(fitting) > 1:  # that of a regulariser is meant sooner than that of the loss it stands beside
-        fitting = [name for name in fitting if not known[name].base] or fitting
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise ConfigError(f"{option}{key} is ambiguous", "give one of " + ", ".join(option + name for name in fitting))
-    candidates = [*known, *(c.name for c in known.values())]
-    near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
-    raise ConfigError(
-        f"unknown constant {option}{key}",
-        f"did you mean {option}{near[0]}?" if near else f"this method has {', '.join(option + n for n in known)}",
-    )
 
 
 def with_constants(method: Method, values: Mapping[str, Any]) -> Method:
@@ -352,42 +238,30 @@ def with_constants(method: Method, values: Mapping[str, Any]) -> Method:
         values: by full name, or by field where that is not ambiguous.
 
     Raises:
-        ConfigError: as of `full_names`; a value out of range, named by the objective's own check.
+        ConfigError: as of `resolve`; a value out of range, named by the objective's own check.
     """
     if not values:
         return method
-    changed = full_names(method, values)
-    phases = tuple(_phase(phase, changed) for phase in method.phases)
-    made = replace(method, phases=phases, **_of(changed, "training"))
-    for phase in made.phases:
+    changed = resolve(constants(method), values, "--method.")
+    phases = [_phase(phase, changed) for phase in method.phases]
+    for phase in phases:
         phase.objectives()  # refuses values out of range now
-    return made
+    return _changed(replace(method, phases=tuple(phases)), "training", changed)
 
 
 def _phase(phase: Phase, changed: Mapping[str, Any]) -> Phase:
     make = phase.make
-    if dataclasses.is_dataclass(make) and not isinstance(make, type):
-        make = replace(make, **_of(changed, make.name))
-    return replace(
-        phase,
-        objectives=partial(_with_values, phase.objectives, dict(changed)),
-        parts=tuple(_part(part, changed) for part in phase.parts),
-        make=make,
-        **{k: v for k, v in _of(changed, phase.name).items() if k == "share"},
-    )
+    if make is not None and dataclasses.is_dataclass(make):
+        make = _changed(make, make.name, changed)
+    parts = tuple(_changed(part, part.name, changed) for part in phase.parts)
+    objectives = partial(_new_objectives, phase.objectives, changed)
+    return replace(_changed(phase, phase.name, changed), objectives=objectives, parts=parts, make=make)
 
 
-def _part(part: Part, changed: Mapping[str, Any]) -> Part:
-    own = _of(changed, part.name)
-    return replace(
-        part,
-        **{k: v for k, v in own.items() if k in (["groups", "group_size"] if part.groups else _of_distribution(part))},
-    )
+def _new_objectives(make: Callable[[], list[Objective]], changed: Mapping[str, Any]) -> list[Objective]:
+    return [_changed(objective, objective.name, changed) for objective in make()]
 
 
-def _of(changed: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    return {name.partition(".")[2]: value for name, value in changed.items() if name.partition(".")[0] == owner}
-
-
-def _with_values(make: Any, changed: Mapping[str, Any]) -> list[Objective]:
-    return [replace(o, **_of(changed, o.name)) for o in make()]
+def _changed(value: Any, owner: str, changed: Mapping[str, Any]) -> Any:
+    own = {name.rpartition(".")[2]: v for name, v in changed.items() if name.rpartition(".")[0] == owner}
+    return replace(value, **{f.name: own[f.name] for f in dataclasses.fields(value) if f.name in own})

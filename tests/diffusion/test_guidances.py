@@ -75,7 +75,7 @@ def test_defaults_are_those_of_the_papers_and_of_the_method() -> None:
     made: Any = {name: make_guidance(name, context()) for name in GUIDANCE}
     assert made["classifier-free"].omega == 1.4
     assert made["autoguidance"].omega == 0.7
-    assert (made["prototype"].scale, made["prototype"].norm, made["prototype"].prior) == (0.6, "l2", True)
+    assert (made["prototype"].scale, made["prototype"].prior) == (0.6, True)
     assert (made["entropy"].scale, made["entropy"].levels, made["entropy"].bound) == (0.03, None, 1.0)
     assert len(made["prototype"].times) == len(made["entropy"].times) == 20  # ancestral
     assert make_guidance("entropy", context(sampler="dpm++", bound=None)).times == ()  # type: ignore[attr-defined]
@@ -89,8 +89,8 @@ def test_values_by_name() -> None:
     assert made.omega == (1.4, 0, 0)  # what is not named: the method's
     made = make_guidance("autoguidance", how, {"autoguidance.omega": "b=2"})
     assert made.omega == (0.7, 2, 0.7)
-    made = make_guidance("prototype", how, {"scale": 1, "norm": "rms", "adaptive": True, "prototype.prior": False})
-    assert (made.scale, made.norm, made.adaptive, made.prior) == (1.0, "rms", True, False)
+    made = make_guidance("prototype", how, {"scale": 1, "prototype.prior": False})
+    assert (made.scale, made.prior) == (1.0, False)
     made = make_guidance(
         "entropy", how, {"entropy.scale": "0.1", "every": 5, "criterion": "loss", "through": "estimate"}
     )
@@ -126,14 +126,17 @@ def test_several_nest_the_first_outermost() -> None:
         ("clasifier-free", {}, "did you mean classifier-free"),
         ("entropy+", {}, "leaves a name empty"),
         ("entropy+entropy", {}, "names entropy twice"),
-        ("entropy", {"entropy.skale": 1}, "did you mean entropy.scale"),
+        ("entropy", {"entropy.skale": 1}, "did you mean --sample.guidance.entropy.scale"),
         ("none", {"omega": 1}, "known here: none"),
-        ("classifier-free", {"prototype.scale": 1}, r"classifier-free\+prototype"),
-        ("autoguidance+classifier-free", {"omega": 1}, "autoguidance.omega or classifier-free.omega"),
-        ("entropy", {"scale": 1, "entropy.scale": 2}, "given twice"),
+        ("classifier-free", {"prototype.scale": 1}, "unknown constant --sample.guidance.prototype.scale"),
+        (
+            "autoguidance+classifier-free",
+            {"omega": 1},
+            "omega is ambiguous",
+        ),
         ("entropy", {"criterion": "l1"}, "expected entropy or loss"),
-        ("entropy", {"every": 1.5}, "entropy.every=1.5 is not valid"),
-        ("entropy", {"scale": True}, "entropy.scale=True is not valid"),
+        ("entropy", {"every": 1.5}, "every=1.5 is not valid"),
+        ("entropy", {"scale": True}, "scale=True is not valid"),
         ("entropy", {"scale": "melanoma=1"}, "no class or group 'melanoma'"),
     ],
 )
@@ -144,7 +147,7 @@ def test_what_does_not_fit_is_refused(names: str, values: dict[str, Any], messag
 
 def test_what_is_missing_is_named_with_a_remedy() -> None:
     how = context()
-    with pytest.raises(ConfigError, match="none is saved with this model"):
+    with pytest.raises(ConfigError, match="needs an earlier state of the training"):
         make_guidance("autoguidance", replace(how, weak=None))
     with pytest.raises(ConfigError, match="needs a classifier"):
         make_guidance("entropy", replace(how, classifier=None))

@@ -76,7 +76,7 @@ def test_the_guide_is_kept_with_the_model_and_changes_the_images(done: tuple[str
     assert isinstance(guidance.outer, PrototypeGuidance)
     groups = Groups.default(model.spec.stats).of_class
     scale = 0.6 if name == "diffrc-paper" else tuple(0.0 if g == 0 else 0.6 for g in groups)
-    assert (guidance.outer.scale, guidance.outer.norm, guidance.outer.adaptive) == (scale, "l2", False)
+    assert (guidance.outer.scale, guidance.outer.prior) == (scale, True)
     assert isinstance(guidance.inner, ClassifierFree)
     assert guidance.inner.omega == (0.0 if name == "diffrc-paper" else 0.8)
     assert how.sampler == "ddpm"
@@ -86,11 +86,10 @@ def test_the_guide_is_kept_with_the_model_and_changes_the_images(done: tuple[str
     assert isinstance(free.guide(model), ClassifierFree)
 
     def drawn(scale: float) -> np.ndarray:
-        changed = {"sample.guidance.scale": scale, "sample.guidance.norm": "rms"}
-        strong = sampling(override(config_of(name), changed))
+        strong = sampling(override(config_of(name), {"sample.guidance.scale": scale}))
         return generate(model, [9] * 4, range(4), sampler=how.sampler, steps=3, guidance=strong.guide(model))
 
-    assert not np.array_equal(drawn(0.0), drawn(5.0))
+    assert not np.array_equal(drawn(0.0), drawn(40.0))
 
 
 def test_what_was_drawn_says_how(done: tuple[str, Path]) -> None:
@@ -98,11 +97,10 @@ def test_what_was_drawn_says_how(done: tuple[str, Path]) -> None:
     found = read_json(folder / "samples" / "manifest.json")
     assert found["guidance"] == "prototype+classifier-free"
     assert found["constants"]["prototype.scale"] == (0.6 if name == "diffrc-paper" else "0.6,many=0")
-    assert (found["constants"]["prototype.norm"], found["constants"]["prototype.adaptive"]) == ("l2", False)
+    assert found["constants"]["prototype.prior"]
     assert sum(found["counts"]) == len(found["images"]) > 0
-    for changed in ({"sample.guidance.norm": "rms"}, {"sample.guidance.adaptive": True}):
-        how = sampling(override(config_of(name), changed))
-        assert not samples.finished(folder / "samples", {**found, **how.to_json()})
+    how = sampling(override(config_of(name), {"sample.guidance.prior": False}))
+    assert not samples.finished(folder / "samples", {**found, **how.to_json()})
 
 
 def test_a_model_without_labels_knows_none(done: tuple[str, Path]) -> None:
@@ -234,11 +232,10 @@ def test_the_page_says_how_the_guide_was_used(done: tuple[str, Path]) -> None:
     scale = "0.6" if name == "diffrc-paper" else "0.6,many=0"
     row = f"ddpm, 3 steps; guidance: prototype {scale} + classifier-free {METHODS[name].omega:.1f} (0 = none)"
     assert protocol(RunFolder(folder), config, plan, None)["Sampler"].startswith(row)
-    constants = {**plan["constants"], "prototype.scale": 2.0, "prototype.norm": "rms", "prototype.adaptive": True}
+    constants = {**plan["constants"], "prototype.scale": 2.0, "prototype.prior": False}
     found = protocol(RunFolder(folder), config, {**plan, "constants": constants}, None)["Sampler"]
     assert "prototype 2.0" in found
-    assert "prototype.norm rms" in found
-    assert "prototype.adaptive True" in found
+    assert "prototype.prior False" in found
     other = config_of("cbdm")
     todo = samples.plan_in(Path("nowhere"), [1], ["a"], other, "x")
     assert "prototype" not in protocol(RunFolder(folder), other, todo, None)["Sampler"]
@@ -260,8 +257,8 @@ def test_a_guide_is_refused_where_there_is_none() -> None:
         check_options(config_of("cbdm+diffrc", **{"sample.guidance.scale": 3}), training=now)
         with pytest.raises(ConfigError, match="needs a guide, and the method ddpm trains none"):
             check_options(config_of("ddpm", **{"sample.guidance": "prototype"}), training=now)
-        with pytest.raises(ConfigError, match=r"'classifier-free' has no option 'prototype\.norm'"):
-            check_options(config_of("ddpm", **{"sample.guidance.prototype.norm": "rms"}), training=now)
+        with pytest.raises(ConfigError, match=r"unknown constant --sample.guidance.prototype\.scale"):
+            check_options(config_of("ddpm", **{"sample.guidance.prototype.scale": 2}), training=now)
     check_options(config_of("ddpm"))
 
 

@@ -182,7 +182,7 @@ def test_images_that_may_be_mirrored_are_mirrored_once_and_said_to_be(
 
 
 def test_what_training_gives_depends_on_it(digits: Prepared) -> None:
-    found = {training.training_identity(digits, configured(**{"method.ada": ada})) for ada in (0.0, 0.1, 0.2)}
+    found = {training.training_inputs(digits, configured(**{"method.ada": ada})) for ada in (0.0, 0.1, 0.2)}
     assert len(found) == 3
 
 

@@ -6,13 +6,12 @@ Another entry of your own is ``module:PACKAGE.MODULE:NAME``, or an entry point o
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import reduce
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from imbdiff.config import convert
+from imbdiff.constants import Constant, constants_of, resolve
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.autoguidance import Autoguidance
 from imbdiff.diffusion.encoder import PrototypeEncoder
@@ -20,11 +19,10 @@ from imbdiff.diffusion.entropy_guidance import Classifier, Criterion, Through, e
 from imbdiff.diffusion.entropy_guidance import Norm as EntropyNorm
 from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided, NoGuidance
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.diffusion.prototype_guidance import Norm as PrototypeNorm
 from imbdiff.diffusion.prototype_guidance import prototype_guidance
 from imbdiff.diffusion.scales import per_class
 from imbdiff.runtime.errors import ConfigError
-from imbdiff.runtime.tables import known, lookup
+from imbdiff.runtime.tables import lookup
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,11 @@ class PrototypeConstants:
 
     Args:
         scale: s, 0.6 is the paper's best; by class or group, few=0.5,many=1.6.
-        norm: length of the gradient per image: "l2" 1, as in the paper, "rms" that of noise, "none" as it is.
         prior: whether class frequencies are in the loss (Eq. 12), as in the paper.
-        adaptive: less, down to 0.2, where the encoder sees the class already; the rule is ours.
     """
 
     scale: float | str = 0.6
-    norm: PrototypeNorm = "l2"
     prior: bool = True
-    adaptive: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,7 +166,7 @@ def _prototype(context: SamplingContext, constants: PrototypeConstants) -> Guida
     assert isinstance(guide, PrototypeEncoder)
     return prototype_guidance(
         guide, context.scales(constants.scale, 0.6), sampler=context.sampler, steps=context.steps,
-        norm=constants.norm, prior=constants.prior, adaptive=constants.adaptive, interval=context.interval,
+        prior=constants.prior, interval=context.interval,
     )  # fmt: skip
 
 
@@ -252,6 +246,14 @@ def guidance_needs(names: str) -> set[str]:
     return {need for entry in guidance_entries(names).values() for need in entry.needs}
 
 
+def known_constants(entries: Mapping[str, GuidanceEntry]) -> dict[str, Constant]:
+    """The constants of these guidances by NAME.FIELD."""
+    found: dict[str, Constant] = {}
+    for name, entry in entries.items():
+        found |= constants_of(name, entry.constants, [f.name for f in fields(entry.constants)])
+    return found
+
+
 def guidance_constants(names: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The constants of each guidance that "a+b" names, with `values` put in; makes nothing.
 
@@ -262,30 +264,11 @@ def guidance_constants(names: str, values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: an unknown or ambiguous key, a guidance that is not among `names`, or a value of the wrong type.
     """
     entries = guidance_entries(names)
-    changes: dict[str, dict[str, Any]] = {name: {} for name in entries}
-    for key, value in values.items():
-        option = guidance_option(names, key)
-        name, _, field = option.rpartition(".")
-        if field in changes[name]:
-            raise ConfigError(f"guidance {names!r}: {option} is given twice", "give it once")
-        changes[name][field] = _typed(value, get_type_hints(type(entries[name].constants))[field], option)
-    return {name: replace(entry.constants, **changes[name]) for name, entry in entries.items()}
-
-
-def guidance_option(names: str, key: str) -> str:
-    """NAME.FIELD of the constant that `key` stands for among the guidances that "a+b" names.
-
-    Raises:
-        ConfigError: none or several have it.
-    """
-    entries = guidance_entries(names)
-    options = [f"{name}.{f.name}" for name, entry in entries.items() for f in fields(entry.constants)]
-    matches = [option for option in options if key == option or key == option.rpartition(".")[2]]
-    if len(matches) > 1:
-        raise ConfigError(f"guidance {names!r}: {key!r} is an option of several", f"write {' or '.join(matches)}")
-    if not matches:
-        raise ConfigError(f"guidance {names!r} has no option {key!r}", _hint(key, options, entries))
-    return matches[0]
+    own: dict[str, dict[str, Any]] = {name: {} for name in entries}
+    for key, value in resolve(known_constants(entries), values, "--sample.guidance.").items():
+        name, _, field = key.rpartition(".")
+        own[name][field] = value
+    return {name: replace(entry.constants, **own[name]) for name, entry in entries.items()}
 
 
 def make_guidance(names: str, context: SamplingContext, values: Mapping[str, Any] | None = None) -> Guidance:
@@ -313,34 +296,12 @@ def _weak(context: SamplingContext) -> DiffusionModel | None:
 
 
 def _check_need(name: str, need: str, context: SamplingContext) -> None:
-    if need == "guide" and not isinstance(context.model.guide, PrototypeEncoder):
+    there, what, remedy = {
+        "guide": (isinstance(context.model.guide, PrototypeEncoder), "a guide", "train by --method diffrc"),
+        "weak": (_weak(context) is not None, "an earlier state of the training", "train again"),
+        "classifier": (context.classifier is not None, "a classifier", "give SamplingContext(classifier=...)"),
+    }[need]
+    if not there:
         raise ConfigError(
-            f"{name} guidance needs a guide, and this model has none",
-            "train with a method that trains one, such as --method diffrc, or choose another guidance",
+            f"{name} guidance needs {what}, and this model comes with none", f"{remedy}, or choose another guidance"
         )
-    if need == "weak" and _weak(context) is None:
-        raise ConfigError(
-            f"{name} needs an earlier state of the training, and none is saved with this model",
-            "train again with a version of imbdiff that keeps one, or choose another guidance",
-        )
-    if need == "classifier" and context.classifier is None:
-        raise ConfigError(
-            f"{name} guidance needs a classifier of the training images, and there is none here",
-            "give one as SamplingContext(classifier=...), or choose another guidance",
-        )
-
-
-def _hint(key: str, options: list[str], entries: Mapping[str, GuidanceEntry]) -> str:
-    owner, _, _ = key.rpartition(".")
-    if owner and owner not in entries and owner in known("guidance", GUIDANCE):
-        return f"add {owner} to the guidance, as in {'+'.join([*entries, owner])}, or leave {key} out"
-    near = difflib.get_close_matches(key, [*options, *(option.rpartition(".")[2] for option in options)], n=1)
-    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(options) or 'none'}"
-
-
-def _typed(value: Any, hint: Any, name: str) -> Any:
-    """`value` as its field's type; of several types in a union, the first that fits."""
-    union = len(get_args(hint)) > 1 and str in get_args(hint)
-    if union and value is None and type(None) not in get_args(hint):
-        raise ConfigError(f"{name}=None is not valid", "give a number, or text such as '1.2,few=0.5'")
-    return convert(value, hint | None if union else hint, name)

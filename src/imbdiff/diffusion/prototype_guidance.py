@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +12,6 @@ from torch import Tensor
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.guidance import Predict, Shift, ancestral_times
 from imbdiff.diffusion.process import Process, expand
-from imbdiff.runtime.errors import ConfigError
-
-Norm = Literal["l2", "rms", "none"]
-START = 0.2  # what the paper initialises s to
 
 
 @dataclass(frozen=True)
@@ -31,12 +27,8 @@ class PrototypeGuidance(Shift):
 
     With the paper's unit gradient a 32-pixel image is moved by at most s sum(Sigma), about 10 s against a length of
     about 55, before what follows shrinks it: with a perfect model of N(0, 0.5^2) and 8 x 8 pixels 0.7 s of it are left
-    at the end of 250 ancestral steps, 1.5 to 2.2 s of what solvers do, and 1.8 to 2.1 s along a flow. "rms" gives the
-    gradient the length of noise, sqrt(c h w), and "none" leaves it as it is.
-
-    The paper's "s changes adaptively" has no rule. Ours, with `adaptive`: per row and step s_i = 0.2 + (s - 0.2)
-    (1 - exp(-L_PC)), from s where the encoder does not see the class to 0.2 (s, if less) where it is sure of it. It
-    depends on the row alone, so that images stay the same whatever else is generated in the batch.
+    at the end of 250 ancestral steps, 1.5 to 2.2 s of what solvers do, and 1.8 to 2.1 s along a flow. The paper's "s
+    changes adaptively" has no rule, and s is constant here.
 
     All classes are guided alike by default. The paper generates medium and tail classes only; a frequent class that is
     asked for needs it as much, since nothing else tells an unconditional model which class to generate. Rows of the
@@ -46,29 +38,23 @@ class PrototypeGuidance(Shift):
         encoder: in eval mode; its gradient in x_t is taken, the model's prediction is not differentiated.
         scale: s, at least 0; one number, or one per class, (C,).
         times: of an ancestral sampler, all its times in order; empty for solvers of the ODE.
-        norm: "l2", "rms" or "none", per image.
         prior: whether L_PC has class frequencies in it (Eq. 12); without, rare classes are pushed less from frequent.
-        adaptive: see above.
         interval: (low, high) noise levels in [0, 1] within which to guide.
         level: the noise level of t, where it is known.
 
     Raises:
-        ConfigError: a scale is negative or not finite, or their number is wrong; unknown norm; bad interval; ancestral
+        ConfigError: a scale is negative or not finite, or their number is wrong; bad interval; ancestral
             times for a process other than DDPM, or, when called, a time that is not one of them.
     """
 
     encoder: PrototypeEncoder
     scale: float | Sequence[float]
     times: tuple[int, ...] = ()
-    norm: Norm = "l2"
     prior: bool = True
-    adaptive: bool = False
     interval: tuple[float, float] = (0.0, 1.0)
     level: float | None = None
 
     def __post_init__(self) -> None:
-        if self.norm not in ("l2", "rms", "none"):
-            raise ConfigError(f"unknown normalisation {self.norm!r}", "use l2, rms or none")
         self.check()
 
     @property
@@ -81,10 +67,7 @@ class PrototypeGuidance(Shift):
 
     def step(self, x_t: Tensor, t: Tensor, labels: Tensor, scale: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
         prediction = predict(x_t, t, labels)
-        loss, g = self.gradient(x_t, t, labels)
-        if self.adaptive:
-            least = scale.clamp_max(START)
-            scale = least + (scale - least) * (1 - (-loss).exp())
+        _, g = self.gradient(x_t, t, labels)
         return prediction, -expand(scale, g) * g
 
     def gradient(self, x_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,11 +76,8 @@ class PrototypeGuidance(Shift):
             x = x_t.detach().requires_grad_()
             loss = self.encoder.loss(x, t, labels, self.prior)
             (g,) = torch.autograd.grad(loss.sum(), x)
-        if self.norm == "none":
-            return loss.detach(), g
         length = g.flatten(1).norm(dim=1).clamp_min(torch.finfo(g.dtype).tiny)
-        unit = g / expand(length, g)
-        return loss.detach(), unit if self.norm == "l2" else unit * g[0].numel() ** 0.5
+        return loss.detach(), g / expand(length, g)
 
 
 def prototype_guidance(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import fields
-from typing import Any, get_type_hints
+from collections.abc import Mapping
+from typing import Any
 
+from imbdiff.constants import Constant
 from imbdiff.data.benchmarks import BENCHMARKS
 from imbdiff.diffusion.backbones import BACKBONES
-from imbdiff.diffusion.guidances import GUIDANCE, GuidanceEntry, guidance_entries
+from imbdiff.diffusion.guidances import GUIDANCE, GuidanceEntry, guidance_entries, known_constants
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import METHODS, get_method
 from imbdiff.metrics.extractors import EXTRACTORS
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.presets import PRESETS
-from imbdiff.recipe import constants, field_texts, type_text
+from imbdiff.recipe import constants
 from imbdiff.recognition.curation import POLICIES
 from imbdiff.recognition.networks import known_networks
 from imbdiff.recognition.recipes import RECIPES
@@ -74,25 +75,21 @@ def method_json(name: str) -> dict[str, Any]:
     guidances = _guidances(name)
     if guidances is None:
         method = get_method(name)
-        own = {full: {"type": c.type, "default": c.default, "what": c.text} for full, c in constants(method).items()}
         about = {key: getattr(method, key) for key in METHOD}
-        return {"name": name, **about, "phases": [phase.name for phase in method.phases], "constants": own}
+        return {"name": name, **about, "phases": [phase.name for phase in method.phases], **_listed(constants(method))}
     entries = guidances.values()
-    found: dict[str, Any] = {
+    return {
         "name": name,
         "idea": " + ".join(e.what for e in entries),
         "when": "; ".join(e.when for e in entries if e.when),
         "source": "; ".join(e.source for e in entries if e.source),
         "needs": ", ".join(dict.fromkeys(need for e in entries for need in e.needs)),
-        "constants": {},
+        **_listed(known_constants(guidances)),
     }
-    for owner, entry in guidances.items():
-        kind = type(entry.constants)
-        hints, texts = get_type_hints(kind), field_texts(kind)
-        for f in fields(entry.constants):
-            value, text = getattr(entry.constants, f.name), texts.get(f.name, "")
-            found["constants"][f"{owner}.{f.name}"] = {"type": type_text(hints[f.name]), "default": value, "what": text}
-    return found
+
+
+def _listed(found: Mapping[str, Constant]) -> dict[str, Any]:
+    return {"constants": {n: {"type": c.type, "default": c.default, "what": c.text} for n, c in found.items()}}
 
 
 def _guidances(name: str) -> dict[str, GuidanceEntry] | None:

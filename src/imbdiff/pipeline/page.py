@@ -15,7 +15,7 @@ from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.recognising import plan_of
 from imbdiff.pipeline.sampling import guidance_text
 from imbdiff.pipeline.watch import METRIC
-from imbdiff.recipe import constants, full_names
+from imbdiff.recipe import constants
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.files import read_json
 from imbdiff.runtime.log import read_jsonl
@@ -92,13 +92,10 @@ def protocol(
 
 def constants_text(config: RunConfig) -> str:
     """The method's constants, those that were changed with the published value behind them."""
-    method = get_method(config.method)
-    given = full_names(method, config.constants)
-    parts = []
-    for name, constant in constants(method).items():
-        value = given.get(name, constant.default)
-        changed = "" if value == constant.default else f" (published: {constant.default})"
-        parts.append(f"{name} {value}{changed}")
+    published, parts = constants(get_method(config.method)), []
+    for name, constant in constants(method_of(config)).items():
+        value, own = constant.default, published[name].default
+        parts.append(f"{name} {value}" if value == own else f"{name} {value} (published: {own})")
     return ", ".join(parts)
 
 

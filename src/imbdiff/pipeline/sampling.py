@@ -36,7 +36,6 @@ from imbdiff.diffusion.guidances import (
     guidance_constants,
     guidance_entries,
     guidance_needs,
-    guidance_option,
     make_guidance,
 )
 from imbdiff.diffusion.model import DiffusionModel
@@ -170,8 +169,7 @@ def sampling(config: RunConfig) -> Sampling:
     given = {k: v for k, v in method.guidance_constants.items() if k.rpartition(".")[0] in entries}
     if "classifier-free" in entries:
         given.setdefault("classifier-free.omega", method.omega)
-    own_constants = {guidance_option(names, key): value for key, value in options.constants.items()}
-    found = guidance_constants(names, {**given, **own_constants})
+    found = guidance_constants(names, {**given, **options.constants})
     return Sampling(
         sampler=sampler,
         steps=options.steps or (method.steps if sampler == own else None) or 20,

@@ -59,6 +59,13 @@ class Part:
         grouped = f", {self.groups} groups of {self.group_size}" if self.groups else ""
         return self.distribution + factor + grouped + ("" if self.of == "all" else f", from {self.of} classes")
 
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Fields that are constants of a method, see `imbdiff.recipe`."""
+        if self.groups:
+            return ("groups", "group_size")
+        return ("distribution", "factor") if self.of == "all" else ("distribution",)
+
     def check(self, batch_size: int, world: int, accumulate: int) -> None:
         """Refuses a part that cannot be divided evenly.
 
