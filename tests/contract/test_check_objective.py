@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -12,7 +13,7 @@ from imbdiff.diffusion.process import Process
 from imbdiff.objectives.batch import NoisyBatch
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.objective import Objective
-from imbdiff.objectives.requests import Answer, Labels, Request, Rows
+from imbdiff.objectives.requests import Labels, Request, Rows
 from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import STATS, check_objective
@@ -57,102 +58,42 @@ def test_right_ones_pass(case: str) -> None:
     )
 
 
-def row_mse(x: Tensor) -> Tensor:
-    return x.square().flatten(1).mean(1)
+Change = Callable[[Tensor, NoisyBatch], Tensor]
+Asked = Callable[[NoisyBatch], list[Request]]
 
 
-class Base(Denoising):
-    """The denoising loss with a place for what is wrong."""
+class Broken(Denoising):
+    """The denoising loss with a changed term, other requests, or a parameter that nothing reads."""
 
     name = "broken"
 
-    def change(self, term: Tensor, batch: NoisyBatch) -> Tensor:
-        return term
-
-    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
-        return {"mse": self.change(row_mse(answers[0].pred - batch.target), batch)}
-
-
-class ReadsTorch(Base):
-    def change(self, term: Tensor, batch: NoisyBatch) -> Tensor:
-        return term * torch.rand(len(term))
-
-
-class Forgets(Base):
-    """Draws nothing from the global generator, and yet the same batch gives another loss."""
-
-    calls = 0
-
-    def change(self, term: Tensor, batch: NoisyBatch) -> Tensor:
-        Forgets.calls += 1
-        return term * (1 + 0.1 * (Forgets.calls % 7))
-
-
-class RowsByValue(Base):
-    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        noisy = (batch.noise_level > 0.5).nonzero().flatten()
-        return [Request(), Request("null", Rows("noisy", noisy))]
-
-
-class SkipsDropped(Base):
-    """As released code does it: no second pass where all labels of the batch were dropped."""
-
-    def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        return [Request()] if bool(batch.dropped.all()) else [Request(), Request("null")]
-
-
-class NotFiniteAtNoNoise(Base):
-    def change(self, term: Tensor, batch: NoisyBatch) -> Tensor:
-        return term / batch.noise_level
-
-
-class NotFiniteAtAllNoise(Base):
-    def change(self, term: Tensor, batch: NoisyBatch) -> Tensor:
-        return term / (1 - batch.noise_level - 1e-3).clamp_min(0)
-
-
-class NotFiniteAlone(Base):
-    """The spread over rows: 0 for a single one."""
-
-    def change(self, term: Tensor, batch: NoisyBatch) -> Tensor:
-        return term / term.var(correction=0)
-
-
-class NotFiniteWithoutLabels(Base):
-    def change(self, term: Tensor, batch: NoisyBatch) -> Tensor:
-        return (term * ~batch.dropped).sum() / (~batch.dropped).sum()
-
-
-class PerPixel(Base):
-    def terms(self, batch: NoisyBatch, answers: Sequence[Answer]) -> dict[str, Tensor]:
-        return {"mse": (answers[0].pred - batch.target).square()}
-
-
-class Shorter(Base):
-    def change(self, term: Tensor, batch: NoisyBatch) -> Tensor:
-        return term[: len(term) // 2]
-
-
-class DeadParameter(Base):
-    def __init__(self) -> None:
+    def __init__(
+        self, change: Change = lambda term, batch: term, asked: Asked = lambda batch: [Request()], dead: bool = False
+    ) -> None:
         super().__init__()
-        self.head = nn.Linear(3, 3)
+        self.change, self.asked = change, asked
+        self.head = nn.Linear(3, 3) if dead else None
 
-
-class NoGradient(Base):
     def requests(self, batch: NoisyBatch) -> Sequence[Request]:
-        return [Request(grad=False)]
+        return self.asked(batch)
 
-    def change(self, term: Tensor, batch: NoisyBatch) -> Tensor:
-        return term.clone().requires_grad_()
-
-
-class ByPosition(Base):
-    def change(self, term: Tensor, batch: NoisyBatch) -> Tensor:
-        return term * torch.arange(len(term))
+    def weighted(self, batch: NoisyBatch, error: Tensor) -> Tensor:
+        return self.change(error, batch)
 
 
-class FullyFrozen(Base):
+CALLS = itertools.count()
+
+
+def rows_by_value(batch: NoisyBatch) -> list[Request]:
+    return [Request(), Request("null", Rows("noisy", (batch.noise_level > 0.5).nonzero().flatten()))]
+
+
+def skips_dropped(batch: NoisyBatch) -> list[Request]:
+    """As released code does it: no second pass where all labels of the batch were dropped."""
+    return [Request()] if bool(batch.dropped.all()) else [Request(), Request("null")]
+
+
+class FullyFrozen(Broken):
     """Right: own parameters that are not trained, as prototypes are, need no gradient; own labels depend on values."""
 
     name = "frozen_parameter"
@@ -166,30 +107,30 @@ class FullyFrozen(Base):
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("objective", "says"),
     [
-        (ReadsTorch, "reads the global random state"),
-        (Forgets, "the same batch gives another loss"),
-        (RowsByValue, "requests depend on the values"),
-        (SkipsDropped, "requests depend on the values"),
-        (NotFiniteAtNoNoise, "no noise at all.*not finite"),
-        (NotFiniteAtAllNoise, "nothing but noise.*not finite"),
-        (NotFiniteAlone, "one row.*not finite"),
-        (NotFiniteWithoutLabels, "all labels dropped.*not finite"),
-        (DeadParameter, "head.weight gets no gradient"),
-        (NoGradient, "no gradient flows"),
-        (ByPosition, "permuting the rows changes"),
+        (Broken(lambda e, b: e * torch.rand(len(e))), "reads the global random state"),
+        (Broken(lambda e, b: e * (1 + 0.1 * (next(CALLS) % 7))), "the same batch gives another loss"),
+        (Broken(asked=rows_by_value), "requests depend on the values"),
+        (Broken(asked=skips_dropped), "requests depend on the values"),
+        (Broken(lambda e, b: e / b.noise_level), "no noise at all.*not finite"),
+        (Broken(lambda e, b: e / (1 - b.noise_level - 1e-3).clamp_min(0)), "nothing but noise.*not finite"),
+        (Broken(lambda e, b: e / e.var(correction=0)), "one row.*not finite"),
+        (Broken(lambda e, b: (e * ~b.dropped).sum() / (~b.dropped).sum()), "all labels dropped.*not finite"),
+        (Broken(dead=True), "head.weight gets no gradient"),
+        (Broken(lambda e, b: e.clone().requires_grad_(), lambda b: [Request(grad=False)]), "no gradient flows"),
+        (Broken(lambda e, b: e * torch.arange(len(e))), "permuting the rows changes"),
     ],
 )
-def test_wrong_ones_fail(make: Callable[[], Objective], says: str) -> None:
+def test_wrong_ones_fail(objective: Objective, says: str) -> None:
     with pytest.raises(AssertionError, match=says):
-        check_objective(make())
+        check_objective(objective)
 
 
-@pytest.mark.parametrize("make", [PerPixel, Shorter])
-def test_terms_of_another_shape_are_refused(make: Callable[[], Objective]) -> None:
-    with pytest.raises(ConfigError, match="broken/mse has shape"):
-        check_objective(make())
+def test_terms_of_another_shape_are_refused() -> None:
+    for change in (lambda e, b: e[:, None].expand(-1, 3), lambda e, b: e[: len(e) // 2]):
+        with pytest.raises(ConfigError, match="broken/mse has shape"):
+            check_objective(Broken(change))
 
 
 def test_own_parameters_may_be_frozen_and_own_labels_may_differ() -> None:

@@ -90,27 +90,3 @@ def test_it_learns_and_generates() -> None:
     assert drawn.shape == (3, 16, 16, 1)
     assert drawn.dtype == np.uint8
     assert drawn.std() > 0
-
-
-def test_two_calls_in_train_mode_agree_exactly() -> None:
-    """diffusers' DiT drops labels by itself, at random, in every block; here nobody but the trainer does."""
-    model = dit("ddpm").train()
-    x = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    t, labels = torch.arange(6) * 150, torch.tensor([0, 1, 2, 0, 1, 3])
-    state = torch.random.get_rng_state()
-
-    def call() -> Tensor:
-        with torch.no_grad():
-            return model(x, t, labels)[0]
-
-    for block in model.backbone.net.transformer_blocks:  # labels enter through a gate that starts small
-        torch.nn.init.normal_(block.norm1.linear.weight, std=0.1, generator=torch.Generator().manual_seed(1))
-    first, second = call(), call()
-    assert torch.equal(first, second)
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert not torch.equal(first[:1], model(x[:1], t[:1], labels[1:2])[0])  # and the label does matter
-    for block in model.backbone.net.transformer_blocks:
-        block.norm1.emb.class_embedder.dropout_prob = 0.5
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        assert not torch.equal(call(), call())  # the trap that this is about

@@ -152,14 +152,6 @@ def test_size_enlarges_and_a_stretch_is_along_its_axis_clockwise_from_the_right(
     assert np.allclose(moments(opposite)[1], covariance, atol=1e-3), "an axis has no sign"
 
 
-def test_the_shift_comes_before_the_turn_and_the_mirroring_last() -> None:
-    start = blob(41, 2.0)
-    turned, _ = moments(Geometric().apply(start, vector(DX=1.0, angle=math.pi / 2)))
-    assert np.allclose(turned, [0, -41 / 8], atol=0.05)  # to the right, then up
-    mirrored, _ = moments(Geometric().apply(start, vector(DX=1.0, MIRRORED=1.0)))
-    assert np.allclose(mirrored, [-41 / 8, 0], atol=0.05)
-
-
 def test_mirrored_rows_keep_their_values_next_to_rows_that_are_warped() -> None:
     x = noise(6, 3, 7, 10)
     rows = [{}, {"MIRRORED": 1.0}, {"UPSIDE": 1.0}, {"MIRRORED": 1.0, "UPSIDE": 1.0}, {"SIZE": 1.0}, {"angle": 0.3}]
@@ -168,13 +160,6 @@ def test_mirrored_rows_keep_their_values_next_to_rows_that_are_warped() -> None:
         assert torch.equal(out[row], x[row].flip(dims))
     assert not torch.allclose(out[4], x[4], atol=0.01)
     assert not torch.allclose(out[5], x[5], atol=0.01)
-
-
-def test_every_row_is_changed_by_its_own_vector() -> None:
-    x, changes = noise(8, 2, 6, 6), Geometric(1).draw(8, torch_rng(5))
-    whole = Geometric().apply(x, changes)
-    alone = torch.cat([Geometric().apply(x[i : i + 1], changes[i : i + 1]) for i in range(8)])
-    assert torch.allclose(whole, alone, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:.*affine_grid behavior")

@@ -151,17 +151,6 @@ def test_every_request_is_told_of_its_own_rows(name: str, max_rows: int | None) 
     assert torch.allclose(answers[-1].pred, expected, atol=1e-5)
 
 
-def test_a_batch_without_changes_calls_the_network_without_the_word() -> None:
-    """Networks of users that know nothing of changes go on working."""
-
-    def network(x, t, labels, taps, predict_rows):  # type: ignore[no-untyped-def]
-        return x[:predict_rows], {}
-
-    main = batch("mlp", told=False)
-    answers, _ = evaluate({"model": network}, {"main": main}, [("main", Request("given"))])
-    assert torch.equal(answers[0].pred, main.x_t)
-
-
 @pytest.mark.parametrize("name", ["unet-8-adagn", "dit-tiny"])
 def test_sampling_saving_and_leaving_the_layer_out(name: str, tmp_path: Path) -> None:
     m = model(name, weights=0.5)

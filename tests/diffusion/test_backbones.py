@@ -199,27 +199,6 @@ def test_dit_needs_squares() -> None:
             build_model("dit-tiny", PROCESSES["ddpm"], shape, STATS)
 
 
-def test_mlp_with_waves_and_a_stem() -> None:
-    """Without its columns for x itself the network is periodic in x: the longest wave has period 4, not 2."""
-    plain, fine = model("mlp", (1, 1, 2)).backbone, model("mlp-fine", (1, 1, 2)).backbone
-    assert isinstance(plain, MLPBackbone)
-    assert isinstance(fine, MLPBackbone)
-    assert isinstance(plain.inner, nn.Linear)
-    assert isinstance(fine.inner, nn.Sequential)
-    assert [type(layer) for layer in fine.inner] == [nn.Linear, nn.SiLU, nn.Linear]
-    first = fine.inner[0]
-    assert isinstance(first, nn.Linear)
-    assert (first.in_features, first.out_features) == (2 + 16 + 2 * 2 * 5, 192)
-    x, time, labels = inputs((1, 1, 2))
-    near = (fine(x, time, labels)[0] - fine(x + 4, time, labels)[0]).abs().max()
-    assert near > 0.01  # x itself is seen too
-    with torch.no_grad():
-        first.weight[:, :2] = 0
-        here, two, four = (fine(x + step, time, labels)[0] for step in (0, 2, 4))
-    assert torch.allclose(here, four, atol=1e-4)
-    assert (here - two).abs().max() > 0.01
-
-
 def on_meta(name: str, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, **options: Any) -> Backbone:
     """The network without memory for its weights."""
     kind, config, _ = BACKBONES[name]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.encoder import PrototypeEncoder
-from imbdiff.diffusion.model import DiffusionModel, ModelSpec, build_model, forget_labels, from_spec
+from imbdiff.diffusion.model import DiffusionModel, build_model, forget_labels
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.pipeline.sampling import weights_identity
@@ -73,21 +73,6 @@ def test_every_parameter_trains(kind: str) -> None:
     whole = model(kind).num_parameters
     assert net.head.weight.numel() < sum(p.numel() for p in net.parameters()) < (whole * 0.85 if kind != "mlp" else 1e9)
     assert not [name for name, _ in net.named_parameters() if "table" in name or "up_blocks" in name or "outer" in name]
-
-
-def test_a_transformers_first_half() -> None:
-    net = encoder("dit-tiny")
-    assert net.tap == "block1"
-    config = {
-        "num_layers": 1,
-        "num_attention_heads": 2,
-        "attention_head_dim": 12,
-        "patch_size": 2,
-        "norm_num_groups": 4,
-    }
-    assert net.backbone.tap_names == ("block0", "block1")
-    one = from_spec(ModelSpec("dit", config, (1, 8, 8), PROCESSES["ddpm"].to_json(), STATS))
-    assert PrototypeEncoder.like(one, 0).tap == "block0"
 
 
 def test_a_backbone_that_does_not_say_where_its_encoder_or_its_table_is_is_refused() -> None:

@@ -18,8 +18,7 @@ from imbdiff.diffusion.backbones import UNetBackbone
 from imbdiff.diffusion.low_rank import LowRank, LowRankLayer, LowRankModel, merged
 from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.diffusion.saved import load_model, save_model
-from imbdiff.integrations.pipeline import to_pipeline
+from imbdiff.diffusion.saved import save_model
 from imbdiff.methods import METHODS
 from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.capacity import CapacityManipulation
@@ -146,19 +145,6 @@ def test_merged_is_unmerged(name: str) -> None:
     assert torch.equal(model(*inputs(name))[0], full), "the merged model is not independent"
 
 
-def test_the_merged_weight_is_the_sum_it_should_be() -> None:
-    for name in ("mlp", "unet-8"):
-        place = next(key for key in plain(name).backbone.low_rank_layers() if name == "mlp" or "conv1" in key)
-        model = at_work(name, scale=0.25)
-        layer = model.backbone.get_submodule(place)
-        w, a, b = (getattr(layer, key).detach().double() for key in ("weight", "down", "up"))
-        got = model.merged().backbone.get_submodule(place).weight
-        for o in (0, 3):
-            for i in (0, 5):
-                expected = w[o, i] + 0.25 * sum(b[o, r].squeeze() * a[r, i] for r in range(len(a)))
-                assert torch.allclose(got[o, i].detach().double(), expected, atol=1e-7)  # type: ignore[index]
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "n"), [("mlp", None), ("unet-8", 4), ("dit-tiny", None), ("dit-tiny", 0)])
 def test_rows_with_and_without_share_a_pass(name: str, n: int | None) -> None:
@@ -235,19 +221,6 @@ def test_chunks_that_are_recomputed_equal_one_pass(name: str) -> None:
         assert grad is not None
         assert got is not None, key
         assert torch.allclose(got, grad, rtol=1e-7, atol=1e-12), key
-
-
-def test_saved_is_the_merged_network_and_can_be_exported(tmp_path: Path) -> None:
-    model = at_work("unet-8")
-    save_model(model.merged(), tmp_path / "model")
-    loaded = load_model(tmp_path / "model")
-    assert type(loaded) is DiffusionModel
-    with torch.no_grad():
-        saved = model.merged()(*inputs("unet-8"))[0]
-        assert torch.equal(loaded(*inputs("unet-8"))[0], saved)
-        x, t, y = inputs("unet-8")
-        exported = to_pipeline(loaded).unet(x, t, class_labels=y).sample
-    assert torch.allclose(exported, saved, atol=1e-5)
 
 
 def test_a_stopped_training_continues_bit_for_bit_and_gives_a_plain_model(tmp_path: Path) -> None:

@@ -167,13 +167,6 @@ def test_ancestral_sampling_reaches_the_right_distribution(process: str, steps: 
     assert float(drawn.std()) == pytest.approx(SD, rel=0.05)
 
 
-@pytest.mark.parametrize(("process", "name"), DETERMINISTIC)
-def test_a_delta_distribution_is_reached_in_any_number_of_steps(process: str, name: str) -> None:
-    for steps in (1, 2, 7, 20):
-        drawn = draw(name, PROCESSES[process], steps, standard_normal(32), mu=0.7, sd=0.0)
-        torch.testing.assert_close(drawn, torch.full_like(drawn, 0.7), atol=rounding(process, steps), rtol=0)
-
-
 @pytest.mark.parametrize("name", ["dpm++", "unipc", "ddim", "ddpm"])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_small_error_of_the_network_stays_small(name: str, schedule: str) -> None:
@@ -197,19 +190,6 @@ def test_a_flows_time_is_where_its_sample_is() -> None:
         torch.testing.assert_close(times, scheduler.timesteps / 1000, atol=1.1e-3, rtol=0)
         assert 0.99 < times[0] <= 1
         assert scheduler.sigmas[-1] == 0
-
-
-def test_a_scheduler_can_be_started_again() -> None:
-    x, p = standard_normal(8), DDPM()
-    scheduler = make_scheduler("unipc", p, 5)
-    ends = []
-    for _ in range(2):
-        start(scheduler, 5)
-        y = x
-        for t in scheduler.timesteps:
-            y = scheduler.step(best_prediction(p, y, t.expand(8), MU, SD), t, y, return_dict=False)[0]
-        ends.append(y)
-    assert torch.equal(*ends)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -84,19 +84,6 @@ def test_a_row_that_stays_keeps_its_target_bit_for_bit_and_the_target_has_no_gra
         assert not torch.equal(target[~stays], batch.target[~stays])
 
 
-def test_targets_move_at_noisy_times_only() -> None:
-    """Nothing moves where the posterior is sharp; at nothing but noise every image is as likely as any other."""
-    objective = Transfer(direction="full")
-    batch, shares = example("flow", objective, dtype=torch.float32), []
-    for u in (0.0, 0.05, 0.3, 0.5, 1 - 2**-24):
-        tries = [drawn(at(batch, u), torch.full((N,), (k + 0.5) / 50)) for k in range(50)]
-        stay = torch.stack([objective.sources(b) == torch.arange(N) for b in tries])
-        shares.append(float(stay.double().mean()))
-    assert shares == sorted(shares, reverse=True)
-    assert shares[:2] == [1, 1]
-    assert shares[-1] == pytest.approx(1 / N, abs=0.03)
-
-
 def test_near_duplicates_are_told_apart_in_single_precision() -> None:
     """Two images 0.01 apart at a brightness of 100: squared distances taken by products are rounding error there."""
     objective = Transfer(direction="full")
@@ -154,15 +141,6 @@ def test_balanced_classes_leave_the_denoising_loss_as_it_is() -> None:
     for mean in ("classes", "images"):
         assert torch.allclose(terms(EffectiveNumber(mean=mean), prediction, stats=even), plain, rtol=1e-6)  # type: ignore[arg-type]
     assert torch.equal(terms(Focal(gamma=0.0), prediction), plain)
-
-
-def test_one_objective_serves_sets_of_other_sizes() -> None:
-    """The weights are kept per device; another data set must not get those of the first."""
-    objective, prediction = EffectiveNumber(), leaf(*example().x0.shape).detach()
-    first = terms(objective, prediction)
-    other = terms(objective, prediction, stats=ClassStats(("a", "b", "c", "d"), (5, 5, 5, 500)))
-    assert not torch.allclose(first, other)
-    assert torch.equal(terms(objective, prediction), first)
 
 
 def test_focal_against_the_noise_level_does_not_re_weight_times() -> None:

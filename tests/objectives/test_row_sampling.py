@@ -20,7 +20,7 @@ from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.capacity import CapacityManipulation
 from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.denoising import Denoising
-from imbdiff.objectives.row_sampling import RowSampled, inclusion, sample_branches, systematic
+from imbdiff.objectives.row_sampling import RowSampled, inclusion, systematic
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.testing import SHAPE, STATS
 from imbdiff.training.step import TrainingStep
@@ -147,14 +147,6 @@ def test_rows_that_are_evaluated(name: str) -> None:
         assert (step.usage.passes, step.usage.rows) == (1, 32 + 13)
 
 
-def test_noisy_rows_are_sampled_more_often() -> None:
-    objective = ClassBalancing(rows=0.25)
-    batch = batch_of(objective, "ddpm", n=320, dropout=0.0)
-    rows = objective.sampled(batch)
-    assert rows is not None
-    assert float(batch.noise_level[rows.index].mean()) > float(batch.noise_level.mean()) + 0.1
-
-
 def test_what_compares_rows_refuses_with_its_reason() -> None:
     for method in METHODS.values():
         for objective in (o for phase in method.phases for o in phase.objectives()):
@@ -164,13 +156,6 @@ def test_what_compares_rows_refuses_with_its_reason() -> None:
                 assert objective.all_rows in str(refused.value)
     named = {o.name: o for m in METHODS.values() for p in m.phases for o in p.objectives()}
     assert {n for n, o in named.items() if o.all_rows is None} == {"class_balancing", "alignment", "capacity"}
-
-
-def test_a_method_samples_where_it_can_and_says_where_not() -> None:
-    objectives = METHODS["ccua"].phases[0].objectives()
-    refused = sample_branches(objectives, 0.4)
-    assert [name for name, _ in refused] == ["denoising", "unconditional_contrast"]
-    assert [o.rows for o in objectives if isinstance(o, RowSampled)] == [0.4]
 
 
 def test_losses_that_keep_all_rows_are_named() -> None:
