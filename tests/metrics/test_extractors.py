@@ -29,7 +29,7 @@ from imbdiff.metrics.extractors import (
 )
 from imbdiff.recognition.networks import build_network
 from imbdiff.runtime.errors import ConfigError, DataError
-from imbdiff.runtime.optional import optional
+from imbdiff.runtime.tables import optional
 
 SHAPE = (12, 10, 3)
 

@@ -152,9 +152,6 @@ for folder in (None, root / "shared", root / f"own-{rank}"):
         e.seen = 0
         again = FeatureStore(folder, 8, dist).features(images, e)
         assert np.array_equal(again, alone) and e.seen == 0
-x = np.arange(6, dtype=np.int16).reshape(2, 3) + 10 * rank
-assert np.array_equal(dist.gather_array(x), np.concatenate([x - 10 * rank, x - 10 * rank + 10]))
-assert dist.gather_array(x).dtype == np.int16
 torch.distributed.destroy_process_group()
 """
 

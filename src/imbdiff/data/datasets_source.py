@@ -31,7 +31,7 @@ from imbdiff.data.source import FileSource, Records
 from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 from imbdiff.runtime.files import digest
-from imbdiff.runtime.optional import optional
+from imbdiff.runtime.tables import optional
 
 OPTIONS = ("image", "label", "names", "train", "val", "test", "config", "revision")
 SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"), "test": ("test", "testing")}

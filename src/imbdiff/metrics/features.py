@@ -130,14 +130,14 @@ class FeatureStore:
         extractor.check(images.shape)
         n, world = len(images), self.dist.world
         size = -(-n // (BLOCK * world)) * BLOCK  # of each process: whole blocks
-        first = self.dist.rank * size
-        rows = np.zeros((size if world > 1 else n, extractor.dim), np.float32)
-        for start in range(first, min(n, first + size), BLOCK):
-            end = min(start + BLOCK, n)
-            rows[start - first : end - first] = self._block(images, extractor, start, end)
+        first = min(n, self.dist.rank * size)
+        rows = np.empty((min(n, first + size) - first, extractor.dim), np.float32)
+        for start in range(0, len(rows), BLOCK):
+            end = min(start + BLOCK, len(rows))
+            rows[start:end] = self._block(images, extractor, first + start, first + end)
             if progress is not None:
-                progress(min(n, (end - first) * world), n)
-        return self.dist.gather_array(rows)[:n] if world > 1 else rows
+                progress(min(n, end * world), n)
+        return np.concatenate(self.dist.gather_objects(rows)) if world > 1 else rows
 
     def _block(self, images: ImageSet, extractor: Extractor, start: int, end: int) -> np.ndarray:
         path, key = None, ""

@@ -20,9 +20,8 @@ from imbdiff.metrics.extractors import to_unit
 from imbdiff.recognition.heads import CosineHead
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import digest, sha256_file
-from imbdiff.runtime.optional import optional
 from imbdiff.runtime.streams import seed_of
-from imbdiff.runtime.tables import known, lookup
+from imbdiff.runtime.tables import known, lookup, optional
 
 Maker = Callable[[tuple[int, int, int], int], nn.Module]
 """(shape (H, W, C), num_classes) -> a :class:`Classifier`, or a body: (B, C, H, W) in [-1, 1] -> (B, D) features."""

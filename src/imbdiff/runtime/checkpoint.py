@@ -14,8 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import atomic, read_json, sha256_file, write_json
+
+KEPT = 2
+"""The newest ones, of which one may be damaged."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +32,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """The checkpoints of one training.
-
-    Attributes:
-        folder: where they lie.
-        keep: how many of the newest are kept, at least 2 so that one can be damaged.
-    """
+    """The checkpoints of one training, in `folder`."""
 
     folder: Path
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        if self.keep < 2:
-            raise ConfigError(f"keep={self.keep} checkpoints must be at least 2", "one is kept in case one is damaged")
 
     def save(self, images: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint made after `images` images; removes those beyond `keep`.
+        """Writes a checkpoint made after `images` images; removes all but the two newest.
 
         Raises:
             RunError: the disk is full. Earlier checkpoints are untouched.
@@ -54,23 +47,20 @@ class CheckpointStore:
         path = self.folder / f"ckpt-{images:012d}"
         if path.exists():
             shutil.rmtree(path)
+        # contiguous copies: safetensors refuses tensors that share memory
+        own = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         with atomic(path) as aside:
             aside.mkdir(parents=True)
-            # contiguous copies: safetensors refuses tensors that share memory
-            save_file(
-                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, aside / "state.safetensors"
-            )
-            write_json(
-                aside / "meta.json",
-                {**meta, "images": images, "sha256": sha256_file(aside / "state.safetensors")},
-            )
-        for old in self.paths()[: -self.keep]:
+            save_file(own, aside / "state.safetensors")
+            sha256 = sha256_file(aside / "state.safetensors")
+            write_json(aside / "meta.json", {**meta, "images": images, "sha256": sha256})
+        for old in self.paths()[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
     def paths(self) -> list[Path]:
         """All checkpoints, oldest first, damaged ones included."""
-        return sorted(self.folder.glob("ckpt-*")) if self.folder.exists() else []
+        return sorted(self.folder.glob("ckpt-*"))
 
     def latest(self, report: Callable[[str], None] = print) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None where there is none. Damaged ones are reported and left alone.

@@ -7,6 +7,7 @@ not compared before, on this machine, with this network and these shapes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ DEVICES = ("cuda",)
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"layout_optimization": False})
 #: largest relative error of all tensors together: float32, and under bfloat16 autocast, whose rounding is 2^-9
 FP32, BF16 = 1e-3, 3e-2
-#: of each tensor, times the limit: relative to itself, and what is small beside all of them is let pass
+#: of each tensor, times the limit: relative to itself, and what is small against all of them passes
 EACH, SMALL = 10.0, 0.1
 #: graphs of one function: torch's own limit, 8, counts those of all networks of the process, and beyond it a network
 #: runs uncompiled without a word
@@ -63,9 +64,9 @@ def compile_if_equal(
     dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, GRAPHS)
     expected, why = evidence(), ""
-    for options in OPTIONS if BACKEND == "inductor" else ({},):
+    for options in OPTIONS if BACKEND == "inductor" else (None,):
         for network in networks:
-            network.compile(backend=BACKEND, dynamic=False, **({"options": options} if options else {}))
+            network.compile(backend=BACKEND, dynamic=False, options=options)
         try:
             with dynamo.patch(fail_on_recompile_limit_hit=True):
                 why = difference(evidence(), expected, BF16 if bf16 else FP32)
@@ -73,8 +74,7 @@ def compile_if_equal(
             uncompile(networks)
             raise
         except Exception as error:  # whatever a compiler raises
-            words = " ".join(str(error).split())
-            why = f"compiling failed: {type(error).__name__}: {words[:300]}"
+            why = f"compiling failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if together:
             why = next(filter(None, [why, *Dist.current().gather_objects(why)]), "")
         if not why:
@@ -102,12 +102,12 @@ def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], limi
     lost = [n for n, x in expected.items() if bool(x.any()) and not bool(found[n].any())]
     if lost:
         return f"compiled, {len(lost)} of {len(expected)} are 0, such as that of {lost[0]}"
-    norm = sum(float(x.double().square().sum()) for x in expected.values()) ** 0.5
-    each = {n: float((found[n].double() - x.double()).norm()) for n, x in expected.items()}
-    off = sum(x * x for x in each.values()) ** 0.5
-    if not off <= limit * norm:
-        return f"compiled, they differ by {off / max(norm, 1e-30):.1%}"
-    for n, x in expected.items():
-        if not each[n] <= max(EACH * limit * float(x.double().norm()), SMALL * limit * norm):
-            return f"compiled, that of {n} differs by {each[n] / max(float(x.double().norm()), 1e-30):.1%}"
+    size = {n: float(x.double().norm()) for n, x in expected.items()}
+    off = {n: float((found[n].double() - x.double()).norm()) for n, x in expected.items()}
+    norm, error = math.hypot(*size.values()), math.hypot(*off.values())
+    if not error <= limit * norm:
+        return f"compiled, they differ by {error / max(norm, 1e-30):.1%}"
+    for n in expected:
+        if not off[n] <= max(EACH * limit * size[n], SMALL * limit * norm):
+            return f"compiled, that of {n} differs by {off[n] / max(size[n], 1e-30):.1%}"
     return ""

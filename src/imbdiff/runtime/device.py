@@ -13,44 +13,39 @@ from imbdiff.runtime.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-
-def resolve_device(name: str) -> torch.device:
-    """The device that "auto", "cpu", "cuda" or "cuda:N" means here.
-
-    Raises:
-        ConfigError: a GPU is asked for and there is none.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}", "use auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"the device {name!r} is not supported", "use auto, cpu, cuda or cuda:N")
-    if device.type == "cpu":
-        return device
-    if not torch.cuda.is_available():
-        raise ConfigError("no GPU is available to this installation of torch", "use --device cpu")
-    if device.index is not None and device.index >= torch.cuda.device_count():
-        raise ConfigError(f"there is no {name}", f"this machine has {torch.cuda.device_count()} GPUs, from cuda:0")
-    if launched():
-        if device.index is not None:
-            raise ConfigError(f"--device {name} with several processes", "use --device cuda: each takes its own")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device
-
-
 Precision = Literal["auto", "fp32", "bf16"]
 BF16_FROM = 16
 """Side in pixels from which bfloat16 gains on a CPU with units for it: of smaller images converting costs as much."""
 
 
+def resolve_device(name: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means here.
+
+    Raises:
+        ConfigError: it is none of these, or there is no such GPU.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind, _, number = name.partition(":")
+    if kind == "auto":
+        kind = "cuda" if gpus else "cpu"
+    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise ConfigError(f"the device {name!r} is not supported", "use auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if int(number or 0) >= gpus:
+        raise ConfigError(f"there is no GPU for --device {name}: torch finds {gpus}", "use --device auto or cpu")
+    if launched():
+        if number:
+            raise ConfigError(f"--device {name} with several processes", "use --device cuda: each takes its own")
+        number = os.environ.get("LOCAL_RANK", "0")
+    return torch.device("cuda", int(number)) if number else torch.device("cuda")
+
+
 def resolve_precision(precision: Precision, device: torch.device, side: int) -> Literal["fp32", "bf16"]:
     """What "auto" means for training on images of `side` pixels there (docs/speed.md): bf16 on GPUs that have it, and
-    from `BF16_FROM` pixels on CPUs with AMX, where torch tells of it. Other CPUs emulate it, slowly."""
+    from `BF16_FROM` pixels on CPUs with AMX, where torch can tell. Other CPUs emulate it, slowly."""
     import torch
 
     if precision != "auto":
@@ -91,17 +86,10 @@ def make_accelerator(device: str, precision: Precision = "fp32", side: int = 0) 
         mixed_precision="bf16" if resolve_precision(precision, target, side) == "bf16" else "no",
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            # processes draw shares of the images of different size, and wait for each other
+            # processes generate shares of the images of different size, and wait for each other
             InitProcessGroupKwargs(timeout=timedelta(hours=24)),
         ],
     )
-
-
-def prepare_cpu() -> None:
-    """Settings that are free on a CPU: denormal numbers, which training meets near convergence, are flushed to zero."""
-    import torch
-
-    torch.set_flush_denormal(True)
 
 
 @cache
@@ -118,7 +106,9 @@ def prepare_threads() -> None:
 
 def start(device: str) -> Dist:
     """Before the first work of a command: settles the CPU, and joins the other processes where there are some."""
-    prepare_cpu()
+    import torch
+
+    torch.set_flush_denormal(True)  # such numbers, which training meets near convergence, are slow on a CPU
     if launched():
         make_accelerator(device)
     return Dist.current()

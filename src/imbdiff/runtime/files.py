@@ -17,7 +17,7 @@ from imbdiff.runtime.errors import RunError
 
 @contextlib.contextmanager
 def atomic(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; renames it to `path` when the block ends without error.
+    """Yields a path next to `path` to write to; renames it to `path` when the block ends without error.
 
     `sync` forces the bytes onto the disk first, for a power cut; a killed process is safe either way.
 
@@ -47,10 +47,9 @@ def atomic(path: Path, *, sync: bool = True) -> Iterator[Path]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` says that the disk or quota is full, also where a library wrapped it in its own type."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "No space left on device" in str(error)
+    """Whether `error` means that the disk or quota is full, also where a library wrapped it in its own type."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -39,14 +39,10 @@ class JsonLog:
 
     def cut(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Rewrites the file with the leading rows for which `keep` holds."""
-        if not self.path.exists():
-            return
-        kept = []
-        for row in read_jsonl(self.path):
-            if not keep(row):
-                break
-            kept.append(json.dumps(row) + "\n")
-        write_text(self.path, "".join(kept))
+        rows = read_jsonl(self.path)
+        end = next((i for i, row in enumerate(rows) if not keep(row)), len(rows))
+        if self.path.exists():
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows[:end]))
 
     def write(self, **row: Any) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,13 +55,13 @@ class JsonLog:
 class Trackers:
     """accelerate's trackers, such as tensorboard and wandb, of one run. Used from the main thread of the first process.
 
+    They start with the first row: accelerate's own state, which the trainer makes, has to be there before.
+
     Args:
         names: of `accelerate.tracking`.
         title: of the run.
         folder: for those that write files.
         options: what the run was made with, flat.
-
-    They start with the first row: accelerate's own state, which the trainer makes, has to be there before.
     """
 
     def __init__(self, names: Sequence[str], title: str, folder: Path, options: Mapping[str, Any]) -> None:
@@ -74,12 +70,11 @@ class Trackers:
         self.open: list[Any] = []
 
     def _start(self) -> None:
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS as known
-
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in self.names:
-            place = {"logging_dir": self.folder} if known[name].requires_logging_directory else {}
-            tracker = known[name](self.title, **place)
+            kind = _known()[name]
+            place = {"logging_dir": self.folder} if kind.requires_logging_directory else {}
+            tracker = kind(self.title, **place)
             if hasattr(tracker, "start"):
                 tracker.start()
             tracker.store_init_configuration(self.options)
@@ -98,6 +93,12 @@ class Trackers:
             tracker.finish()
 
 
+def _known() -> Mapping[str, Any]:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    return LOGGER_TYPE_TO_CLASS
+
+
 def check_trackers(names: Sequence[str]) -> None:
     """Refuses trackers that accelerate does not know, or whose package is not installed.
 
@@ -106,12 +107,11 @@ def check_trackers(names: Sequence[str]) -> None:
     """
     if not names:
         return
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS as known
     from accelerate.tracking import get_available_trackers
 
     for name in names:
-        if name not in known:
-            raise ConfigError(f"unknown tracker {name!r}", f"choose some of {', '.join(known)}")
+        if name not in _known():
+            raise ConfigError(f"unknown tracker {name!r}", f"choose some of {', '.join(_known())}")
         if name not in {str(getattr(found, "value", found)) for found in get_available_trackers()}:
             install = f"pip install 'imbalanced-diffusion[track]' (tensorboard, wandb), or pip install {name}"
             raise ConfigError(f"the package of the tracker {name} is not installed", install)

@@ -10,10 +10,8 @@ from typing import Any
 def duration(seconds: float) -> str:
     """12 s, 3 min 20 s, 2 h 5 min."""
     s = round(seconds)
-    if s < 60:
-        return f"{s} s"
     if s < 3600:
-        return f"{s // 60} min {s % 60} s"
+        return f"{s} s" if s < 60 else f"{s // 60} min {s % 60} s"
     return f"{s // 3600} h {s % 3600 // 60} min"
 
 

@@ -1,8 +1,8 @@
-"""Entries of a family, such as methods or samplers: those of its table, and a user's own, which need no change here.
+"""What comes from outside this package: a user's own entries of a family, and packages that are extras.
 
-A name is looked up in the family's table; as ``module:PACKAGE.MODULE:NAME``, an object in a module that Python can
-import (its folder in PYTHONPATH, or the current one); and among the entry points of the group ``imbdiff.FAMILY`` of
-installed packages:
+An entry, such as a method or a sampler, is looked up in the family's table; as ``module:PACKAGE.MODULE:NAME``, an
+object in a module that Python can import (its folder in PYTHONPATH, or the current one); and among the entry points of
+the group ``imbdiff.FAMILY`` of installed packages:
 
     [project.entry-points."imbdiff.methods"]
     label-gap = "mypackage.methods:LABEL_GAP"
@@ -10,7 +10,6 @@ installed packages:
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import os
@@ -20,7 +19,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.errors import ConfigError, nearest
 
 T = TypeVar("T")
 PREFIX = "module:"
@@ -30,8 +29,7 @@ def lookup(family: str, table: Mapping[str, T], name: str, *, kind: type | None 
     """The entry of that name.
 
     Args:
-        family: in the plural, as in the group of entry points: "methods", "guidance", "samplers", "metrics", "sources",
-            "recipes".
+        family: in the plural, as in the group of entry points, such as "methods" or "samplers".
         table: the family's own entries.
         name: a name in the table, ``module:PACKAGE.MODULE:NAME``, or the name of an entry point.
         kind: what an entry from outside must be an instance of; None: anything.
@@ -46,9 +44,9 @@ def lookup(family: str, table: Mapping[str, T], name: str, *, kind: type | None 
     else:
         points = entry_points_of(family)
         if name not in points:
-            near = difflib.get_close_matches(name, [*table, *points], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join([*table, *points])}"
-            raise ConfigError(f"unknown name {name!r} among the {family}", hint)
+            names = [*table, *points]
+            remedy = nearest(name, names, f"choose one of {', '.join(names)}")
+            raise ConfigError(f"unknown name {name!r} among the {family}", remedy)
         try:
             found = points[name].load()
         except Exception as error:  # whatever the other package raises while it is imported
@@ -74,38 +72,31 @@ def imported(name: str, what: str) -> Any:
         ConfigError: the module does not import, or has no such name.
     """
     how = "give it as module:PACKAGE.MODULE:NAME, with the module's folder in PYTHONPATH or the current one"
-    parts = name.split(":")
-    if len(parts) != 3 or not parts[1] or not parts[2]:
+    _, path, attribute, *rest = [*name.split(":"), "", ""]
+    if not path or not attribute or any(rest):
         raise ConfigError(f"{what}: {name!r} names no object in a module", how)
     here = os.getcwd()
-    added = here not in sys.path and "" not in sys.path
-    if added:
-        sys.path.append(here)  # last: nothing in it can take the place of an installed module
+    sys.path.append(here)  # last: nothing in it can take the place of an installed module
     try:
-        module = importlib.import_module(parts[1])
+        module = importlib.import_module(path)
     except Exception as error:  # whatever the user's own module raises while it is imported
         raise ConfigError(f"{what}: {name!r}: {type(error).__name__}: {error}", how) from error
     finally:
-        if added:
-            sys.path.remove(here)
-    if not hasattr(module, parts[2]):
-        near = difflib.get_close_matches(parts[2], dir(module), n=1)
-        raise ConfigError(
-            f"{what}: the module {parts[1]} has no {parts[2]!r}", f"did you mean {near[0]}?" if near else how
-        )
-    return getattr(module, parts[2])
+        del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
+    if not hasattr(module, attribute):
+        raise ConfigError(f"{what}: the module {path} has no {attribute!r}", nearest(attribute, dir(module), how))
+    return getattr(module, attribute)
 
 
 def code_identity(family: str, table: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """A hash of the source file of each named entry that is not in the table: results depend on it too."""
     points = entry_points_of(family)
     found = []
-    for name in names:
-        if name not in table:
-            lookup(family, table, name)  # imports it
-            module = sys.modules.get(name.split(":")[1] if name.startswith(PREFIX) else points[name].module)
-            path = getattr(module, "__file__", None)
-            found.append(hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else name)
+    for name in (name for name in names if name not in table):
+        lookup(family, table, name)  # imports it
+        module = sys.modules.get(name.split(":")[1] if name.startswith(PREFIX) else points[name].module)
+        path = getattr(module, "__file__", None)
+        found.append(hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else name)
     return found
 
 
@@ -117,3 +108,32 @@ def known(family: str, table: Mapping[str, Any]) -> list[str]:
 def entry_points_of(family: str) -> dict[str, EntryPoint]:
     """The entry points of the group ``imbdiff.FAMILY`` of installed packages, by name."""
     return {point.name: point for point in entry_points(group=f"imbdiff.{family}")}
+
+
+def optional(module: str, extra: str, what: str, otherwise: str = "") -> Any:
+    """The module `module` of a package that is an extra.
+
+    Args:
+        extra: of this package, that brings it.
+        what: what needs it, for the message.
+        otherwise: what else can be done where it is installed and does not import.
+
+    Raises:
+        ConfigError: it is not installed, or does not import; how to install it.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or package).partition(".")[0]
+        raise ConfigError(
+            f"{missing} is not installed, and {what} needs it", f"pip install 'imbalanced-diffusion[{extra}]'"
+        ) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        # PyPI's torchvision next to a CPU build of torch, and all that import it
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        build = "torchvision" if "torchvision" in why else package
+        remedy = f"install the {build} built for this torch (https://pytorch.org, same index as torch)"
+        raise ConfigError(
+            f"{package} is installed but does not import: {why}", f"{remedy}, or {otherwise}" if otherwise else remedy
+        ) from error

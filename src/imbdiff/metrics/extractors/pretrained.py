@@ -22,7 +22,7 @@ from torch.nn import functional
 from imbdiff.metrics.extractors.base import Extractor, as_tensor, check_rgb, hash_weights, to_rgb
 from imbdiff.metrics.extractors.weights import require_network
 from imbdiff.runtime.errors import ConfigError, DataError
-from imbdiff.runtime.optional import optional
+from imbdiff.runtime.tables import optional
 
 # what needs a library that is not there, and what else there is
 WHAT, OTHERWISE = "this extractor", "use hf:FOLDER"
