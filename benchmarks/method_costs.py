@@ -18,7 +18,7 @@ from harness import Side, compare, write_result
 from imbdiff import preset
 from imbdiff.config import override
 from imbdiff.data.splits import Prepared
-from imbdiff.methods import METHODS
+from imbdiff.methods import METHODS, method_of
 from imbdiff.pipeline import training
 from imbdiff.recipe import Phase
 from imbdiff.training.parts import Batches
@@ -33,7 +33,7 @@ def side(name: str, method: str, phase: Phase, prepared: Prepared, batch: int) -
     step = training.build_step(phase, prepared, config, earlier)
     made = Batches(
         step, phase.parts, prepared.train, prepared.groups, training.phase_config(phase, config),
-        device=torch.device("cpu"), geometric=training.geometric(phase, config),
+        device=torch.device("cpu"), geometric=training.geometric(phase, method_of(config)),
     )  # fmt: skip
     batches = made(0)
 

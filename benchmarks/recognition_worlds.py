@@ -135,7 +135,7 @@ def generator(world: str, method: str, triple: int, device: str = "cpu") -> tupl
     """The trained generator and its training's CPU seconds; trained if it is not there yet, on a CPU by one thread."""
     folder = KEPT / "generators" / world / f"{method}-{triple}"
     config, data = override(configured(world, method, triple), {"device": device}), prepared(world, triple)
-    identity = training.training_identity(data, config)
+    identity = training.training_inputs(data, config)
     facts = read_json(folder / "facts.json") if (folder / "facts.json").exists() else None
     if facts is None or facts["identity"] != identity:
         torch.set_num_threads(1)

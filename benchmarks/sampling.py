@@ -80,7 +80,7 @@ def generator(given: argparse.Namespace) -> Path:
     """The folder of the generator; trained where it is missing."""
     config = configured(given)
     prepared = training.prepare_data("digits", config.data)
-    folder = given.folder / digest([training.training_identity(prepared, config)])[:12]
+    folder = given.folder / digest([training.training_inputs(prepared, config)])[:12]
     if not (folder / "model" / "model.json").exists():
         save_model(training.train(prepared, config, folder), folder / "model")
     return folder

@@ -101,7 +101,7 @@ def constants_text(config: RunConfig) -> str:
 
 def augmentation(prepared: Prepared, config: RunConfig) -> str:
     """What was done to training images, and why it may be."""
-    p = training.ada(config)
+    p = method_of(config).ada
     shown = Augmentation(training.symmetry_of(prepared, config)).describe()
     if p:
         shown = f"geometric changes with probability {p:g}, which the network is conditioned on"

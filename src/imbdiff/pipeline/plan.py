@@ -197,7 +197,7 @@ def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device:
     step = training.build_step(phase, prepared, config, earlier).to(device)
     batches = Batches(
         step, phase.parts, prepared.train, prepared.groups, config.train, device=device,
-        geometric=training.geometric(phase, config),
+        geometric=training.geometric(phase, method_of(config)),
     )  # fmt: skip
     optimizer = torch.optim.Adam([p for p in step.parameters() if p.requires_grad], fused=True)
     bf16 = resolve_precision(config.train.precision, device, min(prepared.train.shape[:2])) == "bf16"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +94,9 @@ def seen_by_init(config: RunConfig) -> set[str] | None:
     return None if hashes is None else set(hashes)
 
 
-def ada(config: RunConfig) -> float:
-    """Probability of each geometric change that networks take as a condition."""
-    return method_of(config).ada
-
-
-def geometric(phase: Phase, config: RunConfig) -> Geometric | None:
-    """The geometric changes of a phase's images. A guide sees none: it guides upright images and is told nothing."""
-    p = ada(config)
-    return Geometric(p) if p > 0 and phase.gives == "model" else None
+def geometric(phase: Phase, method: Method) -> Geometric | None:
+    """The geometric changes of a phase's images. A guide guides unchanged images: it sees none."""
+    return Geometric(method.ada) if method.ada > 0 and phase.gives == "model" else None
 
 
 def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
@@ -114,43 +109,33 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
         ConfigError: the backbone does not fit the images.
     """
     height, width, channels = prepared.train.shape
-    shape = (channels, height, width)
+    shape, process, ada = (channels, height, width), PROCESSES[config.model.process], method_of(config).ada
     if config.model.init is None:
-        backbone = choose_backbone(config, prepared.train.shape)
-        process = PROCESSES[config.model.process]
         return build_model(
-            backbone, process, shape, prepared.stats,
-            seed=config.seed, dropout=config.model.dropout, augment=ada(config) > 0,
+            choose_backbone(config, prepared.train.shape), process, shape, prepared.stats,
+            seed=config.seed, dropout=config.model.dropout, augment=ada > 0,
         )  # fmt: skip
     folder = init_folder(config.model.init)
     model = load_model(folder, guide=False)  # this run trains its own, or has none
-    leaked = set(prepared.test.hashes) & (seen_by_init(config) or set())
-    if leaked:
-        raise RunError(
-            f"the model in {folder} was trained on {len(leaked)} images that are test images here",
-            "use the split that it was trained with (--data.split_seed), or train anew",
-        )
-    found = model.spec
-    problems = []
+    found, problems = model.spec, []
+    if leaked := set(prepared.test.hashes) & (seen_by_init(config) or set()):
+        problems.append(f"it was trained on {len(leaked)} images that are test images here (--data.split_seed)")
     if found.shape != shape:
-        problems.append(f"its images are {found.shape}, these are {shape} (channels, height, width)")
+        problems.append(f"its images are {found.shape}, these are {shape} (channels, height, width: --data.size)")
     if found.stats.names != prepared.stats.names:
         problems.append(f"its {found.stats.num_classes} classes are not these {prepared.stats.num_classes}")
-    if dict(found.process) != PROCESSES[config.model.process].to_json():
-        problems.append(f"its process is {dict(found.process)}, not {config.model.process}")
+    if dict(found.process) != process.to_json():
+        problems.append(f"its process is {dict(found.process)}, not {config.model.process} (--model.process)")
+    if ada > 0 and model.backbone.augmentation is None:
+        problems.append(f"it has no layer for geometric changes, which the method makes (--method.ada {ada:g})")
     if problems:
         raise RunError(
             f"the model in {folder} cannot be continued here: {'; '.join(problems)}",
-            "use the same --data.size and --model.process as that model, on the same classes",
+            "use the data and options that it was trained with, or train anew",
         )
-    if ada(config) > 0 and model.backbone.augmentation is None:
-        raise RunError(
-            f"the model in {folder} has no layer for geometric changes (ADA)",
-            f"train it with --method.ada {ada(config):g} too, or continue without: --method.ada 0",
-        )
-    fresh = DiffusionModel(type(found)(found.kind, found.config, shape, found.process, prepared.stats),
-                           model.backbone, model.process, model.codec)  # fmt: skip
-    return (fresh if ada(config) > 0 else without_augmentation(fresh)).train()
+    spec = replace(found, stats=prepared.stats)
+    fresh = DiffusionModel(spec, model.backbone, model.process, model.codec)
+    return (fresh if ada > 0 else without_augmentation(fresh)).train()
 
 
 def build_step(
@@ -162,7 +147,8 @@ def build_step(
     model = copy.deepcopy(start).train() if start is not None else new_model(prepared, config)
     if phase.make is not None:
         assert isinstance(model, DiffusionModel)
-        model = model if geometric(phase, config) else without_augmentation(model)
+        if phase.gives != "model":  # a guide sees unchanged images
+            model = without_augmentation(model)
         model = phase.make(model, seed_of(config.seed, "phase", phase.name)).train()
     networks: dict[str, nn.Module] = {"model": model, **{name: trained[name] for name in phase.frozen}}
     objectives = phase.objectives()
@@ -172,43 +158,43 @@ def build_step(
     return TrainingStep(networks, objectives, frozen=phase.frozen)
 
 
-def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> dict[str, str]:
-    """Refuses parts of a batch that cannot be drawn, of every phase, before the first is trained.
-
-    Returns:
-        The losses that keep all rows, see `check_branches`.
+def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> None:
+    """Refuses parts of a batch that cannot be sampled, of every phase, before the first is trained.
 
     Raises:
-        ConfigError: a batch that cannot be divided, classes that there are none of, or class groups that are too small.
+        ConfigError: a batch that cannot be divided, classes that there are none of, class groups that are too small,
+            or losses none of which can be estimated from a share of the rows.
     """
     for phase in method_of(config).phases:
         for part in phase.parts:
             part.check(config.train.batch_size, world, config.train.accumulate)
             part.classes(prepared.groups)
         check_groups(phase.parts, phase.objectives())
-    return check_branches(config)
+    check_branches(config)
 
 
 def check_branches(config: RunConfig) -> dict[str, str]:
     """Refuses to sample the rows of a method none of whose losses can be estimated from some of them.
 
     Returns:
-        name -> reason of those beside the denoising loss that keep all rows, where a share of them is asked for.
+        name -> reason of those besides the denoising loss that keep all rows, where a share of them is asked for.
 
     Raises:
         ConfigError: with each loss's reason.
     """
     share, method = config.train.branch_rows, method_of(config)
+    if share == 1:
+        return {}
     objectives = [o for phase in method.phases for o in phase.objectives()]
     refused = dict(sample_branches(objectives, share))
-    if share < 1 and len(refused) == len({o.name for o in objectives}):
+    if len(refused) == len({o.name for o in objectives}):
         raise ConfigError(
             f"train.branch_rows={share:g}, but no loss of {config.method} can be estimated from some of the rows: "
             + "; ".join(f"{name}: {why}" for name, why in refused.items()),
             "leave it out, or choose a method with CBDM's, alignment's or CM's loss",
         )
     base = {o.name for o in objectives if o.base}
-    return {name: why for name, why in refused.items() if share < 1 and name not in base}
+    return {name: why for name, why in refused.items() if name not in base}
 
 
 def prepare_data(
@@ -248,19 +234,19 @@ def train(
         The model with averaged weights, in eval mode.
 
     Raises:
-        ConfigError: a phase's parts cannot be drawn; before anything is trained.
+        ConfigError: a phase's parts cannot be sampled; before anything is trained.
     """
-    method: Method = method_of(config)
-    keep_all = check_phases(prepared, config, world=Dist.current().world)
-    if not quiet and Dist.current().main:
-        for name, why in keep_all.items():
+    method, dist = method_of(config), Dist.current()
+    check_phases(prepared, config, world=dist.world)
+    if not quiet and dist.main:
+        for name, why in check_branches(config).items():
             log(f"{name} keeps all rows: {why}")
-    identity = training_inputs(prepared, config)
+    identity, symmetry = training_inputs(prepared, config), symmetry_of(prepared, config)
     trained: dict[str, nn.Module] = {}
     weak: list[DiffusionModel] = []
     weak_folder = None if folder is None else folder / "checkpoints" / "weak"
     trackers = None
-    if folder is not None and config.track and Dist.current().main:
+    if folder is not None and config.track and dist.main:
         trackers = Trackers(config.track, folder.resolve().name, folder / "trackers", flatten(to_dict(config)))
 
     def keep_weak(model: DiffusionModel, _: int) -> None:
@@ -271,11 +257,12 @@ def train(
     for phase in method.phases:
         files = TrainingFiles()
         if folder is not None:
-            rows = JsonLog(folder / log_name(method, phase), _tracked(trackers, phase))
-            store = CheckpointStore(folder / "checkpoints" / phase.name)
-            files = TrainingFiles(store, rows, digest([identity, phase.name]))
-        final = phase is method.target
-        told = geometric(phase, config)
+            track = None if trackers is None else partial(trackers.log, prefix=f"{phase.name}/")
+            rows = JsonLog(folder / log_name(method, phase), track)
+            files = TrainingFiles(
+                CheckpointStore(folder / "checkpoints" / phase.name), rows, f"{identity}/{phase.name}"
+            )
+        final, changes = phase is method.target, geometric(phase, method)
         trainer = Trainer(
             step=build_step(phase, prepared, config, trained),
             data=prepared.train,
@@ -285,9 +272,9 @@ def train(
             seed=config.seed,
             device=config.device,
             files=files,
-            # geometric changes mirror and turn too, and say so
-            augmentation=Augmentation(symmetry_of(prepared, config) if told is None else "none"),
-            geometric=told,
+            # geometric changes mirror and turn too
+            augmentation=Augmentation(symmetry if changes is None else "none"),
+            geometric=changes,
             on_preview=on_preview if final else None,
             on_watch=on_watch if final else None,
             on_weak=keep_weak if final else None,
@@ -302,18 +289,10 @@ def train(
     model = trained[method.target.name]
     assert isinstance(model, DiffusionModel)
     model.guide = next((trained[phase.name] for phase in method.phases if phase.gives == "guide"), None)
-    if not weak and weak_folder is not None and Dist.current().main:
+    if not weak and weak_folder is not None and dist.main:
         weak.append(load_model(weak_folder))  # kept before this call
     model.keep_weak(weak[0] if weak else None)
     return model
-
-
-def _tracked(trackers: Trackers | None, phase: Phase) -> Callable[[Mapping[str, Any]], None] | None:
-    """What sends a phase's rows to the trackers: its numbers stand behind its name."""
-    if trackers is None:
-        return None
-    kept = ("images", "step")
-    return lambda row: trackers.log({k if k in kept else f"{phase.name}/{k}": v for k, v in row.items()})
 
 
 def log_name(method: Method, phase: Phase) -> str:
@@ -331,25 +310,16 @@ def phase_config(phase: Phase, config: RunConfig) -> TrainConfig:
 
 def training_inputs(prepared: Prepared, config: RunConfig) -> str:
     """A hash of everything that decides what training gives: contents, not paths."""
-    from dataclasses import asdict
-
-    options = {k: v for k, v in asdict(config.train).items() if k not in NOT_DECISIVE}
     model = asdict(config.model)
     if config.model.init is not None:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
-    watch = [asdict(config.watch)] if config.watch.every else []
-    constants = with_all_constants(config).constants
-    code = code_identity("methods", METHODS, config.method.split("+"))
-    return digest(
-        [
-            prepared.manifest["hash"],
-            config.method,
-            constants,
-            config.seed,
-            model,
-            options,
-            symmetry_of(prepared, config),
-            *watch,
-            *code,
-        ]
-    )
+    return digest({
+        "data": prepared.manifest["hash"],
+        "method": [config.method, *code_identity("methods", METHODS, config.method.split("+"))],
+        "constants": with_all_constants(config).constants,
+        "seed": config.seed,
+        "model": model,
+        "train": {k: v for k, v in asdict(config.train).items() if k not in NOT_DECISIVE},
+        "symmetry": symmetry_of(prepared, config),
+        "watch": asdict(config.watch) if config.watch.every else None,
+    })  # fmt: skip

@@ -80,11 +80,12 @@ class Trackers:
             tracker.store_init_configuration(self.options)
             self.open.append(tracker)
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Sends the numbers of a row, by the images seen."""
+    def log(self, row: Mapping[str, Any], prefix: str = "") -> None:
+        """Sends the numbers of a row, by the images seen, their names behind `prefix`."""
         if not self.open:
             self._start()
-        values = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("images", "step")}
+        numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("images", "step")}
+        values = {prefix + name: value for name, value in numbers.items()}
         for tracker in self.open:
             tracker.log(values, step=int(row["images"]))
 
