@@ -20,7 +20,6 @@ from imbdiff.recognition.heads import CosineHead
 from imbdiff.recognition.networks import (
     NETWORKS,
     Normalised,
-    ResidualBlock,
     ZeroPadShortcut,
     build_network,
     check_network,
@@ -94,38 +93,6 @@ def test_sizes_of_the_literature(name: str, million: float, layers: int) -> None
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == million
     assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in network.modules()) == layers
     assert sum(isinstance(m, ZeroPadShortcut) for m in network.modules()) == 2
-
-
-def test_wider_ones_have_four_times_the_channels() -> None:
-    plain, wide = (build_network(name, SHAPE, 5) for name in ("resnet32", "resnet32x4"))
-    assert (plain.feature_dim, wide.feature_dim) == (64, 256)
-    convolutions = [[m for m in net.modules() if isinstance(m, nn.Conv2d)] for net in (plain, wide)]
-    assert [4 * m.out_channels for m in convolutions[0]] == [m.out_channels for m in convolutions[1]]
-    assert wide.eval()(images()).shape == (4, 5)
-
-
-def test_resnet32_is_drawn_as_ever() -> None:
-    """The layers one by one, in the order in which their weights have always been drawn."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(3, "network", "resnet32"))
-        layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-        for inputs, width, blocks in ((16, 16, 5), (16, 32, 5), (32, 64, 5)):
-            for i in range(blocks):
-                stride = 2 if i == 0 and width > 16 else 1
-                layers.append(ResidualBlock(inputs if i == 0 else width, width, stride, projection=False))
-        body, head = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(64, 7)
-        for module in (*body.modules(), head):
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
-    network = build_network("resnet32", (8, 8, 3), 7, seed=3)
-    wanted = {f"body.{k}": v for k, v in body.state_dict().items()} | {
-        f"head.{k}": v for k, v in head.state_dict().items()
-    }
-    found = network.state_dict()
-    assert list(found) == list(wanted)
-    assert all(torch.equal(found[k], wanted[k]) for k in wanted)
-    # Kaiming normal: variance 2 / inputs
-    assert network.head.weight.detach().var().item() == pytest.approx(2 / 64, rel=0.25)  # type: ignore[union-attr]
 
 
 # -- names

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -40,11 +39,6 @@ def test_which_recipes_count_the_classes() -> None:
         "remix",  # in the labels of mixed images
         "remix-drw",
     }  # fmt: skip
-
-
-def test_the_reference_differs_in_nothing() -> None:
-    plain = {f.name: f.default for f in dataclasses.fields(RECIPES["ce"]) if f.name not in ("label", "idea", "source")}
-    assert plain == {name: getattr(RECIPES["ce"], name) for name in plain}
 
 
 def test_unknown_names_get_a_suggestion() -> None:

@@ -148,12 +148,6 @@ def test_the_upper_end_belongs_to_its_bin_and_zero_to_the_first() -> None:
     assert error(np.array([0.5]), np.array([True])) == pytest.approx(0.5)
 
 
-def test_too_sure_and_too_unsure_both_count() -> None:
-    p = np.array([0.95] * 10 + [0.35] * 10)
-    right = np.array([True] * 8 + [False] * 2 + [True] * 8 + [False] * 2)
-    assert error(p, right) == pytest.approx((0.15 + 0.45) / 2)
-
-
 def test_chance_error_is_what_truthful_classifiers_have() -> None:
     g = np.random.default_rng(1)
 

@@ -118,16 +118,6 @@ def test_effective_counts_by_hand() -> None:
         mixture.counts("train")
 
 
-def test_effective_counts_are_how_often_classes_weigh_in_batches() -> None:
-    mixture = _mixture(weight=0.5, share=0.25)
-    rows = np.concatenate([mixture.rows(step, "natural") for step in range(300)])
-    weights = mixture.relative_weights("natural")
-    assert weights is not None
-    seen = np.bincount(mixture.images.labels[rows], weights[rows], minlength=3)
-    expected = mixture.counts("effective")
-    np.testing.assert_allclose(seen / seen.sum(), expected / expected.sum(), atol=0.004)
-
-
 def test_weights_of_images_are_relative_to_their_mean_by_hand() -> None:
     mean = (54 + 0.25 * 66) / 120
     assert _mixture(weight=0.25).relative_weights("natural").tolist() == pytest.approx(  # type: ignore[union-attr]

@@ -147,16 +147,6 @@ def test_the_probability_is_the_options_otherwise_the_methods() -> None:
     assert training.geometric(guide, changing) is None
 
 
-def test_cbdm_ada_is_cbdm_with_its_constants() -> None:
-    method = METHODS["cbdm-ada"]
-    made = {o.name: o for o in method.phases[0].objectives()}
-    assert made.keys() == {"denoising", "class_balancing"}
-    assert (made["class_balancing"].tau, made["class_balancing"].gamma) == (1.0, 0.25)
-    assert made["class_balancing"].draws == ClassBalancing(distribution="prior").draws
-    assert method.phases[0].parts == (Part(),)
-    assert (method.omega, method.ada, method.init) == (1.4, 0.12, "any")
-
-
 @pytest.mark.parametrize("name", ["ccua", "cm", "coral", "diffrc", "t2h"])
 def test_methods_train_under_it(name: str, digits: Prepared, tmp_path: Path) -> None:
     more: dict[str, Any] = {"method": name, "method.ada": 0.4}
@@ -179,11 +169,6 @@ def test_images_that_may_be_mirrored_are_mirrored_once_and_said_to_be(
     assert [t.augmentation for t in seen] == [plain]
     assert [t.geometric for t in seen] == [Geometric(ada) if ada else None]
     assert (model.backbone.augmentation is not None) == (ada > 0)
-
-
-def test_what_training_gives_depends_on_it(digits: Prepared) -> None:
-    found = {training.training_inputs(digits, configured(**{"method.ada": ada})) for ada in (0.0, 0.1, 0.2)}
-    assert len(found) == 3
 
 
 def test_a_saved_model_without_the_layer_is_refused_and_one_with_it_goes_on_without(

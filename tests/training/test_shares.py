@@ -12,7 +12,6 @@ from imbdiff.objectives.class_balancing import ClassBalancing
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.prototype_contrast import PrototypeContrast
 from imbdiff.runtime.log import read_jsonl
-from imbdiff.training.shares import gradient_shares
 from tests.contract.cases import make_batches, make_step
 
 
@@ -21,7 +20,7 @@ def test_shares_and_cosines_are_those_of_the_gradients(max_rows: int | None) -> 
     process = PROCESSES["ddpm-v"]
     step = make_step([Denoising(), ClassBalancing(weight=0.3)], process, max_rows=max_rows)
     batches = make_batches(step, process)
-    found = gradient_shares(step, batches)
+    found = step.gradient_shares(batches)
     networks = list(step.networks.parameters())
     terms, _ = step.terms(batches)
     grads = {}
@@ -45,10 +44,10 @@ def test_shares_and_cosines_are_those_of_the_gradients(max_rows: int | None) -> 
 def test_a_weaker_term_has_a_smaller_share_and_one_alone_none() -> None:
     process = PROCESSES["ddpm"]
     strong, weak = (make_step([Denoising(), ClassBalancing(weight=w)], process) for w in (1.0, 0.001))
-    a, b = (gradient_shares(s, make_batches(s, process))["share/class_balancing/pull"] for s in (strong, weak))
+    a, b = (s.gradient_shares(make_batches(s, process))["share/class_balancing/pull"] for s in (strong, weak))
     assert b < 0.01 < a
     alone = make_step([Denoising()], process)
-    assert gradient_shares(alone, make_batches(alone, process)) == {}
+    assert alone.gradient_shares(make_batches(alone, process)) == {}
 
 
 def test_nothing_is_left_of_it() -> None:
@@ -65,7 +64,7 @@ def test_nothing_is_left_of_it() -> None:
     batches = make_batches(step, process, dtype=torch.float32)
     before = {k: v.clone() for k, v in step.state_dict().items()}
     random = torch.random.get_rng_state()
-    assert gradient_shares(step, batches)
+    assert step.gradient_shares(batches)
     assert torch.equal(random, torch.random.get_rng_state())
     assert all(torch.equal(v, before[k]) for k, v in step.state_dict().items())
     assert all(p.grad is None for p in step.parameters())
@@ -74,7 +73,7 @@ def test_nothing_is_left_of_it() -> None:
 def test_a_training_logs_them_and_is_the_same_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import imbdiff
     from imbdiff.pipeline import training
-    from imbdiff.training import update
+    from imbdiff.training.step import TrainingStep
     from tests.pipeline.conftest import SMALL
 
     config = imbdiff.override(imbdiff.preset("tiny"), {**SMALL, "model": {"backbone": "mlp"}, "method": "cbdm"})
@@ -85,6 +84,6 @@ def test_a_training_logs_them_and_is_the_same_without(tmp_path: Path, monkeypatc
     assert 1 <= len(told) < len(rows) or len(rows) == 1
     assert all(0 <= row["share/class_balancing/pull"] <= 1 for row in told)
     assert all(-1.001 <= row["cosine/class_balancing/commit"] <= 1.001 for row in told)
-    monkeypatch.setattr(update, "gradient_shares", lambda *_: {})
+    monkeypatch.setattr(TrainingStep, "gradient_shares", lambda *_: {})
     without = training.train(data, config, tmp_path / "b", quiet=True)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), without.parameters(), strict=True))

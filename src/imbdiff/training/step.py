@@ -7,7 +7,8 @@ before a backward are where data parallelism goes wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from imbdiff.objectives.batch import DrawKind, NoisyBatch
 from imbdiff.objectives.evaluator import evaluate
 from imbdiff.objectives.objective import Objective, Request, Usage
 from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.log import COSINE, SHARE
 
 
 class TrainingStep(nn.Module):
@@ -128,3 +130,67 @@ class TrainingStep(nn.Module):
                 if name not in objective.monitors:
                     weighted[f"{objective.name}/{name}"] = objective.weight * value
         return weighted, losses
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Random states and buffers of the objectives are afterwards as before."""
+        buffers = {name: buffer.detach().clone() for name, buffer in self.objectives.named_buffers()}
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+        with torch.no_grad():
+            for name, buffer in self.objectives.named_buffers():
+                buffer.copy_(buffers[name])
+
+    def gradient_shares(
+        self,
+        batches: Mapping[str, NoisyBatch],
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> dict[str, float]:
+        """Each term's share of the gradient's norm, and its cosine with the gradient of the base loss: a term that does
+        nothing is seen.
+
+            share_i = || w_i grad L_i || / sum_j || w_j grad L_j ||
+            cosine_i = <grad L_i, grad L_base> / (|| grad L_i || || grad L_base ||)
+
+        over the trained parameters of the networks (an objective's own projections are left out) and the global batch:
+        the gradients are averaged over processes, all of which call this. Weights, gradients, buffers of the objectives
+        and random states are left as they were; with terms that compare rows, all rows of the batches are compared.
+
+        Returns:
+            "share/OBJECTIVE/TERM" -> share, and "cosine/OBJECTIVE/TERM" -> cosine, of all but terms of the base loss;
+            empty where there is one term alone.
+        """
+        parameters = [p for p in self.networks.parameters() if p.requires_grad]
+        dist = next(iter(batches.values())).dist
+
+        def weighted() -> dict[str, Tensor]:
+            with self.undisturbed(), autocast():
+                terms, _ = self.terms(batches)
+            return {name: term for name, term in terms.items() if term.requires_grad}
+
+        first = weighted()
+        if len(first) < 2:
+            return {}
+        based = {o.name for o in self.active if o.base}
+        norms: dict[str, Tensor] = {}
+        dots: dict[str, Tensor] = {}
+        base: Tensor | None = None
+        for name in sorted(first, key=lambda name: name.split("/")[0] not in based):  # those of the base loss first
+            # a pass for each: compiled networks and those in chunks can be gone back through once
+            terms = first or weighted()
+            first = {}
+            grads = torch.autograd.grad(terms[name], parameters, allow_unused=True)
+            parts = [
+                torch.zeros(p.numel(), device=p.device) if g is None else g.flatten().float()
+                for p, g in zip(parameters, grads, strict=True)
+            ]
+            flat = dist.total(torch.cat(parts)) / dist.world
+            norms[name] = flat.norm()
+            if name.split("/")[0] in based:
+                base = flat if base is None else base + flat
+            elif base is not None:
+                dots[name] = flat @ base / (norms[name] * base.norm()).clamp_min(torch.finfo(flat.dtype).tiny)
+            del flat, parts, grads, terms
+        total = float(sum(norms.values()))
+        shares = {SHARE + name: float(norm) / total if total else 0.0 for name, norm in norms.items()}
+        return {**shares, **{COSINE + name: float(value) for name, value in dots.items()}}

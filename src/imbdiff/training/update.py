@@ -7,8 +7,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from imbdiff.runtime.compiling import compile_if_equal, compiles
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.streams import seed_of
 from imbdiff.training.parts import Batches
-from imbdiff.training.shares import gradient_shares
 from imbdiff.training.step import TrainingStep
 
 #: largest norm of the gradient
@@ -99,7 +98,7 @@ class Update:
             batch = self.batches(step, micro)
             if micro == 0 and (step + 1) % self.share_every == 0:
                 self._reseed(step, 0)
-                self.shares = gradient_shares(self.step, batch, self.accelerator.autocast)
+                self.shares = self.step.gradient_shares(batch, self.accelerator.autocast)
             self._reseed(step, micro)
             last = micro == config.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
@@ -231,23 +230,14 @@ def compile_checked(
         step.zero_grad(set_to_none=True)
         return found
 
-    with _undisturbed(step):
-        return compile_if_equal(networks, gradients, what="gradients of one batch", bf16=bf16, together=True, say=say)
-
-
-@contextmanager
-def _undisturbed(step: TrainingStep) -> Iterator[None]:
-    """Without network dropout; random state, buffers and dropout are afterwards as before."""
     dropouts = [(m, m.p) for m in step.modules() if isinstance(m, nn.Dropout)]
-    buffers = {n: b.detach().clone() for n, b in step.named_buffers()}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        for module, _ in dropouts:
-            module.p = 0.0
-        try:
-            yield
-        finally:
-            for module, p in dropouts:
-                module.p = p
-            with torch.no_grad():
-                for n, b in step.named_buffers():
-                    b.copy_(buffers[n])
+    for module, _ in dropouts:
+        module.p = 0.0
+    try:
+        with step.undisturbed():
+            return compile_if_equal(
+                networks, gradients, what="gradients of one batch", bf16=bf16, together=True, say=say
+            )  # fmt: skip
+    finally:
+        for module, p in dropouts:
+            module.p = p
