@@ -14,7 +14,6 @@ from imbdiff.recognition.arms import PRIMARY
 from imbdiff.reporting import classifier as module
 from imbdiff.reporting.blocks import Section, Table
 from imbdiff.reporting.classifier import (
-    EXTRAS,
     MAX_ROWS,
     Arm,
     accuracy_plot,
@@ -29,7 +28,6 @@ from imbdiff.reporting.classifier import (
     verdict,
     verdict_sentence,
 )  # fmt: skip
-from imbdiff.reporting.compare import arm_lines
 from imbdiff.reporting.content import ReportData
 
 from . import fake
@@ -96,6 +94,7 @@ def test_columns_are_those_that_the_field_reports(data: ReportData, found: dict[
     few = [run["groups"]["few"] for run in arm["runs"]]
     assert row[5] == f"{np.mean(few):.3f} ± {np.std(few, ddof=1):.3f}"
     assert row[0] == "balanced softmax best control balanced-softmax, prior: train"
+    assert tables(section(data))[0][3][0] == "synthetic + CE synthetic ce, mixed, weight 1"
     assert tables(section(data))[0][-1][0].startswith(f"{PRIMARY} synthetic, judged")
     styles = [getattr(one[0], "style", "") for one in table.rows]
     assert [i for i, style in enumerate(styles) if style == "control"] == [2]
@@ -116,14 +115,7 @@ def test_several_controls_are_all_marked_and_the_best_is_shown_by_class(data: Re
     assert [arm.name for arm in pair(arms[:3])] == [best.name]
 
 
-def test_numbers_that_were_not_computed_are_left_out(data: ReportData, found: dict[str, Any]) -> None:
-    bare = copy.deepcopy(found)
-    for arm in bare["arms"]:
-        for block in (arm["mean"], arm["sd"], *arm["runs"]):
-            block |= {"group_sd": None, "macro_f1": None, "ece": None, "per_class": [None] * 10}
-    shown = section(replace(data, classifier=bare))
-    assert len(blocks_of(shown, Table)[0].columns) == 6
-    assert "Recall of each class" not in text_of(shown)
+def test_without_results_the_command_is_named() -> None:
     assert "imbdiff classify RUN" in text_of(section(fake.minimal()))
 
 
@@ -171,17 +163,6 @@ def test_the_plot_of_arms_has_a_panel_for_each_scope(arms: list[Arm], monkeypatc
         ]
         assert means == [value_of(arm.mean, scope) for arm in arms]
     assert [t.get_text() for t in panels[0].get_yticklabels()] == [arm.name[:30] for arm in arms]
-
-
-def test_compared_runs_share_only_what_all_of_them_have(data: ReportData, found: dict[str, Any]) -> None:
-    bare = copy.deepcopy(found)
-    for arm in bare["arms"]:
-        arm["mean"] |= {"group_sd": None, "macro_f1": None, "ece": None}
-    scopes = {scope for _, scope, _ in arm_lines([data, replace(data, classifier=bare)])}
-    assert "mean over classes" in scopes
-    assert not scopes & set(EXTRAS)
-    # a run without classifiers takes nothing away
-    assert set(EXTRAS) <= {scope for _, scope, _ in arm_lines([data, fake.minimal()])}
 
 
 def test_hostile_names_stay_text(data: ReportData) -> None:

@@ -111,18 +111,17 @@ def test_a_number_that_both_runs_have_is_one_line() -> None:
 @pytest.mark.parametrize("changes", [{"fingerprint": "9" * 60}, {"n_reference": 17}])
 def test_numbers_of_other_extractors_or_sizes_share_no_line(changes: dict[str, Any]) -> None:
     found = lines(fake.full(), other(metrics=with_numbers(**changes)))
-    fingerprints = [fake.EXTRACTORS[0][1][:8], str(changes.get("fingerprint", fake.EXTRACTORS[0][1]))[:8]]
-    size = changes.get("n_reference", 600)
-    first, second = (f"FD[judge-cnn] ↓ against test (extractor {one}, images bbbbbbbb)" for one in fingerprints)
-    assert found[first, "all, 600 reference images"] == ["21.4", "-"]
-    assert found[second, f"all, {size} reference images"] == ["-", "21.4"]
+    judge, size = (changes.get("fingerprint", fake.EXTRACTORS[0][1]))[:8], changes.get("n_reference", 600)
+    name = "FD[judge-cnn] ↓ against test"
+    assert found[name, f"all (extractor {fake.EXTRACTORS[0][1][:8]}, 600 images bbbbbbbb)"] == ["21.4", "-"]
+    assert found[name, f"all (extractor {judge}, {size} images bbbbbbbb)"] == ["-", "21.4"]
 
 
 def test_numbers_against_other_images_of_the_same_name_share_no_line() -> None:
     metrics = fake.metrics()
     metrics["protocol"]["fingerprints"]["reference"] = "dd" * 32
     found = lines(fake.full(), other(metrics=metrics))
-    line = f"FD[judge-cnn] ↓ against test (extractor {fake.EXTRACTORS[0][1][:8]}, images dddddddd)"
-    assert found[line, "all, 600 reference images"] == ["-", "21.4"]
+    scope = f"all (extractor {fake.EXTRACTORS[0][1][:8]}, 600 images dddddddd)"
+    assert found["FD[judge-cnn] ↓ against test", scope] == ["-", "21.4"]
     assert ("CAS ↑", "all") not in found
     assert found["agreement[judge-cnn] ↑", "all"] == ["0.91", "0.91"]  # of the synthetic images alone

@@ -18,11 +18,13 @@ from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.class_plot import Classes, Panel, class_plot
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.plots import SINGLE, Plot, Theme, plot, style_axes
-from imbdiff.reporting.text import NOTHING, flatten, label, number, shorten, signed, with_sd
+from imbdiff.reporting.text import flatten, label, number, shorten, signed, with_sd
 
 CLASS_MEAN = "mean over classes"
-WHOLE = {"all": "accuracy", CLASS_MEAN: "balanced_accuracy"}
-EXTRAS = {"Std of groups": "group_sd", "macro-F1": "macro_f1", "ECE": "ece"}
+WHOLE = {
+    "all": "accuracy", CLASS_MEAN: "balanced_accuracy", "Std of groups": "group_sd", "macro-F1": "macro_f1",
+    "ECE": "ece",
+}  # fmt: skip
 """Columns besides the groups, and the scores behind them."""
 HEADS = {"all": "all (top-1)", "Std of groups": "Std of groups ↓", "ECE": "ECE ↓"}
 TONES = {"helped": "good", "hurt": "bad", "no difference": "same"}
@@ -40,7 +42,7 @@ class Arm:
         synthetic: trained with synthetic images.
         control: an arm to beat: the one chosen on validation images, or any without synthetic images.
         judged: the arm whose comparison leads the verdict.
-        how, use: recipe and prior; how synthetic images took part.
+        how: recipe, prior, and how synthetic images took part.
         mean, sd, runs: over seeds, and of each.
     """
 
@@ -49,7 +51,6 @@ class Arm:
     control: bool
     judged: bool
     how: str
-    use: str
     mean: Scores
     sd: Scores
     runs: tuple[Scores, ...]
@@ -60,13 +61,12 @@ def arms_of(classifier: Found | None) -> list[Arm]:
         return []
     arms = []
     for row in classifier["arms"]:
-        prior = f", prior: {row['prior']}" if row.get("prior") else ""
-        use = ", ".join(f"{key} {text}" for key, text in flatten(row.get("use") or {}) if text != NOTHING and key)
+        prior = f", prior: {row['prior']}" if row["prior"] else ""
+        use = f", {row['use']['schedule']}, weight {row['use']['weight']:g}" if row["use"] else ""
         arms.append(Arm(
             row["name"], row["needs_synthetic"], row["name"] in classifier["control"]["arms"],
-            row["name"] == classifier["verdict"]["primary"], shorten(f"{row['recipe']}{prior}", 48),
-            f"synthetic images: {use}" if use else "", Scores.from_json(row["mean"]), Scores.from_json(row["sd"]),
-            tuple(Scores.from_json(run) for run in row["runs"]),
+            row["name"] == classifier["verdict"]["primary"], shorten(f"{row['recipe']}{prior}{use}", 48),
+            Scores.from_json(row["mean"]), Scores.from_json(row["sd"]), tuple(map(Scores.from_json, row["runs"])),
         ))  # fmt: skip
     return arms
 
@@ -75,20 +75,13 @@ def value_of(found: Scores, column: str) -> float | None:
     """Accuracy of a group, or another number of a column."""
     if column in found.groups:
         return found.groups[column]
-    key = {**WHOLE, **EXTRAS}.get(column)
-    return None if key is None else getattr(found, key)
+    return getattr(found, WHOLE[column]) if column in WHOLE else None
 
 
-def scopes(arms: Sequence[Arm], groups: Groups) -> list[str]:
-    """ "all" and the groups that any arm has an accuracy for."""
-    return ["all", *(group for group in groups.names if any(group in arm.mean.groups for arm in arms))]
-
-
-def columns(arms: Sequence[Arm], groups: Groups) -> list[str]:
-    """Columns of the table of arms: accuracies, and those of `EXTRAS` that any arm has."""
-    shown = scopes(arms, groups)
-    extras = [x for x in EXTRAS if x not in shown and any(value_of(arm.mean, x) is not None for arm in arms)]
-    return ["all", CLASS_MEAN, *shown[1:], *extras]
+def columns(groups: Groups) -> list[str]:
+    """Columns of the table of arms: accuracies, of the groups in the middle, and other numbers."""
+    whole = [column for column in WHOLE if column not in groups.present]
+    return [*whole[:2], *groups.present, *whole[2:]]
 
 
 def arm_cells(arm: Arm, shown: Sequence[str]) -> list[ui.Cell]:
@@ -121,7 +114,7 @@ def comparisons(rows: Mapping[str, Found]) -> dict[str, Comparison]:
 def outcome_chips(rows: Mapping[str, Found]) -> list[ui.Block]:
     """The outcome of each scope."""
     chips = [
-        ui.chip(scope, f"{row.outcome} {difference_text(row)}", TONES.get(row.outcome, "none"))
+        ui.chip(scope, f"{row.outcome}: {difference_text(row)}", TONES.get(row.outcome, "none"))
         for scope, row in comparisons(rows).items()
     ]
     return [ui.Items(chips, "chips")] if chips else []
@@ -175,7 +168,7 @@ def classifiers(data: ReportData, run: str) -> ui.Section:
 
 
 def _arms(data: ReportData, found: Found, arms: Sequence[Arm]) -> list[ui.Block]:
-    shown, controls = columns(arms, data.groups), [arm.name for arm in arms if arm.control]
+    shown, controls = columns(data.groups), [arm.name for arm in arms if arm.control]
     beat = f"The best arm without synthetic images, “{controls[0]}”, is" if len(controls) == 1 else "All controls are"
     rows = []
     for arm in arms:
@@ -183,7 +176,7 @@ def _arms(data: ReportData, found: Found, arms: Sequence[Arm]) -> list[ui.Block]
         if arm.synthetic:
             badges.append(ui.span(f"synthetic{', judged' if arm.judged else ''}", "badge synthetic"))
         head = ui.joined([ui.span("", f"dot {'synthetic' if arm.synthetic else 'real'}"), arm.name, *badges])
-        rows.append([ui.Cell(head, arm.how, arm.use, "control" if arm.control else ""), *arm_cells(arm, shown)])
+        rows.append([ui.Cell(head, arm.how, style="control" if arm.control else ""), *arm_cells(arm, shown)])
     judged = found["verdict"]
     every = {judged["primary"]: judged["per_group"], **judged["other_arms"]}
     table: list[ui.Cells] = [
@@ -206,7 +199,7 @@ def _arms(data: ReportData, found: Found, arms: Sequence[Arm]) -> list[ui.Block]
             f"same steps and augmentation. {beat} to be beaten ({found['control']['chosen_by']})."
         ),
         ui.legend(real="real images only", synthetic="with synthetic images", mark="◆ control (dashed)"),
-        ui.Figures([accuracy_plot(arms, scopes(arms, data.groups))]),
+        ui.Figures([accuracy_plot(arms, ["all", *data.groups.present])]),
         ui.Table(["arm", *(ui.Column(HEADS.get(column, column)) for column in shown)], rows, "dense"),
         ui.note(
             "The accuracy of a group counts every test image of its classes once; the mean over classes counts every "

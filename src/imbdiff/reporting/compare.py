@@ -9,7 +9,7 @@ from typing import Any
 from imbdiff.metrics.measures import METRICS
 from imbdiff.metrics.numbers import Number
 from imbdiff.reporting import blocks as ui
-from imbdiff.reporting.classifier import EXTRAS, arm_cells, arms_of, columns, verdict_sentence
+from imbdiff.reporting.classifier import arm_cells, arms_of, columns, verdict_sentence
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.images import sample_set
 from imbdiff.reporting.measured import counts_of, heading, metric_of, printed
@@ -122,16 +122,13 @@ Line = tuple[str, str, dict[int, ui.Cell]]
 
 
 def arm_lines(runs: Sequence[ReportData]) -> list[Line]:
-    """Every arm and scope that any run has; of the numbers besides accuracies those that all runs with arms have."""
+    """Every arm and scope that any run has."""
     found: dict[tuple[str, str], dict[int, ui.Cell]] = {}
-    arms = [arms_of(run.classifier) for run in runs]
-    shown = [columns(own, run.groups) for own, run in zip(arms, runs, strict=True)]
-    lacking = {x for x in EXTRAS for own, names in zip(arms, shown, strict=True) if own and x not in names}
-    for i, own in enumerate(arms):
-        names = [name for name in shown[i] if name not in lacking]
-        for arm in own:
-            for name, cell in zip(names, arm_cells(arm, names), strict=True):
-                found.setdefault((arm.name, name), {})[i] = cell
+    for i, run in enumerate(runs):
+        shown = columns(run.groups)
+        for arm in arms_of(run.classifier):
+            for column, cell in zip(shown, arm_cells(arm, shown), strict=True):
+                found.setdefault((arm.name, column), {})[i] = cell
     order = list(dict.fromkeys(arm for arm, _ in found))
     return [(*key, cells) for key, cells in sorted(found.items(), key=lambda item: order.index(item[0][0]))]
 
@@ -142,38 +139,40 @@ def metric_lines(runs: Sequence[ReportData]) -> list[Line]:
     Numbers of equal name share a line only if they were made with the same extractor (by fingerprint) against the same
     reference with equally many reference images; otherwise each has a line of its own, which says what differs.
     """
-    lines: dict[tuple[str, ...], dict[int, Number]] = {}
+    lines: dict[tuple[str, str, str], dict[int, Number]] = {}
     for i, run in enumerate(runs):
         for n in _numbers(run):
             if n.metric not in METRICS or METRICS[n.metric].main:
-                lines.setdefault(_same(n, run.metrics or {}), {})[i] = n
-    twice = Counter(line[:3] for line in lines)
+                against = "" if metric_of(n).alone or n.metric == "CAS" else f" against {n.reference}"
+                key = (heading(n, n.label) + against, n.scope, _made_with(n, run.metrics or {}))
+                lines.setdefault(key, {})[i] = n
+    several = Counter(key[:2] for key in lines)
     order = list(METRICS)
     rank: dict[str, tuple[Any, ...]] = {}
     made: list[Line] = []
-    for line, found in lines.items():
+    for (name, scope, how), found in lines.items():
         n = next(iter(found.values()))
-        if all(one.refused for one in found.values()):
-            continue
-        name, scope = heading(n, n.label), n.scope
-        if not metric_of(n).alone and n.metric != "CAS":
-            name += f" against {n.reference}"
-        if twice[line[:3]] > 1:
-            _, _, _, fingerprint, images, size = line
-            name += f" (extractor {fingerprint[:8]}" + (f", images {images[:8]})" if images else ")")
-            scope += f", {size} reference images" if size != "0" else ""
-        place = order.index(n.metric) if n.metric in order else len(order)
-        rank.setdefault(name, (n.ranking_only, n.reference == "train", place, name))
-        made.append((name, scope, {i: _cell(one) for i, one in found.items()}))
+        if any(not one.refused for one in found.values()):
+            rank.setdefault(
+                name,
+                (
+                    n.ranking_only,
+                    n.reference == "train",
+                    order.index(n.metric) if n.metric in order else len(order),
+                    name,
+                ),
+            )
+            where = f"{scope} ({how})" if several[name, scope] > 1 else scope
+            made.append((name, where, {i: _cell(one) for i, one in found.items()}))
     return sorted(made, key=lambda line: rank[line[0]])[:MAX_NUMBERS]
 
 
-def _same(n: Number, metrics: Mapping[str, Any]) -> tuple[str, ...]:
-    """What must be equal for two numbers to be on one line: the last three are extractor, reference and its n."""
+def _made_with(n: Number, metrics: Mapping[str, Any]) -> str:
+    """What must be equal for two numbers to be on one line: extractor, reference images and how many."""
     fingerprints = metrics["protocol"].get("fingerprints") or {}
     images = str(fingerprints.get(n.reference) or fingerprints.get("reference") or "")
-    own = ("", "0") if metric_of(n).alone else (images, str(n.n_reference))
-    return (n.label, n.scope, n.reference, n.fingerprint, *own)
+    against = "" if metric_of(n).alone else f", {n.n_reference} images {images[:8]}"
+    return f"extractor {n.fingerprint[:8]}{against}"
 
 
 def _cell(n: Number) -> ui.Cell:

@@ -7,13 +7,11 @@ from typing import Any
 
 from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.content import ReportData
-from imbdiff.reporting.pictures import fitting
 from imbdiff.reporting.text import NOTHING, number, shorten
 
 MAX_CLASSES = 100
 MAX_PAIRS = 24
 MAX_WARNINGS = 10
-BYTES_PER_PAIR = 150_000  # of raw pixels of all left pictures
 COLUMNS = [
     ui.Column(text)
     for text in (
@@ -103,7 +101,7 @@ def closest_pairs(data: ReportData, rows: Sequence[Found]) -> list[ui.Group]:
     if train is None or synthetic is None or train.shape != synthetic.shape:
         return []
     groups = []
-    for row in rows[: fitting(train.shape, BYTES_PER_PAIR, 6, MAX_PAIRS)]:
+    for row in rows[:MAX_PAIRS]:
         i, j = row["synthetic"], row["train"]
         own, other = synthetic.class_names[synthetic.labels[i]], train.class_names[train.labels[j]]
         text = "exact copy" if row["exact"] else f"distance {number(row['distance'])}"

@@ -11,7 +11,7 @@ import numpy as np
 from imbdiff.data.names import counted
 from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.content import ReportData
-from imbdiff.reporting.pictures import fitting, in_turn, spread
+from imbdiff.reporting.pictures import COLUMNS, in_turn, spread
 from imbdiff.reporting.text import number, shorten
 from imbdiff.runtime.streams import rng
 
@@ -36,7 +36,7 @@ Found = Mapping[str, Any]
 def curation(data: ReportData, rarest: int = RAREST, others: int = OTHERS) -> ui.Section | None:
     """The section of `ReportData.curated`; None where nothing was curated.
 
-    Caps: pictures of the `rarest` classes and of `others`, at most 8 kept and 8 dropped images of each; 100 classes in
+    Caps: pictures of the `rarest` classes and of `others`, at most 6 kept and 6 dropped images of each; 100 classes in
     the table, rarest first; 5 warnings.
     """
     found = data.curated
@@ -85,16 +85,15 @@ def curation(data: ReportData, rarest: int = RAREST, others: int = OTHERS) -> ui
 
 def _shelf(data: ReportData, found: Found, k: int) -> ui.Shelf:
     images, rows = found["candidates"], found["images"]
-    limit = fitting(images.shape)
     labels = np.array([row["label"] for row in rows], dtype=np.int64)
     order = rng(0, "report", "curated", k).permutation(np.flatnonzero(labels == k)).tolist()
     kept = [i for i in order if rows[i]["kept"]]
     dropped = []
-    for i in in_turn([i for i in order if not rows[i]["kept"]], lambda i: rows[i]["reason"])[:limit]:
+    for i in in_turn([i for i in order if not rows[i]["kept"]], lambda i: rows[i]["reason"])[:COLUMNS]:
         lines = [line for line in why(rows[i], data.stats.names, _is_diverse(found)) if line]
         picture = ui.Picture(images.images[i], f"dropped, {lines[0]}: {images.ids[i]}")
         dropped.append(ui.Group([picture], lines))
-    own = [ui.Group([ui.Picture(images.images[i], f"kept: {images.ids[i]}")]) for i in sorted(kept[:limit])]
+    own = [ui.Group([ui.Picture(images.images[i], f"kept: {images.ids[i]}")]) for i in sorted(kept[:COLUMNS])]
     counts = f"{number(data.stats.counts[k])} real · kept {len(kept):,} of {len(order):,}"
     sets = [ui.PictureSet(own, "kept", "real"), ui.PictureSet(dropped, "dropped", "synthetic")]
     return ui.Shelf(sets, data.stats.names[k], f"{data.group(k)} · {counts}")

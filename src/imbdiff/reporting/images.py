@@ -13,10 +13,10 @@ import numpy as np
 from imbdiff.data.imageset import ImageSet
 from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.content import ReportData
-from imbdiff.reporting.pictures import COLUMNS, fitting, scaled_down, some, spread
+from imbdiff.reporting.pictures import COLUMNS, scaled_down, some, spread
 from imbdiff.reporting.text import number
 
-MAX_CLASSES, SYNTHETIC_CLASSES = 30, 12
+MAX_CLASSES = 30
 
 Nearest = Mapping[int, tuple[int, float | None]]
 """For some synthetic images the nearest training image of any class, and its distance where it was recorded."""
@@ -29,26 +29,22 @@ def nearest_of(memorisation: Mapping[str, Any] | None) -> Nearest:
     return {i: (train, distance) for i, train, distance in zip(*found, strict=True)}
 
 
-def real_and_synthetic(data: ReportData, run: str) -> ui.Section:
-    """For each shown class real images, synthetic ones, and below each its nearest training image; at most 30 classes.
+def images(data: ReportData, run: str) -> ui.Section:
+    """Real images of each shown class, synthetic ones, and below each its nearest training image; at most 30 classes.
 
     Synthetic images whose nearest training image is known come before the others.
     """
-    title = "Real and synthetic images"
-    if data.train is None:
-        return ui.Section("images", title, [ui.Text("The images were not given to this page.", "missing")], "Images")
     nearest = nearest_of(data.memorisation)
     shown = spread(data.by_size, MAX_CLASSES)
-    shelves = [_class_shelf(data, data.train, k, nearest) for k in shown]
-    groups = [group for shelf in shelves for group in shelf.sets[-1].groups if len(shelf.sets) > 1]
+    shelves = [_class_shelf(data, k, nearest) for k in shown]
+    groups = [group for shelf in shelves for one in shelf.sets if one.kind == "synthetic" for group in one.groups]
     paired = any(len(group.pictures) > 1 for group in groups)
     copied = sum(group.frame == "copied" for group in groups)
+    shapes = dict.fromkeys(one.shape for one in (data.train, data.synthetic) if one is not None)
     texts = [
-        "Images are chosen at random with a fixed seed, not picked.",
-        scaled_down(data.train.shape) or "Pixels are enlarged, not smoothed.",
-        "Classes are sorted by size."
-        if len(shown) == data.stats.num_classes
-        else f"Shown are {len(shown)} of {number(data.stats.num_classes)} classes, spread over the ranking by size.",
+        f"Chosen at random with a fixed seed, not picked{ui.of_all(len(shown), len(data.by_size), 'classes')}.",
+        *map(scaled_down, shapes),
+        "Classes are sorted by size.",
         "Below each synthetic image is the training image nearest to it: one that equals its neighbour is a copy, not "
         "a new image. A neighbour of another class has a yellow frame." * paired,
     ]
@@ -59,34 +55,32 @@ def real_and_synthetic(data: ReportData, run: str) -> ui.Section:
         blocks.append(ui.Text(text, "alert"))
     if not groups:
         blocks.append(ui.missing("There are no synthetic images to show.", f"imbdiff sample {run}"))
-    elif not paired:
+    elif data.train is not None and not paired:
         blocks.append(ui.missing("The nearest training images have not been searched.", f"imbdiff evaluate {run}"))
-    return ui.Section("images", title, [*blocks, *shelves], "Images")
+    return ui.Section("images", "Real and synthetic images", [*blocks, *shelves], "Images")
 
 
-def _class_shelf(data: ReportData, train: ImageSet, k: int, nearest: Nearest) -> ui.Shelf:
-    limit = fitting(train.shape)
-    real = [
-        ui.Group([ui.Picture(train.images[i], f"real: {train.ids[i]}")])
-        for i in some(np.flatnonzero(train.labels == k), limit, "report", "real", k)
-    ]
-    sets = [ui.PictureSet(real, "real", "real")]
-    synthetic = data.synthetic
-    if synthetic is not None and synthetic.shape == train.shape:
+def _class_shelf(data: ReportData, k: int, nearest: Nearest) -> ui.Shelf:
+    train, synthetic, sets = data.train, data.synthetic, []
+    if train is not None:
+        rows = some(np.flatnonzero(train.labels == k), COLUMNS, "report", "real", k)
+        real = [ui.Group([ui.Picture(train.images[i], f"real: {train.ids[i]}")]) for i in rows]
+        sets.append(ui.PictureSet(real, "real", "real"))
+    if synthetic is not None and (train is None or synthetic.shape == train.shape):
         own = np.flatnonzero(synthetic.labels == k)
-        known = own[[int(i) in nearest for i in own]] if len(own) else own
-        groups = [
-            _with_nearest(synthetic, i, train, nearest.get(i))
-            for i in some(known if len(known) else own, limit, "report", "synthetic", k)
-        ]
+        known = own[[int(i) in nearest for i in own]] if len(own) and train is not None else own
+        rows = some(known if len(known) else own, COLUMNS, "report", "synthetic", k)
+        groups = [_with_nearest(synthetic, i, train, nearest.get(i)) for i in rows]
         sets.append(ui.PictureSet(groups, "synthetic", "synthetic"))
     n = f"{number(data.stats.counts[k])} real" + (f" + {number(data.filled[k])} synthetic" if data.filled[k] else "")
     return ui.Shelf(sets, data.stats.names[k], f"{data.group(k)} · {n}")
 
 
-def _with_nearest(synthetic: ImageSet, i: int, train: ImageSet, found: tuple[int, float | None] | None) -> ui.Group:
+def _with_nearest(
+    synthetic: ImageSet, i: int, train: ImageSet | None, found: tuple[int, float | None] | None
+) -> ui.Group:
     head = ui.Picture(synthetic.images[i], f"synthetic: {synthetic.ids[i]}")
-    if found is None:
+    if found is None or train is None:
         return ui.Group([head])
     at, distance = found
     same = train.labels[at] == synthetic.labels[i]
@@ -107,15 +101,3 @@ def sample_set(images: ImageSet | None, class_name: str, heading: str = "") -> u
         for i in some(own, COLUMNS, "compare", class_name)
     ]
     return ui.PictureSet([ui.Group([picture]) for picture in pictures], heading)
-
-
-def synthetic_alone(synthetic: ImageSet | None) -> ui.Section | None:
-    """A few synthetic images of at most 12 classes, spread over the labels."""
-    if synthetic is None:
-        return None
-    classes = spread(range(len(synthetic.class_names)), SYNTHETIC_CLASSES)
-    names = [synthetic.class_names[k] for k in classes]
-    shelves = [ui.Shelf([sample_set(synthetic, one)], one if len(names) > 1 else "") for one in names]
-    few = ui.of_all(len(names), len(synthetic.class_names), "classes")
-    text = f"Chosen at random with a fixed seed, not picked{few}. {scaled_down(synthetic.shape)}"
-    return ui.Section("images", "Synthetic images", [ui.note(text), *shelves], "Images")

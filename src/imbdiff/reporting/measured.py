@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,13 +80,6 @@ class GroupTable:
         )]  # fmt: skip
 
     @property
-    def headline(self) -> str:
-        """The first number of all classes that is printed: "FID 12.3 (11.9 to 12.8)"; "" where there is none."""
-        found = (self.own.get((metric, self.scopes[0])) for metric in self.metrics(main=True))
-        first = next((n for n in found if n is not None and n.value is not None), None)
-        return "" if first is None else f"{first.short} {with_interval(first)}"
-
-    @property
     def notes(self) -> list[str]:
         """What the reader must know of all numbers of the table."""
         notes = []
@@ -154,46 +146,18 @@ class Measured:
     def main(self) -> GroupTable:
         return self.tables[0]
 
-    @property
-    def rarest(self) -> str:
-        """The group whose classes have the fewest training images on average; "all" where there are no groups."""
-        classes = self.found.get("classes") or {}
-        counts: dict[str, list[int]] = {}
-        for group, n in zip(classes.get("group") or (), classes.get("n_train") or (), strict=False):
-            counts.setdefault(str(group), []).append(int(n))
-        groups = [scope for scope in self.main.scopes if scope != "all"]
-        if not groups:
-            return "all"
-        return min(groups[::-1], key=lambda g: sum(counts[g]) / len(counts[g]) if g in counts else math.inf)
 
-
-class Reasons:
-    """Why numbers are not printed: reasons that differ in their numbers alone are one sentence.
-
-    Attributes:
-        sentences: for a numbered list.
-    """
-
-    def __init__(self, refused: Sequence[Number]) -> None:
-        found: dict[str, list[Number]] = {}
-        for n in refused:
-            found.setdefault(self._pattern(n), []).append(n)
-        self._places = {pattern: i for i, pattern in enumerate(found, start=1)}
-        self.sentences = []
-        for same in found.values():
-            metrics, scopes = ([*dict.fromkeys(getattr(n, key) for n in same)] for key in ("short", "scope"))
-            likewise = f"; likewise {', '.join(scopes[1:])}" if len(scopes) > 1 else ""
-            self.sentences.append(f"{', '.join(metrics)}: {same[0].refused} ({scopes[0]}{likewise}).")
-
-    @staticmethod
-    def _pattern(n: Number) -> str:
-        return re.sub(r"\d+(?:,\d{3})*(?:\.\d+)?", "#", n.refused or "")
-
-    def mark(self, n: Number) -> str:
-        """The number of the reason why it was refused, or a sign that it is special."""
-        return (
-            str(self._places.get(self._pattern(n), "")) if n.refused else SMALL if n.extra.get("small_sample") else ""
-        )
+def reasons(refused: Sequence[Number]) -> list[str]:
+    """Why numbers are not printed, in sentences; reasons that differ in their numbers alone are one sentence."""
+    found: dict[str, list[Number]] = {}
+    for n in refused:
+        found.setdefault(re.sub(r"\d+(?:,\d{3})*(?:\.\d+)?", "#", n.refused or ""), []).append(n)
+    sentences = []
+    for same in found.values():
+        metrics, scopes = (list(dict.fromkeys(getattr(n, key) for n in same)) for key in ("short", "scope"))
+        likewise = f"; likewise {', '.join(scopes[1:])}" if len(scopes) > 1 else ""
+        sentences.append(f"{', '.join(metrics)}: {same[0].refused} ({scopes[0]}{likewise}).")
+    return sentences
 
 
 def numbers_table(found: Mapping[str, Any]) -> Table | None:

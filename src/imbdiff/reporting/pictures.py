@@ -19,9 +19,8 @@ from imbdiff.runtime.streams import rng
 
 T = TypeVar("T")
 LARGEST_TILE = 64
-COLUMNS = 8
-"""Images of one kind and class on a page, at most."""
-BYTES_PER_KIND = 50_000  # of raw pixels of a class: a page of 10 classes is below 3 MB, one of 30 below 10 MB
+COLUMNS = 6
+"""Images of one kind and class on a page, at most: a page of 30 classes is below 10 MB whatever they show."""
 
 
 def spread(items: Sequence[int], limit: int) -> list[int]:
@@ -49,16 +48,10 @@ def some(indices: np.ndarray, limit: int, *stream: str | int) -> list[int]:
     return indices.tolist()
 
 
-def fitting(shape: tuple[int, int, int], raw_bytes: int = BYTES_PER_KIND, least: int = 3, most: int = COLUMNS) -> int:
-    """How many images of a shape fit into `raw_bytes` of pixels on a page, within bounds."""
-    h, w = page_size(shape)
-    return int(np.clip(raw_bytes // (h * w * shape[-1]), least, most))
-
-
-def page_size(shape: tuple[int, int, int], largest: int = LARGEST_TILE) -> tuple[int, int]:
-    """(height, width) at which an image goes into the page: its own, or scaled down to `largest` on the longer side."""
+def page_size(shape: tuple[int, int, int]) -> tuple[int, int]:
+    """(height, width) at which an image goes into the page: its own, or scaled down to 64 on the longer side."""
     h, w, _ = shape
-    scale = min(1.0, largest / max(h, w))
+    scale = min(1.0, LARGEST_TILE / max(h, w))
     return max(1, round(h * scale)), max(1, round(w * scale))
 
 

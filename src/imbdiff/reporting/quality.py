@@ -15,13 +15,14 @@ from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.class_plot import Classes, Panel, class_plot
 from imbdiff.reporting.copies import headline
 from imbdiff.reporting.measured import (
+    SMALL,
     GroupTable,
     Measured,
-    Reasons,
     counts_of,
     heading,
     metric_of,
     printed,
+    reasons,
     with_interval,
 )
 from imbdiff.reporting.text import NOTHING, flatten, number
@@ -56,7 +57,6 @@ def quality(found: Found | None, run: str) -> ui.Section:
     for table in measured.tables[1:MAX_TABLES]:
         ranking = " (for ranking only)" if table.judge.ranking_only else ""
         line = f"{table.judge.extractor} against {table.reference}{ranking}"
-        line += f": {table.headline}" if table.headline else ""
         blocks.append(ui.Fold(line, _table_blocks(table), kind="folded"))
     if len(measured.tables) > MAX_TABLES:
         more = counted(len(measured.tables) - MAX_TABLES, "more table")
@@ -66,13 +66,13 @@ def quality(found: Found | None, run: str) -> ui.Section:
 
 
 def answers(measured: Measured) -> list[tuple[str, str]]:
-    """At most four questions with answers, each about all classes and about the rarest group, of the main extractor."""
+    """At most four questions with answers, each about all classes and the last group, of the main extractor."""
     made = []
     for question, metrics in QUESTIONS:
         known = [n for m in metrics if (n := measured.main.own.get((m, "all"))) is not None]
         first = next((n for n in known if n.value is not None), None)
         if first is not None:
-            scopes = dict.fromkeys(["all", measured.rarest])
+            scopes = dict.fromkeys(["all", measured.main.scopes[-1]])
             made.append((question, " ".join(_about(measured.main, first.metric, s) for s in scopes).strip()))
         elif known:
             made.append((question, "There are too few images to say; the notes below say what is needed."))
@@ -134,33 +134,32 @@ def _part(table: GroupTable, main: bool) -> list[ui.Block]:
     """The numbers that matter most, or the others, and why some were refused."""
     metrics, shown = table.metrics(main), table.printable(main)
     own = [n for m in metrics for s in table.scopes if (n := table.own.get((m, s))) is not None]
-    reasons = Reasons([n for n in own if n.refused])
+    refused = reasons([n for n in own if n.refused])
     blocks: list[ui.Block] = []
     if shown:
         columns = [ui.Column(heading(table.head(m)), title=metric_of(table.head(m)).what) for m in shown]
-        rows = [[ui.Cell(s, table.counts(s)), *(_cell(table, reasons, m, s) for m in shown)] for s in table.scopes]
+        rows = [[ui.Cell(s, table.counts(s)), *(_cell(table, m, s) for m in shown)] for s in table.scopes]
         blocks.append(ui.Table([ui.Cell("scope", "synthetic / reference images"), *columns], rows, "dense"))
-    if reasons.sentences:
+    if refused:
         lead = "Refused, not printed" if shown else "Nothing could be printed"
-        blocks += [ui.note(f"{lead}, as n does not support it:"), ui.Items(reasons.sentences, "reasons")]
+        blocks += [ui.note(f"{lead}, as n does not support it:"), ui.Items(refused, "reasons")]
     return blocks
 
 
-def _cell(table: GroupTable, reasons: Reasons, metric: str, scope: str) -> ui.Cell:
+def _cell(table: GroupTable, metric: str, scope: str) -> ui.Cell:
     """A number of the synthetic images and, below it, of the real ones."""
     own, real = table.own.get((metric, scope)), table.real.get((metric, scope))
-    text = Markup(NOTHING) if own is None else _printed(own, reasons.mark(own), "own")
-    below = Markup("") if real is None else ui.span(_printed(real, "", "real"), "baseline")
+    text = Markup(NOTHING) if own is None else _printed(own, "own")
+    below = Markup("") if real is None else ui.span(_printed(real, "real"), "baseline")
     return ui.Cell(text + below, style="refused" if own and own.refused else "")
 
 
-def _printed(n: Number, mark: str, style: str) -> Markup:
-    above = Markup("<sup>{}</sup>").format(mark) if mark else Markup("")
+def _printed(n: Number, style: str) -> Markup:
     if n.refused:
-        return ui.span(Markup("refused") + above, "", f"{n.refused}; {counts_of(n)}")
+        return ui.span("refused", "", f"{n.refused}; {counts_of(n)}")
     value, between = printed(n)
     small = Markup(" <small>{}</small>").format(between) if between else Markup("")
-    return ui.span(Markup("{}{}").format(value, above), style, counts_of(n)) + small
+    return ui.span(value + SMALL * bool(n.extra.get("small_sample")), style, counts_of(n)) + small
 
 
 # -- class by class
@@ -220,14 +219,9 @@ def _by_class(measured: Measured) -> list[ui.Block]:
     c = len(classes.order)
     rows: list[ui.Cells] = []
     for i in range(min(c, MAX_CLASS_ROWS)):
-        cells: ui.Cells = [
-            ui.name(classes.names[i]),
-            classes.group[i] if classes.group else "",
-            f"{classes.counts[i]:,}",
-        ]
-        for panel in panels:
-            cells += [panel.text(panel.synthetic, i), ui.Cell(panel.text(panel.real, i), style="baseline")]
-        rows.append(cells)
+        group = classes.group[i] if classes.group else ""
+        values = [cell for panel in panels for cell in (panel.text(panel.synthetic, i), panel.text(panel.real, i))]
+        rows.append([ui.name(classes.names[i]), group, number(classes.counts[i]), *values])
     columns: ui.Cells = ["class", "group", ui.Column(f"{classes.counted} images")]
     columns += [column for panel in panels for column in (ui.Column(panel.name), ui.Column("real"))]
     text = (

@@ -18,10 +18,10 @@ from imbdiff.reporting.classifier import classifiers, verdict
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.copies import copies
 from imbdiff.reporting.curated import curation
-from imbdiff.reporting.images import real_and_synthetic, synthetic_alone
+from imbdiff.reporting.images import images
 from imbdiff.reporting.plots import class_histogram
 from imbdiff.reporting.quality import quality
-from imbdiff.reporting.text import NOTHING, flatten, label, number, shorten
+from imbdiff.reporting.text import flatten, label, number
 from imbdiff.reporting.training import idle_notes, training
 
 MAX_WARNINGS = 20
@@ -38,7 +38,7 @@ def build_report(data: ReportData) -> str:
     run = shlex.quote(str(data.run))
     sections = [
         _classes(data, run),
-        real_and_synthetic(data, run),
+        images(data, run),
         curation(data),
         copies(data),
         classifiers(data, run),
@@ -82,7 +82,7 @@ def build_evaluation(
         top.append(ui.note("No copies were searched: no training images were given (--train)."))
     sections = [
         quality(found, "RUN"),
-        synthetic_alone(synthetic) if train is None else real_and_synthetic(data, "RUN"),
+        images(data, "RUN") if synthetic is not None else None,
         copies(data),
         _repeat("Repeat this evaluation", command),
     ]
@@ -141,7 +141,6 @@ def _protocol(data: ReportData) -> ui.Section:
     """What one must know to repeat the numbers: split, groups, method, judge, classifier, environment."""
     m, stats = data.manifest, data.stats
     counts = ", ".join(f"{sum(n):,} {split}" for split, n in (m.get("counts") or {}).items() if n)
-    known = [f"{k.rsplit('.', 1)[-1]} {text}" for k, text in flatten(data.environment) if text not in ("", NOTHING)]
     rows = {
         "Method": data.method,
         **data.protocol,
@@ -155,7 +154,6 @@ def _protocol(data: ReportData) -> ui.Section:
         "Test images": m.get("test_from") or "",
         "Validation": m.get("val_from") or "",
         "Split seed": str(m.get("seed", "")),
-        "Environment": shorten(", ".join(known), 240),
     }
     blocks: list[ui.Block] = [ui.Definitions(list(rows.items()))]
     for what, values in (("Configuration", data.config), ("Environment", data.environment)):
@@ -168,10 +166,8 @@ def _warnings(data: ReportData) -> ui.Section | None:
     every = [*data.warnings, *idle_notes(data.log)]
     if not every:
         return None
-    blocks: list[ui.Block] = [ui.Items(every[:MAX_WARNINGS])]
-    rest = [shorten(text, 2000) for text in every[MAX_WARNINGS:]]
-    blocks += [ui.Fold(f"{len(rest)} more", [ui.Items(rest)])] if rest else []
-    return ui.Section("warnings", "Warnings", blocks, f"Warnings ({len(every)})")
+    more = [f"and {len(every) - MAX_WARNINGS} more"] * (len(every) > MAX_WARNINGS)
+    return ui.Section("warnings", "Warnings", [ui.Items(every[:MAX_WARNINGS] + more)], f"Warnings ({len(every)})")
 
 
 def _repeat(title: str, command: str) -> ui.Section:

@@ -10,14 +10,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from imbdiff.data.names import counted
 from imbdiff.reporting import blocks as ui
-from imbdiff.reporting.classifier import CLASS_MEAN, TONES, comparisons, difference_text, outcome_chips
+from imbdiff.reporting.classifier import CLASS_MEAN, TONES, outcome_chips
 from imbdiff.reporting.curated import REASONS
 from imbdiff.reporting.plots import Plot, Theme, plot, style_axes, thousands
 from imbdiff.reporting.text import NOTHING, flatten, label, number, seconds, shorten, with_sd
 
 MAX_ROWS = 200
 MAX_GROUPS = 8
-MAX_MISSING = 50
 MAX_LEVELS, MAX_PANELS = 3, 6
 STYLES = (
     ("#d1771f", "o"), ("#9366d0", "s"), ("#2f9a68", "^"), ("#cf5b4f", "D"),
@@ -32,13 +31,11 @@ Found = Mapping[str, Any]
 def build_study(found: Found) -> str:
     """The page as HTML text with no reference to anything outside it, from what ``study.json`` holds.
 
-    Caps, all stated on the page: 200 rows, 8 groups in tables, 8 lines, 3 arms and 6 panels in the plot, 50 classes
-    without validation images.
+    Caps, all stated on the page: 200 rows, 8 groups in tables, 8 lines, 3 arms and 6 panels in the plot.
     """
     rows = sorted(found["rows"], key=lambda row: -score(row))
     protocol = [*flatten(found["protocol"]), *flatten(found["grid"], "grid"), ("time", seconds(found["seconds"]))]
     sections = [
-        _missing(found),
         _plot_section(found, rows),
         _grid(found, rows),
         _curation(found),
@@ -89,18 +86,15 @@ def recommendation(found: Found) -> str:
     if not picked:
         return f"No recommendation: {found['why_not']['reason']} {found['why_not']['remedy']}"
     row = next(row for row in found["rows"] if row["name"] == picked["name"])
-    end = f"the highest of {picked['compared']} compared on validation images."
-    if row["images"]:
-        return (
-            f"Recommended: {picked['name']} ({row['images']:,} synthetic images). Balanced accuracy "
-            f"{number(picked['score'])}, against {number(picked['control_score'])} of {picked['control']}, the best "
-            f"without synthetic images: {end}"
-        )
-    best = max((r for r in found["rows"] if r["images"]), key=score, default=None)
-    text = f"Recommended: no synthetic images. {picked['name']} has a balanced accuracy of {number(picked['score'])}"
-    if best is not None and score(best) >= 0:
-        text += f", against {number(score(best))} of the best with synthetic images, {best['name']}"
-    return f"{text}: {end}"
+    kind, other, value = "without", picked["control"], picked["control_score"]
+    if not row["images"]:
+        best = max(found["rows"], key=lambda row: score(row) if row["images"] else -2.0)
+        kind, other, value = "with", best["name"], score(best)
+    return (
+        f"Recommended: {picked['name']} ({number(row['images'])} synthetic images). Balanced accuracy "
+        f"{number(picked['score'])}, the highest of {picked['compared']} compared on validation images, against "
+        f"{number(value)} of {other}, the best {kind} synthetic images."
+    )
 
 
 def _columns(found: Found) -> list[ui.Column]:
@@ -122,17 +116,6 @@ def accuracies(block: Found | None, groups: Sequence[str]) -> list[ui.Cell]:
 
 def by_scope(block: Found, what: str) -> dict[str, float | None]:
     return {CLASS_MEAN: block[what]["balanced"], **block[what]["groups"]}
-
-
-def _missing(found: Found) -> ui.Section | None:
-    names = found["missing"]
-    if not names:
-        return None
-    text = "A choice would be made without these classes. The accuracies below are of the other classes."
-    blocks: list[ui.Block] = [ui.Text(text), ui.Items([ui.name(one) for one in names[:MAX_MISSING]])]
-    if len(names) > MAX_MISSING:
-        blocks.append(ui.note(f"and {number(len(names) - MAX_MISSING)} more"))
-    return ui.Section("missing", "Classes without validation images", blocks)
 
 
 def lines_of(rows: Sequence[Found]) -> dict[str, list[Found]]:
@@ -174,7 +157,7 @@ def study_plot(lines: Mapping[str, Sequence[Found]], without: Sequence[Found], s
     names = [label(name, f"line {i + 1}", 60) for i, name in enumerate(lines)]
     names += [label(f"without synthetic images: {row['name']}", f"arm {i + 1}", 60) for i, row in enumerate(without)]
     widest = max((row["images"] for own in lines.values() for row in own), default=1)
-    across = min(len(scopes), 3)
+    across = len(scopes) if len(scopes) <= 4 else 3
     down = -(-len(scopes) // across)
 
     def panel(axes: Any, scope: str, theme: Theme) -> list[Any]:
@@ -281,15 +264,8 @@ def _test(found: Found) -> ui.Section | None:
     rows = [[arm, *accuracies(block, found["groups"])] for arm, block in test["numbers"].items()]
     blocks: list[ui.Block] = [ui.Table(["arm", *_columns(found)], rows)]
     if test["scopes"]:
-        table = [
-            [scope, ui.Cell(difference_text(row), style=TONES.get(row.outcome, "none")), number(row.n)]
-            for scope, row in list(comparisons(test["scopes"]).items())[: MAX_GROUPS + 1]
-        ]
-        heads = ["scope", ui.Column("difference in points (interval)"), ui.Column("test images")]
-        text = (
-            "Recommended minus best without, over images of the classes that claims are made of; bootstrap over seeds "
-            "and, within classes, test images. The comparison declared beforehand is that over all, with a 95 % "
-            "interval. Those of groups, their intervals too, are corrected for their number by Holm's method."
-        )
-        blocks += [ui.heading("Difference"), ui.Table(heads, table), ui.note(text)]
+        blocks.append(ui.note(
+            "Differences on top: recommended minus best without, over images of the classes that claims are made of; "
+            "bootstrap over seeds and, within classes, test images. The comparison declared beforehand is that over "
+            "all, with a 95 % interval; those of groups are corrected for their number by Holm's method."))  # fmt: skip
     return ui.Section("test", "On the test images", blocks, "Test images")
