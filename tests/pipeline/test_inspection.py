@@ -99,7 +99,7 @@ def test_the_cost_is_measured_only_on_request(monkeypatch: pytest.MonkeyPatch) -
     assert run_estimate(seen)["cost"] is None
     assert asked == []
     cost = run_estimate(seen, cost=True)["cost"]
-    assert cost == {"rows": [["train", "long"], ["source", "arrays"]], "seconds": 12.5}
+    assert cost == {"rows": [["train", "long"], ["source", seen.source.name]], "seconds": 12.5}
     assert asked[0][0] == (6, 6, 1)
 
     def refuse(*_: object) -> None:
