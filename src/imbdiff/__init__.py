@@ -18,27 +18,29 @@ from typing import TYPE_CHECKING, Any
 
 from imbdiff.version import __version__
 
-# Two OpenMP threads that spin while they wait cost tenfold and more on a machine that does anything else. The library
-# that reads this is loaded with torch: set before `import torch`, or import imbdiff first. A value of your own is kept.
+# Two OpenMP threads that spin while they wait cost tenfold on a machine that does anything else. The library that reads
+# this is loaded with torch, so import imbdiff before it, or set it. A value of your own is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from imbdiff.config import RunConfig, override
-    from imbdiff.data.inspect import inspect
-    from imbdiff.data.sources import load
-    from imbdiff.data.splits import prepare
-    from imbdiff.diffusion.generate import generate
-    from imbdiff.diffusion.saved import load_model, save_model
-    from imbdiff.integrations.oversampler import DiffusionOverSampler
-    from imbdiff.metrics.evaluate import evaluate
-    from imbdiff.pipeline.curation import sample_curated
-    from imbdiff.pipeline.run import run
-    from imbdiff.pipeline.sampling import sample
-    from imbdiff.pipeline.strategy import images_to_draw
-    from imbdiff.pipeline.training import train
-    from imbdiff.presets import preset
-    from imbdiff.recognition.comparison import classify
-    from imbdiff.recognition.trained import judges
+    from imbdiff.config import RunConfig as RunConfig
+    from imbdiff.config import override as override
+    from imbdiff.data.inspect import inspect as inspect
+    from imbdiff.data.sources import load as load
+    from imbdiff.data.splits import prepare as prepare
+    from imbdiff.diffusion.generate import generate as generate
+    from imbdiff.diffusion.saved import load_model as load_model
+    from imbdiff.diffusion.saved import save_model as save_model
+    from imbdiff.integrations.oversampler import DiffusionOverSampler as DiffusionOverSampler
+    from imbdiff.metrics.evaluate import evaluate as evaluate
+    from imbdiff.pipeline.curation import sample_curated as sample_curated
+    from imbdiff.pipeline.run import run as run
+    from imbdiff.pipeline.sampling import sample as sample
+    from imbdiff.pipeline.strategy import images_to_draw as images_to_draw
+    from imbdiff.pipeline.training import train as train
+    from imbdiff.presets import preset as preset
+    from imbdiff.recognition.comparison import classify as classify
+    from imbdiff.recognition.trained import judges as judges
 
 _WHERE = {
     "DiffusionOverSampler": "imbdiff.integrations.oversampler",
@@ -61,27 +63,7 @@ _WHERE = {
     "judges": "imbdiff.recognition.trained",
 }
 
-__all__ = [
-    "DiffusionOverSampler",
-    "RunConfig",
-    "__version__",
-    "classify",
-    "evaluate",
-    "generate",
-    "images_to_draw",
-    "inspect",
-    "judges",
-    "load",
-    "load_model",
-    "override",
-    "prepare",
-    "preset",
-    "run",
-    "sample",
-    "sample_curated",
-    "save_model",
-    "train",
-]
+__all__ = ["__version__", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
@@ -91,4 +73,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -30,7 +30,7 @@ class Phase:
     Attributes:
         name: names its folder of checkpoints.
         objectives: makes the objectives; the network that is trained is called "model" in their requests.
-        parts: how the parts of a batch are drawn.
+        parts: how the parts of a batch are sampled.
         start: the phase whose result this one starts from, None for new weights.
         frozen: phases whose results take part without being trained, under their phase's name as network.
         share: of the run's images that this phase sees.
@@ -63,7 +63,7 @@ class Method:
     Attributes:
         idea: one line.
         source: the publication, or code, that its constants are from.
-        phases: trained in order; those that give a model come before the one that is sampled.
+        phases: trained in order.
         omega: strength of classifier-free guidance that the source evaluates with.
         cost: training cost in forward passes per image, against 1 for DDPM; of a combination an upper bound, since
             passes that several losses ask for are made once.
@@ -108,7 +108,7 @@ class Method:
 
     @property
     def needs(self) -> str:
-        """What it needs beside images and labels, in words."""
+        """What it needs next to images and labels."""
         found = []
         if self.init == "required":
             found.append("a trained model (--model.init)")

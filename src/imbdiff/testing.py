@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,20 +38,10 @@ def example_batch(
     generator = torch.Generator().manual_seed(seed + 1000 * step)
     x0 = torch.randn(rows, *SHAPE, generator=generator)
     group = torch.arange(rows) // 3
-    labels = group % STATS.num_classes
     return noisy_batch(
-        x0,
-        labels,
-        process=process,
-        stats=STATS,
-        seed=seed,
-        step=step,
-        part=objective.part,
-        draws=objective.draws,
-        label_dropout=dropout,
-        group=group,
-        groups=-(-rows // 3),
-    )
+        x0, group % STATS.num_classes, process=process, stats=STATS, seed=seed, step=step, part=objective.part,
+        draws=objective.draws, label_dropout=dropout, group=group, groups=-(-rows // 3),
+    )  # fmt: skip
 
 
 def _mlp(name: str, process: Process) -> nn.Module:
@@ -93,123 +84,127 @@ def check_objective(
     predicts eps or v (`class_difference`).
     """
     for name in processes:
-        process = PROCESSES[name]
-
-        def fresh() -> TrainingStep:
-            return make_step(copy.deepcopy(objective), process, networks=networks, build=build)  # noqa: B023
-
-        def say(what: str) -> str:
-            return f"{objective.name} under {name}: {what}"  # noqa: B023
-
-        _check_values(objective, process, fresh, say)
-        _check_edges(objective, process, fresh, say)
-        _check_bfloat16(objective, process, fresh, say)
+        case = _Case(objective, name, networks, build)
+        case.check_values()
+        case.check_edges()
+        case.check_bfloat16()
         if equivariant:
-            _check_permutation(objective, process, fresh, say)
-        silent = copy.deepcopy(objective)
-        silent.weight = 0.0
-        base = Denoising() if objective.name != "denoising" else type("Other", (Denoising,), {"name": "other"})()
-        nets = {n: build(n, process) for n in networks}
-        assert silent not in TrainingStep(nets, [base, silent]).active, say("weight 0 must leave it out")
+            case.check_permutation()
+        case.check_weight_zero()
     if ratio and networks == ("model",) and _compares_predictions(objective):
         check_ratio(objective)
 
 
-def _run(step: TrainingStep, batch: NoisyBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    step.zero_grad()
-    losses = step({step.active[0].part: batch})
-    losses["loss"].backward()
-    return losses["loss"].detach(), {n: p.grad.clone() for n, p in step.named_parameters() if p.grad is not None}
+@dataclass(frozen=True)
+class _Case:
+    """An objective under one process, on new networks for every run."""
 
+    objective: Objective
+    name: str
+    networks: tuple[str, ...]
+    build: Build
 
-Fresh = Callable[[], TrainingStep]
-Say = Callable[[str], str]
+    @property
+    def process(self) -> Process:
+        return PROCESSES[self.name]
 
+    def step(self) -> TrainingStep:
+        return make_step(copy.deepcopy(self.objective), self.process, networks=self.networks, build=self.build)
 
-def _check_values(objective: Objective, process: Process, fresh: Fresh, say: Say) -> None:
-    batch = example_batch(objective, process)
-    before = torch.random.get_rng_state()
-    first, second = fresh(), fresh()
-    loss, grads = _run(first, batch)
-    again, grads_again = _run(second, batch)
-    assert torch.equal(before, torch.random.get_rng_state()), say("reads the global random state")
-    assert torch.isfinite(loss), say("the loss is not finite")
-    assert all(bool(g.isfinite().all()) for g in grads.values()), say("a gradient is not finite")
-    assert any(bool((g != 0).any()) for n, g in grads.items() if n.startswith("networks.")), say("no gradient flows")
-    for n, p in first.objectives.named_parameters():
-        assert f"objectives.{n}" in grads or not p.requires_grad, say(f"its own parameter {n} gets no gradient")
-    assert torch.equal(loss, again), say("the same batch gives another loss")
-    assert all(torch.equal(g, grads_again[n]) for n, g in grads.items()), say("the same batch gives other gradients")
-    asked = _asked(objective, batch)
-    others = [example_batch(objective, process, seed=5, step=3), *_edges(objective, process).values()]
-    for other in others:
-        if len(other) == len(batch):
-            assert asked == _asked(objective, other), say("requests depend on the values of the batch")
+    def that(self, condition: Any, otherwise: str) -> None:
+        assert condition, f"{self.objective.name} under {self.name}: {otherwise}"
+
+    def run(self, batch: NoisyBatch, step: TrainingStep | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a step, and its gradients by parameter."""
+        step = step or self.step()
+        loss = step({step.active[0].part: batch})["loss"]
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in step.named_parameters() if p.grad is not None}
+
+    def check_values(self) -> None:
+        batch = example_batch(self.objective, self.process)
+        before, step = torch.random.get_rng_state(), self.step()
+        loss, grads = self.run(batch, step)
+        again, grads_again = self.run(batch)
+        self.that(torch.equal(before, torch.random.get_rng_state()), "reads the global random state")
+        self.that(torch.isfinite(loss), "the loss is not finite")
+        self.that(all(bool(g.isfinite().all()) for g in grads.values()), "a gradient is not finite")
+        flows = any(bool((g != 0).any()) for n, g in grads.items() if n.startswith("networks."))
+        self.that(flows, "no gradient flows")
+        for n, p in step.objectives.named_parameters():
+            self.that(f"objectives.{n}" in grads or not p.requires_grad, f"its own parameter {n} gets no gradient")
+        self.that(torch.equal(loss, again), "the same batch gives another loss")
+        same = all(torch.equal(g, grads_again[n]) for n, g in grads.items())
+        self.that(same, "the same batch gives other gradients")
+        asked = _asked(self.objective, batch)
+        for other in (example_batch(self.objective, self.process, seed=5, step=3), *self.edges().values()):
+            same = len(other) != len(batch) or asked == _asked(self.objective, other)
+            self.that(same, "requests depend on the values of the batch")
+
+    def edges(self) -> dict[str, NoisyBatch]:
+        objective, process = self.objective, self.process
+        batch = example_batch(objective, process)
+
+        def at(t: Tensor) -> NoisyBatch:
+            x_t = process.add_noise(batch.x0, batch.noise, t)
+            return replace(batch, t=t, x_t=x_t, noise_level=process.noise_level(t))
+
+        low, high = process.time_from_uniform(torch.tensor([0.0, 1 - 2**-24]))
+        first = torch.where(batch.dropped, batch.null, 0)
+        return {
+            "a batch of one row": example_batch(objective, process, rows=1, dropout=0.0),
+            "all labels dropped": example_batch(objective, process, dropout=1.1),
+            "no label dropped": example_batch(objective, process, dropout=0.0),
+            "one class": replace(batch, labels=torch.zeros_like(batch.labels), condition=first),
+            "no noise at all": at(low.expand(len(batch))),
+            "nothing but noise": at(high.expand(len(batch))),
+            "both ends of time": at(torch.where(batch.group % 2 == 0, low, high)),
+        }
+
+    def check_edges(self) -> None:
+        for what, batch in self.edges().items():
+            loss, grads = self.run(batch)
+            self.that(torch.isfinite(loss), f"{what}: the loss is not finite")
+            self.that(all(bool(g.isfinite().all()) for g in grads.values()), f"{what}: a gradient is not finite")
+
+    def check_bfloat16(self) -> None:
+        batch = example_batch(self.objective, self.process)
+        loss, _ = self.run(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            half, grads = self.run(batch)
+        self.that(half.dtype.itemsize >= 4, "the loss under bfloat16 is not float32")
+        self.that(torch.allclose(half, loss, rtol=0.1, atol=1e-3), f"bfloat16 gives {half}, float32 {loss}")
+        self.that(all(bool(g.isfinite().all()) for g in grads.values()), "under bfloat16 a gradient is not finite")
+
+    def check_permutation(self) -> None:
+        batch = example_batch(self.objective, self.process)
+        order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(3))
+        fields = ("x0", "labels", "condition", "dropped", "group", "t", "noise", "x_t", "noise_level")
+        draws = {k: v[order] for k, v in batch.draws.items()}
+        moved = replace(batch, draws=draws, **{f: getattr(batch, f)[order] for f in fields})
+        (loss, grads), (loss_moved, grads_moved) = self.run(batch), self.run(moved)
+        self.that(torch.allclose(loss, loss_moved, rtol=1e-4, atol=1e-6), "permuting the rows changes the loss")
+        for n, g in grads.items():
+            same = torch.allclose(g, grads_moved[n], rtol=1e-3, atol=1e-5)
+            self.that(same, f"permuting the rows changes grad of {n}")
+
+    def check_weight_zero(self) -> None:
+        silent = copy.deepcopy(self.objective)
+        silent.weight = 0.0
+        base = Denoising() if silent.name != "denoising" else type("Other", (Denoising,), {"name": "other"})()
+        nets = {n: self.build(n, self.process) for n in self.networks}
+        self.that(silent not in TrainingStep(nets, [base, silent]).active, "weight 0 must leave it out")
 
 
 def _asked(objective: Objective, batch: NoisyBatch) -> list[tuple[object, ...]]:
-    """What the requests say apart from values."""
+    """What the requests ask for apart from values."""
 
     def shape(r: Request) -> tuple[object, ...]:
-        condition = ("labels", r.condition.name) if isinstance(r.condition, Labels) else r.condition
+        condition = r.condition.name if isinstance(r.condition, Labels) else r.condition
         rows = None if r.rows is None else (r.rows.name, len(r.rows.index))
         return condition, rows, r.network, r.grad, r.taps, r.prediction, r.capacity
 
     return [shape(r) for r in objective.requests(batch)]
-
-
-def _edges(objective: Objective, process: Process) -> dict[str, NoisyBatch]:
-    batch = example_batch(objective, process)
-
-    def at(t: Tensor) -> NoisyBatch:
-        x_t = process.add_noise(batch.x0, batch.noise, t)
-        return replace(batch, t=t, x_t=x_t, noise_level=process.noise_level(t))
-
-    low, high = process.time_from_uniform(torch.tensor([0.0, 1 - 2**-24]))
-    return {
-        "a batch of one row": example_batch(objective, process, rows=1, dropout=0.0),
-        "all labels dropped": example_batch(objective, process, dropout=1.1),
-        "no label dropped": example_batch(objective, process, dropout=0.0),
-        "one class": replace(
-            batch, labels=torch.zeros_like(batch.labels), condition=torch.where(batch.dropped, batch.null, 0)
-        ),
-        "no noise at all": at(low.expand(len(batch))),
-        "nothing but noise": at(high.expand(len(batch))),
-        "both ends of time": at(torch.where(batch.group % 2 == 0, low, high)),
-    }
-
-
-def _check_edges(objective: Objective, process: Process, fresh: Fresh, say: Say) -> None:
-    for what, batch in _edges(objective, process).items():
-        loss, grads = _run(fresh(), batch)
-        assert torch.isfinite(loss), say(f"{what}: the loss is not finite")
-        assert all(bool(g.isfinite().all()) for g in grads.values()), say(f"{what}: a gradient is not finite")
-
-
-def _check_bfloat16(objective: Objective, process: Process, fresh: Fresh, say: Say) -> None:
-    batch = example_batch(objective, process)
-    loss, _ = _run(fresh(), batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        half, grads = _run(fresh(), batch)
-    assert half.dtype.itemsize >= 4, say("the loss under bfloat16 is not float32")
-    assert torch.allclose(half, loss, rtol=0.1, atol=1e-3), say(f"bfloat16 gives {half}, float32 {loss}")
-    assert all(bool(g.isfinite().all()) for g in grads.values()), say("under bfloat16 a gradient is not finite")
-
-
-def _check_permutation(objective: Objective, process: Process, fresh: Fresh, say: Say) -> None:
-    batch = example_batch(objective, process)
-    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(3))
-    fields = ("x0", "labels", "condition", "dropped", "group", "t", "noise", "x_t", "noise_level")
-    moved = replace(
-        batch,
-        draws={k: v[order] for k, v in batch.draws.items()},
-        **{f: getattr(batch, f)[order] for f in fields},
-    )
-    loss, grads = _run(fresh(), batch)
-    loss_moved, grads_moved = _run(fresh(), moved)
-    assert torch.allclose(loss, loss_moved, rtol=1e-4, atol=1e-6), say("permuting the rows changes the loss")
-    for n, g in grads.items():
-        assert torch.allclose(g, grads_moved[n], rtol=1e-3, atol=1e-5), say(f"permuting the rows changes grad of {n}")
 
 
 def _compares_predictions(objective: Objective) -> bool:
