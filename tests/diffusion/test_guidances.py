@@ -76,9 +76,8 @@ def test_defaults_are_those_of_the_papers_and_of_the_method() -> None:
     assert made["classifier-free"].omega == 1.4
     assert made["autoguidance"].omega == 0.7
     assert (made["prototype"].scale, made["prototype"].prior) == (0.6, True)
-    assert (made["entropy"].scale, made["entropy"].levels, made["entropy"].bound) == (0.03, None, 1.0)
-    assert len(made["prototype"].times) == len(made["entropy"].times) == 20  # ancestral
-    assert make_guidance("entropy", context(sampler="dpm++", bound=None)).times == ()  # type: ignore[attr-defined]
+    assert (made["entropy"].scale, made["entropy"].every, made["entropy"].bound) == (0.03, 1, 1.0)
+    assert all((made[name].sampler, made[name].steps) == ("ddpm", 20) for name in ("prototype", "entropy"))
 
 
 def test_values_by_name() -> None:
@@ -94,7 +93,7 @@ def test_values_by_name() -> None:
     made = make_guidance(
         "entropy", how, {"entropy.scale": "0.1", "every": 5, "criterion": "loss", "through": "estimate"}
     )
-    assert (made.scale, made.criterion, made.through, len(made.levels)) == (0.1, "loss", "estimate", 4)
+    assert (made.scale, made.criterion, made.through, made.every) == (0.1, "loss", "estimate", 5)
     made = make_guidance("autoguidance+classifier-free", how, {"autoguidance.omega": 1, "classifier-free.omega": 2})
     assert (made.outer.omega, made.inner.omega) == (1.0, 2.0)
     assert guidance_constants("none", {}) == {"none": GUIDANCE["none"].constants}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imbdiff.diffusion.guidance import Predict, Shift, ancestral_times, differentiated
+from imbdiff.diffusion.guidance import Predict, Shift, differentiated, sampler_times
 from imbdiff.diffusion.process import MIN_DIVISOR, Process, expand
 from imbdiff.runtime.errors import ConfigError
 
@@ -48,43 +48,36 @@ class EntropyGuidance(Shift):
         of: the model's process.
         num_classes: C, of the model.
         scale: omega, at least 0; one number, or one per class, (C,).
-        times: of an ancestral sampler, all its times in order; empty for solvers of the ODE.
         criterion: "entropy" or "loss".
         through: "network" or "estimate".
         norm: "sample", "l2" or "none".
         bound: of the clean image; None: it is not clipped.
-        levels: noise levels of the steps at which to guide; None: of all.
-        interval: (low, high) noise levels in [0, 1] within which to guide.
-        level: the noise level of t, where it is known.
+        every: guide at every n-th step of the sampler, the first among them; 5 of 30 in the paper's code.
+        sampler, steps, interval, level: see `Shift`; `every` needs them.
 
     Raises:
-        ConfigError: a scale is negative or not finite, or their number is wrong; an unknown word; bad interval or
-            bound; the classifier is in training mode; when called, it does not give (B, K) logits.
+        ConfigError: a scale is negative or not finite, or their number is wrong; bad interval; the classifier is in
+            training mode; when called, it does not give (B, K) logits.
     """
 
     classifier: Classifier
     of: Process
     num_classes: int
     scale: float | Sequence[float]
-    times: tuple[int, ...] = ()
     criterion: Criterion = "entropy"
     through: Through = "network"
     norm: Norm = "sample"
     bound: float | None = 1.0
-    levels: tuple[float, ...] | None = None
+    every: int = 1
+    sampler: str = ""
+    steps: int = 0
     interval: tuple[float, float] = (0.0, 1.0)
     level: float | None = None
 
     def __post_init__(self) -> None:
-        for what, known in (("criterion", Criterion), ("through", Through), ("norm", Norm)):
-            if getattr(self, what) not in known.__args__:  # type: ignore[attr-defined]
-                words = ", ".join(known.__args__)  # type: ignore[attr-defined]
-                raise ConfigError(f"entropy guidance: unknown {what} {getattr(self, what)!r}", f"use one of {words}")
-        if self.bound is not None and not 0 < self.bound < float("inf"):
-            raise ConfigError(f"entropy guidance: bound {self.bound} must be above 0", "use 1.0, or None for no bound")
+        super().__post_init__()
         if isinstance(self.classifier, nn.Module) and any(m.training for m in self.classifier.modules()):
             raise ConfigError("entropy guidance: the classifier is in training mode", "call classifier.eval() first")
-        self.check()
 
     @property
     def process(self) -> Process:
@@ -99,8 +92,11 @@ class EntropyGuidance(Shift):
         return self.through == "network"
 
     def guides_at(self, level: float) -> bool:
-        near = self.levels is None or any(abs(level - other) < 1e-6 for other in self.levels)
-        return near and super().guides_at(level)
+        if self.every > 1:
+            times = torch.tensor(sampler_times(self.sampler, self.of, self.steps)[:: self.every])
+            if not (self.of.noise_level(times) - level).abs().min() < 1e-6:
+                return False
+        return super().guides_at(level)
 
     def step(self, x_t: Tensor, t: Tensor, labels: Tensor, scale: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
         prediction, g = self.gradient(x_t, t, labels, predict)
@@ -141,33 +137,3 @@ class EntropyGuidance(Shift):
             return F.cross_entropy(logits, labels.clamp_max(self.num_classes - 1), reduction="none")
         log_p = logits.log_softmax(dim=1)
         return -(log_p.exp() * log_p).sum(dim=1)
-
-
-def entropy_guidance(
-    classifier: Classifier,
-    process: Process,
-    num_classes: int,
-    scale: float | Sequence[float],
-    *,
-    sampler: str,
-    steps: int,
-    every: int = 1,
-    **options: Any,
-) -> EntropyGuidance:
-    """`EntropyGuidance` for a sampler of `imbdiff.diffusion.schedulers` and its number of steps.
-
-    Args:
-        every: guide at every so-manieth step, the first among them; 5 of 30 in the paper's code.
-
-    Raises:
-        ConfigError: as `EntropyGuidance`; `every` is below 1.
-    """
-    from imbdiff.diffusion.schedulers import make_scheduler, process_times
-
-    if every < 1:
-        raise ConfigError(f"entropy guidance: every={every} must be at least 1", "use 1 for all steps")
-    if every > 1:
-        times = process_times(make_scheduler(sampler, process, steps), process)
-        options["levels"] = tuple(process.noise_level(times)[::every].tolist())
-    ancestral = ancestral_times(sampler, process, steps)
-    return EntropyGuidance(classifier, process, num_classes, scale, ancestral, **options)

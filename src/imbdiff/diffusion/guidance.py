@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from imbdiff.diffusion.process import DDPM, MIN_DIVISOR, Process, expand
 from imbdiff.diffusion.scales import scale_table
+from imbdiff.diffusion.schedulers import make_scheduler, process_times
 from imbdiff.runtime.errors import ConfigError
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -159,14 +161,16 @@ class Shift(Guidance):
 
     Attributes:
         scale: at least 0; one number for all classes, or one per class, (C,). Rows of the null label are left alone.
-        times: of an ancestral sampler, all its times in order; empty for solvers of the ODE.
+        sampler, steps: a name in `schedulers.SAMPLERS`, and its number of steps; ancestral steps are shifted otherwise
+            than those of solvers of the ODE, which need not be named.
         interval: (low, high) noise levels in [0, 1] within which to guide.
         level: the noise level of t, where it is known; otherwise it is read from t.
     """
 
     shifts = True
     scale: float | Sequence[float]
-    times: tuple[int, ...]
+    sampler: str
+    steps: int
     interval: tuple[float, float]
     level: float | None
 
@@ -200,27 +204,19 @@ class Shift(Guidance):
         prediction, shift = self.parts(x_t, t, labels, predict)
         return moved(self.process, prediction, shift, t)
 
-    def check(self) -> None:
-        """Refuses bad scales, intervals and times."""
+    def __post_init__(self) -> None:
         scale_table(self.scale, self.classes)
         check_interval(self.interval)
-        if self.times and not isinstance(self.process, DDPM):
-            raise ConfigError("ancestral times are for DDPM processes", "leave `times` out")
 
     def _reach(self, t: Tensor, level: float) -> Tensor:
         """(B,) d x0 / d r."""
         a, s = self.process.coefficients(t)
-        if not self.times:
+        if self.sampler != "ddpm":
             return s**2 / a.clamp_min(SOLVER_DIVISOR)
         assert isinstance(self.process, DDPM)
-        time = round(level * self.process.num_steps)
-        if time not in self.times:
-            raise ConfigError(
-                f"this guidance was made for {len(self.times)} ancestral steps, none of them at time {time}",
-                "make it for the sampler's own steps: give it their number and the sampler's name",
-            )
-        after = self.times.index(time) + 1
-        a_prev = float(self.process.alphas_cumprod[self.times[after]]) ** 0.5 if after < len(self.times) else 1.0
+        times = sampler_times(self.sampler, self.process, self.steps)
+        after = times.index(round(level * self.process.num_steps)) + 1
+        a_prev = float(self.process.alphas_cumprod[int(times[after])]) ** 0.5 if after < len(times) else 1.0
         return s**2 / a_prev
 
 
@@ -289,11 +285,10 @@ def known_level(level: float | None, process: Process, t: Tensor) -> float:
     return float(process.noise_level(t[:1])) if level is None else level
 
 
-def ancestral_times(sampler: str, process: Process, steps: int) -> tuple[int, ...]:
-    """What `Shift.times` is for a sampler of `imbdiff.diffusion.schedulers` and its number of steps."""
-    from imbdiff.diffusion.schedulers import make_scheduler
-
-    return tuple(make_scheduler(sampler, process, steps).timesteps.tolist()) if sampler == "ddpm" else ()
+@lru_cache(maxsize=16)
+def sampler_times(sampler: str, process: Process, steps: int) -> tuple[float, ...]:
+    """The process's times at the steps of a sampler."""
+    return tuple(process_times(make_scheduler(sampler, process, steps), process).tolist())
 
 
 def check_interval(interval: tuple[float, float]) -> None:

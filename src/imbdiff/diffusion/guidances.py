@@ -15,11 +15,11 @@ from imbdiff.constants import Constant, constants_of, resolve
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.autoguidance import Autoguidance
 from imbdiff.diffusion.encoder import PrototypeEncoder
-from imbdiff.diffusion.entropy_guidance import Classifier, Criterion, Through, entropy_guidance
+from imbdiff.diffusion.entropy_guidance import Classifier, Criterion, EntropyGuidance, Through
 from imbdiff.diffusion.entropy_guidance import Norm as EntropyNorm
 from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided, NoGuidance
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.diffusion.prototype_guidance import prototype_guidance
+from imbdiff.diffusion.prototype_guidance import PrototypeGuidance
 from imbdiff.diffusion.scales import per_class
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.tables import lookup
@@ -106,7 +106,7 @@ class EntropyConstants:
         criterion: "entropy", or "loss": the cross-entropy of the image's own class.
         through: "network": the gradient goes through the network, as in the paper's code; "estimate": not.
         norm: of the gradient: "sample" the length of x_t, as in the paper's code, "l2" 1, "none" as it is.
-        every: guide at every so-manieth step; 5 of 30 steps in the paper's code.
+        every: guide at every n-th step; 5 of 30 steps in the paper's code.
     """
 
     scale: float | str = 0.03
@@ -164,19 +164,16 @@ def _autoguidance(context: SamplingContext, constants: AutoguidanceConstants) ->
 def _prototype(context: SamplingContext, constants: PrototypeConstants) -> Guidance:
     guide = context.model.guide
     assert isinstance(guide, PrototypeEncoder)
-    return prototype_guidance(
-        guide, context.scales(constants.scale, 0.6), sampler=context.sampler, steps=context.steps,
-        prior=constants.prior, interval=context.interval,
-    )  # fmt: skip
+    scale = context.scales(constants.scale, 0.6)
+    return PrototypeGuidance(guide, scale, constants.prior, context.sampler, context.steps, context.interval)
 
 
 def _entropy(context: SamplingContext, constants: EntropyConstants) -> Guidance:
     assert context.classifier is not None
-    model = context.model
-    return entropy_guidance(
-        context.classifier, model.process, model.num_classes, context.scales(constants.scale, 0.03),
-        sampler=context.sampler, steps=context.steps, every=constants.every, criterion=constants.criterion,
-        through=constants.through, norm=constants.norm, bound=context.bound, interval=context.interval,
+    model, options = context.model, vars(constants) | {"scale": context.scales(constants.scale, 0.03)}
+    return EntropyGuidance(
+        context.classifier, model.process, model.num_classes, **options, bound=context.bound,
+        sampler=context.sampler, steps=context.steps, interval=context.interval,
     )  # fmt: skip
 
 
