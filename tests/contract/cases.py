@@ -85,7 +85,7 @@ class Case:
 
 @dataclass(eq=False, kw_only=True)
 class SampledBalancing(ClassBalancing):
-    """Estimated from some rows, under a name of its own: beside one that is not."""
+    """Estimated from some rows, under a name of its own: next to one that is not."""
 
     name = "sampled_balancing"
 

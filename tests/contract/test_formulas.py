@@ -34,7 +34,7 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
 
 
 def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Every tensor to `tolerance` of its largest entry; tensors that are next to nothing beside the largest of all
+    """Every tensor to `tolerance` of its largest entry; tensors far below the largest of all
     to a thousandth of that."""
     assert got.keys() == expected.keys()
     largest = max(float(v.abs().max()) for v in expected.values())

@@ -45,12 +45,12 @@ def inputs(name: str, n: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.randn(n, *SHAPES[name], generator=g), torch.arange(n) * 150, labels, Geometric(1).draw(n, g)
 
 
-def batch(name: str, n: int = 6, *, told: bool = True, part: str = "main") -> NoisyBatch:
+def batch(name: str, n: int = 6, *, changed: bool = True, part: str = "main") -> NoisyBatch:
     x0, _, labels, change = inputs(name, n)
     draws = ClassBalancing().draws
     return noisy_batch(
         x0, labels.clamp(max=2), process=PROCESSES["ddpm"], stats=STATS, seed=2, step=0, part=part, draws=draws,
-        label_dropout=0.3, augment=change if told else None,
+        label_dropout=0.3, augment=change if changed else None,
     )  # fmt: skip
 
 
@@ -61,9 +61,9 @@ def test_no_vector_is_the_zero_vector_and_other_vectors_are_not(name: str) -> No
     x, t, labels, change = inputs(name)
     plain, _ = m(x, t, labels)
     zeros, _ = m(x, t, labels, augment=torch.zeros(6, 9))
-    told, _ = m(x, t, labels, augment=change)
+    moved_by, _ = m(x, t, labels, augment=change)
     assert torch.equal(plain, zeros)
-    assert (told - plain).abs().amax((1, 2, 3)).min() > 1e-4
+    assert (moved_by - plain).abs().amax((1, 2, 3)).min() > 1e-4
     for component in range(9):
         one = torch.zeros(6, 9)
         one[:, component] = 1
@@ -77,13 +77,13 @@ def test_it_is_added_where_time_and_class_are(name: str) -> None:
     m = model(name, weights=0.5)
     x, t, labels, change = inputs(name)
     change = change[:1].expand(6, 9)
-    told, _ = m(x, t, labels, augment=change)
+    moved_by, _ = m(x, t, labels, augment=change)
     layer, conditioner = m.backbone.augmentation, m.backbone.conditioner
     assert layer is not None
     moved = change[0] @ layer.weight.T
     conditioner.table += moved  # type: ignore[operator]
     conditioner.zero += moved  # type: ignore[operator]
-    assert torch.allclose(m(x, t, labels)[0], told, atol=1e-5)
+    assert torch.allclose(m(x, t, labels)[0], moved_by, atol=1e-5)
 
 
 @EVERY
@@ -99,7 +99,7 @@ def test_a_new_networks_other_weights_are_those_without_the_layer(name: str) -> 
     assert "augment" not in without.spec.config
 
 
-def test_a_network_without_the_layer_refuses_to_be_told() -> None:
+def test_a_network_without_the_layer_refuses_changes() -> None:
     name = "mlp"
     x, t, labels, change = inputs(name)
     with pytest.raises(ConfigError, match="without a layer for geometric changes") as error:
@@ -121,11 +121,11 @@ def test_a_transformer_adds_it_to_all_tokens() -> None:
 
 
 @pytest.mark.parametrize(("name", "max_rows"), [("unet-8", None), ("mlp", 4), ("dit-tiny", 4)])
-def test_every_request_is_told_of_its_own_rows(name: str, max_rows: int | None) -> None:
+def test_every_request_gets_the_changes_of_its_rows(name: str, max_rows: int | None) -> None:
     """Whatever labels are asked for, of whatever network, for some rows or all, in chunks or not; beside another part
     whose images are as they are."""
     networks = {"model": model(name, weights=0.5), "other": model(name, seed=4, weights=0.3)}
-    main, plain = batch(name), batch(name, 4, told=False, part="plain")
+    main, plain = batch(name), batch(name, 4, changed=False, part="plain")
     assert main.augment is not None
     index = torch.tensor([5, 1, 2])
     swapped = Labels("swapped", main.labels.flip(0))

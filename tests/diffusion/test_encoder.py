@@ -99,10 +99,10 @@ def test_weights_come_from_the_seed_alone(kind: str) -> None:
         assert not torch.allclose(*values, atol=1e-3), part
 
 
-def test_what_models_are_told_of_geometric_changes_it_is_not() -> None:
-    told = model("unet-8")
-    told.spec = replace(told.spec, config={**told.spec.config, "augment": True})
-    net = PrototypeEncoder.like(told, 1).eval()
+def test_it_takes_no_geometric_changes() -> None:
+    other = model("unet-8")
+    other.spec = replace(other.spec, config={**other.spec.config, "augment": True})
+    net = PrototypeEncoder.like(other, 1).eval()
     assert "augment" not in net.spec.config
     x, t = images(dtype=torch.float32), times("ddpm")
     _, taps = net(x, t, torch.zeros(5, dtype=torch.long), ("features",), 0, augment=torch.ones(5, 9))
@@ -132,7 +132,7 @@ def test_it_predicts_nothing() -> None:
             net(x, t, y, taps, rows)
 
 
-# -- kept beside a model
+# -- kept next to a model
 
 
 def guided(kind: str = "mlp", seed: int = 0) -> DiffusionModel:
@@ -213,16 +213,16 @@ def test_a_model_that_forgot_its_labels_knows_no_class(kind: str) -> None:
     made = model(kind).eval()
     x, t = images(4, torch.float32), times("ddpm", 4)
 
-    def told(y: int) -> Tensor:
+    def predicted(y: int) -> Tensor:
         with torch.no_grad():
             return made(x, t, torch.full((4,), y))[0]
 
     for block in getattr(getattr(made.backbone, "net", None), "transformer_blocks", []):
         for gate in (block.norm1.linear,):  # adaLN-zero would hide the labels of a new network
             nn.init.normal_(gate.weight, std=0.02)
-    null = told(3)
-    assert not torch.allclose(told(0), null, atol=1e-6)
+    null = predicted(3)
+    assert not torch.allclose(predicted(0), null, atol=1e-6)
     assert forget_labels(made) is made
     for y in range(4):
-        assert torch.equal(told(y), null)
+        assert torch.equal(predicted(y), null)
     assert all(table.requires_grad for table in made.backbone.class_tables())  # a later training may fill them again

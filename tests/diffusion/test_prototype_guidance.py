@@ -203,7 +203,7 @@ def test_it_nests_around_classifier_free_guidance() -> None:
 
 
 @pytest.mark.parametrize(("process", "sampler"), [("ddpm", "ddpm"), ("flow", "euler")])
-def test_images_do_not_depend_on_what_is_drawn_beside_them(process: str, sampler: str) -> None:
+def test_images_do_not_depend_on_others_in_the_batch(process: str, sampler: str) -> None:
     model = build_model("unet-8", PROCESSES[process], (1, 8, 8), STATS, seed=1).eval()
     net = encoder("unet-8", process).float()
     guidance = PrototypeGuidance(net, 20.0, sampler=sampler, steps=3)

@@ -98,7 +98,7 @@ class Backbone(nn.Module):
             time: (B,) in [0, 1000).
             labels: (B,) int64 in [0, C], C = null.
             taps: layers or roles whose features to return for all rows.
-            predict_rows: only the first so many rows need a prediction; the others stop after the taps.
+            predict_rows: how many rows need a prediction: the first ones; the others stop after the taps.
             augment: (B, 9) what was done to the images (`imbdiff.data.geometric`); None and zeros: nothing.
 
         Returns:

@@ -213,7 +213,7 @@ class MLPBackbone(Backbone):
 
     Args:
         config: ``width`` of the hidden layers; ``waves``: also give it sin and cos of pi / 2 2^k x, k = 0 .. waves - 1,
-            for worlds with detail finer than about 0.1; ``stem``: so many more hidden layers, before the condition
+            for worlds with detail finer than about 0.1; ``stem``: how many more hidden layers, before the condition
             is added and the tap is taken. 0 of both is the plain network, with the same weights.
     """
 

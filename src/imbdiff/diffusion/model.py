@@ -59,7 +59,13 @@ class DiffusionModel(nn.Module):
 
     Calling it evaluates the network: ``model(x_t, t, labels, taps, predict_rows) -> (prediction, taps)``, with t as the
     process gives it, labels (B,) in [0, C] and C = `null` for "no class".
+
+    Attributes:
+        guide: the network that guides the sampling of this model, where its method trains one.
+        weak: see `keep_weak`; None: none was kept.
     """
+
+    weak: DiffusionModel | None
 
     def __init__(self, spec: ModelSpec, backbone: Backbone, process: Process, codec: Codec) -> None:
         super().__init__()
@@ -67,22 +73,17 @@ class DiffusionModel(nn.Module):
         self.backbone = backbone
         self.process = process
         self.codec = codec
-        #: what guides the sampling of this model, where its method trains such a network
         self.guide: nn.Module | None = None
-        self._beside: dict[str, DiffusionModel] = {}  # outside of the module tree: no part of the weights
+        self.keep_weak(None)
 
     @property
     def num_classes(self) -> int:
         return self.backbone.num_classes
 
-    @property
-    def weak(self) -> DiffusionModel | None:
-        """An earlier average of the same training, for autoguidance; None: none was kept."""
-        return self._beside.get("weak")
-
     def keep_weak(self, weak: DiffusionModel | None) -> None:
-        """Takes `weak` as the earlier average; its weights are fixed."""
-        self._beside = {} if weak is None else {"weak": weak.eval().requires_grad_(False)}
+        """Takes `weak` as the earlier average of the same training, for autoguidance; its weights are fixed."""
+        # past nn.Module, so that it is no part of the weights
+        self.__dict__["weak"] = None if weak is None else weak.eval().requires_grad_(False)
 
     @property
     def null(self) -> int:

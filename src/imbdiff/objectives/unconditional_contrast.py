@@ -29,7 +29,7 @@ class UnconditionalContrast(Objective):
         tau: temperature; 0.1 is the default of the function that the released code calls.
         time: what s is, see `time_weight`: weighted in the released code, also in v2 for two of the data sets; v1 says
             it of the alignment only.
-        block: above 0, j only from the same block of so many consecutive rows: the released script sees 32 at a time,
+        block: above 0, j only from the same block of this many consecutive rows: the released script sees 32 at a time,
             the share of one of its four devices.
         tap: the features. "mid": the U-Net's middle block, or the block at a quarter of a transformer's depth ("block3"
             of 12), as the released code has it.
