@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from imbdiff.recognition.losses import (
-    LDAM_SCALE,
     BatchLoss,
     Mixed,
     balanced_softmax,
@@ -40,39 +39,34 @@ def _plain(z: Tensor, y: Tensor) -> Tensor:
     return functional.cross_entropy(z, y, reduction="none")
 
 
-def _softmax(z: list[float], k: int) -> float:
-    top = max(z)
-    e = [math.exp(v - top) for v in z]
+def _normalised(e: list[float], k: int) -> float:
     return e[k] / sum(e)
 
 
-def _each(z: Tensor, y: Tensor, of: Callable[[list[float], int], float]) -> list[float]:
-    return [of(row, int(k)) for row, k in zip(z.tolist(), y.tolist(), strict=True)]
+FORMULAS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[list[float], int], float]]] = {
+    "balanced-softmax": (
+        lambda z, y: balanced_softmax(z, y, torch.from_numpy(np.log(PRIOR)), 0.7),
+        lambda z, k: -math.log(_normalised([p**0.7 * math.exp(v) for p, v in zip(PRIOR, z, strict=True)], k)),
+    ),
+    "focal": (
+        lambda z, y: focal(z, y, 1.5),
+        lambda z, k: -((1 - (p := _normalised([math.exp(v) for v in z], k))) ** 1.5) * math.log(p),
+    ),
+    "ldam": (
+        lambda z, y: ldam(torch.tanh(z), y, torch.from_numpy(MARGINS)),
+        lambda z, k: (
+            -math.log(_normalised([math.exp(30 * (math.tanh(v) - MARGINS[k] * (j == k))) for j, v in enumerate(z)], k))
+        ),
+    ),
+}
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.7, 1.0, 2.0])
-def test_balanced_softmax_takes_the_prior_to_the_power_tau(tau: float) -> None:
+@pytest.mark.parametrize("name", FORMULAS)
+def test_losses_equal_their_formulas(name: str) -> None:
+    found, of = FORMULAS[name]
     z, y = _rows()
-
-    def of(row: list[float], k: int) -> float:
-        e = [p**tau * math.exp(v) for p, v in zip(PRIOR.tolist(), row, strict=True)]
-        return -math.log(e[k] / sum(e))
-
-    found = balanced_softmax(z, y, torch.from_numpy(np.log(PRIOR)), tau)
-    np.testing.assert_allclose(found.numpy(), _each(z, y, of), rtol=1e-12)
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_focal_equals_its_formula(gamma: float) -> None:
-    z, y = _rows()
-
-    def of(row: list[float], k: int) -> float:
-        p = _softmax(row, k)
-        return -((1 - p) ** gamma) * math.log(p)
-
-    np.testing.assert_allclose(focal(z, y, gamma).numpy(), _each(z, y, of), rtol=1e-12)
-    if gamma == 0:
-        torch.testing.assert_close(focal(z, y, 0.0), _plain(z, y))
+    expected = [of(row, int(k)) for row, k in zip(z.tolist(), y.tolist(), strict=True)]
+    np.testing.assert_allclose(found(z, y).numpy(), expected, rtol=1e-10)
 
 
 def test_focal_weighs_easy_images_less_and_is_finite_at_certainty() -> None:
@@ -87,23 +81,6 @@ def test_focal_weighs_easy_images_less_and_is_finite_at_certainty() -> None:
     assert torch.isfinite(certain.grad).all()  # type: ignore[arg-type]
 
 
-def test_ldam_equals_its_formula_with_the_margin_at_the_label_alone() -> None:
-    z, y = _rows()
-    z = torch.tanh(z)
-
-    def of(row: list[float], k: int) -> float:
-        e = [math.exp(30 * (v - (MARGINS[k] if j == k else 0))) for j, v in enumerate(row)]
-        return -math.log(e[k] / sum(e))
-
-    margins = torch.from_numpy(MARGINS)
-    np.testing.assert_allclose(ldam(z, y, margins).numpy(), _each(z, y, of), rtol=1e-10)
-    assert LDAM_SCALE == 30
-    torch.testing.assert_close(ldam(z, y, torch.zeros(4).double(), 1.0), _plain(z, y))
-    # at equal cosines the class with the larger margin costs more
-    flat = torch.zeros(4, 4).double()
-    assert (ldam(flat, torch.arange(4), margins).diff() > 0).all()
-
-
 def test_margins_fall_with_the_fourth_root_of_the_count() -> None:
     # 16, 1 and 81 images: 1/2, 1 and 1/3
     np.testing.assert_allclose(ldam_margins(np.array([16, 1, 81])), [0.25, 0.5, 0.5 / 3], rtol=1e-14)
@@ -113,15 +90,12 @@ def test_margins_fall_with_the_fourth_root_of_the_count() -> None:
     assert ldam_margins(np.array([16, 1]), largest=0.8).tolist() == pytest.approx([0.4, 0.8])
 
 
-def test_class_weights_by_hand_and_summing_to_the_number_of_classes() -> None:
-    np.testing.assert_allclose(class_weights("inverse", np.array([1, 2, 4])), [12 / 7, 6 / 7, 3 / 7], rtol=1e-14)
+def test_class_weights_by_hand() -> None:
     # effective numbers at beta = 0.9: 1 and 1.9
-    np.testing.assert_allclose(class_weights("effective", np.array([1, 2]), 0.9), [3.8 / 2.9, 2 / 2.9], rtol=1e-12)
-    counts = np.array([5000, 1077, 232.5, 50])
-    for weighting in ("effective", "inverse"):
-        found = class_weights(weighting, counts)
-        assert found.sum() == pytest.approx(4)
-        assert (np.diff(found) > 0).all()
+    np.testing.assert_allclose(class_weights(np.array([1, 2]), 0.9), [3.8 / 2.9, 2 / 2.9], rtol=1e-12)
+    found = class_weights(np.array([5000, 1077, 232.5, 50]))
+    assert found.sum() == pytest.approx(4)
+    assert (np.diff(found) > 0).all()
 
 
 def test_effective_number_in_exact_arithmetic() -> None:
@@ -129,7 +103,7 @@ def test_effective_number_in_exact_arithmetic() -> None:
     numbers = [(1 - beta**n) / (1 - beta) for n in counts]
     total = sum(1 / e for e in numbers)
     expected = [float(3 / e / total) for e in numbers]
-    np.testing.assert_allclose(class_weights("effective", np.array(counts)), expected, rtol=1e-11)
+    np.testing.assert_allclose(class_weights(np.array(counts)), expected, rtol=1e-11)
 
 
 # -- mixing
@@ -272,7 +246,7 @@ def _per_row(name: str, z: Tensor, y: Tensor) -> list[float]:
 
 def test_class_weights_give_torchs_weighted_mean() -> None:
     z = _logits()
-    w = torch.from_numpy(class_weights("effective", COUNTS)).float()
+    w = torch.from_numpy(class_weights(COUNTS)).float()
     loss = BatchLoss(RECIPES["reweighting"], COUNTS, CPU)
     torch.testing.assert_close(loss(z, Y, None, None), functional.cross_entropy(z, Y, weight=w))
     # before their time they do not count
@@ -290,7 +264,7 @@ def test_equals_literal_sums(recipe: str, images: bool, mixing: bool) -> None:
     partner, weight = torch.tensor([3, 2, 1, 0, 5, 4]), torch.tensor([0.7, 0.7, 0.0, 1.0, 0.7, 0.2])
     mixed = Mixed(z[:, :, None, None], partner, weight) if mixing else None
     found = BatchLoss(row, COUNTS, CPU)(z, Y, own, mixed)
-    classes = np.ones(3) if row.weighting == "none" else class_weights(row.weighting, COUNTS)
+    classes = class_weights(COUNTS) if row.weighted else np.ones(3)
     v = OWN.double().numpy() if images else np.ones(6)
     mine, theirs = _per_row(row.loss, z, Y), _per_row(row.loss, z, Y[partner])
     top, bottom = 0.0, 0.0

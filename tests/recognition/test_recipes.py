@@ -81,7 +81,7 @@ def test_recipes_from_outside_that_are_wrong(outside: Callable[..., None]) -> No
         with pytest.raises(ConfigError, match=words) as caught:
             get_recipe(name)
         assert remedy in caught.value.remedy
-    for wrong in ({"loss": "hinge"}, {"mixing": "mix"}, {"second": "crf"}, {"weighting": "square"}):
+    for wrong in ({"loss": "hinge"}, {"mixing": "mix"}, {"second": "crf"}):
         with pytest.raises(ConfigError, match="the recipe 'mine' has") as caught:
             Recipe("mine", "x", "y", **wrong)  # type: ignore[arg-type]
         assert "use one of" in caught.value.remedy

@@ -132,16 +132,6 @@ def test_classes_without_claim_do_not_count(test_set: ImageSet, groups: Groups) 
     assert found.per_group["few"].outcome == "not measured"
 
 
-def test_interval_equals_the_paired_standard_error_for_one_seed() -> None:
-    g = np.random.default_rng(0)
-    labels = np.repeat(np.arange(4), 100)
-    d = g.choice([-1, 0, 1], p=[0.1, 0.6, 0.3], size=(1, 400))
-    centre, low, high = paired_interval(d, labels)
-    within = np.sqrt(sum(d[0, labels == k].var() / 100 for k in range(4))) / 4
-    assert centre == pytest.approx(d.mean())
-    assert (high - low) / 2 == pytest.approx(1.96 * within, rel=0.1)
-
-
 def test_interval_holds_the_spread_between_seeds() -> None:
     labels = np.zeros(200, np.int64)
     # no variance over images at all: every image changes with the seed alone

@@ -27,22 +27,26 @@ class CosineHead(nn.Module):
     """Cosines between features and class weights: f_k(x) = w_k . x / (||w_k|| ||x||), without a bias.
 
     The normalised linear layer of LDAM (Cao et al. 2019, arXiv 1906.07413), weights drawn as in its code: uniform in
-    (-1, 1), then brought to length 1. Its scale (30) belongs to the loss. Where features are all 0 so are the cosines.
+    (-1, 1), then brought to length 1. Its scale belongs to the loss while it is trained. Where features are all 0 so
+    are the cosines.
 
     Args:
         dim: D.
         classes: C.
+
+    Attributes:
+        scale: what cosines are multiplied by.
     """
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
-        self.in_features, self.out_features = dim, classes
+        self.scale = 1.0
         with torch.no_grad():
             self.weight = nn.Parameter(_unit(torch.empty(classes, dim).uniform_(-1, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, C) in [-1, 1]."""
-        return functional.linear(_unit(x), _unit(self.weight))
+        """(B, D) -> (B, C) in [-1, 1] times the scale."""
+        return functional.linear(_unit(x), _unit(self.weight)) * self.scale
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -64,17 +68,6 @@ class ScaledHead(nn.Module):
     def folded(self) -> nn.Linear:
         """The same as a linear layer."""
         return changed(self.fixed, self.fixed.weight * self.scale[:, None], self.fixed.bias * self.scale)
-
-
-class TimesHead(nn.Module):
-    """A head whose outputs are multiplied by a fixed number: LDAM's cosines by its s, so that they are logits."""
-
-    def __init__(self, head: nn.Module, times: float) -> None:
-        super().__init__()
-        self.head, self.times = head, times
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.head(features) * self.times
 
 
 def linear_head(head: nn.Module, what: str) -> nn.Linear:
@@ -121,6 +114,8 @@ def finished_head(head: nn.Module, recipe: Recipe, counts: np.ndarray | None) ->
     if recipe.adjust:
         assert counts is not None
         head = adjusted(linear_head(head, recipe.label), counts / counts.sum(), recipe.tau)
-    if recipe.loss == "ldam":  # trained with them, so that they are what probabilities are made of
-        head = TimesHead(head, LDAM_SCALE)
+    if recipe.loss == "ldam":  # trained with the scale, so that it is what probabilities are made of
+        assert isinstance(head, CosineHead)
+        head = copy.deepcopy(head)
+        head.scale = LDAM_SCALE
     return head

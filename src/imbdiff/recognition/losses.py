@@ -53,17 +53,15 @@ def ldam_margins(counts: np.ndarray, largest: float = LDAM_MARGIN) -> np.ndarray
     return margins * (largest / margins.max())
 
 
-def class_weights(weighting: str, counts: np.ndarray, beta: float = 0.9999) -> np.ndarray:
-    """(C,) float64 weights of the classes in the loss; they sum to C.
+def class_weights(counts: np.ndarray, beta: float = 0.9999) -> np.ndarray:
+    """(C,) float64 weights of the classes in the loss, proportional to (1 - beta) / (1 - beta^n_k), the inverse of the
+    effective number of images (Cui et al. 2019, class-balanced loss); they sum to C.
 
     Args:
-        weighting: "inverse": 1 / n_k; "effective": (1 - beta) / (1 - beta^n_k), the inverse of the effective number of
-            images (Cui et al. 2019, class-balanced loss).
         counts: (C,) images of each class, above 0; need not be whole.
     """
-    counts = np.asarray(counts, dtype=np.float64)
     # 1 - beta^n without loss of digits where beta^n is close to 1
-    weights = 1 / counts if weighting == "inverse" else (1 - beta) / -np.expm1(counts * np.log(beta))
+    weights = (1 - beta) / -np.expm1(np.asarray(counts, dtype=np.float64) * np.log(beta))
     return weights * (len(counts) / weights.sum())
 
 
@@ -159,8 +157,8 @@ class BatchLoss:
             return torch.from_numpy(values).float().to(device)
 
         self.counts, self.log_prior = tensor(counts), tensor(np.log(counts / counts.sum()))
-        if recipe.weighting != "none":
-            self.class_weights = tensor(class_weights(recipe.weighting, counts, recipe.beta))
+        if recipe.weighted:
+            self.class_weights = tensor(class_weights(counts, recipe.beta))
         if recipe.loss == "ldam":
             self.margins = tensor(ldam_margins(counts))
 

@@ -15,10 +15,9 @@ from imbdiff.runtime.tables import lookup
 Loss = Literal["cross-entropy", "balanced-softmax", "focal", "ldam"]
 Mixing = Literal["none", "mixup", "cutmix", "remix"]
 Second = Literal["none", "crt", "lws", "tau-norm"]
-Weighting = Literal["none", "effective", "inverse"]
 
 
-_KINDS = {"loss": Loss, "mixing": Mixing, "second": Second, "weighting": Weighting}
+_KINDS = {"loss": Loss, "mixing": Mixing, "second": Second}
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Recipe:
         tau: strength of the prior in balanced softmax, and of `adjust`.
         gamma: of the focal loss.
         sampler: distribution over classes that batches are sampled by.
-        weighting, beta: weights of the classes in the loss.
-        deferred: share of the steps before `sampler` and `weighting` begin; until then natural and none. 0.8 is
+        weighted, beta: classes weigh by the inverse effective number of their images in the loss.
+        deferred: share of the steps before `sampler` and `weighted` begin; until then natural and no weights. 0.8 is
             LDAM-DRW's 160 of 200 epochs.
         head: "linear", or "cosine", which LDAM needs.
         mixing: of images and labels inside a batch.
@@ -43,7 +42,7 @@ class Recipe:
         adjust: tau log(prior) is subtracted from the logits when deciding, not in training.
 
     Raises:
-        ConfigError: an unknown loss, mixing, second part or weighting.
+        ConfigError: an unknown loss, mixing or second part, or LDAM without cosines.
     """
 
     label: str
@@ -53,7 +52,7 @@ class Recipe:
     tau: float = 1.0
     gamma: float = 1.0
     sampler: str = "natural"
-    weighting: Weighting = "none"
+    weighted: bool = False
     beta: float = 0.9999
     deferred: float = 0.0
     head: Literal["linear", "cosine"] = "linear"
@@ -70,10 +69,13 @@ class Recipe:
                     f"use one of: {', '.join(get_args(kinds))}",
                 )
 
+        if self.loss == "ldam" and self.head != "cosine":
+            raise ConfigError(f"the recipe {self.label!r} has the loss of LDAM and no cosines", 'use head="cosine"')
+
     @property
     def needs_prior(self) -> bool:
         """Whether the counts of the classes enter, in training or when deciding."""
-        counted = self.loss in ("balanced-softmax", "ldam") or self.weighting != "none" or self.adjust
+        counted = self.loss in ("balanced-softmax", "ldam") or self.weighted or self.adjust
         return counted or self.mixing == "remix"
 
 
@@ -90,16 +92,16 @@ RECIPES: dict[str, Recipe] = {
         "CE + square-root resampling", "classes sampled in proportion to sqrt(n)", f"as in {KANG}", sampler="sqrt"
     ),
     "reweighting": Recipe(
-        "class-balanced CE", "classes weighted by the inverse effective number", CUI, weighting="effective"
+        "class-balanced CE", "classes weighted by the inverse effective number", CUI, weighted=True
     ),
-    "drw": Recipe("CE-DRW", "class weights after 80 % of the steps", CAO, weighting="effective", deferred=0.8),
+    "drw": Recipe("CE-DRW", "class weights after 80 % of the steps", CAO, weighted=True, deferred=0.8),
     "drs": Recipe("CE-DRS", "class-balanced batches after 80 % of the steps", CAO, sampler="balanced", deferred=0.8),
     "focal": Recipe("focal", "hard images weigh more", "Lin et al. 2017 (arXiv 1708.02002)", loss="focal"),
-    "cb-focal": Recipe("class-balanced focal", "focal with class weights", CUI, loss="focal", weighting="effective"),
+    "cb-focal": Recipe("class-balanced focal", "focal with class weights", CUI, loss="focal", weighted=True),
     "ldam": Recipe("LDAM", "larger margins for rarer classes", CAO, loss="ldam", head="cosine"),
     "ldam-drw": Recipe(
         "LDAM-DRW", "LDAM, and class weights after 80 % of the steps", CAO,
-        loss="ldam", head="cosine", weighting="effective", deferred=0.8,
+        loss="ldam", head="cosine", weighted=True, deferred=0.8,
     ),
     "balanced-softmax": Recipe(
         "balanced softmax", "the prior in the softmax of training; logit adjustment in training at tau = 1",
@@ -120,7 +122,7 @@ RECIPES: dict[str, Recipe] = {
     "remix": Recipe("Remix", "mixup whose label is the rarer class where counts differ by 3 times",
                     "Chou et al. 2020 (arXiv 2007.03943)", mixing="remix"),
     "remix-drw": Recipe("Remix-DRW", "Remix, and class weights after 80 % of the steps",
-                        "Chou et al. 2020 (arXiv 2007.03943)", mixing="remix", weighting="effective", deferred=0.8),
+                        "Chou et al. 2020 (arXiv 2007.03943)", mixing="remix", weighted=True, deferred=0.8),
 }  # fmt: skip
 
 
