@@ -93,20 +93,15 @@ def test_any_layout_in_memory_and_memory_maps_without_a_warning(extractor: Extra
         extractor.probabilities(features)
 
 
-def test_autocast_of_the_caller_does_not_reach_it(extractor: Extractor) -> None:
+def test_autocast_and_training_mode_of_the_caller_do_not_reach_it(extractor: Extractor) -> None:
     x = _images()
     expected = extractor.features(x)
+    if isinstance(extractor, ClassifierFeatures):
+        extractor.network.train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = extractor.features(x)
     np.testing.assert_array_equal(found, expected)
     assert found.dtype == np.float32
-
-
-def test_training_mode_does_not_reach_it() -> None:
-    found, x = _classifier(), _images()
-    expected = found.features(x)
-    found.network.train()
-    np.testing.assert_array_equal(found.features(x), expected)
 
 
 def test_shapes_are_checked_before_work(extractor: Extractor) -> None:
@@ -117,12 +112,6 @@ def test_shapes_are_checked_before_work(extractor: Extractor) -> None:
         extractor.features(_images().astype(np.float32))
     with pytest.raises(DataError, match="uint8"):
         extractor.features(_images()[0])
-
-
-def test_what_the_protocol_prints_is_there(extractor: Extractor) -> None:
-    assert extractor.preprocessing != "none"
-    assert not extractor.is_fid
-    assert len(extractor.fingerprint) == 64
 
 
 def test_a_classifier_predicts_from_its_own_features() -> None:
@@ -151,6 +140,7 @@ def test_random_conv_leaves_the_global_generator_alone_and_any_size_works() -> N
     net = RandomConv(3)
     assert net.features(_images(2, (8, 8, 3))).shape == net.features(_images(2, (64, 40, 3))).shape
     assert torch.equal(before, torch.random.get_rng_state())
+    assert net.described()["ranking_only"]
 
 
 def test_the_free_ones_by_name() -> None:
@@ -349,9 +339,7 @@ def test_transformers_itself(tmp_path: Path) -> None:
         np.testing.assert_allclose(found.features(x), model(h).pooler_output.numpy(), rtol=1e-3, atol=1e-5)
 
 
-def test_transformers_that_cannot_import_its_model_is_explained(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_package_that_does_not_import_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def load(*_: object, **__: object) -> Any:
         raise ModuleNotFoundError("Could not import module 'Dinov2Model'.")
 
@@ -359,9 +347,15 @@ def test_transformers_that_cannot_import_its_model_is_explained(
     module.AutoModel = SimpleNamespace(from_pretrained=load)
     monkeypatch.setitem(sys.modules, "transformers", module)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
-    with pytest.raises(ConfigError, match="Could not import module") as caught:
-        make_extractor(f"hf:{tmp_path}", SHAPE)
-    assert "torchvision" in caught.value.remedy
+    (tmp_path / "half_installed.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for call, words in (
+        (lambda: make_extractor(f"hf:{tmp_path}", SHAPE), "Could not import module"),
+        (lambda: optional("half_installed", "timm", "this extractor"), "nms does not exist"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            call()
+        assert "torchvision" in caught.value.remedy
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,16 +365,6 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(ConfigError, match="is not installed") as caught:
             make_extractor(spec, SHAPE)
         assert caught.value.remedy == f"pip install 'imbalanced-diffusion[{extra}]'"
-
-
-def test_a_package_that_does_not_import_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "half_installed_package.py").write_text(
-        "raise RuntimeError('operator torchvision::nms does not exist')"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="nms does not exist") as caught:
-        optional("half_installed_package", "timm", "this extractor")
-    assert "torchvision" in caught.value.remedy
 
 
 def test_the_fingerprint_holds_size_mean_and_weights() -> None:

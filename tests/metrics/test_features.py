@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,26 +44,19 @@ def _set(n: int = 50, seed: int = 0, low: int = 0) -> ImageSet:
     return ImageSet(g.integers(low, 256, (n, 6, 6, 1), dtype=np.uint8), labels, ("a", "b", "c"))
 
 
-def test_extracted_once(tmp_path: Path) -> None:
-    images, e = _set(), Counting()
-    first = FeatureStore(tmp_path, batch_size=8).features(images, e)
-    again = FeatureStore(tmp_path, batch_size=16).features(images, e)
+def test_extracted_once_and_never_taken_for_other_images_or_weights(tmp_path: Path) -> None:
+    images, e, store = _set(), Counting(), FeatureStore(tmp_path, batch_size=8)
+    first = store.features(images, e)
+    np.testing.assert_array_equal(FeatureStore(tmp_path, batch_size=16).features(images, e), first)
     assert e.seen == 50
-    np.testing.assert_array_equal(first, again)
-    np.testing.assert_array_equal(again[:, 0], images.images.reshape(50, -1).astype(np.float32).mean(1))
-
-
-def test_features_of_other_images_or_weights_are_never_used(tmp_path: Path) -> None:
-    store, e = FeatureStore(tmp_path, batch_size=8), Counting()
-    store.features(_set(), e)
+    np.testing.assert_array_equal(first[:, 0], images.images.reshape(50, -1).astype(np.float32).mean(1))
     store.features(_set(seed=1), e)
     assert e.seen == 100
     p = np.random.default_rng(0).permutation(50)
-    shuffled = _set().select(p)
-    np.testing.assert_array_equal(store.features(shuffled, e), store.features(_set(), e)[p])
+    np.testing.assert_array_equal(store.features(images.select(p), e), first[p])
     assert e.seen == 150
     e.fingerprint = "0" * 64
-    store.features(_set(), e)
+    store.features(images, e)
     assert e.seen == 200
 
 
@@ -72,62 +64,41 @@ def test_a_damaged_or_swapped_file_is_made_again(tmp_path: Path, caplog: pytest.
     store, e = FeatureStore(tmp_path, batch_size=8), Counting()
     good = np.array(store.features(_set(), e))
     (path,) = tmp_path.glob("*.npz")
-    other = FeatureStore(tmp_path / "other")
-    other.features(_set(seed=5), e)
+    FeatureStore(tmp_path / "other").features(_set(seed=5), e)
     (foreign,) = (tmp_path / "other").glob("*.npz")
-
-    def flip() -> None:
-        data = bytearray(path.read_bytes())
-        data[data.index(good.tobytes()) + 9] ^= 1
-        path.write_bytes(data)
-
-    for damage in (lambda: path.write_bytes(path.read_bytes()[:-4]), flip, lambda: shutil.copy(foreign, path)):
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(good.tobytes()) + 9] ^= 1
+    for damaged in (whole[:-4], bytes(flipped), foreign.read_bytes()):
         before = e.seen
-        damage()
+        path.write_bytes(damaged)
         np.testing.assert_array_equal(store.features(_set(), e), good)
         assert e.seen == before + 50
         assert "damaged" in caplog.text
 
 
-def test_a_stopped_extraction_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extraction_that_was_stopped_or_had_no_space_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(features_module, "BLOCK", 8)
     store = FeatureStore(tmp_path, batch_size=8)
     with pytest.raises(KeyboardInterrupt):
-        store.features(_set(), Counting(fail_after=24))
-    rest = Counting()
-    seen: list[tuple[int, int]] = []
-    found = store.features(_set(), rest, lambda done, n: seen.append((done, n)))
-    assert rest.seen == 50 - 24
-    assert seen[-1] == (50, 50)
-    np.testing.assert_array_equal(found, FeatureStore().features(_set(), Counting()))
-    assert not [p for p in tmp_path.iterdir() if p.suffix != ".npz"]
-    # of other images with the same number it is not taken over
-    with pytest.raises(KeyboardInterrupt):
-        store.features(_set(seed=2), Counting(fail_after=24))
-    fresh = Counting()
-    store.features(_set(seed=3), fresh)
-    assert fresh.seen == 50
+        store.features(_set(), Counting(fail_after=16))
 
-
-def test_a_full_disk_is_said_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "BLOCK", 8)
-    store = FeatureStore(tmp_path, batch_size=8)
-    calls: list[int] = []
-    save = np.savez
-
-    def full(*args: Any, **arrays: Any) -> None:
-        calls.append(1)
-        if len(calls) == 3:
-            raise OSError(errno.ENOSPC, "full")
-        save(*args, **arrays)
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", full)
         with pytest.raises(RunError, match="no space left while writing"):
             store.features(_set(), Counting())
     rest = Counting()
-    store.features(_set(), rest)
+    seen: list[tuple[int, int]] = []
+    found = store.features(_set(), rest, lambda done, n: seen.append((done, n)))
     assert rest.seen == 50 - 16
+    assert seen[-1] == (50, 50)
+    np.testing.assert_array_equal(found, FeatureStore().features(_set(), Counting()))
+    assert not [p for p in tmp_path.iterdir() if p.suffix != ".npz"]
 
 
 TWO = """
@@ -161,14 +132,8 @@ def test_two_processes_share_the_work_and_a_folder_or_not(tmp_path: Path) -> Non
     (tmp_path / "two.py").write_text(TWO)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*start, str(tmp_path / "two.py"), str(tmp_path)],
-        env=env,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [*start, str(tmp_path / "two.py"), str(tmp_path)]
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -215,34 +180,30 @@ def test_reference_of_other_weights_or_altered_is_refused(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="is not what"):
         stored.stored(e)
     record: dict[str, Any] = json.loads((folder / "reference.json").read_text())
-    record["labels"] = record["labels"][:-1]
-    (folder / "reference.json").write_text(json.dumps(record))
-    with pytest.raises(DataError, match="no usable reference"):
-        load_reference(folder)
+    for key, value in (("labels", record["labels"][:-1]), ("labels", [9] * 50), ("format", 2), ("shape", None)):
+        (folder / "reference.json").write_text(json.dumps({**record, key: value}))
+        with pytest.raises(DataError, match="no usable reference"):
+            load_reference(folder)
 
 
-def test_reference_refuses_a_folder_with_other_things_and_one_image(tmp_path: Path) -> None:
+def test_reference_refuses_other_things_and_other_images_before_any_work(tmp_path: Path) -> None:
+    images, e = _set(), Counting()
     (tmp_path / "x").write_text("mine")
     with pytest.raises(RunError, match="not a reference folder"):
-        make_reference(_set(), [RandomConv(1)], tmp_path, name="r")
+        make_reference(images, [e], tmp_path, name="r")
     with pytest.raises(DataError, match="two images"):
-        make_reference(_set(1), [RandomConv(1)], tmp_path / "r", name="r")
+        make_reference(_set(1), [e], tmp_path / "r", name="r")
     with pytest.raises(DataError, match="3 channels"):
-        make_reference(_set(), [RandomConv(3)], tmp_path / "r", name="r")
-    assert not (tmp_path / "r").exists()
-
-
-def test_reference_refuses_other_images_in_its_folder_and_one_name_twice(tmp_path: Path) -> None:
-    images, e = _set(), Counting()
+        make_reference(images, [e, RandomConv(3)], tmp_path / "r", name="r")
     with pytest.raises(ConfigError, match="two extractors have one name: counting"):
-        make_reference(images, [e, Counting()], tmp_path / "ref", name="mine")
+        make_reference(images, [e, Counting()], tmp_path / "r", name="r")
     assert e.seen == 0
-    make_reference(images, [e], tmp_path / "ref", name="mine", size=6, resize="pad")
-    stored = load_reference(tmp_path / "ref")
+    assert not (tmp_path / "r").exists()
+    make_reference(images, [e], tmp_path / "r", name="mine", size=6, resize="pad")
+    stored = load_reference(tmp_path / "r")
     assert (stored.size, stored.resize) == (6, "pad")
-    make_reference(images, [e], tmp_path / "ref", name="mine")  # the same again
+    make_reference(images, [e], tmp_path / "r", name="mine")  # the same again
     seen = e.seen
     with pytest.raises(RunError, match=r"reference of other images \(mine: 50 images\)"):
-        make_reference(_set(seed=1), [e], tmp_path / "ref", name="other")
+        make_reference(_set(seed=1), [e], tmp_path / "r", name="other")
     assert e.seen == seen
-    assert load_reference(tmp_path / "ref").hashes == images.hashes

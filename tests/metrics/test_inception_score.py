@@ -82,13 +82,6 @@ def test_measure_with_one_split_is_the_function_and_its_interval_holds_the_expec
     assert np.mean([high - low for low, high in intervals]) < 6 * np.std(values)
 
 
-def test_order_changes_nothing() -> None:
-    g = np.random.default_rng(3)
-    p, labels, order = g.dirichlet(np.ones(3), 330), g.integers(0, 2, 330), g.permutation(330)
-    one, other = measured(p, labels), measured(p[order], labels[order])
-    assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high), abs=1e-12)
-
-
 def test_what_is_no_probability_or_too_few_is_refused() -> None:
     e = measured(np.full((79, 2), 0.5))
     assert e.value is None

@@ -73,10 +73,11 @@ def test_closeness_intervals_cover(m: int, n: int, rate: float) -> None:
     assert 0.93 <= inside / 600 <= 0.985
 
 
-def test_interval_at_the_end_has_a_width_and_classes_combine() -> None:
+def test_interval_at_the_ends_has_a_width_and_classes_combine() -> None:
     low, high = closeness_interval(1.0, 5, 5)
     assert low < 0.75
     assert high == 1.0
+    assert closeness_interval(0.0, 5, 5) == (0.0, pytest.approx(1 - low))
     one = (0.7, *closeness_interval(0.7, 30, 20))
     assert combined([one], [3.0]) == pytest.approx(one)
     value, low, high = combined([one] * 4, [1.0] * 4)

@@ -118,17 +118,6 @@ def test_measure_counts_weights_and_bounds_its_size() -> None:
             assert e.low < e.value < e.high <= 1
 
 
-def test_order_changes_nothing() -> None:
-    g = np.random.default_rng(4)
-    (x, xl), (y, yl) = modes(150, range(2), g), modes(140, range(2), g)
-    o = g.permutation(140)
-    a = measured(Rows.of(y, yl), Rows.of(x, xl), clusters_per_class=5, cap=100)
-    b = measured(Rows.of(y[o], yl[o]), Rows.of(x[::-1], xl[::-1]), clusters_per_class=5, cap=100)
-    assert a[0].n_synthetic == 100
-    for one, other in zip(a, b, strict=True):
-        assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high), abs=1e-12)
-
-
 def test_too_few_rows_and_unequal_sets_are_refused() -> None:
     g = np.random.default_rng(5)
     x, labels = modes(80, range(4), g)
