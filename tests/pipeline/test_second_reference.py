@@ -14,15 +14,12 @@ from imbdiff.presets import preset
 from imbdiff.runtime.dist import Dist
 
 
-class Benchmark(ArraySource):
-    kind = "benchmark"
-
-
 def prepared_set() -> Prepared:
     generator = np.random.default_rng(0)
     y = np.arange(300) % 3
     x = (generator.integers(0, 128, (300, 8, 8)) + 40 * y[:, None, None]).astype(np.uint8)
-    return prepare(Benchmark({"train": (x[:180], y[:180]), "test": (x[180:], y[180:])}), imbalance_factor=5)
+    source = ArraySource({"train": (x[:180], y[:180]), "test": (x[180:], y[180:])}, kind="benchmark")
+    return prepare(source, imbalance_factor=5)
 
 
 def test_both_references_stand_next_to_the_numbers(tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def relabelled(images: ImageSet, label: int) -> ImageSet:
 
 def extractor_of(train: ImageSet, role: str = "working") -> ClassifierFeatures:
     return ClassifierFeatures(
-        Thirds(), "thirds", role, shape=train.shape, trained_on=frozenset(train.hashes)  # type: ignore[arg-type]
+        Thirds(), "thirds", role, shape=train.shape, trained_on=frozenset(train.hashes)
     )  # fmt: skip
 
 

@@ -13,7 +13,6 @@ import torch
 from imbdiff.metrics.extractors.base import (
     ClassifierFeatures,
     Extractor,
-    FeatureNetwork,
     RandomConv,
     RawPixels,
     Role,
@@ -29,7 +28,6 @@ __all__ = [
     "Backbone",
     "ClassifierFeatures",
     "Extractor",
-    "FeatureNetwork",
     "InceptionFeatures",
     "RandomConv",
     "RawPixels",

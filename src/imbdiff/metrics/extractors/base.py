@@ -13,11 +13,11 @@ import hashlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from imbdiff.data.imageset import ImageSet
@@ -263,29 +263,15 @@ class RandomConv(Extractor):
         return h.mean(dim=(2, 3)).cpu().numpy()
 
 
-class FeatureNetwork(Protocol):
-    """What a classifier must offer to be an extractor: its last features and the layer on top of them."""
-
-    feature_dim: int
-    head: nn.Module
-
-    def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) float in [-1, 1] -> (B, feature_dim)."""
-        ...
-
-
 class ClassifierFeatures(Extractor):
     """The last features of a classifier, and its decisions.
 
     Args:
-        network: in evaluation mode already or not; it is switched to it.
+        network: with `features`, (B, C, H, W) float in [-1, 1] -> (B, `feature_dim`), and the layer `head` on top.
         name: for ``FD[name]``.
         role: "judge" only if it is used for nothing else.
-        fingerprint: of the weights; computed where not given.
-        shape: (H, W, C) that it was trained for, or None where any will do.
+        shape: (H, W, C) that it was trained for.
         trained_on: hashes of the images it was trained on.
-        trained_on_note: a description of what it was trained on, where the hashes are not known.
-        classes: names of its classes, where they may not be those of the data set at hand.
         device: where the network runs.
     """
 
@@ -294,40 +280,32 @@ class ClassifierFeatures(Extractor):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         name: str,
         role: Role,
-        fingerprint: str | None = None,
         *,
-        shape: tuple[int, int, int] | None = None,
+        shape: tuple[int, int, int],
         trained_on: frozenset[str] = frozenset(),
-        trained_on_note: str = "",
-        classes: tuple[str, ...] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self.network = network.eval().to(device)
-        self._net = cast(FeatureNetwork, self.network)
-        self.name, self.role, self.dim, self.shape = name, role, self._net.feature_dim, shape
-        self.device = torch.device(device)
-        self.trained_on, self.trained_on_note, self.classes = trained_on, trained_on_note, classes
-        self.fingerprint = fingerprint or hash_weights(
-            f"classifier {shape} {self.preprocessing}", network.state_dict().values()
-        )
+        self.name, self.role, self.dim, self.shape = name, role, network.feature_dim, shape
+        self.device, self.trained_on = torch.device(device), trained_on
+        self.fingerprint = hash_weights(f"classifier {shape} {self.preprocessing}", network.state_dict().values())
 
     def check(self, shape: tuple[int, ...]) -> None:
-        if self.shape is not None:
-            same_shape(self.name, self.shape, shape)
+        same_shape(self.name, self.shape, shape)
 
     def _batch(self, x: np.ndarray) -> np.ndarray:
         self.network.eval()
-        return self._net.features(to_unit(as_tensor(x, self.device))).float().cpu().numpy()
+        return self.network.features(to_unit(as_tensor(x, self.device))).float().cpu().numpy()
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(N,) int64."""
         self.network.eval()
-        return in_chunks(features, lambda rows: self._net.head(rows).float().argmax(dim=1), self.device)
+        return in_chunks(features, lambda rows: self.network.head(rows).float().argmax(dim=1), self.device)
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """(N, C) float32: softmax of the logits."""
         self.network.eval()
-        return in_chunks(features, lambda rows: softmax(self._net.head(rows).float()), self.device)
+        return in_chunks(features, lambda rows: softmax(self.network.head(rows).float()), self.device)
