@@ -40,6 +40,7 @@ from imbdiff.reporting.blocks import (
     of_all,
     span,
 )  # fmt: skip
+from imbdiff.reporting.class_plot import Classes, class_plot
 from imbdiff.reporting.pictures import in_turn, pack, page_size, sample_grid, spread
 from imbdiff.reporting.text import clean, estimate, flatten, label, number, seconds, shorten, signed
 from imbdiff.runtime.errors import DataError
@@ -169,14 +170,14 @@ def test_any_class_name_can_be_painted(painted: None) -> None:
     names = ["$x", "$\\frac{1", "眼底", "a" * 200, "", "{x}", "\udcff", "_leading", "\n"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns about missing glyphs
-        shown = [label(n, f"#{k}") for k, n in enumerate(names)]
-        plots.class_histogram(shown, [9] * 9, [([9] * 9, "real")], names)
+        class_plot(Classes(range(9), names, names, [9] * 9))
 
 
 def test_a_histogram_shows_its_layers_in_front_of_each_other(painted: None) -> None:
     """The bottom of a half-filled bar has the colour of real images, its top that of synthetic ones."""
-    made = plots.class_histogram(["a"], [50], [([100], "synthetic"), ([50], "real")], ["g"])
-    assert made == plots.class_histogram(["a"], [50], [([100], "synthetic"), ([50], "real")], ["g"])
+    one = Classes([0], ["a"], ["g"], [50])
+    made = class_plot(one, layers=[([100], "synthetic"), ([50], "real")])
+    assert made == class_plot(one, layers=[([100], "synthetic"), ([50], "real")])
     picture = Image.open(io.BytesIO(base64.b64decode(made.light.split(",")[1])))
     rgb = np.asarray(picture.convert("RGB")).astype(int)
     column = rgb[:, rgb.shape[1] // 2]
@@ -193,7 +194,7 @@ def test_a_histogram_shows_its_layers_in_front_of_each_other(painted: None) -> N
 
 def test_the_scale_is_logarithmic_where_the_range_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     for counts, scale in (([150, 10], "log"), ([140, 10], "linear")):
-        (axes,) = axes_of(monkeypatch, lambda n=counts: plots.class_histogram(["a", "b"], n, [(n, "real")], ["g"] * 2))
+        (axes,) = axes_of(monkeypatch, lambda n=counts: class_plot(Classes([0, 1], ["a", "b"], [], n)))
         assert axes.get_yscale() == scale
 
 

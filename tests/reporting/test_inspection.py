@@ -88,7 +88,7 @@ def test_pictures_are_the_images_that_they_name() -> None:
     for i in (7, 2):
         np.testing.assert_array_equal(made["train", i].image, x[i])
         assert made["train", i].title == f"train/{i}, {i % 2}"
-    assert found.place("train/4") == ("train", 4)
+    assert found.place("train/4", "train") == ("train", 4)
 
 
 def test_ids_that_two_splits_share_are_told_apart() -> None:

@@ -8,10 +8,19 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from imbdiff.reporting import plots
-from imbdiff.reporting.plots import SINGLE, Plot, Theme
+from imbdiff.reporting.plots import WIDTH, Plot, Theme, plot, style_axes, thousands
 from imbdiff.reporting.text import NOTHING, estimate, label
+
+SINGLE = 60
+"""Classes up to which each has a bar or point of its own; above, one outline or a running average."""
+MOST_NAMES = 40
+WIDE_RANGE = 15
+"""Largest over smallest count from which the axis is logarithmic: a linear one hides the small classes."""
+
+Layer = tuple[Sequence[int], str]
+"""Heights of bars (C,), and their colour: a field of `Theme`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,36 +72,86 @@ class Panel:
         return value if NOTHING in between else f"{value} ({between})"
 
 
-def class_plot(classes: Classes, panels: Sequence[Panel]) -> Plot:
-    """Panels above each other, the number of images of each class on top.
+def class_plot(classes: Classes, panels: Sequence[Panel] = (), layers: Sequence[Layer] = ()) -> Plot:
+    """The number of images of each class, and panels below.
 
     Up to 60 classes each is shown with its interval; more are points, with a running average over a twentieth of the
     classes. Classes whose number was refused are hollow marks on the lower edge.
+
+    Args:
+        layers: bars in front of each other, the highest first; none: those of `classes.counts`.
     """
     labels = [label(one, f"#{k}") for one, k in zip(classes.names, classes.order, strict=True)]
+    log = max(classes.counts) >= WIDE_RANGE * max(1, min(classes.counts))
+    floor = 0.5 if log else 0.0
 
     def paint(figure: Figure, theme: Theme) -> None:
         rows = len(panels) + 1
-        grid: Any = figure.subplots(rows, 1, sharex=True, height_ratios=[0.62] + [1.0] * (rows - 1))
-        plots.style_axes(grid[0], theme, y=f"{classes.counted}\nimages, log")
-        plots.outline(grid[0], np.asarray(classes.counts, float), 0.5, theme.muted, 0.55)
-        plots.log_counts(grid[0])
-        plots.group_marks(grid[0], classes.group, theme)
+        heights = [0.62 if panels else 1.0] + [1.0] * len(panels)
+        grid: Any = figure.subplots(rows, 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+        style_axes(grid[0], theme, y=f"{classes.counted}\nimages" + ", log" * log)
+        for tops, colour in layers or [(classes.counts, "muted")]:
+            _bars(grid[0], np.maximum(np.asarray(tops, float), floor), floor, getattr(theme, colour))
+        if log:
+            grid[0].set_yscale("log")
+            grid[0].set_ylim(bottom=floor)
+            grid[0].minorticks_off()
+        grid[0].yaxis.set_major_formatter(FuncFormatter(thousands))
+        _group_marks(grid[0], classes.group, theme)
         for axes, panel in zip(grid[1:], panels, strict=True):
             _paint_panel(axes, panel, theme)
-        plots.class_axis(grid[-1], labels, classes.counts, theme)
+        _class_ticks(grid[-1], labels, classes.counts, theme)
 
-    tall = 110 + 128 * len(panels) + plots.extra_height(labels) + 60 * (len(panels) == 1)
-    names = ", ".join(panel.name for panel in panels)
+    names = ", ".join(["images", *(panel.name for panel in panels)])
     alt = f"{names} of {len(labels):,} classes sorted by their number of {classes.counted} images, largest first"
-    return plots.plot(alt, paint, tall)
+    turned = 22 if len(labels) <= MOST_NAMES and any(len(name) > 6 for name in labels) else 0
+    return plot(alt, paint, (110 + 128 * len(panels) if len(panels) > 1 else 300) + turned)
+
+
+def _bars(axes: Any, tops: np.ndarray, floor: float, colour: str) -> None:
+    """Bars of classes; of many one outline in place of a thousand rectangles."""
+    c = len(tops)
+    if c <= SINGLE:
+        axes.bar(np.arange(c), tops - floor, 0.74, bottom=floor, color=colour)
+        return
+    edges = np.arange(c + 1) - 0.5
+    axes.fill_between(edges, floor, np.append(tops, tops[-1]), step="post", color=colour, linewidth=0)
+
+
+def _class_ticks(axes: Any, names: Sequence[str], counts: Sequence[int], theme: Theme) -> None:
+    """Names below the classes where they fit, otherwise ranks."""
+    c = len(names)
+    axes.set_xlim(-0.6, c - 0.4)
+    if c > MOST_NAMES:
+        ranks = [1, *(int(r) for r in MaxNLocator(6, integer=True).tick_values(1, c) if 1 < r <= c)]
+        axes.set_xticks([r - 1 for r in ranks], [f"{r:,}" for r in ranks])
+        axes.set_xlabel("class, by size (1 = largest)", fontsize=8.5, color=theme.muted)
+    else:
+        flat = max(len(name) for name in names) * 7 < WIDTH / c - 4
+        texts = [f"{name}\n{n}" if flat and c <= 20 else name for name, n in zip(names, counts, strict=True)]
+        style = {} if flat else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(c), texts, parse_math=False, **style)
+
+
+def _group_marks(axes: Any, group: Sequence[str], theme: Theme) -> None:
+    """Names the groups above the plot, with a line between them, where each is one stretch of the size order."""
+    starts = [i for i in range(len(group)) if i == 0 or group[i] != group[i - 1]]
+    if not starts or len(starts) != len(set(group)):  # explicit groups need not follow the size order
+        return
+    for a, b in zip(starts, [*starts[1:], len(group)], strict=True):
+        if a:
+            axes.axvline(a - 0.5, color=theme.muted, linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.text(
+            (a + b - 1) / 2, 1.015, label(group[a], "", limit=12), ha="center", va="bottom",
+            transform=axes.get_xaxis_transform(), fontsize=8.5, color=theme.muted, parse_math=False,
+        )  # fmt: skip
 
 
 def _paint_panel(axes: Any, panel: Panel, theme: Theme) -> None:
     c = panel.series[0].shape[1]
     refused = np.flatnonzero(np.zeros(c) if panel.refused is None else panel.refused)
     few = f"  ({len(refused):,} of {c:,}: too few images)" if len(refused) else ""
-    plots.style_axes(axes, theme, title=panel.name + few)
+    style_axes(axes, theme, title=panel.name + few)
     single = c <= SINGLE
     apart = 0.14 if single and len(panel.series) > 1 else 0.0
     for series, colour, marker, shift in (

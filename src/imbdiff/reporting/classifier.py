@@ -15,9 +15,9 @@ from imbdiff.data.stats import Groups
 from imbdiff.recognition.scores import Scores
 from imbdiff.recognition.verdict import Comparison
 from imbdiff.reporting import blocks as ui
-from imbdiff.reporting.class_plot import Classes, Panel, class_plot
+from imbdiff.reporting.class_plot import SINGLE, Classes, Panel, class_plot
 from imbdiff.reporting.content import ReportData
-from imbdiff.reporting.plots import SINGLE, Plot, Theme, plot, style_axes
+from imbdiff.reporting.plots import Plot, Theme, plot, style_axes
 from imbdiff.reporting.text import flatten, label, number, shorten, signed, with_sd
 
 CLASS_MEAN = "mean over classes"

@@ -13,9 +13,9 @@ from imbdiff.data.decode import Target
 from imbdiff.data.inspect import Inspection
 from imbdiff.data.names import counted
 from imbdiff.reporting import blocks as ui
+from imbdiff.reporting.class_plot import Classes, class_plot
 from imbdiff.reporting.pictures import COLUMNS, in_turn, spread
-from imbdiff.reporting.plots import class_histogram
-from imbdiff.reporting.text import label, number, shorten
+from imbdiff.reporting.text import number, shorten
 
 MAX_ROWS, MAX_CLASSES, MAX_LISTED, MAX_SIZES, MAX_GROUPS = 200, 30, 50, 12, 24
 LARGEST = 48
@@ -60,16 +60,11 @@ class Pictures:
     def __init__(self, seen: Inspection) -> None:
         self.seen = seen
         self.target = picture_size([(h, w) for h, w, _ in seen.report["sizes"]])
-        self._place: dict[str, Place] = {}
-        for split, images in reversed(seen.usable.items()):
-            self._place.update((image, (split, i)) for i, image in enumerate(images.ids))
+        self._number = {split: {one: i for i, one in enumerate(own.ids)} for split, own in seen.usable.items()}
 
-    def place(self, image: str, split: str | None = None) -> Place:
-        """Where the image of that id is; of one that several splits have, in `split`."""
-        found = self._place[image]
-        if split is not None and found[0] != split:
-            return split, self.seen.usable[split].ids.index(image)
-        return found
+    def place(self, image: str, split: str) -> Place:
+        """Where the image of that id is; several splits may have one of the same id."""
+        return split, self._number[split][image]
 
     def class_name(self, place: Place) -> str:
         return self.seen.source.class_names[int(self.seen.usable[place[0]].labels[place[1]])]
@@ -164,11 +159,6 @@ def _several_classes(group: Found) -> bool:
 def _classes(report: Found, order: Sequence[int], estimate: Found) -> ui.Section:
     rows, splits, sampled = [report["classes"][k] for k in order], report["source"]["splits"], estimate.get("sampled")
     counts, group = [row["counts"]["train"] for row in rows], [row["group"] for row in rows]
-    layers = [
-        ([n if g == one else 0 for n, g in zip(counts, group, strict=True)], ("real", "muted", "synthetic")[min(i, 2)])
-        for i, one in enumerate(dict.fromkeys(group))
-    ]
-    names = [label(row["name"], f"#{k}") for k, row in zip(order, rows, strict=True)]
     heads = [*(splits if len(splits) > 1 else ["images"]), "share", "effective, 0.999", "effective, 0.9999"]
     heads += ["a run would sample"] if sampled else []
     table = []
@@ -182,7 +172,8 @@ def _classes(report: Found, order: Sequence[int], estimate: Found) -> ui.Section
         f"β = 0.999 and 0.9999 (Cui et al. 2019)."
     )
     folded = ui.Fold(f"Table{left}", [ui.Table(["class", "group", *map(ui.Column, heads)], table)], len(table) <= 30)
-    plot = ui.Figures([class_histogram(names, counts, layers, group)])
+    classes = Classes(order, [row["name"] for row in rows], group, counts)
+    plot = ui.Figures([class_plot(classes, layers=[(counts, "real")])])
     return ui.Section("classes", "Classes", [plot, ui.note(text), folded], "Classes")
 
 

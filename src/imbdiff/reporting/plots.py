@@ -21,10 +21,6 @@ from imbdiff.reporting.text import label
 
 WIDTH = 1000
 DPI = 192.0  # twice the nominal 96, for sharp text on dense screens
-SINGLE = 60
-"""Classes up to which each has a bar or point of its own; above, one outline or a running median."""
-WIDE_RANGE = 15
-"""Largest over smallest count from which the axis is logarithmic: a linear one hides the small classes."""
 
 
 @dataclass(frozen=True)
@@ -91,85 +87,6 @@ def thousands(value: float, _: Any = None) -> str:
         if abs(value) >= unit:
             return f"{value / unit:g}{letter}"
     return f"{value:g}"
-
-
-def log_counts(axes: Any) -> None:
-    """A logarithmic axis of counts, on which 0 is the lower edge."""
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.5)
-    axes.minorticks_off()
-    axes.yaxis.set_major_formatter(FuncFormatter(thousands))
-
-
-def outline(axes: Any, tops: np.ndarray, floor: float, colour: str, alpha: float = 1.0) -> None:
-    """Bars of classes; of more than `SINGLE` one outline in place of a thousand rectangles."""
-    c, tops = len(tops), np.maximum(tops, floor)
-    if c <= SINGLE:
-        axes.bar(np.arange(c), tops - floor, 0.74, bottom=floor, color=colour, alpha=alpha)
-        return
-    edges = np.arange(c + 1) - 0.5
-    axes.fill_between(edges, floor, np.append(tops, tops[-1]), step="post", color=colour, alpha=alpha, linewidth=0)
-
-
-def class_histogram(
-    names: Sequence[str], counts: Sequence[int], layers: Sequence[tuple[Sequence[int], str]], group: Sequence[str]
-) -> Plot:
-    """Images per class in the order given (largest class first), layers in front of each other.
-
-    Args:
-        names, counts, group: (C,) names (or "#label"), real images, group name.
-        layers: (heights (C,), colour: a field of :class:`Theme`); the highest first.
-    """
-    c = len(names)
-    log = max(counts) / max(1, min(counts)) >= WIDE_RANGE
-
-    def paint(figure: Figure, theme: Theme) -> None:
-        axes: Any = figure.add_subplot()
-        style_axes(axes, theme, y="images" + (", log scale" if log else ""))
-        for heights, colour in layers:
-            outline(axes, np.asarray(heights, float), 0.5 if log else 0.0, getattr(theme, colour))
-        axes.yaxis.set_major_formatter(FuncFormatter(thousands))
-        if log:
-            log_counts(axes)
-        class_axis(axes, names, counts, theme)
-        group_marks(axes, group, theme)
-
-    alt = f"Images per class, {c} classes sorted by size, {'log' if log else 'linear'} scale"
-    return plot(alt, paint, 300 + extra_height(names))
-
-
-def extra_height(names: Sequence[str]) -> int:
-    """CSS pixels that class names below a plot take where they are turned."""
-    return 22 if len(names) <= 40 and any(len(name) > 6 for name in names) else 0
-
-
-def class_axis(axes: Any, names: Sequence[str], counts: Sequence[int], theme: Theme) -> None:
-    """Names below the classes where they fit, otherwise ranks."""
-    c = len(names)
-    axes.set_xlim(-0.6, c - 0.4)
-    if c > 40:
-        ranks = [1, *(int(r) for r in MaxNLocator(6, integer=True).tick_values(1, c) if 1 < r <= c)]
-        axes.set_xticks([r - 1 for r in ranks], [f"{r:,}" for r in ranks])
-        axes.set_xlabel("class, by size (1 = largest)", fontsize=8.5, color=theme.muted)
-    else:
-        flat = max(len(name) for name in names) * 7 < WIDTH / c - 4
-        texts = [f"{name}\n{n}" if flat and c <= 20 else name for name, n in zip(names, counts, strict=True)]
-        style = {} if flat else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(range(c), texts, parse_math=False, **style)
-
-
-def group_marks(axes: Any, group: Sequence[str], theme: Theme) -> None:
-    """Names the groups above the plot, with a line between them, where each is one stretch of the size order."""
-    starts = [i for i in range(len(group)) if i == 0 or group[i] != group[i - 1]]
-    if not starts or len(starts) != len(set(group)):  # explicit groups need not follow the size order
-        return
-    for a, b in zip(starts, [*starts[1:], len(group)], strict=True):
-        if a:
-            axes.axvline(a - 0.5, color=theme.muted, linewidth=0.8, linestyle=(0, (2, 3)))
-        axes.text(
-            (a + b - 1) / 2, 1.015, label(group[a], "", limit=12), ha="center", va="bottom",
-            transform=axes.get_xaxis_transform(), fontsize=8.5, color=theme.muted, parse_math=False,
-        )  # fmt: skip
 
 
 def loss_curve(name: str, images: Sequence[float], values: Sequence[float]) -> Plot:

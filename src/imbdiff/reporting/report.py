@@ -14,14 +14,14 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.names import counted
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.reporting import blocks as ui
+from imbdiff.reporting.class_plot import Classes, class_plot
 from imbdiff.reporting.classifier import classifiers, verdict
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.copies import copies
 from imbdiff.reporting.curated import curation
 from imbdiff.reporting.images import images
-from imbdiff.reporting.plots import class_histogram
 from imbdiff.reporting.quality import quality
-from imbdiff.reporting.text import flatten, label, number
+from imbdiff.reporting.text import flatten, number
 from imbdiff.reporting.training import idle_notes, training
 
 MAX_WARNINGS = 20
@@ -122,7 +122,7 @@ def _classes(data: ReportData, run: str) -> ui.Section:
     order, names, counts, filled = data.by_size, data.stats.names, data.stats.counts, data.filled
     real, both = [counts[k] for k in order], [counts[k] + filled[k] for k in order]
     layers = [(both, "synthetic"), (real, "real")]
-    plot = class_histogram([label(names[k], f"#{k}") for k in order], real, layers, [data.group(k) for k in order])
+    plot = class_plot(Classes(order, [names[k] for k in order], [data.group(k) for k in order], real), layers=layers)
     rows = [
         [ui.name(names[k]), data.group(k), *(number(n) for n in (counts[k], filled[k], counts[k] + filled[k]))]
         for k in order[:MAX_CLASS_ROWS]
