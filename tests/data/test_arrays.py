@@ -130,10 +130,10 @@ X, Y = arrays([5, 4])
     ("content", "message"),
     [
         ({"x_train": X}, "no y_train"),
-        ({"y": Y}, "no images and labels"),
+        ({"y": Y}, "no images"),
         ({"foo": X, "bar": Y}, "the arrays bar, foo"),
         ({"x_train": X, "y_train": Y, "x_test": X}, "no y_test"),
-        ({"x": X, "y": Y + 1, "class_names": np.array(["a", "b"])}, r"out of range"),
+        ({"x": X, "y": Y + 1, "class_names": np.array(["a", "b"])}, "without a name"),
         ({"x": X, "y": Y - 1, "class_names": np.array(["a", "b"])}, r"out of range: \[-1\]"),
         ({"x": X, "y": Y, "class_names": np.array(["a", "b", "c"])}, "no training image:\n  'c'"),
         ({"x": X, "y": Y, "class_names": np.array(["a", "a"])}, "twice"),

@@ -183,7 +183,7 @@ def test_no_room(images, tmp_path, monkeypatch):
         free = 1000
 
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: Usage)
-    with pytest.raises(DataError, match=r"do not fit into(.|\n)*--data\.cache"):
+    with pytest.raises(DataError, match=r"do not fit into(.|\n)*IMBDIFF_CACHE"):
         load(images).read_all(cache=tmp_path / "kept")
     (tmp_path / "a file").write_text("")
     monkeypatch.undo()

@@ -100,20 +100,20 @@ def test_columns_by_type_name_and_option(tmp_path):
     path = parquet(tmp_path / "two", train=rows(4, fine_label=fine))
     with pytest.raises(
         DataError,
-        match=r"2 columns may be the labels: label, fine_label(?s:.)*image: Image(?s:.)*fine_label: ClassLabel of 2 ",
+        match=r"2 columns may be the labels: label, fine_label(?s:.)*image: Image(?s:.)*fine_label: ClassLabel",
     ):
         load(f"hf:{path}")
     assert load(f"hf:{path}?label=fine_label").labels().tolist() == [1, 1, 0, 0]
-    with pytest.raises(ConfigError, match=r"no column 'coarse'(?s:.)*fine_label"):
+    with pytest.raises(DataError, match=r"column 'coarse' is not there(?s:.)*fine_label"):
         load(f"hf:{path}?label=coarse")
-    with pytest.raises(DataError, match="'label' holds ClassLabel of 2 classes, no image each"):
+    with pytest.raises(DataError, match="'label' is not there or holds no images"):
         load(f"hf:{path}?label=label&image=label")
     mask = ([{"bytes": encoded(noise(5, 6)), "path": None}] * 4, datasets.Image())
     with pytest.raises(DataError, match="2 columns may be the images: image, mask"):
         load(f"hf:{parquet(tmp_path / 'mask', train=rows(4, mask=mask))}")
     several = ([[0], [1], [0, 1], []], datasets.Sequence(datasets.Value("int64")))
     path = parquet(tmp_path / "lists", train=rows(4, tags=several))
-    with pytest.raises(DataError, match="'tags' holds List"):
+    with pytest.raises(DataError, match="'tags' is not there or holds no labels"):
         load(f"hf:{path}?label=tags")
     texts = parquet(tmp_path / "texts", train=rows(4, names=(), labels=["b", "a", "b", "a"]))
     assert load(f"hf:{texts}").class_names == ("a", "b")
@@ -152,9 +152,9 @@ def test_splits_by_name():
     assert which_splits(["train", "extra"], {}, "x")[1] == ["left out of x: the splits extra"]
     with pytest.raises(DataError, match="valid and val may both be the val split"):
         pick(["train", "valid", "val"])
-    with pytest.raises(DataError, match="no training split; it has: a, b"):
+    with pytest.raises(DataError, match=r"no training split(.|\n)*it has: a, b"):
         pick(["a", "b"])
-    with pytest.raises(ConfigError, match=r"no such split(.*)test=c"):
+    with pytest.raises(DataError, match="no such splits"):
         pick(["train", "b"], test="c")
 
 
@@ -173,7 +173,7 @@ def test_paths_outside_the_set_are_not_followed(tmp_path):
 
 
 def test_no_network(monkeypatch, tmp_path):
-    with pytest.raises(DataError, match=r"hub cannot be reached(?s:.)*hf:FOLDER"):
+    with pytest.raises(DataError, match=r"cannot be loaded: ConnectionError(?s:.)*hf:FOLDER"):
         load("hf:uoft-cs/cifar100")
     # what the library has in its cache it finds by itself
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
@@ -284,12 +284,14 @@ def test_labels_of_shards_in_json(tmp_path):
     path = shard(tmp_path / "train.tar", 0, 4, ".json")
     assert load(path).class_names == ("a", "b")
     assert load(f"{path}?label=json.age").class_names == ("0", "1", "2", "3")
-    with pytest.raises(ConfigError, match=r"no column 'json\.sex'(?s:.)*json\.age"):
+    with pytest.raises(DataError, match=r"column 'json\.sex' is not there(?s:.)*json\.age"):
         load(f"{path}?label=json.sex")
 
 
 def test_patterns_of_files(tmp_path):
-    assert expanded("https://h/x-{08..10}.{a,b}") == [f"https://h/x-{n}.{e}" for n in ("08", "09", "10") for e in "ab"]
+    assert expanded("https://h/{1..2}/x-{08..10}") == [
+        f"https://h/{k}/x-{n}" for k in (1, 2) for n in ("08", "09", "10")
+    ]
     with pytest.raises(DataError, match="more than 100,000 files"):
         expanded("x-{000000..999999}.tar")
 

@@ -152,8 +152,8 @@ def test_every_image_is_decoded_once(tmp_path, monkeypatch):
 
     folder(tmp_path, {"train/a": 6, "train/b": 5, "test/a": 3})
     seen = []
-    real = encoded.decode_whole
-    monkeypatch.setattr(encoded, "decode_whole", lambda file: (seen.append(str(file)), real(file))[1])
+    real = encoded.opened
+    monkeypatch.setattr(encoded, "opened", lambda file: (seen.append(str(file)), real(file))[1])
     monkeypatch.setattr(encoded, "read_header", None)
     monkeypatch.setattr("imbdiff.data.reading.decode", lambda *a: pytest.fail("decoded again"))
     inspect(tmp_path)

@@ -134,7 +134,7 @@ def test_npz_that_training_takes_is_read_the_same(tmp_path: Path) -> None:
         ({"x": X.reshape(5, -1)}, "reshape"),
         ({"x": np.array([{"a": 1}] * 5, dtype=object)}, "never unpickled"),
         ({"x": X, "y": [0, 1, 2, 3, -1]}, "out of range"),
-        ({"x": X, "y": [0, 1, 2, 1, 1], "class_names": ["a", "b"]}, "out of range"),
+        ({"x": X, "y": [0, 1, 2, 1, 1], "class_names": ["a", "b"]}, "without a name"),
         ({"x": X, "y": [0, 1]}, "one label per image"),
         ({"x_train": X, "y_train": [0] * 5, "x_test": X, "y_test": ["a"] * 5}, "use one kind"),
         ({"z": X}, "no images"),

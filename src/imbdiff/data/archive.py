@@ -13,9 +13,9 @@ import re
 import stat
 import threading
 import zipfile
-from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO
 
 from imbdiff.data.decode import LARGEST, UnusableImageError
@@ -48,8 +48,7 @@ def open_source(spec: Spec) -> FileSource:
     """
     path, where = user_path(spec.rest), spec.text
     check_file(path)
-    found = os.stat(path)
-    reader = ZipReader(str(path), found.st_size, found.st_mtime_ns)
+    reader = ZipReader(path)
     members = _members(reader, where)
     shown = [name for name in members if not any(is_hidden(part) for part in name.split("/"))]
     root = common_root([name for name in shown if is_image(name)])
@@ -67,25 +66,16 @@ def open_source(spec: Spec) -> FileSource:
     if root:
         notes.insert(0, f"the classes are the folders inside {root}/, the only folder in {where}")
     records = {s: Records(r.ids, r.labels, [members[start + name] for name in r.ids]) for s, r in splits.items()}
-    return FileSource(where, "zip", records, reader, names, [*notes, *left_out(tree, where)])
+    return FileSource(where, "zip", records, names, [*notes, *left_out(tree, where)], reader=reader)
 
 
-@dataclass(frozen=True)
 class ZipReader(Reader):
-    """Members of a zip file; places are their names as `zipfile` has them.
+    """Members of a zip file; places are their names as `zipfile` has them. A file that changes is not read any more."""
 
-    Attributes:
-        path: the archive.
-        size, time: its size in bytes and time of change in nanoseconds when it was opened; another is another archive.
-    """
-
-    path: str
-    size: int
-    time: int
-
-    @property
-    def identity(self) -> str:
-        return os.path.abspath(self.path)
+    def __init__(self, path: Path) -> None:
+        found = os.stat(path)
+        self.path, self.identity = str(path), os.path.abspath(path)
+        self.size, self.time = found.st_size, found.st_mtime_ns
 
     def open(self, place: str) -> BinaryIO:
         try:

@@ -105,10 +105,9 @@ def open_source(spec: Spec) -> ArraySource:
 
 
 def digits() -> ArraySource:
-    """scikit-learn's handwritten digits (UCI, 1,797 images of 8 x 8 grey pixels, 10 classes): the built-in default.
+    """scikit-learn's handwritten digits, 1,797 images of 8 x 8 grey pixels, 0..16 scaled to 0..255.
 
-    The values 0..16 are scaled to 0..255. `prepare` holds out 60 test images per class; a long tail starts at 110
-    images, which leaves at least 4 of every class for validation.
+    A long tail starts at 110 images, which leaves at least 4 of every class for validation.
     """
     from sklearn.datasets import load_digits
 
@@ -122,12 +121,7 @@ def digits() -> ArraySource:
 
 
 def open_npz(path: Path, where: str, *, strict: bool = True) -> ArraySource:
-    """An ``.npz`` file with ``x_train, y_train[, x_val, y_val][, x_test, y_test]``, ``images, labels`` or ``x, y``.
-
-    ``class_names`` may be among them: an array of strings.
-
-    Args:
-        strict: for training. To measure images, one class, a test split alone, and no labels at all are enough.
+    """An ``.npz`` file of arrays under the names in LAYOUTS, and ``class_names``, an array of strings, if it is there.
 
     Raises:
         DataError: no such file or a damaged one, missing keys, object arrays, and what ArraySource refuses.
@@ -219,21 +213,15 @@ def _fitted(x: np.ndarray, target: Target, grey: bool) -> np.ndarray:
 
 def _layout(keys: set[str], where: str, strict: bool) -> dict[str, tuple[str, str]]:
     """{split: (key of the images, key of the labels)}; the latter is "" where all splits may do without and do."""
-    for layout in LAYOUTS:
-        found = {split: pair for split, pair in layout.items() if pair[0] in keys}
-        missing = [y for _, y in found.values() if y not in keys]
-        if found and not strict and len(missing) == len(found):
-            return {split: (x, "") for split, (x, _) in found.items()}
-        if found and strict and "train" not in found:
-            missing.append(layout["train"][0])
-        if missing:
-            raise DataError(
-                f"{where} has {', '.join(sorted(keys))}, but no {' and no '.join(missing)}",
-                "give images and labels under matching names, such as x_train and y_train",
-            )
-        if found:
-            return found
-    raise DataError(
-        f"{where} has the arrays {', '.join(sorted(keys)) or '(none)'}: no images and labels among them",
-        "name them x_train, y_train (and x_val, y_val, x_test, y_test), or images and labels, or x and y",
-    )
+    layouts = ({split: pair for split, pair in layout.items() if pair[0] in keys} for layout in LAYOUTS)
+    found: dict[str, tuple[str, str]] = next(filter(None, layouts), {})
+    missing = [y for _, y in found.values() if y not in keys]
+    if found and not strict and len(missing) == len(found):
+        return {split: (x, "") for split, (x, _) in found.items()}
+    if missing or not found or (strict and "train" not in found):
+        lacks = missing[0] if missing else "images for training" if strict else "images"
+        raise DataError(
+            f"{where} has the arrays {', '.join(sorted(keys)) or '(none)'}, but no {lacks}",
+            "name them x_train, y_train (and x_val, y_val, x_test, y_test), or images and labels, or x and y",
+        )
+    return found

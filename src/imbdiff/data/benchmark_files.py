@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -88,7 +87,7 @@ def read_tiny_imagenet(files: Files) -> Source:
     names = [words.get(one, one).split(",")[0].strip() for one in ids]
     unique = {one: n if names.count(n) == 1 else f"{n} ({one})" for one, n in zip(ids, names, strict=True)}
     splits = {"train": Records(train, [path.split("/")[1] for path in train]), "test": Records(val, labels)}
-    return FileSource(files.text, "benchmark", splits, PathReader(root), unique)
+    return FileSource(files.text, "benchmark", splits, unique, reader=PathReader(root))
 
 
 def _lines(path: Path) -> list[str]:
@@ -100,14 +99,14 @@ class Lists:
     """A benchmark by list files, which name images below a folder and their class numbers.
 
     Attributes:
-        files: {split: list file} of each form, the first that is there is taken; .json files are iNaturalist's own.
+        files: {split: list file}.
         folders: below the root, in which the lists may be.
         roots: below the root, in which the images may be.
         skip: folders in front of those that name the class.
         moved: (pattern, replacement) of paths whose files may be elsewhere below that folder.
     """
 
-    files: tuple[dict[str, str], ...]
+    files: dict[str, str]
     folders: tuple[str, ...]
     roots: tuple[str, ...]
     skip: int
@@ -115,17 +114,16 @@ class Lists:
 
     def __call__(self, files: Files) -> Source:
         where = [files.lists] if files.lists else files.below(*self.folders, *self.roots)
-        there = [{s: folder / file for s, file in form.items()} for form in self.files for folder in where]
-        lists = next((form for form in there if all(path.is_file() for path in form.values())), None)
-        if lists is None:
+        found = [folder for folder in where if all((folder / file).is_file() for file in self.files.values())]
+        if not found:
             places = str(files.lists) if files.lists else f"the folder itself, {', '.join(self.folders + self.roots)}"
-            raise files.missing([*(", ".join(form.values()) for form in self.files), f"in: {places}"])
-        rows = {split: _rows(path) for split, path in lists.items()}
+            raise files.missing([", ".join(self.files.values()), f"in: {places}"])
+        rows = {split: _rows(found[0] / file) for split, file in self.files.items()}
         for root in files.below(*self.roots):
             splits = {split: self._placed(root, some) for split, some in rows.items()}
             if all(splits.values()):
                 records = {split: one for split, one in splits.items() if one}
-                return FileSource(files.text, "benchmark", records, PathReader(root), self._names(rows["train"]))
+                return FileSource(files.text, "benchmark", records, self._names(rows["train"]), reader=PathReader(root))
         raise files.missing([f"{some[0][0]} ({split})" for split, some in rows.items()])
 
     def _placed(self, root: Path, rows: list[tuple[str, str]]) -> Records | None:
@@ -146,22 +144,12 @@ class Lists:
 
 
 def _rows(path: Path) -> list[tuple[str, str]]:
-    """(path of an image, label) of every line of a list, or of iNaturalist's annotations.
+    """(path of an image, label) of every line of a list.
 
     Raises:
-        DataError: something else, or paths that lead out of the folder.
+        DataError: no list, or paths that lead out of the folder.
     """
-    if path.suffix == ".json":
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            category = {one["image_id"]: str(int(one["category_id"])) for one in content["annotations"]}
-            rows = [(str(image["file_name"]), category[image["id"]]) for image in content["images"]]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{path} is no annotation file of iNaturalist 2018: {type(error).__name__} {error}", "unpack it again"
-            ) from error
-    else:
-        rows = [(name.strip().removeprefix("/"), label) for _, (name, label) in read_lines(path, [])]
+    rows = [(name.strip().removeprefix("/"), label) for _, (name, label) in read_lines(path, [])]
     outside = [repr(name) for name, _ in rows if name[:1] in ("", "/") or ".." in re.split(r"[/\\]", name)]
     if outside or not rows:
         raise DataError(
@@ -171,24 +159,20 @@ def _rows(path: Path) -> list[tuple[str, str]]:
     return rows
 
 
-_OLTR = ("train", "val", "test")
 IMAGENET_LT = Lists(
-    ({split: f"ImageNet_LT_{split}.txt" for split in _OLTR},),
+    {split: f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")},
     ("ImageNet_LT", "data_txt/ImageNet_LT"),
     ("imagenet", "ImageNet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC"),
     1, (r"^val/.*/", "val/"),
 )  # fmt: skip
 PLACES_LT = Lists(
-    ({split: f"Places_LT_{split}.txt" for split in _OLTR},),
+    {split: f"Places_LT_{split}.txt" for split in ("train", "val", "test")},
     ("Places_LT_v2", "data_txt/Places_LT_v2"),
     ("places365", "Places365", "places365_standard", "Places_LT"),
     2, (r"^data_256/", "data_256_standard/"),
 )  # fmt: skip
 INATURALIST = Lists(
-    (
-        {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"},
-        {"train": "train2018.json", "test": "val2018.json"},
-    ),
+    {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"},
     ("iNaturalist18", "data_txt/iNaturalist18"),
     ("inaturalist2018", "iNaturalist18", "iNat18", "inat2018"),
     1,

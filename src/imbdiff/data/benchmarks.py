@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
@@ -17,18 +17,16 @@ from imbdiff.data.benchmark_files import (
     INATURALIST,
     PLACES_LT,
     Files,
-    Lists,
     Read,
     read_tiny_imagenet,
 )
 from imbdiff.data.cifar import CIFAR10, CIFAR100
-from imbdiff.data.profiles import parse_imbalance_factor
 from imbdiff.data.source import Defaults, Source
 from imbdiff.data.spec import SAFE, Spec, user_path
 from imbdiff.data.stats import GROUP_NAMES, ClassStats, Groups
-from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.errors import ConfigError
 
-OPTIONS = ("root", "factor", "list")
+OPTIONS = ("root", "list")
 VARIABLE = "IMBDIFF_DATASETS"
 """Environment variable with the folder of all benchmarks, where no root is given."""
 
@@ -40,8 +38,7 @@ class Benchmark:
     Attributes:
         what: one line.
         read: finds and reads its files.
-        images: {split: images as published, before a tail is cut}.
-        classes: as published.
+        images, classes: {split: images} and classes as published, before a tail is cut.
         get: where one gets it, in words.
         defaults: how it is split.
     """
@@ -69,15 +66,15 @@ def thirds(stats: ClassStats) -> Groups:
     cuts = (0, c // 3, 2 * c // 3, c)
     of_class = tuple(0 if k < cuts[1] else 1 if k < cuts[2] else 2 for k in range(c))
     spans = [f"classes {a} to {b - 1}" if b > a else "none" for a, b in pairwise(cuts)]
-    said = ", ".join(f"{name}: {span}" for name, span in zip(GROUP_NAMES, spans, strict=True))
-    return Groups(GROUP_NAMES, of_class, f"{said} (thirds of the class order)")
+    rule = ", ".join(f"{name}: {span}" for name, span in zip(GROUP_NAMES, spans, strict=True))
+    return Groups(GROUP_NAMES, of_class, f"{rule} (thirds of the class order)")
 
 
 _CIFAR = "the CIFAR page of the University of Toronto: the 'python' version, unpacked"
 _TINY = "tiny-imagenet-200.zip of Stanford's course CS231n, unpacked"
 _IMAGENET = "ILSVRC 2012 (image-net.org after registration, or the ImageNet challenge on Kaggle)"
 _PLACES = "Places365-standard, small images (256 x 256), from the Places2 project of MIT"
-_INAT = "the iNaturalist 2018 competition (its repository inat_comp on GitHub): train_val2018 and the json files"
+_INAT = "the iNaturalist 2018 competition (its repository inat_comp on GitHub): train_val2018"
 _LISTS = "lists from the repositories of OLTR or its successors (BalancedMetaSoftmax, SADE)"
 
 _TINY_NOTE = "its 10,000 validation images are the test split, as in the literature: its own test images have no labels"
@@ -112,7 +109,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "inaturalist2018": Benchmark(
         "iNaturalist 2018: 437,513 images of 8,142 species, 1,000 to 2, long-tailed by nature",
-        INATURALIST, {"train": 437_513, "test": 24_426}, 8142, f"{_INAT}; or {_LISTS}",
+        INATURALIST, {"train": 437_513, "test": 24_426}, 8142, f"{_INAT}; {_LISTS}",
         Defaults(groups=shots, notes=(
             "its validation images are the test split, as in the literature, which trains on all training images: "
             "--data.val_fraction 0 does so too",
@@ -130,62 +127,34 @@ BENCHMARKS: dict[str, Benchmark] = {
 def open_source(spec: Spec) -> Source:
     """Opens a benchmark. Its photographs may be mirrored.
 
-    Options of `spec`: root, the folder that holds the files (default: the environment variable IMBDIFF_DATASETS);
-    factor, the imbalance factor in place of 100, for those whose tail is cut; list, the folder of the list files, for
-    those that are read from lists.
+    Options of `spec`: root, the folder that holds the files (default: the environment variable IMBDIFF_DATASETS); list,
+    the folder of the list files, for those that are read from lists.
 
     Raises:
-        ConfigError: no folder given, or an option that this benchmark does not have.
+        ConfigError: no folder given.
         DataError: the files are not there or damaged; says which were looked for, where.
     """
     name, options = spec.rest, spec.options
     row = BENCHMARKS[name]
     root = options.get("root") or os.environ.get(VARIABLE)
-    defaults = row.defaults if "factor" not in options else _with_factor(name, row, options["factor"])
-    if "list" in options and not isinstance(row.read, Lists):
-        raise ConfigError(f"{name} is not read from list files, so list= means nothing", "leave it out")
     if not root:
         here = f"; the folder of that name is ./{name}" if Path(name).is_dir() else ""
         raise ConfigError(
             f"{name} is a benchmark, and no folder with its files is given{here}",
             f"write '{name}?root=FOLDER', or set the environment variable {VARIABLE}; one gets it from: {row.get}",
         )
-    folder, lists = user_path(root), user_path(options["list"]) if options.get("list") else None
-    for option, path in (("root", folder), ("list", lists)):
-        if path is not None and not path.is_dir():
-            raise DataError(f"{name}: no such folder: {option}={path}", f"one gets {name} from: {row.get}")
     text = spec.text
     if not options.get("root"):  # the name says where the images came from, whatever the variable says later
-        text += f"{'&' if '?' in text else '?'}root={quote(os.path.abspath(folder), safe=SAFE)}"
-    source = row.read(Files(name, text, folder, lists, row.get))
+        text += f"{'&' if '?' in text else '?'}root={quote(os.path.abspath(root), safe=SAFE)}"
+    lists = user_path(options["list"]) if options.get("list") else None
+    source = row.read(Files(name, text, user_path(root), lists, row.get))
     source.flippable = True
-    source.defaults = defaults
-    source.warnings = (*source.warnings, *_differences(name, row, source))
+    source.defaults = row.defaults
+    found = {split: len(source.labels(split)) for split in source.splits} | {"classes": len(source.class_names)}
+    wanted = {**row.images, "classes": row.classes}
+    differ = [f"{found.get(what, 0):,} {what} in place of {n:,}" for what, n in wanted.items() if found.get(what) != n]
+    if differ:
+        source.warnings += (
+            f"this is not {name} as published: {'; '.join(differ)}. Numbers on it do not compare with the literature's",
+        )
     return source
-
-
-def _with_factor(name: str, row: Benchmark, factor: str) -> Defaults:
-    if row.defaults.imbalance_factor is None:
-        have = "is balanced" if f"{name}-lt" in BENCHMARKS else "has its tail already"
-        instead = f"take {name}-lt?factor={factor}" if f"{name}-lt" in BENCHMARKS else "leave it out"
-        raise ConfigError(f"{name} {have}: factor={factor} means nothing", instead)
-    try:
-        number = parse_imbalance_factor(float(factor))
-    except ValueError:
-        raise ConfigError(f"{name}: factor={factor} is not a number", "give for example factor=50") from None
-    return replace(row.defaults, imbalance_factor=number)
-
-
-def _differences(name: str, row: Benchmark, source: Source) -> list[str]:
-    """A warning where the files are not those of the benchmark: numbers on them compare with nobody else's."""
-    found = {split: len(source.labels(split)) for split in source.splits}
-    differ = [
-        f"{found.get(split, 0):,} {split} images in place of {wanted:,}"
-        for split, wanted in row.images.items()
-        if found.get(split, 0) != wanted
-    ]
-    if len(source.class_names) != row.classes:
-        differ.insert(0, f"{len(source.class_names)} classes in place of {row.classes}")
-    if not differ:
-        return []
-    return [f"this is not {name} as published: {'; '.join(differ)}. Numbers on it do not compare with the literature's"]

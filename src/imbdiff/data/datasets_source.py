@@ -12,12 +12,12 @@ run, and the library unpickles nothing. Paths that a table names in place of ima
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ LABELS = ("label", "class", "cls", "json.label", "json.cls", "txt")
 """Columns that are taken without an option where no other, or several, have the type of an image or a class label."""
 LARGEST_RATIO = 100
 """A Parquet file of more than 256 MiB that is packed better than so is refused: images hardly get smaller."""
+LABEL_TYPES = ("int", "uint", "string", "large_string", "bool")
 _ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-_ELSEWHERE = "download it where there is a network (its save_to_disk, or its files) and give the folder: hf:FOLDER"
 
 
 def open_source(spec: Spec) -> FileSource:
@@ -52,8 +52,8 @@ def open_source(spec: Spec) -> FileSource:
     revision (hub).
 
     Raises:
-        ConfigError: the library is not installed, an unknown column or split.
-        DataError: it cannot be loaded; columns or splits that cannot be told apart; images without labels.
+        ConfigError: the library is not installed.
+        DataError: it cannot be loaded; columns or splits that are not there or not clear; images without labels.
     """
     where, options = spec.text, spec.options
     sets, roots, notes = _opened(spec)
@@ -72,7 +72,7 @@ def open_source(spec: Spec) -> FileSource:
     reader = ArrowReader(used, image, tuple(roots), digest([_state(found) for found in used.values()])[:32])
     names = read_names(user_path(options["names"])) if options.get("names") else _class_names(features[label])
     kind = "hf" if spec.scheme == "hf" else "parquet" if ".parquet" in spec.rest else "webdataset"
-    return FileSource(where, kind, splits, reader, names, [*notes, *more])
+    return FileSource(where, kind, splits, names, [*notes, *more], reader=reader)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +82,7 @@ class ArrowReader(Reader):
     sets: Mapping[str, Any]
     column: str
     roots: tuple[str, ...]
-    state: str
-
-    @property
-    def identity(self) -> str:
-        return self.state
+    identity: str
 
     def open(self, place: tuple[str, int]) -> File:
         split, row = place
@@ -114,51 +110,62 @@ def _opened(spec: Spec) -> tuple[dict[str, Any], list[str], list[str]]:
         DataError: it cannot be loaded: no network, no such set, gated, or files that the library cannot read.
     """
     datasets = optional("datasets", "hf", "this kind of source")
-    text, path = spec.text, user_path(spec.rest or "?").absolute()
-    asked = {split: spec.options[split] for split in SPLITS if split in spec.options}
+    from huggingface_hub import constants
+
+    text, path, options = spec.text, user_path(spec.rest or "?").absolute(), spec.options
+    asked = {split: options[split] for split in SPLITS if split in options}
     folder = path if os.path.isdir(path) else None
+    cache = str(datasets.config.HF_DATASETS_CACHE)
+    if folder is None and spec.scheme == "hf" and (_ID.fullmatch(spec.rest) is None or os.path.exists(path)):
+        raise DataError(
+            f"{text}: there is no such folder, and it is no id of the hub",
+            "write hf:FOLDER, or hf:OWNER/NAME as on huggingface.co/datasets; a file without hf:",
+        )
     files: dict[str, list[str]] = {}
-    roots = [str(folder)] if folder else [str(datasets.config.HF_DATASETS_CACHE), _hub_cache()]
-    remedy = "check that these are whole files: Parquet, WebDataset shards, a folder of these or of class folders"
-    if folder is None and spec.scheme == "hf":
-        if _ID.fullmatch(spec.rest) is None or os.path.exists(path):
-            raise DataError(
-                f"{text}: there is no such folder, and it is no id of the hub",
-                "write hf:FOLDER, or hf:OWNER/NAME as on huggingface.co/datasets; a file without hf:",
-            )
-        _ask_hub(text, spec.rest, spec.options.get("revision"))
-        remedy = f"check the id, config and revision, or {_ELSEWHERE}"
-    elif folder is None:
+    if folder is None and spec.scheme != "hf":
         address = f"{spec.scheme}:{spec.rest}" if spec.scheme else str(user_path(spec.rest))
         files, asked = _files(text, {**asked, "train": address}), {}
     try:
+        if folder is None and not files:
+            _ask_hub(spec.rest, options.get("revision"), cache)
         inside = [str(file) for file in folder.rglob("*.parquet")] if folder else []
-        _refuse_bombs(inside + [file for found in files.values() for file in found])
+        _refuse_bombs(inside + [file for some in files.values() for file in some])
         if folder is not None and any((folder / saved).exists() for saved in ("dataset_dict.json", "state.json")):
             found = datasets.load_from_disk(str(folder))
         elif files:  # one by one: of several the library believes the first one's class names
             kind = "parquet" if files["train"][0].lower().endswith(".parquet") else "webdataset"
-            found = {split: datasets.load_dataset(kind, data_files={split: f})[split] for split, f in files.items()}
+            found = {
+                split: datasets.load_dataset(kind, data_files={split: some})[split] for split, some in files.items()
+            }
         else:
-            name = str(folder) if folder else spec.rest
-            found = datasets.load_dataset(
-                name, name=spec.options.get("config"), revision=None if folder else spec.options.get("revision")
-            )
+            revision = None if folder else options.get("revision")
+            found = datasets.load_dataset(str(folder or spec.rest), name=options.get("config"), revision=revision)
     except DataError:
         raise
     except Exception as error:  # the library raises a dozen kinds, its own and pyarrow's
         while error.__cause__ is not None and "while generating" in str(error):
             error = error.__cause__  # type: ignore[assignment]
-        raise DataError(f"{text} cannot be loaded: {_first_line(error)}", remedy) from error
+        line = (str(error).strip().splitlines() or [""])[0].rstrip(".").replace("\x1b", "")
+        raise DataError(
+            f"{text} cannot be loaded: {type(error).__name__}: {line[:300]}",
+            "check that these are whole files: Parquet, WebDataset shards, a folder of these or of class folders"
+            if folder or files
+            else "check the id, config and revision; log in (hf auth login) where it is private or gated; without a "
+            "network, give a folder of its files or what its save_to_disk wrote: hf:FOLDER",
+        ) from error
     every = dict(found) if isinstance(found, dict) else {"train": found}
     chosen, notes = which_splits(list(every), asked, text)
+    roots = [str(folder)] if folder else [cache, str(constants.HF_HUB_CACHE)]
     return {ours: every[theirs] for ours, theirs in chosen.items()}, roots, notes
 
 
-def _hub_cache() -> str:
-    from huggingface_hub import constants
+def _ask_hub(repository: str, revision: str | None, cache: str) -> None:
+    """One question to the hub, unless the set is in the cache: the library asks for half a minute before it fails."""
+    import huggingface_hub
 
-    return str(constants.HF_HUB_CACHE)
+    folder = repository.replace("/", "___")
+    if not any(any(Path(cache).glob(f"{name}/*")) for name in (folder, folder.lower())):
+        huggingface_hub.HfApi().dataset_info(repository, revision=revision, timeout=10.0)
 
 
 def _files(text: str, patterns: Mapping[str, str]) -> dict[str, list[str]]:
@@ -170,51 +177,44 @@ def _files(text: str, patterns: Mapping[str, str]) -> dict[str, list[str]]:
     """
     files = {split: expanded(pattern) for split, pattern in patterns.items()}
     every = [file for found in files.values() for file in found]
-    local = [file for file in every if not re.match("https?:", file)]
-    missing = [split for split, found in files.items() if not found]
+    missing = [patterns[split] for split, found in files.items() if not found]
     if missing:
-        raise DataError(f"{text}: no file is called {patterns[missing[0]]}", "check the pattern and the folder")
-    if any(re.search(r"//[^/]*@", file) for file in set(every) - set(local)):
-        raise ConfigError(f"{text}: the address holds a password", "a run folder would remember it; leave it out")
-    for file in local:
-        check_file(Path(file))
-    packed = [file for file in every if file.lower().endswith((".gz", ".tgz"))]
-    if packed:
-        raise DataError(f"{packed[0]} is compressed", "unpack it (gunzip): images are compressed already")
-    parquet = [file for file in every if file.lower().endswith(".parquet")]
-    if parquet and len(parquet) < len(every):
+        raise DataError(f"{text}: no file is called {missing[0]}", "check the pattern and the folder")
+    for file in every:
+        if not re.match("https?:", file):
+            check_file(Path(file))
+        elif re.search(r"//[^/]*@", file):
+            raise ConfigError(f"{text}: the address holds a password", "a run folder would remember it; leave it out")
+        else:
+            optional("aiohttp", "hf", "a source at an address")
+        if file.lower().endswith((".gz", ".tgz")):
+            raise DataError(f"{file} is compressed", "unpack it (gunzip): images are compressed already")
+    if len({file.lower().endswith(".parquet") for file in every}) > 1:
         raise DataError(f"{text}: some files are Parquet and some shards", "give files of one kind")
-    if len(local) < len(every):
-        optional("aiohttp", "hf", "a source at an address")
     return files
 
 
 def expanded(pattern: str) -> list[str]:
-    """The files that a pattern names: ``{000..009}`` and ``{a,b}`` as in a shell, and ``*`` on a disk."""
-    parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = []
-    for i, part in enumerate(parts):
-        span = re.fullmatch(r"(\d+)\.\.(\d+)", part) if i % 2 else None
-        if span and int(span[2]) - int(span[1]) >= 100_000:
-            raise DataError(f"{pattern} names more than 100,000 files", "give fewer, larger files")
-        if span:
-            choices.append([f"{n:0{len(span[1])}d}" for n in range(int(span[1]), int(span[2]) + 1)])
-        else:
-            choices.append(part.split(",") if i % 2 else [part])
-    names = ["".join(chosen) for chosen in product(*choices)]
+    """The files that a pattern names: ``{000..009}`` as in a shell, and ``*`` on a disk."""
+    span = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if span and int(span[2]) - int(span[1]) >= 100_000:
+        raise DataError(f"{pattern} names more than 100,000 files", "give fewer, larger files")
+    if span:
+        numbers = range(int(span[1]), int(span[2]) + 1)
+        each = [f"{pattern[: span.start()]}{n:0{len(span[1])}d}{pattern[span.end() :]}" for n in numbers]
+        return [file for name in each for file in expanded(name)]
     if re.match("https?:", pattern):
-        return names
-    found = [sorted(map(str, Path(name).parent.glob(Path(name).name))) if "*" in name else [name] for name in names]
-    return [os.path.abspath(name) for group in found for name in group]
+        return [pattern]
+    return [os.path.abspath(name) for name in (sorted(glob.glob(pattern)) if "*" in pattern else [pattern])]
 
 
 def _refuse_bombs(files: Sequence[str]) -> None:
     """Refuses Parquet files that would unpack to far more than images do, by what their footers say."""
+    import pyarrow.parquet as pq
+
     for file in files:
         if not file.lower().endswith(".parquet") or re.match("https?:", file):
             continue
-        import pyarrow.parquet as pq
-
         metadata = pq.ParquetFile(file).metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         columns = [group.column(i) for group in groups for i in range(group.num_columns)]
@@ -226,63 +226,28 @@ def _refuse_bombs(files: Sequence[str]) -> None:
             )
 
 
-def _ask_hub(text: str, repository: str, revision: str | None) -> None:
-    """One question to the hub, because the library repeats its own for half a minute before it says that it failed."""
-    import datasets
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    refused = (errors.GatedRepoError, errors.RevisionNotFoundError, errors.RepositoryNotFoundError)
-    try:
-        huggingface_hub.HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(
-            repository, revision=revision, timeout=10.0
-        )
-    except refused as error:
-        raise DataError(
-            f"{text}: the hub refuses it ({type(error).__name__}): it is not there, private or gated",
-            f"check the id and the revision, log in (hf auth login), or {_ELSEWHERE}",
-        ) from error
-    except Exception as error:
-        # in the library's cache it may be all the same: then the library finds it there
-        folder, cached = repository.replace("/", "___"), Path(datasets.config.HF_DATASETS_CACHE)
-        if not any(cached.glob(f"{folder.lower()}/*")) and not any(cached.glob(f"{folder}/*")):
-            raise DataError(
-                f"{text}: the hub cannot be reached ({_first_line(error)}), and this set is not in the cache",
-                _ELSEWHERE,
-            ) from error
-
-
 def which_splits(present: Sequence[str], asked: Mapping[str, str], where: str) -> tuple[dict[str, str], list[str]]:
     """{train, val, test: name of the data set's own split}, and a note of those left out.
 
     Raises:
-        ConfigError: a split asked for is not there, or twice.
-        DataError: no training split; two that could be the same.
+        DataError: a split asked for is not there, or twice; no training split; two that could be the same.
     """
-    strange = [f"{ours}={name}" for ours, name in asked.items() if name not in present]
-    if strange or len(set(asked.values())) < len(asked):
-        raise ConfigError(
-            f"{where}: no such split, or one asked for twice: {', '.join(strange) or asked}",
-            f"it has: {', '.join(present)}",
-        )
-    chosen = {}
+    chosen, remedy = dict(asked), f"it has: {', '.join(present) or 'none'}; choose: ?train=NAME, val=NAME, test=NAME"
+    if not set(asked.values()) <= set(present) or len(set(asked.values())) < len(asked):
+        raise DataError(f"{where}: no such splits, or one twice: {', '.join(asked.values())}", remedy)
     for ours, words in SPLITS.items():
         found = [name for name in present if name.lower() in words and name not in asked.values()]
         if ours not in asked and len(found) > 1:
-            raise DataError(
-                f"{where}: {' and '.join(found)} may both be the {ours} split", f"choose: ?{ours}={found[0]}"
-            )
-        if ours in asked or found:
-            chosen[ours] = asked.get(ours) or found[0]
-    if "train" not in chosen and len(present) == 1:
+            raise DataError(f"{where}: {' and '.join(found)} may both be the {ours} split", remedy)
+        if ours not in asked and found:
+            chosen[ours] = found[0]
+    if len(present) == 1:
         chosen = {"train": present[0]}
     if "train" not in chosen:
-        raise DataError(
-            f"{where} has no training split; it has: {', '.join(present) or 'none'}",
-            "say which it is: ?train=NAME (and val=NAME, test=NAME)",
-        )
+        raise DataError(f"{where} has no training split", remedy)
     left = [name for name in present if name not in chosen.values()]
-    return chosen, [f"left out of {where}: the splits {', '.join(left[:20])}"] if left else []
+    notes = [f"left out of {where}: the splits {', '.join(left[:20])}"] if left else []
+    return {split: chosen[split] for split in SPLITS if split in chosen}, notes
 
 
 def _flattened(dataset: Any) -> Any:
@@ -302,38 +267,25 @@ def _column(features: Mapping[str, Any], what: str, asked: str | None, where: st
     """The column of images or labels: the one asked for, the only one of the type, or the only one of a usual name.
 
     Raises:
-        ConfigError: no such column.
-        DataError: the column asked for holds something else; none or several could be meant.
+        DataError: no such column, or it holds something else; none or several could be meant.
     """
-    columns = "the columns are:\n" + listing(f"{name}: {_kind(feature)}" for name, feature in features.items())
     if what == "image":
         found = [name for name, kind in features.items() if _is_image(kind)]
-        usable = {*found, *(name for name, kind in features.items() if _is_bytes(kind))}
-        found = found or [name for name in features if name in usable and name.lower() in IMAGES]
+        usable = [name for name, kind in features.items() if _is_image(kind) or _dtype(kind).endswith("binary")]
+        found = found or [name for name in usable if name.lower() in IMAGES]
     else:
         found = [name for name, kind in features.items() if _class_names(kind) is not None]
-        usable = {name for name, kind in features.items() if _is_label(kind)}
+        usable = [name for name, kind in features.items() if _dtype(kind).startswith(LABEL_TYPES)]
         found = found or [name for name in LABELS if name in usable][:1]
-    if asked is not None and asked not in features:
-        raise ConfigError(f"{where}: there is no column {asked!r} ({what}={asked})", columns)
-    if asked is not None and asked not in usable:
-        raise DataError(f"{where}: the column {asked!r} holds {_kind(features[asked])}, no {what} each", columns)
-    if asked is not None or len(found) == 1:
+    if asked in usable or (asked is None and len(found) == 1):
         return asked or found[0]
     several = f"{len(found)} columns may be the {what}s: {', '.join(found)}"
+    none = f"no column of {what}s found" if asked is None else f"the column {asked!r} is not there or holds no {what}s"
+    columns = listing(f"{name}: {str(feature)[:100]}" for name, feature in features.items())
     raise DataError(
-        f"{where}: {several if found else f'no column of {what}s found'}",
-        f"choose one by ?{what}=COLUMN. {columns}",
+        f"{where}: {none if asked is not None or not found else several}; the columns are:\n{columns}",
+        f"choose one by ?{what}=COLUMN",
     )
-
-
-def _kind(feature: Any) -> str:
-    """The type of a column, in a few words."""
-    names = _class_names(feature)
-    if names is not None:
-        return f"ClassLabel of {counted(len(names), 'class', 'classes')}"
-    kind = type(feature).__name__
-    return str(feature.dtype) if kind == "Value" else "a record" if kind == "dict" else kind
 
 
 def _class_names(feature: Any) -> list[str] | None:
@@ -342,18 +294,13 @@ def _class_names(feature: Any) -> list[str] | None:
     return list(names) if type(feature).__name__ == "ClassLabel" and names is not None else None
 
 
+def _dtype(feature: Any) -> str:
+    """The type of the values of a column, "" for lists and records."""
+    return str(feature.dtype) if type(feature).__name__ in ("Value", "ClassLabel") else ""
+
+
 def _is_image(feature: Any) -> bool:
     return type(feature).__name__ == "Image" or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
-
-
-def _is_bytes(feature: Any) -> bool:
-    return str(getattr(feature, "dtype", "")) in ("binary", "large_binary")
-
-
-def _is_label(feature: Any) -> bool:
-    dtype = str(getattr(feature, "dtype", ""))
-    whole = type(feature).__name__ == "Value" and dtype.startswith(("int", "uint", "string", "large_string", "bool"))
-    return whole or _class_names(feature) is not None
 
 
 def _labels(sets: Mapping[str, Any], name: str, where: str) -> tuple[dict[str, list[Any]], list[str]]:
@@ -401,8 +348,3 @@ def _state(dataset: Any) -> list[Any]:
     """Changes when the Arrow files of a set do."""
     names = sorted(entry["filename"] for entry in dataset.cache_files)
     return [dataset._fingerprint, [[name, os.stat(name).st_size, os.stat(name).st_mtime_ns] for name in names]]
-
-
-def _first_line(error: BaseException) -> str:
-    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    return (text[:300] or type(error).__name__).replace("\x1b", "")

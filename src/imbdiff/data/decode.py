@@ -17,7 +17,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -58,11 +58,6 @@ class Header:
     size: tuple[int, int]
     mode: str
     grey: bool
-
-    @property
-    def deep(self) -> bool:
-        """It has more than 8 bits per channel."""
-        return self.mode in _DEEP_MODES
 
 
 @dataclass(frozen=True)
@@ -109,15 +104,11 @@ def resolve(
 ) -> tuple[Target, tuple[str, ...]]:
     """The target for images whose (height, width) occur as often as `sizes` says, and notes on what was decided.
 
-    Args:
-        sizes: {(height, width): number of images}, over all splits.
-        size: what the user asked for; None = keep one common size.
-        policy: crop, pad or stretch.
-        where: name of the source, for the message.
+    Without a `size`, one common size stays up to 64 pixels; larger images are scaled until the longer side is 64.
 
     Raises:
         ConfigError: an unknown policy or an impossible size.
-        DataError: mixed sizes and no size asked for.
+        DataError: mixed sizes and no size asked for; images of fewer than 4 pixels along a side.
     """
     if policy not in POLICIES:
         raise ConfigError(f"unknown resize policy {policy!r}", f"choose one of {', '.join(POLICIES)}")
@@ -136,14 +127,12 @@ def resolve(
             f"the images of {where} are {height} x {width} pixels; each side must have at least {SMALLEST}",
             "give a larger --data.size, or check the order of the axes",
         )
-    if max(height, width) <= LARGEST_UNASKED:
+    longer = max(height, width)
+    if longer <= LARGEST_UNASKED:
         return Target(height, width, policy), ()
     # The shorter side is rounded to a multiple of 8, so that backbones that halve the image three times take it.
-    scale = LARGEST_UNASKED / max(height, width)
-    short = max(8, round(min(height, width) * scale / 8) * 8)
-    target = Target(
-        LARGEST_UNASKED if height >= width else short, LARGEST_UNASKED if width >= height else short, policy
-    )
+    tall, wide = (max(8, round(side * LARGEST_UNASKED / longer / 8) * 8) for side in (height, width))
+    target = Target(tall, wide, policy)
     note = (
         f"the images are {height} x {width} pixels (height x width) and were scaled to {target.height} x "
         f"{target.width} ({policy}); another size: --data.size N"
@@ -168,17 +157,11 @@ def fit(image: Image.Image, target: Target) -> Image.Image:
     scale = min(width / w, height / h)
     inner_w, inner_h = min(width, max(1, round(w * scale))), min(height, max(1, round(h * scale)))
     inner = image.resize((inner_w, inner_h), Image.Resampling.BICUBIC)
-    canvas = Image.new(image.mode, (width, height), border_colour(image))
+    x = np.asarray(image)
+    border = np.median(np.concatenate([x[0], x[-1], x[1:-1, 0], x[1:-1, -1]]), axis=0)
+    canvas = Image.new(image.mode, (width, height), int(border) if x.ndim == 2 else tuple(int(v) for v in border))
     canvas.paste(inner, ((width - inner_w) // 2, (height - inner_h) // 2))
     return canvas
-
-
-def border_colour(image: Image.Image) -> int | tuple[int, ...]:
-    """The per-channel median of the outermost pixels of an L or RGB image."""
-    x = np.asarray(image)
-    border = np.concatenate([x[0], x[-1], x[1:-1, 0], x[1:-1, -1]])
-    middle = np.median(border, axis=0)
-    return int(middle) if x.ndim == 2 else tuple(int(v) for v in middle)
 
 
 def read_header(file: File) -> Header:
@@ -187,8 +170,8 @@ def read_header(file: File) -> Header:
     Raises:
         UnusableImageError: empty, unreadable, no image, or too large to be decoded safely.
     """
-    with _opened(file) as image:
-        return _header(image)
+    with opened(file) as image:
+        return header(image)
 
 
 def decode(file: File, target: Target | None, grey: bool, own: tuple[int, int] | None = None) -> np.ndarray:
@@ -205,14 +188,8 @@ def decode(file: File, target: Target | None, grey: bool, own: tuple[int, int] |
     Raises:
         UnusableImageError: empty, truncated, no image, too large, or of a kind whose values have no set range.
     """
-    with _opened(file) as image:
-        return _pixels(image, target, grey, own)
-
-
-def decode_whole(file: File) -> tuple[Header, np.ndarray]:
-    """The header of an image file, and its pixels in its own size, (H, W, 3) uint8; raises as :func:`decode`."""
-    with _opened(file) as image:
-        return _header(image), _pixels(image, None, False, None)
+    with opened(file) as image:
+        return pixels(image, target, grey, own)
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
@@ -231,49 +208,36 @@ def eight_bit(image: Image.Image) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def is_dark(file: File) -> bool:
-    """Whether a 16-bit file uses less than an eighth of the range, as 12-bit data do that were saved unscaled."""
-    try:
-        with _opened(file) as image:
-            return int(np.asarray(image).max(initial=0)) < 8192
-    except UnusableImageError:
-        return True
-
-
 @contextlib.contextmanager
-def _opened(file: File) -> Iterator[Image.Image]:
+def opened(file: File) -> Iterator[Image.Image]:
     """The image in a file; whatever third-party decoders raise on damaged ones becomes an UnusableImageError."""
     try:
-        if isinstance(file, Image.Image):
-            _check_pixels(file)
-            yield file
-            return
-        if (file.stat().st_size if isinstance(file, Path) else file.seek(0, 2)) == 0:
+        if isinstance(file, Image.Image):  # stays open
+            image: Any = contextlib.nullcontext(file)
+        elif (file.stat().st_size if isinstance(file, Path) else file.seek(0, 2)) == 0:
             raise UnusableImageError("empty file (0 bytes)")
-        if not isinstance(file, Path):
-            file.seek(0)
-        with Image.open(file, formats=FORMATS) as image:
-            _check_pixels(image)
-            yield image
+        else:
+            image = Image.open(file, formats=FORMATS)
+        with image as found:
+            w, h = found.size
+            if w * h > MOST_PIXELS:
+                raise UnusableImageError(f"{w} x {h} pixels, more than {MOST_PIXELS:,}: may be a decompression bomb")
+            yield found
     except UnusableImageError:
         raise
     except Exception as error:
         raise UnusableImageError(_reason(error)) from error
 
 
-def _check_pixels(image: Image.Image) -> None:
-    w, h = image.size
-    if w * h > MOST_PIXELS:
-        raise UnusableImageError(f"{w} x {h} pixels is more than {MOST_PIXELS:,}: refused, may be a decompression bomb")
-
-
-def _header(image: Image.Image) -> Header:
+def header(image: Image.Image) -> Header:
+    """What an opened image says before it is decoded."""
     w, h = image.size
     size = (w, h) if _orientation(image) in _TURNED else (h, w)
     return Header(size, image.mode, _is_grey(image))
 
 
-def _pixels(image: Image.Image, target: Target | None, grey: bool, own: tuple[int, int] | None) -> np.ndarray:
+def pixels(image: Image.Image, target: Target | None, grey: bool, own: tuple[int, int] | None = None) -> np.ndarray:
+    """The pixels of an opened image, as of :func:`decode`."""
     image.load()
     # each step that has nothing to do is left out: with small images they cost as much as decoding
     flat = eight_bit(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))

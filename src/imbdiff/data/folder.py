@@ -64,7 +64,7 @@ def open_source(spec: Spec) -> FileSource:
         )
     splits, names, notes = by_class(tree, spec.text) if spec.strict else _measured(tree, spec.text)
     notes += left_out(tree, spec.text)
-    return FileSource(spec.text, "folder", splits, PathReader(path), names, notes, strict=spec.strict)
+    return FileSource(spec.text, "folder", splits, names, notes, reader=PathReader(path), strict=spec.strict)
 
 
 def walk(root: Path) -> Tree:

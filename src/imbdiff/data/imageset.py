@@ -21,20 +21,14 @@ KEY = 16
 
 @dataclass(frozen=True, eq=False)
 class StoredImages:
-    """A file of images, one after the other, as :mod:`imbdiff.data.cache` writes it.
-
-    Attributes:
-        path: the file.
-        shape: (N, H, W, C), uint8.
-        keys: (N, 16) uint8, the hash of each image's pixels.
-    """
+    """A file of images, one after the other: of `shape` (N, H, W, C), and the hashes of their pixels (N, 16) uint8."""
 
     path: Path
     shape: tuple[int, int, int, int]
     keys: np.ndarray
 
     def take(self, index: np.ndarray) -> np.ndarray:
-        """The images at `index`, copied. The file is mapped for this call only: what was read does not stay."""
+        """The images at `index`, copied; what was read does not stay in memory."""
         if not len(index):
             return np.empty((0, *self.shape[1:]), dtype=np.uint8)
         return np.asarray(np.memmap(self.path, np.uint8, "r", shape=self.shape)[index])
@@ -77,7 +71,7 @@ class Rows:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         first, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
-        if first is Ellipsis or first is None:
+        if first is Ellipsis:
             return np.asarray(self)[key]
         if isinstance(first, int | np.integer):
             x = self._read(np.array([first]))[0]

@@ -52,7 +52,10 @@ def encode(
     every = set().union(*unique.values())
     if len({isinstance(value, str) for value in every}) > 1:
         raise DataError(f"{where}: some splits have labels that are strings, others integers", "use one kind")
-    _check_text([value for value in every if isinstance(value, str)], where)
+    _check_text(
+        [*(v for v in every if isinstance(v, str)), *(names.values() if isinstance(names, Mapping) else names or ())],
+        where,
+    )
     whole = all(not isinstance(value, str) or _INTEGER.fullmatch(value) for value in every)
     key = {value: _number(value) if whole else nfc(str(value)) for value in every}
     values: dict[str, set[Any]] = {split: {key[value] for value in found} for split, found in unique.items()}
@@ -65,28 +68,34 @@ def encode(
         spelled = _spelled(key)
         order = [(value, spelled[value]) for value in sorted(values["train"] if strict else known)]
     else:
-        _check_text(names.values() if isinstance(names, Mapping) else names, where)
         order = _by_names(known, names, whole, any(isinstance(value, str) for value in every), where)
         order = order if strict else [(value, name) for value, name in order if value in known]
     rank = {value: k for k, (value, _) in enumerate(order)}
+    class_names = tuple(name for _, name in order)
     for split, found in values.items():
         strange = [display_name(repr(value), 100) for value in sorted(found - set(rank))]
-        if strange and names is None:
-            raise DataError(
-                f"{where}: these classes are in {split} but not in train:\n{listing(strange)}",
-                "add training images of them, or remove them from the split",
-            )
         if strange:
+            known_names = "not in train" if names is None else f"without a name among the {len(names)} class names"
             raise DataError(
-                f"{where}: labels of {split} out of range, without a name among the {len(names or ())} class names:\n"
-                f"{listing(strange)}",
-                "name all classes, or relabel these images",
+                f"{where}: these labels are in {split} but {known_names}:\n{listing(strange)}",
+                "relabel these images, leave them out, or complete train or the class names",
             )
     number = {value: rank[key[value]] for value in every}
     labels = {split: np.fromiter((number[v] for v in y), np.int64, len(y)) for split, y in texts.items()}
-    class_names = tuple(name for _, name in order)
-    if strict:
-        _check_classes(np.bincount(labels["train"], minlength=len(class_names)), class_names, where)
+    if not strict:
+        return class_names, labels
+    if len(class_names) < 2:
+        raise DataError(
+            f"{where} has {f'only one class, {class_names[0]!r}' if class_names else 'no class'}",
+            "give at least two classes: imbalance is a relation between classes",
+        )
+    empty = [repr(name) for name, n in zip(class_names, np.bincount(labels["train"], minlength=len(order)), strict=True)
+             if n == 0]  # fmt: skip
+    if empty:
+        raise DataError(
+            f"{where}: {counted(len(empty), 'class has', 'classes have')} no training image:\n{listing(empty)}",
+            "add images of them, or leave these classes out",
+        )
     return class_names, labels
 
 
@@ -130,20 +139,6 @@ def check_file(path: Path) -> None:
 def nfc(text: str) -> str:
     """Text without spaces at its ends, in one spelling of accents: macOS writes these as separate characters."""
     return unicodedata.normalize("NFC", text.strip())
-
-
-def _check_classes(counts: np.ndarray, class_names: Sequence[str], where: str) -> None:
-    if len(class_names) < 2:
-        raise DataError(
-            f"{where} has only one class, {class_names[0]!r}" if len(class_names) else f"{where} has no class",
-            "give at least two classes: imbalance is a relation between classes",
-        )
-    empty = [repr(name) for name, n in zip(class_names, counts.tolist(), strict=True) if n == 0]
-    if empty:
-        raise DataError(
-            f"{where}: {counted(len(empty), 'class has', 'classes have')} no training image:\n{listing(empty)}",
-            "add images of them, or leave these classes out",
-        )
 
 
 def _check_text(texts: Iterable[str], where: str) -> None:

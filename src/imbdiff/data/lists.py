@@ -48,10 +48,11 @@ Lines = list[tuple[int, list[str]]]
 
 
 class Row(NamedTuple):
-    """An image of a list: its path below the root, its label, and the file and line that say so."""
+    """An image of a list: its path below the root, its label, its split, and the file and line that say so."""
 
     path: str
     label: str
+    split: str
     line: str
 
 
@@ -64,24 +65,23 @@ def open_source(spec: Spec) -> FileSource:
     Raises:
         DataError: a damaged table, no such columns, files that do not exist or are outside the root, labels that are
             missing or contradict each other; all offenders are listed.
-        ConfigError: options that do not fit each other or the table.
     """
     path, given = user_path(spec.rest), spec.options
-    further = {split: given[split] for split in ("val", "test") if given.get(split)}
+    further = {split: _near(given[split], path) for split in ("val", "test") if given.get(split)}
     if further and given.get("split"):
         raise ConfigError(f"{spec.text}: both a column and lists say what is not for training", "give one of them")
     notes: list[str] = []
     root = _near(given["root"], path) if given.get("root") else path.parent
-    rows: dict[str, list[Row]] = {}
-    files = {"train": path} | {split: _near(file, path) for split, file in further.items()}
-    for split, file in files.items():
-        for found, row in _read(file, split, given, bool(further), notes):
-            rows.setdefault(found, []).append(row)
-    rows = _found({split: rows[split] for split in ("train", "val", "test") if split in rows}, root, spec.text, notes)
-    rows = _once(rows, spec.text, notes)
+    columns = {**given, "split": ""} if further else given
+    rows = [row for split, file in ({"train": path} | further).items() for row in _read(file, split, columns, notes)]
+    rows = _once(_found(rows, root, spec.text, notes), spec.text, notes)
+    splits = {}
+    for split in ("train", "val", "test"):
+        own = [row for row in rows if row.split == split]
+        if own:
+            splits[split] = Records([row.path for row in own], [row.label for row in own])
     names = read_names(_near(given["names"], path)) if given.get("names") else None
-    splits = {split: Records([row.path for row in some], [row.label for row in some]) for split, some in rows.items()}
-    return FileSource(spec.text, "list", splits, PathReader(root), names, notes)
+    return FileSource(spec.text, "list", splits, names, notes, reader=PathReader(root))
 
 
 def _near(given: str, path: Path) -> Path:
@@ -91,14 +91,11 @@ def _near(given: str, path: Path) -> Path:
     return own if not os.path.lexists(direct) and os.path.lexists(own) else direct
 
 
-def _read(
-    file: Path, split: str, given: Mapping[str, str], one_split: bool, notes: list[str]
-) -> Iterator[tuple[str, Row]]:
-    """(split, row) of every line of a list.
+def _read(file: Path, split: str, given: Mapping[str, str], notes: list[str]) -> list[Row]:
+    """The rows of one list; those of a table without a column of splits are of `split`.
 
     Raises:
-        DataError: no list, rows without a label or of no split.
-        ConfigError: no such column.
+        DataError: no list, no such column, rows without a label or of no split.
     """
     table = file.suffix.lower() in (".csv", ".tsv") or "image" in given or "label" in given
     names, cells = read_table(file, notes) if table else (["path", "label"], read_lines(file, notes))
@@ -106,28 +103,23 @@ def _read(
         raise DataError(f"{file} lists no image", "give a file with one line for each image")
     image, label = (_column(file, names, cells[0][1], option, given.get(option)) for option in ("image", "label"))
     by = None
-    if not one_split and (given.get("split") or ("split" in names and "split" not in given)):
+    if given.get("split") or ("split" in names and "split" not in given):
         by = _column(file, names, cells[0][1], "split", given.get("split"))
         notes.append(f"the splits are those of the column {names[by]!r} of {file}; split= (empty) trains on all rows")
-    empty = [f"line {number}" for number, row in cells if not row[label].strip()]
-    if empty:
-        raise DataError(
-            f"{file} has {counted(len(empty), 'row')} without a label:\n{listing(empty)}",
-            "label these images, or leave them out",
-        )
-    strange = [f"line {n}: {display_name(row[by])!r}" for n, row in cells if by is not None and not _split(row[by])]
-    if strange:
-        raise DataError(
-            f"{file}: {counted(len(strange), 'row')} of which {names[by or 0]!r} is no split:\n{listing(strange)}",
-            f"write {', '.join(SPELLINGS)}; split= (empty) uses all rows for training",
-        )
+    rows, wrong = [], []
     for number, row in cells:
-        own = split if by is None else _split(row[by])
-        yield own, Row(row[image], row[label].strip(), f"{file.name} line {number}")
-
-
-def _split(text: str) -> str:
-    return SPELLINGS.get(text.strip().lower(), "")
+        own = split if by is None else SPELLINGS.get(row[by].strip().lower(), "")
+        if not row[label].strip():
+            wrong.append(f"line {number}: no label")
+        elif not own:
+            wrong.append(f"line {number}: {display_name(row[by or 0])!r} is no split")
+        rows.append(Row(row[image], row[label].strip(), own, f"{file.name} line {number}"))
+    if wrong:
+        raise DataError(
+            f"{file} has {counted(len(wrong), 'row')} without a label or split:\n{listing(wrong)}",
+            f"complete these rows, or leave them out; splits are {', '.join(SPELLINGS)}",
+        )
+    return rows
 
 
 def read_lines(file: Path, notes: list[str]) -> Lines:
@@ -226,34 +218,24 @@ def _column(file: Path, names: Sequence[str], first: Sequence[str], option: str,
     """The number of the column that an option names, or of the only one with a usual name.
 
     Raises:
-        ConfigError: no column of the given name.
         DataError: none or several could be meant; the columns are listed, each with its first value.
     """
-    rows = (f"{display_name(name)} ({display_name(cell, 40)})" for name, cell in zip(names, first, strict=True))
-    columns = f"its columns, each with its first value:\n{listing(rows)}"
-    if given is not None:
-        found = [i for i, name in enumerate(names) if name == given]
-        if not found:
-            raise ConfigError(f"{file} has no column {given!r} ({option}=); {columns}", "name one of these")
-    else:
-        found = [i for i, name in enumerate(names) if name.lower() in USUAL[option]]
-        if not found and names[0] == "1":  # there is no header
-            found = [i for i, cell in enumerate(first) if is_image(cell) == (option == "image")]
+    usual = USUAL[option] if given is None else (given,)
+    found = [i for i, name in enumerate(names) if name == given or (given is None and name.lower() in usual)]
+    if not found and given is None and names[0] == "1":  # there is no header
+        found = [i for i, cell in enumerate(first) if is_image(cell) == (option == "image")]
     if len(found) != 1:
-        several = f"several columns could be the {option}s, {', '.join(repr(names[i]) for i in found)}"
-        none = f"no column is called {' or '.join(USUAL[option])}"
+        rows = (f"{display_name(name)} ({display_name(cell, 40)})" for name, cell in zip(names, first, strict=True))
         raise DataError(
-            f"{file}: {several if found else none}; {columns}",
+            f"{file}: {'several columns are' if found else 'no column is'} called {' or '.join(usual)} ({option}); "
+            f"its columns, each with its first value:\n{listing(rows)}",
             f"say which: {option}=NAME behind the question mark of SOURCE?{option}=NAME",
         )
     return found[0]
 
 
-def _found(rows: Mapping[str, list[Row]], root: Path, where: str, notes: list[str]) -> dict[str, list[Row]]:
+def _found(rows: Sequence[Row], root: Path, where: str, notes: list[str]) -> list[Row]:
     """The rows with the paths below the root of the files that they name.
-
-    A path may be absolute if it is below the root. One without the ending of an image that is no file gets the only
-    usual ending with which it is one.
 
     Raises:
         DataError: no root; paths that lead out of the root, also through links; files that do not exist; all listed.
@@ -261,23 +243,19 @@ def _found(rows: Mapping[str, list[Row]], root: Path, where: str, notes: list[st
     if not root.is_dir():
         raise DataError(f"the root {root} of {where} is no folder", "give the folder where the paths begin")
     finder = Finder(root)
-    bad: list[str] = []
-    kept: dict[str, list[Row]] = {split: [] for split in rows}
-    added = 0
-    for split, some in rows.items():
-        for row in some:
-            name = finder.below_root(row.path)
-            path, why = ("", _OUT) if name is None else finder.file(name)
-            if why:
-                bad.append(f"{row.line}: {display_name(row.path, 200)} {why}")
-            added += path != name
-            kept[split].append(row._replace(path=path))
+    kept, bad = [], []
+    for row in rows:
+        path, why = finder.find(row.path)
+        kept.append(row._replace(path=path))
+        if why:
+            bad.append(f"{row.line}: {display_name(row.path, 200)} {why}")
     if bad:
-        total = counted(sum(map(len, rows.values())), "file")
         raise DataError(
-            f"of the {total} that {where} lists, {len(bad)} cannot be used below {root}:\n{listing(bad)}",
+            f"of the {counted(len(rows), 'file')} that {where} lists, {len(bad)} cannot be used below {root}:\n"
+            f"{listing(bad)}",
             "leave these lines out, or say where all images are: root=DIR behind the question mark of SOURCE?root=DIR",
         )
+    added = sum(not is_image(old.path) and is_image(new.path) for old, new in zip(rows, kept, strict=True))
     if added:
         notes.append(f"an ending was added to {counted(added, 'name')} in {where}")
     return kept
@@ -292,27 +270,29 @@ class Finder:
             lambda folder: is_inside(os.path.realpath(os.path.join(self.root, folder)), self.real)
         )
 
-    def below_root(self, path: str) -> str | None:
-        """A path below the root with forward slashes; None if it leaves the root. Backslashes are Windows' slashes."""
+    def find(self, path: str) -> tuple[str, str]:
+        """(path below the root of the file that a list's path means, why it cannot be used).
+
+        A path may be absolute if it is below the root, and have backslashes. One without the ending of an image that is
+        no file gets the only usual ending with which it is one.
+        """
         if ("\\" in path or path != path.strip()) and ("\0" in path or not os.path.lexists(f"{self.root}/{path}")):
             path = path.strip().replace("\\", "/")
         path = posixpath.normpath(path)
-        if os.path.isabs(path):
-            inside = [root for root in (self.root, self.real) if is_inside(path, root)]
-            return os.path.relpath(path, inside[0]).replace(os.sep, "/") if inside else None
-        return None if path == ".." or path.startswith("../") else path
-
-    def file(self, name: str) -> tuple[str, str]:
-        """(path below the root of the file that a name means, why it cannot be used)."""
-        why = self._look(name)
-        if why != _MISSING or is_image(name):
-            return name, why
-        usable = [name + ending for ending in _ENDINGS if self._look(name + ending) == ""]
+        above = next((root for root in (self.root, self.real) if os.path.isabs(path) and is_inside(path, root)), None)
+        if above is not None:
+            path = os.path.relpath(path, above).replace(os.sep, "/")
+        if os.path.isabs(path) or path == ".." or path.startswith("../"):
+            return path, _OUT
+        why = self._look(path)
+        if why != _MISSING or is_image(path):
+            return path, why
+        usable = [path + ending for ending in _ENDINGS if self._look(path + ending) == ""]
         # by number: "a.jpg" and "a.JPG" are one file where upper and lower case are the same
-        found = list({os.stat(os.path.join(self.root, path)).st_ino: path for path in reversed(usable)}.values())
+        found = list({os.stat(os.path.join(self.root, name)).st_ino: name for name in reversed(usable)}.values())
         if len(found) > 1:
-            return name, f"exists as {', '.join(map(posixpath.basename, found))}"
-        return (found[0], "") if found else (name, _MISSING)
+            return path, f"exists as {', '.join(map(posixpath.basename, found))}"
+        return (found[0], "") if found else (path, _MISSING)
 
     def _look(self, name: str) -> str:
         """Why a path below the root is no file that can be used; "" if it can."""
@@ -332,25 +312,22 @@ class Finder:
         return "" if stat.S_ISREG(found.st_mode) else "is no ordinary file"
 
 
-def _once(rows: Mapping[str, list[Row]], where: str, notes: list[str]) -> dict[str, list[Row]]:
+def _once(rows: Sequence[Row], where: str, notes: list[str]) -> list[Row]:
     """The rows without those that repeat another of the same split.
 
     Raises:
         DataError: images with several labels, all listed.
     """
     first: dict[str, Row] = {}
+    kept: dict[tuple[str, str], Row] = {}
     against, repeats = [], []
-    kept: dict[str, list[Row]] = {}
-    for split, found in rows.items():
-        here: dict[str, Row] = {}
-        for row in found:
-            known = first.setdefault(row.path, row)
-            if known.label != row.label:
-                labels = f"{display_name(known.label)!r} ({known.line}), {display_name(row.label)!r} ({row.line})"
-                against.append(f"{display_name(row.path, 120)}: {labels}")
-            elif here.setdefault(row.path, row) is not row:
-                repeats.append(display_name(row.path, 120))
-        kept[split] = list(here.values())
+    for row in rows:
+        known = first.setdefault(row.path, row)
+        if known.label != row.label:
+            labels = f"{display_name(known.label)!r} ({known.line}), {display_name(row.label)!r} ({row.line})"
+            against.append(f"{display_name(row.path, 120)}: {labels}")
+        elif kept.setdefault((row.split, row.path), row) is not row:
+            repeats.append(display_name(row.path, 120))
     if against:
         raise DataError(
             f"{counted(len(against), 'line gives', 'lines give')} an image of {where} a second label:\n"
@@ -360,4 +337,4 @@ def _once(rows: Mapping[str, list[Row]], where: str, notes: list[str]) -> dict[s
     if repeats:
         what = counted(len(repeats), "line repeats", "lines repeat")
         notes.append(f"{what} an image of {where}, which counts once: {', '.join(repeats[:3])}")
-    return kept
+    return list(kept.values())

@@ -17,7 +17,6 @@ Items are read in this process, and their images kept in memory: how such a set 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -74,15 +73,15 @@ def as_source(found: Any, name: str) -> Source:
     if "train" not in parts or not set(parts) <= set(SPLITS) or not all(_is_content(part) for part in parts.values()):
         what = f"splits {', '.join(map(str, parts))}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
         raise DataError(f"{name}: {what} is no source", f"give a path, 'digits', {HOW}")
-    held = {isinstance(part, ImageSet | tuple) for part in parts.values()}
-    if len(held) > 1:
+    arrays = [split for split, part in parts.items() if isinstance(part, ImageSet | tuple)]
+    if arrays and len(arrays) < len(parts):
         raise DataError(f"{name} gives arrays in some splits and data sets in others", "give all in one form")
-    if held == {True}:
+    if arrays:
         return _of_arrays(parts, name)
     raw = {split: _labels(one, f"{name}, {split}") for split, one in parts.items()}
     names = _class_names(parts["train"], raw) if all(y.dtype.kind in "iu" for y in raw.values()) else None
-    records = {split: _records(split, y) for split, y in raw.items()}
-    return FileSource(name, "dataset", records, DatasetReader(parts), names)
+    records = {s: Records(numbered(s, len(y)), y, [(s, i) for i in range(len(y))]) for s, y in raw.items()}
+    return FileSource(name, "dataset", records, names, reader=DatasetReader(parts))
 
 
 def _is_content(found: Any) -> bool:
@@ -107,16 +106,13 @@ def _of_arrays(parts: Mapping[str, Any], name: str) -> ArraySource:
     return ArraySource(data, given[0] if given else None, name, ids)
 
 
-def _records(split: str, labels: np.ndarray) -> Records:
-    return Records(numbered(split, len(labels)), labels, [(split, i) for i in range(len(labels))])
-
-
-@dataclass(frozen=True, eq=False)
 class DatasetReader(Reader):
-    """Items of the objects; a place is (split, number)."""
+    """Items of the objects, which need not be picklable; a place is (split, number)."""
 
-    sets: Mapping[str, Any] = field(repr=False)
-    in_process = True  # the objects need not be picklable
+    in_process = True
+
+    def __init__(self, sets: Mapping[str, Any]) -> None:
+        self.sets = sets
 
     def open(self, place: tuple[str, int]) -> File:
         split, number = place
@@ -125,13 +121,6 @@ class DatasetReader(Reader):
         except Exception as error:  # whatever the object's own reader raises
             raise UnusableImageError(f"cannot be read: {type(error).__name__}: {error}") from error
         return _picture(image)
-
-    @property
-    def identity(self) -> str:
-        raise NotImplementedError  # nothing is kept on disk
-
-    def stamp(self, place: tuple[str, int]) -> str:
-        raise NotImplementedError
 
 
 def _picture(image: Any) -> Image.Image:

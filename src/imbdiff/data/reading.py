@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,42 +25,36 @@ PROCESSES_FROM = 4096
 """Images from which starting processes (a second or two) pays: most of the work on small images is Python's own."""
 
 
-class Reader(ABC):
+class Reader:
     """Gives the encoded bytes of an image. It travels to worker processes, so it holds names and not open files.
 
     Attributes:
-        in_process: it does not travel, and its images are read one after the other by the process that asks for them.
+        in_process: it does not travel; its images are read one after the other by the process that asks for them, and
+            none is kept on disk.
+        identity: which folder, archive or set it reads from.
     """
 
     in_process = False
+    identity: str
 
-    @property
-    @abstractmethod
-    def identity(self) -> str:
-        """Which folder, archive or set it reads from; another one has another."""
-
-    @abstractmethod
     def open(self, place: Any) -> File:
         """The image at `place`.
 
         Raises:
             UnusableImageError, OSError: it cannot be read; the message says why.
         """
+        raise NotImplementedError
 
-    @abstractmethod
     def stamp(self, place: Any) -> str:
         """What changes when the image at `place` does, found without reading it: size and time, or a checksum."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
 class PathReader(Reader):
     """Files below a folder; places are paths below it with forward slashes."""
 
-    root: Path
-
-    @property
-    def identity(self) -> str:
-        return os.path.abspath(self.root)
+    def __init__(self, root: Path) -> None:
+        self.root, self.identity = root, os.path.abspath(root)
 
     def open(self, place: str) -> File:
         return self.root / place

@@ -21,10 +21,21 @@ from PIL import __version__ as pillow
 
 from imbdiff.data import cache as caches
 from imbdiff.data import reading
-from imbdiff.data.decode import Header, Size, Target, UnusableImageError, decode_whole, is_dark, read_header, resolve
+from imbdiff.data.decode import (
+    File,
+    Header,
+    Size,
+    Target,
+    UnusableImageError,
+    header,
+    opened,
+    pixels,
+    read_header,
+    resolve,
+)
 from imbdiff.data.imageset import ImageSet, Rows
 from imbdiff.data.labels import Names, encode
-from imbdiff.data.names import counted, display_name
+from imbdiff.data.names import display_name
 from imbdiff.data.reading import Decoding, Reader, chunks, in_chunks
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.runtime.errors import DataError, listing
@@ -37,6 +48,11 @@ SMALL = 8
 SAMPLE_FROM = 4096  # images from which reading every header before decoding is worth avoiding
 SAMPLE = 256  # images of a split whose headers stand for all
 PROGRESS_FROM = 20_000  # images from which it is worth showing progress
+DARK = 32  # values below which images look black
+_DARK = (
+    "the images are nearly black: 10- or 12-bit data saved in 16 bits use a small part of the range; "
+    "scale them to 16 or 8 bits"
+)
 
 Symmetry = Literal["none", "mirror", "turns"]
 """What leaves the meaning of images as it is: nothing, mirroring left and right, or mirroring and quarter turns."""
@@ -64,13 +80,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the headers of all splits say.
-
-    Attributes:
-        sizes: {(height, width): images}.
-        grey: every image is grey.
-        bad: {id: why} of the files that cannot be opened.
-    """
+    """What headers say: {(height, width): images}, whether all are grey, {id: why} of the files without one."""
 
     sizes: dict[tuple[int, int], int]
     grey: bool
@@ -84,8 +94,7 @@ class Scan:
     Attributes:
         hashes: {split: (N,) hash of each image's size and pixels; None if it is unusable}.
         small: {split: (N, 8, 8, C) uint8 small versions; rows of unusable images mean nothing}.
-        sizes: {(height, width): usable images}.
-        modes: {Pillow's mode: usable images}.
+        sizes, modes: {(height, width): usable images}, {Pillow's mode: usable images}.
         grey: every usable image is grey; then C = 1, otherwise 3.
         bad: {id: why} of the unusable.
     """
@@ -130,6 +139,7 @@ class Source(ABC):
         splits: {split: its images}, with labels as they are found.
         names: of the classes, in order, where they do not follow from the labels.
         warnings: what was ignored or changed on opening.
+        reader: of encoded images.
         strict: as for :func:`imbdiff.data.labels.encode`.
 
     Attributes:
@@ -150,12 +160,15 @@ class Source(ABC):
         names: Names | None = None,
         warnings: Sequence[str] = (),
         *,
+        reader: Reader | None = None,
         strict: bool = True,
     ) -> None:
         raw = {split: records.labels for split, records in splits.items()}
         self.class_names, labels = encode(raw, names, name, strict=strict)
         self.records = {split: Records(one.ids, labels[split], one.places) for split, one in splits.items()}
         self.name, self.kind = name, kind
+        if reader is not None:
+            self.reader = reader
         self.warnings = tuple(warnings)
         self.flippable = False
         self.defaults = Defaults()
@@ -186,7 +199,7 @@ class Source(ABC):
         """{(height, width): images}, as a sample of the images has them where all of it agrees and there are many."""
         return (self._sampled or self.survey()).sizes
 
-    @cached_property
+    @property
     def _sampled(self) -> Survey | None:
         """One size and no grey image, as the headers of a sample say; None where all headers have to be read.
 
@@ -290,6 +303,8 @@ class Source(ABC):
             bad |= wrong
             if not bad:
                 sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split))
+        if not bad and all((one.images[:64] < DARK).all() for one in sets.values()):
+            notes = (*notes, _DARK)
         return sets, notes, bad
 
     def check_split(self, split: str) -> None:
@@ -303,66 +318,43 @@ class Source(ABC):
             "replace or remove these files",
         )
 
-    def __repr__(self) -> str:
-        counts = ", ".join(f"{split} {len(records.ids)}" for split, records in self.records.items())
-        return f"<{type(self).__name__} {self.name!r}: {counted(len(self.class_names), 'class', 'classes')}, {counts}>"
-
 
 class FileSource(Source):
-    """Encoded images, whose places `reader` opens; other arguments are those of :class:`Source`."""
+    """Encoded images, whose places the reader opens."""
 
-    def __init__(
-        self,
-        name: str,
-        kind: str,
-        splits: Mapping[str, Records],
-        reader: Reader,
-        names: Names | None = None,
-        warnings: Sequence[str] = (),
-        *,
-        strict: bool = True,
-    ) -> None:
-        super().__init__(name, kind, splits, names, warnings, strict=strict)
-        self.reader = reader
+    reader: Reader
 
     def _look(self) -> Survey:
         sizes: Counter[tuple[int, int]] = Counter()
-        grey, bad, deep = True, {}, []
+        grey, bad = True, {}
         for records in self.records.values():
-            found = self._each(_headers, records, "headers")
-            for (name, header, why), place in zip(found, records.opened, strict=True):
-                if header is None:
+            for name, found, why in self._each(read_header, records, "headers"):
+                if found is None:
                     bad[name] = why
-                    continue
-                sizes[header.size] += 1
-                grey = grey and header.grey
-                if header.deep:
-                    deep.append(place)
-        self._warn_of_dark(deep)
+                else:
+                    sizes[found.size] += 1
+                    grey = grey and found.grey
         return Survey(dict(sizes), grey, bad)
 
     def scan(self) -> Scan:
-        scan, deep = Scan(), []
+        scan = Scan()
         for split, records in self.records.items():
             keys: list[str | None] = []
-            scan.hashes[split] = keys
-            scan.small[split] = small = np.zeros((len(records.ids), SMALL, SMALL, 3), dtype=np.uint8)
-            found = self._each(_scanned, records, f"look at {split}")
-            for i, ((name, seen, why), place) in enumerate(zip(found, records.opened, strict=True)):
-                if seen is None:
-                    keys.append(None)
-                    scan.bad[name] = why
-                    continue
-                header, key, small[i] = seen
+            small = np.zeros((len(records.ids), SMALL, SMALL, 3), dtype=np.uint8)
+            for i, (name, found, why) in enumerate(self._each(_seen, records, f"look at {split}")):
+                head, key, small[i] = found or (None, None, 0)
                 keys.append(key)
-                scan.sizes[header.size] += 1
-                scan.modes[header.mode] += 1
-                scan.grey = scan.grey and header.grey
-                if header.deep:
-                    deep.append(place)
+                if head is None:
+                    scan.bad[name] = why
+                else:
+                    scan.sizes[head.size] += 1
+                    scan.modes[head.mode] += 1
+                    scan.grey = scan.grey and head.grey
+            scan.hashes[split], scan.small[split] = keys, small
         if scan.grey:
             scan.small = {split: x[..., :1] for split, x in scan.small.items()}
-        self._warn_of_dark(deep)
+        if all((x < DARK).all() for x in scan.small.values()):
+            self.warnings = tuple(dict.fromkeys((*self.warnings, _DARK)))
         return scan
 
     def pictures(self, split: str, rows: np.ndarray, target: Target, grey: bool) -> np.ndarray:
@@ -393,36 +385,43 @@ class FileSource(Source):
         n = sum(len(records.ids) for records in self.records.values())
         if n < SAMPLE_FROM or self.reader.in_process:
             return None
-        found: list[Header | None] = []
-        for records in self.records.values():
-            step = max(1, len(records.ids) // SAMPLE)
-            found += [header for header, _ in _headers(self.reader, records.opened[::step])]
+        places = [p for r in self.records.values() for p in r.opened[:: max(1, len(r.ids) // SAMPLE)]]
+        found = [header for header, _ in _worked(read_header, self.reader, places)]
         sizes = {None if header is None else header.size for header in found}
-        if len(sizes) != 1 or any(header is None or header.deep for header in found):
+        # that all are grey is known only when all were looked at
+        if len(sizes) != 1 or None in sizes or all(header.grey for header in found):
             return None
-        if all(header.grey for header in found if header):
-            return None  # that all are grey is known only when all were looked at
         return Survey({size: n for size in sizes if size}, False)
 
-    def _warn_of_dark(self, deep: Sequence[Any]) -> None:
-        if deep and all(is_dark(self.reader.open(place)) for place in deep[:64]):
-            note = (
-                "the 16-bit images use less than an eighth of the range 0..65535 and come out nearly black: "
-                "save 10- or 12-bit data scaled to 16 or 8 bits"
-            )
-            self.warnings = tuple(dict.fromkeys((*self.warnings, note)))
-
-    def _each(self, work: Any, records: Records, what: str) -> Iterator[tuple[str, Any, str]]:
-        """(id, result or None, why not) of every image of a split, in order."""
+    def _each(self, work: Callable[[File], Any], records: Records, what: str) -> Iterator[tuple[str, Any, str]]:
+        """(id, ``work(file)`` or None, why not) of every image of a split, in order."""
         n = len(records.ids)
-        tasks = ((self.reader, part) for part in chunks(records.opened, reading.CHUNK))
+        tasks = ((work, self.reader, part) for part in chunks(records.opened, reading.CHUNK))
         done = 0
         with Progress(what, n, quiet=n < PROGRESS_FROM) as bar:
-            for results in in_chunks(work, tasks, self.reader, n):
+            for results in in_chunks(_worked, tasks, self.reader, n):
                 for found, why in results:
                     yield records.ids[done], found, why
                     done += 1
                 bar.update(done)
+
+
+def _worked(work: Callable[[File], Any], reader: Reader, places: Sequence[Any]) -> list[tuple[Any, str]]:
+    """(``work(file)`` or None, why not) of every place."""
+    results: list[tuple[Any, str]] = []
+    for place in places:
+        try:
+            results.append((work(reader.open(place)), ""))
+        except (UnusableImageError, OSError) as error:
+            results.append((None, str(error)))
+    return results
+
+
+def _seen(file: File) -> tuple[Header, str, np.ndarray]:
+    """The header of an image, the hash of its pixels in its own size, and a small version of it."""
+    with opened(file) as image:
+        found, x = header(image), pixels(image, None, False)
+    return found, pixel_hash(x), smaller(x)
 
 
 def pixel_hash(x: np.ndarray) -> str:
@@ -449,24 +448,3 @@ def _weights(n: int) -> np.ndarray:
     pixel = np.arange(n)
     overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
     return (np.maximum(overlap, 0) * (SMALL / n)).astype(np.float32)
-
-
-def _headers(reader: Reader, places: Sequence[Any]) -> list[tuple[Header | None, str]]:
-    return [_attempt(read_header, reader, place) for place in places]
-
-
-def _scanned(reader: Reader, places: Sequence[Any]) -> list[tuple[tuple[Header, str, np.ndarray] | None, str]]:
-    return [_attempt(_seen, reader, place) for place in places]
-
-
-def _seen(file: Any) -> tuple[Header, str, np.ndarray]:
-    """The header of an image, the hash of its pixels in its own size, and a small version of it."""
-    header, x = decode_whole(file)
-    return header, pixel_hash(x), smaller(x)
-
-
-def _attempt(work: Callable[[Any], Any], reader: Reader, place: Any) -> tuple[Any, str]:
-    try:
-        return work(reader.open(place)), ""
-    except (UnusableImageError, OSError) as error:
-        return None, str(error)
