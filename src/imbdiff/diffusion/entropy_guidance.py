@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imbdiff.diffusion.guidance import Predict, Shift, differentiated, sampler_times
-from imbdiff.diffusion.process import MIN_DIVISOR, Process, expand
+from imbdiff.diffusion.process import Process, expand
 from imbdiff.runtime.errors import ConfigError
 
 Criterion = Literal["entropy", "loss"]
-Through = Literal["network", "estimate"]
-Norm = Literal["sample", "l2", "none"]
 Classifier = Callable[[Tensor], Tensor]
 
 
@@ -30,10 +28,8 @@ class EntropyGuidance(Shift):
     third, hardness, is left out. Where the paper and its code (facebookresearch/Feedback-guided-Data-Synthesis,
     fg_pipe.py) leave room:
 
-    - The gradient goes through the network, as in the code (`through="network"`). "estimate" takes the clean image's
-      explicit dependence on x_t alone, the noise held fixed: grad H / a.
-    - The code gives the gradient the length of x_t, image by image: n(G) = |x_t| G / |G| (`norm="sample"`). "l2" is
-      G / |G| and "none" G.
+    - The gradient goes through the network, and gets the length of x_t, image by image: n(G) = |x_t| G / |G|; both as
+      in the code.
     - The code adds 0.03 n to x_t, at every fifth of 30 steps, and leaves eps as it was; here omega is that of the score
       as in the paper, at every step. With a perfect model both move images alike in 30 steps of DDIM; 250 ancestral
       steps want a larger omega.
@@ -49,8 +45,6 @@ class EntropyGuidance(Shift):
         num_classes: C, of the model.
         scale: omega, at least 0; one number, or one per class, (C,).
         criterion: "entropy" or "loss".
-        through: "network" or "estimate".
-        norm: "sample", "l2" or "none".
         bound: of the clean image; None: it is not clipped.
         every: guide at every n-th step of the sampler, the first among them; 5 of 30 in the paper's code.
         sampler, steps, interval, level: see `Shift`; `every` needs them.
@@ -60,13 +54,12 @@ class EntropyGuidance(Shift):
             training mode; when called, it does not give (B, K) logits.
     """
 
+    differentiates: ClassVar[bool] = True
     classifier: Classifier
     of: Process
     num_classes: int
     scale: float | Sequence[float]
     criterion: Criterion = "entropy"
-    through: Through = "network"
-    norm: Norm = "sample"
     bound: float | None = 1.0
     every: int = 1
     sampler: str = ""
@@ -87,10 +80,6 @@ class EntropyGuidance(Shift):
     def classes(self) -> int:
         return self.num_classes
 
-    @property
-    def differentiates(self) -> bool:  # type: ignore[override]
-        return self.through == "network"
-
     def guides_at(self, level: float) -> bool:
         if self.every > 1:
             times = torch.tensor(sampler_times(self.sampler, self.of, self.steps)[:: self.every])
@@ -100,29 +89,18 @@ class EntropyGuidance(Shift):
 
     def step(self, x_t: Tensor, t: Tensor, labels: Tensor, scale: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
         prediction, g = self.gradient(x_t, t, labels, predict)
-        if self.norm != "none":
-            length = g.flatten(1).norm(dim=1).clamp_min(torch.finfo(g.dtype).tiny)
-            g = g / expand(length, g)
-        if self.norm == "sample":
-            g = g * expand(x_t.flatten(1).norm(dim=1), g)
-        return prediction, expand(scale, g) * g
+        length = g.flatten(1).norm(dim=1).clamp_min(torch.finfo(g.dtype).tiny)
+        return prediction, expand(scale * x_t.flatten(1).norm(dim=1), g) * (g / expand(length, g))
 
     def gradient(self, x_t: Tensor, t: Tensor, labels: Tensor, predict: Predict) -> tuple[Tensor, Tensor]:
         """`predict`'s answer and the gradient of the criterion in x_t, each (B, c, h, w)."""
-        if self.through == "network":
-            outside = differentiated(x_t)
-            with torch.enable_grad():
-                x = x_t if outside else x_t.detach().requires_grad_()
-                prediction = predict(x, t, labels)
-                rows = self._criterion(self.of.to_x0(prediction, x, t), labels)
-                (g,) = torch.autograd.grad(rows.sum(), x, retain_graph=outside)
-            return prediction if outside else prediction.detach(), g
-        prediction = predict(x_t, t, labels)
+        outside = differentiated(x_t)
         with torch.enable_grad():
-            x0 = self.of.to_x0(prediction, x_t, t).detach().requires_grad_()
-            (g,) = torch.autograd.grad(self._criterion(x0, labels).sum(), x0)
-        a, _ = self.of.coefficients(t)
-        return prediction, g / expand(a.clamp_min(MIN_DIVISOR).to(g), g)
+            x = x_t if outside else x_t.detach().requires_grad_()
+            prediction = predict(x, t, labels)
+            rows = self._criterion(self.of.to_x0(prediction, x, t), labels)
+            (g,) = torch.autograd.grad(rows.sum(), x, retain_graph=outside)
+        return prediction if outside else prediction.detach(), g
 
     def _criterion(self, x0: Tensor, labels: Tensor) -> Tensor:
         """(B,) to be raised."""

@@ -15,8 +15,7 @@ from imbdiff.constants import Constant, constants_of, resolve
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.autoguidance import Autoguidance
 from imbdiff.diffusion.encoder import PrototypeEncoder
-from imbdiff.diffusion.entropy_guidance import Classifier, Criterion, EntropyGuidance, Through
-from imbdiff.diffusion.entropy_guidance import Norm as EntropyNorm
+from imbdiff.diffusion.entropy_guidance import Classifier, Criterion, EntropyGuidance
 from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided, NoGuidance
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.prototype_guidance import PrototypeGuidance
@@ -104,15 +103,11 @@ class EntropyConstants:
     Args:
         scale: omega, 0.03 in the paper's code; by class or group, few=0.5,many=1.6.
         criterion: "entropy", or "loss": the cross-entropy of the image's own class.
-        through: "network": the gradient goes through the network, as in the paper's code; "estimate": not.
-        norm: of the gradient: "sample" the length of x_t, as in the paper's code, "l2" 1, "none" as it is.
         every: guide at every n-th step; 5 of 30 steps in the paper's code.
     """
 
     scale: float | str = 0.03
     criterion: Criterion = "entropy"
-    through: Through = "network"
-    norm: EntropyNorm = "sample"
     every: int = 1
 
     def __post_init__(self) -> None:

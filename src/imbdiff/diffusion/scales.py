@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
+import re
 from collections.abc import Sequence
 
 from imbdiff.data.stats import Groups
-from imbdiff.runtime.errors import ConfigError, listing
+from imbdiff.runtime.errors import ConfigError, listing, nearest
 
 
 def scale_table(scale: float | Sequence[float], classes: int, least: float = 0.0, null: bool = False) -> list[float]:
@@ -60,34 +60,32 @@ def per_class(
     how = 'write one number, or such as "1.2,few=0.5"'
     if not isinstance(text, str):
         return _scale(text, str(text), how)
-    if not text.strip():
-        raise ConfigError("the guidance scale is empty", how)
+    rest, entries = default, text
+    first, _, after = text.partition(",")
+    if _is_number(first):
+        rest, entries = _scale(first, text, how), after
+        if not entries:
+            return rest
     among = groups.names if groups else ()
-    rest, found, pending = default, dict[str, float](), ""
-    pieces = text.split(",")
-    for i, piece in enumerate(pieces):
-        if i == 0 and _is_number(piece):
-            rest = _scale(piece, text, how)
-            if len(pieces) == 1:
-                return rest
-            continue
-        pending = f"{pending},{piece}" if pending else piece
-        name, equals, value = (part.strip() for part in pending.rpartition("="))
-        if not equals and i + 1 < len(pieces) and piece.strip():
-            continue  # a name with a comma in it
-        if not equals or not name:
-            raise ConfigError(
-                f"guidance scale {text!r}: {pending.strip()!r} names no class or group with a number", how
-            )
-        if name not in names and name not in among:
-            near = difflib.get_close_matches(name, [*names, *among], n=3)
-            known = f"groups: {', '.join(among) or 'none'}; classes:\n{listing(names, 10)}"
-            hint = f"did you mean {' or '.join(near)}?" if near else f"name one of them; {known}"
-            raise ConfigError(f"guidance scale {text!r}: there is no class or group {name!r}", hint)
-        if name in found:
-            raise ConfigError(f"guidance scale {text!r}: {name!r} is given twice", "give it once")
-        found[name] = _scale(value, text, how)
-        pending = ""
+    known = sorted({*names, *among}, key=len, reverse=True)  # by name: there may be a comma or "=" in one
+    entry = re.compile(rf"\s*({'|'.join(map(re.escape, known))})\s*=([^,]*)(?:,|$)")
+    found: dict[str, float] = {}
+    while entries.strip():
+        match = entry.match(entries)
+        if match is None:
+            piece = entries.partition(",")[0].strip()
+            name = piece.rpartition("=")[0].strip()
+            if not name:
+                raise ConfigError(f"guidance scale {text!r}: {piece!r} names no class or group", how)
+            listed = f"groups: {', '.join(among) or 'none'}; classes:\n{listing(names, 10)}"
+            remedy = nearest(name, [*names, *among], f"name one of them; {listed}")
+            raise ConfigError(f"guidance scale {text!r}: there is no class or group {name!r}", remedy)
+        if match[1] in found:
+            raise ConfigError(f"guidance scale {text!r}: {match[1]!r} is given twice", "give it once")
+        found[match[1]] = _scale(match[2].strip(), text, how)
+        entries = entries[match.end() :]
+    if not found:
+        raise ConfigError("the guidance scale is empty", how)
     group = {k: among[g] for k, g in enumerate(groups.of_class)} if groups else {}
     by_group = {name: value for name, value in found.items() if name not in names}
     return tuple(found.get(name, by_group.get(group.get(k, ""), rest)) for k, name in enumerate(names))
