@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from imbdiff.arguments import POSITIONAL, given, help_text
-from imbdiff.config import RunConfig, StudyOptions, flatten, override, to_dict
+from imbdiff.config import MeasureOptions, RunConfig, StudyOptions, flatten, override, to_dict
 from imbdiff.runtime.errors import ConfigError, ImbdiffError, nearest
 from imbdiff.version import __version__
 
@@ -178,35 +178,14 @@ def proceed(verb: str, words: Sequence[str]) -> None:
     Run(folder, source, config, quiet).execute(wanted)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeasureOptions:
-    """How images are read and measured."""
+def _measuring(command: MeasureOptions, typed: str | None = None) -> Any:
+    from imbdiff.pipeline.direct import Measuring
 
-    extractor: tuple[str, ...] = ()
-    """Feature extractors: random-conv, raw-pixels, inception, timm:NAME, hf:NAME, or one of
-    your own, module:PACKAGE.MODULE:FUNCTION. Default: random-conv, and inception where its weights are at hand."""
-    inception_weights: str | None = None
-    """File with the weights of FID's Inception network; with it, FID is computed."""
-    size: int | None = None
-    """Side in pixels to bring all images to. Default: as they are, or as of a reference folder."""
-    resize: Literal["crop", "pad", "stretch"] | None = None
-    """How to bring them to it. Default: crop, or as of a reference folder."""
-    measures: tuple[str, ...] = ()
-    """Measures of your own next to the built-in ones: module:PACKAGE.MODULE:NAME, or an entry point's name."""
-    batch_size: int = 256
-    """Images per network call."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    seed: int = 0
-    """Seed of subsets and clusterings."""
-    quiet: bool = False
-    """Print errors only."""
+    return Measuring(**_values(command, MeasureOptions), command=typed)
 
-    def measuring(self, command: str | None = None) -> Any:
-        from imbdiff.pipeline.direct import Measuring
 
-        values = _values(self, MeasureOptions)
-        return Measuring(extractors=values.pop("extractor"), command=command, **values)
+def _values(command: Any, kind: Any) -> dict[str, Any]:
+    return {f.name: getattr(command, f.name) for f in fields(kind)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +213,7 @@ class EvaluateCommand(MeasureOptions):
 
         out = Path(self.out or f"evaluation-{_called(self.fake)}")
         found = evaluate_any(
-            self.fake, self.reference, self.train, how=self.measuring(command), fake_split=self.fake_split,
+            self.fake, self.reference, self.train, how=_measuring(self, command), fake_split=self.fake_split,
             reference_split=self.reference_split, out=out,
         )  # fmt: skip
         if Dist.current().main and not self.quiet:
@@ -263,7 +242,7 @@ class ReferenceCommand(MeasureOptions):
         from imbdiff.pipeline.direct import reference_any
 
         out = Path(self.out or f"reference-{_called(self.source)}")
-        reference_any(self.source, out, how=self.measuring(), split=self.split)
+        reference_any(self.source, out, how=_measuring(self), split=self.split)
 
 
 def _called(source: str) -> str:
@@ -328,10 +307,6 @@ class StudyCommand(StudyOptions):
         study(
             self.run, StudyOptions(**_values(self, StudyOptions)), out=self.out, dry_run=self.dry_run, quiet=self.quiet
         )
-
-
-def _values(command: Any, kind: Any) -> dict[str, Any]:
-    return {f.name: getattr(command, f.name) for f in fields(kind)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -307,6 +307,32 @@ class StudyOptions(Group):
     """Candidates per image wanted, where they are curated."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions(Group):
+    """How images are read and measured where there is no run."""
+
+    prefix = "--"
+    extractor: tuple[str, ...] = ()
+    """Feature extractors: random-conv, raw-pixels, inception, timm:NAME, hf:NAME, or one of
+    your own, module:PACKAGE.MODULE:FUNCTION. Default: random-conv, and inception where its weights are at hand."""
+    inception_weights: str | None = None
+    """File with the weights of FID's Inception network; with it, FID is computed."""
+    size: Annotated[int, "[4, 4096]"] | None = None
+    """Side in pixels to bring all images to. Default: as they are, or as of a reference folder."""
+    resize: Literal["crop", "pad", "stretch"] | None = None
+    """How to bring them to it. Default: crop, or as of a reference folder."""
+    measures: tuple[str, ...] = ()
+    """Measures of your own next to the built-in ones: module:PACKAGE.MODULE:NAME, or an entry point's name."""
+    batch_size: Count = 256
+    """Images per network call."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Seed of subsets and clusterings."""
+    quiet: bool = False
+    """Print errors only."""
+
+
 @dataclass(frozen=True)
 class RunConfig(Group):
     """Everything that one run does."""

@@ -103,7 +103,7 @@ def test_what_holds_for_every_measure(name: str) -> None:
 def test_a_measure_from_outside_is_measured_and_shown(outside: Callable[..., None], tmp_path: Path) -> None:
     name = "mean-gap"
     outside(PROGRAM, "metrics", mean_gap="GAP")
-    how = Measuring(quiet=True, extractors=("raw-pixels",), measures=(name,))
+    how = Measuring(quiet=True, extractor=("raw-pixels",), measures=(name,))
     fake, real = _set(60, 100, 0), _set(80, 200, 1)
     found = evaluate_any(fake, real, how=how, out=tmp_path / "out")
     assert [Number.from_json(r).to_json() for r in json.loads(json.dumps(found["numbers"]))] == found["numbers"]

@@ -65,10 +65,10 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Draws one image per label.
+        """Samples one image per label.
 
         Args:
-            class_labels: in [0, C); C draws "no class".
+            class_labels: in [0, C); C is "no class".
             guidance_scale: w of w p_c + (1 - w) p_u, which is 1 + omega elsewhere in this package; 1 is no guidance.
             num_inference_steps: number of steps.
             generator: one, or one per image.
@@ -90,11 +90,13 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
         x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         start(self.scheduler, num_inference_steps)
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        options = self.prepare_extra_step_kwargs(generator)
+        draws_noise = "generator" in self.scheduler.step.__code__.co_varnames
+        options: dict[str, Any] = {"generator": generator} if draws_noise else {}
         process = Flow() if is_flow(described(self.scheduler)) else DDPM()
         times = process.model_time(process_times(self.scheduler, process))
         for timestep, time in self.progress_bar(list(zip(self.scheduler.timesteps, times, strict=True))):
-            model_input = self.scheduler.scale_model_input(x, timestep) if _scales(self.scheduler) else x
+            scale = getattr(self.scheduler, "scale_model_input", lambda x, _: x)
+            model_input = scale(x, timestep)
             t = time.to(device).expand(len(x))
             if guidance_scale == 1:
                 prediction = self.predict(model_input, t, y)
@@ -112,14 +114,6 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
             images = self.numpy_to_pil(images)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def prepare_extra_step_kwargs(self, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
-        """The generator, for schedulers whose steps draw noise."""
-        return {"generator": generator} if "generator" in self.scheduler.step.__code__.co_varnames else {}
-
-
-def _scales(scheduler: Any) -> bool:
-    return hasattr(scheduler, "scale_model_input")
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -22,9 +22,9 @@ from imbdiff.runtime.errors import ConfigError, DataError
 
 
 class DiffusionOverSampler(BaseEstimator):
-    """Fills classes with images drawn by a diffusion model that is trained on `X` alone.
+    """Fills classes with images of a diffusion model that is trained on `X` alone.
 
-    Resample the training split only: what is drawn from a model that saw test images is a leak.
+    Resample the training split only: images of a model that saw test images are a leak.
 
     Args:
         sampling_strategy: as imbalanced-learn defines it for over-sampling: "auto", "minority", "not minority",

@@ -12,10 +12,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +27,9 @@ from imbdiff.diffusion.backbones import DiTBackbone, UNetBackbone
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec
 from imbdiff.diffusion.process import DDPM, Flow, Process
 from imbdiff.diffusion.schedulers import make_scheduler
-from imbdiff.integrations.guided import ImbalancedDiffusionPipeline, described, is_flow, num_labels, pair
+from imbdiff.integrations.guided import ImbalancedDiffusionPipeline, is_flow, num_labels, pair
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import atomic, read_json
-
-__all__ = [
-    "ImbalancedDiffusionPipeline",
-    "described",
-    "from_diffusers",
-    "plain_network",
-    "process_of",
-    "scheduler_for",
-    "to_diffusers",
-    "to_pipeline",
-]
 
 #: arguments of diffusers' networks that follow from a model's shape and number of classes
 DERIVED = ("sample_size", "in_channels", "out_channels", "class_embed_type", "num_class_embeds", "num_embeds_ada_norm")
@@ -122,8 +109,8 @@ def to_pipeline(model: DiffusionModel, *, sampler: str | None = None) -> Imbalan
     """
     if model.guide is not None:
         warnings.warn(
-            "the guide of this model is not exported: diffusers will draw without prototype guidance, which a model "
-            "trained without labels needs to draw a class at all",
+            "the guide of this model is not exported: diffusers samples without prototype guidance, which a model "
+            "trained without labels needs to generate a class at all",
             stacklevel=2,
         )
     if isinstance(model.process, DDPM) and model.process.num_steps != 1000:
@@ -184,7 +171,7 @@ def from_diffusers(folder: Path, *, stats: ClassStats | None = None, process: Pr
     if process is None:
         path = folder / "scheduler" / "scheduler_config.json"
         if not path.exists():
-            raise ConfigError(f"{folder} holds no scheduler", "say with which process the network was trained")
+            raise ConfigError(f"{folder} holds no scheduler", "give the process that the network was trained with")
         process = process_of(read_json(path))
     if stats is None:
         if not (index.get("class_names") and index.get("class_counts")):
@@ -202,11 +189,13 @@ def from_diffusers(folder: Path, *, stats: ClassStats | None = None, process: Pr
     config = json.loads(json.dumps(_spec_config(net, is_dit)))
     spec = ModelSpec("dit" if is_dit else "unet", config, shape, process.to_json(), stats)
     model = from_spec(spec)
-    with _fitting(home):
+    try:
         if is_dit:
             model.backbone.net.load_state_dict(net.state_dict())  # type: ignore[union-attr]
         else:
             _load_unet(model, net, rows)
+    except RuntimeError as error:
+        raise RunError(f"the network in {home} does not fit its description: {error}") from error
     return model.eval()
 
 
@@ -248,11 +237,3 @@ def _load_unet(model: DiffusionModel, net: UNet2DModel, rows: int) -> None:
             state["time_embedding.linear_2.bias"] = state["time_embedding.linear_2.bias"] + null
     model.backbone.net.load_state_dict(state)  # type: ignore[union-attr]
     model.backbone.conditioner.load_state_dict({"table": table})
-
-
-@contextlib.contextmanager
-def _fitting(home: Path) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise RunError(f"the network in {home} does not fit its description: {error}") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from imbdiff.data.decode import POLICIES, SMALLEST
+from imbdiff.config import MeasureOptions
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.plain import EVERYTHING, ONE_CLASS, Measurable, align, read_any
 from imbdiff.data.stats import Groups
@@ -25,55 +25,23 @@ from imbdiff.runtime.files import read_json, write_json, write_text
 from imbdiff.runtime.progress import PartProgress
 
 Images = str | Path | ImageSet | np.ndarray
-LARGEST = 4096
-"""Pixels that a side may be brought to."""
 
 
-@dataclass(frozen=True)
-class Measuring:
-    """How images are read and measured; the options that `evaluate` and `reference` share.
+@dataclass(frozen=True, kw_only=True)
+class Measuring(MeasureOptions):
+    """How images are read and measured, by the options that `evaluate` and `reference` share.
 
     Attributes:
-        extractors: names as :func:`make_extractor` takes them; empty: the fixed random network, and FID's Inception
-            where its weights are at hand.
-        inception_weights: file with FID's Inception weights.
-        size, resize: bring all images to this side in pixels, and how: crop (the default), pad or stretch; None: as
-            they are, or as the images of a stored reference were brought to theirs.
-        batch_size: images per network call.
-        device: auto, cpu, cuda or cuda:N.
-        seed: of image keys, halvings and clusterings.
-        quiet: prints nothing but errors.
         command: what was typed, to be printed on the page.
-        measures: more of them, as :func:`imbdiff.metrics.measures.choose_measures` takes them.
-
-    Raises:
-        ConfigError: a number out of range, or a word that is none of these.
     """
 
-    extractors: tuple[str, ...] = ()
-    inception_weights: str | None = None
-    size: int | None = None
-    resize: str | None = None
-    batch_size: int = 256
-    device: str = "auto"
-    seed: int = 0
-    quiet: bool = False
     command: str | None = None
-    measures: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"--batch-size {self.batch_size} is not a number of images", "give 1 or more")
-        if self.size is not None and not SMALLEST <= self.size <= LARGEST:
-            raise ConfigError(f"--size {self.size} is out of range", f"give {SMALLEST} to {LARGEST} pixels")
-        if self.resize is not None and self.resize not in POLICIES:
-            raise ConfigError(f"--resize {self.resize} is unknown", f"use one of: {', '.join(POLICIES)}")
 
     @property
     def names(self) -> tuple[str, ...]:
         """The extractors that are asked for, or those that cost nothing."""
-        if self.extractors:
-            return self.extractors
+        if self.extractor:
+            return self.extractor
         cached = self.inception_weights is not None or find_inception_weights() is not None
         return ("inception", "random-conv") if cached else ("random-conv",)
 
@@ -137,7 +105,7 @@ def evaluate_any(
     check_sets(synthetic, real_images, train_images, groups)
     if folder is not None:
         _check_out(folder, {"synthetic": synthetic.fingerprint, "reference": real_images.fingerprint})
-    asked = real_images.asked if isinstance(real_images, StoredReference) and not how.extractors else ()
+    asked = real_images.asked if isinstance(real_images, StoredReference) and not how.extractor else ()
     extractors = how.make(real_images.shape, asked)
     store = FeatureStore(None if folder is None else folder / "features", how.batch_size, dist)
     result = evaluate(
