@@ -12,6 +12,9 @@ import pytest
 import imbdiff
 from imbdiff.cli import main
 from imbdiff.config import override
+from imbdiff.methods import get_method
+from imbdiff.pipeline import training
+from imbdiff.runtime.errors import ConfigError
 from tests.pipeline.conftest import SMALL, write_tree
 
 ROOT = Path(__file__).parents[1]
@@ -93,8 +96,15 @@ def test_the_example_method_and_guidance_run(tmp_path: Path, monkeypatch: pytest
     exec(compile(check, page.name, "exec"), {})
     for name in ("module:gaps:LABEL_GAP", "label-gap"):
         config = override(imbdiff.preset("tiny"), {**SMALL, "method": name, "method.power": 2})
-        imbdiff.run("digits", tmp_path / name[-9:], config, wanted=("train",), quiet=True)
+        imbdiff.run("digits", tmp_path / name[-9:], config, wanted=("train", "report"), quiet=True)
         assert "label_gap/gap" in (tmp_path / name[-9:] / "log.jsonl").read_text()
+        assert "label_gap.power 2.0 (published: 1.0)" in (tmp_path / name[-9:] / "report.html").read_text()
+    with pytest.raises(ConfigError, match="must be a Method"):
+        get_method("module:gaps:LabelGap")
+    data = training.prepare_data("digits", config.data)
+    before = training.training_inputs(data, config)
+    (tmp_path / "gaps.py").write_text(objective + "# changed\n")
+    assert training.training_inputs(data, config) != before, "a training depends on code from outside"
     run = str(tmp_path / "label-gap")
     words = shlex.split(blocks(page, "bash")[1].replace("RUN", run))
     assert main(words[1:]) == 0

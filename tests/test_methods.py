@@ -1,4 +1,5 @@
-"""The table of methods: every row trains, costs what it says, and has the constants of its source."""
+"""The table of methods: every row trains, costs what it says, and has the constants of its source; several at once are
+trained together in merged passes, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from imbdiff.diffusion.process import PROCESSES
 from imbdiff.methods import METHODS, get_method
 from imbdiff.objectives.denoising import Denoising
 from imbdiff.objectives.objective import Objective
-from imbdiff.recipe import Phase
+from imbdiff.recipe import Phase, constants
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.parts import Part
 from imbdiff.training.step import TrainingStep
@@ -27,10 +28,6 @@ ONE_PHASE = [
     for name, m in METHODS.items()
     if len(m.phases) == 1 and not m.phases[0].frozen and all(not part.groups for part in m.phases[0].parts)
 ]
-
-
-def objectives(name: str) -> dict[str, Any]:
-    return {o.name: o for o in METHODS[name].phases[-1].objectives()}
 
 
 @pytest.mark.parametrize("kind", ["ddpm", "ddpm-v", "flow"])
@@ -57,28 +54,22 @@ def test_every_row_makes_new_objectives_each_time(name: str) -> None:
         assert not {id(o) for o in first} & {id(o) for o in second}
 
 
-def test_the_rows_of_ccua_are_its_two_versions() -> None:
-    for name, time, distribution in (
-        ("ccua", "noise", Part(distribution="tempered", factor=0.1)),
-        ("ccua-v1", "none", Part()),
-    ):
-        made = objectives(name)
-        assert set(made) == {"denoising", "unconditional_contrast", "alignment"}
-        contrast, alignment = made["unconditional_contrast"], made["alignment"]
-        assert (contrast.tau, contrast.weight, contrast.time, contrast.block) == (0.1, 1.0, time, 0)
-        assert (alignment.weight, alignment.time, alignment.space) == (1.0, "noise", "native")
-        assert METHODS[name].phases[0].parts == (distribution,)
-        assert METHODS[name].omega == 1.5
-
-
-def test_the_rows_of_the_baselines_have_their_constants() -> None:
-    dispersive = objectives("dispersive")["dispersive"]
-    assert (dispersive.tau, dispersive.weight, dispersive.distance) == (0.5, 0.5, "l2")
-    assert objectives("ddpm-effective-number").keys() == {"effective_number"}
-    assert objectives("ddpm-effective-number")["effective_number"].beta == 0.9999
-    focal = objectives("ddpm-focal")["focal"]
-    assert objectives("ddpm-focal").keys() == {"focal"}
-    assert (focal.beta, focal.gamma, focal.against) == (0.2, 1.0, "noise_level")
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("ccua", {"unconditional_contrast.tau": 0.1, "unconditional_contrast.weight": 1.0, "main.factor": 0.1,
+                  "unconditional_contrast.time": "noise", "unconditional_contrast.block": 0, "alignment.weight": 1.0,
+                  "alignment.time": "noise", "alignment.space": "native", "main.distribution": "tempered"}),
+        ("ccua-v1", {"unconditional_contrast.time": "none", "main.distribution": "natural", "alignment.time": "noise"}),
+        ("dispersive", {"dispersive.tau": 0.5, "dispersive.weight": 0.5, "dispersive.distance": "l2"}),
+        ("ddpm-effective-number", {"effective_number.beta": 0.9999}),
+        ("ddpm-focal", {"focal.beta": 0.2, "focal.gamma": 1.0, "focal.against": "noise_level"}),
+        ("cbdm-ada", {"training.ada": 0.12, "class_balancing.tau": 1.0, "class_balancing.gamma": 0.25}),
+    ],
+)  # fmt: skip
+def test_rows_have_the_constants_of_their_papers(name: str, values: dict[str, Any]) -> None:
+    found = constants(METHODS[name])
+    assert {key: found[key].default for key in values} == values
 
 
 def three_phases(name: str) -> dict[str, Phase]:
@@ -162,12 +153,79 @@ def test_diffrc_goes_with_methods_of_one_phase_but_not_without_labels() -> None:
         get_method("diffrc+diffrc-paper")
 
 
-@pytest.mark.parametrize("name", ["ccua", "dispersive", "ddpm-effective-number", "ddpm-focal"])
+@pytest.mark.parametrize("name", ["cbdm+ccua", "dispersive", "ddpm-effective-number", "ddpm-focal"])
 def test_a_run_trains_on_the_network_that_users_get(name: str, tmp_path: Path) -> None:
     """With the U-Net of a preset: its features are named as the objective names them, and its terms are in the log."""
     config = override(imbdiff.preset("tiny"), {**SMALL, "method": name})
     imbdiff.run("digits", tmp_path / "run", config, wanted=("train",), quiet=True)
     log = (tmp_path / "run" / "log.jsonl").read_text()
-    terms = {"ccua": ("unconditional_contrast/repel", "alignment/gap"), "dispersive": ("dispersive/spread",)}
+    terms = {
+        "cbdm+ccua": ("class_balancing/pull", "unconditional_contrast/repel", "alignment/gap", "denoising/mse"),
+        "dispersive": ("dispersive/spread",),
+    }
     for term in terms.get(name, (f"{name.removeprefix('ddpm-').replace('-', '_')}/mse",)):
         assert f'"{term}"' in log
+
+
+# ---- several methods at once
+
+
+def taken(name: str, kind: str = "ddpm") -> tuple[dict[str, torch.Tensor], Any]:
+    """The losses of one step of a method's model phase, and what it cost."""
+    step = make_step(get_method(name).target.objectives(), PROCESSES[kind])
+    losses = step(make_batches(step, PROCESSES[kind]))
+    return losses, step.usage
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddpm-v", "flow"])
+@pytest.mark.parametrize("names", [("cbdm", "ccua"), ("ccua", "cbdm", "dispersive"), ("diffrop", "cbdm", "coral")])
+def test_a_combination_has_every_term_and_shares_the_passes(names: tuple[str, ...], kind: str) -> None:
+    together, usage = taken("+".join(names), kind)
+    alone = [taken(name, kind)[0] for name in names]
+    for losses in alone:
+        for term in losses.keys() - {"loss"}:
+            assert torch.allclose(together[term], losses[term], rtol=1e-9), term
+    # the denoising loss is in each of them, and in all of them once
+    base = alone[0]["denoising/mse"]
+    expected = sum(losses["loss"] - base for losses in alone) + base
+    assert torch.allclose(together["loss"], expected, rtol=1e-9)
+    assert usage.passes == 1
+    assert usage.rows / 16 == get_method("+".join(names)).cost == 1 + sum(METHODS[n].cost - 1 for n in names)
+
+
+def test_what_stands_for_the_denoising_loss_replaces_it() -> None:
+    found = {o.name for o in get_method("cbdm+t2h").target.objectives()}
+    assert found == {"class_balancing", "transfer"}
+    assert {o.name for o in get_method("ddpm-focal+coral").target.objectives()} == {"focal", "supervised_contrast"}
+
+
+def test_the_one_distribution_that_is_not_natural_is_taken() -> None:
+    assert get_method("cbdm+ddpm-brs").target.parts == (Part(distribution="tempered", factor=0.1),)
+    assert get_method("ddpm-brs+cbdm").target.parts == (Part(distribution="tempered", factor=0.1),)
+    assert get_method("ccua+ddpm-brs").target.parts == (Part(distribution="tempered", factor=0.1),)
+    assert get_method("cbdm+coral").target.parts == (Part(),)
+
+
+def test_the_first_one_says_how_to_sample() -> None:
+    assert get_method("cbdm+ccua").omega == METHODS["cbdm"].omega != METHODS["ccua"].omega
+    assert get_method("ccua+cbdm").omega == METHODS["ccua"].omega
+    assert get_method("coral+cbdm-finetune").init == "required"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cbdm+cbdm", "named twice"),
+        ("cbdm+nothing", "unknown name 'nothing' among the methods"),
+        ("cbdm+", "unknown name '' among the methods"),
+        ("ccua+ddpm-balanced", "ccua samples its rows tempered .0.1., ddpm-balanced samples them balanced"),
+        ("t2h+ddpm-focal", "t2h and ddpm-focal each replace the denoising loss"),
+        ("ccua+ccua-v1", "both bring unconditional_contrast, with other constants"),
+        ("cbdm+cbdm-finetune", "both bring class_balancing, with other constants"),
+        ("t2h+h2t", "both bring transfer, with other constants"),
+        ("diffrop+diffrop-released", "both bring [a-z_]*overlap[a-z_]*, with other constants"),
+    ],
+)
+def test_what_excludes_each_other_is_refused_with_the_reason(name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        get_method(name)
