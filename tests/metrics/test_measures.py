@@ -45,7 +45,7 @@ def _set(n: int, high: int, seed: int) -> ImageSet:
 def test_names_are_for_people_and_json_is_structured() -> None:
     origin = Origin(metric="recall", k=3, reference="test", extractor="judge", fingerprint="f", direction="higher")
     estimate = Estimate(0.5, 0.4, 0.6, n_synthetic=9, n_reference=8, n_effective=8.0, extra={"classes_dropped": 1})
-    number = Number.of(origin, "few", estimate, 2)
+    number = Number.made(origin, "few", estimate, 2)
     assert (number.short, number.label, number.classes_left_out) == ("recall(k=3)", "recall(k=3)[judge]", 3)
     assert Number.from_json(json.loads(json.dumps(number.to_json()))) == number
     fids = [replace(origin, metric=m, k=None, is_fid=True).label for m in ("FD", "FD∞", "KD", "F8")]
@@ -53,7 +53,7 @@ def test_names_are_for_people_and_json_is_structured() -> None:
     found = Found(3)
     found.add(number, Scope("group", "few", np.arange(2)), "train")
     found.add(number, Scope("class", "b", np.array([1])), "synthetic")
-    refused = Number.of(origin, "c", Estimate.refuse("too few"))
+    refused = Number.made(origin, "c", Estimate.refuse("too few"))
     found.add(refused, Scope("class", "c", np.array([2])), "synthetic")
     assert (found.numbers, found.baselines) == ([], [number])
     (column,) = [ClassColumn.from_json(json.loads(json.dumps(c.to_json()))) for c in found.columns.values()]

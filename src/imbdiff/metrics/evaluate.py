@@ -254,7 +254,7 @@ def _add(found: Found, job: _Job, estimates: Mapping[str, Estimate], extractor: 
             fingerprint=extractor.fingerprint, direction=metric.direction, ranking_only=extractor.ranking_only,
             judge_saw_reference=job.saw, is_fid=extractor.is_fid,
         )  # fmt: skip
-        number = Number.of(origin, job.scope.name, estimates[metric.name], classes_left_out=job.left_out)
+        number = Number.made(origin, job.scope.name, estimates[metric.name], classes_left_out=job.left_out)
         found.add(number, job.scope, job.of)
 
 

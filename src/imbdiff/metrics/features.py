@@ -277,7 +277,7 @@ def load_reference(path: str | Path) -> StoredReference:
         if known.pop("format") != FORMAT:
             raise ValueError(f"this version reads format {FORMAT}")
         labels = np.asarray(known.pop("labels"), dtype=np.int64)
-        lists = {key: tuple(known.pop(key)) for key in ("class_names", "hashes", "shape", "asked")}
+        lists: dict[str, Any] = {key: tuple(known.pop(key)) for key in ("class_names", "hashes", "shape", "asked")}
         if len(labels) != len(lists["hashes"]) or not 0 <= labels.max() < len(lists["class_names"]):
             raise ValueError("labels, hashes and class names do not belong together")
         return StoredReference(folder, labels=labels, **lists, **known)

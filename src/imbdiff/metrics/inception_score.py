@@ -45,8 +45,8 @@ def inception_score_measure(fake: Rows, real: Rows, *, seed: int = 0, splits: in
     Rows are put into splits by hash and count with their weights, within a split. The interval is the delete-a-group
     jackknife; it covers the expectation at this n and these splits, bias included.
     """
-    assert fake.probabilities is not None
     fake = fake.part(min(len(fake), len(real)))
+    assert fake.probabilities is not None
     p = _checked(fake.probabilities[fake.index])
     need = splits * PER_CLASS * p.shape[1]
     if len(fake) < need:

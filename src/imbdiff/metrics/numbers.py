@@ -78,7 +78,7 @@ class Number(Origin, Estimate):
     classes_left_out: int = 0
 
     @classmethod
-    def of(cls, origin: Origin, scope: str, estimate: Estimate, classes_left_out: int = 0) -> Number:
+    def made(cls, origin: Origin, scope: str, estimate: Estimate, classes_left_out: int = 0) -> Number:
         """The number that `estimate` is."""
         left_out = classes_left_out + int(estimate.extra.get("classes_dropped", 0))
         return cls(**vars(origin), **vars(estimate), scope=scope, classes_left_out=left_out)

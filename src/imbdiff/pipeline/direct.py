@@ -177,7 +177,8 @@ def _reference(reference: Images, split: str | None, how: Measuring) -> tuple[Me
             raise ConfigError(f"--resize {how.resize}, but {reference} was made with --resize {stored.resize}", remedy)
         how = replace(how, size=stored.size, resize=stored.resize)
         notes = (f"the others are read as it was made: --size {stored.size} --resize {stored.resize}",)
-    return Measurable(stored, stored.name, notes), how
+    images: Any = stored  # it stands for its images
+    return Measurable(images, stored.name, notes), how
 
 
 def _in_classes_of(real: Measurable, others: dict[str, Measurable]) -> dict[str, Measurable]:
@@ -185,8 +186,8 @@ def _in_classes_of(real: Measurable, others: dict[str, Measurable]) -> dict[str,
     sets = {"reference": real, **others}
     if any(m.images.class_names == (ONE_CLASS,) for m in sets.values()):
         if any(m.images.class_names != (ONE_CLASS,) for m in sets.values()):
-            note = "classes are not used: one of the sets has no class folders or labels"
-            sets["reference"] = replace(real, notes=(*real.notes, note))
+            unused = "classes are not used: one of the sets has no class folders or labels"
+            sets["reference"] = replace(real, notes=(*real.notes, unused))
         for name, m in sets.items():
             zeros = np.zeros(len(m.images), np.int64)
             sets[name] = replace(m, images=replace(m.images, labels=zeros, class_names=(ONE_CLASS,)))

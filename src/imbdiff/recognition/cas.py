@@ -86,7 +86,7 @@ def classification_accuracy_score(
             members = np.isin(scope.classes, classes)
             mine = np.isin(part.labels, scope.classes)
             estimate = _estimate(right, mine, int(np.isin(images.labels, scope.classes[members]).sum()))
-            result.add(Number.of(origin, scope.name, estimate, int((~members).sum())), scope, kind)
+            result.add(Number.made(origin, scope.name, estimate, int((~members).sum())), scope, kind)
     return result, PROTOCOL.format(least=MIN_SYNTHETIC, seeds=len(seeds))
 
 

@@ -162,7 +162,7 @@ def train_judge(
     shift = max(1, min(pool.shape[:2]) // 8)
     plan = FitPlan(network=JUDGE, steps=steps, batch_size=batch_size, lr=0.05, shift=shift)
     extractor = trained_extractor(pool, plan, "ce", "judge", JUDGE, seed=seed, device=device, folder=folder)
-    right = predict(extractor.network, test) == test.labels  # type: ignore[arg-type]
+    right = predict(extractor.network, test) == test.labels
     of_class = [right[test.labels == k] for k in range(len(test.class_names))]
     per_class = tuple(float(own.mean()) if len(own) else None for own in of_class)
     return Judge(extractor, float(right.mean()) if len(test) else 0.0, per_class, len(pool), left_out)

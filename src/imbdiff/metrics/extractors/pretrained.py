@@ -20,16 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imbdiff.metrics.extractors.base import Extractor, as_tensor, check_rgb, hash_weights, to_rgb
-from imbdiff.metrics.extractors.weights import require_network
-from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.tables import optional
 
 # what needs a library that is not there, and what else there is
 WHAT, OTHERWISE = "this extractor", "use hf:FOLDER"
-
-HUB = "https://huggingface.co"
-CODE = 1
-"""Version of the preprocessing below; a part of the fingerprint."""
 
 
 class Backbone(Extractor):
@@ -67,7 +62,7 @@ class Backbone(Extractor):
             f"grey repeated to RGB; pixels / 255; bilinear resize with antialias to {size[0]} x {size[1]}; {figures}"
         )
         values = network.state_dict().values()
-        self.fingerprint = hash_weights(f"backbone {CODE} {name} {self.preprocessing} {self.mean} {self.std}", values)
+        self.fingerprint = hash_weights(f"backbone {name} {self.preprocessing} {self.mean} {self.std}", values)
         with torch.no_grad():
             shape = self._call(self.network, torch.zeros((1, 3, *size), device=self.device)).shape
         if len(shape) != 2:
@@ -98,37 +93,19 @@ def timm_backbone(name: str, *, device: str | torch.device = "cpu") -> Backbone:
         ConfigError: timm is not installed, knows no such model, or its weights are neither here nor within reach.
     """
     timm = optional("timm", "timm", WHAT, OTHERWISE)
-    base, _, tag = name.partition(".")
-    cfg = timm.get_pretrained_cfg(name) if timm.is_model(base) else None
-    if cfg is None or not (cfg.hf_hub_id or cfg.url):
-        near = ", ".join(timm.list_models(f"*{base[:6]}*", pretrained=True)[:5])
-        raise ConfigError(
-            f"timm has no weights for {name!r}", f"see timm.list_models(pretrained=True); near: {near or 'none'}"
-        )
-    _need_timm_weights(cfg.hf_hub_id or "", cfg.url or "", f"timm:{name}")
     try:
         network = timm.create_model(name, pretrained=True, num_classes=0)
-    except (RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # of timm, of the hub, or of the network: many types
         raise ConfigError(
-            f"timm cannot make {name!r}: {_first_line(error)}", f"see timm.list_models({name!r})"
+            f"timm cannot make {name!r} with its weights: {_first_line(error)}",
+            "see timm.list_models(pretrained=True); without network copy the cache of a machine that has it, or use "
+            "hf:FOLDER",
         ) from error
     cfg = timm.data.resolve_model_data_config(network)
     size = (cfg["input_size"][1], cfg["input_size"][2])
+    tag = name.partition(".")[2]
     note = f"as the name of the weights says: {tag}" if tag else "not known"
     return Backbone(network, f"timm:{name}", size, cfg["mean"], cfg["std"], trained_on_note=note, device=device)
-
-
-def _need_timm_weights(repository: str, url: str, what: str) -> None:
-    """Raises ConfigError at once where they are neither cached nor within reach."""
-    if repository:
-        hub = optional("huggingface_hub", "hf", WHAT, OTHERWISE)
-        names = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
-        if any(isinstance(hub.try_to_load_from_cache(repository.split("@")[0], n), str) for n in names):
-            return
-    elif (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]).is_file():
-        return
-    at = f"{HUB}/api/models/{repository}" if repository else url
-    require_network(at, what, "fetch it on a machine with network and copy its cache, or use hf:FOLDER")
 
 
 def hf_backbone(source: str, *, device: str | torch.device = "cpu") -> Backbone:
@@ -142,29 +119,29 @@ def hf_backbone(source: str, *, device: str | torch.device = "cpu") -> Backbone:
             repository such as "facebook/dinov2-small".
 
     Raises:
-        ConfigError: transformers is not installed, or the repository is neither in the cache nor within reach.
-        DataError: the folder does not hold such a model.
+        ConfigError: transformers is not installed, or there is no such model here or within reach.
     """
     transformers = optional("transformers", "hf", WHAT, OTHERWISE)
-    folder = Path(source) if Path(source).is_dir() else _hub_folder(source)
-    size, mean, std = _hf_preprocessing(folder)
+    hub = optional("huggingface_hub", "hf", WHAT, OTHERWISE)
+    config = "preprocessor_config.json"
     try:
-        model = transformers.AutoModel.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-    except (ImportError, RuntimeError) as error:
+        path = Path(source) / config if Path(source).is_dir() else Path(hub.hf_hub_download(source, config))
+        size, mean, std = _preprocessing(json.loads(path.read_text(encoding="utf-8")))
+        model = transformers.AutoModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+    except ImportError as error:
         raise ConfigError(
-            f"transformers cannot make the model of {folder}: {_first_line(error)}",
+            f"transformers cannot make the model of {source}: {_first_line(error)}",
             "remove a torchvision that does not import, or install the one built for this torch",
         ) from error
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{folder} does not hold a transformers model with safetensors: {_first_line(error)}",
-            "it needs config.json and model.safetensors",
+    except Exception as error:  # of transformers, of the hub, of the network, of a file that is not what it should be
+        raise ConfigError(
+            f"{source} is no model of transformers here: {type(error).__name__}: {_first_line(error)}",
+            "it needs config.json, model.safetensors, and preprocessor_config.json with size (or crop_size), "
+            "image_mean and image_std; without network give a folder with them: hf:FOLDER",
         ) from error
     # CLIP and its like have a text tower too
     tower = getattr(model, "vision_model", model)
-    name = f"hf:{source}" if not Path(source).is_dir() else f"hf:{Path(source).resolve().name}"
+    name = f"hf:{Path(source).resolve().name if Path(source).is_dir() else source}"
     return Backbone(tower, name, size, mean, std, call=_hf_features, device=device)
 
 
@@ -177,39 +154,13 @@ def _hf_features(network: Any, x: Tensor) -> Tensor:
     return last.flatten(2).mean(2) if last.ndim == 4 else last.mean(1)
 
 
-def _hf_preprocessing(folder: Path) -> tuple[tuple[int, int], list[float], list[float]]:
+def _preprocessing(settings: dict[str, Any]) -> tuple[tuple[int, int], list[float], list[float]]:
     """(height, width), mean and std that a preprocessor_config.json asks for."""
-    path = folder / "preprocessor_config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        size = settings.get("crop_size") or settings["size"]
-        size = size if isinstance(size, dict) else {"shortest_edge": size}
-        sides = [int(size.get(k) or size["shortest_edge"]) for k in ("height", "width")]
-        mean, std = ([float(v) for v in settings[k]] for k in ("image_mean", "image_std"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} does not say how images are prepared: {error!r}",
-            "it needs size (or crop_size), image_mean and image_std",
-        ) from error
-    return (sides[0], sides[1]), mean, std
-
-
-def _hub_folder(repository: str) -> Path:
-    """The folder of a repository's files on this machine; they are downloaded where they are missing."""
-    hub = optional("huggingface_hub", "hf", WHAT, OTHERWISE)
-    wanted = ["*.json", "*.safetensors"]
-    try:
-        found = Path(hub.snapshot_download(repository, local_files_only=True, allow_patterns=wanted))
-        if any(found.glob("*.safetensors")):
-            return found
-    except (OSError, ValueError):
-        pass
-    remedy = "fetch the repository on a machine with network and give the folder: hf:FOLDER"
-    require_network(f"{HUB}/api/models/{repository}", f"{repository} (neither a folder nor in the cache)", remedy)
-    try:
-        return Path(hub.snapshot_download(repository, allow_patterns=wanted))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{repository} cannot be fetched: {_first_line(error)}", remedy) from error
+    size = settings.get("crop_size") or settings["size"]
+    size = size if isinstance(size, dict) else {"shortest_edge": size}
+    height, width = (int(size.get(k) or size["shortest_edge"]) for k in ("height", "width"))
+    mean, std = ([float(v) for v in settings[k]] for k in ("image_mean", "image_std"))
+    return (height, width), mean, std
 
 
 def _first_line(error: BaseException) -> str:

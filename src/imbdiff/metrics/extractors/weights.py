@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,7 +82,10 @@ def download(url: str, path: Path, sha256: str, remedy: str) -> Path:
         ConfigError: there is no network, or it is forbidden; raised within seconds, with `remedy`.
         DataError: what came is another file.
     """
-    require_network(url, f"{path.name} (SHA-256 {sha256})", remedy)
+    missing = f"{path.name} (SHA-256 {sha256}) is not at {path}"
+    forbidden = (os.environ.get(k, "").lower() for k in ("HF_HUB_OFFLINE", "IMBDIFF_OFFLINE"))
+    if any(value in ("1", "true", "yes", "on") for value in forbidden):
+        raise ConfigError(f"{missing}, and downloads are switched off", remedy)
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic(path) as aside, open(aside, "wb") as out:
             h = hashlib.sha256()
@@ -93,18 +95,5 @@ def download(url: str, path: Path, sha256: str, remedy: str) -> Path:
             if h.hexdigest() != sha256:
                 raise DataError(f"what {url} sent has SHA-256 {h.hexdigest()}, not {sha256}", f"try again, or {remedy}")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{url} cannot be read to the end: {error}", remedy) from error
+        raise ConfigError(f"{missing}, and {url} cannot be read ({error})", remedy) from error
     return path
-
-
-def require_network(url: str, what: str, remedy: str) -> None:
-    """Raises ConfigError at once where `url` does not answer: libraries try again for most of a minute."""
-    forbidden = (os.environ.get(k, "").lower() for k in ("HF_HUB_OFFLINE", "IMBDIFF_OFFLINE"))
-    if any(value in ("1", "true", "yes", "on") for value in forbidden):
-        raise ConfigError(f"{what} is not on this machine, and downloads are switched off", remedy)
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT).close()
-    except urllib.error.HTTPError:
-        return  # it answers: what is wrong with the request, the library says better
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{what} is not on this machine, and {url} cannot be reached ({error})", remedy) from error
