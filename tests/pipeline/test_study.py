@@ -432,18 +432,18 @@ def test_every_choice_keeps_the_scores_of_all_its_candidates_and_is_counted(stud
     assert all(f"<code>{row['file']}</code>" in page for row in found)
 
 
-def test_each_look_at_the_test_images_is_counted_whatever_the_grid(copied: Path) -> None:
-    def looks() -> list[dict[str, Any]]:
-        return list(result(copied)["looks"])
+def test_each_reading_of_test_images_is_counted_whatever_the_grid(copied: Path) -> None:
+    def readings() -> list[dict[str, Any]]:
+        return list(result(copied)["readings"])
 
-    first = looks()
+    first = readings()
     assert len(first) == 1
     assert first[0] | {"grid": ""} == {
-        "recommended": result(copied)["recommendation"]["name"], "control": "CE", "grid": "", "cells": 4,
+        "recommended": result(copied)["recommendation"]["name"], "control": "CE", "grid": "", "arms": 4,
     }  # fmt: skip
-    study(copied, GRID, quiet=True)  # the same again, and in another order, is no new look
+    study(copied, GRID, quiet=True)  # the same again, and in another order, is no new reading
     study(copied, replace(GRID, numbers=("0.3", "0.2")), quiet=True)
-    assert looks() == first
+    assert readings() == first
     study(copied, replace(GRID, numbers=("0.2",)), quiet=True)
-    assert looks()[:1] == first
-    assert [look["cells"] for look in looks()] == [4, 2]
+    assert readings()[:1] == first
+    assert [one["arms"] for one in readings()] == [4, 2]

@@ -349,7 +349,7 @@ def study(weights: tuple[str, ...] = ("weight 1", "weight 0.5"), **changes: Any)
             "numbers": {best["name"]: _accuracies(0.7654), "balanced softmax": _accuracies(0.7321)}, "scopes": scopes,
         },
         "curated": [],
-        "looks": [{}],
+        "readings": [{}],
         "why_not": None,
         "apply": ["imbdiff sample RUN --sample.strategy 1.0", "imbdiff classify RUN --classify.synthetic ce"],
         "command": "imbdiff study runs/digits-ddpm-0 --numbers 0.25 0.5 1.0",

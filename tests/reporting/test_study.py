@@ -79,7 +79,7 @@ def test_no_recommendation_names_classes_and_remedy() -> None:
 
 @pytest.mark.parametrize(("n", "times", "warned"), [(1, "once", False), (3, "3 times", True)])
 def test_how_often_results_on_test_images_were_read_is_said(n: int, times: str, warned: bool) -> None:
-    text = text_of(fake.study(looks=[{}] * n))
+    text = text_of(fake.study(readings=[{}] * n))
     assert f"were read {times} in this folder" in text
     assert ("flatters the difference" in text) == warned
 

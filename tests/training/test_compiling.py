@@ -48,7 +48,7 @@ def trainer(
     model = from_spec(ModelSpec(kind, arguments, (1, 8, 8), DDPM().to_json(), images.stats))
     return Trainer(
         step=TrainingStep({"model": model}, objectives), data=images, groups=Groups.by_quantile(images.stats),
-        parts=[Part()], config=config, device="cpu", say=said.append,
+        parts=[Part()], config=config, device="cpu", notify=said.append,
     )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_wrong_gradients_are_refused(monkeypatch: pytest.MonkeyPatch, must: bool
         return made.step.networks["model"](x, torch.arange(4), labels)[0].square().mean()
 
     before = loss().detach()
-    assert not compile_checked(made.step, loss, say=said.append)
+    assert not compile_checked(made.step, loss, notify=said.append)
     assert any("7 without, 1 compiled" in line for line in said)
     assert torch.equal(loss().detach(), before)
     loss().backward()
@@ -188,7 +188,7 @@ def test_no_process_compiles_where_another_found_a_difference(monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(Dist, "gather_objects", lambda self, value: ["", "there it differs by 4.0%"])
-        assert not compile_checked(made.step, loss, say=said.append)
+        assert not compile_checked(made.step, loss, notify=said.append)
     assert said == ["not compiled, gradients of one batch compared: there it differs by 4.0%"]
     assert network.backbone._compiled_call_impl is None
-    assert compile_checked(made.step, loss, say=said.append), "alone, it is right"
+    assert compile_checked(made.step, loss, notify=said.append), "alone, it is right"

@@ -133,7 +133,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(tmp_
     state[-100] ^= 1
     (newest / "state.safetensors").write_bytes(bytes(state))
     said: list[str] = []
-    resumed = trainer(tmp_path, say=said.append)
+    resumed = trainer(tmp_path, notify=said.append)
     resumed.quiet = False
     assert same(whole[0], resumed.run())
     assert newest.name in said[0]
@@ -148,7 +148,7 @@ def test_precision_is_said_where_it_was_chosen_and_where_it_changes(tmp_path: Pa
         said.clear()
         monkeypatch.setattr("imbdiff.runtime.device.BF16_FROM", 1)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units}, raising=False)
-        made = trainer(tmp_path, config, say=said.append, **options)
+        made = trainer(tmp_path, config, notify=said.append, **options)
         made.quiet = False
         made.run()
         return made

@@ -12,8 +12,8 @@ report.html     the page
 
 from __future__ import annotations
 
-import hashlib
 import shlex
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ from imbdiff.recognition.recipes import get_recipe
 from imbdiff.reporting.study import build_study
 from imbdiff.runtime.device import resolve_device, start
 from imbdiff.runtime.errors import ConfigError, RunError
-from imbdiff.runtime.files import atomic, digest, read_json, write_json, write_text
+from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json, write_text
 from imbdiff.runtime.progress import Progress, duration
 
 SCHEMA = "imbdiff-study/3"
@@ -171,8 +171,9 @@ class _Study:
         """The size of the grid, and an estimate of the time from a measured probe."""
         o, plan, seeds, prepared = self.options, self.conditions.plan, self.conditions.seeds, self.prepared
         arms, todo = len(self.arms), self.todo()
-        have, copied = self.at_hand(todo)
-        left, generating = len(todo["images"]) - have - len(copied), 0.0
+        shared, own = self.shared(todo), self.folder / "samples"
+        left = sum(row["file"] not in shared and not (own / row["file"]).exists() for row in todo["images"])
+        all_of, generating = len(todo["images"]), 0.0
         if left:
             device = resolve_device(self.config.device)
             model = load_model(self.run.folder / "model", device=device)
@@ -189,7 +190,7 @@ class _Study:
         return [
             ("grid", grid),
             ("classifiers", f"{arms * len(seeds)} = {arms} x {counted(len(seeds), 'seed')}, {plan.steps:,} steps each"),
-            ("images", f"{len(todo['images']):,} candidates: {have + len(copied):,} at hand, {left:,} to generate"),
+            ("images", f"{all_of:,} candidates: {all_of - left:,} at hand, {left:,} to generate"),
             ("choice", "none: " + " ".join(self.about_missing(missing)) if missing else chosen),
             ("time", f"about {duration(generating)} to generate and {duration(training)} to train, from a measured "
                      "probe; what is trained already is not trained again"),
@@ -246,7 +247,7 @@ class _Study:
             "of": self.identity,
             "grid": asked,
             **found.to_json(),
-            "looks": self.looks(found),
+            "readings": self.readings(found),
             "curated": self.curated,
             "why_not": why_not if found.missing else None,
             "apply": self.commands(found),
@@ -260,24 +261,24 @@ class _Study:
             print(f"{text}\nstudy: {page}", flush=True)
         return page
 
-    def looks(self, found: Studied) -> list[dict[str, Any]]:
+    def readings(self, found: Studied) -> list[dict[str, Any]]:
         """Each reading of test images in this folder, whatever grid it was for; the same one again is no new one.
 
-        Who has seen them and then asks for another grid chooses with them in mind.
+        A grid that is asked for after a reading was chosen with the test images in mind.
         """
         path = self.folder / "study.json"
-        looks = list(read_json(path)["looks"]) if path.exists() else []
+        readings = list(read_json(path)["readings"]) if path.exists() else []
         if found.choice is not None:
             arms = sorted(digest([a.recipe, a.name, list(a.wanted)]) for a in self.arms)
             plan = self.conditions.plan.to_json()
-            look = {
+            one = {
                 "recommended": found.choice.recommended,
                 "control": found.choice.control,
                 "grid": digest([arms, sorted(self.conditions.seeds), plan, self.options.draw]),
-                "cells": len(self.grid),
+                "arms": len(self.grid),
             }
-            looks += [] if look in looks else [look]
-        return looks
+            readings += [] if one in readings else [one]
+        return readings
 
     # -- the pool of images
 
@@ -294,18 +295,17 @@ class _Study:
             todo = plan_in(folder, more, names, config, self.identity["weights"])
         return todo
 
-    def at_hand(self, todo: dict[str, Any]) -> tuple[int, dict[str, str]]:
-        """What need not be generated: how many images the pool has, and of the others those of the run's samples: file
-        -> sha256. Samples of other weights, seeds or another sampler are none of them."""
-        own, run = self.folder / "samples", self.run.folder / "samples"
-        have = {row["file"] for row in todo["images"] if (own / row["file"]).exists()}
+    def shared(self, todo: dict[str, Any]) -> dict[str, str]:
+        """The images of the pool that are among the run's samples: file -> sha256; none where those are of other
+        weights, seeds or another sampler."""
+        run = self.run.folder / "samples"
         plan = plan_of_samples(run)
         # of another batch size they differ by rounding alone
         if plan is None or not alike({**plan, "batch_size": todo["batch_size"]}, todo):
-            return len(have), {}
-        asked = {row["file"] for row in todo["images"]} - have
+            return {}
+        asked = {row["file"] for row in todo["images"]}
         rows = read_json(run / "manifest.json")["images"]
-        return len(have), {row["file"]: row["sha256"] for row in rows if row["file"] in asked}
+        return {row["file"]: row["sha256"] for row in rows if row["file"] in asked}
 
     def fill_pool(self, quiet: bool) -> None:
         """Copies the run's own samples into the pool, and generates the others."""
@@ -313,12 +313,12 @@ class _Study:
         if finished(folder, todo):
             return
         make_ready(folder, todo)
-        for file, sha256 in self.at_hand(todo)[1].items():
+        for file, sha256 in self.shared(todo).items():
             path = run / "samples" / file
-            data = path.read_bytes() if path.exists() else b""
-            if hashlib.sha256(data).hexdigest() == sha256:  # one that was altered is generated again
+            # one that was altered is generated again
+            if not (folder / file).exists() and path.exists() and sha256_file(path) == sha256:
                 with atomic(folder / file, sync=False) as aside:
-                    aside.write_bytes(data)
+                    shutil.copyfile(path, aside)
         how = sampling(self.config)
         network = load_model(run / "model", device=resolve_device(self.config.device))
         guidance = guide_of(how, network, self.prepared, self.config, run / "curation")

@@ -281,7 +281,7 @@ def train(
             watch_images=config.watch.every,
             finish=phase.finish,
             quiet=quiet,
-            say=log,
+            notify=log,
         )
         trained[phase.name] = trainer.run()
     if trackers is not None:

@@ -64,7 +64,7 @@ def _top(found: Found) -> list[ui.Block]:
                 f"On {counted(scopes['all']['n'], 'test image')}, read after this choice and for these two only; "
                 "differences in percentage points."
             )
-        read = len(found["looks"])
+        read = len(found["readings"])
         text += f" Results on test images were read {'once' if read == 1 else f'{read} times'} in this folder."
         if read > 1:
             text += " A grid that was chosen in the knowledge of earlier results flatters the difference."

@@ -57,7 +57,7 @@ class Trainer:
         on_watch: the same, every `watch_images` images and at the end.
         on_weak: the same, once: after the share `WEAK_AT` of the steps.
         finish: what the averaged network becomes when it is handed out; gets the objectives too.
-        say: prints notices.
+        notify: prints notices.
     """
 
     step: TrainingStep
@@ -76,7 +76,7 @@ class Trainer:
     watch_images: int = 0
     finish: Callable[[Any, Sequence[Objective]], nn.Module] | None = None
     quiet: bool = False
-    say: Callable[[str], None] = print
+    notify: Callable[[str], None] = print
 
     def run(self) -> nn.Module:
         """Trains from the newest checkpoint, or from the start, to the end; returns the averaged network in eval mode.
@@ -104,16 +104,16 @@ class Trainer:
         update = Update(self.step, batches, config, accelerator)
         loop = Loop(
             update, steps, batch, self.files, log_every=self._every(None, LOG_LINES),
-            save_every=self._every(config.checkpoint_images, 20), dist=dist, remedy=REMEDY, report=self.say,
+            save_every=self._every(config.checkpoint_images, 20), dist=dist, remedy=REMEDY, report=self.notify,
         )  # fmt: skip
         before = loop.resume()
-        say = self.say if dist.main and not self.quiet else _nothing
+        notify = self.notify if dist.main and not self.quiet else _nothing
         if before:
             was, now = before["precision"], update.precision
             other = "" if was == now else f", in {now} what was trained in {was} so far"
-            say(f"continuing after {loop.first * batch:,} images{other}")
-        update.wrap(say)
-        self._describe(bf16, say)
+            notify(f"continuing after {loop.first * batch:,} images{other}")
+        update.wrap(notify)
+        self._describe(bf16, notify)
         previews = 0 if config.preview_images == 0 else self._every(config.preview_images, 5)
         watches = 0 if self.watch_images == 0 else self._every(self.watch_images, 1)
         weak = max(1, round(WEAK_AT * steps))
@@ -142,12 +142,12 @@ class Trainer:
         with torch.no_grad():
             return result if self.finish is None else self.finish(result, self.step.active).eval()
 
-    def _describe(self, bf16: bool, say: Callable[[str], None]) -> None:
+    def _describe(self, bf16: bool, notify: Callable[[str], None]) -> None:
         config = self.config
         if config.precision == "auto" and bf16:
-            say("in bfloat16, for which this machine has units (--train.precision fp32: without them)")
+            notify("in bfloat16, for which this machine has units (--train.precision fp32: without them)")
         if config.compared < config.batch_size:
-            say(
+            notify(
                 f"batches of {config.batch_size} in {config.accumulate} micro-batches: losses that compare rows with "
                 f"each other (contrasts, transfer) compare {config.compared}"
             )

@@ -72,7 +72,7 @@ class Update:
         self.wrapped: nn.Module = step
         self._first = True
 
-    def wrap(self, say: Callable[[str], None]) -> None:
+    def wrap(self, notify: Callable[[str], None]) -> None:
         """Makes the step ready to be called, and compiles its networks on a GPU; weights are loaded before."""
         with warnings.catch_warnings():  # accelerate asks torch by a name that torch 2.13 calls deprecated
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
@@ -85,7 +85,7 @@ class Update:
                 return self.step(batch)["loss"]
 
             bf16 = self.accelerator.mixed_precision == "bf16"
-            compile_checked(self.step, loss, bf16=bf16, say=say)
+            compile_checked(self.step, loss, bf16=bf16, notify=notify)
 
     def gradients(self, step: int) -> dict[str, Tensor]:
         """Sets the clipped gradients of step number `step`; returns the named losses, on the device.
@@ -207,7 +207,7 @@ def compile_checked(
     loss: Callable[[], Tensor],
     *,
     bf16: bool = False,
-    say: Callable[[str], None] = print,
+    notify: Callable[[str], None] = print,
 ) -> bool:
     """Compiles the backbones of `step` in place, if the gradients of `loss` are those without.
 
@@ -216,7 +216,7 @@ def compile_checked(
     Args:
         step: its parameters hold no gradients, before and after.
         loss: calls the step on one batch; called several times, without network dropout.
-        bf16, say: see `compile_if_equal`.
+        bf16, notify: see `compile_if_equal`.
 
     Returns:
         Whether they are compiled.
@@ -236,7 +236,7 @@ def compile_checked(
     try:
         with step.undisturbed():
             return compile_if_equal(
-                networks, gradients, what="gradients of one batch", bf16=bf16, together=True, say=say
+                networks, gradients, what="gradients of one batch", bf16=bf16, together=True, say=notify
             )  # fmt: skip
     finally:
         for module, p in dropouts:
