@@ -257,8 +257,6 @@ class InspectCommand:
 
     source: str = field(metadata=POSITIONAL)
     """A folder of class folders, a file, hf:NAME, a benchmark, digits: docs/sources.md."""
-    size: int | None = None
-    """Side in pixels to bring all images to."""
     out: str | None = None
     """Folder for a page with pictures (report.html) and the complete report (inspection.json)."""
     page: str | None = None
@@ -271,9 +269,7 @@ class InspectCommand:
     def execute(self, command: str) -> None:
         from imbdiff.pipeline.inspection import inspect_any
 
-        written = inspect_any(
-            self.source, size=self.size, cost=self.cost, out=self.out, page=self.page, command=command
-        )
+        written = inspect_any(self.source, cost=self.cost, out=self.out, page=self.page, command=command)
         if self.json:
             print(json.dumps(written.report, indent=1, ensure_ascii=False))
             return

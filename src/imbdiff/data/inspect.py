@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imbdiff.data.decode import SMALLEST, Size, parse_size, resolve, suggest
+from imbdiff.data.decode import SMALLEST, suggest
 from imbdiff.data.findings import Usable, copies, name_problems, suspicious, usable_images
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.names import counted, display_name
@@ -49,14 +49,11 @@ class Inspection:
     usable: dict[str, Usable]
 
 
-def inspect(
-    source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarray], *, size: Size | None = None
-) -> dict[str, Any]:
+def inspect(source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
     """Decodes every image of a source once; damaged ones are reported, not raised. Nothing is changed or written.
 
     Args:
         source: as for :func:`load`.
-        size: the size the user has in mind; None = suggest one.
 
     Returns:
         A JSON-able dictionary. Unusable files are in "bad" and in no count; ids name images.
@@ -79,18 +76,15 @@ def inspect(
     Raises:
         DataError: the source cannot be opened at all.
     """
-    return examine(source, size=size).report
+    return examine(source).report
 
 
-def examine(
-    source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarray], *, size: Size | None = None
-) -> Inspection:
+def examine(source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarray]) -> Inspection:
     """As :func:`inspect`, with what pictures are made from."""
     opened = load(source)
     usable, scan = usable_images(opened)
     names, train, sizes = opened.class_names, usable["train"], scan.sizes
-    suggested, why, size_notes = suggest_size(sizes, size)
-    resize, resize_notes = suggest_resize(sizes, suggested)
+    suggestions, size_notes = _suggestions(sizes)
     searches = {
         split: CopyFinder(images.images, images.hashes, lookups(len(images)))
         for split, images in usable.items()
@@ -110,9 +104,7 @@ def examine(
         "sizes": [[h, w, n] for (h, w), n in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))],
         "modes": dict(scan.modes),
         "channels": 1 if scan.grey else 3,
-        "suggested_size": list(suggested) if suggested else None,
-        "size_reason": why,
-        "resize": resize,
+        **suggestions,
         "bad": scan.bad,
         "duplicates": equal,
         "near_duplicates": [_near_row(found) for found in (*near, *inside)],
@@ -120,7 +112,6 @@ def examine(
         "warnings": [
             *opened.warnings,
             *size_notes,
-            *resize_notes,
             *_warnings(classes["classes"], equal),
             *filter(None, (found.sentence() for found in near)),
         ],
@@ -185,52 +176,34 @@ def listed(names: Sequence[str]) -> str:
     return _capped([display_name(name) for name in names], ", ")
 
 
-def suggest_size(
-    sizes: Mapping[tuple[int, int], int], asked: Size | None
-) -> tuple[tuple[int, int] | None, str, list[str]]:
-    """(height, width) or None, why, and notes.
-
-    Args:
-        sizes: {(height, width): images}.
-        asked: what the user has in mind.
-    """
-    if asked is not None:
-        height, width = parse_size(asked)
-        smaller = sum(n for (h, w), n in sizes.items() if h < height or w < width)
-        are = counted(smaller, "image is", "images are")
-        notes = [f"{are} smaller than {height} x {width} and would be enlarged"] if smaller else []
-        return (height, width), "as asked for", notes
+def _suggestions(sizes: Mapping[tuple[int, int], int]) -> tuple[dict[str, Any], list[str]]:
+    """The part of the report on what size to train at and how to get there, and notes; sizes {(height, width): n}."""
     if not sizes:
-        return None, "no image could be read", []
-    side = suggest(sizes)
+        resize = {"policy": "crop", "cut_much": 0, "images": 0}
+        return {"suggested_size": None, "size_reason": "no image could be read", "resize": resize}, []
+    side, first = suggest(sizes), next(iter(sizes))
     choose = f"choose one with --data.size {side[0]} (--data.resize crop|pad|stretch)"
+    notes = []
     if len(sizes) > 1:
-        why = "few images need to be enlarged to it, and time grows with the pixels"
-        return side, why, [f"{len(sizes)} different sizes: {choose}"]
-    (only,) = sizes
-    if side == only:
-        return side, "all images have it", []
-    if min(only) < SMALLEST:
-        note = f"images of {only[0]} x {only[1]} pixels are too small: {choose}"
-        return side, f"each side needs at least {SMALLEST} pixels", [note]
-    unasked, _ = resolve(sizes, None, "crop", "")
-    note = f"images larger than 64 pixels: {choose}; unasked they become {unasked.height} x {unasked.width}"
-    return side, "a first run at a small size takes hours less; time grows with the pixels", [note]
-
-
-def suggest_resize(
-    sizes: Mapping[tuple[int, int], int], target: tuple[int, int] | None
-) -> tuple[dict[str, Any], list[str]]:
-    """{"policy": crop or pad, "cut_much": images that crop would cut more than a quarter of, "images"}, and notes."""
-    total = sum(sizes.values())
-    much = 0 if target is None else sum(n for size, n in sizes.items() if _cut(size, target) > MUCH)
-    if not much or target is None or much < OFTEN * total:
-        return {"policy": "crop", "cut_much": much, "images": total}, []
-    note = (
-        f"cropping to the proportions of {target[0]} x {target[1]} would cut off more than a quarter of "
-        f"{counted(much, 'image', 'images')} of {total}: look at --data.resize pad"
-    )
-    return {"policy": "pad", "cut_much": much, "images": total}, [note]
+        why, notes = "few images need to be enlarged to it", [f"{len(sizes)} different sizes: {choose}"]
+    elif side == first:
+        why = "all images have it"
+    elif min(first) < SMALLEST:
+        why = f"each side needs at least {SMALLEST} pixels"
+        notes = [f"images of {first[0]} x {first[1]} pixels are too small: {choose}"]
+    else:
+        why = "a first run at a small size takes hours less"
+        notes = [f"images larger than 64 pixels, which a run scales down to 64: {choose}"]
+    total, much = sum(sizes.values()), sum(n for size, n in sizes.items() if _cut(size, side) > MUCH)
+    policy = "pad" if much and much >= OFTEN * total else "crop"
+    if policy == "pad":
+        lose = counted(much, "image", "images")
+        notes.append(
+            f"cropping to the proportions of {side[0]} x {side[1]} would cut off more than a quarter of {lose} of "
+            f"{total}: try --data.resize pad"
+        )
+    resize = {"policy": policy, "cut_much": much, "images": total}
+    return {"suggested_size": list(side), "size_reason": why, "resize": resize}, notes
 
 
 def _cut(size: tuple[int, int], target: tuple[int, int]) -> float:
@@ -257,7 +230,7 @@ def format_inspection(report: dict[str, Any]) -> RenderableType:
         f"(1 = balanced); groups: {report['group_rule']}",
     ]
     tail = _sizes(report)
-    for what, rows in (*_bad_and_equal(report), *_near(report), *_labels(report["labels"])):
+    for what, rows in _lists(report):
         if rows:
             tail.append(f"{what}:\n  " + _capped(rows, "\n  "))
     tail += [f"note: {note}" for note in report["warnings"]]
@@ -297,18 +270,37 @@ def _sizes(report: dict[str, Any]) -> list[str]:
     height, width = report["suggested_size"]
     return [
         f"sizes (height x width): {sizes}; {colour}; modes {modes}",
-        f"suggested size: {height} x {width} ({report['size_reason']}); larger sizes cost time in proportion to the "
-        f"pixels: {2 * height} x {2 * width} takes 4 times as long",
+        f"suggested size: {height} x {width} ({report['size_reason']}); twice the side takes 4 times as long",
     ]
 
 
-def _bad_and_equal(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
+def _lists(report: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Unusable files, duplicates and labels to check, as (heading, rows)."""
     bad = [f"{display_name(name, 120)}: {display_name(why, 200)}" for name, why in sorted(report["bad"].items())]
-    found = [(counted(len(bad), "unusable file"), bad)]
+    yield counted(len(bad), "unusable file"), bad
     for several, where in ((False, "within a split"), (True, "across splits")):
         rows = [_equal(group) for group in report["duplicates"] if (len(set(group["splits"])) > 1) == several]
-        found.append((f"{counted(len(rows), 'group')} of exact duplicates {where}", rows))
-    return found
+        yield f"{counted(len(rows), 'group')} of exact duplicates {where}", rows
+    for row in report["near_duplicates"]:
+        what = f"{counted(row['near'], 'near duplicate')} of {row['first']} in {row['second']}"
+        if row["first"] == row["second"]:
+            what = f"{counted(row['near'], 'pair')} of near duplicates inside {row['first']}"
+        if row["looked_up"] < row["total"]:
+            what += f" (looked up: {row['looked_up']:,} of {row['total']:,})"
+        what += "" if row["beyond_chance"] else ", no more than chance may give"
+        pairs = [f"{display_name(a, 120)} ~ {display_name(b, 120)} ({ratio:.2f})" for a, b, ratio in row["pairs"]]
+        yield f"{what}, the most alike first", pairs
+    names, votes = report["labels"]["names"], report["labels"]["suspicious"]
+    yield "class names to check", [f"{listed(row['names'])}: {row['why']}" for row in names]
+    rows = [
+        f"{display_name(row['image'], 120)} [{display_name(row['label'], 30)}]: {row['votes']} of its {votes['k']} "
+        f"nearest are {display_name(row['other'], 30)}"
+        for row in votes["images"]
+    ]
+    number = f"{votes['found']}; {votes['looked_up']:,} of {votes['total']:,} images looked up"
+    if votes["not_judged"]:
+        number += f"; {counted(len(votes['not_judged']), 'class', 'classes')} cannot be judged by neighbours"
+    yield f"labels to check, not necessarily wrong ({number}), the most suspicious first", rows
 
 
 def _equal(group: dict[str, list[str]]) -> str:
@@ -326,37 +318,6 @@ def one_of_each(group: dict[str, list[str]]) -> list[tuple[str, str]]:
     for image, name in zip(group["images"], group["classes"], strict=True):
         first.setdefault(name, image)
     return [(image, name) for name, image in first.items()]
-
-
-def _near(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    found = []
-    for row in report["near_duplicates"]:
-        alike = [f"{display_name(a, 120)} ~ {display_name(b, 120)} ({ratio:.2f})" for a, b, ratio in row["pairs"]]
-        what = f"{counted(row['near'], 'near duplicate')} of {row['first']} in {row['second']}"
-        if row["first"] == row["second"]:
-            what = f"{counted(row['near'], 'pair')} of near duplicates inside {row['first']}"
-        if row["looked_up"] < row["total"]:
-            what += f" (looked up: {row['looked_up']:,} of {row['total']:,})"
-        what += "" if row["beyond_chance"] else ", no more than chance may give"
-        found.append((f"{what}, the most alike first", alike))
-    return found
-
-
-def _labels(labels: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    names = [f"{', '.join(display_name(n, 60) for n in row['names'][:6])}: {row['why']}" for row in labels["names"]]
-    votes = labels["suspicious"]
-    rows = [
-        f"{display_name(row['image'], 120)} [{display_name(row['label'], 30)}]: {row['votes']} of its {votes['k']} "
-        f"nearest are {display_name(row['other'], 30)}"
-        for row in votes["images"]
-    ]
-    number = f"{votes['found']}; {votes['looked_up']:,} of {votes['total']:,} images looked up"
-    if votes["not_judged"]:
-        number += f"; {counted(len(votes['not_judged']), 'class', 'classes')} cannot be judged by neighbours"
-    return [
-        ("class names to check", names),
-        (f"labels to check, not necessarily wrong ({number}), the most suspicious first", rows),
-    ]
 
 
 def _capped(rows: Sequence[str], separator: str) -> str:

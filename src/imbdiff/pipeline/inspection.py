@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imbdiff.data.arrays import ArraySource
-from imbdiff.data.decode import Size
 from imbdiff.data.inspect import Inspection, examine, format_inspection, listed
 from imbdiff.data.names import counted
 from imbdiff.data.splits import prepare
@@ -39,7 +38,6 @@ class Inspected:
 def inspect_any(
     source: str,
     *,
-    size: Size | None = None,
     cost: bool = False,
     out: str | None = None,
     page: str | None = None,
@@ -49,7 +47,6 @@ def inspect_any(
 
     Args:
         source: as for :func:`imbdiff.data.sources.load`.
-        size: as for :func:`imbdiff.data.inspect.inspect`.
         cost: measure what a run would cost, too.
         out: folder for report.html and inspection.json.
         page: file for the page alone.
@@ -68,7 +65,7 @@ def inspect_any(
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{file.parent} cannot be made: {error.strerror}", "choose another folder") from error
-    seen = examine(source, size=size)
+    seen = examine(source)
     seen.report["run"] = estimate = run_estimate(seen, cost=cost)
     if pages:
         from imbdiff.reporting.inspection import build_inspection
