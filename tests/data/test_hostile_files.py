@@ -8,7 +8,6 @@ import tempfile
 import unicodedata
 import warnings
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,7 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import imbdiff
+from imbdiff.data.decode import Target
 from imbdiff.data.names import display_name
+from imbdiff.data.reading import Decoding
 from imbdiff.runtime.errors import DataError, ImbdiffError
 from tests.data.making import encoded, noise, zipped
 
@@ -135,10 +136,9 @@ def check(source, files, class_of=lambda path: path.split("/")[0], name_of=lambd
         with pytest.raises(DataError) as error:
             opened.read_all()
         assert all(display_name(name, 200) in error.value.message for name in bad)
-    with mock.patch.object(opened, "_refuse"):  # what is left, as inspect reads it
-        sound = {name: k for k, name in enumerate(opened.ids()) if name not in bad}
-        x, wrong = opened._decode("train", imbdiff.data.decode.Target(9, 8, "crop"), False)
-    assert set(wrong) == bad
+    sound = {name: k for k, name in enumerate(opened.ids()) if name not in bad}
+    x, wrong = Decoding(opened.reader, Target(9, 8, "crop"), False).many(opened.records["train"].opened)
+    assert {opened.ids()[i] for i in wrong} == bad
     for name, k in sound.items():
         assert np.array_equal(x[k], GOOD[expected[name]][1]), (name, expected[name])
 

@@ -23,7 +23,7 @@ from imbdiff.data.folder import Tree, by_class, common_root, is_hidden, is_image
 from imbdiff.data.labels import check_file
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import Reader
-from imbdiff.data.source import FileSource, Records
+from imbdiff.data.source import Records, Source
 from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import DataError, listing
 
@@ -37,7 +37,7 @@ _UTF8 = 0x800
 _ENCRYPTED = 0x2041  # by the old cipher, by a strong one, or the directory too
 
 
-def open_source(spec: Spec) -> FileSource:
+def open_source(spec: Spec) -> Source:
     """Image files in class folders inside a ``.zip`` file; the rules are those of a folder.
 
     Where everything is in a single folder, as in photos.zip/photos/cat/1.png, that one is the root, and the names of
@@ -66,7 +66,7 @@ def open_source(spec: Spec) -> FileSource:
     if root:
         notes.insert(0, f"the classes are the folders inside {root}/, the only folder in {where}")
     records = {s: Records(r.ids, r.labels, [members[start + name] for name in r.ids]) for s, r in splits.items()}
-    return FileSource(where, "zip", records, names, [*notes, *left_out(tree, where)], reader=reader)
+    return Source(where, "zip", records, reader, names, [*notes, *left_out(tree, where)])
 
 
 class ZipReader(Reader):

@@ -9,15 +9,17 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from imbdiff.data.decode import Target, eight_bit, fit
+from imbdiff.data.decode import File, UnusableImageError
 from imbdiff.data.labels import Names, check_file
-from imbdiff.data.source import Defaults, Records, Scan, Source, Survey, pixel_hash, smaller
+from imbdiff.data.reading import Decoding, Reader
+from imbdiff.data.source import Defaults, Records, Source, Survey
 from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import DataError
 
@@ -34,7 +36,6 @@ LAYOUTS: tuple[dict[str, tuple[str, str]], ...] = (
     {"train": ("arr_0", "arr_1")},  # what savez calls arrays without names
 )
 _DAMAGE = (ValueError, OSError, EOFError, SyntaxError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class ArraySource(Source):
@@ -68,35 +69,69 @@ class ArraySource(Source):
         self._images: dict[str, np.ndarray] = {}
         splits = {}
         for split, (x, y) in data.items():
-            self._images[split] = images = checked_images(np.asarray(x), f"{name}, {split} images")
+            images = checked_images(np.asarray(x), f"{name}, {split} images")
+            self._images[split] = images[..., None] if images.ndim == 3 else images
             n = len(images)
             labels = [ONE_CLASS] * n if y is None else checked_labels(np.asarray(y), n, f"{name}, {split} labels")
-            splits[split] = Records((ids or {}).get(split) or numbered(split, n), labels)
-        super().__init__(name, kind, splits, class_names, warnings, strict=strict)
+            splits[split] = item_records(split, labels, (ids or {}).get(split))
+        reader = ItemReader({split: x[:, None] for split, x in self._images.items()})
+        super().__init__(name, kind, splits, reader, class_names, warnings, strict=strict)
 
-    def _look(self) -> Survey:
+    @cached_property
+    def _survey(self) -> Survey:
         sizes: Counter[tuple[int, int]] = Counter()
         for x in self._images.values():
             sizes[x.shape[1], x.shape[2]] += len(x)
-        return Survey(dict(sizes), all(_mode(x) == "L" for x in self._images.values()))
+        return Survey(dict(sizes), all(x.shape[3] == 1 for x in self._images.values()))
 
-    def scan(self) -> Scan:
-        scan = Scan(grey=self.survey().grey)
-        for split, x in self._images.items():
-            images, _ = self._decode(split, Target(x.shape[1], x.shape[2], "crop"), scan.grey)
-            scan.hashes[split] = [pixel_hash(image) for image in images]
-            scan.small[split] = np.stack([smaller(image) for image in images])
-            scan.sizes[x.shape[1], x.shape[2]] += len(x)
-            scan.modes[_mode(x)] += len(x)
-        return scan
+    def _decode(self, split: str, decoding: Decoding, store: Path | None) -> tuple[Any, dict[int, str]]:
+        x, channels = self._images[split], 1 if decoding.grey else 3
+        if x.shape[1:3] == decoding.target.shape and x.shape[3] in (1, channels):  # at once
+            return np.ascontiguousarray(np.broadcast_to(x, (*x.shape[:3], channels))), {}
+        return super()._decode(split, decoding, store)
 
-    def pictures(self, split: str, rows: np.ndarray, target: Target, grey: bool) -> np.ndarray:
-        return _fitted(self._images[split][rows], target, grey)
 
-    def _decode(
-        self, split: str, target: Target, grey: bool, store: Path | None = None, own: tuple[int, int] | None = None
-    ) -> tuple[np.ndarray, dict[str, str]]:
-        return _fitted(self._images[split], target, grey), {}
+class ItemReader(Reader):
+    """Images of objects with items (image, ...), which need not be picklable; a place is (split, number)."""
+
+    in_process = True
+
+    def __init__(self, sets: Mapping[str, Any]) -> None:
+        self.sets = sets
+
+    def open(self, place: tuple[str, int]) -> File:
+        split, number = place
+        try:
+            image = self.sets[split][number][0]
+        except Exception as error:  # whatever the object's own reader raises
+            raise UnusableImageError(f"cannot be read: {type(error).__name__}: {error}") from error
+        return _picture(image)
+
+
+def item_records(split: str, labels: Any, ids: Sequence[str] | None = None) -> Records:
+    """Images by number; their ids are "train/0" and so on unless they are given."""
+    n = len(labels)
+    return Records(ids or [f"{split}/{i}" for i in range(n)], labels, [(split, i) for i in range(n)])
+
+
+def _picture(image: Any) -> Image.Image:
+    """An item's image.
+
+    Raises:
+        UnusableImageError: it is no image of Pillow, no uint8 array and no uint8 tensor.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    tensor = hasattr(image, "permute") and hasattr(image, "numpy")
+    x = image.numpy() if tensor else np.asarray(image)
+    if tensor and x.ndim == 3:
+        x = x.transpose(1, 2, 0)
+    if x.dtype != np.uint8 or not (x.ndim == 2 or (x.ndim == 3 and x.shape[2] in (1, 3, 4))) or not x.size:
+        raise UnusableImageError(
+            f"a {type(image).__name__} {x.shape} of {x.dtype} is no image: give Pillow's images, uint8 arrays (H, W, C)"
+            " or uint8 tensors (C, H, W), without a transform"
+        )
+    return Image.fromarray(np.ascontiguousarray(x[..., 0] if x.ndim == 3 and x.shape[2] == 1 else x))
 
 
 def open_source(spec: Spec) -> ArraySource:
@@ -151,11 +186,6 @@ def open_npz(path: Path, where: str, *, strict: bool = True) -> ArraySource:
     return ArraySource(data, given, where, None, "npz", notes, strict=strict)
 
 
-def numbered(split: str, n: int) -> list[str]:
-    """Ids of images without names of their own."""
-    return [f"{split}/{i}" for i in range(n)]
-
-
 def checked_images(x: np.ndarray, where: str) -> np.ndarray:
     """Refuses what is not (N, H, W[, 1, 3 or 4]) uint8, naming the likely mistake."""
     shape = x.shape
@@ -164,7 +194,7 @@ def checked_images(x: np.ndarray, where: str) -> np.ndarray:
             f"{where} have shape {shape}: the channels seem to come first (N, C, H, W)",
             "put them last: x.transpose(0, 2, 3, 1)",
         )
-    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in _MODES):
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
         raise DataError(
             f"{where} have shape {shape}, not (N, height, width) or (N, height, width, 1, 3 or 4)",
             "reshape the array; of flat rows: x.reshape(-1, height, width)",
@@ -192,23 +222,6 @@ def checked_labels(y: np.ndarray, n: int, where: str) -> np.ndarray:
     if y.dtype.kind not in "iuU":
         raise DataError(f"{where} are {y.dtype}, neither integers nor strings", "convert them: y.astype(np.int64)")
     return y
-
-
-def _mode(x: np.ndarray) -> str:
-    return _MODES[x.shape[3] if x.ndim == 4 else 1]
-
-
-def _fitted(x: np.ndarray, target: Target, grey: bool) -> np.ndarray:
-    """(N, H, W, 1 or 3) uint8 of that size."""
-    x = x[..., None] if x.ndim == 3 else x
-    channels = 1 if grey else 3
-    if x.shape[1:3] == target.shape and x.shape[3] in (1, channels):
-        return np.ascontiguousarray(np.broadcast_to(x, (*x.shape[:3], channels)))
-    out = np.empty((len(x), *target.shape, channels), dtype=np.uint8)
-    for i, image in enumerate(x):
-        flat = eight_bit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
-        out[i] = np.asarray(fit(flat.convert("L" if grey else "RGB"), target)).reshape(out.shape[1:])
-    return out
 
 
 def _layout(keys: set[str], where: str, strict: bool) -> dict[str, tuple[str, str]]:

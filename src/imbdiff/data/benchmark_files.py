@@ -11,7 +11,7 @@ from pathlib import Path
 from imbdiff.data.folder import walk
 from imbdiff.data.lists import read_lines
 from imbdiff.data.reading import PathReader
-from imbdiff.data.source import FileSource, Records, Source
+from imbdiff.data.source import Records, Source
 from imbdiff.runtime.errors import DataError, listing
 
 TRIED = 16
@@ -87,7 +87,7 @@ def read_tiny_imagenet(files: Files) -> Source:
     names = [words.get(one, one).split(",")[0].strip() for one in ids]
     unique = {one: n if names.count(n) == 1 else f"{n} ({one})" for one, n in zip(ids, names, strict=True)}
     splits = {"train": Records(train, [path.split("/")[1] for path in train]), "test": Records(val, labels)}
-    return FileSource(files.text, "benchmark", splits, unique, reader=PathReader(root))
+    return Source(files.text, "benchmark", splits, PathReader(root), unique)
 
 
 def _lines(path: Path) -> list[str]:
@@ -123,7 +123,7 @@ class Lists:
             splits = {split: self._placed(root, some) for split, some in rows.items()}
             if all(splits.values()):
                 records = {split: one for split, one in splits.items() if one}
-                return FileSource(files.text, "benchmark", records, self._names(rows["train"]), reader=PathReader(root))
+                return Source(files.text, "benchmark", records, PathReader(root), self._names(rows["train"]))
         raise files.missing([f"{some[0][0]} ({split})" for split, some in rows.items()])
 
     def _placed(self, root: Path, rows: list[tuple[str, str]]) -> Records | None:

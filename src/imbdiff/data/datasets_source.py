@@ -21,13 +21,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from imbdiff.data.arrays import numbered
+from imbdiff.data.arrays import item_records
 from imbdiff.data.decode import LARGEST, File, UnusableImageError
 from imbdiff.data.folder import is_inside
 from imbdiff.data.labels import check_file, read_names
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import Reader
-from imbdiff.data.source import FileSource, Records
+from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 from imbdiff.runtime.files import digest
@@ -44,7 +44,7 @@ LABEL_TYPES = ("int", "uint", "string", "large_string", "bool")
 _ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
-def open_source(spec: Spec) -> FileSource:
+def open_source(spec: Spec) -> Source:
     """A set that the library `datasets` opens.
 
     Options of `spec`: image and label (columns; ``json.KEY`` for a key of shards' .json files), names (file of class
@@ -64,15 +64,12 @@ def open_source(spec: Spec) -> FileSource:
         if any(str(found.features.get(column)) != str(features[column]) for column in (image, label)):
             raise DataError(f"{where}: the columns or class names of {split} and train differ", "make them the same")
     labels, more = _labels(flat, label, where)
-    splits = {
-        split: Records(_ids(flat[split], split, image), y, [(split, i) for i in range(len(y))])
-        for split, y in labels.items()
-    }
+    splits = {split: item_records(split, y, _ids(flat[split], split, image)) for split, y in labels.items()}
     used = {split: _encoded(sets[split], image) for split in splits}
     reader = ArrowReader(used, image, tuple(roots), digest([_state(found) for found in used.values()])[:32])
     names = read_names(user_path(options["names"])) if options.get("names") else _class_names(features[label])
     kind = "hf" if spec.scheme == "hf" else "parquet" if ".parquet" in spec.rest else "webdataset"
-    return FileSource(where, kind, splits, names, [*notes, *more], reader=reader)
+    return Source(where, kind, splits, reader, names, [*notes, *more])
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,13 +332,12 @@ def _encoded(dataset: Any, column: str) -> Any:
     return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
-def _ids(dataset: Any, split: str, image: str) -> list[str]:
-    """Names of the images: of shards, the names of the files in them; otherwise row numbers."""
-    if "__key__" in dataset.column_names:
-        keys = [f"{split}/{key}.{image}" for key in dataset.select_columns(["__key__"])["__key__"]]
-        if len(set(keys)) == len(keys):
-            return keys
-    return numbered(split, len(dataset))
+def _ids(dataset: Any, split: str, image: str) -> list[str] | None:
+    """Names of the images of shards: those of the files in them, if all are different."""
+    if "__key__" not in dataset.column_names:
+        return None
+    keys = [f"{split}/{key}.{image}" for key in dataset.select_columns(["__key__"])["__key__"]]
+    return keys if len(set(keys)) == len(keys) else None
 
 
 def _state(dataset: Any) -> list[Any]:

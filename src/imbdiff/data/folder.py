@@ -20,7 +20,7 @@ from imbdiff.data.arrays import ONE_CLASS
 from imbdiff.data.decode import EXTENSIONS
 from imbdiff.data.names import counted, display_name, is_text
 from imbdiff.data.reading import PathReader
-from imbdiff.data.source import FileSource, Records
+from imbdiff.data.source import Records, Source
 from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import DataError, listing
 
@@ -48,7 +48,7 @@ class Tree:
     linked: int = 0
 
 
-def open_source(spec: Spec) -> FileSource:
+def open_source(spec: Spec) -> Source:
     """Image files in class folders.
 
     Raises:
@@ -64,7 +64,7 @@ def open_source(spec: Spec) -> FileSource:
         )
     splits, names, notes = by_class(tree, spec.text) if spec.strict else _measured(tree, spec.text)
     notes += left_out(tree, spec.text)
-    return FileSource(spec.text, "folder", splits, names, notes, reader=PathReader(path), strict=spec.strict)
+    return Source(spec.text, "folder", splits, PathReader(path), names, notes, strict=spec.strict)
 
 
 def walk(root: Path) -> Tree:

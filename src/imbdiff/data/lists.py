@@ -21,7 +21,7 @@ from imbdiff.data.folder import is_image, is_inside
 from imbdiff.data.labels import check_file, read_names
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import PathReader
-from imbdiff.data.source import FileSource, Records
+from imbdiff.data.source import Records, Source
 from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
@@ -56,7 +56,7 @@ class Row(NamedTuple):
     line: str
 
 
-def open_source(spec: Spec) -> FileSource:
+def open_source(spec: Spec) -> Source:
     """Images that a list or table names, in its order.
 
     Options: root (folder where the paths begin; the list's own), image, label and split (columns), val and test
@@ -81,7 +81,7 @@ def open_source(spec: Spec) -> FileSource:
         if own:
             splits[split] = Records([row.path for row in own], [row.label for row in own])
     names = read_names(_near(given["names"], path)) if given.get("names") else None
-    return FileSource(spec.text, "list", splits, names, notes, reader=PathReader(root))
+    return Source(spec.text, "list", splits, PathReader(root), names, notes)
 
 
 def _near(given: str, path: Path) -> Path:

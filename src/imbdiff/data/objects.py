@@ -20,13 +20,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from imbdiff.data.arrays import ArraySource, checked_labels, numbered
-from imbdiff.data.decode import File, UnusableImageError
+from imbdiff.data.arrays import ArraySource, ItemReader, checked_labels, item_records
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.reading import Reader
-from imbdiff.data.source import FileSource, Records, Source
+from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec
 from imbdiff.runtime.errors import ConfigError, DataError, ImbdiffError
 from imbdiff.runtime.tables import lookup
@@ -80,8 +77,8 @@ def as_source(found: Any, name: str) -> Source:
         return _of_arrays(parts, name)
     raw = {split: _labels(one, f"{name}, {split}") for split, one in parts.items()}
     names = _class_names(parts["train"], raw) if all(y.dtype.kind in "iu" for y in raw.values()) else None
-    records = {s: Records(numbered(s, len(y)), y, [(s, i) for i in range(len(y))]) for s, y in raw.items()}
-    return FileSource(name, "dataset", records, names, reader=DatasetReader(parts))
+    records = {split: item_records(split, y) for split, y in raw.items()}
+    return Source(name, "dataset", records, ItemReader(parts), names)
 
 
 def _is_content(found: Any) -> bool:
@@ -104,43 +101,6 @@ def _of_arrays(parts: Mapping[str, Any], name: str) -> ArraySource:
     if any(names != given[0] for names in given):
         raise DataError(f"{name}: the splits have different class names", "give the same in every split")
     return ArraySource(data, given[0] if given else None, name, ids)
-
-
-class DatasetReader(Reader):
-    """Items of the objects, which need not be picklable; a place is (split, number)."""
-
-    in_process = True
-
-    def __init__(self, sets: Mapping[str, Any]) -> None:
-        self.sets = sets
-
-    def open(self, place: tuple[str, int]) -> File:
-        split, number = place
-        try:
-            image = self.sets[split][number][0]
-        except Exception as error:  # whatever the object's own reader raises
-            raise UnusableImageError(f"cannot be read: {type(error).__name__}: {error}") from error
-        return _picture(image)
-
-
-def _picture(image: Any) -> Image.Image:
-    """The item's image.
-
-    Raises:
-        UnusableImageError: it is no image of Pillow, no uint8 array and no uint8 tensor.
-    """
-    if isinstance(image, Image.Image):
-        return image
-    tensor = hasattr(image, "permute") and hasattr(image, "numpy")
-    x = image.numpy() if tensor else np.asarray(image)
-    if tensor and x.ndim == 3:
-        x = x.transpose(1, 2, 0)
-    if x.dtype != np.uint8 or not (x.ndim == 2 or (x.ndim == 3 and x.shape[2] in (1, 3, 4))) or not x.size:
-        raise UnusableImageError(
-            f"a {type(image).__name__} {x.shape} of {x.dtype} is no image: give Pillow's images, uint8 arrays (H, W, C)"
-            " or uint8 tensors (C, H, W), without a transform"
-        )
-    return Image.fromarray(np.ascontiguousarray(x[..., 0] if x.ndim == 3 and x.shape[2] == 1 else x))
 
 
 def _labels(found: Any, where: str) -> np.ndarray:

@@ -1,14 +1,13 @@
 """What every source of labelled images offers: names and labels at once, pixels when asked.
 
-A source lists its images with labels when it is opened. Sources of encoded files, in a folder, an archive or a table,
-differ in the *reader* that gives an image's bytes; headers, pixels, hashes and the cache are the same for all of them.
+A source lists its images with labels when it is opened. What differs from source to source is the *reader* that gives
+an image's bytes; headers, pixels, hashes and the cache are the same for all of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,16 +129,16 @@ class Defaults:
     notes: tuple[str, ...] = ()
 
 
-class Source(ABC):
+class Source:
     """Labelled images in one or more splits. Open one with :func:`imbdiff.data.sources.load`.
 
     Args:
         name: "digits", or the path as it was given.
         kind: "digits", "folder", "npz", "arrays" and so on.
         splits: {split: its images}, with labels as they are found.
+        reader: opens the places of the images.
         names: of the classes, in order, where they do not follow from the labels.
         warnings: what was ignored or changed on opening.
-        reader: of encoded images.
         strict: as for :func:`imbdiff.data.labels.encode`.
 
     Attributes:
@@ -157,18 +156,16 @@ class Source(ABC):
         name: str,
         kind: str,
         splits: Mapping[str, Records],
+        reader: Reader,
         names: Names | None = None,
         warnings: Sequence[str] = (),
         *,
-        reader: Reader | None = None,
         strict: bool = True,
     ) -> None:
         raw = {split: records.labels for split, records in splits.items()}
         self.class_names, labels = encode(raw, names, name, strict=strict)
         self.records = {split: Records(one.ids, labels[split], one.places) for split, one in splits.items()}
-        self.name, self.kind = name, kind
-        if reader is not None:
-            self.reader = reader
+        self.name, self.kind, self.reader = name, kind, reader
         self.warnings = tuple(warnings)
         self.flippable = False
         self.defaults = Defaults()
@@ -179,53 +176,11 @@ class Source(ABC):
 
     def labels(self, split: str = "train") -> np.ndarray:
         """(N,) int64 labels of a split, without decoding an image."""
-        self.check_split(split)
-        return self.records[split].labels.copy()
+        return self._split(split).labels.copy()
 
     def ids(self, split: str = "train") -> tuple[str, ...]:
         """(N,) stable names of the images of a split."""
-        self.check_split(split)
-        return tuple(self.records[split].ids)
-
-    def survey(self) -> Survey:
-        """Sizes and unreadable files of all splits; every header is read once, by the first call."""
-        return self._survey
-
-    @cached_property
-    def _survey(self) -> Survey:
-        return self._look()
-
-    def sizes(self) -> dict[tuple[int, int], int]:
-        """{(height, width): images}, as a sample of the images has them where all of it agrees and there are many."""
-        return (self._sampled or self.survey()).sizes
-
-    @property
-    def _sampled(self) -> Survey | None:
-        """One size and no grey image, as the headers of a sample say; None where all headers have to be read.
-
-        Decoding finds out whether it was right, so that not every file is opened twice.
-        """
-        return None
-
-    @abstractmethod
-    def scan(self) -> Scan:
-        """Decodes every image of every split once."""
-
-    @abstractmethod
-    def pictures(self, split: str, rows: np.ndarray, target: Target, grey: bool) -> np.ndarray:
-        """(n, H, W, C) uint8: the usable images at `rows` (n,) of a split, and no others, brought to `target`."""
-
-    @abstractmethod
-    def _look(self) -> Survey: ...
-
-    @abstractmethod
-    def _decode(
-        self, split: str, target: Target, grey: bool, store: Path | None = None, own: tuple[int, int] | None = None
-    ) -> tuple[np.ndarray, dict[str, str]]:
-        """(N, H, W, C) uint8 of a split and {id: why} of the unusable files, whose rows mean nothing.
-
-        `store` is a folder for decoded images, if they are to be kept on disk; `own` the size that all must have.
-        """
+        return tuple(self._split(split).ids)
 
     @cached_property
     def stats(self) -> ClassStats:
@@ -236,6 +191,71 @@ class Source(ABC):
     def balanced(self) -> bool:
         """The largest train class is at most 1.5 times the smallest: a long-tail profile and a judge make sense."""
         return self.stats.imbalance_factor <= BALANCED_WITHIN
+
+    def survey(self) -> Survey:
+        """Sizes and unreadable files of all splits; every header is read once, by the first call."""
+        return self._survey
+
+    @cached_property
+    def _survey(self) -> Survey:
+        sizes: Counter[tuple[int, int]] = Counter()
+        grey, bad = True, {}
+        for records in self.records.values():
+            for name, found, why in self._each(read_header, records, "headers"):
+                if found is None:
+                    bad[name] = why
+                else:
+                    sizes[found.size] += 1
+                    grey = grey and found.grey
+        return Survey(dict(sizes), grey, bad)
+
+    def sizes(self) -> dict[tuple[int, int], int]:
+        """{(height, width): images}, as a sample of the images has them where all of it agrees and there are many."""
+        return (self._sampled or self.survey()).sizes
+
+    @cached_property
+    def _sampled(self) -> Survey | None:
+        """One size and no grey image, as the headers of a sample say; None where all headers have to be read.
+
+        Decoding finds out whether it was right, so that not every file is opened twice.
+        """
+        n = sum(len(records.ids) for records in self.records.values())
+        if n < SAMPLE_FROM or self.reader.in_process:
+            return None
+        places = [p for r in self.records.values() for p in r.opened[:: max(1, len(r.ids) // SAMPLE)]]
+        found = [header for header, _ in _worked(read_header, self.reader, places)]
+        sizes = {None if header is None else header.size for header in found}
+        # that all are grey is known only when all were looked at
+        if len(sizes) != 1 or None in sizes or all(header.grey for header in found):
+            return None
+        return Survey({size: n for size in sizes if size}, False)
+
+    def scan(self) -> Scan:
+        """Decodes every image of every split once."""
+        scan = Scan()
+        for split, records in self.records.items():
+            keys: list[str | None] = []
+            small = np.zeros((len(records.ids), SMALL, SMALL, 3), dtype=np.uint8)
+            for i, (name, found, why) in enumerate(self._each(_seen, records, f"look at {split}")):
+                head, key, small[i] = found or (None, None, 0)
+                keys.append(key)
+                if head is None:
+                    scan.bad[name] = why
+                else:
+                    scan.sizes[head.size] += 1
+                    scan.modes[head.mode] += 1
+                    scan.grey = scan.grey and head.grey
+            scan.hashes[split], scan.small[split] = keys, small
+        if scan.grey:
+            scan.small = {split: x[..., :1] for split, x in scan.small.items()}
+        if all((x < DARK).all() for x in scan.small.values()):
+            self.warnings = tuple(dict.fromkeys((*self.warnings, _DARK)))
+        return scan
+
+    def pictures(self, split: str, rows: np.ndarray, target: Target, grey: bool) -> np.ndarray:
+        """(n, H, W, C) uint8: the usable images at `rows` (n,) of a split, and no others, brought to `target`."""
+        places = self.records[split].opened
+        return Decoding(self.reader, target, grey).many([places[i] for i in rows.tolist()], 16)[0]
 
     def read(self, split: str = "train", size: Size | None = None, resize: str = "crop") -> ImageSet:
         """The images of one split, as of :meth:`read_all`; what was decided about their size is issued as a warning."""
@@ -264,134 +284,66 @@ class Source(ABC):
             DataError: no such split; unusable files, all listed; mixed sizes and no size given.
             ConfigError: an impossible size or policy.
         """
-        splits = self.splits if splits is None else tuple(splits)
-        for split in splits:
-            self.check_split(split)
+        chosen = {split: self._split(split) for split in splits or self.splits}
         if "_survey" not in self.__dict__ and self._sampled is not None:
-            sets, notes, bad = self._read(splits, self._sampled, size, resize, cache, sampled=True)
+            own = next(iter(self._sampled.sizes)) if size is None else None
+            sets, notes, bad = self._read(chosen, self._sampled, size, resize, cache, own)
             if not bad:
                 return sets, notes
-        survey = self.survey()
-        if survey.bad:
-            self._refuse(self.scan().bad)
-        sets, notes, bad = self._read(splits, survey, size, resize, cache)
+        bad = self.scan().bad if self.survey().bad else {}
+        if not bad:
+            sets, notes, bad = self._read(chosen, self.survey(), size, resize, cache)
         if bad:
-            self._refuse(bad)
+            rows = [f"{display_name(name, 200)}: {display_name(why, 200)}" for name, why in sorted(bad.items())]
+            raise DataError(
+                f"{len(bad)} of the images of {self.name} cannot be used:\n{listing(rows, 100)}",
+                "replace or remove these files",
+            )
         return sets, notes
 
     def _read(
         self,
-        splits: Sequence[str],
+        splits: Mapping[str, Records],
         survey: Survey,
         size: Size | None,
         resize: str,
         cache: str | Path | None,
-        sampled: bool = False,
+        own: tuple[int, int] | None = None,
     ) -> tuple[dict[str, ImageSet], tuple[str, ...], dict[str, str]]:
-        """The decoded splits, notes, and {id: why} of the unusable images.
-
-        Where the survey is that of a sample and no size is given, images of another size are unusable.
-        """
+        """The decoded splits, notes, and {id: why} of the unusable images; with `own`, all images of another size."""
         target, notes = resolve(survey.sizes, size, resize, self.name)
-        own = next(iter(survey.sizes)) if sampled and size is None else None
-        total = sum(len(self.records[split].ids) for split in splits)
+        total = sum(len(records.ids) for records in splits.values())
         store = caches.chosen(cache, total * target.height * target.width * (1 if survey.grey else 3))
         sets: dict[str, ImageSet] = {}
         bad: dict[str, str] = {}
-        for split in splits:
-            images, wrong = self._decode(split, target, survey.grey, store, own)
-            bad |= wrong
+        for split, records in splits.items():
+            images, wrong = self._decode(split, Decoding(self.reader, target, survey.grey, own), store)
+            bad |= {records.ids[i]: why for i, why in wrong.items()}
             if not bad:
                 sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split))
         if not bad and all((one.images[:64] < DARK).all() for one in sets.values()):
             notes = (*notes, _DARK)
         return sets, notes, bad
 
-    def check_split(self, split: str) -> None:
+    def _decode(self, split: str, decoding: Decoding, store: Path | None) -> tuple[Any, dict[int, str]]:
+        """(N, H, W, C) uint8 of a split and {number: why} of the unusable images, whose rows mean nothing.
+
+        `store` is a folder for decoded images, if they are to be kept on disk.
+        """
+        records, places = self.records[split], list(self.records[split].opened)
+        if store is None or self.reader.in_process:
+            return decoding.many(places)
+        shape = (len(places), *decoding.target.shape, 1 if decoding.grey else 3)
+        what = [self.reader.identity, pillow, list(records.ids), [self.reader.stamp(place) for place in places]]
+        key = digest([*what, list(shape), decoding.target.policy, *(decoding.own or ())])
+        about = {"source": self.name, "split": split, "shape": list(shape), "policy": decoding.target.policy}
+        stored, bad = caches.kept(store / key[:32], shape, decoding, places, about)
+        return Rows([stored], np.arange(len(places))), bad
+
+    def _split(self, split: str) -> Records:
         if split not in self.records:
             raise DataError(f"{self.name} has no split {split!r}", f"it has: {', '.join(self.splits)}")
-
-    def _refuse(self, bad: dict[str, str]) -> None:
-        rows = [f"{display_name(name, 200)}: {display_name(why, 200)}" for name, why in sorted(bad.items())]
-        raise DataError(
-            f"{len(bad)} of the images of {self.name} cannot be used:\n{listing(rows, 100)}",
-            "replace or remove these files",
-        )
-
-
-class FileSource(Source):
-    """Encoded images, whose places the reader opens."""
-
-    reader: Reader
-
-    def _look(self) -> Survey:
-        sizes: Counter[tuple[int, int]] = Counter()
-        grey, bad = True, {}
-        for records in self.records.values():
-            for name, found, why in self._each(read_header, records, "headers"):
-                if found is None:
-                    bad[name] = why
-                else:
-                    sizes[found.size] += 1
-                    grey = grey and found.grey
-        return Survey(dict(sizes), grey, bad)
-
-    def scan(self) -> Scan:
-        scan = Scan()
-        for split, records in self.records.items():
-            keys: list[str | None] = []
-            small = np.zeros((len(records.ids), SMALL, SMALL, 3), dtype=np.uint8)
-            for i, (name, found, why) in enumerate(self._each(_seen, records, f"look at {split}")):
-                head, key, small[i] = found or (None, None, 0)
-                keys.append(key)
-                if head is None:
-                    scan.bad[name] = why
-                else:
-                    scan.sizes[head.size] += 1
-                    scan.modes[head.mode] += 1
-                    scan.grey = scan.grey and head.grey
-            scan.hashes[split], scan.small[split] = keys, small
-        if scan.grey:
-            scan.small = {split: x[..., :1] for split, x in scan.small.items()}
-        if all((x < DARK).all() for x in scan.small.values()):
-            self.warnings = tuple(dict.fromkeys((*self.warnings, _DARK)))
-        return scan
-
-    def pictures(self, split: str, rows: np.ndarray, target: Target, grey: bool) -> np.ndarray:
-        places = self.records[split].opened
-        return Decoding(self.reader, target, grey).many([places[i] for i in rows.tolist()], 16)[0]
-
-    def _decode(
-        self, split: str, target: Target, grey: bool, store: Path | None = None, own: tuple[int, int] | None = None
-    ) -> tuple[np.ndarray, dict[str, str]]:
-        records = self.records[split]
-        places = list(records.opened)
-        decoding = Decoding(self.reader, target, grey, own)
-        images: Any
-        if store is None or self.reader.in_process:
-            images, bad = decoding.many(places)
-        else:
-            shape = (len(places), *target.shape, 1 if grey else 3)
-            stamps = [self.reader.stamp(place) for place in places]
-            what = [self.reader.identity, pillow, list(records.ids), stamps]
-            key = digest([*what, list(shape), target.policy, *(own or ())])
-            about = {"source": self.name, "split": split, "shape": list(shape), "policy": target.policy}
-            stored, bad = caches.kept(store / key[:32], shape, decoding, places, about)
-            images = Rows([stored], np.arange(len(places)))
-        return images, {records.ids[i]: why for i, why in bad.items()}
-
-    @cached_property
-    def _sampled(self) -> Survey | None:
-        n = sum(len(records.ids) for records in self.records.values())
-        if n < SAMPLE_FROM or self.reader.in_process:
-            return None
-        places = [p for r in self.records.values() for p in r.opened[:: max(1, len(r.ids) // SAMPLE)]]
-        found = [header for header, _ in _worked(read_header, self.reader, places)]
-        sizes = {None if header is None else header.size for header in found}
-        # that all are grey is known only when all were looked at
-        if len(sizes) != 1 or None in sizes or all(header.grey for header in found):
-            return None
-        return Survey({size: n for size in sizes if size}, False)
+        return self.records[split]
 
     def _each(self, work: Callable[[File], Any], records: Records, what: str) -> Iterator[tuple[str, Any, str]]:
         """(id, ``work(file)`` or None, why not) of every image of a split, in order."""
