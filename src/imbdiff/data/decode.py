@@ -76,9 +76,7 @@ class Target:
 def parse_size(size: Size) -> tuple[int, int]:
     """(height, width) of an int or a pair; ConfigError if a side is not an integer of at least 4 pixels."""
     sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    if len(sides) != 2 or any(
-        isinstance(s, bool) or not isinstance(s, int | np.integer) or s < SMALLEST for s in sides
-    ):
+    if len(sides) != 2 or any(not isinstance(s, int | np.integer) or s < SMALLEST for s in sides):
         raise ConfigError(
             f"image size {size!r} is not a number of pixels or a (height, width) pair, each at least {SMALLEST}",
             "give for example --data.size 32",
@@ -122,11 +120,7 @@ def resolve(
             f"say which size they all get: --data.size {suggest(sizes)[0]} (--data.resize crop|pad|stretch)",
         )
     height, width = next(iter(sizes))
-    if min(height, width) < SMALLEST:
-        raise DataError(
-            f"the images of {where} are {height} x {width} pixels; each side must have at least {SMALLEST}",
-            "give a larger --data.size, or check the order of the axes",
-        )
+    parse_size((height, width))
     longer = max(height, width)
     if longer <= LARGEST_UNASKED:
         return Target(height, width, policy), ()

@@ -75,7 +75,7 @@ def walk(root: Path) -> Tree:
     """
     tree = Tree()
     real = os.path.realpath(root)
-    escaping, garbled = [], []
+    refused = []
     todo = [""]
     while todo:
         folder = todo.pop()
@@ -90,9 +90,9 @@ def walk(root: Path) -> Tree:
             if is_hidden(entry.name):
                 tree.hidden += 1
             elif not is_text(entry.name):
-                garbled.append(ascii(str(root / path)))
+                refused.append(f"{str(root / path)!a}: not valid UTF-8")
             elif link and not is_inside(os.path.realpath(root / path), real):
-                escaping.append(str(root / path))
+                refused.append(f"{root / path}: a symbolic link that leads out of the folder")
             elif os.path.isdir(root / path) if link else entry.is_dir():
                 if link:
                     tree.linked += 1
@@ -104,16 +104,10 @@ def walk(root: Path) -> Tree:
                 tree.images.append(path)
             else:
                 tree.others.append(path)
-    if escaping:
+    if refused:
         raise DataError(
-            f"{counted(len(escaping), 'symbolic link leads', 'symbolic links lead')} out of {root}:\n"
-            f"{listing(sorted(escaping))}",
-            "copy these images into the folder, or remove the links",
-        )
-    if garbled:
-        raise DataError(
-            f"{counted(len(garbled), 'name is', 'names are')} not valid UTF-8:\n{listing(sorted(garbled))}",
-            "rename these files or folders",
+            f"{counted(len(refused), 'name')} below {root} cannot be used:\n{listing(sorted(refused))}",
+            "rename these files or folders, and copy what links lead to into the folder",
         )
     return tree
 
@@ -122,7 +116,7 @@ def by_class(tree: Tree, where: str) -> tuple[dict[str, Records], list[str], lis
     """The images of every split, class by class, the names of the classes, and notes.
 
     Raises:
-        DataError: no image in a class folder, splits or classes that are not clear.
+        DataError: no image in a class folder, or splits that are not clear.
     """
     tops = [folder for folder in tree.folders if "/" not in folder]
     found = {split: [top for top in tops if top.lower() in names] for split, names in SPLIT_FOLDERS.items()}
@@ -151,21 +145,10 @@ def by_class(tree: Tree, where: str) -> tuple[dict[str, Records], list[str], lis
             "\n  ".join([f"no class folder with images found in {where}", *notes, *left_out(tree, where)]),
             "give a folder that has one folder per class (DIR/cat/1.png), or DIR/train/cat/1.png",
         )
-    names = _in_order({name for name, _ in rows["train"]})
     train = next(top for top, split in splits.items() if split == "train")
-    empty = {_nfc(posixpath.basename(f)) for f in tree.folders if posixpath.dirname(f) == train} - set(names)
-    if empty - set(splits):
-        raise DataError(
-            f"these class folders of {where} hold no image for training:\n{listing(map(repr, sorted(empty)))}",
-            f"add images ({', '.join(sorted(e[1:] for e in EXTENSIONS))}) or remove these folders",
-        )
-    for split, images in rows.items():
-        strange = sorted({name for name, _ in images} - set(names))
-        if strange:
-            raise DataError(
-                f"these classes are in {split} but not in train:\n{listing(map(repr, strange))}",
-                "add training images of them, or remove these folders",
-            )
+    folders = {_nfc(posixpath.basename(f)) for f in tree.folders if posixpath.dirname(f) == train}
+    # classes without a training image too: they are refused by name
+    names = _in_order(folders.union(*({name for name, _ in some} for some in rows.values())))
     stray = sorted(set(tops) - set(splits)) if found["train"] else []
     notes += [f"ignored next to train/: the folders {', '.join(stray[:20])}"] if stray else []
     notes += [f"{split}/ in {where} holds no image and counts as not given" for split in rows if not rows[split]]

@@ -70,14 +70,10 @@ class Rows:
         return len(self.index)
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        first, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
-        if first is Ellipsis:
-            return np.asarray(self)[key]
-        if isinstance(first, int | np.integer):
-            x = self._read(np.array([first]))[0]
-            return x[rest] if rest else x
-        x = self._read(first if isinstance(first, slice) else np.asarray(first))
-        return x[(slice(None), *rest)] if rest else x
+        """By a number, a slice, a list or an array of numbers or bools."""
+        if isinstance(key, int | np.integer):
+            return self._read(np.array([key]))[0]
+        return self._read(key if isinstance(key, slice) else np.asarray(key))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for start in range(0, len(self), 256):

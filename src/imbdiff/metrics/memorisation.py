@@ -201,7 +201,7 @@ def _pairs(
     kept = set(rows[np.argsort(rank[rows], kind="stable")][:PAIRS].tolist())
     pairs = []
     for i in [i for i in rows.tolist() if i in kept]:
-        image = part.images[i, :, ::-1] if mirrored[i] else part.images[i]
+        image = part.images[i][:, ::-1] if mirrored[i] else part.images[i]
         difference = image.astype(np.float64) - train.images[index[i]]
         pairs.append(
             {
