@@ -135,22 +135,18 @@ def test_order_and_threads_change_nothing(sets: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_a_copied_training_set_is_caught_by_memorisation_and_by_nothing_else() -> None:
-    train, reference = _set((40, 40, 40, 40), 0), _set((40, 40, 40, 40), 1)
-    fresh = _set((40, 40, 40, 40), 2)
+    train, reference, fresh = (_set((40, 40, 40, 40), seed) for seed in range(3))
     groups = Groups.by_quantile(train.stats)
-    found = {
-        name: evaluate(s, reference, train, groups, [RandomConv(1)], reference_name="test")
-        for name, s in (("copied", train), ("fresh", fresh))
-    }
+    copied, new = (
+        evaluate(s, reference, train, groups, [RandomConv(1)], reference_name="test") for s in (train, fresh)
+    )
     for metric in ("KD", "precision(k=3)", "recall(k=3)", "coverage(k=5)", "diversity"):
-        a, b = (_find(found[n]["numbers"], f"{metric}[random-conv]", "all") for n in ("copied", "fresh"))
+        a, b = (_find(found["numbers"], f"{metric}[random-conv]", "all") for found in (copied, new))
         assert a["low"] <= b["high"]
         assert b["low"] <= a["high"]
-    copied, new = found["copied"]["memorisation"], found["fresh"]["memorisation"]
-    assert copied["summary"][0]["exact_copies"] == 160
-    assert copied["warnings"]
-    assert new["summary"][0]["exact_copies"] == 0
-    assert not new["warnings"]
+    assert [found["memorisation"]["summary"][0]["exact_copies"] for found in (copied, new)] == [160, 0]
+    assert copied["memorisation"]["warnings"]
+    assert not new["memorisation"]["warnings"]
 
 
 def test_a_reference_that_is_called_train_is_no_training_set(sets: Any) -> None:
@@ -164,24 +160,21 @@ def test_a_reference_that_is_called_train_is_no_training_set(sets: Any) -> None:
     assert {r["reference"] for r in other["numbers"]} == {"reference (train)", "train", "label asked for"}
 
 
-def test_training_images_in_the_reference_are_refused_or_left_out_and_said(sets: Any) -> None:
+def test_training_images_in_the_reference_are_refused_or_left_out_and_counted(sets: Any) -> None:
     _, reference, train, groups = sets
+
+    def copies(n: int) -> dict[str, Any]:
+        images = np.concatenate([reference.images, train.images[:n]])
+        both = ImageSet(images, np.concatenate([reference.labels, train.labels[:n]]), NAMES)
+        return evaluate(train, both, train, groups, [Mean()], reference_name="test")["memorisation"]
+
     with pytest.raises(DataError, match="training set itself"):
         evaluate(train, train.select(np.arange(len(train))[::-1]), train, groups, [Mean()], reference_name="test")
-    both = ImageSet(
-        np.concatenate([reference.images, train.images]), np.concatenate([reference.labels, train.labels]), NAMES
-    )
-    found = evaluate(train, both, train, groups, [Mean()], reference_name="test")["memorisation"]
+    found = copies(len(train))
     assert "67 of 167 reference images are training images" in found["warnings"][0]
     assert found["n_held_out"] == 100
     # a leaked image in one class does not hide the copies of the others
-    leaked = ImageSet(
-        np.concatenate([reference.images, train.images[:1]]),
-        np.concatenate([reference.labels, train.labels[:1]]),
-        NAMES,
-    )
-    found = evaluate(train, leaked, train, groups, [Mean()], reference_name="test")["memorisation"]
-    assert all(any(f"class '{name}'" in w for w in found["warnings"]) for name in "bcd")
+    assert all(any(f"class '{name}'" in w for w in copies(1)["warnings"]) for name in "bcd")
 
 
 def test_without_training_images_or_groups(sets: Any) -> None:
@@ -194,30 +187,28 @@ def test_without_training_images_or_groups(sets: Any) -> None:
 
 
 def test_agreement_counts_the_label_asked_for() -> None:
-    train = _set((5, 5, 5, 5), 0)
+    train, reference = _set((5, 5, 5, 5), 0), _set((9, 9, 9, 9), 3)
     groups = Groups.explicit(train.stats, {"many": ["a", "c"], "few": ["b", "d"]})
     dark, bright = _set((8, 2, 0, 0), 1, 0, 100), _set((2, 8, 0, 0), 2, 200, 256)
     synthetic = ImageSet(
         np.concatenate([dark.images, bright.images]), np.concatenate([dark.labels, bright.labels]), NAMES
     )
-    found = evaluate(synthetic, _set((9, 9, 9, 9), 3), train, groups, [Mean()], reference_name="test")
+    found = evaluate(synthetic, reference, train, groups, [Mean(), RandomConv(1)], reference_name="test")
     assert _find(found["numbers"], "agreement[mean]", "all", "label asked for")["value"] == pytest.approx(0.8)
     many = _find(found["numbers"], "agreement[mean]", "many", "label asked for")
     assert (many["n_synthetic"], many["direction"], many["classes_left_out"]) == (10, "higher", 1)
-    assert many["value"] == pytest.approx(0.8)
-    # weighted to the class mix of the reference, however many images of each class there are
-    uneven = synthetic.select(np.r_[np.flatnonzero(synthetic.labels == 0), np.flatnonzero(synthetic.labels == 1)[:1]])
-    right = Mean().predict(Mean().features(uneven)) == uneven.labels
-    mixed = evaluate(uneven, _set((9, 9, 9, 9), 3), train, groups, [Mean()], reference_name="test")
-    row = _find(mixed["numbers"], "agreement[mean]", "all", "label asked for")
-    assert row["value"] == pytest.approx((right[:10].mean() + right[10:].mean()) / 2)
-    assert row["n_effective"] == pytest.approx(1 / (0.25 / 10 + 0.25))
     (column,) = [c for c in found["classes"]["metrics"] if label(c) == "agreement[mean]" and c["of"] == "synthetic"]
     assert column["value"] == [0.8, 0.8, None, None]
     real = _find(found["baselines"], "agreement[mean]", "all", "test images")
     assert real["n_synthetic"] == 18  # of the classes that both have
-    only_random = evaluate(synthetic, _set((9, 9, 9, 9), 3), train, groups, [RandomConv(1)], reference_name="test")
-    assert not [r for r in only_random["numbers"] if "agreement" in r["metric"]]
+    assert not [r for r in found["numbers"] if label(r) == "agreement[random-conv]"]
+    # weighted to the class mix of the reference, however many images of each class there are
+    uneven = synthetic.select(np.r_[np.flatnonzero(synthetic.labels == 0), np.flatnonzero(synthetic.labels == 1)[:1]])
+    right = Mean().predict(Mean().features(uneven)) == uneven.labels
+    mixed = evaluate(uneven, reference, train, groups, [Mean()], reference_name="test")
+    row = _find(mixed["numbers"], "agreement[mean]", "all", "label asked for")
+    assert row["value"] == pytest.approx((right[:10].mean() + right[10:].mean()) / 2)
+    assert row["n_effective"] == pytest.approx(1 / (0.25 / 10 + 0.25))
 
 
 def test_classes_of_a_judge_go_by_name() -> None:

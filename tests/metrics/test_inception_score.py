@@ -72,7 +72,6 @@ def test_measure_with_one_split_is_the_function_and_its_interval_holds_the_expec
     for i in range(60):
         p = np.random.default_rng(i).dirichlet(np.full(4, 0.3), 400)
         e = measured(p)
-        assert e.value is not None
         values.append(e.value)
         intervals.append((e.low, e.high))
         if i == 0:
