@@ -269,15 +269,7 @@ class InspectCommand:
     def execute(self, command: str) -> None:
         from imbdiff.pipeline.inspection import inspect_any
 
-        written = inspect_any(self.source, cost=self.cost, out=self.out, page=self.page, command=command)
-        if self.json:
-            print(json.dumps(written.report, indent=1, ensure_ascii=False))
-            return
-        from rich.console import Console
-
-        Console().print(written.text)
-        for path in written.files:
-            print(f"written: {path}")
+        inspect_any(self.source, cost=self.cost, out=self.out, page=self.page, as_json=self.json, command=command)
 
 
 @dataclass(frozen=True, kw_only=True)

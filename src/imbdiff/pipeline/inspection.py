@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imbdiff.data.arrays import ArraySource
 from imbdiff.data.inspect import Inspection, examine, format_inspection, listed
@@ -14,25 +15,7 @@ from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.runtime.errors import ConfigError, ImbdiffError
 from imbdiff.runtime.files import write_json, write_text
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 STRATEGY = "auto"
-
-
-@dataclass(frozen=True, eq=False)
-class Inspected:
-    """What `imbdiff inspect` shows and has written.
-
-    Attributes:
-        report: as :func:`imbdiff.data.inspect.inspect` gives it, and under "run" :func:`run_estimate`.
-        text: for a terminal.
-        files: that were written.
-    """
-
-    report: dict[str, Any]
-    text: RenderableType
-    files: tuple[Path, ...]
 
 
 def inspect_any(
@@ -41,15 +24,17 @@ def inspect_any(
     cost: bool = False,
     out: str | None = None,
     page: str | None = None,
+    as_json: bool = False,
     command: str = "imbdiff inspect SOURCE",
-) -> Inspected:
-    """Inspects a source, and writes a page where one is asked for.
+) -> None:
+    """Inspects a source, prints what was found, and writes a page where one is asked for.
 
     Args:
         source: as for :func:`imbdiff.data.sources.load`.
         cost: measure what a run would cost, too.
         out: folder for report.html and inspection.json.
         page: file for the page alone.
+        as_json: print the report as JSON, and nothing else.
         command: the command line that repeats it, for the page.
 
     Raises:
@@ -73,15 +58,19 @@ def inspect_any(
         html = build_inspection(seen, estimate, command)
         for file in pages:
             write_text(file, html)
-    files = list(pages)
     if out is not None:
-        files.append(Path(out) / "inspection.json")
-        write_json(files[-1], seen.report)
-    from rich.console import Group
-    from rich.text import Text
+        pages.append(Path(out) / "inspection.json")
+        write_json(pages[-1], seen.report)
+    if as_json:
+        print(json.dumps(seen.report, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
 
-    lines = [Text(f"{what}: {text}") for what, text in estimate["rows"]]
-    return Inspected(seen.report, Group(format_inspection(seen.report), *lines), tuple(files))
+    Console().print(format_inspection(seen.report))
+    for what, text in estimate["rows"]:
+        print(f"{what}: {text}")
+    for file in pages:
+        print(f"written: {file}")
 
 
 def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
@@ -114,7 +103,6 @@ def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
         "sampled": sampled,
         "validation": 0 if made.val is None else len(made.val),
         "test": len(made.test),
-        "cost": _cost(seen) if cost else None,
     }
     splits = (
         f"{made.stats.total:,} training, {estimate['validation']:,} validation and {estimate['test']:,} test images"
@@ -126,9 +114,10 @@ def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
     ]
     if seen.report["bad"]:
         rows.append(["unusable files", "not counted; a run refuses them until they are replaced or removed"])
-    costs = estimate["cost"] or {"rows": []}
-    rows += [["cost", f"not measured: {costs['refused']}"]] if "refused" in costs else costs["rows"]
-    return {**estimate, "rows": rows}
+    costs = _cost(seen) if cost else None
+    if costs is not None:
+        rows += [["cost", f"not measured: {costs['refused']}"]] if "refused" in costs else costs["rows"]
+    return {**estimate, "cost": costs, "rows": rows}
 
 
 def _refused(reason: str) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class Panel:
             return "refused"
         if series is None or np.isnan(series[0, i]):
             return NOTHING
-        value, between = estimate(*series[:, i].tolist(), 2 if self.share else None)
+        middle, low, high = series[:, i].tolist()
+        value, between = estimate(middle, low, high, 2 if self.share else None)
         return value if NOTHING in between else f"{value} ({between})"
 
 

@@ -186,7 +186,7 @@ def _arms(data: ReportData, found: Found, arms: Sequence[Arm]) -> list[ui.Block]
         ]
         for arm, rows_of in every.items() for scope, row in comparisons(rows_of).items()
     ]  # fmt: skip
-    heads = [
+    heads: ui.Cells = [
         "arm", "scope", "outcome", ui.Column("points (interval)"), "against", ui.Column("test images"), ui.Column("p"),
     ]  # fmt: skip
     corrected = (

@@ -186,7 +186,8 @@ def _lines(title: str, what: str, lines: Sequence[Line], titles: Sequence[str], 
     if not lines:
         text = ui.joined(["Not computed in any of these runs:", ui.code(f"imbdiff {verb} RUN")])
         return ui.Section(anchor, title, [ui.Text(text, "missing")], nav)
-    rows, before = [], None
+    rows: list[ui.Cells] = []
+    before = None
     for name, scope, cells in lines:
         head = ui.Cell("" if name == before else name, style="" if name == before else "first")
         rows.append([head, scope, *(cells.get(i, ui.Cell(NOTHING)) for i in range(len(titles)))])
@@ -200,8 +201,8 @@ def _images(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.Section:
     title = "Synthetic images of the same classes"
     shapes = dict.fromkeys(run.synthetic.shape for run in runs if run.synthetic is not None)
     if not shapes:
-        text = ui.joined(["No run has synthetic images:", ui.code("imbdiff sample RUN")])
-        return ui.Section("images", title, [ui.Text(text, "missing")], "Images")
+        none = ui.joined(["No run has synthetic images:", ui.code("imbdiff sample RUN")])
+        return ui.Section("images", title, [ui.Text(none, "missing")], "Images")
     names = [runs[0].stats.names[k] for k in spread(runs[0].by_size, MAX_CLASSES)]
     text = "Classes spread over the size ranking of the first run; images chosen at random with a fixed seed."
     shelves = [

@@ -254,8 +254,8 @@ def _duplicates(report: Found, pictures: Pictures) -> ui.Section:
             lines += [f"{len(group['images'])} in all"] * (len(group["images"]) > 2)
             places = [pictures.place(group["images"][i], group["splits"][i]) for i in two]
             shown.append((places, lines, _several_classes(group)))
-        text = ui.note("Framed: images of different classes, so at least one label is wrong.")
-        blocks = [ui.heading("Equal pixel for pixel"), text, *pictures.groups(shown, len(equal))]
+        framed = ui.note("Framed: images of different classes, so at least one label is wrong.")
+        blocks = [ui.heading("Equal pixel for pixel"), framed, *pictures.groups(shown, len(equal))]
     near = [row for row in report["near_duplicates"] if row["near"]]
     for row in near:
         pairs: list[Shown] = []

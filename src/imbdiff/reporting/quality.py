@@ -42,8 +42,8 @@ def quality(found: Found | None, run: str) -> ui.Section:
     blocks: list[ui.Block] = []
     memorisation = (found or {}).get("memorisation")
     if memorisation and memorisation["warnings"]:
-        text = ui.joined([headline(memorisation), ui.link("memorisation", "Are they copies?")])
-        blocks.append(ui.Text(text, "alert"))
+        copies = ui.joined([headline(memorisation), ui.link("memorisation", "Are they copies?")])
+        blocks.append(ui.Text(copies, "alert"))
     if measured is None:
         blocks.append(ui.missing("Not computed.", f"imbdiff evaluate {run}"))
         return ui.Section("metrics", "Quality of the synthetic images", blocks, "Quality")

@@ -127,7 +127,7 @@ def _classes(data: ReportData, run: str) -> ui.Section:
         [ui.name(names[k]), data.group(k), *(number(n) for n in (counts[k], filled[k], counts[k] + filled[k]))]
         for k in order[:MAX_CLASS_ROWS]
     ]
-    columns = ["class", "group", *(ui.Column(text) for text in ("real", "synthetic", "both"))]
+    columns: ui.Cells = ["class", "group", *(ui.Column(text) for text in ("real", "synthetic", "both"))]
     blocks: list[ui.Block] = [
         ui.legend(real="real training images", synthetic="synthetic images, on top" if any(filled) else ""),
         ui.Figures([plot]),

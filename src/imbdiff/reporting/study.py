@@ -252,8 +252,8 @@ def _curation(found: Found) -> ui.Section | None:
     text = "The scores of every candidate are in the folder curation/."
     if len(choices) > MAX_ROWS:
         text += f" {number(len(choices) - MAX_ROWS)} more rows are in study.json."
-    counts = [ui.Column(text) for text in ("wanted", "candidates", "kept")]
-    table = ui.Table(["curation", "number", *counts, "not kept", "file"], rows)
+    heads = [ui.Column(text) for text in ("wanted", "candidates", "kept")]
+    table = ui.Table(["curation", "number", *heads, "not kept", "file"], rows)
     return ui.Section("curation", "Which images were kept", [table, ui.note(text)], "Curation")
 
 
