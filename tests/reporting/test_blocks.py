@@ -41,7 +41,7 @@ from imbdiff.reporting.blocks import (
     span,
 )  # fmt: skip
 from imbdiff.reporting.class_plot import Classes, class_plot
-from imbdiff.reporting.pictures import in_turn, pack, page_size, sample_grid, spread
+from imbdiff.reporting.pictures import in_turn, pack, page_size, sample_grid, scaled_down, spread
 from imbdiff.reporting.text import clean, estimate, flatten, label, number, seconds, shorten, signed
 from imbdiff.runtime.errors import DataError
 
@@ -141,6 +141,8 @@ def test_a_sprite_holds_every_pixel_and_repeats_the_edge(channels: int) -> None:
 def test_large_images_are_scaled_down() -> None:
     assert (page_size((256, 128, 3)), page_size((8, 8, 1))) == ((64, 32), (8, 8))
     assert decode(pack([np.full((256, 128, 3), 7, np.uint8)]).uri).shape == (66, 34, 3)
+    assert "256 × 128 pixels (height × width) are scaled down to 64 × 32" in scaled_down((256, 128, 3))
+    assert scaled_down((64, 64, 3)) == ""
 
 
 def test_what_is_shown_is_spread_or_of_every_kind_in_turn() -> None:

@@ -14,7 +14,6 @@ from imbdiff.recognition.arms import PRIMARY
 from imbdiff.reporting import classifier as module
 from imbdiff.reporting.blocks import Section, Table
 from imbdiff.reporting.classifier import (
-    MAX_ROWS,
     Arm,
     accuracy_plot,
     arms_of,
@@ -125,17 +124,6 @@ def test_the_table_of_classes_starts_with_the_smallest(data: ReportData, arms: l
     assert rows[0][:3] == ["9", "few", "2"]
     assert [cell.split(" ")[0] for cell in rows[0][3:5]] == [f"{low:.2f}", f"{high:.2f}"]
     assert rows[0][5] == points(high - low)
-
-
-def test_many_classes_have_running_means_and_the_cap_is_said() -> None:
-    counts = tuple(1 + (k * 37) % 400 for k in range(MAX_ROWS + 50))
-    shown = section(fake.trained(ClassStats(tuple(map(str, range(len(counts)))), counts), per_class=4, seeds=2))
-    rows = tables(shown)[-1]
-    assert (len(rows), rows[0][2]) == (MAX_ROWS, str(min(counts)))
-    text = text_of(shown)
-    assert "(the 200 smallest of 250)" in text
-    assert "lines: running means" in text
-    assert len(page_of(shown)) < 120_000
 
 
 def test_recalls_are_those_of_the_classes_by_size(monkeypatch: pytest.MonkeyPatch) -> None:

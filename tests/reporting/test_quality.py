@@ -89,7 +89,7 @@ def test_cells_belong_to_their_scope_and_are_next_to_real_images() -> None:
     few = measured(found).main.own["recall", "few"]
     assert (heading(few), printed(few)[0]) == ("recall(k=3) ↑", "0.12")
     assert counts_of(few) == "303 images against 180, effective n 180"
-    assert module._cell(GroupTable(few, "test", ("few",), {}, {}), "KD", "few") == Cell("–")
+    assert module._cell(GroupTable(few, "test", ("few",), "", {}, {}), "KD", "few") == Cell("–")
 
 
 def test_reasons_that_differ_in_their_numbers_are_one_sentence() -> None:

@@ -16,7 +16,6 @@ from imbdiff.metrics.extractors import RandomConv
 from imbdiff.metrics.numbers import Number
 from imbdiff.reporting import report
 from imbdiff.reporting.blocks import Figures, Shelf
-from imbdiff.reporting.compare import build_comparison
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.images import images
 from imbdiff.reporting.measured import printed
@@ -148,21 +147,8 @@ def test_a_thousand_classes_stay_small_and_the_caps_are_stated() -> None:
     sizes = [counts[int(shelf.name.split()[1])] for shelf in shelves]
     assert (len(sizes), sizes[0], sizes[-1]) == (30, max(counts), min(counts))
     assert sizes == sorted(sizes, reverse=True)
-    assert "(30 of 1,000 classes)" in words(html)
-
-
-def test_images_scaled_down_are_said_to_be(full: ReportData) -> None:
-    def enlarged(times: int) -> ReportData:
-        def larger(images: ImageSet | None) -> ImageSet:
-            assert images is not None
-            x = images.images.repeat(times, axis=1).repeat(2 * times, axis=2)
-            return ImageSet(x, images.labels, images.class_names, images.ids)
-
-        return replace(full, train=larger(full.train), synthetic=larger(full.synthetic))
-
-    for data, n in ((enlarged(9), 1), (enlarged(4), 0)):
-        for html in (build_report(data), build_comparison([data, replace(data, title="other")])):
-            assert words(html).count("Images of 72 × 144 pixels (height × width) are scaled down to 32 × 64.") == n
+    for said in ("(30 of 1,000 classes)", "the 200 smallest of 1,000", "1,000 classes sorted"):
+        assert said in words(html) or said in html
 
 
 def log(share: float) -> list[dict[str, Any]]:

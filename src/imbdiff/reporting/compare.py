@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from imbdiff.metrics.measures import METRICS
 from imbdiff.metrics.numbers import Number
 from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.classifier import arm_cells, arms_of, columns, verdict_sentence
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.images import sample_set
-from imbdiff.reporting.measured import counts_of, heading, metric_of, printed
+from imbdiff.reporting.measured import GroupTable, Measured, counts_of, heading, printed
 from imbdiff.reporting.pictures import scaled_down, spread
 from imbdiff.reporting.text import NOTHING, number, seconds
 from imbdiff.runtime.errors import ConfigError
 
 MAX_CLASSES = 6
-MAX_NUMBERS = 120
 MAX_RUNS = 12
 
 
@@ -43,8 +40,8 @@ def build_comparison(runs: Sequence[ReportData]) -> str:
         top = [ui.Text(f"{same}: the numbers below may be compared.", "verdict none")]
     accuracies = "Test accuracy, mean ± standard deviation over seeds."
     numbers = (
-        "With 95 % interval; arrows say which way is better. Numbers share a line only where extractor, reference and "
-        "number of reference images are the same. A refused number is one that its sample size cannot support."
+        "With 95 % interval; arrows say which way is better. All are made with one extractor against the same "
+        "reference images. A refused number is one that its sample size cannot support."
     )
     sections = [
         _overview(runs, titles),
@@ -65,13 +62,12 @@ def differences(runs: Sequence[ReportData]) -> list[str]:
         found.append("The splits differ (other hash): accuracies and distances belong to other test images.")
     if _several(run.groups.of_class for run in runs):
         found.append("The groups are not the same classes: compare no number of a group.")
-    numbers = [_numbers(run) for run in runs]
-    if _several(sorted({n.reference for n in own}) or None for own in numbers):
-        found.append("The references behind numbers of the same name differ: their distances cannot be compared.")
-    for what, key in (("extractors", "fingerprint"), ("reference sizes", "n_reference")):
-        if _disagree(numbers, key):
-            found.append(f"The {what} behind numbers of the same name differ: these numbers are on lines of their own.")
-    if _disagree(numbers, "n_synthetic"):
+    tables = [measured.main for run in runs if (measured := Measured.of(run.metrics)) is not None]
+    if _several(map(_made_with, tables)):
+        found.append(
+            "The extractors or references differ: the numbers made with others than the first run's are left out."
+        )
+    if _several(table.most("all")[0] for table in tables):
         found.append("Distances are of different numbers of synthetic images, which biases them differently.")
     for key in ("steps", "batch_size", "network", "seeds", "augmentation"):
         if _several(run.classifier["protocol"].get(key) for run in runs if run.classifier):
@@ -79,22 +75,14 @@ def differences(runs: Sequence[ReportData]) -> list[str]:
     return found
 
 
-def _numbers(run: ReportData) -> list[Number]:
-    return [Number.from_json(row) for row in (run.metrics or {}).get("numbers") or ()]
-
-
 def _several(values: Iterable[Any]) -> bool:
     """Whether known values differ; a run without one agrees with all."""
     return len({repr(value) for value in values if value is not None}) > 1
 
 
-def _disagree(numbers: Sequence[Sequence[Number]], key: str) -> bool:
-    """Whether numbers of one metric, scope and reference differ in `key` between runs that both have them."""
-    seen: dict[tuple[str, ...], list[Any]] = {}
-    for own in numbers:
-        for n in own:
-            seen.setdefault((n.label, n.scope, n.reference), []).append(getattr(n, key))
-    return any(_several(values) for values in seen.values())
+def _made_with(table: GroupTable) -> tuple[Any, ...]:
+    """What must be equal for numbers to be compared: extractor, reference images and how many."""
+    return table.judge.fingerprint, table.reference, table.images, table.most("all")[1]
 
 
 def _overview(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.Section:
@@ -134,45 +122,23 @@ def arm_lines(runs: Sequence[ReportData]) -> list[Line]:
 
 
 def metric_lines(runs: Sequence[ReportData]) -> list[Line]:
-    """One line per main number and scope that at least one run has a value of, at most 120.
+    """The main numbers of each run's main extractor against its first reference.
 
-    Numbers of equal name share a line only if they were made with the same extractor (by fingerprint) against the same
-    reference with equally many reference images; otherwise each has a line of its own, which says what differs.
+    Those of runs with another extractor or reference than the first that has any are left out.
     """
-    lines: dict[tuple[str, str, str], dict[int, Number]] = {}
-    for i, run in enumerate(runs):
-        for n in _numbers(run):
-            if n.metric not in METRICS or METRICS[n.metric].main:
-                against = "" if metric_of(n).alone or n.metric == "CAS" else f" against {n.reference}"
-                key = (heading(n, n.label) + against, n.scope, _made_with(n, run.metrics or {}))
-                lines.setdefault(key, {})[i] = n
-    several = Counter(key[:2] for key in lines)
-    order = list(METRICS)
-    rank: dict[str, tuple[Any, ...]] = {}
-    made: list[Line] = []
-    for (name, scope, how), found in lines.items():
-        n = next(iter(found.values()))
-        if any(not one.refused for one in found.values()):
-            rank.setdefault(
-                name,
-                (
-                    n.ranking_only,
-                    n.reference == "train",
-                    order.index(n.metric) if n.metric in order else len(order),
-                    name,
-                ),
-            )
-            where = f"{scope} ({how})" if several[name, scope] > 1 else scope
-            made.append((name, where, {i: _cell(one) for i, one in found.items()}))
-    return sorted(made, key=lambda line: rank[line[0]])[:MAX_NUMBERS]
-
-
-def _made_with(n: Number, metrics: Mapping[str, Any]) -> str:
-    """What must be equal for two numbers to be on one line: extractor, reference images and how many."""
-    fingerprints = metrics["protocol"].get("fingerprints") or {}
-    images = str(fingerprints.get(n.reference) or fingerprints.get("reference") or "")
-    against = "" if metric_of(n).alone else f", {n.n_reference} images {images[:8]}"
-    return f"extractor {n.fingerprint[:8]}{against}"
+    tables = {i: found.main for i, run in enumerate(runs) if (found := Measured.of(run.metrics)) is not None}
+    if not tables:
+        return []
+    first = next(iter(tables.values()))
+    same = {i: table for i, table in tables.items() if _made_with(table) == _made_with(first)}
+    lines = []
+    for metric in dict.fromkeys(metric for table in same.values() for metric in table.printable(main=True)):
+        for scope in dict.fromkeys(scope for table in same.values() for scope in table.scopes):
+            found = {i: n for i, table in same.items() if (n := table.own.get((metric, scope))) is not None}
+            if any(not n.refused for n in found.values()):
+                name = heading(n := next(iter(found.values())), n.label)
+                lines.append((name, scope, {i: _cell(n) for i, n in found.items()}))
+    return lines
 
 
 def _cell(n: Number) -> ui.Cell:

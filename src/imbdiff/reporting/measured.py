@@ -54,12 +54,14 @@ class GroupTable:
     Attributes:
         judge: any of its numbers.
         scopes: "all", then groups.
+        images: fingerprint of the reference images.
         own, real: by (metric, scope), of the synthetic images and of real ones (the baseline).
     """
 
     judge: Number
     reference: str
     scopes: tuple[str, ...]
+    images: str
     own: Mapping[tuple[str, str], Number]
     real: Mapping[tuple[str, str], Number]
 
@@ -91,13 +93,13 @@ class GroupTable:
             notes.append("The extractor was trained on these reference images, which flatters whatever is like them.")
         return notes
 
-    def counts(self, scope: str) -> str:
+    def most(self, scope: str) -> tuple[int, int]:
         """The largest numbers of images, synthetic and reference, that any number of the scope took."""
         own = [n for (metric, s), n in self.own.items() if s == scope and metric != "CAS"]
-        return " / ".join(number(max((getattr(n, key) for n in own), default=0)) for key in COUNTS)
+        return max((n.n_synthetic for n in own), default=0), max((n.n_reference for n in own), default=0)
 
-
-COUNTS = ("n_synthetic", "n_reference")
+    def counts(self, scope: str) -> str:
+        return " / ".join(map(number, self.most(scope)))
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ class Measured:
             return None
         baselines = [Number.from_json(row) for row in found.get("baselines") or ()]
         own = [n for n in numbers if not metric_of(n).alone and n.metric != "CAS"] or numbers
-        first = str((found.get("protocol") or {}).get("reference") or own[0].reference)
+        protocol = found.get("protocol") or {}
+        first = protocol.get("reference") or own[0].reference
+        fingerprints = protocol.get("fingerprints") or {}
         judges = sorted({n.fingerprint: n for n in own}.values(), key=lambda n: n.ranking_only)
         references = sorted(dict.fromkeys(n.reference for n in own), key=lambda name: name != first)
         scopes = tuple(dict.fromkeys(n.scope for n in numbers))
@@ -136,7 +140,8 @@ class Measured:
 
         tables = (
             GroupTable(
-                judge, reference, scopes, part(numbers, judge, reference), part(baselines, judge, reference)
+                judge, reference, scopes, str(fingerprints.get("train" if reference == "train" else "reference")),
+                part(numbers, judge, reference), part(baselines, judge, reference),
             )
             for judge in judges for reference in references
         )  # fmt: skip
