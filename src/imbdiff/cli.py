@@ -46,7 +46,7 @@ RUN is a folder that `imbdiff run` or `imbdiff train` made. The same command con
 """
 #: verb -> groups of a run's options that it uses
 GROUPS: dict[str, tuple[str, ...]] = {
-    "train": ("data", "model", "train", "watch"),
+    "train": ("data", "model", "train"),
     "sample": ("sample", "curate"),
     "curate": ("curate",),
     "evaluate": ("evaluate",),

@@ -139,6 +139,8 @@ class TrainConfig(Group):
     """Images between checkpoints. Default: a twentieth of the run."""
     preview_images: Natural | None = None
     """Images between preview grids, 0: none. Default: a fifth of the run."""
+    watch_images: Natural = 0
+    """Images between measurements of KD on validation images, by which the best weights are kept; 0: none."""
     deterministic: bool = False
     """On a GPU: slower algorithms that repeat bit-identically, as a CPU does anyway."""
 
@@ -158,16 +160,6 @@ class TrainConfig(Group):
     def compared(self) -> int:
         """Rows that a loss which compares rows sees at a time: all processes' rows of one micro-batch."""
         return self.batch_size // self.accumulate
-
-
-@dataclass(frozen=True)
-class WatchConfig(Group):
-    """Measuring on validation images while the diffusion model trains, by a classifier that saw the training split
-    only; the best weights are kept."""
-
-    prefix = "watch."
-    every: Natural = 0
-    """Images between two measurements of KD, 0: none."""
 
 
 @dataclass(frozen=True)
@@ -352,7 +344,6 @@ class RunConfig(Group):
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     curate: CurateConfig = field(default_factory=CurateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

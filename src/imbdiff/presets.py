@@ -1,4 +1,4 @@
-"""Presets: a readable table of configurations, with what came out of each beside it."""
+"""Presets: a table of configurations, with what came out of each."""
 
 from __future__ import annotations
 
@@ -20,21 +20,19 @@ class Preset:
     overrides: Mapping[str, Any]
 
 
-# Short runs predict v on the cosine schedule: a network trained for minutes on eps draws noise in saturated colours,
+# Short runs predict v on the cosine schedule: a network trained for minutes on eps generates noise in saturated colours,
 # because at the noisiest times x0 is a difference of large numbers; the published recipes keep eps and linear betas.
+_SHORT = {"lr": 1e-3, "schedule": "cosine"}
 _CIFAR_LT: dict[str, Any] = {
     "data": {"imbalance_factor": 100.0, "augment": "mirror"},
     "model": {"backbone": "unet-32"},
     "train": {"images": 19_200_000, "warmup_images": 320_000, "ema_half_life": 0.023},
     "sample": {"sampler": "ddpm", "steps": 1000},
     "classify": {
-        "recipes": ["ce", "resampling", "balanced-softmax", "ldam-drw"],
-        "network": "resnet32",
-        "steps": 17_000,
-        "protocol": "cifar-lt",
-        "shift": 4,
+        "recipes": ["ce", "resampling", "balanced-softmax", "ldam-drw"], "network": "resnet32", "steps": 17_000,
+        "protocol": "cifar-lt", "shift": 4,
     },
-}
+}  # fmt: skip
 
 IMAGENET_LT = 115_846
 """Training images of ImageNet-LT."""
@@ -62,7 +60,7 @@ PRESETS: dict[str, Preset] = {
         overrides={
             "data": {"imbalance_factor": 50.0},
             "model": {"process": "ddpm-cosine-v"},
-            "train": {"images": 32_000, "lr": 1e-3, "schedule": "cosine", "warmup_images": 6_400},
+            "train": {**_SHORT, "images": 32_000, "warmup_images": 6_400},
             "evaluate": {"cas": False},
             "classify": {"steps": 300},
         },
@@ -73,7 +71,7 @@ PRESETS: dict[str, Preset] = {
         "0.938 / 0.833, with synthetic images 0.936 / 0.828, CE 0.903 / 0.711 (benchmarks/results/demo_*_2026-11-22)",
         overrides={
             "model": {"process": "ddpm-cosine-v"},
-            "train": {"images": 90_000, "lr": 1e-3, "schedule": "cosine", "warmup_images": 6_400},
+            "train": {**_SHORT, "images": 90_000, "warmup_images": 6_400},
         },
     ),
     "small": Preset(
@@ -82,14 +80,7 @@ PRESETS: dict[str, Preset] = {
         "(imbdiff run FOLDER; benchmarks/results/skin_lesions_*)",
         overrides={
             "model": {"process": "ddpm-cosine-v"},
-            "train": {
-                "images": 16_000,
-                "batch_size": 16,
-                "lr": 1e-3,
-                "schedule": "cosine",
-                "warmup_images": 2_000,
-                "ema_half_life": 0.05,
-            },
+            "train": {**_SHORT, "images": 16_000, "batch_size": 16, "warmup_images": 2_000, "ema_half_life": 0.05},
             "classify": {"steps": 300, "batch_size": 64, "seeds": 3},
         },
     ),

@@ -274,7 +274,7 @@ def test_sampling_again_with_a_guide_that_there_is_none_of_is_refused(
 
 
 def test_a_model_without_labels_is_not_watched() -> None:
-    watched = {"watch.every": 64}
+    watched = {"train.watch_images": 64}
     with pytest.raises(ConfigError, match="without labels"):
         check_options(config_of("diffrc-paper", **watched))
     check_options(config_of("diffrc-paper"))

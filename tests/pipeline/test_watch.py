@@ -37,7 +37,7 @@ def few() -> Iterator[None]:
 def config() -> RunConfig:
     return override(
         override(preset("tiny"), SMALL),
-        {"train.images": 320, "watch.every": 64, "classify.steps": 20, "sample.steps": 2},
+        {"train.images": 320, "train.watch_images": 64, "classify.steps": 20, "sample.steps": 2},
     )
 
 
@@ -69,12 +69,12 @@ def test_the_page_says_which_weights_were_kept(watched: Path, config: RunConfig)
 
 
 def test_watching_changes_nothing_of_training_itself(watched: Path, config: RunConfig, tmp_path: Path) -> None:
-    off = override(config, {"watch.every": 0})
+    off = override(config, {"train.watch_images": 0})
     run("digits", tmp_path / "off", off, wanted=("train",), quiet=True)
     logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (watched, tmp_path / "off")]
     losses = [[json.loads(line)["loss"] for line in log] for log in logs]
     assert losses[0] == losses[1]
-    with pytest.raises(RunError, match=r"watch\.every"):
+    with pytest.raises(RunError, match=r"train\.watch_images"):
         run("digits", watched, off, wanted=("train",), quiet=True)
 
 

@@ -65,7 +65,7 @@ def protocol(
         "Constants": constants_text(config),
         "Generator": f"{config.train.images:,} images seen, trained {trained}",
     }
-    kept = optional(folder / "checkpoints" / "best" / "watched.json") if config.watch.every else None
+    kept = optional(folder / "checkpoints" / "best" / "watched.json") if config.train.watch_images else None
     if kept is not None:
         name, n = METRIC, len(read_jsonl(folder / "watch.jsonl"))
         rows["Weights kept"] = (

@@ -60,12 +60,11 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     parse_policy(config.curate.policy)
     if not training:
         return
-    if config.watch.every and method.target.label_dropout == 1:
+    if config.train.watch_images and method.target.label_dropout == 1:
         raise ConfigError(
-            f"--watch.every {config.watch.every}: {config.method} trains its model without labels, and the guide that "
-            "leads images to classes comes last: what is drawn while training has nothing to do with the classes asked "
-            "for",
-            "leave --watch.every out",
+            f"--train.watch_images: {config.method} trains its model without labels and its guide last: what is "
+            "sampled while training has nothing to do with the classes asked for",
+            "leave --train.watch_images out",
         )
     if config.model.init is None and method.init == "required":
         raise ConfigError(

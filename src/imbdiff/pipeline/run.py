@@ -228,7 +228,7 @@ class Run:
 
     def _train(self, prepared: Prepared) -> dict[str, Any]:
         watch = None
-        if self.config.watch.every:
+        if self.config.train.watch_images:
             watch = Watch(prepared, self.config, self.folder.path, str(self.device), self.log)
         method, previews = method_of(self.config), self.folder / "previews"
         model = training.train(

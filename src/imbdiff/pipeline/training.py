@@ -228,7 +228,7 @@ def train(
     Args:
         folder: where ``checkpoints/`` and ``log.jsonl`` go; with it, a repeated call continues.
         on_preview: called now and then, while the model to be sampled trains, with its average and the images seen.
-        on_watch: the same, every `config.watch.every` images.
+        on_watch: the same, every `config.train.watch_images` images.
 
     Returns:
         The model with averaged weights, in eval mode.
@@ -278,7 +278,6 @@ def train(
             on_preview=on_preview if final else None,
             on_watch=on_watch if final else None,
             on_weak=keep_weak if final else None,
-            watch_images=config.watch.every,
             finish=phase.finish,
             quiet=quiet,
             notify=log,
@@ -321,5 +320,4 @@ def training_inputs(prepared: Prepared, config: RunConfig) -> str:
         "model": model,
         "train": {k: v for k, v in asdict(config.train).items() if k not in NOT_DECISIVE},
         "symmetry": symmetry_of(prepared, config),
-        "watch": asdict(config.watch) if config.watch.every else None,
     })  # fmt: skip

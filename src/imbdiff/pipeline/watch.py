@@ -61,7 +61,7 @@ class Watch:
         if self.prepared.val is None or len(self.prepared.val) < 20:
             n = 0 if self.prepared.val is None else len(self.prepared.val)
             raise DataError(
-                f"--watch.every needs at least 20 validation images, here are {n}",
+                f"--train.watch_images needs at least 20 validation images, here are {n}",
                 "raise --data.val_fraction, or leave it out",
             )
         self._extractor: Extractor | None = None

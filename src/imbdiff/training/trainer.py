@@ -54,7 +54,7 @@ class Trainer:
         augmentation: of the training images.
         geometric: changes of the training images, which the networks take as a condition; None: none.
         on_preview: called with the averaged model and the images seen, on the first process.
-        on_watch: the same, every `watch_images` images and at the end.
+        on_watch: the same, every `config.watch_images` images and at the end.
         on_weak: the same, once: after the share `WEAK_AT` of the steps.
         finish: what the averaged network becomes when it is handed out; gets the objectives too.
         notify: prints notices.
@@ -73,7 +73,6 @@ class Trainer:
     on_preview: OnPreview | None = None
     on_watch: OnPreview | None = None
     on_weak: OnPreview | None = None
-    watch_images: int = 0
     finish: Callable[[Any, Sequence[Objective]], nn.Module] | None = None
     quiet: bool = False
     notify: Callable[[str], None] = print
@@ -115,7 +114,7 @@ class Trainer:
         update.wrap(notify)
         self._describe(bf16, notify)
         previews = 0 if config.preview_images == 0 else self._every(config.preview_images, 5)
-        watches = 0 if self.watch_images == 0 else self._every(self.watch_images, 1)
+        watches = 0 if config.watch_images == 0 else self._every(config.watch_images, 1)
         weak = max(1, round(WEAK_AT * steps))
         with Progress(
             "train", steps * batch, start=loop.first * batch, quiet=self.quiet or not dist.main
