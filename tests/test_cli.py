@@ -84,7 +84,7 @@ def test_help_shows_a_verbs_own_options_with_the_defaults_that_will_hold(capsys:
         (["--sample.strategy", "not minority"], "sample.strategy", "not minority"),
         (
             ["--sample.guidance.classifier-free.omega", "-0.5,few=1"],
-            "sample.guidance.classifier_free.omega",
+            "sample.guidance.classifier-free.omega",
             "-0.5,few=1",
         ),
         (["--method.tau=0.3"], "method.tau", 0.3),
@@ -166,7 +166,7 @@ def test_yaml_and_options_on_top(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["run", "digits", "--train.images", "many"], "--train.images"),
         (["run", "digits", "--train.images", "-5"], "train.images=-5"),
         (["run", "digits", "--model.backbone", "vgg"], "unknown name 'vgg' among the backbones"),
-        (["run", "digits", "--device", "cuda:9"], "--device cpu"),
+        (["run", "digits", "--device", "cuda:9"], "--device"),
         (["run", "digits", "--sample.strategy", "most"], "sampling strategy 'most' is not understood"),
         (["run", "digits", "--classify.network", "vgg"], "vgg"),
         (["run", "digits", "--sample.sampler", "euler"], "euler"),

@@ -20,7 +20,7 @@ class Preset:
     overrides: Mapping[str, Any]
 
 
-# Short runs predict v on the cosine schedule: a network trained for minutes on eps generates noise in saturated colours,
+# Short runs predict v on the cosine schedule: trained for minutes on eps, a network gives noise in saturated colours,
 # because at the noisiest times x0 is a difference of large numbers; the published recipes keep eps and linear betas.
 _SHORT = {"lr": 1e-3, "schedule": "cosine"}
 _CIFAR_LT: dict[str, Any] = {
