@@ -25,21 +25,19 @@ class Sampler:
 
     Attributes:
         what: it is, and where it was published.
-        noisy: every step adds noise.
         steps: network evaluations that it is good for.
-        make: (process, steps, clip) -> a scheduler as diffusers' are, whose `set_timesteps` was not called yet:
-            `timesteps` and `step(output, t, x, return_dict=False)` are used, with a flow also `sigmas`. It raises a
-            ConfigError for a process or a number of steps that does not fit. `clip`: predicted clean images are clipped
-            to [-1, 1].
+        make: (process, steps) -> a scheduler as diffusers' are, whose `set_timesteps` was not called yet: `timesteps`
+            and `step(output, t, x, return_dict=False)` are used, with a flow also `sigmas`. It raises a ConfigError for
+            a process or a number of steps that does not fit. Ours of DDPM processes clip predicted clean images to
+            [-1, 1] in every step.
     """
 
     what: str
-    noisy: bool
     steps: str
-    make: Callable[[Process, int, bool], Any]
+    make: Callable[[Process, int], Any]
 
 
-def make_scheduler(name: str, process: Process, steps: int, *, clip: bool = True) -> Any:
+def make_scheduler(name: str, process: Process, steps: int) -> Any:
     """A diffusers scheduler with its `steps` timesteps set.
 
     Args:
@@ -47,7 +45,6 @@ def make_scheduler(name: str, process: Process, steps: int, *, clip: bool = True
             ``imbdiff.samplers``; "ddpm" and "ddim" need a DDPM process, "euler" a flow.
         process: the model's process.
         steps: number of steps, 1 to the process's own number of steps.
-        clip: predicted clean images are clipped to [-1, 1] in every step; the samplers of flows never do.
 
     Raises:
         ConfigError: unknown name, a sampler that does not fit the process, or too many steps.
@@ -55,7 +52,7 @@ def make_scheduler(name: str, process: Process, steps: int, *, clip: bool = True
     sampler = lookup("samplers", SAMPLERS, name, kind=Sampler)
     if steps < 1:
         raise ConfigError(f"cannot sample in {steps} steps", "use at least 1")
-    scheduler = sampler.make(process, steps, clip)
+    scheduler = sampler.make(process, steps)
     start(scheduler, steps)
     return scheduler
 
@@ -113,7 +110,7 @@ def process_times(scheduler: Any, process: Process) -> Tensor:
     return scheduler.timesteps
 
 
-def _ddpm(process: Process, steps: int, clip: bool) -> Any:
+def _ddpm(process: Process, steps: int) -> Any:
     from diffusers import DDPMScheduler
 
     common = _of_ddpm("ddpm", process, steps)
@@ -123,15 +120,15 @@ def _ddpm(process: Process, steps: int, clip: bool) -> Any:
         )
     # x0 is clipped before the posterior mean is formed. Released code of this field clips after, where it does
     # nothing. beta_t as variance: "fixed large".
-    return DDPMScheduler(**common, variance_type="fixed_large", clip_sample=clip)
+    return DDPMScheduler(**common, variance_type="fixed_large", clip_sample=True)
 
 
-def _ddim(process: Process, steps: int, clip: bool) -> Any:
+def _ddim(process: Process, steps: int) -> Any:
     from diffusers import DPMSolverMultistepScheduler
 
     # The first-order solver is DDIM. diffusers' own DDIMScheduler steps by T // steps whatever the times are: where
     # steps does not divide T it arrives elsewhere than where the network is asked next (600 steps: noise is left).
-    return DPMSolverMultistepScheduler(**_of_ddpm("ddim", process, steps), **_clipping(clip), solver_order=1)
+    return DPMSolverMultistepScheduler(**_of_ddpm("ddim", process, steps), **_CLIPPING, solver_order=1)
 
 
 # Both solvers below need the clipping: x0 = (x_t - s eps) / a multiplies an error of eps by 157 at the first time of
@@ -141,23 +138,23 @@ def _ddim(process: Process, steps: int, clip: bool) -> Any:
 # the one that UniPC takes in diffusers, 0.106: tests/diffusion/test_samplers.py.
 
 
-def _dpm(process: Process, steps: int, clip: bool) -> Any:
+def _dpm(process: Process, steps: int) -> Any:
     from diffusers import DPMSolverMultistepScheduler
 
     if isinstance(process, Flow):
         return DPMSolverMultistepScheduler(**_FLOW)
-    return DPMSolverMultistepScheduler(**_of_ddpm("dpm++", process, steps), **_clipping(clip), use_lu_lambdas=True)
+    return DPMSolverMultistepScheduler(**_of_ddpm("dpm++", process, steps), **_CLIPPING, use_lu_lambdas=True)
 
 
-def _unipc(process: Process, steps: int, clip: bool) -> Any:
+def _unipc(process: Process, steps: int) -> Any:
     from diffusers import UniPCMultistepScheduler
 
     if isinstance(process, Flow):
         return UniPCMultistepScheduler(**_FLOW)
-    return UniPCMultistepScheduler(**_of_ddpm("unipc", process, steps), **_clipping(clip), use_karras_sigmas=True)
+    return UniPCMultistepScheduler(**_of_ddpm("unipc", process, steps), **_CLIPPING, use_karras_sigmas=True)
 
 
-def _euler(process: Process, steps: int, clip: bool) -> Any:
+def _euler(process: Process, steps: int) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     if isinstance(process, DDPM):
@@ -167,6 +164,8 @@ def _euler(process: Process, steps: int, clip: bool) -> Any:
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
 
 
+# of the solvers: x0 to [-1, 1], in diffusers by "thresholding" with a maximum of 1
+_CLIPPING: dict[str, Any] = {"thresholding": True, "sample_max_value": 1.0, "final_sigmas_type": "zero"}
 _FLOW: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "prediction_type": "flow_prediction",
@@ -192,20 +191,14 @@ def _of_ddpm(name: str, process: Process, steps: int) -> dict[str, Any]:
     }
 
 
-def _clipping(clip: bool) -> dict[str, Any]:
-    """Of the solvers: x0 to [-1, 1], in diffusers by "thresholding" with a maximum of 1."""
-    more = {"thresholding": True, "sample_max_value": 1.0} if clip else {}
-    return {"final_sigmas_type": "zero", **more}
-
-
 def _unknown(process: Process) -> ConfigError:
     return ConfigError(f"no samplers are known for {type(process).__name__}", "give a Sampler of your own for it")
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddpm": Sampler("ancestral sampling (Ho et al. 2020)", True, "250 to 1000 steps", _ddpm),
-    "ddim": Sampler("DDIM, eta = 0 (Song et al. 2021)", False, "50 to 250 steps", _ddim),
-    "dpm++": Sampler("DPM-Solver++(2M) (Lu et al. 2022)", False, "15 to 30 steps", _dpm),
-    "unipc": Sampler("UniPC (Zhao et al. 2023)", False, "10 to 25 steps", _unipc),
-    "euler": Sampler("Euler steps along a flow", False, "25 to 100 steps", _euler),
+    "ddpm": Sampler("ancestral sampling (Ho et al. 2020)", "250 to 1000 steps", _ddpm),
+    "ddim": Sampler("DDIM, eta = 0 (Song et al. 2021)", "50 to 250 steps", _ddim),
+    "dpm++": Sampler("DPM-Solver++(2M) (Lu et al. 2022)", "15 to 30 steps", _dpm),
+    "unipc": Sampler("UniPC (Zhao et al. 2023)", "10 to 25 steps", _unipc),
+    "euler": Sampler("Euler steps along a flow", "25 to 100 steps", _euler),
 }

@@ -109,7 +109,6 @@ def evaluate(
     served, evaluations = _merged(batches, asked)
     results: dict[Key, Answer] = {}
     passes = rows = predicted = 0
-    by_network: dict[str, int] = {}
     for name in dict.fromkeys(key.network for key in evaluations):
         for grad in (True, False):
             found = [(k, e) for k, e in evaluations.items() if k.network == name and e.grad == grad]
@@ -120,9 +119,8 @@ def evaluate(
             passes += 1
             rows += sum(len(e) for _, e in found)
             predicted += sum(len(e) for _, e in found if e.prediction)
-            by_network[name] = by_network.get(name, 0) + 1
     answers = [_fit(results[key], request) for key, (_, request) in zip(served, asked, strict=True)]
-    return answers, Usage(passes, rows, predicted, by_network)
+    return answers, Usage(passes, rows, predicted)
 
 
 def _merged(

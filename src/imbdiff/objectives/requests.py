@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -100,4 +100,3 @@ class Usage:
     passes: int = 0
     rows: int = 0
     predicted_rows: int = 0
-    by_network: Mapping[str, int] = field(default_factory=dict)
