@@ -56,8 +56,6 @@ def test_names_files_and_facts_of_arms() -> None:
         "label": "balanced softmax",
         "use": asdict(use),
         "needs_synthetic": True,
-        "sampler": "natural",
-        "loss": "balanced-softmax",
         "prior": "effective",
     }
     assert [Arm(n).prior for n in ("ce", "focal", "remix", "ldam")] == [None, None, "train", "train"]

@@ -83,15 +83,12 @@ class Arm:
         return ("synthetic+" if self.needs_synthetic else "") + re.sub(r"[^\w.-]", "-", self.recipe, flags=re.A)
 
     def to_json(self) -> dict[str, Any]:
-        recipe = get_recipe(self.recipe)
         return {
             "name": self.name,
             "recipe": self.recipe,
-            "label": recipe.label,
+            "label": get_recipe(self.recipe).label,
             "use": None if self.use is None else asdict(self.use),
             "needs_synthetic": self.needs_synthetic,
-            "sampler": recipe.sampler,
-            "loss": recipe.loss,
             "prior": self.prior,
         }
 
