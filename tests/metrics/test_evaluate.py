@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
-from imbdiff.metrics.evaluate import evaluate
+from imbdiff.metrics.evaluate import _computed, evaluate
 from imbdiff.metrics.extractors import Extractor, RandomConv
 from imbdiff.metrics.kernel import kernel_distance
 from imbdiff.metrics.numbers import Origin
+from imbdiff.metrics.rows import Rows
+from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError, DataError
 
 NAMES = ("a", "b", "c", "d")
@@ -268,3 +271,21 @@ def test_worse_images_get_a_larger_distance(sets: Any) -> None:
     for metric in ("FD[mean]", "FD∞[mean]", "KD[mean]"):
         better, worse = (_find(f, metric, "few") for f in found)
         assert worse["low"] > better["high"]
+
+
+def test_processes_share_the_work_and_no_measure_falls_to_one_of_them() -> None:
+    """Five measures of three scopes and five processes: every process gets three measures."""
+    rows, shares = Rows.of(np.zeros((3, 2))), dict[int, list[Any]]()
+
+    class Five(Dist):
+        def gather_objects(self, value: Any) -> list[Any]:
+            shares[self.rank] = value
+            return [shares.get(rank, [None] * 3) for rank in range(5)]
+
+    def job(i: int) -> Any:
+        return SimpleNamespace(fake=rows, real=rows, measure=SimpleNamespace(numbers=lambda *_, **__: i))
+
+    for rank in range(5):
+        found = _computed([job(i) for i in range(15)], 0, Five(rank, 5), lambda *_: None)
+    assert found == list(range(15))
+    assert all(len({i % 5 for i in share}) == 3 for share in shares.values())

@@ -230,7 +230,9 @@ def _computed(
 
     With several processes each computes its share, and all get everything.
     """
-    mine = jobs[dist.rank :: dist.world]
+    # in turn, one further every time round, so that no process gets the same measure of every scope
+    owners = [(i + i // dist.world) % dist.world for i in range(len(jobs))]
+    mine = [job for job, owner in zip(jobs, owners, strict=True) if owner == dist.rank]
     progress(0, len(mine))
     large = max(max(len(j.fake), len(j.real)) * j.fake.dim for j in jobs) > LARGE
     threads = 1 if large else min(os.cpu_count() or 1, MOST_AT_ONCE)
@@ -240,8 +242,8 @@ def _computed(
         for estimates in pool.map(lambda job: job.measure.numbers(job.fake, job.real, seed=seed), mine):
             found.append(estimates)
             progress(len(found), len(mine))
-    gathered = dist.gather_objects(found)
-    return [gathered[i % dist.world][i // dist.world] for i in range(len(jobs))]
+    of_process = [iter(theirs) for theirs in dist.gather_objects(found)]
+    return [next(of_process[owner]) for owner in owners]
 
 
 def _add(found: Found, job: _Job, estimates: Mapping[str, Estimate], extractor: Extractor) -> None:

@@ -117,9 +117,8 @@ class FeatureStore:
     ) -> np.ndarray:
         """(N, D) float32 features.
 
-        The key of a file is made of the extractor's fingerprint and the hashes of its images in order. It is in the
-        name and in the file, a zip with checksums: features of other images or weights, or a damaged file, are never
-        used. A stopped extraction goes on with the block where it was.
+        The key of a file, a zip with checksums, is made of the extractor's fingerprint and the hashes of its images in
+        order: features of other images or weights, or a damaged file, are never used.
 
         Raises:
             DataError: the extractor cannot read these images, or gave numbers that are not finite.

@@ -198,25 +198,16 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[fl
 def neighbour_measures(
     fake: Rows, real: Rows, *, seed: int = 0, k: int = 3, dense_k: int = 5, cap: int = CAP
 ) -> dict[str, Estimate]:
-    """Precision and recall at `k`, density and coverage at `dense_k`, from one pass over the distances of both sets.
+    """ "precision" and "recall" at `k`, "density" and "coverage" at `dense_k`, of at most `cap` rows of either set.
 
     Precision and density average over fake rows with their weights, recall and coverage over real rows with theirs.
-    The balls are those of all rows of the part, each row counting once: they describe a support, not a share.
-
-    All four depend on n: more rows mean smaller balls. Compare at equal n only. Below 50 rows they are refused: the
-    balls of few rows are so wide that a set which has lost half of the classes passes (`MIN_ROWS`).
+    The balls are those of all rows, each counting once. More rows mean smaller balls: compare at equal n only. Refused
+    below 50 rows of either set.
 
     The interval is the delete-a-group jackknife over both sets, with all radii computed anew, and at least as wide as
     Wilson's at the effective n, as the jackknife sees no spread where all rows agree. It covers the expectation at this
-    n, not a limit. It is on the wide side: the jackknife overstates the variance of what depends on single neighbours
-    (Efron and Stein 1981). In Gaussian worlds 96 to 100 % hold the expectation (`benchmarks/neighbours.py coverage`).
-
-    Args:
-        seed: not used: parts and groups follow the keys of the rows.
-        cap: rows used of either set, at most.
-
-    Returns:
-        "precision", "recall", "density", "coverage"; n is that of the rows used.
+    n, and is on the wide side: the jackknife overstates the variance of what depends on single neighbours (Efron and
+    Stein 1981; 96 to 100 % in `benchmarks/neighbours.py coverage`). `seed` is not used.
     """
     fake, real = fake.part(cap), real.part(cap)
     need = max(MIN_ROWS, 2 * max(k, dense_k) + 2)

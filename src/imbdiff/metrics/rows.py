@@ -21,8 +21,7 @@ class Rows:
     """Feature rows in an order that does not depend on the order they came in.
 
     Rows are sorted by class and, within a class, by a key made from the hash of the image (of the feature row itself,
-    where only features are known). Subsets and jackknife groups follow the keys, so the order of files, the number of
-    workers and that of processes change no number.
+    where only features are known). Subsets and jackknife groups follow the keys.
 
     Attributes:
         features: float32 or float64, finite, in the order they came in. Read a few at a time (:meth:`blocks`) where N
