@@ -121,13 +121,6 @@ def test_methods_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "a training step on a small model: right" in capsys.readouterr().out
 
 
-def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write_tree(tmp_path / "x", {"cat": 6, "<script>alert(1)</script>": 2})
-    assert main(["inspect", str(source), "--json"]) == 0
-    assert "cat" in capsys.readouterr().out
-    assert main(["inspect", str(source)]) == 0
-
-
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_tree(tmp_path / "images", {"cat": 30, "dog": 9})
@@ -213,12 +206,12 @@ def test_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert time.perf_counter() - began < 20
 
 
-def test_odd_class_names_are_data(tmp_path: Path, monkeypatch, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_odd_class_names_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = ["<script>alert(1)</script>".replace("/", "∕"), "n" * 200, "Größe 大小", "x..", "a b&c"]
     counts = dict(zip(names, (12, 10, 9, 8, 8), strict=True))
     write_tree(tmp_path / "images", counts)
-    options = [a for a in arguments if a not in ("--data.imbalance_factor", "20")]
+    options = [a for a in small_arguments() if a not in ("--data.imbalance_factor", "20")]
     assert main(["run", "images", "--out", "run", *options, "--sample.strategy", "auto", "--quiet"]) == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<script>alert" not in page
@@ -229,13 +222,13 @@ def test_odd_class_names_are_data(tmp_path: Path, monkeypatch, arguments: list[s
     assert set(manifest["class_names"]) == set(names)
 
 
-def test_class_names_that_are_paths_stay_inside(tmp_path: Path, monkeypatch, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_class_names_that_are_paths_stay_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = np.array(["../x", "a/b", "/etc/passwd", "CON", "a\\b"])
     labels = np.repeat(np.arange(5), (12, 9, 8, 8, 8))
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "images.npz", x_train=images, y_train=labels, class_names=names)
-    options = [a for a in arguments if a not in ("--data.imbalance_factor", "20")]
+    options = [a for a in small_arguments() if a not in ("--data.imbalance_factor", "20")]
     verb = ["train", "images.npz", "--out", "deep/run", *options, "--sample.strategy", "auto", "--quiet"]
     assert main(verb) == 0
     assert main(["sample", "deep/run", "--quiet"]) == 0
@@ -244,8 +237,3 @@ def test_class_names_that_are_paths_stay_inside(tmp_path: Path, monkeypatch, arg
     drawn = list((tmp_path / "deep" / "run" / "samples").rglob("*.png"))
     assert len(drawn) == 3 + 4 + 4 + 4
     assert len({p.parent.name for p in drawn}) == 4
-
-
-@pytest.fixture
-def arguments() -> list[str]:
-    return small_arguments()

@@ -28,12 +28,11 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in done.stdout.split("\n") if name and (ROOT / name).is_file()]
 
 
-@pytest.mark.parametrize("name", [m.name for m in pkgutil.walk_packages(imbdiff.__path__, "imbdiff.")])
-def test_every_module_imports_and_says_what_it_is(name: str) -> None:
-    if name.endswith("__main__"):
-        return
-    text = (importlib.import_module(name).__doc__ or "").strip()
-    assert len(text) > 10, f"{name} does not say what it is"
+def test_every_module_imports_and_says_what_it_is() -> None:
+    for module in pkgutil.walk_packages(imbdiff.__path__, "imbdiff."):
+        if not module.name.endswith("__main__"):
+            text = (importlib.import_module(module.name).__doc__ or "").strip()
+            assert len(text) > 10, f"{module.name} does not say what it is"
 
 
 def test_every_public_name_exists() -> None:
@@ -85,8 +84,8 @@ def test_no_machine_paths_secrets_or_large_files() -> None:
             assert not pattern.search(path.read_text(errors="replace")), path
 
 
-def test_floats_that_hypothesis_draws_are_not_subnormal() -> None:
-    """It refuses to draw subnormal numbers in a process that flushes them to zero, as runs on a CPU do."""
+def test_floats_of_hypothesis_are_not_subnormal() -> None:
+    """It refuses to generate subnormal numbers in a process that flushes them to zero, as runs on a CPU do."""
     for path in sorted((ROOT / "tests").rglob("*.py")):
         for call in re.findall(r"\bst\.floats\(([^()]*)\)", path.read_text()):
             assert "allow_subnormal=False" in call, (path, call)
@@ -148,9 +147,7 @@ def test_reseeding_torch_happens_in_two_places_only() -> None:
 
 def test_every_objective_goes_through_the_conformance_checks_and_has_a_formula() -> None:
     """A new loss cannot be forgotten: the cases are what `check_objective` and the formulas are held against."""
-    import importlib
     import inspect
-    import pkgutil
 
     import imbdiff.objectives
     from imbdiff.objectives.objective import Objective

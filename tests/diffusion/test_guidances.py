@@ -49,7 +49,8 @@ def context(process: str = "ddpm", sampler: str = "ddpm", **options: Any) -> Sam
     model, weak = (build_model("mlp", PROCESSES[process], (1, 4, 4), STATS, seed=s).eval() for s in (1, 2))
     model.guide = PrototypeEncoder.like(model, 3).eval()
     model.guide.prototypes[:] = torch.eye(3, 128)
-    made = SamplingContext(model, sampler, 20, GROUPS, (0.1, 0.9), 1.4, classifier, 1.0, weak)
+    model.keep_weak(weak)
+    made = SamplingContext(model, sampler, 20, GROUPS, (0.1, 0.9), 1.4, classifier)
     return replace(made, **options)
 
 
@@ -144,20 +145,22 @@ def test_what_does_not_fit_is_refused(names: str, values: dict[str, Any], messag
 
 def test_what_is_missing_is_named_with_a_remedy() -> None:
     how = context()
-    with pytest.raises(ConfigError, match="needs an earlier state of the training"):
-        make_guidance("autoguidance", replace(how, weak=None))
     with pytest.raises(ConfigError, match="needs a classifier"):
         make_guidance("entropy", replace(how, classifier=None))
-    weak, how.model.guide = how.weak, None
+    how.model.guide = None
     with pytest.raises(ConfigError, match="--method diffrc"):
         make_guidance("prototype", how)
-    how.model.keep_weak(weak)
-    assert make_guidance("autoguidance", replace(how, weak=None)).weak is weak  # type: ignore[attr-defined]
+    assert make_guidance("autoguidance", how).weak is how.model.weak  # type: ignore[attr-defined]
+    how.model.keep_weak(context("flow", "euler").model)
     with pytest.raises(ConfigError, match="the weak model's process"):
-        make_guidance("autoguidance", replace(how, weak=context("flow", "euler").model))
+        make_guidance("autoguidance", how)
     other = build_model("mlp", PROCESSES["ddpm"], (1, 4, 4), replace(STATS, names=("a", "b", "x")), seed=1).eval()
+    how.model.keep_weak(other)
     with pytest.raises(ConfigError, match="other classes"):
-        make_guidance("autoguidance", replace(how, weak=other))
+        make_guidance("autoguidance", how)
+    how.model.keep_weak(None)
+    with pytest.raises(ConfigError, match="needs an earlier state of the training"):
+        make_guidance("autoguidance", how)
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,12 @@ class SamplingContext:
     """What guidances are made from.
 
     Attributes:
-        model: that is sampled; its `guide` is what prototype guidance needs.
+        model: that is sampled; prototype guidance needs its `guide`, autoguidance its `weak`.
         sampler, steps: a name in `schedulers.SAMPLERS`, and its number of steps.
         groups: of the classes, which scales can name; None: there are none.
         interval: (low, high) noise levels within which to guide.
         omega: strength of classifier-free guidance that the model's method evaluates with.
         classifier: images in [-1, 1] -> (B, K) logits, for entropy guidance: the working classifier, never a judge.
-        bound: of clean images in the model's space; None: they have none.
-        weak: an earlier state of the training, for autoguidance; None: the model's attribute `weak`, if it has one.
         bf16: call the weak network under bfloat16 autocast.
     """
 
@@ -47,8 +45,6 @@ class SamplingContext:
     interval: tuple[float, float] = (0.0, 1.0)
     omega: float = 0.0
     classifier: Classifier | None = None
-    bound: float | None = 1.0
-    weak: DiffusionModel | None = None
     bf16: bool = False
 
     def scales(self, value: float | str, default: float) -> float | tuple[float, ...]:
@@ -142,8 +138,9 @@ def _classifier_free(context: SamplingContext, constants: ClassifierFreeConstant
 
 
 def _autoguidance(context: SamplingContext, constants: AutoguidanceConstants) -> Guidance:
-    weak, spec = _weak(context), context.model.spec
+    spec, weak = context.model.spec, context.model.weak
     assert weak is not None
+    weak = weak.to(next(context.model.parameters()).device)
     for what in ("shape", "process"):
         if getattr(weak.spec, what) != getattr(spec, what):
             raise ConfigError(
@@ -167,7 +164,7 @@ def _entropy(context: SamplingContext, constants: EntropyConstants) -> Guidance:
     assert context.classifier is not None
     model, options = context.model, vars(constants) | {"scale": context.scales(constants.scale, 0.03)}
     return EntropyGuidance(
-        context.classifier, model.process, model.num_classes, **options, bound=context.bound,
+        context.classifier, model.process, model.num_classes, **options,
         sampler=context.sampler, steps=context.steps, interval=context.interval,
     )  # fmt: skip
 
@@ -263,6 +260,26 @@ def guidance_constants(names: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: replace(entry.constants, **own[name]) for name, entry in entries.items()}
 
 
+#: need of a guidance -> what it is, and where it comes from
+NEEDS = {
+    "guide": ("a guide", "train by --method diffrc"),
+    "weak": ("an earlier state of the training", "train again"),
+    "classifier": ("a classifier", "give SamplingContext(classifier=...)"),
+}
+
+
+def lacking(entries: Mapping[str, GuidanceEntry], context: SamplingContext) -> dict[str, list[str]]:
+    """The guidances that cannot be made, and which of `NEEDS` each lacks."""
+    model = context.model
+    there = {
+        "guide": isinstance(model.guide, PrototypeEncoder),
+        "weak": model.weak is not None,
+        "classifier": context.classifier is not None,
+    }
+    found = {name: [need for need in entry.needs if not there[need]] for name, entry in entries.items()}
+    return {name: needs for name, needs in found.items() if needs}
+
+
 def make_guidance(names: str, context: SamplingContext, values: Mapping[str, Any] | None = None) -> Guidance:
     """The guidance that "a+b" names: the first outermost, around the second.
 
@@ -275,25 +292,10 @@ def make_guidance(names: str, context: SamplingContext, values: Mapping[str, Any
         ConfigError: a name or value that is not known or does not fit; something that a guidance needs is missing.
     """
     entries, constants = guidance_entries(names), guidance_constants(names, values or {})
-    for name, entry in entries.items():
-        for need in entry.needs:
-            _check_need(name, need, context)
-    made = [entry.make(context, constants[name]) for name, entry in entries.items() if name != "none"]
-    return reduce(lambda inner, outer: Guided(outer, inner), reversed(made)) if made else NoGuidance()
-
-
-def _weak(context: SamplingContext) -> DiffusionModel | None:
-    weak = context.model.weak if context.weak is None else context.weak
-    return None if weak is None else weak.to(next(context.model.parameters()).device)
-
-
-def _check_need(name: str, need: str, context: SamplingContext) -> None:
-    there, what, remedy = {
-        "guide": (isinstance(context.model.guide, PrototypeEncoder), "a guide", "train by --method diffrc"),
-        "weak": (_weak(context) is not None, "an earlier state of the training", "train again"),
-        "classifier": (context.classifier is not None, "a classifier", "give SamplingContext(classifier=...)"),
-    }[need]
-    if not there:
+    for name, needs in lacking(entries, context).items():
+        what, remedy = NEEDS[needs[0]]
         raise ConfigError(
             f"{name} guidance needs {what}, and this model comes with none", f"{remedy}, or choose another guidance"
         )
+    made = [entry.make(context, constants[name]) for name, entry in entries.items() if name != "none"]
+    return reduce(lambda inner, outer: Guided(outer, inner), reversed(made)) if made else NoGuidance()

@@ -27,7 +27,6 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.names import safe_class_dirs
 from imbdiff.data.splits import Prepared
 from imbdiff.data.stats import ClassStats, Groups
-from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.generate import generate_batches
 from imbdiff.diffusion.guidance import ClassifierFree, Guidance, Guided
 from imbdiff.diffusion.guidances import (
@@ -36,6 +35,7 @@ from imbdiff.diffusion.guidances import (
     guidance_constants,
     guidance_entries,
     guidance_needs,
+    lacking,
     make_guidance,
 )
 from imbdiff.diffusion.model import DiffusionModel
@@ -106,13 +106,9 @@ class Sampling:
 
     def missing(self, model: DiffusionModel, classifier: Classifier | None = None) -> dict[str, str]:
         """The guidances that `model` cannot serve, and what each lacks: "guide", "weak" or "classifier"."""
-        there = {
-            "guide": isinstance(model.guide, PrototypeEncoder),
-            "weak": model.weak is not None,
-            "classifier": classifier is not None,
-        }
-        lacking = {n: ", ".join(x for x in e.needs if not there[x]) for n, e in guidance_entries(self.guidance).items()}
-        return {name: what for name, what in lacking.items() if what}
+        context = SamplingContext(model, self.sampler, self.steps, classifier=classifier)
+        found = lacking(guidance_entries(self.guidance), context)
+        return {name: ", ".join(needs) for name, needs in found.items()}
 
     def generator_options(self, guidance: Guidance) -> dict[str, Any]:
         """The keyword arguments of `imbdiff.diffusion.generate.generate`."""
