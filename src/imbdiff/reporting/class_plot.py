@@ -88,11 +88,12 @@ def class_plot(classes: Classes, panels: Sequence[Panel] = (), layers: Sequence[
 
     def paint(figure: Figure, theme: Theme) -> None:
         rows = len(panels) + 1
-        heights = [0.62 if panels else 1.0] + [1.0] * len(panels)
-        grid: Any = figure.subplots(rows, 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+        ratios = [0.62 if panels else 1.0] + [1.0] * len(panels)
+        grid: Any = figure.subplots(rows, 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
         style_axes(grid[0], theme, y=f"{classes.counted}\nimages" + ", log" * log)
         for tops, colour in layers or [(classes.counts, "muted")]:
-            _bars(grid[0], np.maximum(np.asarray(tops, float), floor), floor, getattr(theme, colour))
+            heights = np.maximum(np.asarray(tops, float), floor)
+            _bars(grid[0], heights, floor, getattr(theme, colour), 1.0 if layers else 0.55)
         if log:
             grid[0].set_yscale("log")
             grid[0].set_ylim(bottom=floor)
@@ -109,14 +110,14 @@ def class_plot(classes: Classes, panels: Sequence[Panel] = (), layers: Sequence[
     return plot(alt, paint, (110 + 128 * len(panels) if len(panels) > 1 else 300) + turned)
 
 
-def _bars(axes: Any, tops: np.ndarray, floor: float, colour: str) -> None:
+def _bars(axes: Any, tops: np.ndarray, floor: float, colour: str, alpha: float) -> None:
     """Bars of classes; of many one outline in place of a thousand rectangles."""
     c = len(tops)
     if c <= SINGLE:
-        axes.bar(np.arange(c), tops - floor, 0.74, bottom=floor, color=colour)
+        axes.bar(np.arange(c), tops - floor, 0.74, bottom=floor, color=colour, alpha=alpha)
         return
     edges = np.arange(c + 1) - 0.5
-    axes.fill_between(edges, floor, np.append(tops, tops[-1]), step="post", color=colour, linewidth=0)
+    axes.fill_between(edges, floor, np.append(tops, tops[-1]), step="post", color=colour, alpha=alpha, linewidth=0)
 
 
 def _class_ticks(axes: Any, names: Sequence[str], counts: Sequence[int], theme: Theme) -> None:
@@ -186,7 +187,7 @@ def _paint_panel(axes: Any, panel: Panel, theme: Theme) -> None:
 def _limit(axes: Any, series: np.ndarray) -> None:
     """Limits by the values, so that one wide interval does not flatten all."""
     low, high = np.nanmin(series[0]), np.nanmax(series[0])
-    width = max(high - low, 1e-3 * abs(high), 1e-12)
+    width = max(high - low, 0.05 * abs(high), 1e-12)
     low = max(np.nanmin(series), low - width)
     high = min(np.nanmax(series), high + width)
     axes.set_ylim(low - 0.14 * width, high + 0.08 * width)

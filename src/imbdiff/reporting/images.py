@@ -57,7 +57,8 @@ def images(data: ReportData, run: str) -> ui.Section:
         blocks.append(ui.missing("There are no synthetic images to show.", f"imbdiff sample {run}"))
     elif data.train is not None and not paired:
         blocks.append(ui.missing("The nearest training images have not been searched.", f"imbdiff evaluate {run}"))
-    return ui.Section("images", "Real and synthetic images", [*blocks, *shelves], "Images")
+    title = "Synthetic images" if data.train is None else "Real and synthetic images"
+    return ui.Section("images", title, [*blocks, *shelves], "Images")
 
 
 def _class_shelf(data: ReportData, k: int, nearest: Nearest) -> ui.Shelf:
@@ -72,8 +73,9 @@ def _class_shelf(data: ReportData, k: int, nearest: Nearest) -> ui.Shelf:
         rows = some(known if len(known) else own, COLUMNS, "report", "synthetic", k)
         groups = [_with_nearest(synthetic, i, train, nearest.get(i)) for i in rows]
         sets.append(ui.PictureSet(groups, "synthetic", "synthetic"))
-    n = f"{number(data.stats.counts[k])} real" + (f" + {number(data.filled[k])} synthetic" if data.filled[k] else "")
-    return ui.Shelf(sets, data.stats.names[k], f"{data.group(k)} · {n}")
+    counts = [] if train is None else [f"{number(data.stats.counts[k])} real"]
+    counts += [f"{number(data.filled[k])} synthetic"] if data.filled[k] else []
+    return ui.Shelf(sets, data.stats.names[k], f"{data.group(k)} · {' + '.join(counts)}" if counts else "")
 
 
 def _with_nearest(

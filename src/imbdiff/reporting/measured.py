@@ -177,7 +177,8 @@ def numbers_table(found: Mapping[str, Any]) -> Table | None:
     if measured is None:
         return None
     table = measured.main
-    made = Table(title=Text(f"{table.judge.extractor} against {table.reference}"), title_justify="left")
+    title = Text(f"{table.judge.extractor} against {table.reference}")
+    made = Table(title=title, title_justify="left", caption_justify="left", min_width=72)
     made.add_column("number", no_wrap=True)
     for scope in table.scopes:
         made.add_column(Text(f"{scope}\n{table.counts(scope)}"), justify="right")

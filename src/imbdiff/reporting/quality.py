@@ -61,7 +61,7 @@ def quality(found: Found | None, run: str) -> ui.Section:
     if len(measured.tables) > MAX_TABLES:
         more = counted(len(measured.tables) - MAX_TABLES, "more table")
         blocks.append(ui.note(ui.joined([more, "of other extractors in", ui.code("metrics.json")])))
-    blocks.append(ui.Fold("How this was measured", how_measured(measured.found), open=True, kind="box"))
+    blocks.append(ui.Fold("How this was measured", how_measured(measured.found), kind="box"))
     return ui.Section("metrics", "Quality of the synthetic images", blocks, "Quality")
 
 
@@ -248,7 +248,8 @@ def how_measured(metrics: Found) -> list[ui.Block]:
     protocol = dict(metrics.get("protocol") or {})
     extractors = protocol.pop("extractors", ())
     measures = {key: f"{m['what']} ({m['source']})" for key, m in protocol.pop("measures", {}).items()}
-    rows = [*flatten(protocol), ("Intervals", "95 %; each measure below says what its interval covers")]
+    rows = [row for row in flatten(protocol) if row[1] != NOTHING]
+    rows.append(("intervals", "95 %; each measure below says what its interval covers"))
     details = [
         ui.Fold(f"Extractor {e['name']}", [ui.Definitions(flatten(e))], i == 0) for i, e in enumerate(extractors)
     ]
