@@ -33,10 +33,10 @@ REASONS = {
 Found = Mapping[str, Any]
 
 
-def curation(data: ReportData, rarest: int = RAREST, others: int = OTHERS) -> ui.Section | None:
+def curation(data: ReportData) -> ui.Section | None:
     """The section of `ReportData.curated`; None where nothing was curated.
 
-    Caps: pictures of the `rarest` classes and of `others`, at most 6 kept and 6 dropped images of each; 100 classes in
+    Caps: pictures of the 8 rarest classes and of 4 others, at most 6 kept and 6 dropped images of each; 100 classes in
     the table, rarest first; 5 warnings.
     """
     found = data.curated
@@ -64,22 +64,20 @@ def curation(data: ReportData, rarest: int = RAREST, others: int = OTHERS) -> ui
     scopes = [["all", *whole], *([group, *cells(data.groups.classes(group))] for group in data.groups.present)]
     table = [[ui.name(data.stats.names[k]), *cells([k])] for k in sampled[:MAX_ROWS]]
     left = ui.of_all(len(table), len(sampled))
-    blocks: list[ui.Block] = [
+    shown = [*sampled[:RAREST], *spread(sampled[RAREST:], OTHERS)]
+    chosen = "All classes that images were sampled for, rarest first."
+    if len(shown) < len(sampled):
+        chosen = f"The {RAREST} rarest classes that images were sampled for, and {OTHERS} of the others."
+    blocks = [
         ui.Text(f"{text}. {found['words']}"),
         ui.Items([shorten(warning, 600) for warning in found["warnings"][:MAX_WARNINGS]]),
         ui.Table(["scope", *heads], scopes),
         ui.Fold(f"By class, rare classes first{left}", [ui.Table(["class", *heads], table)]),
+        ui.heading("Kept and dropped images"),
+        ui.note(f"{chosen} Images are chosen at random with a fixed seed; dropped ones: every reason in turn."),
+        *(_shelf(data, found, k) for k in shown),
+        ui.note(_explained(found)),
     ]
-    if found.get("candidates") is not None:
-        shown = [*sampled[:rarest], *spread(sampled[rarest:], others)]
-        chosen = (
-            f"The {rarest} rarest classes that images were sampled for, and {len(shown) - rarest} of the others."
-            if len(shown) < len(sampled)
-            else "All classes that images were sampled for, rarest first."
-        )
-        small = ui.note(f"{chosen} Images are chosen at random with a fixed seed; dropped ones: every reason in turn.")
-        blocks += [ui.heading("Kept and dropped images"), small, *(_shelf(data, found, k) for k in shown)]
-    blocks.append(ui.note(_explained(found)))
     return ui.Section("curation", "Which images were kept", blocks, "Curation")
 
 
