@@ -29,7 +29,7 @@ from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.saved import save_model
 from imbdiff.methods import METHODS, method_of
-from imbdiff.pipeline.sampling import sampling
+from imbdiff.pipeline.sampling import guidance_text, sampling
 from imbdiff.pipeline.training import train
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import digest, read_json, write_json
@@ -97,7 +97,7 @@ def job(method: str, seed: int, images: int, folder: Path) -> dict[str, Any]:
         found[f"rarest {name}"] = x[labels == world.num_classes - 1].tolist()
     return {
         **found,
-        "guidance": own.text,
+        "guidance": guidance_text(own.guidance, own.constants),
         "wall seconds": round(time.monotonic() - began[0], 1),
         "CPU seconds": round(time.process_time() - began[1], 1),
         "CPU seconds of training": round(training, 1),

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
-import torch
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
@@ -21,7 +20,7 @@ from imbdiff.metrics.intervals import student95, wilson
 from imbdiff.metrics.numbers import Found, Number, Of, Origin
 from imbdiff.metrics.rows import Estimate, scopes
 from imbdiff.recognition.fitting import fit
-from imbdiff.recognition.jobs import default_workers
+from imbdiff.recognition.jobs import default_workers, use_one_thread
 from imbdiff.recognition.networks import predict
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.runtime.device import prepare_threads
@@ -94,8 +93,7 @@ def _predicted(
     images: ImageSet, test: ImageSet, classes: np.ndarray, plan: FitPlan, seed: int, device: str
 ) -> np.ndarray:
     """(N,) classes of the test images by a classifier of `classes` only."""
-    if torch.device(device).type == "cpu":
-        torch.set_num_threads(1)  # of this thread of the pool only
+    use_one_thread(device)
     place = np.full(len(images.class_names), -1)
     place[classes] = np.arange(len(classes))
     rows = np.flatnonzero(place[images.labels] >= 0)

@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -143,9 +143,7 @@ class Job:
     def train(self, stop: threading.Event) -> Predicted | None:
         """Trains and predicts; None if it was stopped."""
         c, files = self.conditions, TrainingFiles()
-        if torch.device(c.device).type == "cpu":
-            # holds for this thread only; one thread each is fastest for small networks and the same on every machine
-            torch.set_num_threads(1)
+        use_one_thread(c.device)
         if c.folder is not None:
             store = CheckpointStore(Path(c.folder) / "checkpoints" / self.file)
             files = TrainingFiles(store, JsonLog(Path(c.folder) / "logs" / f"{self.file}.jsonl"), self.identity)
@@ -201,22 +199,17 @@ def train_arms(
     prepare_threads()
     workers = conditions.workers or default_workers(conditions.device)
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="classifier") as pool:
-        waiting: dict[Future[Predicted | None], Job] = {
-            pool.submit(job.train, stop): job for identity, job in jobs.items() if identity not in results
-        }
+        waiting = {pool.submit(job.train, stop): job for identity, job in jobs.items() if identity not in results}
         try:
-            open_futures = set(waiting)
-            while open_futures:
-                ended, open_futures = wait(open_futures, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    try:
-                        result = future.result()
-                    except NonFiniteLossError as error:
-                        if not keep_going:
-                            raise
-                        result = Predicted(None, None, failed=error.message)
-                    assert result is not None
-                    finished(waiting[future], result)
+            for future in as_completed(waiting):
+                try:
+                    result = future.result()
+                except NonFiniteLossError as error:
+                    if not keep_going:
+                        raise
+                    result = Predicted(None, None, failed=error.message)
+                assert result is not None
+                finished(waiting[future], result)
         except BaseException:
             # Ctrl-C and errors end the other trainings within some steps; finished ones are in the folder
             stop.set()
@@ -231,8 +224,7 @@ def seconds_per_classifier(train: ImageSet, plan: FitPlan, device: str) -> float
 
     def seconds(steps: int) -> float:
         def once(seed: int) -> None:
-            if torch.device(device).type == "cpu":
-                torch.set_num_threads(1)  # of this thread, as in a comparison
+            use_one_thread(device)
             fit(train, replace(plan, steps=steps), seed=seed, device=device, name="probe")
 
         began = time.perf_counter()
@@ -248,3 +240,9 @@ def seconds_per_classifier(train: ImageSet, plan: FitPlan, device: str) -> float
 def default_workers(device: str) -> int:
     """Networks trained at a time: one per core on a CPU (one thread each), one on an accelerator."""
     return max(1, min(cores(), 8)) if torch.device(device).type == "cpu" else 1
+
+
+def use_one_thread(device: str) -> None:
+    """On a CPU, for this thread of a pool: fastest for small networks, and the same on every machine."""
+    if torch.device(device).type == "cpu":
+        torch.set_num_threads(1)
