@@ -5,8 +5,7 @@
 Files are generated: PNG, 64 x 64 pixels, RGB, smooth patterns with noise, 100 classes of exponential sizes. Measured,
 each in a process of its own: listing with labels (no file is opened); headers; `imbdiff inspect`; building the cache of
 decoded images; opening it again (every byte is read and compared with its hash); and the plain loop of one process,
-`np.asarray(Image.open(path).convert("RGB"))` into one array; and two such loops at once, each on half of the files,
-nothing kept: what two processes are worth on this machine. Memory is the largest resident set of the main process and
+`np.asarray(Image.open(path).convert("RGB"))` into one array. Memory is the largest resident set of the main process and
 of it and its worker processes together, sampled ten times a second. The page cache is warm for every side.
 """
 
@@ -73,19 +72,6 @@ paths = sorted(Path(root).rglob("*.png"))
 out = np.empty((len(paths), 64, 64, 3), np.uint8)
 for i, path in enumerate(paths):
     out[i] = np.asarray(Image.open(path).convert("RGB"))
-""",
-    "plain loop, two at once": """
-import subprocess
-half = (
-    "from PIL import Image; import numpy as np, sys; "
-    "[np.asarray(Image.open(p).convert('RGB')) for p in sys.stdin.read().split()]"
-)
-paths = [str(path) for path in sorted(Path(root).rglob("*.png"))]
-both = [subprocess.Popen([sys.executable, "-c", half], stdin=subprocess.PIPE, text=True) for _ in range(2)]
-for i, child in enumerate(both):
-    child.stdin.write("\\n".join(paths[i::2]))
-    child.stdin.close()
-assert not any(child.wait() for child in both)
 """,
     "list with labels": """
 source = imbdiff.load(root)
@@ -181,19 +167,10 @@ def main() -> None:
         plain = float(np.mean([row["files/s"] for row in here if row["what"] == "plain loop"]))
         for row in here:
             summary.append({**row, "times the plain loop": round(row["files/s"] / plain, 2)})
-    largest = max(given.files)
-    projected = [
-        {"what": row["what"], "seconds": round(row["seconds"] * 1_000_000 / largest),
-         "MiB, main process": row["MiB, main process"]}
-        for row in summary if row["files"] == largest and row["what"] != "plain loop"
-    ]  # fmt: skip
     if not given.no_result:
         write_result(
             "preparing",
-            {
-                "measured": summary,
-                f"a million files, projected in proportion from {largest:,} (memory: as measured)": projected,
-            },
+            {"measured": summary},
             config={"files": list(given.files)},
             notes=__doc__.split("\n\n", 2)[2],
         )

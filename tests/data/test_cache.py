@@ -53,7 +53,7 @@ def test_only_large_sets_are_kept_unasked(monkeypatch, tmp_path):
     assert cache.chosen(tmp_path, 1) == tmp_path
     monkeypatch.delenv("IMBDIFF_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache.default_folder() == tmp_path / "xdg" / "imbdiff"
+    assert cache.chosen(None, cache.LEAST) == tmp_path / "xdg" / "imbdiff"
 
 
 def test_what_is_there_is_not_decoded_again(images, tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ import threading
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from imbdiff.data.datasets_source import expanded, which_splits
 from imbdiff.data.sources import load
@@ -80,11 +79,6 @@ def test_forms(shelf, form, tmp_path):
         assert np.array_equal(np.asarray(images["train"].images), [noise(5, 6, 3, seed=seed) for seed in seeds])
         assert np.array_equal(images["val"].images[1], noise(5, 6, 3, seed=12 if "folder" in form else 11))
     assert load(f"hf:{shelf}/{form}").ids() == source.ids()
-
-
-def test_folders_that_are_called_like_kinds_of_files(shelf, monkeypatch):
-    monkeypatch.chdir(shelf)
-    assert len(load("hf:parquet").ids()) == 5
 
 
 def test_nothing_is_decoded_for_labels(tmp_path):
@@ -240,15 +234,6 @@ def test_the_extra_is_named(monkeypatch, shelf):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"datasets is not installed(?s:.)*imbalanced-diffusion\[hf\]"):
         load(f"hf:{shelf}/parquet")
-
-
-def test_grey_and_palette(tmp_path):
-    images = [Image.fromarray(noise(5, 6, seed=i)).convert("LP"[i % 2]) for i in range(4)]
-    cells = [{"bytes": encoded(image), "path": None} for image in images]
-    table = rows(4).map(lambda _, i: {"image": cells[i]}, with_indices=True, features=rows(4).features)
-    source = load(f"hf:{parquet(tmp_path / 'x', train=table)}")
-    assert source.scan().modes == {"L": 2, "P": 2}
-    assert source.read().images.shape[-1] in (1, 3)
 
 
 def shard(path, start, n, label=".cls"):

@@ -1,6 +1,7 @@
+"""Every file type and mode that a user's folder may hold, and sizes."""
+
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 
@@ -11,79 +12,56 @@ from PIL import Image
 from imbdiff.data import decode as decode_module
 from imbdiff.data.decode import Target, UnusableImageError, decode, fit, parse_size, read_header, resolve
 from imbdiff.runtime.errors import ConfigError, DataError
-from tests.data.making import noise, write
+from tests.data.making import encoded, noise, write
 
 
-def test_rgb_png_comes_back_exactly(tmp_path):
+def test_rgb_and_grey_come_back_exactly(tmp_path):
     x = noise(5, 7, 3)
     path = write(tmp_path / "a.png", x)
     assert np.array_equal(decode(path, None, grey=False), x)
     header = read_header(path)
     assert (header.size, header.mode, header.grey) == ((5, 7), "RGB", False)
+    grey = write(tmp_path / "b.png", x[..., 0])
+    assert np.array_equal(decode(grey, None, grey=True), x[..., :1])
+    assert np.array_equal(decode(grey, None, grey=False), np.repeat(x[..., :1], 3, axis=2))
+    assert read_header(grey).grey
 
 
-def test_grey_png_has_one_channel_or_three_equal_ones(tmp_path):
-    x = noise(5, 7)
-    path = write(tmp_path / "a.png", x)
-    assert np.array_equal(decode(path, None, grey=True), x[..., None])
-    assert np.array_equal(decode(path, None, grey=False), np.repeat(x[..., None], 3, axis=2))
-    assert read_header(path).grey
+def palette(*colours, **options):
+    image = Image.new("P", (len(colours), 1))
+    image.putpalette([v for colour in colours for v in colour])
+    image.putdata(range(len(colours)))
+    return encoded(image, **options)
 
 
-def test_mode_1_is_black_and_white(tmp_path):
-    Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).convert("1").save(tmp_path / "a.png")
-    assert read_header(tmp_path / "a.png").mode == "1"
-    assert decode(tmp_path / "a.png", None, grey=True)[..., 0].tolist() == [[0, 255], [255, 0]]
+RGBA = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], np.uint8)
+CYAN = Image.fromarray(np.array([[[255, 0, 0, 0]]], np.uint8), "CMYK")
+DEEP = np.array([[0, 257 * 7, 257 * 7 + 129, 65535]], np.uint16)
+FRAMES = [Image.new("RGB", (1, 1), colour) for colour in ("red", "blue")]
 
 
-def test_rgba_is_put_on_white(tmp_path):
-    rgba = np.zeros((1, 3, 4), np.uint8)
-    rgba[0] = [[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]
-    path = write(tmp_path / "a.png", rgba)
-    # alpha 51 = 20 %: 0.2 * colour + 0.8 * 255
-    expected = [[200, 100, 0], [255, 255, 255], [244, 224, 204]]
-    assert np.abs(decode(path, None, grey=False)[0].astype(int) - expected).max() <= 1
-
-
-def test_la_is_put_on_white_and_stays_grey(tmp_path):
-    la = np.array([[[10, 255], [10, 0]]], np.uint8)
-    Image.fromarray(la, "LA").save(tmp_path / "a.png")
-    assert read_header(tmp_path / "a.png").grey
-    assert decode(tmp_path / "a.png", None, grey=True)[..., 0].tolist() == [[10, 255]]
-
-
-def test_palette_with_and_without_transparency(tmp_path):
-    image = Image.new("P", (2, 1))
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.putdata([0, 1])
-    image.save(tmp_path / "plain.png")
-    image.save(tmp_path / "clear.png", transparency=1)
-    assert decode(tmp_path / "plain.png", None, grey=False)[0].tolist() == [[255, 0, 0], [0, 0, 255]]
-    assert decode(tmp_path / "clear.png", None, grey=False)[0].tolist() == [[255, 0, 0], [255, 255, 255]]
-    assert not read_header(tmp_path / "plain.png").grey
-
-
-def test_grey_palette_counts_as_grey(tmp_path):
-    image = Image.new("P", (2, 1))
-    image.putpalette([v for k in range(256) for v in (255 - k,) * 3])
-    image.putdata([3, 250])
-    image.save(tmp_path / "a.gif")
-    header = read_header(tmp_path / "a.gif")
-    assert header.grey
-    assert decode(tmp_path / "a.gif", None, grey=True)[..., 0].tolist() == [[252, 5]]
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bit_is_divided_by_257(tmp_path, suffix):
-    x = np.array([[0, 257 * 7, 257 * 7 + 129, 65535]], np.uint16)
-    path = write(tmp_path / f"a.{suffix}", x)
-    assert decode(path, None, grey=True)[..., 0].tolist() == [[0, 7, 8, 255]]
-    assert read_header(path).grey
-
-
-def test_16_bit_pgm(tmp_path):
-    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 65535\n" + struct.pack(">HH", 257 * 3, 65535))
-    assert decode(tmp_path / "a.pgm", None, grey=True)[..., 0].tolist() == [[3, 255]]
+@pytest.mark.parametrize(
+    ("data", "grey", "values"),
+    [
+        (encoded(Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")), True, [0, 255]),
+        # alpha 51 = 20 %: 0.2 * colour + 0.8 * 255
+        (encoded(RGBA), False, [[200, 100, 0], [255, 255, 255], [244, 224, 204]]),
+        (encoded(Image.fromarray(np.array([[[10, 255], [10, 0]]], np.uint8), "LA")), True, [10, 255]),
+        (palette((255, 0, 0), (0, 0, 255)), False, [[255, 0, 0], [0, 0, 255]]),
+        (palette((255, 0, 0), (0, 0, 255), transparency=1), False, [[255, 0, 0], [255, 255, 255]]),
+        (palette((252,) * 3, (5,) * 3), True, [252, 5]),
+        (encoded(DEEP), True, [0, 7, 8, 255]),
+        (encoded(DEEP, "TIFF"), True, [0, 7, 8, 255]),
+        (b"P5 2 1 65535\n" + struct.pack(">HH", 257 * 3, 65535), True, [3, 255]),
+        (encoded(CYAN, "TIFF"), False, [[0, 255, 255]]),
+        (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), False, [[255, 0, 0]]),
+    ],
+)
+def test_modes(tmp_path, data, grey, values):
+    (tmp_path / "a.png").write_bytes(data)
+    assert read_header(tmp_path / "a.png").grey == grey
+    found = decode(tmp_path / "a.png", None, grey)[0]
+    assert np.abs(found.astype(int).squeeze(-1) - values if grey else found.astype(int) - values).max() <= 1
 
 
 def test_values_without_a_set_range_are_refused(tmp_path):
@@ -93,14 +71,6 @@ def test_values_without_a_set_range_are_refused(tmp_path):
         decode(tmp_path / "f.tif", None, grey=True)
     with pytest.raises(UnusableImageError, match="70000"):
         decode(tmp_path / "i.tif", None, grey=True)
-
-
-def test_cmyk_becomes_rgb(tmp_path):
-    cmyk = np.zeros((4, 4, 4), np.uint8)
-    cmyk[..., 0] = 255  # full cyan: no red
-    Image.fromarray(cmyk, "CMYK").save(tmp_path / "a.tif")
-    assert read_header(tmp_path / "a.tif").mode == "CMYK"
-    assert decode(tmp_path / "a.tif", None, grey=False)[0, 0].tolist() == [0, 255, 255]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -119,37 +89,32 @@ def test_exif_orientation_is_applied(tmp_path, suffix, orientation, turned):
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "ppm"])
 def test_all_listed_formats_open(tmp_path, suffix):
-    x = np.full((8, 8, 3), 128, np.uint8)
-    path = write(tmp_path / f"a.{suffix}", x)
+    path = write(tmp_path / f"a.{suffix}", np.full((8, 8, 3), 128, np.uint8))
     assert np.abs(decode(path, None, grey=False).astype(int) - 128).max() <= 3
     assert f".{suffix}" in decode_module.EXTENSIONS
 
 
-def test_first_frame_of_an_animation(tmp_path):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert decode(tmp_path / "a.gif", None, grey=False)[0, 0].tolist() == [255, 0, 0]
+WHOLE = encoded(noise(64, 64, 3))
 
 
-def test_empty_truncated_and_foreign_files(tmp_path):
-    (tmp_path / "zero.png").write_bytes(b"")
-    (tmp_path / "text.png").write_text("hello")
-    buffer = io.BytesIO()
-    Image.fromarray(noise(64, 64, 3)).save(buffer, "PNG")
-    (tmp_path / "half.png").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
-    with pytest.raises(UnusableImageError, match="0 bytes"):
-        read_header(tmp_path / "zero.png")
-    with pytest.raises(UnusableImageError, match="not an image"):
-        read_header(tmp_path / "text.png")
-    read_header(tmp_path / "half.png")  # the header is whole
-    with pytest.raises(UnusableImageError, match="damaged"):
-        decode(tmp_path / "half.png", None, grey=False)
-
-
-def test_postscript_is_not_even_tried(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
-    with pytest.raises(UnusableImageError, match="not an image"):
+@pytest.mark.parametrize(
+    ("data", "why", "header"),
+    [
+        (b"", "0 bytes", False),
+        (b"hello", "not an image", False),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n", "not an image", False),  # not even tried
+        (WHOLE[: len(WHOLE) // 2], "damaged", True),
+    ],
+)
+def test_empty_truncated_and_foreign_files(tmp_path, data, why, header):
+    (tmp_path / "a.png").write_bytes(data)
+    if header:
         read_header(tmp_path / "a.png")
+    else:
+        with pytest.raises(UnusableImageError, match=why):
+            read_header(tmp_path / "a.png")
+    with pytest.raises(UnusableImageError, match=why):
+        decode(tmp_path / "a.png", None, grey=False)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -171,36 +136,24 @@ def bands(height: int, width: int) -> np.ndarray:
     return np.repeat(np.repeat(np.array([[0, 128, 255]], np.uint8), width // 3, axis=1), height, axis=0)
 
 
-def test_crop_keeps_the_middle():
-    out = np.asarray(fit(Image.fromarray(bands(30, 90)), Target(10, 10, "crop")))
-    assert out.shape == (10, 10)
-    assert (out[:, 2:-2] == 128).all()
-
-
-def test_stretch_keeps_everything():
-    out = np.asarray(fit(Image.fromarray(bands(30, 90)), Target(9, 9, "stretch")))
-    assert out[4, [0, 4, 8]].tolist() == [0, 128, 255]
-
-
-def test_pad_keeps_everything_and_fills_with_the_borders_median():
+def test_crop_stretch_and_pad():
+    crop = np.asarray(fit(Image.fromarray(bands(30, 90)), Target(10, 10, "crop")))
+    assert (crop[:, 2:-2] == 128).all()  # keeps the middle
+    stretch = np.asarray(fit(Image.fromarray(bands(30, 90)), Target(9, 9, "stretch")))
+    assert stretch[4, [0, 4, 8]].tolist() == [0, 128, 255]
     x = np.full((10, 30, 3), (10, 20, 30), np.uint8)
     x[4:6, 10:20] = 255
-    out = np.asarray(fit(Image.fromarray(x), Target(30, 30, "pad")))
-    assert (out[:9] == (10, 20, 30)).all()
-    assert (out[21:] == (10, 20, 30)).all()
-    assert out[14, 15].tolist() == [255, 255, 255]
-    assert np.array_equal(out[10:20], x)
+    pad = np.asarray(fit(Image.fromarray(x), Target(30, 30, "pad")))
+    assert (pad[:9] == (10, 20, 30)).all()  # the border's median
+    assert (pad[21:] == (10, 20, 30)).all()
+    assert np.array_equal(pad[10:20], x)
 
 
-def test_target_is_height_then_width():
-    for policy in ("crop", "pad", "stretch"):
-        assert np.asarray(fit(Image.fromarray(noise(40, 20, 3)), Target(8, 12, policy))).shape == (8, 12, 3)
-
-
-def test_no_resampling_at_the_right_size():
+@pytest.mark.parametrize("policy", ["crop", "pad", "stretch"])
+def test_target_is_height_then_width_and_the_right_size_is_not_touched(policy):
+    assert np.asarray(fit(Image.fromarray(noise(40, 20, 3)), Target(8, 12, policy))).shape == (8, 12, 3)
     image = Image.fromarray(noise(9, 5, 3))
-    for policy in ("crop", "pad", "stretch"):
-        assert fit(image, Target(9, 5, policy)) is image
+    assert fit(image, Target(9, 5, policy)) is image
 
 
 def test_downscaling_is_antialiased():
@@ -209,18 +162,20 @@ def test_downscaling_is_antialiased():
     assert np.abs(out.astype(int) - 127).max() < 20  # without antialiasing it would be black or white
 
 
-def test_resolve_keeps_a_common_small_size():
-    assert resolve({(28, 20): 5}, None, "crop", "x") == (Target(28, 20, "crop"), ())
-    assert resolve({(64, 64): 5}, None, "crop", "x")[1] == ()
-
-
-def test_resolve_scales_a_common_large_size_to_64_and_says_so():
-    target, notes = resolve({(450, 600): 5}, None, "pad", "x")
-    assert target == Target(48, 64, "pad")
-    assert "450 x 600" in notes[0]
-    assert "--data.size" in notes[0]
-    assert resolve({(1024, 683): 5}, None, "crop", "x")[0].shape == (64, 40)
-    assert resolve({(1000, 20): 5}, None, "crop", "x")[0].shape == (64, 8)
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [
+        ((28, 20), (28, 20)),
+        ((64, 64), (64, 64)),
+        ((450, 600), (48, 64)),
+        ((1024, 683), (64, 40)),
+        ((1000, 20), (64, 8)),
+    ],
+)
+def test_one_common_size_is_kept_up_to_64(size, shape):
+    target, notes = resolve({size: 5}, None, "pad", "x")
+    assert target == Target(*shape, "pad")
+    assert (f"{size[0]} x {size[1]}" in "".join(notes)) == (size != shape)
 
 
 def test_mixed_sizes_need_a_policy():
@@ -229,15 +184,17 @@ def test_mixed_sizes_need_a_policy():
     assert "30 x 20" in error.value.message
     assert "28 x 28" in error.value.message
     assert "--data.size" in error.value.remedy
-    assert resolve({(28, 28): 3, (30, 20): 9}, 16, "crop", "x")[0].shape == (16, 16)
+    assert resolve({(28, 28): 3, (30, 20): 9}, (8, 12), "crop", "x")[0] == Target(8, 12, "crop")
 
 
-@pytest.mark.parametrize("size", [0, -8, 3, True, 8.5, (8,), (8, 8, 3), (8, 2), "32"])
+@pytest.mark.parametrize("size", [3, 0, -8, 8.0, "8", (8,), (8, 8, 8), (8, 2)])
 def test_impossible_sizes(size):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="image size"):
         parse_size(size)
 
 
-def test_unknown_policy():
-    with pytest.raises(ConfigError, match="zoom"):
-        resolve({(8, 8): 1}, 8, "zoom", "x")
+def test_impossible_policies_and_images():
+    with pytest.raises(ConfigError, match="unknown resize policy 'squash'"):
+        resolve({(8, 8): 1}, None, "squash", "x")
+    with pytest.raises(ConfigError, match="at least 4"):
+        resolve({(2, 9): 1}, None, "crop", "x")

@@ -29,28 +29,10 @@ some = settings(
 )  # fmt: skip
 
 ODD = [
-    *[
-        " ",
-        "  a",
-        ".hidden",
-        "__x__",
-        "'",
-        '"',
-        "a,b",
-        "a;b",
-        "#a",
-        "~",
-        "-rf",
-        "C:",
-        "c:x",
-        "nul",
-        "x?y=z",
-        "&",
-        "a.png",
-    ],
-    *["\u202egnp", "\u200f", "é", "e\u0301", "\ufeff", "蝴蝶", "🦋", "<b>", "%s", "{0}", "[red]", "\u2028", "a" * 60],
-    *["0", "00", "-1", "1.0", "nan", "None"],
-]
+    " ", "  a", ".hidden", "__x__", "'", '"', "a,b", "a;b", "#a", "~", "-rf", "C:", "c:x", "nul", "x?y=z", "&", "a.png",
+    "\u202egnp", "\u200f", "é", "e\u0301", "\ufeff", "蝴蝶", "🦋", "<b>", "%s", "{0}", "[red]", "\u2028", "a" * 60,
+    "0", "00", "-1", "1.0", "nan", "None",
+]  # fmt: skip
 CONTROL = ["a\nb", "a\r", "\t", "\x1b[31m", "\x7f", "a\\b"]
 plain = st.one_of(st.sampled_from(ODD), st.from_regex(r"[a-z]{1,8}", fullmatch=True)).filter(lambda n: n[1:2] != ":")
 names = st.one_of(

@@ -10,17 +10,15 @@ changed gets a new folder. Old ones may be deleted at any time.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from imbdiff.data.imageset import KEY, StoredImages
 from imbdiff.data.reading import Decoding, in_chunks
@@ -35,25 +33,18 @@ CHUNK_BYTES = 4 * 2**20
 _REMEDY = "free some space, or set IMBDIFF_CACHE to another folder, or to off: then images stay in memory"
 
 
-def default_folder() -> Path:
-    """``IMBDIFF_CACHE`` ("off" for none), otherwise ``imbdiff`` in the user's cache folder."""
-    given = os.environ.get("IMBDIFF_CACHE")
-    if given:
-        return user_path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imbdiff"
-
-
 def chosen(option: str | Path | None, nbytes: int) -> Path | None:
     """The folder for caches, or None for none.
 
     Args:
-        option: "off", a folder, or None: the default folder for `nbytes` of at least 512 MiB.
+        option: "off", a folder, or None: for `nbytes` of at least 512 MiB ``IMBDIFF_CACHE`` ("off" for none), otherwise
+            ``imbdiff`` in the user's cache folder.
     """
-    if "off" in (option, os.environ.get("IMBDIFF_CACHE")):
+    given = os.environ.get("IMBDIFF_CACHE")
+    if "off" in (option, given) or (option is None and nbytes < LEAST):
         return None
-    if option is not None:
-        return user_path(option)
-    return default_folder() if nbytes >= LEAST else None
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imbdiff"
+    return user_path(option or given or own)
 
 
 def kept(
@@ -78,7 +69,7 @@ def kept(
     bad: dict[int, str] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with FileLock(folder / "lock"):
             _make_room(images, n * image)
             _make_room(keys, n * KEY)
             todo = [start for start in range(0, n, per) if not _holds(images, keys, start, min(per, n - start), image)]
@@ -99,21 +90,6 @@ def kept(
         if is_disk_full(error):
             raise DataError(f"no space left for decoded images in {folder}", _REMEDY) from error
         raise DataError(f"cannot keep decoded images in {folder}: {error.strerror or error}", _REMEDY) from error
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time works on a cache; the others wait, and say so."""
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=2)
-    except Timeout:
-        print(f"waiting for another process that decodes into {folder}", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _make_room(path: Path, size: int) -> None:
