@@ -70,7 +70,6 @@ class Case:
     objectives: tuple[tuple[type[Objective], dict[str, Any]], ...]
     calls: Calls
     network: str = "mlp"
-    max_rows: int | None = None
     size: int = N
     steps: int = 1
 
@@ -177,8 +176,6 @@ CASES: dict[str, Case] = {
     "denoising + sampled": Case(((Denoising, {}), (SampledBalancing, {"rows": 0.4})), ((90, 90),), size=64),
     # given, comparison, null, base capacity, overlap, and the grouped part
     "everything": Case(_EVERYTHING, ((96, 96),), "low rank"),
-    # chunks of 10 of 2 x 16 + 16 rows, the first 32 of which need a prediction; on two processes of 2 x 8 + 8
-    "chunked": Case(_CBDM, ((10, 10), (10, 10), (10, 10), (10, 2), (8, 0)), max_rows=10),
 }
 
 
@@ -226,7 +223,6 @@ def make_step(
     *,
     network: str = "mlp",
     dtype: torch.dtype = torch.float64,
-    max_rows: int | None = None,
 ) -> TrainingStep:
     """A step on small networks; `source` is there, frozen, if anyone reads the grouped part."""
     made: nn.Module
@@ -236,7 +232,7 @@ def make_step(
         made = {"low rank": low_rank, "encoder": encoder}[network](process)
     frozen = ["source"] if any(o.part == "grouped" for o in objectives) else []
     networks = {"model": made, **{name: build_model("mlp", process, SHAPE, STATS, seed=2) for name in frozen}}
-    return TrainingStep(networks, objectives, frozen=frozen, max_rows=max_rows).to(dtype)
+    return TrainingStep(networks, objectives, frozen=frozen).to(dtype)
 
 
 def make_batches(
@@ -280,7 +276,7 @@ def make_batches(
 
 def step_of(case: str, kind: str, **options: Any) -> TrainingStep:
     of = CASES[case]
-    return make_step(of.make(), PROCESSES[kind], **{"network": of.network, "max_rows": of.max_rows, **options})
+    return make_step(of.make(), PROCESSES[kind], **{"network": of.network, **options})
 
 
 @dataclass
@@ -323,7 +319,7 @@ def run(case: str, kind: str, dist: Dist | None = None, **options: Any) -> Resul
         calls.clear()
         step.zero_grad()
         out = module(make_batches(step, PROCESSES[kind], dist=dist, seed=46 + i, size=of.size))
-        during = tuple(calls)  # checkpointed chunks are recomputed from here on
+        during = tuple(calls)
         out["loss"].backward()
     return Result(
         {n: dist.total(v) / dist.world for n, v in out.items()},

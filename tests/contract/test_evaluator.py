@@ -21,7 +21,7 @@ from imbdiff.objectives.supervised_contrast import SupervisedContrast
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.training.step import TrainingStep
 
-from .cases import CASES, KINDS, N, make_batches, make_step, run, step_of
+from .cases import CASES, KINDS, N, make_batches, make_step, step_of
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 Grads = dict[str, Tensor]
@@ -120,17 +120,6 @@ def test_merged_equals_separate_passes(kind: str) -> None:
         x_t = one.of(batches["main"].x_t)
         assert request.prediction is False or len(x_t) == len(one.pred)
     assert_close(gradient(merged), gradient(separate), 1e-5)
-
-
-@pytest.mark.parametrize(("kind", "max_rows"), [("ddpm", 1), ("flow", 7), ("ddpm-v", 16), ("flow", 40), ("ddpm", 1000)])
-def test_chunks_equal_the_whole(kind: str, max_rows: int) -> None:
-    case = "everything" if max_rows > 1 else "denoising + CBDM + contrast"
-    whole, chunked = run(case, kind), run(case, kind, max_rows=max_rows)
-    assert chunked.forwards == 1
-    assert max(rows for rows, _ in chunked.calls) <= max_rows
-    for name, value in whole.losses.items():
-        assert float(chunked.losses[name]) == pytest.approx(float(value), rel=1e-12), name
-    assert_close(chunked.grads, whole.grads, 1e-12)
 
 
 def test_weight_zero_is_leaving_out_bit_for_bit() -> None:

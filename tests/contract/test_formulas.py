@@ -82,13 +82,12 @@ def test_one_wrapped_forward_and_stated_passes(case: str, on_two: list[dict[Any,
     assert one.forwards == 1
     assert (two["forwards"], two["wrapped"]) == (1, 1)
     assert one.calls == calls
-    if case != "chunked":
-        assert two["calls"] == tuple((rows // 2, predicted // 2) for rows, predicted in calls)
-        extra = sum(case.startswith(("pair", "everything")) for _ in range(1))  # the frozen source's pass
-        detached = case == "capacity anchor"
-        assert one.usage.passes == len(calls) + extra + detached
-        assert one.usage.rows == sum(rows for rows, _ in calls) + N * (extra + detached)
-        assert one.usage.predicted_rows == sum(predicted for _, predicted in calls) + N * (extra + detached)
+    assert two["calls"] == tuple((rows // 2, predicted // 2) for rows, predicted in calls)
+    extra = sum(case.startswith(("pair", "everything")) for _ in range(1))  # the frozen source's pass
+    detached = case == "capacity anchor"
+    assert one.usage.passes == len(calls) + extra + detached
+    assert one.usage.rows == sum(rows for rows, _ in calls) + N * (extra + detached)
+    assert one.usage.predicted_rows == sum(predicted for _, predicted in calls) + N * (extra + detached)
 
 
 def test_the_cases_are_not_trivial() -> None:

@@ -1,10 +1,7 @@
 # ruff: noqa: NPY002
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,19 +76,6 @@ def test_cifar_lt_gives_the_literal_index_lists(classes, n, factor, profile, kin
     labels = np.random.default_rng(classes).permutation(np.repeat(np.arange(classes), n))
     got = long_tail(labels, imbalance_factor=factor, profile=profile, protocol="cifar-lt")
     assert got.tolist() == literal_cifar_lt(labels.tolist(), factor, kind)
-
-
-def test_cifar_lt_on_the_real_cifar10():
-    folder = os.environ.get("IMBDIFF_DATA")
-    if not folder or not (Path(folder) / "cifar10.npz").exists():
-        pytest.skip("IMBDIFF_DATA does not name a folder with cifar10.npz")
-    spec = importlib.util.spec_from_file_location("imbdiff_data_load", Path(folder) / "load.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    labels = module.load("cifar10")["y_train"]
-    got = long_tail(labels, imbalance_factor=100, protocol="cifar-lt")
-    assert got.tolist() == literal_cifar_lt(labels.tolist(), 100)
-    assert np.bincount(labels[got]).tolist() == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 
 
 def test_the_global_generator_is_left_alone():

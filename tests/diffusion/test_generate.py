@@ -91,7 +91,7 @@ def test_batches_have_one_fixed_size() -> None:
 
 
 @pytest.mark.parametrize("process", ["ddpm-cosine-v", "flow"])
-def test_a_perfect_network_draws_the_right_distribution(process: str) -> None:
+def test_a_perfect_network_gives_the_right_distribution(process: str) -> None:
     """End to end, uint8 included: classes N(mu_c, 0.1^2)."""
     model = gaussian_model(PROCESSES[process])
     images = generate(model, [0, 1, 2] * 32, list(range(96)), steps=50, batch_size=96)

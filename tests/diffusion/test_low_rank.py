@@ -20,10 +20,8 @@ from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.saved import save_model
 from imbdiff.methods import METHODS
-from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.capacity import CapacityManipulation
 from imbdiff.objectives.denoising import Denoising
-from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.pipeline.training import build_step, prepare_data
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.errors import ConfigError
@@ -185,42 +183,6 @@ def test_nothing_of_a_call_outlives_it(name: str) -> None:
     off = twin(*inputs(name), (), None, capacity=torch.zeros(6))[0]
     assert torch.equal(off, twin.base()(*inputs(name))[0]), "the copy's layers read another switch than its own"
     assert not torch.allclose(off, full, atol=1e-2)
-
-
-def batch_for(name: str, objectives: TrainingStep, rows: int = 6) -> NoisyBatch:
-    generator = torch.Generator().manual_seed(1)
-    return noisy_batch(
-        torch.randn(rows, *SHAPES[name], generator=generator, dtype=torch.float64),
-        torch.arange(rows) % 3,
-        process=PROCESSES["ddpm"], stats=STATS, seed=4, step=0, draws=objectives.draws(), label_dropout=0.3,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ["mlp", "unet-8"])
-def test_chunks_that_are_recomputed_equal_one_pass(name: str) -> None:
-    """Six rows three times over, in chunks of five: full, base, and some that stop after their taps. Between forward
-    and backward the network is used with another capacity."""
-    results = []
-    for max_rows in (None, 5):
-        model = at_work(name, dropout=0.0 if name.startswith("unet") else None)
-        objectives = [Denoising(), CapacityManipulation(), UnconditionalContrast()]
-        step = TrainingStep({"model": model}, objectives, max_rows=max_rows).double()
-        out = step({"main": batch_for(name, step)})
-        with torch.no_grad():
-            x, t, y = inputs(name)
-            model(x.double(), t, y, (), None, capacity=torch.zeros(6))
-        out["loss"].backward()
-        assert model.switch.rows is None
-        results.append((out, {key: p.grad for key, p in step.named_parameters()}))
-    (whole, grads), (cut, cut_grads) = results
-    assert float(whole["capacity/gap"]) > 1e-3
-    for key, value in whole.items():
-        assert torch.allclose(cut[key], value, rtol=1e-9), key
-    for key, grad in grads.items():
-        got = cut_grads[key]
-        assert grad is not None
-        assert got is not None, key
-        assert torch.allclose(got, grad, rtol=1e-7, atol=1e-12), key
 
 
 def test_a_stopped_training_continues_bit_for_bit_and_gives_a_plain_model(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_its_gradient_is_unbiased(name: str, kind: str) -> None:
 
 
 @each
-def test_all_rows_are_the_loss_itself_to_the_bit(name: str) -> None:
+def test_all_rows_are_the_loss_itself(name: str) -> None:
     objective, plain = SAMPLED[name](1.0), SAMPLED[name](0.4)
     assert set(plain.draws) - set(objective.draws) == {f"rows of {name}"}
     plain.sample_rows(1.0)

@@ -134,7 +134,7 @@ class LowRankModel(DiffusionModel):
     ) -> tuple[Tensor, Taps]:
         """See `DiffusionModel.forward`. `capacity` (B,): 1 for rows with the low-rank part (None: all), 0 for others.
 
-        Nothing of it outlives the call, also where that ends early: recomputed chunks bring their own.
+        Nothing of it outlives the call, also where that ends early.
 
         Raises:
             ConfigError: `capacity` has another number of rows than x_t.

@@ -5,7 +5,6 @@
    for all rows anyway are taken from there.
 2. Evaluations of one network are joined into one batch with gradient and one without; rows that only need taps come
    last and stop after them.
-3. A batch above `max_rows` is cut into chunks whose activations are recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from imbdiff.data.geometric import CONDITION_SIZE
 from imbdiff.objectives.batch import NoisyBatch
@@ -81,8 +79,6 @@ def evaluate(
     networks: Mapping[str, Any],
     batches: Mapping[str, NoisyBatch],
     asked: Sequence[tuple[str, Request]],
-    *,
-    max_rows: int | None = None,
 ) -> tuple[list[Answer], Usage]:
     """Answers requests.
 
@@ -91,7 +87,6 @@ def evaluate(
             request wants less than the full one, and with ``augment=`` where images were changed geometrically.
         batches: part name -> batch.
         asked: (part, request) pairs.
-        max_rows: the most rows of one pass; more are cut into chunks.
 
     Returns:
         One answer per pair, in order, and what it took.
@@ -115,7 +110,7 @@ def evaluate(
             if not found:
                 continue
             found.sort(key=lambda pair: not pair[1].prediction)  # stable: taps-only rows come last
-            results.update(_one_pass(networks[name], dict(found), grad, max_rows))
+            results.update(_one_pass(networks[name], dict(found), grad))
             passes += 1
             rows += sum(len(e) for _, e in found)
             predicted += sum(len(e) for _, e in found if e.prediction)
@@ -173,9 +168,7 @@ def _full(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _one_pass(
-    network: Network, evaluations: Mapping[Key, _Evaluation], grad: bool, max_rows: int | None
-) -> dict[Key, Answer]:
+def _one_pass(network: Network, evaluations: Mapping[Key, _Evaluation], grad: bool) -> dict[Key, Answer]:
     items = list(evaluations.values())
     x = torch.cat([e.take(e.batch.x_t) for e in items])
     t = torch.cat([e.take(e.batch.t) for e in items])
@@ -188,7 +181,7 @@ def _one_pass(
     taps = tuple(sorted(set().union(*(e.taps for e in items))))
     predicted = sum(len(e) for e in items if e.prediction)
     with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-        prediction, found = _chunked(network, x, t, labels, taps, predicted, extra, max_rows)
+        prediction, found = network(x, t, labels, taps, predicted, **extra)
 
     answers: dict[Key, Answer] = {}
     start = 0
@@ -202,30 +195,3 @@ def _one_pass(
         )
         start += len(e)
     return answers
-
-
-def _chunked(
-    network: Network,
-    x: Tensor,
-    t: Tensor,
-    labels: Tensor,
-    taps: tuple[str, ...],
-    predicted: int,
-    extra: Mapping[str, Tensor],
-    max_rows: int | None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    if max_rows is None or len(x) <= max_rows:
-        return network(x, t, labels, taps, predicted, **extra)
-    predictions, found = [], []
-    for start in range(0, len(x), max_rows):
-        rows = slice(start, start + max_rows)
-        here = max(0, min(predicted - start, len(x[rows])))
-        part: dict[str, Any] = {name: value[rows] for name, value in extra.items()}
-        arguments = (x[rows], t[rows], labels[rows], taps, here)
-        if torch.is_grad_enabled():
-            p, f = checkpoint(network, *arguments, use_reentrant=False, preserve_rng_state=True, **part)
-        else:
-            p, f = network(*arguments, **part)
-        predictions.append(p)
-        found.append(f)
-    return torch.cat(predictions), {tap: torch.cat([f[tap] for f in found]) for tap in taps}

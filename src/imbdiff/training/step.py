@@ -27,7 +27,6 @@ class TrainingStep(nn.Module):
         networks: name -> network; "model" is the one that sampling uses.
         objectives: those of weight 0 are left out.
         frozen: names of networks that are not trained; they stay in eval mode.
-        max_rows: the most rows of one pass, see `evaluate`.
     """
 
     def __init__(
@@ -36,7 +35,6 @@ class TrainingStep(nn.Module):
         objectives: Sequence[Objective],
         *,
         frozen: Sequence[str] = (),
-        max_rows: int | None = None,
     ) -> None:
         super().__init__()
         active = [o for o in objectives if o.weight > 0]
@@ -53,7 +51,6 @@ class TrainingStep(nn.Module):
         self.networks = nn.ModuleDict(dict(networks))
         self.objectives = nn.ModuleList(active)
         self.frozen = tuple(frozen)
-        self.max_rows = max_rows
         self.usage = Usage()
         for name in self.frozen:
             self.networks[name].requires_grad_(False)
@@ -113,7 +110,7 @@ class TrainingStep(nn.Module):
             wanted = list(objective.requests(batches[objective.part]))
             spans.append(slice(len(asked), len(asked) + len(wanted)))
             asked += [(objective.part, request) for request in wanted]
-        answers, self.usage = evaluate(dict(self.networks.items()), batches, asked, max_rows=self.max_rows)
+        answers, self.usage = evaluate(dict(self.networks.items()), batches, asked)
 
         weighted: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
