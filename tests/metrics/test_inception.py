@@ -209,13 +209,13 @@ class Bomb:
         return (open, (self.path, "w"))
 
 
-@pytest.mark.parametrize("writer", ["pickle", "torch", "torch-legacy", "beside"])
+@pytest.mark.parametrize("writer", ["pickle", "torch", "torch-legacy", "among tensors"])
 def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path, writer: str) -> None:
     bomb: Any = Bomb(str(tmp_path / "exploded"))
     path = tmp_path / "weights.pth"
     if writer == "pickle":
         path.write_bytes(pickle.dumps({"w": bomb}, protocol=2))
-    elif writer == "beside":
+    elif writer == "among tensors":
         torch.save({"state_dict": {"w": torch.ones(2)}, "optimizer": bomb}, path)
     else:
         torch.save({"w": bomb}, path, _use_new_zipfile_serialization=writer == "torch")
@@ -238,8 +238,8 @@ def test_what_is_no_table_of_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no weight file"):
         read_weights(tmp_path / "absent.pth")
     for content, message in (
-        ({"a": torch.ones(2), "lr": 0.1}, "1 tensors, besides lr"),
-        ([torch.ones(2)], "0 tensors, besides list"),
+        ({"a": torch.ones(2), "lr": 0.1}, "1 tensors, and lr"),
+        ([torch.ones(2)], "0 tensors, and list"),
         ({}, "0 tensors"),
         ({"a": torch.tensor([1.0, float("nan")])}, "weight a is not finite"),
     ):

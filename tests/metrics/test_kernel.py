@@ -98,7 +98,7 @@ def test_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     """A short form of benchmarks/interval_coverage.py."""
     g = np.random.default_rng(6)
     d, n, shift = 8, 160, 0.7
-    # one dimension is shifted: E (x.y/d + 1)^3 of normal distributions, by quadrature over many draws
+    # one dimension is shifted: E (x.y/d + 1)^3 of normal distributions, by the mean over many samples
     big = g.normal(size=(4000, d)), g.normal(size=(4000, d)) + shift * np.eye(d)[0]
     truth, values = kernel_distance(*big), []
     for _ in range(80):

@@ -1,4 +1,4 @@
-"""Measures from outside the package: found by name, computed beside the others, on the page, in the JSON."""
+"""Measures from outside the package: found by name, computed with the others, on the page, in the JSON."""
 
 from __future__ import annotations
 

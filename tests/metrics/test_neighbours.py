@@ -171,7 +171,7 @@ def test_weights_move_precision_to_the_class_that_counts() -> None:
     g = np.random.default_rng(6)
     labels = np.repeat([0, 1], 60)
     real = g.normal(size=(120, 2)) + 50 * labels[:, None]
-    # class 1 of the fakes lies nowhere
+    # class 1 of the fakes is nowhere near
     fake = g.normal(size=(120, 2)) + 500 * labels[:, None]
     for share in (0.2, 0.9):
         mix = np.array([1 - share, share])

@@ -1,7 +1,7 @@
 """Does class k look like k to a judge? The share of images that it puts into the class asked for.
 
-It says whether images can be recognised, not whether they are varied: copies of the training images reach 1. Next to it
-stands the same share for the real reference images, which is the judge's accuracy.
+It measures whether images can be recognised, not whether they are varied: copies of the training images reach 1. The
+baseline is the same share of the real reference images, which is the judge's accuracy.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def _columns(classes: Sequence[Row]) -> list[np.ndarray]:
 def warnings(classes: Sequence[Row], otherwise: float = 0.0) -> list[str]:
     """Sentences: one for each suspect class, the highest share first, at most 20, and one that counts the others.
 
-    Where no class stands out, all of them together may: then one sentence says so.
+    Where no class stands out, all of them together may: then there is one sentence about all.
     """
     found = [classes[i] for i in suspects(classes, otherwise)]
     found.sort(key=lambda row: (-row["near_copies"] / row["n_synthetic"], row["n_train"]))

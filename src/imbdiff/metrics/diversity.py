@@ -41,7 +41,7 @@ def diversity(fake: Rows, real: Rows, *, seed: int = 0, per_class: int = PER_CLA
 
     `extra`: "synthetic_distance", "reference_distance", and "classes" that took part. The interval is the
     delete-a-group jackknife over both sets, by the logarithm, as the ratio of two lengths asks for. Where all synthetic
-    rows of each class are equal, the jackknife says nothing: the upper end is then 6 / n, as the share of rows that
+    rows of each class are equal, the jackknife has no width: the upper end is then 6 / n, as the share of rows that
     differ is up to 3 / n with 95 % confidence and each pair has two.
     """
     enough = in_both(fake, real, MIN_PER_CLASS)

@@ -79,7 +79,7 @@ def evaluate(
         synthetic: generated images; their labels are what they were made for. uint8, as they are stored.
         reference: real images that no judge was trained on, normally the test split; or a stored reference.
         train: the training split: for memorisation, as a second reference, and as the baseline (real images against
-            the reference). None where it is not at hand: these parts are left out, and the protocol says so.
+            the reference). None where it is not at hand: these parts are left out, as the protocol notes.
         groups: of the classes, by training counts; None: no groups.
         extractors: judges. The first one's features serve memorisation, in addition to pixels.
         reference_name: what the reference is, printed with each number, such as "test".
@@ -91,7 +91,7 @@ def evaluate(
     Returns:
         JSON-able. "schema"; "protocol"; "numbers", one :class:`~imbdiff.metrics.numbers.Number` for each metric, scope
         ("all" or a group) and reference; "baselines", the same for the training images in place of the synthetic
-        ones (for what looks at one set alone: of the reference images); "classes": names, counts and, per metric, a
+        ones (for metrics of one set alone: of the reference images); "classes": names, counts and, per metric, a
         :class:`~imbdiff.metrics.numbers.ClassColumn`; "memorisation".
 
     Raises:

@@ -1,7 +1,7 @@
 """Inception score: how sure a classifier is of each image, and how evenly its classes occur.
 
 Equation (Salimans et al. 2016): IS = exp( mean_x KL(p(y|x) || p(y)) ), p(y) the mean of p(y|x) over the rows of the
-split, and the mean over 10 splits. It is between 1 and the number of classes C. It looks at no real image, so the
+split, and the mean over 10 splits. It is between 1 and the number of classes C. No real image takes part, so the
 score of reference images is given with it.
 
 p(y) comes from the rows of one split only, whose entropy is too low by up to (C - 1) / (2 n) for n rows a split (Miller

@@ -68,7 +68,7 @@ class Measure:
         what: how it is computed, with the interval and what the number depends on; printed with the numbers.
         source: where the equation stands.
         against_train: whether it is computed against the training set too.
-        needs: what the judge must say of the images for it, an attribute of `Rows`; it then looks at one set alone.
+        needs: the judge's decision that it is computed from, an attribute of `Rows`; it is then of one set alone.
     """
 
     function: Function | None

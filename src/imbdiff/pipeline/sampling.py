@@ -428,7 +428,7 @@ def _compile(model: DiffusionModel, how: Sampling, guidance: Guidance, log: Call
             return {"prediction": model(x, t, labels)[0].float()}
 
     return compile_if_equal(
-        [model.backbone], predictions, what="predictions of one batch", bf16=how.precision == "bf16", say=log,
+        [model.backbone], predictions, what="predictions of one batch", bf16=how.precision == "bf16", notify=log,
     )  # fmt: skip
 
 

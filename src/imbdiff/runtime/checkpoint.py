@@ -66,7 +66,7 @@ class CheckpointStore:
         """The newest checkpoint that is whole, or None where there is none. Damaged ones are reported and left alone.
 
         Raises:
-            RunError: a checkpoint cannot be read just now, which says nothing about whether it is whole.
+            RunError: a checkpoint cannot be read just now, whether it is whole or not.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file

@@ -42,7 +42,7 @@ def compile_if_equal(
     what: str,
     bf16: bool = False,
     together: bool = False,
-    say: Callable[[str], None] = print,
+    notify: Callable[[str], None] = print,
 ) -> bool:
     """Compiles `networks` in place, with fixed shapes, if `evidence` stays the same.
 
@@ -78,10 +78,10 @@ def compile_if_equal(
         if together:
             why = next(filter(None, [why, *Dist.current().gather_objects(why)]), "")
         if not why:
-            say(f"compiled: the {what} are those without")
+            notify(f"compiled: the {what} are those without")
             return True
         uncompile(networks)
-    say(f"not compiled, {what} compared: {why}")
+    notify(f"not compiled, {what} compared: {why}")
     return False
 
 

@@ -97,7 +97,7 @@ def prepare_threads() -> None:
     """Before several threads train: torch does now what it would otherwise do in the first of them.
 
     The first optimizer imports torch._dynamo, which sets an environment variable; meanwhile other threads' batch
-    normalisation may read the environment, which the C library allows only while nobody writes to it.
+    normalisation may read the environment, which the C library allows only while it is not written.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Errors that say what to do.
+"""Errors with a remedy.
 
 Every error a user can cause names the value, class or file concerned and the remedy. The command line prints both
 without a traceback and exits with status 2; anything else that is raised is a defect of this package.

@@ -1,6 +1,6 @@
-"""Named random streams: every draw is a pure function of (seed, what it is for, step).
+"""Named random streams: random numbers are a pure function of (seed, what they are for, step).
 
-Nothing in this package seeds or reads a global generator, apart from network dropout, which torch draws from its
+Nothing in this package seeds or reads a global generator, apart from network dropout, which torch takes from its
 global one: the trainer reseeds that at every micro-step. A stream is named by plain values::
 
     rng(seed, "split")                       # numpy

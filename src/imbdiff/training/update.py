@@ -236,7 +236,7 @@ def compile_checked(
     try:
         with step.undisturbed():
             return compile_if_equal(
-                networks, gradients, what="gradients of one batch", bf16=bf16, together=True, say=notify
+                networks, gradients, what="gradients of one batch", bf16=bf16, together=True, notify=notify
             )  # fmt: skip
     finally:
         for module, p in dropouts:

@@ -91,7 +91,7 @@ class Extractor(ABC):
         return out
 
     def described(self) -> dict[str, Any]:
-        """What the protocol of an evaluation says of it."""
+        """Its description in the protocol of an evaluation."""
         trained_on = self.trained_on_note
         if not trained_on and self.trained_on:
             trained_on = f"{len(self.trained_on):,} images, by hash"
@@ -221,7 +221,7 @@ class RawPixels(Extractor):
 class RandomConv(Extractor):
     """A fixed random convolutional network: three 3x3 layers with ReLU, then the mean of each map.
 
-    It is the same for everybody who gives the same `seed`, needs no weights and has seen no image, so it can be used on
+    It is the same on every machine for the same `seed`, needs no weights and has seen no image, so it can be used on
     any folder; it knows nothing of what matters in the images and is for ranking only.
 
     Args:

@@ -50,7 +50,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not weights or len(weights) != len(values):
         others = [str(k) for k in values if k not in weights]
         raise DataError(
-            f"{path} does not hold a state dict: {len(weights)} tensors, besides {', '.join(others[:5]) or 'nothing'}",
+            f"{path} does not hold a state dict: {len(weights)} tensors, and {', '.join(others[:5]) or 'nothing'}",
             AS_SAFETENSORS,
         )
     for key, value in weights.items():
