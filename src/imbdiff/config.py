@@ -334,7 +334,7 @@ class RunConfig(Group):
     method: str = "ddpm-brs"
     """Training method. Its constants are options too, as --method.tau 0.3: `imbdiff methods NAME`."""
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """Of the method, where they are not as published, by name: see `imbdiff.recipe`."""
+    """Of the method, where they are not as published, by name: see `imbdiff.constants`."""
     seed: int = 0
     """Seed of everything but the split."""
     device: str = "auto"

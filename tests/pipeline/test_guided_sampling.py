@@ -186,6 +186,8 @@ def test_diffrc_guides_medium_and_few_where_labels_allow_it() -> None:
     own = sampling(override(imbdiff.preset("tiny"), {"method": "diffrc", "sample.guidance.scale": 2}))
     assert own.constants["prototype.scale"] == 2
     assert np.isclose(own.constants["classifier-free.omega"], 0.8)
+    none = sampling(override(imbdiff.preset("tiny"), {"method": "diffrc", "sample.guidance.omega": None}))
+    assert np.isclose(none.constants["classifier-free.omega"], 0.8), "None is the method's"
 
 
 def test_whether_a_step_takes_twice_as_many_rows_is_read_off_the_guidance() -> None:
