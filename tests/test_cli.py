@@ -34,6 +34,16 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return " ".join(text.split())
 
 
+@pytest.mark.parametrize("words", ["--help", "run --help", "methods"])
+def test_a_reader_that_goes_away_is_no_traceback(words: str) -> None:
+    command = [sys.executable, "-m", "imbdiff", *words.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 def test_help_answers_in_half_a_second() -> None:
     def seconds() -> float:
         began = time.perf_counter()

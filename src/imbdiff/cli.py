@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -369,29 +370,29 @@ VERBS = ("run", *GROUPS, *(verb for verb in COMMANDS if verb not in GROUPS))
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, or 2 for anything the user can fix."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP)
-        return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version", "version"):
-        print(f"imbdiff {__version__}")
-        return 0
     try:
-        _execute(arguments[0], arguments[1:])
-        return 0
-    except Help as text:
-        print(text)
-        return 0
+        try:
+            _execute(*arguments[:1], words=arguments[1:])
+        except Help as text:
+            print(text)
+        sys.stdout.flush()
+        return 0 if arguments else 2
     except ImbdiffError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # as under `| head`; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def _execute(verb: str, words: list[str]) -> None:
+def _execute(verb: str = "--help", *, words: list[str]) -> None:
+    if verb in ("-h", "--help", "help"):
+        raise Help(HELP)
+    if verb in ("-V", "--version", "version"):
+        raise Help(f"imbdiff {__version__}")
     if verb not in VERBS:
         raise ConfigError(f"unknown verb {verb!r}", nearest(verb, VERBS, "see imbdiff --help"))
     if verb in ("run", "train"):
