@@ -126,7 +126,7 @@ def metric_lines(runs: Sequence[ReportData]) -> list[Line]:
 
     Those of runs with another extractor or reference than the first that has any are left out.
     """
-    tables = {i: found.main for i, run in enumerate(runs) if (found := Measured.of(run.metrics)) is not None}
+    tables = {i: measured.main for i, run in enumerate(runs) if (measured := Measured.of(run.metrics)) is not None}
     if not tables:
         return []
     first = next(iter(tables.values()))

@@ -68,7 +68,7 @@ def curation(data: ReportData) -> ui.Section | None:
     chosen = "All classes that images were sampled for, rarest first."
     if len(shown) < len(sampled):
         chosen = f"The {RAREST} rarest classes that images were sampled for, and {OTHERS} of the others."
-    blocks = [
+    blocks: list[ui.Block] = [
         ui.Text(f"{text}. {found['words']}"),
         ui.Items([shorten(warning, 600) for warning in found["warnings"][:MAX_WARNINGS]]),
         ui.Table(["scope", *heads], scopes),

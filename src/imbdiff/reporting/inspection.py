@@ -125,11 +125,11 @@ def _findings(report: Found) -> ui.Section:
         shown = [shorten(text, 600) for text in notes[:MAX_LISTED]]
         head = counted(len(notes), "note") + ui.of_all(len(shown), len(notes))
         blocks.append(ui.Fold(head, [ui.Items(shown)], len(notes) <= 6))
-    return ui.Section("findings", "What deserves a look", blocks, "Findings")
+    return ui.Section("findings", "Findings", blocks, "Findings")
 
 
 def findings(report: Found) -> list[tuple[str, str]]:
-    """(anchor, sentence) of what deserves a look."""
+    """(anchor, sentence) of what should be checked."""
     equal, labels = report["duplicates"], report["labels"]
     counts = [
         ("damaged", len(report["bad"]), "unusable file", ": a run refuses the set as it is"),

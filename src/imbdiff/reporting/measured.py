@@ -131,7 +131,7 @@ class Measured:
         scopes = tuple(dict.fromkeys(n.scope for n in numbers))
 
         def part(rows: Iterable[Number], judge: Number, reference: str) -> dict[tuple[str, str], Number]:
-            """What looks at no reference belongs to the first; CAS, which has no extractor, to the main one."""
+            """What needs no reference belongs to the first; CAS, which has no extractor, to the main one."""
             return {
                 (n.metric, n.scope): n for n in rows
                 if (judges[0] if n.metric == "CAS" else n).fingerprint == judge.fingerprint

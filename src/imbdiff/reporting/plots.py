@@ -25,7 +25,7 @@ DPI = 192.0  # twice the nominal 96, for sharp text on dense screens
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one look of the page; the same values are in the style sheet."""
+    """Colours of light or dark pages; the same values are in the style sheet."""
 
     paper: str
     ink: str
