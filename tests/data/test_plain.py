@@ -26,8 +26,6 @@ def test_class_folders_one_class_and_none(tmp_path: Path) -> None:
     found = read_any(tmp_path / "two")
     assert found.images.class_names == ("cat", "dog")
     assert found.images.labels.tolist() == [0, 0, 0, 1, 1]
-    assert not found.unlabelled
-    assert found.without_labels().unlabelled
     write(tmp_path / "one/cat", 3)
     assert read_any(tmp_path / "one").images.class_names == ("cat",)
     write(tmp_path / "flat", 4, grey=True)
@@ -86,7 +84,7 @@ X = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
 @pytest.mark.parametrize("key", ["x", "X", "images", "arr_0", "x_train", "x_test", "train_images"])
 def test_npz_without_labels_is_one_class(tmp_path: Path, key: str) -> None:
     found = read_any(_npz(tmp_path / "a.npz", **{key: X}, other=[1.5]))
-    assert found.unlabelled
+    assert found.images.class_names == (ONE_CLASS,)
     np.testing.assert_array_equal(found.images.images[..., 0], X)
     assert any("ignored" in note and "other" in note for note in found.notes)
     assert found.name == str(tmp_path / "a.npz")

@@ -326,7 +326,7 @@ def _labels(sets: Mapping[str, Any], name: str, where: str) -> tuple[dict[str, l
 
 
 def _encoded(dataset: Any, column: str) -> Any:
-    """The column of images alone, as bytes or paths that nobody decodes."""
+    """The column of images alone, as bytes or paths that are not decoded."""
     import datasets
 
     return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))

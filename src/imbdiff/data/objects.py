@@ -30,11 +30,10 @@ from imbdiff.runtime.tables import lookup
 
 OPTIONS = None
 SPLITS = ("train", "val", "test")
-HOW = "a Source, an ImageSet, (images, labels[, class names]), a data set of (image, label), or splits of these"
 
 
 def open_source(spec: Spec) -> Source:
-    """The source that an object of somebody else's gives.
+    """The source that an object or function in another package gives.
 
     Raises:
         ConfigError: there is no such object, or it does not take the options.
@@ -69,7 +68,11 @@ def as_source(found: Any, name: str) -> Source:
     parts = dict(found) if isinstance(found, Mapping) else {"train": found}
     if "train" not in parts or not set(parts) <= set(SPLITS) or not all(_is_content(part) for part in parts.values()):
         what = f"splits {', '.join(map(str, parts))}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
-        raise DataError(f"{name}: {what} is no source", f"give a path, 'digits', {HOW}")
+        raise DataError(
+            f"{name}: {what} is no source",
+            "give a path, a Source, an ImageSet, (images, labels[, class names]), a data set of (image, label), or "
+            "{'train': ..., 'val': ..., 'test': ...} of these",
+        )
     arrays = [split for split, part in parts.items() if isinstance(part, ImageSet | tuple)]
     if arrays and len(arrays) < len(parts):
         raise DataError(f"{name} gives arrays in some splits and data sets in others", "give all in one form")

@@ -36,14 +36,6 @@ class Measurable:
     name: str
     notes: tuple[str, ...] = ()
 
-    @property
-    def unlabelled(self) -> bool:
-        return self.images.class_names == (ONE_CLASS,)
-
-    def without_labels(self) -> Measurable:
-        """The same images as one class."""
-        return replace(self, images=_unlabelled(self.images.images, self.images.ids))
-
 
 def read_any(
     source: str | Path | ImageSet | np.ndarray, split: str | None = None, size: int | None = None, resize: str = "crop"
@@ -116,13 +108,9 @@ def align(images: ImageSet, names: tuple[str, ...], what: str, other: str) -> tu
     return replace(images.select(keep), labels=labels[keep], class_names=names), note
 
 
-def _unlabelled(x: np.ndarray, ids: tuple[str, ...] = ()) -> ImageSet:
-    return ImageSet(x, np.zeros(len(x), np.int64), (ONE_CLASS,), ids)
-
-
 def _of_array(x: np.ndarray, what: str) -> ImageSet:
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
         raise DataError(
             f"{what} is {x.shape} {x.dtype}, not images", "give (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, 0..255"
         )
-    return _unlabelled(x[..., None] if x.ndim == 3 else x)
+    return ImageSet(x[..., None] if x.ndim == 3 else x, np.zeros(len(x), np.int64), (ONE_CLASS,))
