@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class StoredReference:
     extractors: Mapping[str, Mapping[str, str]]
     asked: tuple[str, ...] = ()
     size: int | None = None
-    resize: str | None = None
+    resize: Literal["crop", "pad", "stretch"] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
