@@ -205,7 +205,7 @@ class CurateConfig(Group):
     policy: str = "none"
     """Which are kept: none (all), agreement, confident (confident=0.8: least probability), in-distribution,
     approximate, not-out, no-copies, diverse, or several joined by +, such as agreement+no-copies."""
-    draw: Oversampling = 1.0
+    candidates: Oversampling = 1.0
     """Candidates to generate per image wanted."""
 
 
@@ -295,7 +295,7 @@ class StudyOptions(Group):
     """When synthetic images are seen, each a --classify.synthetic_schedule."""
     seeds: Count | None = None
     """Classifiers per arm. Default: the run's --classify.seeds."""
-    draw: Oversampling = 1.5
+    candidates: Oversampling = 1.5
     """Candidates per image wanted, where they are curated."""
 
 

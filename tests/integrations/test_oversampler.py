@@ -90,7 +90,7 @@ def test_images_are_chosen_as_the_options_say(filled: Filled) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curation, "curate", counted)
-        options = {**OPTIONS, "curate.policy": "diverse", "curate.draw": 2.0, "classify.steps": 4}
+        options = {**OPTIONS, "curate.policy": "diverse", "curate.candidates": 2.0, "classify.steps": 4}
         new, labels = DiffusionOverSampler(options=options).fit_resample(X, y)
     assert drawn == [2 * (len(plain) - len(X))]
     assert (labels == plain_labels).all()

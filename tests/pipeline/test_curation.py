@@ -33,7 +33,7 @@ from imbdiff.runtime.streams import seed_of
 from tests.pipeline.conftest import SMALL, write_tree
 from tests.pipeline.test_run import files
 
-POLICY = {"curate.policy": "agreement+no-copies+diverse", "curate.draw": 2.0}
+POLICY = {"curate.policy": "agreement+no-copies+diverse", "curate.candidates": 2.0}
 LEVELS = {"a": 40, "b": 14, "c<i>": 7}
 
 
@@ -182,7 +182,7 @@ def test_more_candidates_extend_the_fewer_and_are_the_images_of_a_fresh_draw(
     fresh = tmp_path / "fresh"
     shutil.copytree(drawn, fresh)
     shutil.rmtree(fresh / "samples")
-    config = override(plain, {"curate.draw": 2.0})
+    config = override(plain, {"curate.candidates": 2.0})
     run(source, fresh, config, wanted=("sample", "curate"), quiet=True)
     assert files(fresh, "samples/**/*.png") == many
     # under the policy none the first ones are kept: those of a single draw, in the same order
@@ -202,17 +202,17 @@ def test_more_candidates_extend_the_fewer_and_are_the_images_of_a_fresh_draw(
 
 def test_a_larger_draw_is_for_the_verb_sample(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(copy, "**/*.png", "curation/*", "config.yaml")
-    assert main(["curate", str(copy), "--curate.draw", "3"]) == 2
-    assert f"imbdiff sample {copy} --curate.draw 3" in capsys.readouterr().err
+    assert main(["curate", str(copy), "--curate.candidates", "3"]) == 2
+    assert f"imbdiff sample {copy} --curate.candidates 3" in capsys.readouterr().err
     assert files(copy, "**/*.png", "curation/*", "config.yaml") == before
-    assert main(["sample", str(copy), "--curate.draw", "1.5", "--quiet"]) == 0
+    assert main(["sample", str(copy), "--curate.candidates", "1.5", "--quiet"]) == 0
     manifest = manifest_of(copy)
     wanted = manifest["counts"]["wanted"]
     assert manifest["counts"]["candidates"] == [-(-3 * n // 2) for n in wanted]
 
 
 def test_candidates_are_rounded_up(plain: RunConfig) -> None:
-    assert candidates((0, 1, 10, 3), override(plain, {"curate.draw": 1.1})) == (0, 2, 11, 4)
+    assert candidates((0, 1, 10, 3), override(plain, {"curate.candidates": 1.1})) == (0, 2, 11, 4)
     assert candidates((0, 1, 7), plain) == (0, 1, 7)
 
 
@@ -255,7 +255,7 @@ def test_samples_that_do_not_fit_the_options_are_refused(
     copied = tmp_path / "copied"
     shutil.copytree(drawn, copied)
     with pytest.raises(RunError, match=r"images, the options ask for \d+ candidates"):
-        run(source, copied, override(plain, {"curate.draw": 3.0}), wanted=("curate",), quiet=True)
+        run(source, copied, override(plain, {"curate.candidates": 3.0}), wanted=("curate",), quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,8 @@ def test_samples_that_do_not_fit_the_options_are_refused(
     [
         (["--curate.policy", "agrement"], "did you mean agreement"),
         (["--curate.policy", "in-distribution+approximate"], "no image is both"),
-        (["--curate.draw", "0.5"], "is not in [1, 10]"),
-        (["--curate.draw", "11"], "is not in [1, 10]"),
+        (["--curate.candidates", "0.5"], "is not in [1, 10]"),
+        (["--curate.candidates", "11"], "is not in [1, 10]"),
         (["--curate.policy", "confident=1.5"], "must be in (0, 1)"),
     ],
 )
@@ -337,7 +337,7 @@ def test_everything_dropped_is_said_and_not_filled_up(source: str, copy: Path, p
     run(source, copy, strict, wanted=("curate", "evaluate", "report"), quiet=True)
     manifest = manifest_of(copy)
     assert sum(manifest["counts"]["kept"]) < sum(manifest["counts"]["wanted"])
-    assert "a larger --curate.draw" in manifest["warnings"][0]
+    assert "a larger --curate.candidates" in manifest["warnings"][0]
     assert "and were not filled up" in (copy / "report.html").read_text()
 
 

@@ -155,7 +155,7 @@ def refuses(*_: object, **__: object) -> None:
 def test_what_was_finished_before_a_refusal_stays_with_its_options(copy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     folder, config = copy
     marks = RunFolder(folder).stages()
-    changed = override(config, {"sample.guidance.omega": 3.0, "curate.draw": 2.0, "classify.steps": 7})
+    changed = override(config, {"sample.guidance.omega": 3.0, "curate.candidates": 2.0, "classify.steps": 7})
     with pytest.raises(RunError, match="not been chosen among"):
         run("digits", folder, changed, wanted=("sample", "classify"), quiet=True)
     kept = RunFolder(folder).stages()
@@ -163,7 +163,7 @@ def test_what_was_finished_before_a_refusal_stays_with_its_options(copy, monkeyp
     assert kept["train"] == marks["train"]
     assert kept["sample"]["inputs"] != marks["sample"]["inputs"]
     saved = RunFolder(folder).saved()[1]
-    assert saved == with_all_constants(override(config, {"sample.guidance.omega": 3.0, "curate.draw": 2.0}))
+    assert saved == with_all_constants(override(config, {"sample.guidance.omega": 3.0, "curate.candidates": 2.0}))
     # evaluation and comparison do not build on each other
     run("digits", folder, saved, wanted=("curate", "classify"), quiet=True)
     marks = RunFolder(folder).stages()

@@ -121,7 +121,7 @@ def guarded(patch: pytest.MonkeyPatch, spoil: Callable[[Prepared], Prepared] = l
 
 
 def executed(folder: Path, config: RunConfig) -> None:
-    values = {"curate.policy": "diverse", "curate.draw": 1.5, "train.watch_images": 64}
+    values = {"curate.policy": "diverse", "curate.candidates": 1.5, "train.watch_images": 64}
     run_module.Run(RunFolder(folder), "digits", override(config, values), True).execute(STAGES_SEEN)
 
 

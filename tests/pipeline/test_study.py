@@ -32,7 +32,7 @@ from imbdiff.runtime.files import read_json
 from .conftest import SMALL, write_tree
 
 ROOT = Path(__file__).parents[2]
-GRID = StudyOptions(numbers=("0.2", "0.3"), curation=("none", "diverse"), recipes=("ce",), draw=1.5)
+GRID = StudyOptions(numbers=("0.2", "0.3"), curation=("none", "diverse"), recipes=("ce",), candidates=1.5)
 #: nothing here depends on how good images and classifiers are
 SMALLER: dict[str, Any] = {
     "train": {"images": 32, "batch_size": 16, "preview_images": 0, "warmup_images": 0},
@@ -116,7 +116,7 @@ def test_the_pool_begins_with_the_runs_own_samples_and_what_it_adds_is_what_the_
         int(np.ceil(1.5 * max(0, round(0.3 * top) - n))) for n in largest
     ]
     assert first_of(pool, np.bincount(before.labels, minlength=10)).fingerprint == before.fingerprint
-    assert main(["sample", str(copied), "--sample.strategy", "0.3", "--curate.draw", "1.5", "--quiet"]) == 0
+    assert main(["sample", str(copied), "--sample.strategy", "0.3", "--curate.candidates", "1.5", "--quiet"]) == 0
     assert load_samples(copied / "samples", shape, names).fingerprint == pool.fingerprint
 
 
@@ -199,7 +199,7 @@ def test_a_larger_grid_takes_over_what_a_smaller_one_did(copied: Path, monkeypat
 
     monkeypatch.setattr(Fit, "run", counting)
     before = {row["name"]: row for row in result(copied)["rows"]}
-    larger = StudyOptions(numbers=("0.2", "0.3", "0.4"), curation=("none", "diverse"), recipes=("ce",), draw=1.5)
+    larger = StudyOptions(numbers=("0.2", "0.3", "0.4"), curation=("none", "diverse"), recipes=("ce",), candidates=1.5)
     study(copied, larger, quiet=True)
     assert trained == ["0.4: CE, weight 1, seed 0", "0.4, diverse: CE, weight 1, seed 0"]
     after = {row["name"]: row for row in result(copied)["rows"]}
@@ -255,7 +255,7 @@ def test_a_study_elsewhere(trained: Path, tmp_path: Path) -> None:
     plain = StudyOptions(numbers=("0.2",), curation=("none",), recipes=("ce",))
     assert study(trained, plain, out=tmp_path / "there", quiet=True) == tmp_path / "there" / "report.html"
     found = read_json(tmp_path / "there" / "study.json")
-    assert found["command"].endswith(f"--draw 1.5 --out {tmp_path / 'there'}")
+    assert found["command"].endswith(f"--candidates 1.5 --out {tmp_path / 'there'}")
     assert not (trained / "study").exists()
 
 
@@ -268,7 +268,7 @@ def test_a_study_elsewhere(trained: Path, tmp_path: Path) -> None:
         ({"weights": (0.0,)}, "--weights"),
         ({"schedules": ("last",)}, "--schedules"),
         ({"seeds": 0}, "--seeds"),
-        ({"draw": 0.5}, "--draw"),
+        ({"candidates": 0.5}, "--candidates"),
         ({"numbers": ("1.5",)}, "must be in (0, 1]"),
         ({"numbers": ("lots",)}, "'lots' is not understood"),
     ],
@@ -379,7 +379,7 @@ def test_every_command_on_the_page_of_studies_runs(
     for words in studies:
         arguments = [str(own) if word == "RUN" else word for word in words[1:]]
         assert main([*arguments, *([] if "--dry-run" in words else ["--dry-run"])]) == 0, capsys.readouterr().err
-    for option in ("numbers", "curation", "recipes", "weights", "schedules", "seeds", "draw", "out"):
+    for option in ("numbers", "curation", "recipes", "weights", "schedules", "seeds", "candidates", "out"):
         assert f"`--{option}" in text, option
 
 
@@ -391,7 +391,7 @@ def test_what_is_not_understood_ends_with_status_2(trained: Path, capsys: pytest
 
 def test_a_curated_arm_has_the_first_images_that_are_kept(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The policy is asked about the first wanted x draw of each class, and no others."""
-    work = study_module._Study.open(studied, replace(GRID, draw=1.4), None)
+    work = study_module._Study.open(studied, replace(GRID, candidates=1.4), None)
     asked: list[Any] = []
 
     def curate_run(images: Any, wanted: Any, policy: str, *rest: Any) -> Any:

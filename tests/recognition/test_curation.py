@@ -161,7 +161,7 @@ def test_a_policy_keeps_those_who_meet_it(policy: str, scores: CandidateScores, 
     counts = np.bincount(ALL.labels[found.kept], minlength=3)
     assert found.short == tuple((99 - counts).tolist())
     assert len(found.warnings) == 1
-    assert all(word in found.warnings[0] for word in ("'middle'", "--curate.draw", "another policy"))
+    assert all(word in found.warnings[0] for word in ("'middle'", "--curate.candidates", "another policy"))
     assert set(found.reason) <= set(REASONS)
 
 

@@ -30,13 +30,13 @@ SCHEMA = "imbdiff-curation/2"
 
 def chooses(config: RunConfig) -> bool:
     """Whether there is anything to choose: a policy, or more candidates than are wanted."""
-    return parse_policy(config.curate.policy) != ("none",) or config.curate.draw > 1
+    return parse_policy(config.curate.policy) != ("none",) or config.curate.candidates > 1
 
 
 def candidates(wanted: Sequence[int], config: RunConfig) -> tuple[int, ...]:
-    """(C,) candidates per class: images wanted times ``--curate.draw``, rounded up."""
+    """(C,) candidates per class: images wanted times ``--curate.candidates``, rounded up."""
     # 1.1 x 10 is a little more than 11 in binary: what is nearly whole is whole
-    return tuple(math.ceil(n * config.curate.draw - 1e-9 * max(n, 1)) for n in wanted)
+    return tuple(math.ceil(n * config.curate.candidates - 1e-9 * max(n, 1)) for n in wanted)
 
 
 def curation_inputs(prepared: Prepared, plan: str, config: RunConfig) -> list[Any]:

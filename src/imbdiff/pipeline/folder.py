@@ -48,7 +48,7 @@ WORKING = tuple(f"classify.{option.name}" for option in fields(FitConfig))
 #: options, or groups of options, that each stage is done with and that may change later
 OPTIONS: dict[str, tuple[str, ...]] = {
     "train": (),
-    "sample": ("sample", "curate.draw"),
+    "sample": ("sample", "curate.candidates"),
     "curate": ("curate", *WORKING),
     "evaluate": ("evaluate",),
     "classify": ("classify",),
@@ -147,10 +147,11 @@ class RunFolder:
             ConfigError: names them.
         """
         old, new = flatten(to_dict(self.saved()[1])), flatten(to_dict(config))
-        if verb == "curate" and new["curate.draw"] != old["curate.draw"]:
+        if verb == "curate" and new["curate.candidates"] != old["curate.candidates"]:
+            more = f"--curate.candidates {new['curate.candidates']:g}"
             raise ConfigError(
-                f"--curate.draw {new['curate.draw']:g} changes how many images are drawn, and sampling comes first",
-                f"use `imbdiff sample {self.path} --curate.draw {new['curate.draw']:g}`, which curates too",
+                f"{more} changes how many images are generated, and sampling comes first",
+                f"use `imbdiff sample {self.path} {more}`, which curates too",
             )
         own = {"sample": ("sample", "curate"), "curate": ("curate",)}.get(verb, (verb,))
         if verb == "curate" and new["curate.policy"] != "none":

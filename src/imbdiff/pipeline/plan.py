@@ -156,7 +156,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     arm_seconds = one * config.classify.seeds
     arms = sum(sum(counts) > 0 or not arm.needs_synthetic for arm in classifier_arms(config.classify))
     classify_seconds = arm_seconds * arms
-    # two more trainings per seed: on synthetic images alone and, beside it, on real ones
+    # two more trainings per seed: on synthetic images alone and, for comparison, on real ones
     evaluate_seconds = arm_seconds * 2 if sum(counts) and config.evaluate.cas else 0.0
     curating = chooses(config) and sampled > 0
     # one training of the working classifier

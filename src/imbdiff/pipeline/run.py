@@ -313,7 +313,7 @@ class Run:
             return None
         mark = self._sample_mark()
         if list(mark["counts"]) != list(self._candidates(prepared)):
-            option = f"--curate.draw {self.config.curate.draw:g}"
+            option = f"--curate.candidates {self.config.curate.candidates:g}"
             raise RunError(
                 f"{self.folder / 'samples'} holds {sum(mark['counts']):,} images, the options ask for "
                 f"{sum(self._candidates(prepared)):,} candidates ({option})",

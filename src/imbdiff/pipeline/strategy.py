@@ -44,7 +44,9 @@ def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
     """
     if callable(strategy):
         strategy = strategy(stats)
-    kind, value = ("totals", strategy) if isinstance(strategy, Mapping) else parse_strategy(str(strategy))
+    if isinstance(strategy, Mapping):
+        return _to_totals(strategy, stats)
+    kind, value = parse_strategy(str(strategy))
     counts, top, low = stats.counts, max(stats.counts), min(stats.counts)
     if kind == "totals":
         return _to_totals(value, stats)

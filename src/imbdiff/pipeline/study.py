@@ -143,7 +143,7 @@ class _Study:
     def config(self) -> RunConfig:
         """Of the run, with the study's number of candidates per image wanted."""
         config = self.run.config
-        return replace(config, curate=replace(config.curate, draw=self.options.draw))
+        return replace(config, curate=replace(config.curate, candidates=self.options.candidates))
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -274,7 +274,7 @@ class _Study:
             one = {
                 "recommended": found.choice.recommended,
                 "control": found.choice.control,
-                "grid": digest([arms, sorted(self.conditions.seeds), plan, self.options.draw]),
+                "grid": digest([arms, sorted(self.conditions.seeds), plan, self.options.candidates]),
                 "arms": len(self.grid),
             }
             readings += [] if one in readings else [one]
@@ -371,9 +371,9 @@ class _Study:
             classify += ["--classify.seeds", str(len(self.conditions.seeds))]
         if picked.use is None:
             return [shlex.join(classify)]
-        draw = self.options.draw if picked.curation != "none" else 1
+        offered = self.options.candidates if picked.curation != "none" else 1
         sample = ["imbdiff", "sample", path, "--sample.strategy", str(picked.number)]
-        sample += ["--curate.policy", picked.curation, "--curate.draw", str(draw)]
+        sample += ["--curate.policy", picked.curation, "--curate.candidates", str(offered)]
         classify += ["--classify.synthetic", picked.recipe, "--classify.primary", picked.recipe]
         classify += ["--classify.synthetic_weight", str(picked.use.weight)]
         classify += ["--classify.synthetic_schedule", picked.use.schedule]

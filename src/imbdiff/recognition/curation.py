@@ -385,5 +385,6 @@ def _warnings(short: Sequence[int], wanted: Sequence[int], names: Sequence[str])
         return ()
     return (
         f"curation: {counted(len(rows), 'class has', 'classes have')} fewer images left than wanted, and nothing was "
-        "filled up; generate more candidates (a larger --curate.draw), or choose another policy:\n" + listing(rows),
+        "filled up; generate more candidates (a larger --curate.candidates), or choose another policy:\n"
+        + listing(rows),
     )
