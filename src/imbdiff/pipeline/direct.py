@@ -175,7 +175,7 @@ def _reference(reference: Images, split: str | None, how: Measuring) -> tuple[Me
     if stored.size is not None:
         if how.resize is not None and how.resize != stored.resize:
             raise ConfigError(f"--resize {how.resize}, but {reference} was made with --resize {stored.resize}", remedy)
-        how = replace(how, size=stored.size, resize=stored.resize)  # type: ignore[arg-type]
+        how = replace(how, size=stored.size, resize=stored.resize)
         notes = (f"the others are read as it was made: --size {stored.size} --resize {stored.resize}",)
     images: Any = stored  # it stands for its images
     return Measurable(images, stored.name, notes), how
