@@ -14,6 +14,9 @@ On plain arrays of features, rows (N, D), real first where the order matters:
 
 With intervals, class mix and refusals: the function of the same file that takes two `Rows`, for example
 ``imbdiff.metrics.frechet.frechet(Rows.of(x), Rows.of(y))``; for images: :func:`imbdiff.metrics.evaluate.evaluate`.
+
+The room is larger than its budget: no library gives these numbers with weights, intervals and refusals, so each is
+written here once with its equation and its error, and the extractors are small readers of networks made elsewhere.
 """
 
 from imbdiff.metrics.diversity import mean_pairwise_distance
