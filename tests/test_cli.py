@@ -98,6 +98,7 @@ def test_help_shows_a_verbs_own_options_with_the_defaults_that_will_hold(capsys:
             "-0.5,few=1",
         ),
         (["--method.tau=0.3"], "method.tau", 0.3),
+        (["--sample.guidance.omega", "None"], "sample.guidance.omega", None),
     ],
 )
 def test_options_are_read_once_into_what_was_given(words: list[str], name: str, value: object) -> None:
@@ -174,6 +175,7 @@ def test_yaml_and_options_on_top(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["run", "digits", "--classify.network", "vgg"], "vgg"),
         (["run", "digits", "--sample.sampler", "euler"], "euler"),
         (["run", "nowhere"], "nowhere"),
+        (["run", "digits", "--no-config"], "no option --no_config"),
         (["run"], "required"),
         (["sample", "nowhere"], "not a run folder"),
         (["report", "nowhere"], "not a run folder"),

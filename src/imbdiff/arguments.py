@@ -120,7 +120,7 @@ def given(verb: str, words: Sequence[str], *kinds: Any) -> tuple[dict[str, Any],
             loose.append(word)
         elif name.startswith(CONSTANTS):
             values[name] = _constant(text if equals else _taken(word, left))
-        elif last.startswith("no_") and positive in known:
+        elif last.startswith("no_") and positive in known and known[positive].hint is bool:
             values[positive] = False
         elif name not in known or known[name].positional:
             hint = nearest(name, known, f"imbdiff {verb} --help-all shows all", "--")
@@ -162,6 +162,8 @@ def _taken_all(left: list[str], many: int | None) -> Iterator[str]:
 def _constant(text: str) -> Any:
     import yaml
 
+    if text == "None":  # as other options take it
+        return None
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

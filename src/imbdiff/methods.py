@@ -1,6 +1,6 @@
 """The table of training methods: a published recipe is a row, and nothing else in the package knows its name.
 
-To add one: write its objective in ``objectives/`` and a row here (docs/methods.md shows it step by step).
+To add one: write its objective in ``objectives/`` and a row here (docs/adding-a-method.md shows it step by step).
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "diffrc-imagenet-90": Preset(
         idea="DiffRC on ImageNet-LT, with the classifier of its section 4.1.2: ResNeXt-50, batches of 512, 90 epochs, "
-        "cosine from 0.2 to 0; size of images and lengths of the generators, not stated, are ours",
+        "cosine from 0.2 to 0; the warm-up, size of images and lengths of the generators, not stated, are ours",
         expect="not run yet: needs several GPUs",
         overrides=_diffrc_imagenet(90),
     ),

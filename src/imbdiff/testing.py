@@ -227,7 +227,8 @@ def check_ratio(objective: Objective, levels: Sequence[float] = (0.5, 0.97), tol
         eps, v = (class_difference(weak, PROCESSES[name], level) for name in ("ddpm-cosine", "ddpm-cosine-v"))
         assert abs(math.log(v) - math.log(eps)) <= tolerance * abs(math.log(eps)) + 1e-4, (
             f"{objective.name} at noise level {level}: it leaves {eps:.4f} of the difference between two classes where "
-            f"the network predicts eps, {v:.4f} where it predicts v: compare predictions by batch.difference(...)"
+            f"the network predicts eps, {v:.4f} where it predicts v: compare predictions by batch.difference(...); "
+            "a term that is not quadratic in it cannot keep the ratio: ratio=False"
         )
 
 

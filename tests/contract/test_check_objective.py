@@ -53,7 +53,7 @@ def test_right_ones_pass(case: str) -> None:
         processes=KINDS if case in FULL else ("flow",),
         networks=("model", "source") if objective.part == "grouped" else ("model",),
         equivariant=case not in ORDERED,
-        ratio=False,  # tests/objectives/test_ratio.py
+        ratio=False,  # tests/objectives/test_comparisons.py
         **({} if of.network == "mlp" else {"build": build}),
     )
 

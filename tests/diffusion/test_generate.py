@@ -117,6 +117,11 @@ def test_the_global_generators_are_left_alone() -> None:
     [
         ([0, 4], [1, 2], {}, "reach from 0 to 4"),
         ([-1, 0], [1, 2], {}, "reach from -1 to 0"),
+        ([0, 1], [1, 2, 3], {}, "2 labels, 3 seeds"),
+        ([0, 1], [1, -2], {}, "seeds from -2"),
+        ([0.9, 1.9], [1, 2], {}, "labels of type float64"),
+        ([[0], [1]], [1, 2], {}, r"shape \(2, 1\)"),
+        ([0], [1], {"batch_size": 0}, "batch_size=0"),
         ([0], [1], {"sampler": "heun"}, "unknown name 'heun' among the samplers"),
         ([0], [1], {"steps": 1001}, "1001 steps"),
         ([0], [0], {"boost": 0.0}, "boost=0"),

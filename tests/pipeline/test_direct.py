@@ -91,6 +91,9 @@ def test_the_command_writes_numbers_and_page_and_goes_on(tmp_path: Path, capsys:
     (out / "mine.txt").write_text("x")
     assert main(command) == 2
     assert "holds other files" in capsys.readouterr().err
+    (tmp_path / "report.html").write_text("a page")
+    assert main([*command[:-1], str(tmp_path / "report.html")]) == 2
+    assert "is a file" in capsys.readouterr().err
 
 
 def test_the_reference_command_and_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

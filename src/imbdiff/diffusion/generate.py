@@ -72,10 +72,16 @@ def generate_batches(
             them, and keeps it in steps of a solver.)
 
     Raises:
-        ConfigError: labels out of range, a model in training mode (its dropout would read the global generator), a
-            boost or skip out of range, or so large a skip that no step is left.
+        ConfigError: labels out of range, seeds that are negative, either not (N,) whole numbers, a batch size below 1,
+            a model in training mode (its dropout would read the global generator), a boost or skip out of range, or so
+            large a skip that no step is left.
     """
-    labels, seeds = np.asarray(labels, dtype=np.int64), np.asarray(seeds, dtype=np.int64)
+    labels, seeds = _whole(labels, "labels"), _whole(seeds, "seeds")
+    if len(labels) != len(seeds) or batch_size < 1 or (len(seeds) and seeds.min() < 0):
+        raise ConfigError(
+            f"{len(labels)} labels, {len(seeds)} seeds from {seeds.min(initial=0)}, batch_size={batch_size}",
+            "give one seed from 0 for each label, and a batch_size of at least 1",
+        )
     if any(module.training for module in model.modules()):
         raise ConfigError("the model is in training mode", "call model.eval() first")
     if len(labels) and (labels.min() < 0 or labels.max() > model.null):
@@ -95,6 +101,15 @@ def generate_batches(
             model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance(), bf16, boost, begin
         )
         yield rows, images[: len(rows)]
+
+
+def _whole(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
+    found = np.asarray(values)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise ConfigError(
+            f"{what} of type {found.dtype} and shape {found.shape}", f"give {what} as whole numbers, (N,)"
+        )
+    return found.astype(np.int64)
 
 
 @torch.no_grad()

@@ -65,6 +65,7 @@ class LowRankLayer(nn.Module):
         self.weight, self.bias, self.switch, self.scale = weight, layer.bias, switch, scale
         self.geometry: dict[str, Any] | None = None
         if isinstance(layer, nn.Conv2d):
+            assert (layer.groups, layer.padding_mode) == (1, "zeros"), "one group, and zeros around"
             self.geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
         # the initial distribution of torch's layers, U(-b, b) with b = 1 / sqrt(in); made on the CPU, alike everywhere
         bound = weight[0].numel() ** -0.5

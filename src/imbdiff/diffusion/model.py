@@ -25,7 +25,7 @@ class ModelSpec:
     """Everything that rebuilds a model apart from its weights.
 
     Attributes:
-        kind, config: the backbone's kind ("unet", "dit", "mlp") and its arguments.
+        kind, config: the backbone's kind, of `backbones.KINDS`, and its arguments.
         shape: (C, H, W) of the images.
         process: the process, as JSON.
         stats: class statistics of the training set; the model's labels are their order.

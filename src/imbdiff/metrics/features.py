@@ -277,8 +277,15 @@ def load_reference(path: str | Path) -> StoredReference:
             raise ValueError(f"this version reads format {FORMAT}")
         labels = np.asarray(known.pop("labels"), dtype=np.int64)
         lists: dict[str, Any] = {key: tuple(known.pop(key)) for key in ("class_names", "hashes", "shape", "asked")}
-        if len(labels) != len(lists["hashes"]) or not 0 <= labels.max() < len(lists["class_names"]):
-            raise ValueError("labels, hashes and class names do not belong together")
+        texts = (*lists["class_names"], *lists["hashes"], *lists["asked"])
+        numbers = (*lists["shape"], *([known["size"]] if known["size"] is not None else []))
+        files = [entry[key] for entry in known["extractors"].values() for key in ("file", "sha256", "fingerprint")]
+        if not all(isinstance(t, str) for t in (*texts, *files)) or not all(isinstance(n, int) for n in numbers):
+            raise ValueError("a name, hash, size or extractor is damaged")
+        if len(lists["shape"]) != 3 or len(labels) != len(lists["hashes"]):
+            raise ValueError("shape, labels and hashes do not belong together")
+        if not 0 <= labels.min() <= labels.max() < len(lists["class_names"]):
+            raise ValueError("labels and class names do not belong together")
         return StoredReference(folder, labels=labels, **lists, **known)
     except (ImbdiffError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder} is no usable reference: {error}", AGAIN) from error

@@ -200,16 +200,19 @@ def _in_classes_of(real: Measurable, others: dict[str, Measurable]) -> dict[str,
 
 def _check_out(folder: Path, fingerprints: dict[str, str]) -> None:
     """Raises RunError unless the folder is new, empty or holds an earlier evaluation of the same images."""
-    files = [folder] if folder.is_file() else list(folder.iterdir()) if folder.exists() else []
+    if folder.is_file():
+        raise RunError(f"--out {folder} is a file", "give a new or an empty folder")
+    files = list(folder.iterdir()) if folder.exists() else []
     others = [p for p in files if p.name not in ("metrics.json", "report.html", "features")]
     if others:
         raise RunError(f"--out {folder} holds other files, such as {others[0]}", "give a new or an empty folder")
     if not (folder / "metrics.json").exists():
         return
     known = read_json(folder / "metrics.json")
-    protocol = known.get("protocol", {}) if isinstance(known, dict) else {}
-    before = protocol.get("fingerprints", {})
-    if any(before.get(name) != own for name, own in fingerprints.items()):
+    protocol = known.get("protocol") if isinstance(known, dict) else None
+    protocol = protocol if isinstance(protocol, dict) else {}
+    before = protocol.get("fingerprints")
+    if not isinstance(before, dict) or any(before.get(name) != own for name, own in fingerprints.items()):
         raise RunError(
             f"{folder / 'metrics.json'} has the numbers of other images: "
             f"{protocol.get('synthetic', 'unknown ones')} against {protocol.get('reference', 'unknown ones')}",

@@ -112,7 +112,13 @@ class RunFolder:
             )
         values = read_yaml(self / "config.yaml")
         source = str(values.pop("source", ""))
-        return source, override(preset(values.get("preset", "tiny")), values)
+        try:
+            return source, override(preset(values.get("preset", "tiny")), values)
+        except ConfigError as error:
+            raise RunError(
+                f"{self.path} was made by another version, or its config.yaml was altered: {error.message}",
+                "run again with another --out",
+            ) from error
 
     def save_config(self, source: str, config: RunConfig) -> None:
         text = yaml.safe_dump({"source": source, **to_dict(config)}, sort_keys=False, allow_unicode=True)

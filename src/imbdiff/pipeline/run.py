@@ -141,6 +141,11 @@ class Run:
         if training.seen_by_init(self.config) is None:
             unknown = f"what the model {self.config.model.init} was trained on is not known: perhaps on test images"
             prepared = replace(prepared, warnings=(*prepared.warnings, unknown))
+        if self.config.preset in ("cifar-lt", "diffrc-cifar") and opened.kind != "benchmark":
+            other = (
+                f"the preset {self.config.preset} is for cifar10-lt and cifar100-lt: this split is not the literature's"
+            )
+            prepared = replace(prepared, warnings=(*prepared.warnings, other))
         for warning in prepared.warnings:
             self.log(f"  note: {warning}")
         return prepared
@@ -262,6 +267,7 @@ class Run:
 
     def _sample(self, prepared: Prepared) -> dict[str, Any]:
         todo, folder, how = self._todo(prepared), self.folder, sampling(self.config)
+        self.dist.barrier()  # none changes the folder before all have read the plan that is there
         if not todo["images"]:
             self.log("sample: nothing to generate: every class is as large as the strategy asks for")
         model = load_model(folder / "model", device=self.device)

@@ -165,7 +165,7 @@ def sampling(config: RunConfig) -> Sampling:
     given = {k: v for k, v in method.guidance_constants.items() if k.rpartition(".")[0] in entries}
     if "classifier-free" in entries:
         given.setdefault("classifier-free.omega", method.omega)
-    asked = {name: value for name, value in options.constants.items() if value is not None}
+    asked = {name: value for name, value in options.constants.items() if value not in (None, "None")}
     found = guidance_constants(names, {**given, **asked})
     return Sampling(
         sampler=sampler,

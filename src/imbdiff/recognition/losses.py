@@ -202,6 +202,7 @@ class BatchLoss:
             assert self.margins is not None
             found = ldam(logits, y, self.margins)
         else:
+            assert recipe.loss == "cross-entropy", recipe.loss
             found = functional.cross_entropy(logits, y, reduction="none")
         of_class = None if weights is None else weights[y]
         found = found if of_class is None else found * of_class

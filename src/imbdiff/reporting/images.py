@@ -94,7 +94,7 @@ def _with_nearest(
 
 
 def sample_set(images: ImageSet | None, class_name: str, heading: str = "") -> ui.PictureSet:
-    """At most 8 images of the class; none where there is no class of that name."""
+    """The first images of the class, at most `COLUMNS`; none where there is no class of that name."""
     if images is None or class_name not in images.class_names:
         return ui.PictureSet([], heading)
     own = np.flatnonzero(images.labels == images.class_names.index(class_name))

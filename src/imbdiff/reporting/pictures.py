@@ -95,11 +95,12 @@ def _to_pil(image: np.ndarray) -> Image.Image:
 
 
 def pack(images: Sequence[np.ndarray], columns: int = 8) -> Sprite:
-    """Packs at least one image, all of one shape (H, W, C) uint8, into a sprite, row by row."""
+    """Packs at least one image, all (H, W, C) uint8 of one size, grey or RGB, into a sprite, row by row."""
     h, w = page_size(images[0].shape)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    sheet = np.zeros((rows * (h + 2), columns * (w + 2), images[0].shape[-1]), np.uint8)
+    channels = max(image.shape[-1] for image in images)
+    sheet = np.zeros((rows * (h + 2), columns * (w + 2), channels), np.uint8)
     for i, image in enumerate(images):
         if image.shape[:2] != (h, w):
             small = _to_pil(image).resize((w, h), Image.Resampling.LANCZOS)

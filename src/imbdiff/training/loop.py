@@ -57,8 +57,8 @@ class Loop:
         steps: in all.
         batch_size: images per step, over all processes.
         log_every: steps between rows of the log, which hold means over these steps; there is one at each checkpoint.
-        save_every: steps between checkpoints; the last step has one.
-        save_seconds: least time between them.
+        save_every: steps between checkpoints, of which the last step is one.
+        save_seconds: least time between them, also at the last step.
         name: of what is trained, in errors.
         remedy: for a loss that is not finite.
         report: prints notices.
@@ -149,8 +149,7 @@ class Loop:
         newest = self.files.store.paths()[-1:] if self.files.store else []
         kept = f"the checkpoint {newest[0].name} is kept" if newest else "there is no checkpoint yet"
         raise NonFiniteLossError(
-            f"{self.name + ', ' if self.name else ''}step {done}: not finite: {', '.join(terms)}; the update was not "
-            f"made and {kept}",
+            f"{self.name + ', ' if self.name else ''}step {done}: not finite: {', '.join(terms)}; {kept}",
             self.remedy,
         )
 

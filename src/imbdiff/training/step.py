@@ -173,7 +173,7 @@ class TrainingStep(nn.Module):
         dots: dict[str, Tensor] = {}
         base: Tensor | None = None
         for name in sorted(first, key=lambda name: name.split("/")[0] not in based):  # those of the base loss first
-            # a pass for each: compiled networks and those in chunks can be gone back through once
+            # a pass for each: a compiled network can be gone back through once
             terms = first or weighted()
             first = {}
             grads = torch.autograd.grad(terms[name], parameters, allow_unused=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imbdiff.metrics.extractors.base import Extractor, as_tensor, check_rgb, hash_weights, to_rgb
+from imbdiff.metrics.extractors.weights import offline
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.tables import optional
 
@@ -125,9 +126,10 @@ def hf_backbone(source: str, *, device: str | torch.device = "cpu") -> Backbone:
     hub = optional("huggingface_hub", "hf", WHAT, OTHERWISE)
     config = "preprocessor_config.json"
     try:
-        path = Path(source) / config if Path(source).is_dir() else Path(hub.hf_hub_download(source, config))
+        own = {"local_files_only": offline()}
+        path = Path(source) / config if Path(source).is_dir() else Path(hub.hf_hub_download(source, config, **own))
         size, mean, std = _preprocessing(json.loads(path.read_text(encoding="utf-8")))
-        model = transformers.AutoModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+        model = transformers.AutoModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False, **own)
     except ImportError as error:
         raise ConfigError(
             f"transformers cannot make the model of {source}: {_first_line(error)}",

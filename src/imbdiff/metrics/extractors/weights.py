@@ -73,6 +73,12 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], path: Path, wha
         raise DataError(f"{path} does not fit {what}: {message[:400]}", "give the file of that network") from error
 
 
+def offline() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` or ``IMBDIFF_OFFLINE`` forbids downloads."""
+    values = (os.environ.get(name, "").lower() for name in ("HF_HUB_OFFLINE", "IMBDIFF_OFFLINE"))
+    return any(value in ("1", "true", "yes", "on") for value in values)
+
+
 def download(url: str, path: Path, sha256: str, remedy: str) -> Path:
     """Writes the file at `url` to `path`, aside and renamed, if it has this SHA-256.
 
@@ -83,8 +89,7 @@ def download(url: str, path: Path, sha256: str, remedy: str) -> Path:
         DataError: what came is another file.
     """
     missing = f"{path.name} (SHA-256 {sha256}) is not at {path}"
-    forbidden = (os.environ.get(k, "").lower() for k in ("HF_HUB_OFFLINE", "IMBDIFF_OFFLINE"))
-    if any(value in ("1", "true", "yes", "on") for value in forbidden):
+    if offline():
         raise ConfigError(f"{missing}, and downloads are switched off", remedy)
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic(path) as aside, open(aside, "wb") as out:
