@@ -321,3 +321,16 @@ def test_class_names_that_are_no_text(tmp_path, root, names):
 def test_class_names_of_many_characters(tmp_path, root):
     path = put(root / "l.txt", "a/000.png 0\na/001.png 1\n")
     assert "1,001 characters" in refused(path, names=put(tmp_path / "n.txt", "x" * 1001 + "\nb"))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_each_list_begins_at_its_own_folder(tmp_path, label):
+    """The same names in two folders are different images, with labels of their own."""
+    for part, counts in (("train", {"a": 2}), ("test", {"x": 3, "a": 1})):
+        folder(tmp_path / part, counts)
+    path = put(tmp_path / "train" / "list.txt", "a/000.png 0\na/001.png 1\n")
+    source = load(path, test=put(tmp_path / "test" / "list.txt", f"a/000.png {label}\n"))
+    assert source.ids("test") == ("a/000.png",)
+    assert source.labels("test").tolist() == [label]
+    assert np.array_equal(source.read("test").images[0], noise(8, 8, 3, seed=1000))
+    assert np.array_equal(source.read("train").images[0], noise(8, 8, 3, seed=0))

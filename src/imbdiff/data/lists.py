@@ -48,18 +48,23 @@ Lines = list[tuple[int, list[str]]]
 
 
 class Row(NamedTuple):
-    """An image of a list: its path below the root, its label, its split, and the file and line that say so."""
+    """An image of a list: its path below the root, its label, its split, the line that says so, and the root."""
 
     path: str
     label: str
     split: str
     line: str
+    root: Path
+
+    @property
+    def place(self) -> str:
+        return os.path.join(os.path.abspath(self.root), self.path)
 
 
 def open_source(spec: Spec) -> Source:
     """Images that a list or table names, in its order.
 
-    Options: root (folder where the paths begin; the list's own), image, label and split (columns), val and test
+    Options: root (folder where the paths begin; each list's own), image, label and split (columns), val and test
     (further lists), names (file of class names).
 
     Raises:
@@ -71,17 +76,22 @@ def open_source(spec: Spec) -> Source:
     if further and given.get("split"):
         raise ConfigError(f"{spec.text}: both a column and lists say what is not for training", "give one of them")
     notes: list[str] = []
-    root = _near(given["root"], path) if given.get("root") else path.parent
+    root = _near(given["root"], path) if given.get("root") else None
     columns = {**given, "split": ""} if further else given
-    rows = [row for split, file in ({"train": path} | further).items() for row in _read(file, split, columns, notes)]
-    rows = _once(_found(rows, root, spec.text, notes), spec.text, notes)
+    rows = [
+        row._replace(root=root or file.parent)
+        for split, file in ({"train": path} | further).items()
+        for row in _read(file, split, columns, notes)
+    ]
+    rows = _once(_found(rows, spec.text, notes), spec.text, notes)
     splits = {}
     for split in ("train", "val", "test"):
         own = [row for row in rows if row.split == split]
         if own:
-            splits[split] = Records([row.path for row in own], [row.label for row in own])
+            elsewhere = None if own[0].root == rows[0].root else [row.place for row in own]
+            splits[split] = Records([row.path for row in own], [row.label for row in own], elsewhere)
     names = read_names(_near(given["names"], path)) if given.get("names") else None
-    return Source(spec.text, "list", splits, PathReader(root), names, notes)
+    return Source(spec.text, "list", splits, PathReader(rows[0].root), names, notes)
 
 
 def _near(given: str, path: Path) -> Path:
@@ -113,7 +123,7 @@ def _read(file: Path, split: str, given: Mapping[str, str], notes: list[str]) ->
             wrong.append(f"line {number}: no label")
         elif not own:
             wrong.append(f"line {number}: {display_name(row[by or 0])!r} is no split")
-        rows.append(Row(row[image], row[label].strip(), own, f"{file.name} line {number}"))
+        rows.append(Row(row[image], row[label].strip(), own, f"{file.name} line {number}", file.parent))
     if wrong:
         raise DataError(
             f"{file} has {counted(len(wrong), 'row')} without a label or split:\n{listing(wrong)}",
@@ -234,24 +244,26 @@ def _column(file: Path, names: Sequence[str], first: Sequence[str], option: str,
     return found[0]
 
 
-def _found(rows: Sequence[Row], root: Path, where: str, notes: list[str]) -> list[Row]:
-    """The rows with the paths below the root of the files that they name.
+def _found(rows: Sequence[Row], where: str, notes: list[str]) -> list[Row]:
+    """The rows with the paths below their root of the files that they name.
 
     Raises:
         DataError: no root; paths that lead out of the root, also through links; files that do not exist; all listed.
     """
-    if not root.is_dir():
-        raise DataError(f"the root {root} of {where} is no folder", "give the folder where the paths begin")
-    finder = Finder(root)
+    finders = {root: Finder(root) for root in dict.fromkeys(row.root for row in rows)}
+    for root in finders:
+        if not root.is_dir():
+            raise DataError(f"the root {root} of {where} is no folder", "give the folder where the paths begin")
     kept, bad = [], []
     for row in rows:
-        path, why = finder.find(row.path)
+        path, why = finders[row.root].find(row.path)
         kept.append(row._replace(path=path))
         if why:
             bad.append(f"{row.line}: {display_name(row.path, 200)} {why}")
     if bad:
         raise DataError(
-            f"of the {counted(len(rows), 'file')} that {where} lists, {len(bad)} cannot be used below {root}:\n"
+            f"of the {counted(len(rows), 'file')} that {where} lists, {len(bad)} cannot be used below "
+            f"{' and '.join(map(str, finders))}:\n"
             f"{listing(bad)}",
             "leave these lines out, or say where all images are: root=DIR behind the question mark of SOURCE?root=DIR",
         )
@@ -322,11 +334,12 @@ def _once(rows: Sequence[Row], where: str, notes: list[str]) -> list[Row]:
     kept: dict[tuple[str, str], Row] = {}
     against, repeats = [], []
     for row in rows:
-        known = first.setdefault(row.path, row)
+        place = row.place
+        known = first.setdefault(place, row)
         if known.label != row.label:
             labels = f"{display_name(known.label)!r} ({known.line}), {display_name(row.label)!r} ({row.line})"
             against.append(f"{display_name(row.path, 120)}: {labels}")
-        elif kept.setdefault((row.split, row.path), row) is not row:
+        elif kept.setdefault((row.split, place), row) is not row:
             repeats.append(display_name(row.path, 120))
     if against:
         raise DataError(
