@@ -228,6 +228,12 @@ def test_tiny_imagenet(tmp_path, form):
     assert any("its own test images have no labels" in w for w in prepared.warnings)
 
 
+def test_tiny_imagenet_next_to_another_set(tmp_path):
+    tree(tmp_path, {"train/cat": 1, "train/dog": 1})
+    tree(tmp_path / "tiny-imagenet-200", {f"{split}/{w}": 1 for split in ("train", "val") for w in WORDNET})
+    assert load(f"tiny-imagenet-lt?root={tmp_path}").class_names == tuple(WORDNET)
+
+
 def test_tiny_imagenet_that_is_not_whole(tmp_path):
     root = tree(tmp_path, {f"train/{w}/images": 2 for w in WORDNET})
     with pytest.raises(DataError, match="there is none"):
@@ -285,6 +291,10 @@ def test_own_lists(tmp_path):
         ("train", "train/n01443537/x.JPEG", "line 20: train/n01443537/x.JPEG"),
         ("train", "../../secret.JPEG 0", "lead out of the folder:\n  '../../secret.JPEG'"),
         ("test", "val/n01443537/ILSVRC2012_val_00000000.JPEG", "line 5"),
+        ("train", "train/n01443537/n01443537_7.JPEG 5", r"no image of these classes:\n  4"),
+        ("train", "train/n01443537/n01443537_0.JPEG 0", "line 20: '.*_0.JPEG' is in line 1 too"),
+        ("train", "train/n01443537/n01443537_0.JPEG 1", "line 20: '.*_0.JPEG' is in line 1 too"),
+        ("train", "train/n01443537/n01443537_7.JPEG fish", "line 20: 'fish' is no class number"),
         ("test", "train/n01443537/n01443537_7.JPEG 4", r"without a name among the 4 class names:\n  4"),
     ],
 )

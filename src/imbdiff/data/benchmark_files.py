@@ -10,10 +10,12 @@ from pathlib import Path
 
 from imbdiff.data.folder import walk
 from imbdiff.data.lists import read_lines
+from imbdiff.data.names import counted
 from imbdiff.data.reading import PathReader
 from imbdiff.data.source import Records, Source
 from imbdiff.runtime.errors import DataError, listing
 
+_NUMBER = re.compile("[0-9]{1,9}")
 TRIED = 16
 """Listed images that are looked for on opening; the rest is when headers are read."""
 
@@ -61,7 +63,8 @@ def read_tiny_imagenet(files: Files) -> Source:
     Raises:
         DataError: not there, or validation images without a class.
     """
-    roots = [root for root in files.below("tiny-imagenet-200") if (root / "train").is_dir()]
+    wordnet = "n" + 8 * "[0-9]"
+    roots = [root for root in files.below("tiny-imagenet-200") if any((root / "train").glob(f"{wordnet}/"))]
     if not roots:
         raise files.missing(
             [
@@ -72,7 +75,7 @@ def read_tiny_imagenet(files: Files) -> Source:
         )
     root = roots[0]
     paths = sorted(walk(root).images)
-    train = [path for path in paths if re.match(r"train/n\d{8}/", path)]
+    train = [path for path in paths if re.match(f"train/{wordnet}/", path)]
     ids = sorted({path.split("/")[1] for path in train})
     val = [path for path in paths if path.startswith("val/")]
     annotated = dict(line.split("\t")[:2] for line in _lines(root / "val" / "val_annotations.txt") if "\t" in line)
@@ -119,6 +122,12 @@ class Lists:
             places = str(files.lists) if files.lists else f"the folder itself, {', '.join(self.folders + self.roots)}"
             raise files.missing([", ".join(self.files.values()), f"in: {places}"])
         rows = {split: _rows(found[0] / file) for split, file in self.files.items()}
+        numbers = {int(label) for _, label in rows["train"]}
+        if gaps := sorted(set(range(len(numbers))) - numbers):
+            raise DataError(
+                f"{found[0] / self.files['train']} has no image of these classes:\n{listing(map(str, gaps))}",
+                "complete the list; classes are numbered from 0",
+            )
         for root in files.below(*self.roots):
             splits = {split: self._placed(root, some) for split, some in rows.items()}
             if all(splits.values()):
@@ -147,14 +156,24 @@ def _rows(path: Path) -> list[tuple[str, str]]:
     """(path of an image, label) of every line of a list.
 
     Raises:
-        DataError: no list, or paths that lead out of the folder.
+        DataError: no list, paths that lead out of the folder, labels that are no class numbers, images listed twice.
     """
-    rows = [(name.strip().removeprefix("/"), label) for _, (name, label) in read_lines(path, [])]
+    lines = [(number, name.strip().removeprefix("/"), label) for number, (name, label) in read_lines(path, [])]
+    rows = [(name, label) for _, name, label in lines]
     outside = [repr(name) for name, _ in rows if name[:1] in ("", "/") or ".." in re.split(r"[/\\]", name)]
     if outside or not rows:
         raise DataError(
             f"{path} lists no image, or has paths that lead out of the folder:\n{listing(outside)}",
             "write paths below it",
+        )
+    first: dict[str, int] = {}
+    wrong = [f"line {i}: {label!r} is no class number" for i, _, label in lines if not _NUMBER.fullmatch(label)]
+    wrong += [f"line {i}: {name!r} is in line {first[name]} too" for i, name, _ in lines
+              if first.setdefault(name, i) != i]  # fmt: skip
+    if wrong:
+        raise DataError(
+            f"{path} has {counted(len(wrong), 'line')} that cannot be used:\n{listing(wrong)}",
+            "list each image once, as PATH LABEL, the label a class number",
         )
     return rows
 
