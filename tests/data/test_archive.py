@@ -60,6 +60,13 @@ def test_what_is_not_stepped_into(tmp_path, top):
     assert source.ids()[0] == ("train/cat/0.png" if top == "train" else "cat/0.png")
 
 
+@pytest.mark.parametrize(("top", "empty"), [("cat", "dog/"), ("photos/cat", "photos/dog/"), ("cat", "dog/a/")])
+def test_an_empty_folder_next_to_a_class_is_a_class(tmp_path, top, empty):
+    members = {f"{top}/{name}": data for name, data in FILES.items()}
+    with pytest.raises(DataError, match="no training image:\n  'dog'"):
+        load(zipped(tmp_path / "p.zip", {**members, empty: b""}))
+
+
 BAD_NAMES = {
     "../cat/1.png": "leads out",
     "cat/../../1.png": "leads out",

@@ -230,3 +230,35 @@ def test_what_is_no_source(tmp_path):
 def test_balanced_within_a_half(tmp_path):
     assert load(folder(tmp_path / "one", {"a": 3, "b": 2})).balanced
     assert not load(folder(tmp_path / "two", {"a": 4, "b": 2})).balanced
+
+
+def test_what_is_ignored_next_to_train_is_not_looked_into(tmp_path):
+    root = folder(tmp_path / "set", {"train/a": 1, "train/b": 1, "extra/c": 1})
+    (root / "extra" / "link.png").symlink_to(write(tmp_path / "secret.png", noise(8, 8, 3)))
+    source = load(root)
+    assert source.class_names == ("a", "b")
+    assert any("ignored next to train/: the folders extra" in note for note in source.warnings)
+
+
+@pytest.mark.parametrize("link", ["c", "train", "train/c", "test"])
+def test_links_in_place_of_classes_and_splits_are_refused(tmp_path, link):
+    above = "" if link == "c" else "other/" if link == "train" else "train/"
+    folder(tmp_path, {f"{above}a": 1, f"{above}b": 1})
+    (tmp_path / link).symlink_to(tmp_path / above / "a")
+    with pytest.raises(DataError, match=f"{link}: a link to a folder: copy it, or give the folder itself"):
+        load(tmp_path)
+
+
+def test_deeper_links_to_folders_are_a_note(tmp_path):
+    folder(tmp_path, {"a/x": 1, "b": 1})
+    (tmp_path / "b" / "link").symlink_to(tmp_path / "a" / "x")
+    assert any("1 linked folder" in note for note in load(tmp_path).warnings)
+
+
+def test_files_that_cannot_be_used_are_not_dark(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"damaged")
+    source = load(tmp_path)
+    assert len(source.scan().bad) == 2
+    assert not any("nearly black" in note for note in source.warnings)

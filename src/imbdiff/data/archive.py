@@ -51,17 +51,14 @@ def open_source(spec: Spec) -> Source:
     reader = ZipReader(path)
     members = _members(reader, where)
     shown = [name for name in members if not any(is_hidden(part) for part in name.split("/"))]
-    root = common_root([name for name in shown if is_image(name)])
+    folders = {name[:i] for name in shown for i, char in enumerate(name) if char == "/"}
+    root = common_root([name for name in shown if is_image(name)], folders)
     start = f"{root}/" if root else ""
     tree = Tree(hidden=len({_hidden_part(name) for name in members} - {""}))
-    folders = set()
     for name in shown:
-        inside = name.removeprefix(start)
-        above = inside.split("/")[:-1] if name.startswith(start) else []
-        folders |= {"/".join(above[: i + 1]) for i in range(len(above))}
         if not name.endswith("/"):
-            (tree.images if is_image(name) else tree.others).append(inside)
-    tree.folders = sorted(folders)
+            (tree.images if is_image(name) else tree.others).append(name.removeprefix(start))
+    tree.folders = sorted(folder.removeprefix(start) for folder in folders if folder.startswith(start))
     splits, names, notes = by_class(tree, where)
     if root:
         notes.insert(0, f"the classes are the folders inside {root}/, the only folder in {where}")

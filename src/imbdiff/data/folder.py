@@ -56,8 +56,8 @@ def open_source(spec: Spec) -> Source:
             that leave the folder, names that are not valid text.
     """
     path = user_path(spec.rest)
-    tree = walk(path)
-    if spec.strict and (root := common_root(tree.images)):
+    tree = walk(path, splits=spec.strict)
+    if spec.strict and (root := common_root(tree.images, tree.folders)):
         raise DataError(
             f"{spec.text} has only one class folder, {root.split('/')[0]!r}, and that has folders inside",
             f"the classes may be deeper: give {path / root}",
@@ -67,13 +67,15 @@ def open_source(spec: Spec) -> Source:
     return Source(spec.text, "folder", splits, PathReader(path), names, notes, strict=spec.strict)
 
 
-def walk(root: Path) -> Tree:
-    """The files below a folder on disk.
+def walk(root: Path, *, splits: bool = True) -> Tree:
+    """The files below a folder on disk; with `splits`, where there is a folder train, not those in ignored ones.
 
     Raises:
-        DataError: a folder that cannot be listed, links that lead out of `root`, names that are not text.
+        DataError: a folder that cannot be listed, links that lead out of `root`, links to folders in place of splits or
+            classes, names that are not text.
     """
     tree = Tree()
+    parted = False
     real = os.path.realpath(root)
     refused = []
     todo = [""]
@@ -84,6 +86,8 @@ def walk(root: Path) -> Tree:
                 found = list(entries)
         except OSError as error:
             raise DataError(f"cannot list {root / folder}: {error.strerror}", "check its permissions") from error
+        if splits and not folder:
+            parted = any(e.name.lower() in SPLIT_FOLDERS["train"] and os.path.isdir(root / e.name) for e in found)
         for entry in found:
             path = f"{folder}/{entry.name}" if folder else entry.name
             link = entry.is_symlink()
@@ -94,11 +98,14 @@ def walk(root: Path) -> Tree:
             elif link and not is_inside(os.path.realpath(root / path), real):
                 refused.append(f"{root / path}: a symbolic link that leads out of the folder")
             elif os.path.isdir(root / path) if link else entry.is_dir():
-                if link:
-                    tree.linked += 1
-                else:
+                ignored = parted and not folder and not _is_split(path)
+                if not link:
                     tree.folders.append(path)
-                    todo.append(path)
+                    todo += [] if ignored else [path]
+                elif ignored or path.count("/") > parted:
+                    tree.linked += 1
+                else:  # a split or a class
+                    refused.append(f"{root / path}: a link to a folder: copy it, or give the folder itself")
             # ordinary files only: opening a pipe would wait for ever
             elif is_image(path) and (os.path.isfile(root / path) if link else entry.is_file()):
                 tree.images.append(path)
@@ -192,8 +199,13 @@ def left_out(tree: Tree, where: str) -> list[str]:
     return [f"ignored in {where}: {text}" for n, text in notes if n]
 
 
-def common_root(images: Collection[str]) -> str:
-    """The folder below which all class or split folders are: "" unless folders are alone above it."""
+def common_root(images: Collection[str], folders: Collection[str]) -> str:
+    """The folder below which all class or split folders are: "" unless folders are alone above it.
+
+    Args:
+        images: their paths.
+        folders: all that are there, also those without images.
+    """
     parents = {posixpath.dirname(path) for path in images}
     if not parents or "" in parents:
         return ""
@@ -202,10 +214,15 @@ def common_root(images: Collection[str]) -> str:
         root = posixpath.dirname(root)
     kept: list[str] = []
     for part in root.split("/"):
-        if any(part.lower() in names for names in SPLIT_FOLDERS.values()):
+        beside = [folder for folder in folders if posixpath.dirname(folder) == "/".join(kept)]
+        if _is_split(part) or len(beside) > 1:
             break
         kept.append(part)
     return "/".join(kept)
+
+
+def _is_split(folder: str) -> bool:
+    return any(folder.lower() in names for names in SPLIT_FOLDERS.values())
 
 
 def _holds_folders_alone(folder: str, tree: Tree) -> bool:

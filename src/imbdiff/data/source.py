@@ -248,7 +248,7 @@ class Source:
             scan.hashes[split], scan.small[split] = keys, small
         if scan.grey:
             scan.small = {split: x[..., :1] for split, x in scan.small.items()}
-        if all((x < DARK).all() for x in scan.small.values()):
+        if scan.sizes and all((x < DARK).all() for x in scan.small.values()):  # unusable ones are zeros
             self.warnings = tuple(dict.fromkeys((*self.warnings, _DARK)))
         return scan
 
