@@ -4,6 +4,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from imbdiff.data.arrays import ArraySource
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.sources import load
 from imbdiff.runtime.errors import DataError
@@ -163,6 +164,27 @@ def test_objects_are_never_unpickled(tmp_path):
     with pytest.raises(DataError):
         load(tmp_path / "a.npz")
     assert not (tmp_path / "exploded").exists()
+
+
+def test_npz_layout_with_training_images_is_taken(tmp_path):
+    source = load(save(tmp_path / "a.npz", images=X, labels=Y, x_test=X[:2], y_test=Y[:2]))
+    assert (source.splits, len(source.ids())) == (("train",), len(X))
+    assert any("x_test, y_test" in note for note in source.warnings)
+
+
+def test_npz_whose_class_names_are_no_array(tmp_path):
+    path = save(tmp_path / "a.npz", x=X, y=Y)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("class_names", b"a b")
+    with pytest.raises(DataError, match="class_names has shape"):
+        load(path)
+
+
+@pytest.mark.parametrize("names", [np.array(["3", "5"]), np.array([3, 5]), [3, 5], {0: 3, 1: 5}])
+def test_class_names_and_ids_of_other_types(names):
+    source = ArraySource({"train": (X, Y)}, names, ids={"train": np.arange(len(X))})
+    assert source.class_names == ("3", "5")
+    assert source.ids()[:2] == ("0", "1")
 
 
 def test_damaged_npz(tmp_path):

@@ -90,6 +90,15 @@ def test_npz_without_labels_is_one_class(tmp_path: Path, key: str) -> None:
     assert found.name == str(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize(("kept", "said"), [(None, "a zip file of arrays"), (40, "no plain array")])
+def test_npz_that_is_called_npy(tmp_path: Path, kept: int | None, said: str) -> None:
+    path = _npz(tmp_path / "a.npz", x=X).rename(tmp_path / "a.npy")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DataError, match=said) as error:
+        read_any(path)
+    assert kept or error.value.remedy == "call it .npz"
+
+
 def test_npz_splits_of_images_without_labels(tmp_path: Path) -> None:
     path = _npz(tmp_path / "a.npz", x_train=X, x_test=X[:2])
     assert len(read_any(path).images) == 2

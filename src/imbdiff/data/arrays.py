@@ -26,7 +26,7 @@ from imbdiff.runtime.errors import DataError
 OPTIONS = ()
 ONE_CLASS = "all images"
 """The class of images without labels."""
-# {split: (images, labels)} of each layout; the first of which images are there is taken.
+# {split: (images, labels)} of each layout; the first of which training images, or else any, are there is taken.
 LAYOUTS: tuple[dict[str, tuple[str, str]], ...] = (
     {split: (f"x_{split}", f"y_{split}") for split in ("train", "val", "test")},
     {split: (f"{split}_images", f"{split}_labels") for split in ("train", "val", "test")},  # MedMNIST's names
@@ -111,7 +111,8 @@ class ItemReader(Reader):
 def item_records(split: str, labels: Any, ids: Sequence[str] | None = None) -> Records:
     """Images by number; their ids are "train/0" and so on unless they are given."""
     n = len(labels)
-    return Records(ids or [f"{split}/{i}" for i in range(n)], labels, [(split, i) for i in range(n)])
+    given = [] if ids is None else [str(one) for one in ids]
+    return Records(given or [f"{split}/{i}" for i in range(n)], labels, [(split, i) for i in range(n)])
 
 
 def _picture(image: Any) -> Image.Image:
@@ -166,7 +167,7 @@ def open_npz(path: Path, where: str, *, strict: bool = True) -> ArraySource:
         with np.load(path, allow_pickle=False) as file:
             layout = _layout(set(file.files), where, strict)
             data = {split: (file[x], file[y] if y else None) for split, (x, y) in layout.items()}
-            names = file["class_names"] if "class_names" in file.files else None
+            names = np.asarray(file["class_names"]) if "class_names" in file.files else None
             used = {key for pair in layout.values() for key in pair} | {"class_names"}
             ignored = sorted(set(file.files) - used)
     except (*_DAMAGE, AttributeError, TypeError) as error:  # the last two: a .npy file of that name
@@ -226,8 +227,8 @@ def checked_labels(y: np.ndarray, n: int, where: str) -> np.ndarray:
 
 def _layout(keys: set[str], where: str, strict: bool) -> dict[str, tuple[str, str]]:
     """{split: (key of the images, key of the labels)}; the latter is "" where all splits may do without and do."""
-    layouts = ({split: pair for split, pair in layout.items() if pair[0] in keys} for layout in LAYOUTS)
-    found: dict[str, tuple[str, str]] = next(filter(None, layouts), {})
+    layouts = [{split: pair for split, pair in layout.items() if pair[0] in keys} for layout in LAYOUTS]
+    found = max(layouts, key=lambda layout: ("train" in layout, bool(layout)))  # the first of these
     missing = [y for _, y in found.values() if y not in keys]
     if found and not strict and len(missing) == len(found):
         return {split: (x, "") for split, (x, _) in found.items()}

@@ -47,6 +47,10 @@ def encode(
     """
     if strict and "train" not in raw:
         raise DataError(f"{where} has no training images", "give some: a split called train")
+    if isinstance(names, Mapping):
+        names = {str(label): str(name) for label, name in names.items()}
+    elif names is not None:
+        names = [str(name) for name in names]
     texts = {split: y.tolist() if isinstance(y, np.ndarray) else y for split, y in raw.items()}
     unique = {split: set(values) for split, values in texts.items()}
     every = set().union(*unique.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -62,8 +63,11 @@ def read_any(
     if path.suffix.lower() == ".npy" and path.is_file():
         try:
             array = np.load(path, mmap_mode="r")
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OSError, EOFError, BadZipFile) as error:
             raise DataError(f"{source} is no plain array: {error}", "save uint8 images with numpy.save") from error
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise DataError(f"{source} is no plain array but a zip file of arrays", "call it .npz")
         return Measurable(_of_array(array, text), text)
     has_splits = path.is_dir() and any(f.is_dir() and f.name.lower() in SPLIT_FOLDERS["train"] for f in path.iterdir())
     opened = load(source, strict=has_splits)
