@@ -196,5 +196,5 @@ def test_impossible_sizes(size):
 def test_impossible_policies_and_images():
     with pytest.raises(ConfigError, match="unknown resize policy 'squash'"):
         resolve({(8, 8): 1}, None, "squash", "x")
-    with pytest.raises(ConfigError, match="at least 4"):
+    with pytest.raises(DataError, match=r"the images of x are 2 x 9 pixels.*at least 4"):
         resolve({(2, 9): 1}, None, "crop", "x")

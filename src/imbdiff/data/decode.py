@@ -120,7 +120,11 @@ def resolve(
             f"say which size they all get: --data.size {suggest(sizes)[0]} (--data.resize crop|pad|stretch)",
         )
     height, width = next(iter(sizes))
-    parse_size((height, width))
+    if min(height, width) < SMALLEST:
+        raise DataError(
+            f"the images of {where} are {height} x {width} pixels; each side must have at least {SMALLEST}",
+            "give a larger --data.size, or check the order of the axes",
+        )
     longer = max(height, width)
     if longer <= LARGEST_UNASKED:
         return Target(height, width, policy), ()
