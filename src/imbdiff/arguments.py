@@ -171,7 +171,11 @@ def _constant(text: str) -> Any:
 
 
 def help_text(
-    verb: str, kinds: Sequence[Any], values: Mapping[str, Any] | None = None, groups: Collection[str] | None = None
+    verb: str,
+    kinds: Sequence[Any],
+    values: Mapping[str, Any] | None = None,
+    groups: Collection[str] | None = None,
+    hidden: Collection[str] = (),
 ) -> str:
     """The help of a verb.
 
@@ -179,6 +183,7 @@ def help_text(
         kinds: the dataclasses of its options; the first one's docstring says what the verb does.
         values: that hold where nothing is given, in place of the dataclasses' own, by dotted name.
         groups: those that the verb uses; None: all.
+        hidden: options that it does not take.
     """
     known = [option for kind in kinds for option in options_of(kind).values()]
     places = [o.written if o.default is MISSING else f"[{o.written}]" for o in known if o.positional]
@@ -187,7 +192,7 @@ def help_text(
     last = None
     for option in sorted(known, key=lambda o: not o.positional):
         group = option.name.rpartition(".")[0]
-        if groups is not None and group and group not in groups:
+        if option.name in hidden or (groups is not None and group and group not in groups):
             continue
         if group != last:
             lines += ["", f"{group}:"] if group else [""]

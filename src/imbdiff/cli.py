@@ -136,7 +136,8 @@ def read_stage(verb: str, words: Sequence[str]) -> tuple[RunFolder, str, RunConf
     config = override(saved, options)
     if asked:
         groups = None if asked == "help-all" else GROUPS[verb]
-        raise Help(help_text(verb, (StageCommand, RunConfig), flatten(to_dict(config)), groups))
+        fixed = ("preset", "method", "seed", "track")  # as the run was begun
+        raise Help(help_text(verb, (StageCommand, RunConfig), flatten(to_dict(config)), groups, fixed))
     return folder, source, config, quiet
 
 
@@ -146,19 +147,20 @@ def start(verb: str, words: Sequence[str]) -> None:
     from imbdiff.pipeline.folder import RunFolder
     from imbdiff.pipeline.run import STAGES, Run
 
+    out = RunFolder(Path(command.out) if command.out else default_out(command.source, config))
     if command.dry_run:
         from imbdiff.pipeline.plan import check_fit, check_options, make_plan
         from imbdiff.pipeline.training import prepare_data
 
         check_options(config)
+        out.check_usable(command.source)
         prepared = prepare_data(opened or command.source, config.data)
         check_fit(prepared, config)
         for warning in prepared.warnings:
             print(f"note: {warning}")
         print(make_plan(prepared, config, command.source).text())
         return
-    out = Path(command.out) if command.out else default_out(command.source, config)
-    Run(RunFolder(out), command.source, config, command.quiet, opened).execute(STAGES if verb == "run" else ("train",))
+    Run(out, command.source, config, command.quiet, opened).execute(STAGES if verb == "run" else ("train",))
 
 
 def default_out(source: str, config: RunConfig) -> Path:

@@ -18,6 +18,7 @@ from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import method_of
+from imbdiff.metrics.extractors import EXTRACTORS
 from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline import training
 from imbdiff.pipeline.curation import candidates, chooses
@@ -58,6 +59,9 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     classifier_arms(config.classify)
     parse_strategy(config.sample.strategy)
     parse_policy(config.curate.policy)
+    for name in config.evaluate.extractors:
+        if name.partition(":")[0] not in EXTRACTORS:
+            lookup("extractors", EXTRACTORS, name)
     if not training:
         return
     if config.train.watch_images and method.target.label_dropout == 1:

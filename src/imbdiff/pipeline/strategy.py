@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.errors import ConfigError, nearest
 
 STRATEGIES = {
     "minority": "the smallest class is filled to the largest",
@@ -105,7 +105,8 @@ def _to_totals(totals: Mapping[str, int], stats: ClassStats) -> tuple[int, ...]:
     add = dict.fromkeys(stats.names, 0)
     for name, total in totals.items():
         if name not in add:
-            raise ConfigError(f"sampling strategy names an unknown class {name!r}", "check its spelling")
+            known = f"the classes are {', '.join(list(add)[:20])}" + (" and others" if len(add) > 20 else "")
+            raise ConfigError(f"sampling strategy names an unknown class {name!r}", nearest(name, add, known))
         have = stats.counts[stats.names.index(name)]
         if total < have:
             raise ConfigError(

@@ -29,6 +29,8 @@ WHOLE = {
 HEADS = {"all": "all (top-1)", "Std of groups": "Std of groups ↓", "ECE": "ECE ↓"}
 TONES = {"helped": "good", "hurt": "bad", "no difference": "same"}
 MAX_ROWS = 200
+SPAN = 0.04
+"""The least width of an axis of accuracies."""
 
 Found = Mapping[str, Any]
 """What `imbdiff.recognition.comparison.classify` gave, as JSON."""
@@ -232,8 +234,11 @@ def accuracy_plot(arms: Sequence[Arm], shown: Sequence[str]) -> Plot:
                 axes.axvline(mean, color=theme.real, linewidth=0.9, linestyle=(0, (3, 3)), zorder=0)
         axes.set_ylim(-0.6, len(arms) - 0.4)
         axes.set_yticks(rows, names if named else [""] * len(names), parse_math=False)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.margins(x=0.12)
+        low, high = axes.get_xlim()
+        if high - low < SPAN:  # arms that are alike: no axis of rounding errors
+            axes.set_xlim((low + high - SPAN) / 2, (low + high + SPAN) / 2)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
 
     def paint(figure: Figure, theme: Theme) -> None:
         grid: Any = figure.subplots(1, len(shown), squeeze=False)
