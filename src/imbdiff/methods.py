@@ -265,7 +265,7 @@ METHODS: dict[str, Method] = {
     ),
     "diffrc": Method(
         idea="the model for all classes starts from one of the head classes and keeps its variety; labels and guidance",
-        source="Fu, He, Hu 2023; class-conditional target, lambda 0.05, and the guidance of ddpm beside its own: ours",
+        source="Fu, He, Hu 2023; class-conditional target, lambda 0.05, and the guidance of ddpm next to its own: ours",
         # a tenth of the paper's lambda: with all of it the term has 30 % of the gradient, and distances on validation
         # images are three times as large (docs/methods.md)
         phases=_diffrc(label_dropout=None, weight=0.05),

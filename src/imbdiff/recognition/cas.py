@@ -28,7 +28,7 @@ from imbdiff.runtime.files import digest
 
 PROTOCOL = (
     "accuracy on real test images of a classifier trained on the synthetic images alone, class-balanced batches, over "
-    "the classes that have at least {least} synthetic images; beside it the same classifier trained on the real "
+    "the classes that have at least {least} synthetic images; next to it the same classifier trained on the real "
     "training images of these classes; mean over {seeds} seeds; 95 % interval: Wilson over test images, widened by the "
     "spread of the seeds"
 )

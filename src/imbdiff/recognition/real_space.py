@@ -35,7 +35,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.nearest import Nearest, hash_keys
 
 PRIOR_IMAGES = 5.0
-"""Weight w of the common scale beside a class's own, in images."""
+"""Weight w of the common scale next to a class's own, in images."""
 IN_QUANTILE = 0.75
 """Share of the real images, each left out, that is in distribution."""
 OUT_QUANTILE = 0.99

@@ -1,6 +1,6 @@
 """The section of images: real ones, synthetic ones, and the training image nearest to each.
 
-Images are chosen at random with a fixed seed, so that nobody picked them.
+Images are chosen at random with a fixed seed, so that none was picked.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ def _duplicates(report: Found, pictures: Pictures) -> ui.Section:
         text = (
             "Near duplicates: as a small picture (8 × 8 blocks, equal brightness and contrast, mirrored or not) the "
             "distance to the nearest image is below a limit of the mean distance to the next of the 50 nearest "
-            "(ratio). About 1 % of images that nobody copied may be below it: a few pairs may be chance. Framed: the "
+            "(ratio). About 1 % of images that are no copies may be below it: a few pairs may be chance. Framed: the "
             "two carry different labels."
         )
     return ui.Section("duplicates", "Duplicates", [*blocks, ui.note(text)], "Duplicates")

@@ -132,7 +132,7 @@ class Trainer:
         return self._averaged(update)
 
     def _every(self, images: int | None, share: int) -> int:
-        """Steps that take so many images, at least one; None: that share of the run."""
+        """Steps that take `images` images, at least one; None: that share of the run."""
         return max(1, (images or self.config.images // share) // self.config.batch_size)
 
     def _averaged(self, update: Update) -> nn.Module:
