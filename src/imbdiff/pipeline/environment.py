@@ -79,7 +79,7 @@ def diagnose() -> tuple[list[str], bool]:
             importlib.import_module("torchvision")
         except Exception:
             healthy = False
-            lines.append("! torchvision does not import next to a CPU build of torch and breaks diffusers: uninstall it")
+            lines.append("! torchvision does not import next to CPU torch and breaks diffusers: uninstall it")
     free = shutil.disk_usage(".").free / 2**30
     if free < 1:
         healthy = False
