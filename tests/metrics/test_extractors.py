@@ -296,7 +296,11 @@ def test_transformers(
     np.testing.assert_allclose(
         found.features(x), _expected(x, net, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]), rtol=1e-4, atol=1e-6
     )
-    assert asked == {"use_safetensors": True, "trust_remote_code": False}
+    assert asked == {"use_safetensors": True, "trust_remote_code": False, "local_files_only": False}
+    monkeypatch.setenv("IMBDIFF_OFFLINE", "1")
+    make_extractor(f"hf:{tmp_path}", SHAPE)
+    assert asked["local_files_only"]
+    monkeypatch.delenv("IMBDIFF_OFFLINE")
     with pytest.raises(ConfigError, match="cannot be reached") as caught:
         make_extractor("hf:someone/something", SHAPE)
     assert "hf:FOLDER" in caught.value.remedy
