@@ -18,6 +18,7 @@ versions: these are each other's usual distance.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -138,11 +139,11 @@ class CopyFinder:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The fields of `Found` without `near`, numbers being rows of the base; `exclude`: rows that do not count."""
         k = min(NEIGHBOURS, len(self._base) - (exclude is not None))
-        pictures = images.ndim == 4
-        nearest, squared = self._base.search(thumbnails(images) if pictures else images, k, exclude=exclude)
+        forms = [thumbnails(images), thumbnails(images, mirrored=True)] if images.ndim == 4 else [images]
+        with ThreadPoolExecutor(len(forms)) as threads:  # numpy works outside the interpreter lock
+            (nearest, squared), *more = threads.map(lambda form: self._base.search(form, k, exclude=exclude), forms)
         index, mirrored = nearest, np.zeros(len(images), dtype=bool)
-        if pictures:
-            index2, squared2 = self._base.search(thumbnails(images, mirrored=True), k, exclude=exclude)
+        for index2, squared2 in more:
             mirrored = squared2[:, 0] < squared[:, 0]
             index, squared = self._union(index, squared, index2, squared2)
         distance = np.sqrt(squared / self._base.dim)
