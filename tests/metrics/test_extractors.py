@@ -214,7 +214,7 @@ def _expected(x: np.ndarray, net: Net, mean: list[float], std: list[float]) -> n
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def absent(repository: str, file: str) -> str:
+    def absent(repository: str, file: str, **_: object) -> str:
         raise OSError(f"{repository} cannot be reached")
 
     module: Any = ModuleType("huggingface_hub")
@@ -297,10 +297,10 @@ def test_transformers(
         found.features(x), _expected(x, net, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]), rtol=1e-4, atol=1e-6
     )
     assert asked == {"use_safetensors": True, "trust_remote_code": False, "local_files_only": False}
-    monkeypatch.setenv("IMBDIFF_OFFLINE", "1")
-    make_extractor(f"hf:{tmp_path}", SHAPE)
+    with monkeypatch.context() as patch:
+        patch.setenv("IMBDIFF_OFFLINE", "1")
+        make_extractor(f"hf:{tmp_path}", SHAPE)
     assert asked["local_files_only"]
-    monkeypatch.delenv("IMBDIFF_OFFLINE")
     with pytest.raises(ConfigError, match="cannot be reached") as caught:
         make_extractor("hf:someone/something", SHAPE)
     assert "hf:FOLDER" in caught.value.remedy
