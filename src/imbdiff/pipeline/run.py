@@ -50,14 +50,14 @@ class Stage:
         name: of `STAGES`.
         inputs: everything that decides what it gives, besides the data and the seed; None: there is nothing to do.
         whole: whether its output is all there, given its mark in ``stages.json``.
-        work: does it on every process that takes part; returns facts to keep in its mark.
+        work: does it from what `inputs` gave, on every process that takes part; returns facts to keep in its mark.
         everywhere: every process takes part, otherwise the first alone.
     """
 
     name: str
     inputs: Callable[[], Any]
     whole: Callable[[Mapping[str, Any]], bool]
-    work: Callable[[], dict[str, Any]]
+    work: Callable[[Any], dict[str, Any]]
     everywhere: bool = True
 
 
@@ -177,7 +177,7 @@ class Run:
             folder.forget(stage.name)
         try:
             with Timer() as timer:
-                facts = stage.work()
+                facts = stage.work(inputs)
         except ImbdiffError:
             if self.dist.main and before is not None and stage.whole(before):
                 folder.write_stages(marks)
@@ -200,31 +200,31 @@ class Run:
                 "train",
                 lambda: training.training_inputs(prepared, self.config),
                 lambda mark: training.model_whole(folder / "model", mark),
-                lambda: self._train(prepared),
+                lambda _: self._train(prepared),
             ),
             Stage(
                 "sample",
                 lambda: self._todo(prepared),
                 lambda mark: finished(folder / "samples", mark["plan"]),
-                lambda: self._sample(prepared),
+                lambda todo: self._sample(prepared, todo),
             ),
             Stage(
                 "curate",
                 lambda: self._curation_inputs(prepared),
                 unchanged(self._choice),
-                lambda: self._curate(prepared),
+                lambda _: self._curate(prepared),
             ),
             Stage(
                 "evaluate",
                 lambda: self._evaluation_inputs(prepared),
                 unchanged(folder / "metrics.json"),
-                lambda: self._evaluate(prepared),
+                lambda _: self._evaluate(prepared),
             ),
             Stage(
                 "classify",
                 lambda: recognising.classification_inputs(prepared, self.synthetic(prepared), self.config),
                 unchanged(folder / "classifier" / "results.json"),
-                lambda: self._classify(prepared),
+                lambda _: self._classify(prepared),
                 everywhere=False,
             ),
         )
@@ -265,8 +265,8 @@ class Run:
         names, counts = prepared.train.class_names, self._candidates(prepared)
         return plan_in(self.folder / "samples", counts, names, self.config, identity)
 
-    def _sample(self, prepared: Prepared) -> dict[str, Any]:
-        todo, folder, how = self._todo(prepared), self.folder, sampling(self.config)
+    def _sample(self, prepared: Prepared, todo: dict[str, Any]) -> dict[str, Any]:
+        folder, how = self.folder, sampling(self.config)
         self.dist.barrier()  # none changes the folder before all have read the plan that is there
         if not todo["images"]:
             self.log("sample: nothing to generate: every class is as large as the strategy asks for")

@@ -244,9 +244,11 @@ def encode_png(image: np.ndarray) -> bytes:
 def plan_of_samples(folder: Path) -> dict[str, Any] | None:
     """The plan by which the images in `folder` were generated; None where that is not finished."""
     path = folder / "manifest.json"
-    if not path.exists():
-        return None
-    manifest = read_json(path)
+    return _planned(read_json(path)) if path.exists() else None
+
+
+def _planned(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The plan in a manifest, which has the hashes of the files too."""
     return {**manifest, "images": [{k: v for k, v in row.items() if k != "sha256"} for row in manifest["images"]]}
 
 
@@ -303,9 +305,10 @@ def load_samples(
     Raises:
         RunError: a file is missing or altered, or the images are of other classes or another plan.
     """
-    if plan is not None and digest(plan_of_samples(folder)) != plan:
+    path = folder / "manifest.json"
+    manifest: Any = read_json(path) if plan is None or path.exists() else None
+    if plan is not None and (manifest is None or digest(_planned(manifest)) != plan):
         raise RunError(f"the images in {folder} are not those of this run", f"run `imbdiff sample {folder.parent}`")
-    manifest = read_json(folder / "manifest.json")
     if tuple(manifest["class_names"]) != tuple(class_names):
         raise RunError(f"the images in {folder} are of other classes than this run's", "sample again in this run")
     rows = manifest["images"]

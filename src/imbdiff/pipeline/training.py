@@ -158,8 +158,11 @@ def build_step(
     return TrainingStep(networks, objectives, frozen=phase.frozen)
 
 
-def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> None:
+def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> dict[str, str]:
     """Refuses parts of a batch that cannot be sampled, of every phase, before the first is trained.
+
+    Returns:
+        The losses that keep all rows, see `check_branches`.
 
     Raises:
         ConfigError: a batch that cannot be divided, classes that there are none of, class groups that are too small,
@@ -170,7 +173,7 @@ def check_phases(prepared: Prepared, config: RunConfig, *, world: int = 1) -> No
             part.check(config.train.batch_size, world, config.train.accumulate)
             part.classes(prepared.groups)
         check_groups(phase.parts, phase.objectives())
-    check_branches(config)
+    return check_branches(config)
 
 
 def check_branches(config: RunConfig) -> dict[str, str]:
@@ -237,9 +240,9 @@ def train(
         ConfigError: a phase's parts cannot be sampled; before anything is trained.
     """
     method, dist = method_of(config), Dist.current()
-    check_phases(prepared, config, world=dist.world)
+    keep_all = check_phases(prepared, config, world=dist.world)
     if not quiet and dist.main:
-        for name, why in check_branches(config).items():
+        for name, why in keep_all.items():
             log(f"{name} keeps all rows: {why}")
     identity, symmetry = training_inputs(prepared, config), symmetry_of(prepared, config)
     trained: dict[str, nn.Module] = {}

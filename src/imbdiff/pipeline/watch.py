@@ -80,8 +80,8 @@ class Watch:
         log = JsonLog(self.folder / "watch.jsonl")
         log.cut(lambda row: row["images"] < seen)
         log.write(images=seen, seconds=round(time.monotonic() - began, 2), **line)
-        value = numbers[METRIC].value
-        if value is not None and all(self._better(value, self._of(row)) for row in rows):
+        value, others = numbers[METRIC].value, [row[METRIC]["value"] for row in rows]
+        if value is not None and all(other is None or value < other for other in others):
             save_model(model, self.folder / "checkpoints" / "best")
             write_json(self.folder / "checkpoints" / "best" / "watched.json", {"images": seen, **line})
 
@@ -128,13 +128,6 @@ class Watch:
     def _rows(self, images: ImageSet) -> Rows:
         assert self._extractor is not None
         return Rows.of(self._extractor.features(images), images.labels, hashes=images.hashes, seed=self.config.seed)
-
-    def _of(self, row: dict[str, Any]) -> float | None:
-        value = row[METRIC]["value"]
-        return None if value is None else float(value)
-
-    def _better(self, value: float, other: float | None) -> bool:
-        return other is None or value < other
 
 
 def preview_grid(model: DiffusionModel, config: RunConfig, groups: Groups | None = None) -> bytes:
