@@ -17,13 +17,11 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.metrics.extractors import ClassifierFeatures
-from imbdiff.pipeline.recognising import plan_of
+from imbdiff.pipeline.recognising import plan_of, working_of
 from imbdiff.pipeline.sampling import guide_of, sample, sampling
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.recognition.curation import Curated, curate, describe, parse_policy
 from imbdiff.recognition.real_space import IN_QUANTILE, OUT_FACTOR, OUT_QUANTILE
-from imbdiff.recognition.trained import working_extractor
-from imbdiff.runtime.device import resolve_device
 
 SCHEMA = "imbdiff-curation/2"
 
@@ -83,8 +81,7 @@ def choose(
     """
     extractor = None
     if parse_policy(policy) != ("none",):
-        plan, device = plan_of(prepared, config), str(resolve_device(config.device))
-        extractor = working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
+        extractor = working_of(prepared, config, folder)
     return curate(images, wanted, prepared.train, policy, extractor, seed=config.seed), extractor
 
 

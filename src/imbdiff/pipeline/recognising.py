@@ -9,10 +9,12 @@ from typing import Any
 from imbdiff.config import ClassifyConfig, RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
+from imbdiff.metrics.extractors import ClassifierFeatures
 from imbdiff.pipeline.training import symmetry_of
 from imbdiff.recognition.arms import Arm, make_arms
 from imbdiff.recognition.comparison import Classified, classify
 from imbdiff.recognition.plan import FitPlan
+from imbdiff.recognition.trained import working_extractor
 from imbdiff.recognition.use import Use
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.progress import Progress
@@ -22,6 +24,16 @@ def plan_of(prepared: Prepared, config: RunConfig) -> FitPlan:
     """How this configuration trains classifiers on these images, the working one included."""
     symmetry = symmetry_of(prepared, config)
     return FitPlan.of(config.classify, symmetry=symmetry, precision=config.train.precision)
+
+
+def working_of(prepared: Prepared, config: RunConfig, folder: Path | None = None) -> ClassifierFeatures:
+    """The working classifier of this configuration: by `plan_of`, on the training split alone.
+
+    Args:
+        folder: where it is kept, and read where it is there already.
+    """
+    plan, device = plan_of(prepared, config), str(resolve_device(config.device))
+    return working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
 
 
 def classifier_use(options: ClassifyConfig) -> Use:

@@ -234,7 +234,7 @@ class Run:
     def _train(self, prepared: Prepared) -> dict[str, Any]:
         watch = None
         if self.config.train.watch_images:
-            watch = Watch(prepared, self.config, self.folder.path, str(self.device), self.log)
+            watch = Watch(prepared, self.config, self.folder.path, self.log)
         method, previews = method_of(self.config), self.folder / "previews"
         model = training.train(
             prepared, self.config, self.folder.path, on_watch=watch, quiet=self.quiet, log=self.log,

@@ -42,8 +42,7 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.scales import per_class, scale_table
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import method_of
-from imbdiff.pipeline.recognising import plan_of
-from imbdiff.recognition.trained import working_extractor
+from imbdiff.pipeline.recognising import plan_of, working_of
 from imbdiff.runtime.compiling import compile_if_equal, compiles, uncompile
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
@@ -191,11 +190,10 @@ def guide_of(
     """
     if "classifier" not in guidance_needs(how.guidance):
         return how.guide(model, prepared.groups)
-    dist, device = Dist.current(), str(resolve_device(config.device))
+    dist = Dist.current()
     if not dist.main:  # the first process trains it, the others read it
         dist.barrier()
-    plan = plan_of(prepared, config)
-    extractor = working_extractor(prepared.train, plan, seed=config.seed, device=device, folder=folder)
+    extractor = working_of(prepared, config, folder)
     if dist.main:
         dist.barrier()
     return how.guide(model, prepared.groups, extractor.network.requires_grad_(False).eval())

@@ -26,9 +26,8 @@ from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.frechet import frechet
 from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.rows import Estimate, Rows, Scope
-from imbdiff.pipeline.recognising import plan_of
+from imbdiff.pipeline.recognising import working_of
 from imbdiff.pipeline.sampling import encode_png, sampling
-from imbdiff.recognition.trained import working_extractor
 from imbdiff.reporting.pictures import sample_grid
 from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.files import read_json, write_json
@@ -53,7 +52,6 @@ class Watch:
     prepared: Prepared
     config: RunConfig
     folder: Path
-    device: str = "cpu"
     log: Callable[[str], None] = lambda _: None
     _logged: bool = field(default=False, init=False)
 
@@ -90,8 +88,7 @@ class Watch:
         val = self.prepared.val
         assert val is not None
         if self._extractor is None:
-            plan = plan_of(self.prepared, self.config)
-            self._extractor = working_extractor(self.prepared.train, plan, seed=self.config.seed, device=self.device)
+            self._extractor = working_of(self.prepared, self.config)
         present = np.unique(val.labels)
         labels = np.sort(present[np.arange(SAMPLES) % len(present)])
         how = sampling(self.config)
