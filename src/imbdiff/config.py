@@ -167,9 +167,10 @@ class SampleConfig(Group):
     """Sampling synthetic images."""
 
     prefix = "sample."
-    strategy: str = "auto"
-    """How many, as in imbalanced-learn: auto (fill every class to the largest), minority, not minority, not majority,
-    all, a number in (0, 1] (fill to that share of the largest), effective=BETA (more for classes of fewer images, by
+    strategy: str = "equal"
+    """How many: equal (of every class as many as the largest has real ones), or as in imbalanced-learn: auto (fill
+    every class to the largest), minority, not minority, not majority, all, a number in (0, 1] (fill to that share of
+    the largest), effective=BETA (more for classes of fewer images, by
     their effective number), or NAME=TOTAL,NAME=TOTAL (target totals)."""
     sampler: str | None = None
     """Solver. Default: the method's where it has one, otherwise dpm++."""
@@ -262,12 +263,24 @@ class ClassifyConfig(FitConfig):
     """Recipes with synthetic images."""
     primary: str = "balanced-softmax"
     """The one of them whose comparison is the verdict: say so before you see a result."""
+    ensemble: Natural = 2
+    """Networks without and with synthetic images each, whose probabilities are averaged: the comparison that is the
+    verdict, against ensembles as large without them. 0: single networks alone."""
+    changes: Share = 0.5
+    """Probability of each geometric change of training images (rotated, scaled, stretched, moved; mirrored as
+    --data.augment allows) where synthetic images are used, and in the arms that show what the changes alone do."""
+    adjust: bool = True
+    """Choose the strength of logit adjustment on validation images, for every arm alike; where these do not cover all
+    classes, there is none."""
     seeds: Count = 3
     """Classifiers per arm."""
     synthetic_weight: AboveZero = 1.0
     """Weight of a synthetic image in the loss."""
+    synthetic_prior: Literal["domain", "train", "effective"] = "domain"
+    """What balanced losses count as images of a class. domain: in the loss of real rows the real ones, in that of
+    synthetic rows, which are class-balanced, none. train: the real ones in all. effective: both."""
     synthetic_share: OpenShare | None = None
-    """Share of every batch that is synthetic. Default: their share of all images."""
+    """Share of every batch that is synthetic. Default: half under the prior per domain, else their share of all."""
     synthetic_schedule: Literal["mixed", "real-last"] = "mixed"
     """When synthetic images are seen: always, or not in the last fifth of the steps."""
 

@@ -98,6 +98,16 @@ METHODS: dict[str, Method] = {
         omega=0.8, cost=1, time=0.99,
         when="mild imbalance; with a few images per class it memorises them",
     ),
+    "ddpm-augmented": Method(
+        idea="rows half as they occur, half of all classes alike; images rotated, scaled, stretched and moved at "
+        "random, which the network takes as a condition",
+        source="Karras et al. 2020 and 2022 (arXiv 2006.06676, 2206.00364: non-leaking augmentation); changes that the "
+        "set allows, probability 0.5, no guidance: ours (benchmarks/benefit.py)",
+        phases=_target(_denoising, Part(distribution="half-balanced")),
+        omega=0.0, cost=1, time=None,
+        when="images for a classifier: longer trainings on few images, which others memorise",
+        ada=0.5,
+    ),
     "cbdm": Method(
         idea="pull predictions for the true and a random label together at noisy times",
         source="Qin et al., CVPR 2023, arXiv 2305.00562; its code: tau 1, gamma 1/4, prior labels, guidance 1.6",
@@ -120,6 +130,7 @@ METHODS: dict[str, Method] = {
         omega=1.4, cost=2, time=1.77,
         when="few images and a long training, where CBDM would memorise them",
         ada=0.12,
+        ada_range="all",
     ),
     "pd-cbdm": Method(
         idea="CBDM with comparison labels in favour of rare classes, and predictions of different classes driven apart",

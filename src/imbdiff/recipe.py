@@ -76,6 +76,8 @@ class Method:
         guidance_constants: of these, by NAME.FIELD, where they differ from the table's; omega stands by itself.
         ada: probability of each geometric change of an image (ADA), which the network takes as a condition; 0.12 in
             CBDM's code, 0: none.
+        ada_range: of these changes: "symmetry", those that leave the meaning of this data set's images as it is, or
+            "all", every rotation and mirroring, as published; see `imbdiff.data.geometric`.
     """
 
     idea: str
@@ -90,11 +92,14 @@ class Method:
     guidance: str = "classifier-free"
     guidance_constants: Mapping[str, Any] = field(default_factory=dict)
     ada: float = 0.0
+    ada_range: Literal["symmetry", "all"] = "symmetry"
     time: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.ada <= 1:
             raise ConfigError(f"ada={self.ada} is outside [0, 1]", "give a probability")
+        if self.ada_range not in ("symmetry", "all"):
+            raise ConfigError(f"ada_range={self.ada_range!r} is not known", "choose symmetry or all")
 
     @property
     def target(self) -> Phase:
@@ -163,6 +168,7 @@ def combine(named: Sequence[tuple[str, Method]]) -> Method:
         guidance=host.guidance,
         guidance_constants=host.guidance_constants,
         ada=max(m.ada for _, m in named),
+        ada_range=max((m for _, m in named), key=lambda m: m.ada).ada_range,
     )
 
 
@@ -217,7 +223,7 @@ def _objectives(joined: Sequence[tuple[str, Phase]]) -> list[Objective]:
 
 def constants(method: Method) -> dict[str, Constant]:
     """All constants of a method by full name, in the order of its phases."""
-    found = constants_of("training", method, ["ada"], base=True)
+    found = constants_of("training", method, ["ada", "ada_range"], base=True)
     for phase in method.phases:
         for objective in phase.objectives():
             names = [f.name for f in dataclasses.fields(objective) if f.init and f.name not in objective.wiring]

@@ -37,12 +37,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imbdiff.data.source import Symmetry
+
 CONDITION_SIZE = 9
 """Numbers that describe a change."""
 UNIT = 2**0.2
 """Factor of one unit of size, and of stretch."""
 SHIFT = 1 / 8
 """Share of the side that one unit of shift is."""
+SMALL_ANGLE = math.pi / 12
+"""Largest rotation of images that have an upright position."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,20 @@ class Geometric:
 
     Attributes:
         p: probability of each kind of change, in [0, 1]; mirroring has 1/2 whatever it is.
+        symmetry: of the data set: what is not among it is left out. Of "none" there is no mirroring, of "none" and
+            "mirror" nothing is upside down and rotations stay within 15 degrees. None: all of the table, as published.
     """
 
     p: float = 0.12
+    symmetry: Symmetry | None = None
+
+    def describe(self) -> str:
+        """For a page."""
+        mirrored = {"none": "", "mirror": ", mirrored"}.get(
+            self.symmetry or "turns", ", mirrored and turned upside down"
+        )
+        angle = "any angle" if self.symmetry in (None, "turns") else f"up to {math.degrees(SMALL_ANGLE):.0f} degrees"
+        return f"rotated by {angle}, scaled, stretched and moved, each with probability {self.p:g}{mirrored}"
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, 9) float32 vectors of random changes, on the generator's device.
@@ -65,12 +80,13 @@ class Geometric:
         u = torch.rand((n, 9), generator=generator, device=device, dtype=torch.float64)
         size, stretch, x, y = torch.randn((n, 4), generator=generator, device=device, dtype=torch.float64).unbind(1)
         upside, sized, rotated, stretched, shifted = (u[:, :5] < self.p).double().unbind(1)
-        angle = (2 * u[:, 5] - 1) * math.pi * rotated
+        any_angle, mirrored = self.symmetry in (None, "turns"), self.symmetry != "none"
+        angle = (2 * u[:, 5] - 1) * (math.pi if any_angle else SMALL_ANGLE) * rotated
         axis = (2 * u[:, 6] - 1) * math.pi
         stretch = stretch.abs() * stretched
         columns = [
-            (u[:, 7] < 0.5).double(),
-            (u[:, 8] < 0.5).double() * upside,
+            (u[:, 7] < 0.5).double() * mirrored,
+            (u[:, 8] < 0.5).double() * upside * any_angle,
             size * sized,
             angle.cos() - 1,
             angle.sin(),

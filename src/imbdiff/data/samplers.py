@@ -14,7 +14,7 @@ import numpy as np
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import rng
 
-Distribution = Literal["natural", "balanced", "sqrt", "tempered"]
+Distribution = Literal["natural", "balanced", "sqrt", "tempered", "half-balanced"]
 
 
 def class_distribution(counts: np.ndarray, distribution: str, factor: float = 0.1) -> np.ndarray:
@@ -23,6 +23,7 @@ def class_distribution(counts: np.ndarray, distribution: str, factor: float = 0.
     * natural: p_k = n_k / N.
     * balanced: p_k = 1 / C.
     * sqrt: p_k proportional to sqrt(n_k).
+    * half-balanced: p_k = (n_k / N + 1 / C) / 2.
     * tempered: p_k proportional to f^(r_k / (C-1)), r_k the rank of class k by size, largest first, ties by label, f in
       (0, 1] the `factor`: the batch resampling of CCUA (their code ranks by label and needs classes sorted by size).
 
@@ -44,6 +45,7 @@ def class_distribution(counts: np.ndarray, distribution: str, factor: float = 0.
         "natural": counts,
         "balanced": present.astype(np.float64),
         "sqrt": np.sqrt(counts),
+        "half-balanced": counts / max(counts.sum(), 1) + present / max(present.sum(), 1),
         "tempered": np.where(present, factor ** (rank / max(1, int(present.sum()) - 1)), 0.0),
     }[distribution]
     return weights / weights.sum()

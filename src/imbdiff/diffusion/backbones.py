@@ -331,6 +331,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
     "sit-l": ("dit", _L, f"SiT-L/2: the network of dit-l, {_SIT}"),
     "sit-xl": ("dit", _XL, f"SiT-XL/2: the network of dit-xl, {_SIT}"),
     "mlp": ("mlp", {"width": 128}, "points and toy worlds"),
+    "mlp-384": ("mlp", {"width": 384, "stem": 2}, "8-pixel images, a fortieth of unet-8's time, 0.5 M parameters"),
     "mlp-512": (
         "mlp",
         {"width": 512, "stem": 2},

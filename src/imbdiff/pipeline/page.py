@@ -101,10 +101,11 @@ def constants_text(config: RunConfig) -> str:
 
 def augmentation(prepared: Prepared, config: RunConfig) -> str:
     """What was done to training images, and why it may be."""
-    p = method_of(config).ada
-    shown = Augmentation(training.symmetry_of(prepared, config)).describe()
-    if p:
-        shown = f"geometric changes with probability {p:g}, which the network is conditioned on"
+    method, symmetry = method_of(config), training.symmetry_of(prepared, config)
+    changes = training.geometric(method.target, method, symmetry)
+    shown = Augmentation(symmetry).describe()
+    if changes is not None:
+        shown = f"{changes.describe()}; the network is conditioned on these changes"
     why = f"--data.augment {config.data.augment}"
     if config.data.augment == "auto":
         why = f"this source is {'known' if prepared.flippable else 'not known'} to allow mirroring"

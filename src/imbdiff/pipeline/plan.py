@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from imbdiff.config import RunConfig
+from imbdiff.data.names import named
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared
 from imbdiff.data.stats import Groups
@@ -22,7 +23,7 @@ from imbdiff.metrics.extractors import EXTRACTORS
 from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline import training
 from imbdiff.pipeline.curation import candidates, chooses
-from imbdiff.pipeline.recognising import classifier_arms, plan_of
+from imbdiff.pipeline.recognising import classifier_arms, networks_of, plan_of
 from imbdiff.pipeline.sampling import guidance_text, sampling
 from imbdiff.pipeline.strategy import images_to_draw, parse_strategy
 from imbdiff.pipeline.training import check_phases, init_folder, new_model
@@ -96,8 +97,19 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
     if training:
         new_model(prepared, config)
         check_phases(prepared, config, world=world)
+    none = [name for name, n in zip(prepared.stats.names, wanted, strict=True) if not n]
+    if none and sum(wanted) and config.classify.synthetic_prior == "domain":
+        raise ConfigError(
+            f"--sample.strategy {config.sample.strategy} adds no image of {named(none)}: the prior per domain takes "
+            "synthetic images of all classes alike",
+            "use --sample.strategy equal, or --classify.synthetic_prior effective",
+        )
     plan = plan_of(prepared, config)
-    arms = [(a.recipe, a.use) for a in classifier_arms(config.classify) if sum(wanted) or not a.needs_synthetic]
+    arms = [
+        (network.recipe, network.use)
+        for arm in classifier_arms(config.classify) if sum(wanted) or not arm.needs_synthetic
+        for network, _ in arm.networks(0)
+    ]  # fmt: skip
     # and the classifiers that choose, judge and measure: by cross-entropy or balanced softmax, of one kind of images
     check_trainings(prepared.train, plan, [("ce", None), *arms])
 
@@ -158,8 +170,8 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     sample_seconds = probe_sampling(model, config, device, prepared.groups) * sampled
     one = seconds_per_classifier(prepared.train, plan_of(prepared, config), str(device))
     arm_seconds = one * config.classify.seeds
-    arms = sum(sum(counts) > 0 or not arm.needs_synthetic for arm in classifier_arms(config.classify))
-    classify_seconds = arm_seconds * arms
+    networks = networks_of([a for a in classifier_arms(config.classify) if sum(counts) > 0 or not a.needs_synthetic])
+    classify_seconds = arm_seconds * networks
     # two more trainings per seed: on synthetic images alone and, for comparison, on real ones
     evaluate_seconds = arm_seconds * 2 if sum(counts) and config.evaluate.cas else 0.0
     curating = chooses(config) and sampled > 0
@@ -185,7 +197,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         "curate": f"at most {sum(counts):,} of {sampled:,}, {config.curate.policy}: {duration(curate_seconds)}",
         "per class": ", ".join(listed) + " (real+synthetic)",
         "evaluate": f"about {duration(evaluate_seconds)} for classifiers; distances on top: seconds for small features",
-        "classify": f"{config.classify.seeds} seeds x {arms} arms: {duration(classify_seconds)}",
+        "classify": f"{config.classify.seeds} seeds x {networks} networks: {duration(classify_seconds)}",
         "memory": f"{memory / 2**30:.1f} GiB at the peak of training ({device})",
         "in all": f"about {duration(total)} on {device}, from a measured probe; a minute or so of measuring on top",
     }
@@ -200,7 +212,7 @@ def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device:
     step = training.build_step(phase, prepared, config, earlier).to(device)
     batches = Batches(
         step, phase.parts, prepared.train, prepared.groups, config.train, device=device,
-        geometric=training.geometric(phase, method_of(config)),
+        geometric=training.geometric(phase, method_of(config), training.symmetry_of(prepared, config)),
     )  # fmt: skip
     optimizer = torch.optim.Adam([p for p in step.parameters() if p.requires_grad], fused=True)
     bf16 = resolve_precision(config.train.precision, device, min(prepared.train.shape[:2])) == "bf16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,28 @@ def working_of(prepared: Prepared, config: RunConfig, folder: Path | None = None
 
 def classifier_use(options: ClassifyConfig) -> Use:
     """How synthetic images take part."""
-    return Use(options.synthetic_weight, options.synthetic_share, options.synthetic_schedule)
+    return Use(
+        options.synthetic_weight, options.synthetic_share, options.synthetic_schedule, prior=options.synthetic_prior
+    )
 
 
 def classifier_arms(options: ClassifyConfig) -> tuple[Arm, ...]:
     """The arms that the options name, and those that no comparison may lack."""
-    return make_arms(options.recipes, options.synthetic, classifier_use(options))
+    return make_arms(
+        options.recipes, options.synthetic, classifier_use(options),
+        ensemble=options.ensemble, changes=options.changes, leading=options.primary,
+    )  # fmt: skip
+
+
+def primary_of(options: ClassifyConfig) -> Arm:
+    """The arm whose comparison is the verdict: the ensemble, or without one the network of the primary recipe."""
+    leading = [a for a in classifier_arms(options) if a.needs_synthetic and a.recipe == options.primary]
+    return leading[-1]
+
+
+def networks_of(arms: Sequence[Arm]) -> int:
+    """Networks that are trained for one seed of `arms`."""
+    return len({network for arm in arms for network in arm.networks(0)})
 
 
 def classification_inputs(prepared: Prepared, synthetic: ImageSet | None, config: RunConfig) -> list[Any]:
@@ -59,16 +76,18 @@ def classify_run(
     """Trains the arms that the configuration names; what is finished in `folder`/classifier is not trained again."""
     options = config.classify
     arms = classifier_arms(options)
-    todo = sum(synthetic is not None or not arm.needs_synthetic for arm in arms)
+    todo = networks_of([arm for arm in arms if synthetic is not None or not arm.needs_synthetic])
     with Progress("classify", todo * options.seeds, "classifiers", quiet=quiet, every=20) as progress:
         return classify(
             prepared,
             synthetic,
             plan=plan_of(prepared, config),
             arms=arms,
-            primary=next(arm.name for arm in arms if arm.needs_synthetic and arm.recipe == options.primary),
+            primary=primary_of(options).name,
             seeds=tuple(range(config.seed, config.seed + options.seeds)),
             device=str(resolve_device(config.device)),
             folder=folder / "classifier",
             progress=lambda done, total, note: progress.update(done, note),
+            adjust=options.adjust,
+            keep_weights=True,
         )

@@ -18,6 +18,7 @@ STRATEGIES = {
     "not majority": "all classes but the largest are filled to it",
     "all": "all classes are filled to the largest, which needs none",
     "auto": "the same as 'not majority'",
+    "equal": "as many synthetic images of every class, of the largest too, as the largest has real ones",
 }
 BETA = 0.99
 """Of the strategy "effective", where none is named."""
@@ -55,6 +56,8 @@ def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
     if kind == "effective":  # 1 - beta^n, never fewer than there are, as it is concave in n
         number = [-math.expm1(n * math.log(value)) for n in counts]
         return tuple(max(0, round(top * e / max(number)) - n) for e, n in zip(number, counts, strict=True))
+    if kind == "equal":
+        return (top,) * len(counts)
     chosen = {"minority": lambda n: n == low, "not minority": lambda n: n != low}.get(kind, lambda n: n != top)
     return tuple(top - n if chosen(n) else 0 for n in counts)
 

@@ -94,9 +94,11 @@ def seen_by_init(config: RunConfig) -> set[str] | None:
     return None if hashes is None else set(hashes)
 
 
-def geometric(phase: Phase, method: Method) -> Geometric | None:
+def geometric(phase: Phase, method: Method, symmetry: Symmetry) -> Geometric | None:
     """The geometric changes of a phase's images. A guide guides unchanged images: it sees none."""
-    return Geometric(method.ada) if method.ada > 0 and phase.gives == "model" else None
+    if not method.ada or phase.gives != "model":
+        return None
+    return Geometric(method.ada, None if method.ada_range == "all" else symmetry)
 
 
 def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
@@ -265,7 +267,7 @@ def train(
             files = TrainingFiles(
                 CheckpointStore(folder / "checkpoints" / phase.name), rows, f"{identity}/{phase.name}"
             )
-        final, changes = phase is method.target, geometric(phase, method)
+        final, changes = phase is method.target, geometric(phase, method, symmetry)
         trainer = Trainer(
             step=build_step(phase, prepared, config, trained),
             data=prepared.train,

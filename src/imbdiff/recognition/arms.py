@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 WITHOUT = ("ce", "resampling", "balanced-softmax")
 WITH = ("ce", "balanced-softmax")
 LEADING = "balanced-softmax"
-"""The recipe whose arm with synthetic images leads; fixed here, before any result: it differs from the usual best
-control by the synthetic images alone."""
+"""The recipe of the ensemble that leads: fixed here, before any result."""
+SEED_STEP = 1_000
+"""Between the seeds of equal networks of an ensemble."""
+CHANGES = 0.5
+"""Probability of each geometric change of training images where more than the plan's augmentation is done."""
 LONGEST = 60
 """Characters of a number in names."""
 
@@ -44,6 +48,10 @@ class Arm:
         wanted: (C,) images per class that this means.
         curation: the policy that chose the images.
         label: as printed, in place of what follows from the rest.
+        placebo: real images, repeated, take the place of synthetic ones: what then helps is not the images.
+        changes: probability of each geometric change of training images, more than the plan's augmentation.
+        members: the networks of an ensemble, whose probabilities are averaged; the rest says nothing then.
+        teacher: the ensemble that gives this network soft labels in place of labels, of real and of synthetic images.
     """
 
     recipe: str
@@ -52,12 +60,25 @@ class Arm:
     wanted: tuple[int, ...] = ()
     curation: str = "none"
     label: str = ""
+    placebo: bool = False
+    changes: float = 0.0
+    members: tuple[Arm, ...] = ()
+    teacher: Arm | None = None
 
     @property
     def name(self) -> str:
         recipe = get_recipe(self.recipe).label
-        if self.label or self.use is None:
-            return self.label or recipe
+        if self.label:
+            return self.label
+        if self.members:
+            names = {member: f"({member.name})" if "+" in member.name else member.name for member in self.members}
+            return " + ".join(f"{n} x {names[member]}" for member, n in Counter(self.members).items())
+        if self.teacher is not None:
+            return "one network distilled from these"
+        if self.use is None:
+            return f"{recipe}, strong augmentation" if self.changes else recipe
+        if self.placebo:
+            return f"repeated real + {recipe}"
         if self.number is None:
             return f"synthetic + {recipe}"
         number = self.number
@@ -68,7 +89,23 @@ class Arm:
 
     @property
     def needs_synthetic(self) -> bool:
-        return self.use is not None
+        if self.members:
+            return any(member.needs_synthetic for member in self.members)
+        return self.use is not None and not self.placebo
+
+    def networks(self, seed: int) -> list[tuple[Arm, int]]:
+        """What is trained for one classifier of this arm: arms of one network, and their seeds.
+
+        The first network of a kind has `seed`, the same as that kind's own arm, so that it is trained once.
+        """
+        if not self.members:
+            return [(self, seed)]
+        seen: Counter[Arm] = Counter()
+        found = []
+        for member in self.members:
+            found.append((member, seed + SEED_STEP * seen[member]))
+            seen[member] += 1
+        return found
 
     @property
     def prior(self) -> str | None:
@@ -80,7 +117,8 @@ class Arm:
     @property
     def file(self) -> str:
         """The beginning of its files' names."""
-        return ("synthetic+" if self.needs_synthetic else "") + re.sub(r"[^\w.-]", "-", self.recipe, flags=re.A)
+        kind = "repeated-real+" if self.placebo else "synthetic+" if self.needs_synthetic else ""
+        return kind + re.sub(r"[^\w.-]", "-", self.recipe, flags=re.A)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -89,6 +127,7 @@ class Arm:
             "label": get_recipe(self.recipe).label,
             "use": None if self.use is None else asdict(self.use),
             "needs_synthetic": self.needs_synthetic,
+            "members": [member.name for member in self.members],
             "prior": self.prior,
         }
 
@@ -107,15 +146,47 @@ def with_controls(arms: Sequence[Arm], without: Sequence[str] = WITHOUT) -> tupl
     return (*(Arm(recipe) for recipe in wanted if recipe not in alone), *arms)
 
 
-def make_arms(without: Sequence[str] = WITHOUT, with_: Sequence[str] = WITH, use: Use | None = None) -> tuple[Arm, ...]:
+def make_arms(
+    without: Sequence[str] = WITHOUT,
+    with_: Sequence[str] = WITH,
+    use: Use | None = None,
+    *,
+    ensemble: int = 2,
+    changes: float = CHANGES,
+    leading: str = LEADING,
+) -> tuple[Arm, ...]:
     """The arms of `classify` by the names of their recipes: those without synthetic images, then those that use them.
+
+    Args:
+        without, with_: recipes of single networks.
+        use: how synthetic images take part.
+        ensemble: n networks without and n with synthetic images, of the leading recipe, and what they are compared
+            with: 2n without; n without and n of which images are changed as strongly; n without and n that see real
+            images again in place of the synthetic ones. Each kind of network is an arm by itself too. 0: none of these.
+        changes: probability of each geometric change where synthetic images are used, in their placebo, and in the arm
+            with strong augmentation.
+        leading: the recipe whose synthetic images are judged.
 
     Raises:
         ConfigError: an unknown recipe, or one that is named twice.
     """
+    use = use or Use(prior="domain")
     for names in (without, with_):
         _check_once("recipe", [get_recipe(name).label for name in names])
-    return with_controls([Arm(name, use or Use()) for name in with_], without)
+    single = with_controls([Arm(name, use, changes=changes) for name in with_], without)
+    if not ensemble:
+        return single
+    alone = [arm for arm in single if arm.use is None]
+    base, strong = Arm(leading), Arm(leading, changes=changes)
+    placebo = Arm(leading, use, changes=changes, placebo=True)
+    others = (base, *((strong, placebo) if changes else (placebo,)))
+    controls = [_ensemble(base, other, ensemble) for other in others]
+    best = _ensemble(base, Arm(leading, use, changes=changes), ensemble)
+    return (*alone, *others[1:], *controls, *(arm for arm in single if arm.use is not None), best)
+
+
+def _ensemble(base: Arm, other: Arm, n: int) -> Arm:
+    return Arm(base.recipe, members=(base,) * n + (other,) * n)
 
 
 def make_grid(
@@ -229,4 +300,4 @@ def missing_classes(prepared: Prepared) -> list[str]:
 
 
 ARMS = make_arms()
-PRIMARY = Arm(LEADING, Use()).name
+PRIMARY = ARMS[-1].name

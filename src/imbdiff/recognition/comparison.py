@@ -26,6 +26,7 @@ from imbdiff.recognition.arms import (
     missing_classes,
     with_controls,
 )
+from imbdiff.recognition.decision import Decision, choose_decision, log_prior_of
 from imbdiff.recognition.fitting import check_trainings
 from imbdiff.recognition.jobs import Conditions, Predicted, Progress, train_arms
 from imbdiff.recognition.networks import is_pretrained
@@ -53,14 +54,13 @@ class Summary:
 
     @classmethod
     def of(cls, found: Sequence[Predicted], part: str, prepared: Prepared) -> Summary:
-        """Of the predictions of "test" or "val" images."""
+        """Of the probabilities of "test" or "val" images."""
         images: ImageSet = getattr(prepared, part)
-        own = [getattr(one, part) for one in found]
-        return cls(
-            tuple(
-                scores(one.predicted, images.labels, prepared.groups, prepared.claimable, one.confidence) for one in own
-            )
-        )
+
+        def one(p: np.ndarray) -> Scores:
+            return scores(p.argmax(axis=1), images.labels, prepared.groups, prepared.claimable, p.max(axis=1))
+
+        return cls(tuple(one(getattr(classifier, part)) for classifier in found))
 
     @property
     def mean(self) -> Scores:
@@ -87,6 +87,7 @@ class ArmResult:
         short: classes that have fewer than were wanted.
         reason: why it has no numbers.
         val, test: scores on validation and test images; None where there are none, or where they may not be read.
+        decisions: of each seed's classifier, how its probabilities decide.
     """
 
     arm: Arm
@@ -95,6 +96,7 @@ class ArmResult:
     reason: str | None = None
     val: Summary | None = None
     test: Summary | None = None
+    decisions: tuple[Decision, ...] = ()
 
     @property
     def score(self) -> float:
@@ -112,6 +114,7 @@ class ArmResult:
             "curation": arm.curation if arm.needs_synthetic else None,
             "reason": self.reason,
             "validation": None if self.val is None else self.val.to_json(),
+            "decisions": [asdict(decision) for decision in self.decisions],
         }
         if arm.use is not None and arm.number is not None:
             made["use"]["words"] = arm.use.describe()
@@ -143,9 +146,35 @@ def _judged(
 ) -> Verdict:
     """The verdict from the predictions of test images."""
     said = {
-        arm.name: np.stack([run.test.predicted for run in runs if run.test is not None]) for arm, runs in done.items()
+        arm.name: np.stack([run.test.argmax(axis=1) for run in runs if run.test is not None])
+        for arm, runs in done.items()
     }
     return verdict(said, prepared.test, prepared.groups, prepared.claimable, control, primary, leading)
+
+
+def decide(
+    done: Mapping[Arm, Sequence[Predicted]], prepared: Prepared, *, adjust: bool
+) -> tuple[dict[Arm, list[Predicted]], dict[Arm, tuple[Decision, ...]]]:
+    """Every arm's probabilities as they decide, and how: each classifier's adjustment is chosen on validation images,
+    in every arm alike; without `adjust`, none."""
+    log_prior = log_prior_of(prepared.train)
+    decided: dict[Arm, list[Predicted]] = {}
+    decisions: dict[Arm, tuple[Decision, ...]] = {}
+    for arm, found in done.items():
+        own = [
+            choose_decision(one.val, prepared.val, log_prior, prepared.claimable) if adjust else Decision()
+            for one in found
+        ]
+        decisions[arm] = tuple(own)
+        decided[arm] = [
+            replace(one, test=_as_decided(one.test, how, log_prior), val=_as_decided(one.val, how, log_prior))
+            for how, one in zip(own, found, strict=True)
+        ]
+    return decided, decisions
+
+
+def _as_decided(p: np.ndarray | None, how: Decision, log_prior: np.ndarray) -> np.ndarray | None:
+    return None if p is None else how.probabilities(p, log_prior)
 
 
 # -- the default grid, and its verdict
@@ -178,6 +207,8 @@ def classify(
     folder: Path | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    adjust: bool = True,
+    keep_weights: bool = False,
     **changed: Any,
 ) -> Classified:
     """Trains every arm with every seed, at equal optimizer steps, batch size and augmentation, and compares them.
@@ -190,7 +221,9 @@ def classify(
         arms: recipes and how synthetic images are used in them, to which those that no comparison may lack are added;
             None: those of `make_arms`.
         primary: name of the arm whose verdict leads.
-        seeds, device, folder, progress, workers: see :class:`imbdiff.recognition.jobs.Conditions`.
+        seeds, device, folder, progress, workers, keep_weights: see :class:`imbdiff.recognition.jobs.Conditions`.
+        adjust: choose the strength of logit adjustment of every classifier on validation images, see
+            :mod:`imbdiff.recognition.decision`.
         changed: attributes of the plan in place of its own, such as ``steps=300``.
 
     Raises:
@@ -206,13 +239,14 @@ def classify(
     leading = [arm.name for arm in arms if arm.needs_synthetic]
     if leading and primary not in leading:
         raise ConfigError(f"no arm with synthetic images is called {primary!r}", f"choose one of {leading} to lead")
-    conditions = Conditions(plan, prepared, tuple(seeds), device, folder, workers, progress)
-    done = train_arms({arm: synthetic if arm.needs_synthetic else None for arm in arms}, conditions)
+    conditions = Conditions(plan, prepared, tuple(seeds), device, folder, workers, progress, keep_weights)
+    trained = train_arms({arm: synthetic if arm.needs_synthetic else None for arm in arms}, conditions)
+    done, decisions = decide(trained, prepared, adjust=adjust)
     n = 0 if synthetic is None else len(synthetic)
     results = tuple(
         ArmResult(
             arm, n if arm.needs_synthetic else 0, test=Summary.of(done[arm], "test", prepared),
-            val=None if prepared.val is None else Summary.of(done[arm], "val", prepared),
+            val=None if prepared.val is None else Summary.of(done[arm], "val", prepared), decisions=decisions[arm],
         )
         for arm in arms
     )  # fmt: skip
@@ -300,7 +334,9 @@ def check_study(conditions: Conditions, arms: Sequence[Arm]) -> None:
             "there are no validation images to choose by, so that a study could show nothing",
             "hold some out in a new run (--data.val_fraction)",
         )
-    check_trainings(prepared.train, conditions.plan, [(arm.recipe, arm.use) for arm in arms])
+    check_trainings(
+        prepared.train, conditions.plan, [(one.recipe, one.use) for arm in arms for one, _ in arm.networks(0)]
+    )
 
 
 def study(
@@ -309,6 +345,7 @@ def study(
     images: Callable[[Arm], ImageSet],
     *,
     without: Sequence[str] = WITHOUT,
+    adjust: bool = True,
 ) -> Studied:
     """Trains every arm of the grid and every recipe without synthetic images, at equal optimizer steps, and chooses.
 
@@ -319,6 +356,7 @@ def study(
             trained. One of whose trainings the loss became infinite in is reported, and not chosen.
         images: gives the synthetic images of an arm; called for all before the first training.
         without: recipes without synthetic images; those of the grid are always added.
+        adjust: see :func:`classify`.
 
     Raises:
         ConfigError: bad seeds, or a recipe, use and network that do not fit each other.
@@ -330,9 +368,9 @@ def study(
     sets = {arm: images(arm) if arm.needs_synthetic else None for arm in arms}
     for made in sets.values():
         check_sets(prepared, made)
-    trained = {arm: made for arm, made in sets.items() if made is None or len(made)}
-    done = train_arms(trained, conditions, keep_going=True)
-    rows = tuple(_row(arm, made, done.get(arm), prepared) for arm, made in sets.items())
+    wanted = {arm: made for arm, made in sets.items() if made is None or len(made)}
+    done, decisions = decide(train_arms(wanted, conditions, keep_going=True), prepared, adjust=adjust)
+    rows = tuple(_row(arm, made, done.get(arm), decisions.get(arm, ()), prepared) for arm, made in sets.items())
     if not any(row.val is not None and not row.arm.needs_synthetic for row in rows):
         raise NonFiniteLossError(
             f"no arm without synthetic images could be trained: {next(row.reason for row in rows if row.reason)}",
@@ -353,7 +391,13 @@ def study(
     return Studied(protocol_of(conditions), prepared.groups.present, rows, missing, choice, numbers, scopes)
 
 
-def _row(arm: Arm, made: ImageSet | None, done: Sequence[Predicted] | None, prepared: Prepared) -> ArmResult:
+def _row(
+    arm: Arm,
+    made: ImageSet | None,
+    done: Sequence[Predicted] | None,
+    decisions: tuple[Decision, ...],
+    prepared: Prepared,
+) -> ArmResult:
     """What a choice may see of an arm: no number of test images."""
     have = np.zeros(len(arm.wanted)) if made is None else np.bincount(made.labels, minlength=len(arm.wanted))
     short = int((have < np.asarray(arm.wanted)).sum())
@@ -363,4 +407,4 @@ def _row(arm: Arm, made: ImageSet | None, done: Sequence[Predicted] | None, prep
     failed = next((run.failed for run in done if run.failed), None)
     if failed is not None:
         return replace(row, reason=f"not compared, its training failed: {failed}")
-    return replace(row, val=Summary.of(done, "val", prepared))
+    return replace(row, val=Summary.of(done, "val", prepared), decisions=decisions)

@@ -10,18 +10,22 @@ normalisation reads in every forward pass of every thread: a segmentation fault 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from imbdiff.data.augment import scaled
 from imbdiff.data.gather import Gather
+from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.heads import ScaledHead, finished_head, linear_head
-from imbdiff.recognition.losses import BatchLoss, mix
+from imbdiff.recognition.losses import BatchLoss, distillation, mix
 from imbdiff.recognition.networks import Classifier, build_network
 from imbdiff.recognition.plan import MOMENTUM, FitPlan
 from imbdiff.recognition.recipes import Recipe, get_recipe
@@ -29,6 +33,7 @@ from imbdiff.recognition.use import Mixture, Use
 from imbdiff.runtime.checkpoint import Checkpoint
 from imbdiff.runtime.device import resolve_device, resolve_precision
 from imbdiff.runtime.dist import launched
+from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.streams import seed_of, torch_rng
 from imbdiff.training.loop import Loop, TrainingFiles
 
@@ -84,6 +89,8 @@ class Fit:
         real: the training images.
         seed: of weights, batches, augmentation and mixing; the streams do not depend on what else is compared.
         synthetic, use: generated images, and how they take part.
+        changes: probability of each geometric change of an image, see :class:`imbdiff.data.geometric.Geometric`.
+        teacher: gives (B, C) soft labels of (B, ch, H, W) images in [-1, 1]; the network learns them, and no labels.
         name: for error messages.
         stop: asked now and then; training ends early where it returns True.
         files: where checkpoints and the loss go; a repeated call continues from there.
@@ -96,6 +103,8 @@ class Fit:
     device: str | torch.device = "cpu"
     synthetic: ImageSet | None = None
     use: Use = field(default_factory=Use)
+    changes: float = 0.0
+    teacher: Callable[[Tensor], Tensor] | None = None
     name: str = "classifier"
     stop: Callable[[], bool] | None = None
     files: TrainingFiles = field(default_factory=TrainingFiles)
@@ -142,7 +151,12 @@ class Fit:
         # by whether batches have real images only: a loss counts what they have
         priors = {True: "train", False: self.use.prior}
         counts = {real: mixture.counts(prior) if self.recipe.needs_prior else None for real, prior in priors.items()}
-        self.loss = {real: BatchLoss(self.recipe, counts[real], self.place) for real in counts}
+        apart = mixture.synthetic_rows if self.use.prior == "domain" else 0
+        self.loss = {
+            real: BatchLoss(self.recipe, counts[real], self.place, synthetic_rows=0 if real else apart)
+            for real in counts
+        }
+        self.geometric = Geometric(self.changes, self.plan.symmetry)
         self.counts = counts[self.phases[-1].real_only < self.phases[-1].steps]
         self.network = self._new_network(self.seed)
         check_head(self.network, self.recipe)
@@ -194,6 +208,9 @@ class Fit:
         rows = torch.from_numpy(index).to(self.place)
         draws = plan.augmentation.draw(plan.batch_size, torch_rng(self.seed, "classifier augmentation", step))
         x = scaled(plan.augmentation.apply(self.data.rows(index), draws.to(self.place)))
+        if self.changes:
+            change = self.geometric.draw(plan.batch_size, torch_rng(self.seed, "classifier changes", step))
+            x = self.geometric.apply(x, change).clamp_(-1, 1)
         y, loss, mixed = self.labels[rows], self.loss[real_only], None
         if recipe.mixing != "none" and phase.trains == "all":
             mixed = mix(recipe.mixing, x, y, loss.counts, torch_rng(self.seed, "classifier mixing", step))
@@ -201,7 +218,11 @@ class Fit:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.network(x.contiguous(memory_format=torch.channels_last)).float()
         weights = self._weights(real_only, sampler)
-        value = loss(logits, y, None if weights is None else weights[rows], mixed, weighted=not deferred)
+        own = None if weights is None else weights[rows]
+        if self.teacher is None:
+            value = loss(logits, y, own, mixed, weighted=not deferred)
+        else:
+            value = (distillation(logits, self.teacher(x)) * (1.0 if own is None else own)).mean()
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
         return {"loss": value.detach()}
@@ -264,6 +285,21 @@ def new_network(plan: FitPlan, recipe: Recipe, images: ImageSet, seed: int) -> C
     )
 
 
+def load_network(weights: Path, plan: FitPlan, recipe: Recipe, images: ImageSet) -> Classifier:
+    """A trained network from the file of its weights, in eval mode.
+
+    Raises:
+        RunError: the file is damaged, or of another network.
+    """
+    network = new_network(plan, recipe, images, 0)
+    network.head = finished_head(network.head, replace(recipe, second="none", adjust=False), None)
+    try:
+        network.load_state_dict(load_file(weights))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise RunError(f"{weights} is damaged, or of another network: {error}", "train it again") from error
+    return network.eval()
+
+
 def check_head(network: Classifier, recipe: Recipe) -> None:
     """Raises ConfigError where the recipe does something to the head that only a linear one takes."""
     if recipe.second != "none" or recipe.adjust:
@@ -274,13 +310,13 @@ def check_trainings(train: ImageSet, plan: FitPlan, arms: Iterable[tuple[str, Us
     """Refuses what :class:`Fit` would refuse after the expensive part; networks are built, and nothing is trained.
 
     Args:
-        train: the training images; their shape and classes matter, and one image is read.
+        train: the training images; their shape and classes matter, and one image of each class is read.
         arms: recipes by name, each with how synthetic images take part; None: they do not.
 
     Raises:
         ConfigError: plan, recipe, use and images do not fit each other.
     """
-    one = train.select([0])
+    one = train.select(np.unique(train.labels, return_index=True)[1])
     built: dict[str, Classifier] = {}
     for name, use in dict.fromkeys(arms):
         recipe = get_recipe(name)

@@ -6,27 +6,31 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.arms import Arm
-from imbdiff.recognition.fitting import Fit, fit
+from imbdiff.recognition.decision import Ensemble, choose_decision, log_prior_of
+from imbdiff.recognition.fitting import Fit, fit, load_network
 from imbdiff.recognition.networks import Classifier, probabilities
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.use import Use
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import cores, prepare_threads
-from imbdiff.runtime.errors import NonFiniteLossError, RunError
-from imbdiff.runtime.files import digest, read_json, write_json
+from imbdiff.runtime.errors import NonFiniteLossError
+from imbdiff.runtime.files import atomic, digest
 from imbdiff.runtime.log import JsonLog
 from imbdiff.training.loop import TrainingFiles
 
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     from imbdiff.data.splits import Prepared
 
 _log = logging.getLogger(__name__)
-FORMAT = 4
+FORMAT = 5
 Progress = Callable[[int, int, str], None]
 
 
@@ -51,6 +55,7 @@ class Conditions:
         workers: networks trained at a time, each on one CPU thread; default: one per core on a CPU, one on an
             accelerator. The results do not depend on it.
         progress: called with (finished, total, arm and seed just finished).
+        keep_weights: in the folder, beside the results.
     """
 
     plan: FitPlan
@@ -60,45 +65,51 @@ class Conditions:
     folder: Path | None = None
     workers: int | None = None
     progress: Progress | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """A network's classes of (N,) images, and softmax probabilities of these."""
-
-    predicted: np.ndarray
-    confidence: np.ndarray
-
-    @classmethod
-    def of(cls, network: Classifier, images: ImageSet) -> Predictions:
-        p = probabilities(network, images)
-        return cls(p.argmax(axis=1).astype(np.int64), np.round(p.max(axis=1).astype(np.float64), 5))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"predicted": self.predicted.tolist(), "confidence": self.confidence.tolist()}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Predictions:
-        return cls(np.array(values["predicted"], dtype=np.int64), np.array(values["confidence"], dtype=np.float64))
+    keep_weights: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """What a training gave: predictions of test and validation images; `failed` says why there are none."""
+    """What a training gave.
 
-    test: Predictions | None
-    val: Predictions | None
+    Attributes:
+        test, val: (N, C) float32 probabilities of the classes, of test and validation images.
+        failed: why there are none.
+    """
+
+    test: np.ndarray | None
+    val: np.ndarray | None
     failed: str = ""
+
+    @classmethod
+    def mean(cls, members: Sequence[Predicted]) -> Predicted:
+        """Of an ensemble: the mean of its members' probabilities; failed where one is."""
+        failed = next((member.failed for member in members if member.failed), "")
+        if failed or len(members) == 1:
+            return members[0] if not failed else cls(None, None, failed)
+
+        def mean(part: str) -> np.ndarray | None:
+            found = [getattr(member, part) for member in members]
+            return None if found[0] is None else np.stack(found).mean(axis=0, dtype=np.float64).astype(np.float32)
+
+        return cls(mean("test"), mean("val"))
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One training."""
+    """One training.
+
+    Attributes:
+        teachers: the trainings of the networks that give it soft labels.
+        keep: the network's weights, in the folder or in memory.
+    """
 
     arm: Arm
     seed: int
     synthetic: ImageSet | None
     conditions: Conditions
+    teachers: tuple[Job, ...] = ()
+    keep: bool = False
 
     @cached_property
     def identity(self) -> str:
@@ -112,6 +123,8 @@ class Job:
             torch.device(c.device).type,
             {k: v for k, v in recipe.items() if k not in ("label", "idea", "source")},
             None if use is None else asdict(use),
+            self.arm.changes,
+            [teacher.identity for teacher in self.teachers],
             self.seed,
             *c.plan.identity(train.shape, len(train.class_names)),
             *(None if images is None else images.fingerprint for images in sets),
@@ -126,22 +139,57 @@ class Job:
     def file(self) -> str:
         return f"{self.arm.file}-{self.identity[:12]}-seed{self.seed}"
 
+    @property
+    def path(self) -> Path | None:
+        """Where the result is kept; the network's weights beside it."""
+        return None if self.conditions.folder is None else Path(self.conditions.folder) / f"{self.file}.safetensors"
+
+    @property
+    def weights(self) -> Path | None:
+        return None if self.path is None else self.path.with_suffix(".network.safetensors")
+
     def stored(self) -> Predicted | None:
         """The result in the folder, or None where there is none for these inputs."""
-        path = None if self.conditions.folder is None else Path(self.conditions.folder) / f"{self.file}.json"
-        if path is None or not path.exists():
+        path, weights = self.path, self.weights
+        if path is None or weights is None or not path.exists():
+            return None
+        if self.keep and not weights.exists():
             return None
         try:
-            found = read_json(path)
-            if found["input"] == self.identity:
-                val = None if found["val"] is None else Predictions.from_json(found["val"])
-                return Predicted(Predictions.from_json(found["test"]), val)
-        except (RunError, KeyError, TypeError, ValueError):
+            with safe_open(path, "np") as file:
+                if file.metadata()["input"] == self.identity:
+                    val = file.get_tensor("val") if "val" in file.keys() else None  # noqa: SIM118
+                    return Predicted(file.get_tensor("test"), val)
+        except (SafetensorError, KeyError, TypeError, OSError):
             _log.warning("%s is damaged: this classifier is trained again", path)
         return None
 
-    def train(self, stop: threading.Event) -> Predicted | None:
-        """Trains and predicts; None if it was stopped."""
+    def network(self, made: Mapping[str, Classifier]) -> Classifier:
+        """The trained network, in eval mode on its device: of `made`, by identity, or from the folder."""
+        if self.weights is None:
+            return made[self.identity]
+        c = self.conditions
+        found = load_network(self.weights, c.plan, get_recipe(self.arm.recipe), c.prepared.train)
+        return found.to(torch.device(c.device))
+
+    def _teacher(self, done: Mapping[str, Predicted], made: Mapping[str, Classifier]) -> Ensemble | None:
+        """What gives soft labels: the teachers together, as they decide."""
+        if not self.teachers:
+            return None
+        prepared, own = self.conditions.prepared, Predicted.mean([done[t.identity] for t in self.teachers])
+        log_prior = log_prior_of(prepared.train)
+        decision = choose_decision(own.val, prepared.val, log_prior, prepared.claimable)
+        return Ensemble([t.network(made) for t in self.teachers], replace(decision, temperature=1.0), log_prior)
+
+    def train(
+        self, stop: threading.Event, done: Mapping[str, Predicted], made: dict[str, Classifier]
+    ) -> Predicted | None:
+        """Trains and predicts; None if it was stopped.
+
+        Args:
+            done: results of the teachers, by identity.
+            made: networks by identity, where there is no folder: of the teachers; its own is added, to be kept.
+        """
         c, files = self.conditions, TrainingFiles()
         use_one_thread(c.device)
         if c.folder is not None:
@@ -149,18 +197,40 @@ class Job:
             files = TrainingFiles(store, JsonLog(Path(c.folder) / "logs" / f"{self.file}.jsonl"), self.identity)
         network = Fit(
             c.prepared.train, c.plan, get_recipe(self.arm.recipe), self.seed, c.device, self.synthetic,
-            self.arm.use or Use(), self.name, stop.is_set, files,
+            self.arm.use or Use(), self.arm.changes, self._teacher(done, made), self.name, stop.is_set, files,
         ).run()  # fmt: skip
         if stop.is_set():
             return None
-        test = Predictions.of(network, c.prepared.test)
-        val = None if c.prepared.val is None else Predictions.of(network, c.prepared.val)
-        if c.folder is not None:
-            facts = {"input": self.identity, "arm": self.arm.name, "seed": self.seed}
-            parts = {"test": test.to_json(), "val": None if val is None else val.to_json()}
-            write_json(Path(c.folder) / f"{self.file}.json", {**facts, **parts})
-            shutil.rmtree(Path(c.folder) / "checkpoints" / self.file, ignore_errors=True)
-        return Predicted(test, val)
+        found = {"test": probabilities(network, c.prepared.test)}
+        if c.prepared.val is not None:
+            found["val"] = probabilities(network, c.prepared.val)
+        if self.path is not None and self.weights is not None:
+            facts = {"input": self.identity, "arm": self.arm.name, "seed": str(self.seed)}
+            if self.keep:
+                with atomic(self.weights) as aside:
+                    save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, aside, facts)
+            with atomic(self.path) as aside:
+                save_arrays(found, aside, facts)
+            shutil.rmtree(self.path.parent / "checkpoints" / self.file, ignore_errors=True)
+        elif self.keep:
+            made[self.identity] = network
+        return Predicted(found["test"], found.get("val"))
+
+
+def jobs_of(
+    arm: Arm, seed: int, synthetic: ImageSet | None, conditions: Conditions, *, keep: bool = False
+) -> list[Job]:
+    """The trainings of one classifier of `arm`: several of an ensemble."""
+
+    def images(one: Arm) -> ImageSet | None:
+        if one.placebo:
+            return conditions.prepared.train
+        return synthetic if one.needs_synthetic else None
+
+    if arm.teacher is None:
+        return [Job(one, own, images(one), conditions, (), keep) for one, own in arm.networks(seed)]
+    teachers = jobs_of(arm.teacher, seed, synthetic, conditions, keep=True)
+    return [Job(arm, seed, images(arm), conditions, tuple(teachers), keep)]
 
 
 def train_arms(
@@ -179,11 +249,14 @@ def train_arms(
         Of each arm one result per seed, in the order of the seeds.
     """
     asked = {
-        arm: [Job(arm, int(seed), images, conditions) for seed in conditions.seeds] for arm, images in arms.items()
+        arm: [jobs_of(arm, int(seed), images, conditions, keep=conditions.keep_weights) for seed in conditions.seeds]
+        for arm, images in arms.items()
     }
     jobs: dict[str, Job] = {}
-    for job in (job for own in asked.values() for job in own):
-        jobs.setdefault(job.identity, job)
+    for job in (job for classifiers in asked.values() for networks in classifiers for job in networks):
+        for one in (*job.teachers, job):
+            if one.keep or one.identity not in jobs:
+                jobs[one.identity] = one
     results: dict[str, Predicted] = {}
 
     def finished(job: Job, result: Predicted, note: str = "") -> None:
@@ -195,11 +268,31 @@ def train_arms(
         found = job.stored()
         if found is not None:
             finished(job, found, " (kept)")
+    made: dict[str, Classifier] = {}
+    for wave in (False, True):  # those that are taught come last
+        waiting = [job for identity, job in jobs.items() if identity not in results and bool(job.teachers) == wave]
+        for job, result in _at_once(waiting, conditions, results, made, keep_going=keep_going):
+            finished(job, result)
+    return {
+        arm: [Predicted.mean([results[job.identity] for job in networks]) for networks in classifiers]
+        for arm, classifiers in asked.items()
+    }
+
+
+def _at_once(
+    jobs: Sequence[Job],
+    conditions: Conditions,
+    done: Mapping[str, Predicted],
+    made: dict[str, Classifier],
+    *,
+    keep_going: bool,
+) -> Iterator[tuple[Job, Predicted]]:
+    """Trains `jobs`, several at a time, and gives each with its result when it is over."""
     stop = threading.Event()
     prepare_threads()
     workers = conditions.workers or default_workers(conditions.device)
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="classifier") as pool:
-        waiting = {pool.submit(job.train, stop): job for identity, job in jobs.items() if identity not in results}
+        waiting = {pool.submit(job.train, stop, done, made): job for job in jobs}
         try:
             for future in as_completed(waiting):
                 try:
@@ -209,13 +302,12 @@ def train_arms(
                         raise
                     result = Predicted(None, None, failed=error.message)
                 assert result is not None
-                finished(waiting[future], result)
+                yield waiting[future], result
         except BaseException:
             # Ctrl-C and errors end the other trainings within some steps; finished ones are in the folder
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return {arm: [results[job.identity] for job in own] for arm, own in asked.items()}
 
 
 def seconds_per_classifier(train: ImageSet, plan: FitPlan, device: str) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from imbdiff.recognition.recipes import Recipe
+from imbdiff.runtime.errors import ConfigError
 
 LDAM_MARGIN = 0.5
 """The largest margin of LDAM, that of the rarest class (Cao et al. 2019, their code)."""
@@ -27,6 +28,9 @@ def balanced_softmax(logits: Tensor, labels: Tensor, log_prior: Tensor, tau: flo
     Equation: -log( pi_y e^{z_y} / sum_k pi_k e^{z_k} ) at tau = 1 (Ren et al. 2020, balanced meta-softmax; Menon et al.
     2021, logit adjustment). The logits themselves, without the prior, then decide as if all classes were equally
     frequent.
+
+    Args:
+        log_prior: (C,), or (B, C) where rows have priors of their own.
     """
     return functional.cross_entropy(logits + tau * log_prior, labels, reduction="none")
 
@@ -63,6 +67,17 @@ def class_weights(counts: np.ndarray, beta: float = 0.9999) -> np.ndarray:
     # 1 - beta^n without loss of digits where beta^n is close to 1
     weights = (1 - beta) / -np.expm1(np.asarray(counts, dtype=np.float64) * np.log(beta))
     return weights * (len(counts) / weights.sum())
+
+
+def distillation(logits: Tensor, soft: Tensor) -> Tensor:
+    """(B,) cross-entropy with soft labels, -sum_k q_k log p_k (Hinton et al. 2015, arXiv 1503.02531, at temperature 1).
+
+    Args:
+        logits: (B, C).
+        soft: (B, C) probabilities q that a teacher gives the same images, changed alike (Beyer et al. 2022, arXiv
+            2106.05237).
+    """
+    return functional.cross_entropy(logits, soft, reduction="none")
 
 
 # -- mixing
@@ -145,10 +160,21 @@ class BatchLoss:
     Args:
         counts: (C,) images of each class, above 0; None where the recipe needs none.
         device: of the tensors.
+        synthetic_rows: the last rows of a batch, in whose loss there is no prior (the prior per domain, see
+            :class:`imbdiff.recognition.use.Use`).
+
+    Raises:
+        ConfigError: a prior per domain with a recipe that counts images otherwise than in balanced softmax.
     """
 
-    def __init__(self, recipe: Recipe, counts: np.ndarray | None, device: torch.device) -> None:
-        self.recipe = recipe
+    def __init__(
+        self, recipe: Recipe, counts: np.ndarray | None, device: torch.device, *, synthetic_rows: int = 0
+    ) -> None:
+        self.recipe, self.synthetic_rows = recipe, synthetic_rows
+        if synthetic_rows and (recipe.mixing != "none" or (recipe.needs_prior and recipe.loss != "balanced-softmax")):
+            raise ConfigError(
+                f"{recipe.label} has no prior per domain", "use balanced-softmax or ce, or another prior of the images"
+            )
         self.counts = self.class_weights = self.log_prior = self.margins = None
         if counts is None:
             return
@@ -195,7 +221,9 @@ class BatchLoss:
         recipe = self.recipe
         if recipe.loss == "balanced-softmax":
             assert self.log_prior is not None
-            found = balanced_softmax(logits, y, self.log_prior, recipe.tau)
+            log_prior = self.log_prior.repeat(len(y), 1)
+            log_prior[len(y) - self.synthetic_rows :] = 0
+            found = balanced_softmax(logits, y, log_prior, recipe.tau)
         elif recipe.loss == "focal":
             found = focal(logits, y, recipe.gamma)
         elif recipe.loss == "ldam":

@@ -8,11 +8,12 @@ from typing import Literal, get_args
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet, join
+from imbdiff.data.names import named
 from imbdiff.data.samplers import BatchSampler, class_distribution
-from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.errors import ConfigError, DataError
 
 Schedule = Literal["mixed", "real-last"]
-Prior = Literal["train", "effective"]
+Prior = Literal["train", "effective", "domain"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,21 @@ class Use:
 
     Attributes:
         weight: w > 0 of a synthetic image in the loss; a real one weighs 1.
-        share: of the rows of a batch that are synthetic, in (0, 1); None: their share of all images.
+        share: of the rows of a batch that are synthetic, in (0, 1); None: their share of all images, or half under the
+            prior "domain".
         schedule: "mixed": in all steps. "real-last": the last steps, `last` of all, see real images only.
         last: share of the steps, in (0, 1).
-        prior: what losses for long tails count: "train", real images, or "effective", real + weight x synthetic as
-            they occur in batches.
+        prior: what losses for long tails count: "train", real images; "effective", real + weight x synthetic as they
+            occur in batches; or "domain", real images in the loss of real rows, and no prior in that of synthetic rows,
+            which are sampled class-balanced.
+
+    **The prior per domain.** Let real rows come from pi_k p(x | k) and synthetic ones from q(x | k) / C, all classes
+    alike. The network's logits z are to decide as if classes were equally frequent: z_k = log p(x | k) + c(x). The
+    posterior of a real row is then softmax(z + log pi)_k, that of a synthetic row, where q = p, softmax(z)_k: so the
+    loss of the first has the prior of real counts and that of the second has none, whatever the share of each. With
+    "train" synthetic rows get log pi too, though their classes are not so distributed: rare classes are counted twice.
+    "effective" gives both kinds the prior of the mixture, which is right where q = p; where q differs, "looks
+    synthetic" then says "is of a rare class", and per domain it does not.
     """
 
     weight: float = 1.0
@@ -43,6 +54,8 @@ class Use:
             raise ConfigError(f"synthetic share {self.share} of a batch is not in (0, 1)", "give for example 0.5")
         if not 0 < self.last < 1:
             raise ConfigError(f"last share {self.last} of the steps is not in (0, 1)", "give for example 0.2")
+        if self.prior == "domain" and self.share is None:
+            object.__setattr__(self, "share", 0.5)
         for name, kinds in (("schedule", Schedule), ("prior", Prior)):
             if getattr(self, name) not in get_args(kinds):
                 known = " or ".join(get_args(kinds))
@@ -56,7 +69,7 @@ class Use:
         if self.schedule != "mixed":
             parts.append(f"last {self.last:.0%} of the steps: real images only")
         if self.prior != "train":
-            parts.append(f"prior: {self.prior}")
+            parts.append("prior per domain" if self.prior == "domain" else f"prior: {self.prior}")
         return ", ".join(parts)
 
 
@@ -76,6 +89,7 @@ class Mixture:
 
     Raises:
         ConfigError: a share that leaves no synthetic or no real row in a batch.
+        DataError: under the prior per domain, a class without synthetic images.
     """
 
     def __init__(self, real: ImageSet, synthetic: ImageSet | None, use: Use, batch_size: int, seed: int) -> None:
@@ -87,6 +101,14 @@ class Mixture:
         self.labels = {name: labels[part] for name, part in self.parts.items()}
         self.synthetic_rows = 0
         self._samplers: dict[tuple[str, str, int, str], BatchSampler] = {}
+        if self.synthetic and use.prior == "domain":
+            have = np.bincount(self.labels["synthetic"], minlength=len(real.class_names))
+            if (have == 0).any():
+                none = named([real.class_names[k] for k in np.flatnonzero(have == 0)])
+                raise DataError(
+                    f"no synthetic image of {none}: the prior per domain takes synthetic rows of all classes alike",
+                    "generate some of every class (--sample.strategy equal), or use another prior",
+                )
         if self.synthetic and use.share is not None:
             self.synthetic_rows = round(use.share * batch_size)
             if not 0 < self.synthetic_rows < batch_size:
@@ -132,10 +154,11 @@ class Mixture:
 
         def mean(part: str) -> float:
             own, labels = weights[self.parts[part]], self.labels[part]
-            if distribution == "natural":
+            over = self._distribution(part, distribution)
+            if over == "natural":
                 return float(own.mean())
             counts, sums = np.bincount(labels), np.bincount(labels, own)
-            return float((class_distribution(counts, distribution) * sums / np.maximum(counts, 1)).sum())
+            return float((class_distribution(counts, over) * sums / np.maximum(counts, 1)).sum())
 
         if real_only:
             return weights / mean("real")
@@ -160,7 +183,12 @@ class Mixture:
         synthetic = self._rows("synthetic", distribution, self.synthetic_rows, name, step)
         return np.concatenate([real, synthetic + len(self.labels["real"])])
 
+    def _distribution(self, part: str, distribution: str) -> str:
+        """Over the classes of a part of the images: of synthetic ones balanced, under the prior per domain."""
+        return "balanced" if part == "synthetic" and self.use.prior == "domain" else distribution
+
     def _rows(self, part: str, distribution: str, size: int, name: str, step: int) -> np.ndarray:
+        distribution = self._distribution(part, distribution)
         key = (part, distribution, size, name)
         if key not in self._samplers:
             stream = "classifier batch" + (" synthetic" if part == "synthetic" else "") + name

@@ -14,7 +14,7 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.gather import Gather
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.samplers import BatchSampler, GroupedSampler
+from imbdiff.data.samplers import BatchSampler, Distribution, GroupedSampler
 from imbdiff.data.stats import Groups
 from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.objective import Objective
@@ -30,7 +30,8 @@ class Part:
 
     Attributes:
         name: objectives name the part that they read.
-        distribution: "natural", "balanced", "sqrt", or "tempered" (CCUA's batch resampling, head : tail = 1 : factor).
+        distribution: "natural", "balanced", "sqrt", "half-balanced" (half of both), or "tempered" (CCUA's
+            batch resampling, head : tail = 1 : factor).
         factor: of the tempered distribution.
         groups, group_size: above 0, the part is `groups` class groups of `group_size` rows that share one t; the
             batch size does not matter to it.
@@ -38,7 +39,7 @@ class Part:
     """
 
     name: str = "main"
-    distribution: Literal["natural", "balanced", "sqrt", "tempered"] = "natural"
+    distribution: Distribution = "natural"
     factor: float = 0.1
     groups: int = 0
     group_size: int = 0

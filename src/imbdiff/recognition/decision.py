@@ -1,0 +1,130 @@
+"""From the probabilities of a network, or of an ensemble, to a decision: the strength of the prior, and calibration.
+
+A network trained on a long tail keeps some of its prior, a re-balanced one may have lost too much of it. How much is
+right is chosen on validation images, in the same way for every arm of a comparison: without it, re-balancing is
+mistaken for a gain. What decides is
+
+    q_k proportional to (p_k / pi_k^tau)^(1 / T)
+
+p the probabilities, pi the classes' shares of the real training images, tau the *adjustment* (Menon et al. 2021, Eq. 9,
+post-hoc logit adjustment) and T the temperature (Guo et al. 2017), which changes confidences and no decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.names import named
+from imbdiff.recognition.networks import Classifier
+
+STRENGTHS = tuple(round(0.2 * i, 1) for i in range(-2, 11))
+"""Adjustments to choose from; 0 first among equals, then the nearest to it."""
+TEMPERATURES = tuple(float(t) for t in np.round(np.geomspace(0.25, 4, 33), 4))
+FLOOR = 1e-12
+"""Smaller probabilities count as this: float32 has them as 0 now and then."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How probabilities decide.
+
+    Attributes:
+        tau: strength of the adjustment.
+        temperature: T > 0.
+        chosen_by: a sentence.
+    """
+
+    tau: float = 0.0
+    temperature: float = 1.0
+    chosen_by: str = ""
+
+    def probabilities(self, p: np.ndarray, log_prior: np.ndarray) -> np.ndarray:
+        """(N, C) float64 probabilities q of (N, C) p; the largest of a row decides.
+
+        Args:
+            log_prior: (C,) log pi.
+        """
+        logits = (np.log(np.maximum(p.astype(np.float64), FLOOR)) - self.tau * log_prior) / self.temperature
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+class Ensemble:
+    """Networks that decide together: the mean of their probabilities, adjusted.
+
+    Args:
+        networks: in eval mode, on one device.
+        decision: how the mean decides.
+        log_prior: (C,) log pi.
+    """
+
+    def __init__(self, networks: Sequence[Classifier], decision: Decision, log_prior: np.ndarray) -> None:
+        self.networks, self.decision, self.log_prior = networks, decision, log_prior
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C) float32 probabilities of (B, ch, H, W) images in [-1, 1]; without gradients."""
+        with torch.no_grad():
+            p = torch.stack([network(x).float().softmax(dim=1) for network in self.networks]).mean(0)
+            prior = torch.from_numpy(self.log_prior).to(p)
+            logits = (p.clamp_min(FLOOR).log() - self.decision.tau * prior) / self.decision.temperature
+            return logits.softmax(dim=1)
+
+
+def log_prior_of(images: ImageSet) -> np.ndarray:
+    """(C,) float64 log of the classes' shares of `images`, each of which has some."""
+    counts = np.bincount(images.labels, minlength=len(images.class_names)).astype(np.float64)
+    return np.asarray(np.log(counts / counts.sum()))
+
+
+def choose_decision(
+    p: np.ndarray | None, val: ImageSet | None, log_prior: np.ndarray, claimable: Sequence[bool]
+) -> Decision:
+    """The adjustment of the highest balanced accuracy on validation images, and the temperature of the highest
+    class-balanced likelihood after it.
+
+    Where a class that claims are made of has no validation image, nothing is chosen: tau = 0 and T = 1. The choice
+    would be made without the very classes that matter.
+
+    Args:
+        p: (N, C) probabilities of the validation images.
+        val: these images.
+        log_prior: (C,) of the training images.
+        claimable: (C,) classes that claims are made of.
+    """
+    reason = why_not(val, claimable)
+    if reason or p is None or val is None:
+        return Decision(chosen_by=f"not adjusted: {reason}")
+    # images of classes that no claim is made of decide nothing
+    known = np.asarray(claimable, dtype=bool)
+    mine = known[val.labels]
+    p, labels = p[mine], val.labels[mine]
+    weights = (1 / np.maximum(np.bincount(labels, minlength=len(known)), 1))[labels]
+
+    def right(tau: float) -> float:
+        return float(weights[Decision(tau).probabilities(p, log_prior).argmax(axis=1) == labels].sum())
+
+    def likelihood(temperature: float) -> float:
+        q = Decision(tau, temperature).probabilities(p, log_prior)
+        return float((weights * np.log(np.maximum(q[np.arange(len(q)), labels], FLOOR))).sum())
+
+    found = {tau: right(tau) for tau in sorted(STRENGTHS, key=lambda tau: (abs(tau), tau))}
+    tau = next(t for t, value in found.items() if value >= max(found.values()) - 1e-9)
+    temperature = max(TEMPERATURES, key=likelihood)
+    return Decision(tau, temperature, f"chosen on {len(labels)} validation images")
+
+
+def why_not(val: ImageSet | None, claimable: Sequence[bool]) -> str:
+    """Why nothing can be chosen on validation images; empty where it can."""
+    if val is None or not len(val):
+        return "there are no validation images"
+    if not any(claimable):
+        return "no claim can be made of any class"
+    have = set(val.labels.tolist())
+    missing = [name for k, name in enumerate(val.class_names) if claimable[k] and k not in have]
+    return f"there are no validation images of {named(missing)}" if missing else ""
