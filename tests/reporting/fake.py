@@ -13,6 +13,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.metrics.memorisation import memorisation_report
 from imbdiff.recognition.arms import ARMS, PRIMARY
+from imbdiff.recognition.decision import Decision
 from imbdiff.recognition.scores import mean_of, scores, sd_of
 from imbdiff.recognition.verdict import choose_control, verdict
 from imbdiff.reporting.content import ReportData
@@ -215,6 +216,11 @@ def full() -> ReportData:
     )  # fmt: skip
 
 
+def decided(seeds: int = 3) -> list[dict[str, Any]]:
+    """How each seed's classifier decides: τ 0.2, 0.4 and so on."""
+    return [asdict(Decision(0.2 * (i + 1), 1.5, "chosen on 107 validation images")) for i in range(seeds)]
+
+
 def trained(stats: ClassStats, per_class: int = 30, seeds: int = 3, controls: bool = False) -> ReportData:
     """Real results of made-up networks: the rarer the class, the worse, less so with synthetic images; too sure.
 
@@ -238,7 +244,9 @@ def trained(stats: ClassStats, per_class: int = 30, seeds: int = 3, controls: bo
         predictions[arm.name] = np.array([one[0] for one in made])
         own = [scores(one[0], labels, groups, (True,) * c, one[1]) for one in made]
         runs = [{"seed": i, **one.to_json()} for i, one in enumerate(own)]
-        rows.append({**arm.to_json(), "runs": runs, "mean": mean_of(own).to_json(), "sd": sd_of(own).to_json()})
+        decisions = decided(seeds)
+        means = {"mean": mean_of(own).to_json(), "sd": sd_of(own).to_json()}
+        rows.append({**arm.to_json(), "runs": runs, **means, "decisions": decisions})
     alone = {arm.name: 0.5 + 0.1 * (arm.recipe == "balanced-softmax") for arm in ARMS if not arm.needs_synthetic}
     control = choose_control(alone, None if controls else test, (True,) * c)
     made_of = [arm.name for arm in ARMS if arm.needs_synthetic]
@@ -298,6 +306,7 @@ def _arm(name: str, base: float) -> dict[str, Any]:
     return {
         "name": name, "number": None, "wanted": 0, "images": 0, "short": 0, "curation": None, "recipe": name,
         "label": name, "use": None, "reason": None, "validation": _accuracies(base),
+        "decisions": decided(),
     }  # fmt: skip
 
 
@@ -306,6 +315,7 @@ def _cell(number: str, wanted: int, images: int, curation: str, label: str, base
         "name": f"{number}, {curation}: {label}, {use}", "number": number, "wanted": wanted, "images": images,
         "short": 4 if images < wanted else 0, "curation": curation, "recipe": label, "label": label,
         "use": {"words": use}, "reason": None, "validation": _accuracies(base),
+        "decisions": decided(),
     }  # fmt: skip
 
 

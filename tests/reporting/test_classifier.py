@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from imbdiff.data.stats import ClassStats
 from imbdiff.recognition.arms import PRIMARY
 from imbdiff.reporting import classifier as module
-from imbdiff.reporting.blocks import Section, Table
+from imbdiff.reporting.blocks import Cell, Section, Table, Text
 from imbdiff.reporting.classifier import (
+    LINE,
     Arm,
     accuracy_plot,
     arms_of,
@@ -30,7 +32,7 @@ from imbdiff.reporting.classifier import (
 from imbdiff.reporting.content import ReportData
 
 from . import fake
-from .looking import HOSTILE, axes_of, blocks_of, check_page, page_of, tables, text_of
+from .looking import HOSTILE, axes_of, blocks_of, check_page, page_of, tables, text_of, words
 
 
 @pytest.fixture(scope="module")
@@ -81,22 +83,95 @@ def test_whether_anything_is_lost_overall_is_said(low: float, said: str) -> None
     assert f"{said} (the interval starts at {points(low)})" in text
 
 
+def heads(table: Table) -> list[str]:
+    return [head if isinstance(head, str) else head.text for head in table.columns]
+
+
+def row_of(section: Section, arm: str, table: int = 0) -> list[str]:
+    """The row of an arm, whose name may be followed by badges and small print."""
+    names = [row[0] for row in tables(section)[table]]
+    return tables(section)[table][max(i for i, name in enumerate(names) if f"{name} ".startswith(f"{arm} "))]
+
+
 def test_columns_are_those_that_the_field_reports(data: ReportData, found: dict[str, Any]) -> None:
-    table = blocks_of(section(data), Table)[0]
-    heads = [head if isinstance(head, str) else head.text for head in table.columns]
-    assert heads == [
-        "arm", "all (top-1)", "mean over classes", "many", "medium", "few", "Std of groups ↓", "macro-F1", "ECE ↓"
+    shown = section(data)
+    first, second = blocks_of(shown, Table)[:2]
+    assert heads(first) == [
+        "arm", "balanced accuracy", "all (top-1)", "many", "medium", "few", "adjustment τ", "ECE ↓"
     ]  # fmt: skip
-    row, arm = tables(section(data))[0][2], found["arms"][2]
-    for i, key in ((1, "accuracy"), (2, "balanced_accuracy"), (6, "group_sd"), (7, "macro_f1"), (8, "ece")):
-        assert row[i] == f"{arm['mean'][key]:.3f} ± {arm['sd'][key]:.3f}"
+    assert heads(second) == ["arm", "Std of groups ↓", "macro-F1"]
+    arm = next(row for row in found["arms"] if row["name"] == "balanced softmax")
+    row, more = row_of(shown, "balanced softmax best control"), row_of(shown, "balanced softmax best control", 1)
+    for cell, key in (
+        (row[1], "balanced_accuracy"), (row[2], "accuracy"), (row[7], "ece"), (more[1], "group_sd"),
+        (more[2], "macro_f1"),
+    ):  # fmt: skip
+        assert cell == f"{arm['mean'][key]:.3f} ± {arm['sd'][key]:.3f}"
     few = [run["groups"]["few"] for run in arm["runs"]]
     assert row[5] == f"{np.mean(few):.3f} ± {np.std(few, ddof=1):.3f}"
-    assert row[0] == "balanced softmax best control balanced-softmax, prior: train"
-    assert tables(section(data))[0][3][0] == "synthetic + CE synthetic ce, mixed, weight 1"
-    assert tables(section(data))[0][-1][0].startswith(f"{PRIMARY} synthetic, judged")
-    styles = [getattr(one[0], "style", "") for one in table.rows]
-    assert [i for i, style in enumerate(styles) if style == "control"] == [2]
+    assert row[6] == "0.40"  # of 0.2, 0.4 and 0.6
+    assert row_of(shown, f"{PRIMARY} synthetic, judged")[0].endswith("judged")
+    assert [row[0].style for row in first.rows if isinstance(row[0], Cell)].count("control") == 1
+
+
+def test_arms_stand_by_kind_and_what_a_kind_costs_is_said(data: ReportData, found: dict[str, Any]) -> None:
+    rows = copy.deepcopy(found["arms"])
+    rows.insert(0, {**rows[-1], "name": "pupil", "members": [], "teacher": rows[-1]["name"]})
+    names = [row[0] for row in tables(section(replace(data, classifier={**found, "arms": rows})))[0]]
+    at = [next(i for i, name in enumerate(names) if name.startswith(kind)) for kind in ("Single", "Ensem", "Distil")]
+    kinds = [
+        [name.split(" synthetic, ")[0] for name in names[a + 1 : b]] for a, b in zip(at, [*at[1:], None], strict=True)
+    ]
+    assert at[0] == 0
+    assert "4 networks" in names[at[1]]
+    assert [one.startswith("pupil") for one in kinds[2]] == [True]
+    assert set(kinds[1]) == {row["name"] for row in found["arms"] if row["members"]}
+    assert len(kinds[0]) == sum(not row["members"] for row in found["arms"])
+    single = [row for row in found["arms"] if not row["members"]]
+    alone = tables(section(replace(data, classifier={**found, "arms": single})))[0]
+    assert len(alone) == len(single), "no line above a single kind"
+
+
+def test_what_placebo_and_strong_augmentation_are_for_is_said_where_they_are(
+    data: ReportData, found: dict[str, Any]
+) -> None:
+    def text(leave: tuple[str, ...]) -> str:
+        rows = [row for row in found["arms"] if not any(word in row["name"] for word in leave)]
+        return text_of(section(replace(data, classifier={**found, "arms": rows})))
+
+    every = text(())
+    assert "the placebo, sees real images again" in every
+    assert "“strong augmentation” rotates" in every
+    assert "the placebo" not in text(("repeated real",))
+    assert "“strong augmentation” rotates" not in text(("strong",))
+    assert "what else may explain" not in text(("repeated real", "strong"))
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"),
+    [({"tau": 0.2, "chosen_by": "chosen on 107 validation images"}, "chosen on 107 validation images"),
+     ({"tau": 0.0, "chosen_by": f"not adjusted: there are no validation images of {HOSTILE[0]}"},
+      f"no validation images of {HOSTILE[0]}"),
+     ({"tau": 0.0, "chosen_by": ""}, "--classify.adjust")],
+)  # fmt: skip
+def test_how_the_adjustment_was_chosen_or_why_it_was_not(
+    data: ReportData, found: dict[str, Any], decision: dict[str, Any], said: str
+) -> None:
+    rows = [{**row, "decisions": [{"temperature": 1.0, **decision}] * 3} for row in found["arms"]]
+    html = page_of(section(replace(data, classifier={**found, "arms": rows})))
+    check_page(html)
+    assert said in text_of(section(replace(data, classifier={**found, "arms": rows})))
+
+
+def test_the_section_starts_with_what_came_out(data: ReportData, found: dict[str, Any]) -> None:
+    whole = comparisons(found["verdict"]["per_group"])["all"]
+    first = section(data).blocks[0]
+    assert isinstance(first, Text)
+    for part in (difference_text(whole), PRIMARY, str(whole.against)):
+        assert part in words(first.text)
+    alone = copy.deepcopy(found)
+    alone["verdict"] |= {"per_group": {}, "other_arms": {}, "sentence": "There are no synthetic images."}
+    assert text_of(section(replace(data, classifier=alone))).count("There are no synthetic images.") == 1
 
 
 def test_a_group_called_like_a_number_keeps_its_accuracy(arms: list[Arm]) -> None:
@@ -107,11 +182,13 @@ def test_a_group_called_like_a_number_keeps_its_accuracy(arms: list[Arm]) -> Non
 def test_several_controls_are_all_marked_and_the_best_is_shown_by_class(data: ReportData) -> None:
     several = fake.trained(data.stats, controls=True)
     shown = section(several)
-    assert [getattr(row[0], "style", "") for row in blocks_of(shown, Table)[0].rows] == ["control"] * 3 + [""] * 2
     arms = arms_of(several.classifier)
-    best = max(arms[:3], key=lambda arm: arm.mean.balanced_accuracy or 0.0)
+    controls = [arm for arm in arms if not arm.synthetic]
+    marked = [row[0] for row in tables(shown)[0] if " control" in row[0]]
+    assert [text.split(" control")[0] for text in marked] == [arm.name for arm in controls]
+    best = max(controls, key=lambda arm: arm.mean.balanced_accuracy or 0.0)
     assert [arm.name for arm in pair(arms)] == [best.name, PRIMARY]
-    assert [arm.name for arm in pair(arms[:3])] == [best.name]
+    assert [arm.name for arm in pair(controls)] == [best.name]
 
 
 def test_without_results_the_command_is_named() -> None:
@@ -150,7 +227,14 @@ def test_the_plot_of_arms_has_a_panel_for_each_scope(arms: list[Arm], monkeypatc
             line.get_xdata()[0] for line in axes.lines if line.get_markersize() == 6 and len(line.get_xdata()) == 1
         ]
         assert means == [value_of(arm.mean, scope) for arm in arms]
-    assert [t.get_text() for t in panels[0].get_yticklabels()] == [arm.name[:30] for arm in arms]
+    names = [t.get_text() for t in panels[0].get_yticklabels()]
+    assert [name.replace("\n", " ") for name in names] == [arm.name for arm in arms], "two arms must not look alike"
+    assert max(len(line) for name in names for line in name.split("\n")) <= LINE
+    heights = -np.diff(panels[0].get_yticks())
+    kinds = [a.kind != b.kind for a, b in pairwise(arms)]
+    assert heights.min() >= 1
+    assert np.flatnonzero(kinds).tolist() == [6]
+    assert heights[6] == heights[:7].max()
 
 
 def test_hostile_names_stay_text(data: ReportData) -> None:

@@ -85,7 +85,7 @@ def test_the_page_of_three_runs() -> None:
 
 
 def test_each_run_keeps_its_column() -> None:
-    name, scope, cells = arm_lines([fake.full(), other(classifier=with_classifier(accuracy=0.4321)), fake.minimal()])[0]
+    name, scope, cells = arm_lines([fake.full(), other(classifier=with_classifier(accuracy=0.4321)), fake.minimal()])[1]
     first = with_classifier()["arms"][0]["mean"]["accuracy"]
     assert (name, scope) == ("CE", "all")
     assert {i: cell.text for i, cell in cells.items()} == {0: f"{first:.3f}", 1: "0.432"}

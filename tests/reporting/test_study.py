@@ -13,6 +13,7 @@ from imbdiff.reporting.study import build_study, lines_of, study_plot
 from . import fake
 from .fake import _accuracies as numbers
 from .looking import HOSTILE, axes_of, check_page, tables, words
+from .looking import text_of as text_of_section
 
 
 @pytest.fixture
@@ -57,6 +58,17 @@ def test_rows_are_sorted_by_validation_score_with_images_that_are_missing() -> N
     assert [row[5] for row in rows] == [f"{v:.3f} ± 0.012" for v in order]
     assert any(row[4].endswith("of 5,400; 4 classes short") for row in rows)
     assert sum("recommended" in row[0] for row in rows) == sum("best without" in row[0] for row in rows) == 1
+
+
+def test_the_adjustment_of_every_arm_is_shown_with_how_it_was_chosen() -> None:
+    found = fake.study()
+    shown = page._grid(found, found["rows"])
+    (rows,) = tables(shown)
+    assert {row[-1] for row in rows} == {"0.40"}  # of 0.2, 0.4 and 0.6
+    assert "chosen on 107 validation images" in text_of_section(shown)
+    for row in found["rows"]:  # none was trained
+        row["decisions"] = []
+    assert {row[-1] for row in tables(page._grid(found, found["rows"]))[0]} == {"–"}
 
 
 def test_no_synthetic_images_recommended() -> None:
@@ -107,7 +119,7 @@ def test_cells_without_result_are_said_and_not_plotted(shown: list[Any]) -> None
 def test_lines_join_the_numbers_of_one_way_of_using_them(shown: list[Any]) -> None:
     assert "Shown are" not in text_of(fake.study(weights=("weight 1",)))
     lines, without, scopes = shown[0]
-    assert scopes == ["mean over classes", "many", "medium", "few"]
+    assert scopes == ["balanced accuracy", "many", "medium", "few"]
     assert set(lines) == {
         "CE", "CE, agreement+no-copies", "balanced softmax", "balanced softmax, agreement+no-copies",
     }  # fmt: skip

@@ -128,6 +128,9 @@ class Arm:
             "use": None if self.use is None else asdict(self.use),
             "needs_synthetic": self.needs_synthetic,
             "members": [member.name for member in self.members],
+            "teacher": None if self.teacher is None else self.teacher.name,
+            "placebo": self.placebo,
+            "changes": self.changes,
             "prior": self.prior,
         }
 

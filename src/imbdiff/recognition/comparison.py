@@ -135,7 +135,8 @@ def protocol_of(conditions: Conditions) -> dict[str, Any]:
         "n_val": 0 if prepared.val is None else len(prepared.val),
         "n_test": len(prepared.test),
         "groups": prepared.groups.rule,
-        "equal": "optimizer steps, batch size, augmentation, seeds, learning rate and weight decay in all arms",
+        "equal": "optimizer steps, batch size, seeds, learning rate and weight decay of every network in all arms; "
+        "augmentation too, but for the geometric changes that some arms have on top",
         "chosen_on_test": "nothing",
         "pretrained": "yes: the weights come from other images, perhaps from test images" if pretrained else "no",
     }

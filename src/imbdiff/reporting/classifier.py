@@ -1,9 +1,15 @@
-"""The comparison of classifiers: the verdict, the arms by group, recall of each class."""
+"""The comparison of classifiers: the verdict, the arms by group, recall of each class.
+
+Arms come in kinds: single networks, ensembles of them, and networks that are distilled from an ensemble. Some arms are
+there to show what else than synthetic images may explain a gain; the page says which, and what they are for.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,25 +18,41 @@ from matplotlib.ticker import MaxNLocator
 
 from imbdiff.data.names import counted
 from imbdiff.data.stats import Groups
+from imbdiff.recognition.decision import Decision
 from imbdiff.recognition.scores import Scores
+from imbdiff.recognition.use import Use
 from imbdiff.recognition.verdict import Comparison
 from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.class_plot import SINGLE, Classes, Panel, class_plot
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.plots import Plot, Theme, plot, style_axes
-from imbdiff.reporting.text import flatten, label, number, shorten, signed, with_sd
+from imbdiff.reporting.text import NOTHING, flatten, label, number, shorten, signed, with_sd
 
-CLASS_MEAN = "mean over classes"
+CLASS_MEAN = "balanced accuracy"
+ADJUSTMENT = "adjustment τ"
 WHOLE = {
-    "all": "accuracy", CLASS_MEAN: "balanced_accuracy", "Std of groups": "group_sd", "macro-F1": "macro_f1",
-    "ECE": "ece",
+    CLASS_MEAN: "balanced_accuracy", "all": "accuracy", "ECE": "ece", "Std of groups": "group_sd",
+    "macro-F1": "macro_f1",
 }  # fmt: skip
-"""Columns besides the groups, and the scores behind them."""
+"""Columns besides the groups and the adjustment, and the scores behind them."""
+FIRST, LAST, FURTHER = (CLASS_MEAN, "all"), (ADJUSTMENT, "ECE"), ("Std of groups", "macro-F1")
+"""Columns before and after those of the groups, and those that are behind a fold."""
 HEADS = {"all": "all (top-1)", "Std of groups": "Std of groups ↓", "ECE": "ECE ↓"}
 TONES = {"helped": "good", "hurt": "bad", "no difference": "same"}
 MAX_ROWS = 200
 SPAN = 0.04
 """The least width of an axis of accuracies."""
+KINDS = {
+    "single": ("Single networks", ""),
+    "ensemble": (
+        "Ensembles",
+        "the mean of the probabilities of {n} networks: {n} times the time of one, to predict too",
+    ),
+    "distilled": ("Distilled network", "trained on the probabilities of an ensemble: takes the time of one to predict"),
+}
+"""What stands above the arms of each kind."""
+LINE = 44
+"""Characters of a line of an arm's name in the plot."""
 
 Found = Mapping[str, Any]
 """What `imbdiff.recognition.comparison.classify` gave, as JSON."""
@@ -41,36 +63,75 @@ class Arm:
     """One way of training the classifier, and its scores on test images.
 
     Attributes:
+        kind: a key of :data:`KINDS`.
+        networks: of one classifier.
         synthetic: trained with synthetic images.
         control: an arm to beat: the one chosen on validation images, or any without synthetic images.
         judged: the arm whose comparison leads the verdict.
-        how: recipe, prior, and how synthetic images took part.
+        how: what its networks were shown, in words; empty where nothing is to be said.
+        decisions: of each seed's classifier.
         mean, sd, runs: over seeds, and of each.
     """
 
     name: str
+    kind: str
+    networks: int
     synthetic: bool
     control: bool
     judged: bool
     how: str
+    decisions: tuple[Decision, ...]
     mean: Scores
     sd: Scores
     runs: tuple[Scores, ...]
 
 
 def arms_of(classifier: Found | None) -> list[Arm]:
+    """The arms, those of one kind together."""
     if not classifier:
         return []
     arms = []
     for row in classifier["arms"]:
-        prior = f", prior: {row['prior']}" if row["prior"] else ""
-        use = f", {row['use']['schedule']}, weight {row['use']['weight']:g}" if row["use"] else ""
+        kind, name = "ensemble" if row["members"] else "distilled" if row["teacher"] else "single", row["name"]
         arms.append(Arm(
-            row["name"], row["needs_synthetic"], row["name"] in classifier["control"]["arms"],
-            row["name"] == classifier["verdict"]["primary"], shorten(f"{row['recipe']}{prior}{use}", 48),
+            name, kind, len(row["members"]) or 1, row["needs_synthetic"], name in classifier["control"]["arms"],
+            name == classifier["verdict"]["primary"], shown_of(row), decisions_of(row),
             Scores.from_json(row["mean"]), Scores.from_json(row["sd"]), tuple(map(Scores.from_json, row["runs"])),
         ))  # fmt: skip
-    return arms
+    return sorted(arms, key=lambda arm: list(KINDS).index(arm.kind))
+
+
+def shown_of(row: Found) -> str:
+    """What the networks of an arm were shown; of an ensemble its name says it."""
+    parts = ["placebo: real images again" * row["placebo"], "geometric changes" * bool(row["changes"])]
+    parts += [Use(**row["use"]).describe()] if row["use"] else []
+    return "" if row["members"] else shorten(", ".join(filter(None, parts)), 120)
+
+
+def decisions_of(row: Found) -> tuple[Decision, ...]:
+    return tuple(Decision(**one) for one in row["decisions"])
+
+
+def adjustment_cell(decisions: Sequence[Decision]) -> ui.Cell:
+    """The mean strength of the adjustment over seeds."""
+    if not decisions:
+        return ui.Cell(NOTHING)
+    title = "seeds: " + ", ".join(f"{number(d.tau, 1)} (temperature {number(d.temperature, 2)})" for d in decisions)
+    return ui.Cell(number(sum(d.tau for d in decisions) / len(decisions), 2), title=title)
+
+
+def adjustment_note(rows: Sequence[Found]) -> str:
+    """How probabilities decide, and how that was chosen or why it was not; the same in all arms."""
+    chosen = dict.fromkeys(
+        d.chosen_by or "not adjusted (--classify.adjust False)" for r in rows for d in decisions_of(r)
+    )
+    if not chosen:
+        return ""
+    return (
+        "Adjustment τ: the class with the largest p / π^τ is decided for, p the probability and π the class's share of "
+        "the training images: 0 leaves decisions as they are, more favours rare classes. Mean over seeds; every arm "
+        f"alike: {'; '.join(chosen)}."
+    )
 
 
 def value_of(found: Scores, column: str) -> float | None:
@@ -81,15 +142,18 @@ def value_of(found: Scores, column: str) -> float | None:
 
 
 def columns(groups: Groups) -> list[str]:
-    """Columns of the table of arms: accuracies, of the groups in the middle, and other numbers."""
-    whole = [column for column in WHOLE if column not in groups.present]
-    return [*whole[:2], *groups.present, *whole[2:]]
+    """Columns of arms, the accuracies of the groups in the middle."""
+    known = groups.present
+    return [*(c for c in FIRST if c not in known), *known, *(c for c in LAST if c not in known)]
 
 
 def arm_cells(arm: Arm, shown: Sequence[str]) -> list[ui.Cell]:
-    """Mean ± standard deviation over seeds, by column."""
+    """By column: mean ± standard deviation over seeds; the strength of the adjustment."""
     cells = []
     for column in shown:
+        if column == ADJUSTMENT and column not in arm.mean.groups:
+            cells.append(adjustment_cell(arm.decisions))
+            continue
         title = "seeds: " + ", ".join(number(value_of(run, column)) for run in arm.runs)
         if column == "ECE" and arm.mean.ece_chance is not None:
             title += f"; by chance alone {number(arm.mean.ece_chance)}"
@@ -162,32 +226,104 @@ def classifiers(data: ReportData, run: str) -> ui.Section:
     if not arms or not found:
         text = "Not computed: no classifier was trained."
         return ui.Section("classifier", title, [ui.missing(text, f"imbdiff classify {run}")], "Classifier")
-    blocks = [*_arms(data, found, arms), *_recalls(data, arms)]
+    blocks = [*_judged(found), *_arms(data, found, arms), *_comparisons(found), *_recalls(data, arms)]
     blocks.append(
         ui.Fold("How the classifiers were trained and compared", [ui.Definitions(flatten(found["protocol"]))])
     )
     return ui.Section("classifier", title, blocks, "Classifier")
 
 
+def _judged(found: Found) -> list[ui.Block]:
+    """What was judged and what came out, in one sentence."""
+    judged = comparisons(found["verdict"]["per_group"])
+    if "all" not in judged:
+        return [ui.Text(found["verdict"]["sentence"])]
+    row = judged["all"]
+    against = f"“{row.against}”" if row.against else "every arm without synthetic images"
+    said = {"no difference": "no difference shown", "not measured": "not measured"}.get(row.outcome, row.outcome)
+    counted_in = " points of accuracy over all test images" if row.difference is not None else ""
+    text = f"{difference_text(row)}{counted_in}: “{found['verdict']['primary']}” against {against}."
+    tone = TONES.get(row.outcome, "none")
+    return [ui.Text(ui.joined([ui.span(f"{said[0].upper()}{said[1:]}:", tone), text]), "outcome")]
+
+
 def _arms(data: ReportData, found: Found, arms: Sequence[Arm]) -> list[ui.Block]:
     shown, controls = columns(data.groups), [arm.name for arm in arms if arm.control]
     beat = f"The best arm without synthetic images, “{controls[0]}”, is" if len(controls) == 1 else "All controls are"
-    rows = []
-    for arm in arms:
-        badges = [ui.span("best control" if len(controls) == 1 else "control", "badge")] if arm.control else []
-        if arm.synthetic:
-            badges.append(ui.span(f"synthetic{', judged' if arm.judged else ''}", "badge synthetic"))
-        head = ui.joined([ui.span("", f"dot {'synthetic' if arm.synthetic else 'real'}"), arm.name, *badges])
-        rows.append([ui.Cell(head, arm.how, style="control" if arm.control else ""), *arm_cells(arm, shown)])
+    further = [column for column in FURTHER if column not in data.groups.present]
+    return [
+        ui.Text(
+            f"Test accuracy, mean ± standard deviation over {counted(len(arms[0].runs), 'seed')}. All networks were "
+            f"trained for the same number of steps. {beat} to be beaten ({found['control']['chosen_by']})."
+        ),
+        ui.legend(real="real images only", synthetic="with synthetic images", mark="◆ control (dashed)"),
+        ui.Figures([accuracy_plot(arms, ["all", *data.groups.present])]),
+        _table(arms, shown),
+        *(ui.note(text) for text in (_alternatives(found["arms"]), adjustment_note(found["arms"])) if text),
+        ui.note(
+            "Balanced accuracy counts every class once; the accuracy of a group, and of all, counts every test image "
+            "once. ECE: expected calibration error, 15 bins: how far confidences are from the share that is right."
+        ),
+        ui.Fold("More numbers of each arm", [
+            _table(arms, further),
+            ui.note(
+                "Std of groups: standard deviation of the accuracies of the groups. macro-F1: mean over classes, 0 for "
+                "a class that is never predicted."
+            ),
+        ]),
+    ]  # fmt: skip
+
+
+def _table(arms: Sequence[Arm], shown: Sequence[str]) -> ui.Table:
+    """A row for each arm, under a line that says what kind of arms follows, where there are several."""
+    best = "best control" if sum(arm.control for arm in arms) == 1 else "control"
+    kinds = [(kind, list(own)) for kind, own in groupby(arms, lambda arm: arm.kind)]
+    rows: list[ui.Cells] = []
+    for kind, own in kinds:
+        title, text = KINDS[kind]
+        if len(kinds) > 1:
+            most = max(arm.networks for arm in own)
+            rows.append([ui.Cell(title, text.format(n=most), style="kind")])
+        for arm in own:
+            badges = [ui.span(best, "badge")] if arm.control else []
+            if arm.synthetic:
+                badges.append(ui.span(f"synthetic{', judged' if arm.judged else ''}", "badge synthetic"))
+            head = ui.joined([ui.span("", f"dot {'synthetic' if arm.synthetic else 'real'}"), arm.name, *badges])
+            rows.append([ui.Cell(head, arm.how, style="control" if arm.control else ""), *arm_cells(arm, shown)])
+    return ui.Table(["arm", *(ui.Column(HEADS.get(column, column)) for column in shown)], rows, "dense")
+
+
+def _alternatives(rows: Sequence[Found]) -> str:
+    """What the arms are for that show other explanations of a gain."""
+    strong = any(row["changes"] and not row["use"] for row in rows)
+    reasons = [
+        "“strong augmentation” rotates, scales, stretches and moves real images as arms with synthetic images do"
+        * strong,
+        "“repeated real”, the placebo, sees real images again where others see synthetic ones"
+        * any(row["placebo"] for row in rows),
+    ]
+    if not any(reasons):
+        return ""
+    return (
+        f"Some arms are there to show what else may explain a gain: {'; '.join(filter(None, reasons))}. Where they "
+        "gain as much, it is not the synthetic images that help. They count as arms without synthetic images: the best "
+        "of these has to be beaten."
+    )
+
+
+def _comparisons(found: Found) -> list[ui.Block]:
+    """Every comparison that was made, behind a fold."""
     judged = found["verdict"]
     every = {judged["primary"]: judged["per_group"], **judged["other_arms"]}
-    table: list[ui.Cells] = [
+    rows: list[ui.Cells] = [
         [
             arm, scope, ui.Cell(row.outcome, style=TONES.get(row.outcome, "none")), difference_text(row),
             row.against or "", number(row.n), number(row.p_adjusted),
         ]
         for arm, rows_of in every.items() for scope, row in comparisons(rows_of).items()
     ]  # fmt: skip
+    if not rows:
+        return []
     heads: ui.Cells = [
         "arm", "scope", "outcome", ui.Column("points (interval)"), "against", ui.Column("test images"), ui.Column("p"),
     ]  # fmt: skip
@@ -195,32 +331,32 @@ def _arms(data: ReportData, found: Found, arms: Sequence[Arm]) -> list[ui.Block]
         f"Declared beforehand: {judged['primary']} over all images. Intervals and p-values of all others are "
         "corrected for their number (Holm)."
     )
-    blocks: list[ui.Block] = [
-        ui.Text(
-            f"Test accuracy, mean ± standard deviation over {counted(len(arms[0].runs), 'seed')}. All arms have the "
-            f"same steps and augmentation. {beat} to be beaten ({found['control']['chosen_by']})."
-        ),
-        ui.legend(real="real images only", synthetic="with synthetic images", mark="◆ control (dashed)"),
-        ui.Figures([accuracy_plot(arms, ["all", *data.groups.present])]),
-        ui.Table(["arm", *(ui.Column(HEADS.get(column, column)) for column in shown)], rows, "dense"),
-        ui.note(
-            "The accuracy of a group counts every test image of its classes once; the mean over classes counts every "
-            "class once. Std of groups: standard deviation of the accuracies of the groups. macro-F1: mean over "
-            "classes, 0 for a class that is never predicted. ECE: expected calibration error, 15 bins."
-        ),
-    ]
-    if table:
-        blocks.append(ui.Fold("Every comparison, with its interval", [ui.Table(heads, table), ui.note(corrected)]))
-    return blocks
+    return [ui.Fold("Every comparison, with its interval", [ui.Table(heads, rows), ui.note(corrected)])]
+
+
+def lines_of(arm: Arm, fallback: str) -> str:
+    """The name of an arm for a plot: the networks of an ensemble below each other."""
+    parts = re.split(r" (?=\+ \d+ x )", arm.name) if arm.kind == "ensemble" else [arm.name]
+    return "\n".join(label(part, fallback, LINE) for part in parts[:3])
 
 
 def accuracy_plot(arms: Sequence[Arm], shown: Sequence[str]) -> Plot:
-    """Accuracy of each arm, one panel per scope, arms as rows: mean, standard deviation over seeds, single seeds."""
-    rows = list(range(len(arms)))[::-1]
-    names = [label(arm.name, f"arm {i + 1}", 30) for i, arm in enumerate(arms)]
+    """Accuracy of each arm, one panel per scope, arms as rows, those of a kind together: mean, standard deviation over
+    seeds, single seeds."""
+    names = [lines_of(arm, f"arm {i + 1}") for i, arm in enumerate(arms)]
+    heights = [1.0 + 0.4 * name.count("\n") for name in names]
+    rows, between, at = [], [], 0.0
+    for i, (arm, height) in enumerate(zip(arms, heights, strict=True)):
+        if i and arm.kind != arms[i - 1].kind:
+            between.append(-at - 0.2)
+            at += 0.4
+        rows.append(-at - height / 2)
+        at += height
 
     def panel(axes: Any, scope: str, theme: Theme, named: bool) -> None:
         style_axes(axes, theme, grid="x", title=label(scope, "group", 24))
+        for y in between:
+            axes.axhline(y, color=theme.rule, linewidth=0.9, zorder=0)
         for y, arm in zip(rows, arms, strict=True):
             colour = theme.synthetic if arm.synthetic else theme.real
             mean, sd = value_of(arm.mean, scope), value_of(arm.sd, scope) or 0.0
@@ -232,13 +368,13 @@ def accuracy_plot(arms: Sequence[Arm], shown: Sequence[str]) -> Plot:
             axes.plot([mean], [y], "D" if arm.control else "o", color=colour, markersize=6)
             if arm.control:
                 axes.axvline(mean, color=theme.real, linewidth=0.9, linestyle=(0, (3, 3)), zorder=0)
-        axes.set_ylim(-0.6, len(arms) - 0.4)
+        axes.set_ylim(-at - 0.1, 0.1)
         axes.set_yticks(rows, names if named else [""] * len(names), parse_math=False)
         axes.margins(x=0.12)
         low, high = axes.get_xlim()
         if high - low < SPAN:  # arms that are alike: no axis of rounding errors
             axes.set_xlim((low + high - SPAN) / 2, (low + high + SPAN) / 2)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(3))
 
     def paint(figure: Figure, theme: Theme) -> None:
         grid: Any = figure.subplots(1, len(shown), squeeze=False)
@@ -246,7 +382,7 @@ def accuracy_plot(arms: Sequence[Arm], shown: Sequence[str]) -> Plot:
             panel(axes, scope, theme, i == 0)
 
     alt = "Accuracy per group and arm: mean over seeds, bar one standard deviation, dashed line the best control"
-    return plot(alt, paint, 26 * len(arms) + 60)
+    return plot(alt, paint, round(26 * at) + 60)
 
 
 def pair(arms: Sequence[Arm]) -> list[Arm]:

@@ -10,7 +10,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from imbdiff.data.names import counted
 from imbdiff.reporting import blocks as ui
-from imbdiff.reporting.classifier import CLASS_MEAN, TONES, outcome_chips
+from imbdiff.reporting.classifier import (
+    ADJUSTMENT,
+    CLASS_MEAN,
+    TONES,
+    adjustment_cell,
+    adjustment_note,
+    decisions_of,
+    outcome_chips,
+)
 from imbdiff.reporting.curated import REASONS
 from imbdiff.reporting.plots import Plot, Theme, plot, style_axes, thousands
 from imbdiff.reporting.text import NOTHING, flatten, label, number, seconds, shorten, with_sd
@@ -102,7 +110,7 @@ def _columns(found: Found) -> list[ui.Column]:
 
 
 def accuracies(block: Found | None, groups: Sequence[str]) -> list[ui.Cell]:
-    """Mean ± standard deviation over seeds, of the mean over classes and of each group."""
+    """Mean ± standard deviation over seeds, of the balanced accuracy and of the accuracy of each group."""
     groups = groups[:MAX_GROUPS]
     if block is None:
         return [ui.Cell(NOTHING)] * (1 + len(groups))
@@ -209,12 +217,16 @@ def _grid(found: Found, rows: Sequence[Found]) -> ui.Section:
             f"The choice: {picked['rule']}.{equal} The highest of many is so partly by luck: how much it gains is "
             "better judged by the test images."))  # fmt: skip
     table = [_grid_row(row, groups, picked) for row in rows[:MAX_ROWS]]
-    heads: ui.Cells = ["recipe", "number", "curation", "use", ui.Column("synthetic images"), *_columns(found)]
+    heads: ui.Cells = [
+        "recipe", "number", "curation", "use", ui.Column("synthetic images"), *_columns(found), ui.Column(ADJUSTMENT),
+    ]  # fmt: skip
     text = "Mean ± standard deviation over seeds. Where curation left fewer images than wanted, fewer were used."
     for shown, every, what in ((MAX_ROWS, rows, "rows, with lower accuracies,"), (MAX_GROUPS, groups, "groups")):
         if len(every) > shown:
             text += f" {number(len(every) - shown)} more {what} are in study.json."
     blocks += [ui.Table(heads, table, "dense"), ui.note(text)]
+    chosen = adjustment_note(rows)
+    blocks += [ui.note(chosen)] if chosen else []
     return ui.Section("grid", "The grid, by balanced accuracy on validation images", blocks, "Grid")
 
 
@@ -234,6 +246,7 @@ def _grid_row(row: Found, groups: Sequence[str], picked: Found | None) -> ui.Cel
         row["use"]["words"] if row["use"] else NOTHING,
         ui.Cell(number(row["images"]), "; ".join(text for text in small if text)),
         *accuracies(row["validation"], groups),
+        adjustment_cell(decisions_of(row)),
     ]
 
 
