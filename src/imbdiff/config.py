@@ -140,7 +140,8 @@ class TrainConfig(Group):
     preview_images: Natural | None = None
     """Images between preview grids, 0: none. Default: a fifth of the run."""
     watch_images: Natural = 0
-    """Images between measurements of KD on validation images, by which the best weights are kept; 0: none."""
+    """Images between measurements of KD on validation images, by which the best weights are kept that make no copies
+    of training images; 0: none."""
     deterministic: bool = False
     """On a GPU: slower algorithms that repeat bit-identically, as a CPU does anyway."""
 
@@ -168,10 +169,10 @@ class SampleConfig(Group):
 
     prefix = "sample."
     strategy: str = "equal"
-    """How many: equal (of every class as many as the largest has real ones), or as in imbalanced-learn: auto (fill
-    every class to the largest), minority, not minority, not majority, all, a number in (0, 1] (fill to that share of
-    the largest), effective=BETA (more for classes of fewer images, by
-    their effective number), or NAME=TOTAL,NAME=TOTAL (target totals)."""
+    """How many: equal (of every class as many as the largest has real ones; equal=0.5: half of it), or as in
+    imbalanced-learn: auto (fill every class to the largest), minority, not minority, not majority, all, a number in
+    (0, 1] (fill to that share of the largest), effective=BETA (more for classes of fewer images, by their effective
+    number), or NAME=TOTAL,NAME=TOTAL (target totals)."""
     sampler: str | None = None
     """Solver. Default: the method's where it has one, otherwise dpm++."""
     steps: Count | None = None
@@ -266,7 +267,7 @@ class ClassifyConfig(FitConfig):
     ensemble: Natural = 2
     """Networks without and with synthetic images each, whose probabilities are averaged: the comparison that is the
     verdict, against ensembles as large without them. 0: single networks alone."""
-    changes: Share = 0.5
+    changes: Share = 1.0
     """Probability of each geometric change of training images (rotated, scaled, stretched, moved; mirrored as
     --data.augment allows) where synthetic images are used, and in the arms that show what the changes alone do."""
     adjust: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,10 +91,10 @@ def test_extractor_and_reference_are_not_those_that_judge(config: RunConfig) -> 
     original = extractor.features
     extractor.features = lambda x, *a, **k: seen.append(len(x)) or original(x, *a, **k)  # type: ignore[method-assign,func-returns-value]
     model = build_model(prepared, config)
-    numbers = watch.measure(model)
+    numbers = watch.measure(watch.sample(model))
     assert seen == [40, len(prepared.val)]
     assert numbers["KD"].n_reference == len(prepared.val)
-    assert watch.measure(model) == numbers
+    assert watch.measure(watch.sample(model)) == numbers
 
 
 def build_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
@@ -115,6 +116,22 @@ def test_a_repeated_measurement_takes_its_place_in_the_log(tmp_path: Path, confi
     watch.log = log.append
     assert watch.best_of(model) is not model
     assert "after 64 images" in log[0]
+
+
+def test_weights_whose_images_are_copies_are_not_kept(tmp_path: Path, config: RunConfig, monkeypatch: Any) -> None:
+    prepared, said = prepare_data("digits", config.data), list[str]()
+    watch = Watch(prepared, config, tmp_path, log=said.append)
+    model = build_model(prepared, config)
+    watch(model, 64)
+    training = prepared.train.select(np.arange(40))
+    monkeypatch.setattr(Watch, "sample", lambda *_: training)
+    watch(model, 128)  # of a smaller distance to real images than noise, and copies
+    rows = read_jsonl(tmp_path / "watch.jsonl")
+    assert rows[1]["KD"]["value"] < rows[0]["KD"]["value"]
+    assert [row["near_copies"] for row in rows] == [0.0, 1.0]
+    assert "not kept, after 128 images" in said[-1]
+    watch.best_of(model)
+    assert "after 64 images" in said[-1]
 
 
 def test_guidance_that_a_model_in_training_cannot_serve_is_logged_once(tmp_path: Path, config: RunConfig) -> None:

@@ -18,7 +18,7 @@ STRATEGIES = {
     "not majority": "all classes but the largest are filled to it",
     "all": "all classes are filled to the largest, which needs none",
     "auto": "the same as 'not majority'",
-    "equal": "as many synthetic images of every class, of the largest too, as the largest has real ones",
+    "equal": "of every class, of the largest too, as many synthetic images as the largest has real ones",
 }
 BETA = 0.99
 """Of the strategy "effective", where none is named."""
@@ -33,7 +33,8 @@ def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
         strategy: one of `STRATEGIES`; a number r in (0, 1], every class is filled to r times the largest (for two
             classes that is imbalanced-learn's meaning; for more, which it refuses, the natural extension);
             "effective=BETA", or "effective" for 0.99: to n_max E(n) / E(n_max) images, of the effective number
-            E(n) = (1 - beta^n) / (1 - beta) of n images (Cui et al. 2019, class-balanced loss); {class name: target
+            E(n) = (1 - beta^n) / (1 - beta) of n images (Cui et al. 2019, class-balanced loss); "equal=R", of every class
+            R n_max images, R in (0, 100], and "equal" for 1; {class name: target
             *total*}, or "name=total,name=total"; or a callable that gives such a mapping.
         stats: counts of the training set.
 
@@ -57,18 +58,20 @@ def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
         number = [-math.expm1(n * math.log(value)) for n in counts]
         return tuple(max(0, round(top * e / max(number)) - n) for e, n in zip(number, counts, strict=True))
     if kind == "equal":
-        return (top,) * len(counts)
+        return (max(1, round(value * top)),) * len(counts)
     chosen = {"minority": lambda n: n == low, "not minority": lambda n: n != low}.get(kind, lambda n: n != top)
     return tuple(top - n if chosen(n) else 0 for n in counts)
 
 
 def parse_strategy(text: str) -> tuple[str, Any]:
-    """A strategy's kind and value: one of `STRATEGIES`, ("share", r), ("effective", beta) or ("totals", {name: n}).
+    """A strategy's kind and value: one of `STRATEGIES`, ("equal", times), ("share", r), ("effective", beta) or ("totals", {name: n}).
 
     Raises:
         ConfigError: it is not understood, or out of range, whatever the classes.
     """
     text = text.strip()
+    if text == "equal":
+        return text, 1.0
     if text in STRATEGIES:
         return text, None
     if (share := _number(text)) is not None:
@@ -84,13 +87,17 @@ def parse_strategy(text: str) -> tuple[str, Any]:
                 "near 0 fills every class to the largest, near 1 adds nothing",
             )
         return "effective", beta
+    if word == "equal" and (times := _number(number)) is not None:
+        if not 0 < times <= 100:
+            raise ConfigError(f"sampling strategy {text} must be in (0, 100]", "1 is as many as the largest class has")
+        return "equal", times
     totals: dict[str, int] = {}
     for item in text.split(","):
         name, sign, total = (part.strip() for part in item.rpartition("="))
         if not sign or not total.isdigit():
             raise ConfigError(
                 f"sampling strategy {text!r} is not understood",
-                f"use one of {', '.join(STRATEGIES)}, effective, effective=BETA, a number in (0, 1], or "
+                f"use one of {', '.join(STRATEGIES)}, equal=R, effective, effective=BETA, a number in (0, 1], or "
                 "NAME=TOTAL,NAME=TOTAL",
             )
         totals[name] = int(total)

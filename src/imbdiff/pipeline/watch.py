@@ -1,5 +1,7 @@
 """Measuring while the diffusion model trains: as `evaluate` does, on validation images, by a working extractor.
 
+Weights after which images are copies of training images are not kept, however good their distance is.
+
 Choosing weights by a number makes that number useless for judging them. So the extractor here is a classifier that saw
 the training split only, the reference is the validation split, and neither is used for anything that is reported.
 """
@@ -25,6 +27,7 @@ from imbdiff.metrics.agreement import share_agreeing
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.frechet import frechet
 from imbdiff.metrics.kernel import kernel
+from imbdiff.metrics.memorisation import memorisation_report
 from imbdiff.metrics.rows import Estimate, Rows, Scope
 from imbdiff.pipeline.recognising import working_of
 from imbdiff.pipeline.sampling import encode_png, sampling
@@ -66,10 +69,12 @@ class Watch:
         self._real: Rows | None = None
 
     def __call__(self, model: DiffusionModel, seen: int) -> None:
-        """Measures `model`, writes a line, and keeps the model if it is the best so far."""
+        """Measures `model`, writes a line, and keeps the model if it is the best so far and makes no copies."""
         began = time.monotonic()
-        numbers = self.measure(model)
+        images = self.sample(model)
+        numbers, copied = self.measure(images), self.copies(images)
         line: dict[str, Any] = {name: {"value": e.value, "low": e.low, "high": e.high} for name, e in numbers.items()}
+        line |= {"near_copies": copied["summary"][0]["near_copy_share"], "copies": copied["warnings"]}
         missing = sampling(self.config).missing(model)
         if missing:
             line["without_guidance"] = missing
@@ -78,23 +83,30 @@ class Watch:
         log = JsonLog(self.folder / "watch.jsonl")
         log.cut(lambda row: row["images"] < seen)
         log.write(images=seen, seconds=round(time.monotonic() - began, 2), **line)
-        value, others = numbers[METRIC].value, [row[METRIC]["value"] for row in rows]
-        if value is not None and all(other is None or value < other for other in others):
+        value, others = numbers[METRIC].value, [row[METRIC]["value"] for row in rows if not row["copies"]]
+        if copied["warnings"]:
+            self.log(f"watch: not kept, after {seen:,} images there are copies: {copied['warnings'][0]}")
+        elif value is not None and all(other is None or value < other for other in others):
             save_model(model, self.folder / "checkpoints" / "best")
             write_json(self.folder / "checkpoints" / "best" / "watched.json", {"images": seen, **line})
 
-    def measure(self, model: DiffusionModel) -> dict[str, Estimate]:
+    def sample(self, model: DiffusionModel) -> ImageSet:
+        """The images that are measured: of each class with validation images as many, the same seeds each time."""
+        assert self.prepared.val is not None
+        present = np.unique(self.prepared.val.labels)
+        labels = np.sort(present[np.arange(SAMPLES) % len(present)])
+        how = sampling(self.config)
+        guidance = how.guide(model, self.prepared.groups, partial=True)
+        images = generate(model, labels, np.arange(len(labels)), **how.generator_options(guidance))
+        return ImageSet(images, labels.astype(np.int64), self.prepared.train.class_names)
+
+    def measure(self, images: ImageSet) -> dict[str, Estimate]:
         """KD and FD∞ against the validation images and the agreement with the labels asked for."""
         val = self.prepared.val
         assert val is not None
         if self._extractor is None:
             self._extractor = working_of(self.prepared, self.config)
-        present = np.unique(val.labels)
-        labels = np.sort(present[np.arange(SAMPLES) % len(present)])
-        how = sampling(self.config)
-        guidance = how.guide(model, self.prepared.groups, partial=True)
-        images = generate(model, labels, np.arange(len(labels)), **how.generator_options(guidance))
-        fake = self._rows(ImageSet(images, labels.astype(np.int64), self.prepared.train.class_names))
+        fake = self._rows(images)
         if self._real is None:
             self._real = self._rows(val)
         every = Scope("all", "all", np.arange(len(val.class_names)))
@@ -103,11 +115,17 @@ class Watch:
         assert predicted is not None
         return {**kernel(a, b), **frechet(a, b), "agreement": share_agreeing(predicted, fake.labels)}
 
+    def copies(self, images: ImageSet) -> dict[str, Any]:
+        """Copies of training images, by the rule of the page, against validation images as what was held out."""
+        return memorisation_report(images, self.prepared.train, self.prepared.val, self.prepared.groups)
+
     def best_of(self, model: DiffusionModel) -> DiffusionModel:
         """The best weights, with the guide and the weak model of `model`; `model` itself where none were kept."""
         folder = self.folder / "checkpoints" / "best"
         if not (folder / "watched.json").is_file():
-            self.log(f"kept: the last weights: no measurement gave a {METRIC}")
+            rows = read_jsonl(self.folder / "watch.jsonl")
+            why = "all made copies" if any(row["copies"] for row in rows) else f"none gave a {METRIC}"
+            self.log(f"kept: the last weights: of {len(rows)} measurements {why}")
             return model
         found, best = read_json(folder / "watched.json"), load_model(folder)
         best.guide = model.guide

@@ -31,7 +31,7 @@ LEADING = "balanced-softmax"
 """The recipe of the ensemble that leads: fixed here, before any result."""
 SEED_STEP = 1_000
 """Between the seeds of equal networks of an ensemble."""
-CHANGES = 0.5
+CHANGES = 1.0
 """Probability of each geometric change of training images where more than the plan's augmentation is done."""
 LONGEST = 60
 """Characters of a number in names."""
