@@ -34,7 +34,8 @@ def images_to_draw(strategy: Strategy, stats: ClassStats) -> tuple[int, ...]:
             classes that is imbalanced-learn's meaning; for more, which it refuses, the natural extension);
             "effective=BETA", or "effective" for 0.99: to n_max E(n) / E(n_max) images, of the effective number
             E(n) = (1 - beta^n) / (1 - beta) of n images (Cui et al. 2019, class-balanced loss);
-            "equal=R": R n_max images of every class, R in (0, 100], "equal" for 1; {class name: target *total*}, or "name=total,name=total"; or a callable that gives such a mapping.
+            "equal=R": R n_max images of every class, R in (0, 100], "equal" for 1; {class name: target *total*}, or
+            "name=total,name=total"; or a callable that gives such a mapping.
         stats: counts of the training set.
 
     Returns:
