@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,16 @@ import numpy as np
 import pytest
 
 from imbdiff.cli import main
+from imbdiff.config import RunConfig, override
 from imbdiff.data.arrays import ArraySource
+from imbdiff.data.geometric import Geometric
 from imbdiff.data.inspect import examine
+from imbdiff.data.sources import load
 from imbdiff.data.splits import prepare
+from imbdiff.data.symmetry import SYMMETRIES
 from imbdiff.pipeline.inspection import run_estimate
 from imbdiff.pipeline.strategy import images_to_draw
+from imbdiff.pipeline.training import symmetry_of
 from imbdiff.runtime.errors import DataError
 from tests.data.making import arrays, folder, noise
 
@@ -27,7 +33,7 @@ def test_the_estimate_is_what_a_run_would_split_and_sample(tmp_path: Path) -> No
         estimate = run_estimate(examine(source))
         made = prepare(source)
         assert estimate["training"] == list(made.stats.counts)
-        assert estimate["sampled"] == list(images_to_draw("auto", made.stats))
+        assert estimate["sampled"] == list(images_to_draw(RunConfig().sample.strategy, made.stats))
         assert estimate["test"] == len(made.test)
         assert estimate["validation"] == (len(made.val) if made.val else 0)
         assert estimate["cost"] is None
@@ -41,6 +47,22 @@ def test_the_estimate_follows_the_defaults_of_the_source() -> None:
     estimate = run_estimate(examine(source))
     assert estimate["training"] == list(prepare(source).stats.counts)
     assert max(estimate["training"]) >= 9 * min(estimate["training"])
+
+
+@pytest.mark.parametrize("flippable", [False, True])
+def test_which_changes_a_run_makes_of_images_is_said_and_how_to_have_others(flippable: bool) -> None:
+    source = load(ArraySource({"train": arrays([60, 40])}), flippable=flippable)
+    seen = examine(source)
+    rows = dict(run_estimate(seen)["rows"])
+    made = prepare(source)
+    unasked = symmetry_of(made, RunConfig())
+    assert seen.report["source"]["flippable"] == flippable
+    assert SYMMETRIES[unasked].always in rows["changed at random while training"]
+    assert Geometric(0.5, unasked).describe().split(",")[0].removeprefix("rotated ") == SYMMETRIES[unasked].rotated
+    # the options that are named give another symmetry each
+    named = re.findall(r"--data\.augment (\w+)", rows["to change that"])
+    config = [override(RunConfig(), {"data.augment": name}) for name in named]
+    assert {symmetry_of(made, one) for one in config} == set(SYMMETRIES) - {unasked}
 
 
 def test_unusable_files_are_said_and_a_class_without_images_is_refused(tmp_path: Path) -> None:
@@ -67,7 +89,9 @@ def test_page_and_report_are_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["inspect", str(tmp_path / "set"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((out / "inspection.json").read_text())
-    assert printed["run"]["sampled"] == [0, 2]
+    assert printed["run"]["sampled"] == list(
+        images_to_draw(RunConfig().sample.strategy, prepare(tmp_path / "set").stats)
+    )
     assert sorted(p.name for p in (tmp_path / "set").rglob("*")) == before
 
 

@@ -11,10 +11,19 @@ from imbdiff.data.arrays import ArraySource
 from imbdiff.data.inspect import examine
 from imbdiff.pipeline.inspection import run_estimate
 from imbdiff.reporting import plots
-from imbdiff.reporting.inspection import MAX_CLASSES, MAX_GROUPS, MAX_ROWS, Pictures, build_inspection, picture_size
+from imbdiff.reporting.blocks import Definitions, Shelf
+from imbdiff.reporting.inspection import (
+    MAX_CLASSES,
+    MAX_GROUPS,
+    MAX_ROWS,
+    Pictures,
+    _changes,
+    build_inspection,
+    picture_size,
+)
 from tests.data.making import folder, noise, write
 
-from .looking import HOSTILE, check_page, words
+from .looking import HOSTILE, blocks_of, check_page, page_of, words
 
 
 def page(source: object) -> str:
@@ -89,6 +98,27 @@ def test_pictures_are_the_images_that_they_name() -> None:
         np.testing.assert_array_equal(made["train", i].image, x[i])
         assert made["train", i].title == f"train/{i}, {i % 2}"
     assert found.place("train/4", "train") == ("train", 4)
+
+
+def test_one_can_see_whether_mirrored_images_keep_their_meaning() -> None:
+    x, y = noise(12, 16, 16, 3), np.arange(12) % 2
+    seen = examine((x, y))
+    for flippable, own in ((False, "none"), (True, "mirror")):
+        seen.report["source"]["flippable"] = flippable
+        section = _changes(seen, Pictures(seen), [0, 1])
+        (shelf,) = blocks_of(section, Shelf)
+        shown = [[group.pictures[0] for group in one.groups] for one in shelf.sets]
+        for plain, mirrored, upside in zip(*shown, strict=True):
+            name = plain.title.split(",")[0]
+            np.testing.assert_array_equal(plain.image, x[int(name.removeprefix("train/"))])
+            np.testing.assert_array_equal(mirrored.image, np.fliplr(plain.image))
+            np.testing.assert_array_equal(upside.image, np.rot90(plain.image, 2))
+        assert len(shown[0]) == 2
+        (options,) = blocks_of(section, Definitions)
+        terms = [words(term) for term, _ in options.rows]
+        assert [term.split()[1] for term in terms] == ["none", "mirror", "turns"]
+        assert [term.split()[1] for term in terms if "unasked" in term] == [own]
+        check_page(page_of(section))
 
 
 def test_ids_that_two_splits_share_are_told_apart() -> None:

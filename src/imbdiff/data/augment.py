@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from imbdiff.data.auto_augment import NUMBERS, apply_policy
 from imbdiff.data.names import counted
-from imbdiff.data.source import Symmetry
+from imbdiff.data.symmetry import Symmetry
 
 OWN_NUMBERS = 7
 """Random numbers per row: mirror, vertical and horizontal offset, up-down mirror, exchange of axes, row and column of

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbdiff.data.source import Symmetry
+from imbdiff.data.symmetry import Symmetry
 
 CONDITION_SIZE = 9
 """Numbers that describe a change."""

@@ -58,7 +58,7 @@ def inspect(source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarra
     Returns:
         A JSON-able dictionary. Unusable files are in "bad" and in no count; ids name images.
 
-        * source: name, kind, splits.
+        * source: name, kind, splits, flippable (known to allow mirroring).
         * classes: name, group, counts per split, share of the usable training images, effective {"0.999", "0.9999":
           effective number of samples (1 - beta^n) / (1 - beta), Cui et al. 2019}.
         * images per split; imbalance_factor of the classes with a usable training image; balanced; group_rule;
@@ -99,7 +99,12 @@ def examine(source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarra
     equal = copies(usable, names)
     classes = _classes(opened, usable)
     report = {
-        "source": {"name": opened.name, "kind": opened.kind, "splits": list(opened.splits)},
+        "source": {
+            "name": opened.name,
+            "kind": opened.kind,
+            "splits": list(opened.splits),
+            "flippable": opened.flippable,
+        },
         **classes,
         "sizes": [[h, w, n] for (h, w), n in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))],
         "modes": dict(scan.modes),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import __version__ as pillow
@@ -52,9 +52,6 @@ _DARK = (
     "the images are nearly black: 10- or 12-bit data saved in 16 bits use a small part of the range; "
     "scale them to 16 or 8 bits"
 )
-
-Symmetry = Literal["none", "mirror", "turns"]
-"""What leaves the meaning of images as it is: nothing, mirroring left and right, or mirroring and quarter turns."""
 
 
 @dataclass(frozen=True, eq=False)

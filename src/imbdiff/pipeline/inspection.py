@@ -7,15 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from imbdiff.config import SampleConfig
 from imbdiff.data.arrays import ArraySource
 from imbdiff.data.inspect import Inspection, examine, format_inspection, listed
 from imbdiff.data.names import counted
 from imbdiff.data.splits import prepare
-from imbdiff.pipeline.strategy import images_to_draw
+from imbdiff.data.symmetry import SYMMETRIES, unasked
+from imbdiff.pipeline.strategy import STRATEGIES, images_to_draw
 from imbdiff.runtime.errors import ConfigError, ImbdiffError
 from imbdiff.runtime.files import write_json, write_text
 
-STRATEGY = "auto"
+STRATEGY = SampleConfig().strategy
 
 
 def inspect_any(
@@ -110,14 +112,35 @@ def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
     classes = counted(sum(n > 0 for n in sampled), "class", "classes")
     rows = [
         ["a run with default options", splits],
-        ["to be sampled", f"{sum(sampled):,} images for {classes} (every class filled to the largest)"],
+        ["to be sampled", f"{sum(sampled):,} images for {classes} ({STRATEGIES[STRATEGY]})"],
     ]
+    rows += _changes(seen.source.flippable)
     if seen.report["bad"]:
         rows.append(["unusable files", "not counted; a run refuses them until they are replaced or removed"])
     costs = _cost(seen) if cost else None
     if costs is not None:
         rows += [["cost", f"not measured: {costs['refused']}"]] if "refused" in costs else costs["rows"]
     return {**estimate, "cost": costs, "rows": rows}
+
+
+def _changes(flippable: bool) -> list[list[str]]:
+    """What a run does to images while training, and how to have more or less of it."""
+    own, mirror, turns = unasked(flippable), SYMMETRIES["mirror"], SYMMETRIES["turns"]
+    why = "this source is known to allow it" if flippable else "nothing is known of what these images allow"
+    less = f"--data.augment none switches it off ({SYMMETRIES['none'].suits})"
+    more = f"--data.augment mirror, if images show the same when mirrored ({mirror.suits})"
+    return [
+        [
+            "changed at random while training",
+            f"images are {SYMMETRIES[own].always}: {why}. A generator that is conditioned on changes (as with --method "
+            f"ddpm-augmented), and classifiers under --classify.changes, see them rotated {SYMMETRIES[own].rotated}, "
+            "scaled, stretched and moved, too",
+        ],
+        [
+            "to change that",
+            f"{less if flippable else more}; --data.augment turns, if also when upside down ({turns.suits})",
+        ],
+    ]
 
 
 def _refused(reason: str) -> dict[str, Any]:

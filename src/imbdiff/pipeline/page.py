@@ -7,12 +7,13 @@ from typing import Any
 
 from imbdiff.config import RunConfig, to_dict
 from imbdiff.data.augment import Augmentation
+from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.methods import get_method, method_of
 from imbdiff.pipeline import training
 from imbdiff.pipeline.folder import RunFolder, repeat_command
-from imbdiff.pipeline.recognising import plan_of
+from imbdiff.pipeline.recognising import classifier_arms, plan_of
 from imbdiff.pipeline.sampling import guidance_text
 from imbdiff.pipeline.watch import METRIC
 from imbdiff.recipe import constants
@@ -105,12 +106,21 @@ def augmentation(prepared: Prepared, config: RunConfig) -> str:
     changes = training.geometric(method.target, method, symmetry)
     shown = Augmentation(symmetry).describe()
     if changes is not None:
-        shown = f"{changes.describe()}; the network is conditioned on these changes"
+        shown = f"{changes.describe()}; the network is conditioned on these changes, and what it samples has none"
+    classifiers = plan_of(prepared, config).augmentation.describe()
+    most = max(network.changes for arm in classifier_arms(config.classify) for network, _ in arm.networks(0))
+    if most:
+        more = Geometric(most, symmetry).describe()
+        classifiers += f"; with synthetic images, and in the arms that are compared with these, also {more}"
     why = f"--data.augment {config.data.augment}"
     if config.data.augment == "auto":
-        why = f"this source is {'known' if prepared.flippable else 'not known'} to allow mirroring"
-    classifiers = plan_of(prepared, config).augmentation.describe()
-    return f"images shown to the generator: {shown}; to classifiers: {classifiers} ({why})"
+        why = "this source is known to allow mirroring"
+        if not prepared.flippable:
+            why = (
+                "this source is not known to allow mirroring: --data.augment mirror or turns switches it on, where "
+                "images go on showing the same; imbdiff inspect helps to choose"
+            )
+    return f"images shown to the generator: {shown}. To classifiers: {classifiers}. By symmetry {symmetry}: {why}"
 
 
 def optional(path: Path) -> dict[str, Any] | None:

@@ -19,8 +19,9 @@ from imbdiff.config import NOT_DECISIVE, DataConfig, RunConfig, TrainConfig, fla
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.source import Source, Symmetry
+from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared, prepare
+from imbdiff.data.symmetry import Symmetry, unasked
 from imbdiff.diffusion.model import DiffusionModel, build_model, without_augmentation
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
@@ -43,9 +44,7 @@ from imbdiff.training.trainer import OnPreview, Trainer
 
 def symmetry_of(prepared: Prepared, config: RunConfig) -> Symmetry:
     """What may be done to images while training: as configured, otherwise as is known to be safe for the source."""
-    if config.data.augment == "auto":
-        return "mirror" if prepared.flippable else "none"
-    return config.data.augment
+    return unasked(prepared.flippable) if config.data.augment == "auto" else config.data.augment
 
 
 def choose_backbone(config: RunConfig, shape: tuple[int, int, int]) -> str:

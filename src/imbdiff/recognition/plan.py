@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from imbdiff.config import FitConfig
 from imbdiff.data.augment import Augmentation
-from imbdiff.data.source import Symmetry
+from imbdiff.data.symmetry import Symmetry
 from imbdiff.recognition.networks import Maker, name_of, network_identity
 
 MOMENTUM = 0.9

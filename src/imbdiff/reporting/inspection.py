@@ -12,12 +12,13 @@ import numpy as np
 from imbdiff.data.decode import Target
 from imbdiff.data.inspect import Inspection
 from imbdiff.data.names import counted
+from imbdiff.data.symmetry import SYMMETRIES, unasked
 from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.class_plot import Classes, class_plot
 from imbdiff.reporting.pictures import COLUMNS, in_turn, spread
 from imbdiff.reporting.text import number, shorten
 
-MAX_ROWS, MAX_CLASSES, MAX_LISTED, MAX_SIZES, MAX_GROUPS = 200, 30, 50, 12, 24
+MAX_ROWS, MAX_CLASSES, MAX_LISTED, MAX_SIZES, MAX_GROUPS, MAX_TURNED = 200, 30, 50, 12, 24, 6
 LARGEST = 48
 
 Found = Mapping[str, Any]
@@ -49,6 +50,7 @@ def build_inspection(seen: Inspection, estimate: Found, command: str) -> str:
         _damaged(report["bad"]),
         _duplicates(report, pictures),
         _labels(report["labels"], pictures),
+        _changes(seen, pictures, order),
         _next(report, estimate, command),
     ]
     return ui.render("inspection", shorten(report["source"]["name"], 200), [_facts(report)], sections)
@@ -303,6 +305,49 @@ def _labels(labels: Found, pictures: Pictures) -> ui.Section:
         text = f"Labels of {counted(len(odd['not_judged']), 'class', 'classes')} are not judged by neighbours: {why}."
         blocks.append(ui.note(text))
     return ui.Section("labels", "Labels", blocks or [ui.Text("Nothing stands out.")], "Labels")
+
+
+def _changes(seen: Inspection, pictures: Pictures, order: Sequence[int]) -> ui.Section:
+    """What may be done to images without changing what they show: the user sees, and says so by --data.augment."""
+    train, report = seen.usable["train"], seen.report
+    own = unasked(report["source"]["flippable"])
+    by_hash = np.argsort(np.array(train.hashes), kind="stable")
+    classes = spread([k for k in order if report["classes"][k]["counts"]["train"]], MAX_TURNED)
+    places: list[Place] = [("train", int(by_hash[train.labels[by_hash] == k][0])) for k in classes]
+    made = pictures.decoded(places)
+
+    def turned(heading: str, rows: int, columns: int) -> ui.PictureSet:
+        shown = [made[place] for place in places]
+        return ui.PictureSet(
+            [ui.Group([ui.Picture(one.image[::rows, ::columns], f"{one.title}, {heading}")]) for one in shown], heading
+        )
+
+    sets = [turned("as they are", 1, 1), turned("mirrored", 1, -1), turned("upside down", -1, -1)]
+    options = [
+        (
+            ui.joined([ui.code(f"--data.augment {name}"), ui.span("unasked", "badge") if name == own else ""]),
+            f"Images are {allowed.always}; where more is done, rotated {allowed.rotated}. Right for {allowed.suits}.",
+        )
+        for name, allowed in SYMMETRIES.items()
+    ]
+    known = "This source is known to allow mirroring."
+    if not report["source"]["flippable"]:
+        known = "Nothing is known of what these images allow, so that a run mirrors none of them unasked."
+    return ui.Section("changes", "Which changes keep the meaning of these images?", [
+        ui.Text(
+            f"{known} Variety helps the generator and the classifiers, but only where an image goes on showing its "
+            "class. Compare: do the mirrored ones, and those upside down, still show the same?"
+        ),
+        *([ui.Shelf(sets)] if places else []),
+        ui.heading("Options of imbdiff run"),
+        ui.Definitions(options),
+        ui.note(
+            "More is done in two places: images are rotated, scaled, stretched and moved where the generator is "
+            "conditioned on these changes (as with --method ddpm-augmented; what it generates is not changed), and, "
+            "with the probability --classify.changes, where classifiers are trained with synthetic images, and in "
+            "their controls."
+        ),
+    ], "Changes")  # fmt: skip
 
 
 def _next(report: Found, estimate: Found, command: str) -> ui.Section:
