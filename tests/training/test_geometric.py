@@ -14,6 +14,7 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.splits import Prepared
 from imbdiff.data.stats import Groups
+from imbdiff.data.symmetry import SYMMETRIES
 from imbdiff.diffusion.codec import IdentityCodec
 from imbdiff.diffusion.model import DiffusionModel, build_model
 from imbdiff.diffusion.process import DDPM
@@ -142,9 +143,12 @@ def test_the_probability_is_the_options_otherwise_the_methods() -> None:
     guide = Phase("encoder", lambda: [Denoising()], gives="guide")
     target = Phase("target", lambda: [Denoising()])
     changing = method_of(configured(**{"method.ada": 0.3}))
-    assert training.geometric(target, changing) == Geometric(0.3)
-    assert training.geometric(target, method_of(configured())) is None
-    assert training.geometric(guide, changing) is None
+    for symmetry in SYMMETRIES:
+        assert training.geometric(target, changing, symmetry) == Geometric(0.3, symmetry)
+        published = method_of(configured(method="cbdm-ada"))
+        assert training.geometric(target, published, symmetry) == Geometric(0.12, None)
+        assert training.geometric(target, method_of(configured()), symmetry) is None
+        assert training.geometric(guide, changing, symmetry) is None
 
 
 @pytest.mark.parametrize("name", ["ccua", "cm", "coral", "diffrc", "t2h"])
@@ -167,7 +171,7 @@ def test_images_that_may_be_mirrored_are_mirrored_once_and_said_to_be(
     monkeypatch.setattr(Trainer, "run", lambda self: (seen.append(self), real(self))[1])
     model = training.train(digits, configured(**{"method.ada": ada}, data={"augment": "mirror"}), quiet=True)
     assert [t.augmentation for t in seen] == [plain]
-    assert [t.geometric for t in seen] == [Geometric(ada) if ada else None]
+    assert [t.geometric for t in seen] == [Geometric(ada, "mirror") if ada else None]
     assert (model.backbone.augmentation is not None) == (ada > 0)
 
 

@@ -109,10 +109,11 @@ def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
     splits = (
         f"{made.stats.total:,} training, {estimate['validation']:,} validation and {estimate['test']:,} test images"
     )
+    how = STRATEGIES.get(STRATEGY, f"--sample.strategy {STRATEGY}")
     classes = counted(sum(n > 0 for n in sampled), "class", "classes")
     rows = [
         ["a run with default options", splits],
-        ["to be sampled", f"{sum(sampled):,} images for {classes} ({STRATEGIES[STRATEGY]})"],
+        ["to be sampled", f"{sum(sampled):,} images for {classes} ({how})"],
     ]
     rows += _changes(seen.source.flippable)
     if seen.report["bad"]:
