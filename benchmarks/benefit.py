@@ -70,7 +70,7 @@ class Set:
 
 
 DIGITS: dict[str, Any] = {"model.backbone": "mlp-384", "train.images": 384_000}
-SIXTEEN: dict[str, Any] = {"data.size": 16, "model.backbone": "mlp-768", "train.images": 500_000}
+SIXTEEN: dict[str, Any] = {"data.size": 16, "model.backbone": "dit-tiny-4", "train.images": 120_000}
 SETS = {
     "digits-50": Set(
         None, {**DIGITS, "data.imbalance_factor": 50.0}, FitPlan(steps=500), range(5, 15), left_out=True

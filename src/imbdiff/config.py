@@ -267,6 +267,8 @@ class ClassifyConfig(FitConfig):
     ensemble: Natural = 2
     """Networks without and with synthetic images each, whose probabilities are averaged: the comparison that is the
     verdict, against ensembles as large without them. 0: single networks alone."""
+    distilled: bool = True
+    """Train one network on the soft labels of the ensemble with synthetic images: for predictions at its cost."""
     changes: Share = 1.0
     """Probability of each geometric change of training images (rotated, scaled, stretched, moved; mirrored as
     --data.augment allows) where synthetic images are used, and in the arms that show what the changes alone do."""

@@ -58,11 +58,12 @@ PRESETS: dict[str, Preset] = {
         expect="130 s on 2 cores; accuracy all / few: balanced softmax 0.939 / 0.844, with synthetic images "
         "0.933 / 0.844, CE 0.899 / 0.693 (imbdiff run digits --preset demo; benchmarks/results/demo_*_2026-11-30)",
         overrides={
+            "method": "ddpm-augmented",
             "data": {"imbalance_factor": 50.0},
-            "model": {"process": "ddpm-cosine-v"},
-            "train": {**_SHORT, "images": 32_000, "warmup_images": 6_400},
+            "model": {"process": "ddpm-cosine-v", "backbone": "mlp-384"},
+            "train": {**_SHORT, "images": 384_000, "warmup_images": 6_400},
             "evaluate": {"cas": False},
-            "classify": {"steps": 300},
+            "classify": {"steps": 400, "seeds": 2},
         },
     ),
     "tiny": Preset(

@@ -219,7 +219,8 @@ PARAMETERS = {
 
 def test_the_table_states_the_parameters_kinds_and_roles() -> None:
     kinds: dict[str, type[Backbone]] = {"unet": UNetBackbone, "dit": DiTBackbone, "mlp": MLPBackbone}
-    roles = {"dit-tiny": ("block1", "block0"), "dit-s": ("block3", "block2"), "dit-b": ("block3", "block2")}
+    tiny = ("block1", "block0")
+    roles = {"dit-tiny": tiny, "dit-tiny-4": tiny, "dit-s": ("block3", "block2"), "dit-b": ("block3", "block2")}
     roles |= {"dit-l": ("block6", "block5"), "dit-xl": ("block7", "block6")}
     for name, (kind, config, text) in BACKBONES.items():
         backbone = on_meta(name, (3, 28, 28) if kind == "unet" else (3, 32, 32) if kind == "dit" else (3, 8, 8))

@@ -342,6 +342,5 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
         {"width": 512, "stem": 2},
         "8-pixel images, a fiftieth of unet-8's operations, 1.0 M parameters",
     ),
-    "mlp-768": ("mlp", {"width": 768, "stem": 2}, "16-pixel images, a tenth of unet-8's time, 2.2 M parameters"),
     "mlp-fine": ("mlp", {"width": 192, "waves": 5, "stem": 1}, "points whose density has detail finer than 0.1"),
 }

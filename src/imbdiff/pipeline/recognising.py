@@ -48,7 +48,7 @@ def classifier_arms(options: ClassifyConfig) -> tuple[Arm, ...]:
     """The arms that the options name, and those that no comparison may lack."""
     return make_arms(
         options.recipes, options.synthetic, classifier_use(options),
-        ensemble=options.ensemble, changes=options.changes, leading=options.primary,
+        ensemble=options.ensemble, changes=options.changes, leading=options.primary, distilled=options.distilled,
     )  # fmt: skip
 
 

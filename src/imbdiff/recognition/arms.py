@@ -74,7 +74,7 @@ class Arm:
             names = {member: f"({member.name})" if "+" in member.name else member.name for member in self.members}
             return " + ".join(f"{n} x {names[member]}" for member, n in Counter(self.members).items())
         if self.teacher is not None:
-            return "one network distilled from these"
+            return "one network distilled from the ensemble"
         if self.use is None:
             return f"{recipe}, strong augmentation" if self.changes else recipe
         if self.placebo:
@@ -157,6 +157,7 @@ def make_arms(
     ensemble: int = 2,
     changes: float = CHANGES,
     leading: str = LEADING,
+    distilled: bool = True,
 ) -> tuple[Arm, ...]:
     """The arms of `classify` by the names of their recipes: those without synthetic images, then those that use them.
 
@@ -169,6 +170,7 @@ def make_arms(
         changes: probability of each geometric change where synthetic images are used, in their placebo, and in the arm
             with strong augmentation.
         leading: the recipe whose synthetic images are judged.
+        distilled: one network that learns the soft labels of the ensemble with synthetic images.
 
     Raises:
         ConfigError: an unknown recipe, or one that is named twice.
@@ -185,7 +187,8 @@ def make_arms(
     others = (base, *((strong, placebo) if changes else (placebo,)))
     controls = [_ensemble(base, other, ensemble) for other in others]
     best = _ensemble(base, Arm(leading, use, changes=changes), ensemble)
-    return (*alone, *others[1:], *controls, *(arm for arm in single if arm.use is not None), best)
+    student = (Arm("ce", use, changes=changes, teacher=best),) if distilled else ()
+    return (*alone, *others[1:], *controls, *(arm for arm in single if arm.use is not None), *student, best)
 
 
 def _ensemble(base: Arm, other: Arm, n: int) -> Arm:
