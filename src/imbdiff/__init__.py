@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from imbdiff.integrations.oversampler import DiffusionOverSampler as DiffusionOverSampler
     from imbdiff.metrics.evaluate import evaluate as evaluate
     from imbdiff.pipeline.curation import sample_curated as sample_curated
+    from imbdiff.pipeline.predicting import load_classifier as load_classifier
     from imbdiff.pipeline.run import run as run
     from imbdiff.pipeline.sampling import sample as sample
     from imbdiff.pipeline.strategy import images_to_draw as images_to_draw
@@ -51,6 +52,7 @@ _WHERE = {
     "load": "imbdiff.data.sources",
     "prepare": "imbdiff.data.splits",
     "generate": "imbdiff.diffusion.generate",
+    "load_classifier": "imbdiff.pipeline.predicting",
     "load_model": "imbdiff.diffusion.saved",
     "save_model": "imbdiff.diffusion.saved",
     "evaluate": "imbdiff.metrics.evaluate",

@@ -31,6 +31,7 @@ HELP = f"""imbdiff {__version__}: class-conditional diffusion for long-tailed im
   imbdiff evaluate FAKE --reference REAL    measure any images against others, without a run
   imbdiff reference SOURCE  make reference statistics of real images
   imbdiff classify RUN      train classifiers with and without them, and compare
+  imbdiff predict RUN IMAGES    the class of new images, by the classifier of a run
   imbdiff study RUN         how many synthetic images, which and used how: try a grid, choose on validation images
   imbdiff report RUN        write the page again
   imbdiff compare RUN RUN   several runs on one page
@@ -276,6 +277,32 @@ class InspectCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictCommand:
+    """The class of each image, by the classifier of a run, as a CSV file: file, predicted, probability, p_CLASS.
+
+    Images of any size are brought to that of the run, as its own were."""
+
+    run: str = field(metadata=POSITIONAL)
+    """Run folder in which `imbdiff classify` is done; or a folder that holds a saved classifier."""
+    images: str = field(metadata=POSITIONAL)
+    """A folder, with or without class folders, an image, or any other source of images: docs/sources.md."""
+    arm: str | None = None
+    """Name of an arm, or a part of it that no other has. Default: that of the verdict, or else the best control."""
+    out: str | None = None
+    """CSV file; - is the standard output. Default: predictions-IMAGES.csv."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def execute(self, command: str) -> None:
+        from imbdiff.pipeline.predicting import predict_any
+
+        out = self.out or f"predictions-{_called(self.images)}.csv"
+        predict_any(self.run, self.images, out, arm=self.arm, device=self.device, quiet=self.quiet)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyCommand(StudyOptions):
     """How many synthetic images, which of them and used how: a grid of classifiers, chosen among on validation images.
 
@@ -361,6 +388,7 @@ COMMANDS: dict[str, Any] = {
     "inspect": InspectCommand,
     "evaluate": EvaluateCommand,
     "reference": ReferenceCommand,
+    "predict": PredictCommand,
     "study": StudyCommand,
     "compare": CompareCommand,
     "methods": MethodsCommand,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imbdiff.data.decode import LARGEST, UnusableImageError
-from imbdiff.data.folder import Tree, by_class, common_root, is_hidden, is_image, left_out
+from imbdiff.data.folder import Tree, by_class, by_folder, common_root, is_hidden, is_image, left_out
 from imbdiff.data.labels import check_file
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import Reader
@@ -59,11 +59,11 @@ def open_source(spec: Spec) -> Source:
         if not name.endswith("/"):
             (tree.images if is_image(name) else tree.others).append(name.removeprefix(start))
     tree.folders = sorted(folder.removeprefix(start) for folder in folders if folder.startswith(start))
-    splits, names, notes = by_class(tree, where)
+    splits, names, notes = by_class(tree, where) if spec.strict else by_folder(tree, where)
     if root:
         notes.insert(0, f"the classes are the folders inside {root}/, the only folder in {where}")
     records = {s: Records(r.ids, r.labels, [members[start + name] for name in r.ids]) for s, r in splits.items()}
-    return Source(where, "zip", records, reader, names, [*notes, *left_out(tree, where)])
+    return Source(where, "zip", records, reader, names, [*notes, *left_out(tree, where)], strict=spec.strict)
 
 
 class ZipReader(Reader):

@@ -49,20 +49,23 @@ class Tree:
 
 
 def open_source(spec: Spec) -> Source:
-    """Image files in class folders.
+    """Image files in class folders; where it is not for training, also a single image.
 
     Raises:
         DataError: no image, one class only, a class without images, a class in val or test that train lacks; links
             that leave the folder, names that are not valid text.
     """
     path = user_path(spec.rest)
+    if path.is_file():
+        one = {"train": Records([path.name], [ONE_CLASS])}
+        return Source(spec.text, "file", one, PathReader(path.parent), strict=False)
     tree = walk(path, splits=spec.strict)
     if spec.strict and (root := common_root(tree.images, tree.folders)):
         raise DataError(
             f"{spec.text} has only one class folder, {root.split('/')[0]!r}, and that has folders inside",
             f"the classes may be deeper: give {path / root}",
         )
-    splits, names, notes = by_class(tree, spec.text) if spec.strict else _measured(tree, spec.text)
+    splits, names, notes = by_class(tree, spec.text) if spec.strict else by_folder(tree, spec.text)
     notes += left_out(tree, spec.text)
     return Source(spec.text, "folder", splits, PathReader(path), names, notes, strict=spec.strict)
 
@@ -162,7 +165,7 @@ def by_class(tree: Tree, where: str) -> tuple[dict[str, Records], list[str], lis
     return {split: _records(images, names) for split, images in rows.items() if images}, names, notes
 
 
-def _measured(tree: Tree, where: str) -> tuple[dict[str, Records], list[str], list[str]]:
+def by_folder(tree: Tree, where: str) -> tuple[dict[str, Records], list[str], list[str]]:
     """As :func:`by_class`, where every folder is a class; images in no folder are one class if there is no other."""
     rows = [(_nfc(path.split("/")[0]), path) for path in tree.images if "/" in path]
     outside = len(tree.images) - len(rows) if rows else 0

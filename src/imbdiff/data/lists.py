@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from imbdiff.data.arrays import ONE_CLASS
 from imbdiff.data.decode import EXTENSIONS
 from imbdiff.data.folder import is_image, is_inside
 from imbdiff.data.labels import check_file, read_names
@@ -81,7 +82,7 @@ def open_source(spec: Spec) -> Source:
     rows = [
         row._replace(root=root or file.parent)
         for split, file in ({"train": path} | further).items()
-        for row in _read(file, split, columns, notes)
+        for row in _read(file, split, columns, notes, strict=spec.strict)
     ]
     rows = _once(_found(rows, spec.text, notes), spec.text, notes)
     splits = {}
@@ -91,7 +92,7 @@ def open_source(spec: Spec) -> Source:
             elsewhere = None if own[0].root == rows[0].root else [row.place for row in own]
             splits[split] = Records([row.path for row in own], [row.label for row in own], elsewhere)
     names = read_names(_near(given["names"], path)) if given.get("names") else None
-    return Source(spec.text, "list", splits, PathReader(rows[0].root), names, notes)
+    return Source(spec.text, "list", splits, PathReader(rows[0].root), names, notes, strict=spec.strict)
 
 
 def _near(given: str, path: Path) -> Path:
@@ -101,17 +102,24 @@ def _near(given: str, path: Path) -> Path:
     return own if not os.path.lexists(direct) and os.path.lexists(own) else direct
 
 
-def _read(file: Path, split: str, given: Mapping[str, str], notes: list[str]) -> list[Row]:
+def _read(file: Path, split: str, given: Mapping[str, str], notes: list[str], *, strict: bool) -> list[Row]:
     """The rows of one list; those of a table without a column of splits are of `split`.
+
+    Where it is not for training no labels are needed: images of a list without any are of one class.
 
     Raises:
         DataError: no list, no such column, rows without a label or of no split.
     """
     table = file.suffix.lower() in (".csv", ".tsv") or "image" in given or "label" in given
-    names, cells = read_table(file, notes) if table else (["path", "label"], read_lines(file, notes))
+    names, cells = read_table(file, notes) if table else (["path", "label"], read_lines(file, notes, strict=strict))
     if not cells:
         raise DataError(f"{file} lists no image", "give a file with one line for each image")
-    image, label = (_column(file, names, cells[0][1], option, given.get(option)) for option in ("image", "label"))
+    image = _column(file, names, cells[0][1], "image", given.get("image"))
+    if not strict and "label" not in given and not any(name.lower() in USUAL["label"] for name in names):
+        names, label = [*names, "label"], len(names)
+        cells = [(number, [*row, ONE_CLASS]) for number, row in cells]
+    else:
+        label = _column(file, names, cells[0][1], "label", given.get("label"))
     by = None
     if given.get("split") or ("split" in names and "split" not in given):
         by = _column(file, names, cells[0][1], "split", given.get("split"))
@@ -132,8 +140,10 @@ def _read(file: Path, split: str, given: Mapping[str, str], notes: list[str]) ->
     return rows
 
 
-def read_lines(file: Path, notes: list[str]) -> Lines:
+def read_lines(file: Path, notes: list[str], *, strict: bool = True) -> Lines:
     """Lines of a path, spaces or tabs, and a label; the label is what follows the last of these.
+
+    Where it is not for training, a line that ends as an image's name does is a path alone.
 
     Raises:
         DataError: no text file, lines without a label.
@@ -142,7 +152,9 @@ def read_lines(file: Path, notes: list[str]) -> Lines:
     for number, line in _text(file, notes, table=False):
         text = line.rstrip(" \t\r\n")
         cut = max(text.rfind(" "), text.rfind("\t"))
-        if cut > 0:
+        if not strict and is_image(text):
+            cells.append((number, [text, ONE_CLASS]))
+        elif cut > 0:
             cells.append((number, [text[:cut].rstrip(" \t"), text[cut + 1 :]]))
         elif text.strip():
             wrong.append(f"line {number}: {display_name(text, 120)}")

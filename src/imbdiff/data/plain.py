@@ -60,15 +60,8 @@ def read_any(
     if isinstance(source, np.ndarray):
         return Measurable(_of_array(source, "the array"), "array")
     path, text = user_path(source), str(source)
-    if path.suffix.lower() == ".npy" and path.is_file():
-        try:
-            array = np.load(path, mmap_mode="r")
-        except (ValueError, OSError, EOFError, BadZipFile) as error:
-            raise DataError(f"{source} is no plain array: {error}", "save uint8 images with numpy.save") from error
-        if not isinstance(array, np.ndarray):
-            array.close()
-            raise DataError(f"{source} is no plain array but a zip file of arrays", "call it .npz")
-        return Measurable(_of_array(array, text), text)
+    if is_array(path):
+        return Measurable(_of_array(read_array(path), text), text)
     has_splits = path.is_dir() and any(f.is_dir() and f.name.lower() in SPLIT_FOLDERS["train"] for f in path.iterdir())
     opened = load(source, strict=has_splits)
     wanted = (
@@ -79,6 +72,27 @@ def read_any(
     sets, notes = opened.read_all(target, resize, splits=wanted)
     name = text if len(opened.splits) == 1 else f"{text} {' and '.join(wanted)}"
     return Measurable(_joined([sets[one] for one in wanted]), name, (*opened.warnings, *notes))
+
+
+def is_array(path: Path) -> bool:
+    """Whether it is an .npy file."""
+    return path.suffix.lower() == ".npy" and path.is_file()
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array in an .npy file, of which nothing is read yet; nothing is unpickled.
+
+    Raises:
+        DataError: it holds no plain array.
+    """
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise DataError(f"{path} is no plain array: {error}", "save uint8 images with numpy.save") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise DataError(f"{path} is no plain array but a zip file of arrays", "call it .npz")
+    return array
 
 
 def _joined(sets: Sequence[ImageSet]) -> ImageSet:

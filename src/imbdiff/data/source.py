@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ SMALL = 8
 """Pixels along each side of the small versions."""
 SAMPLE_FROM = 4096  # images from which reading every header before decoding is worth avoiding
 SAMPLE = 256  # images of a split whose headers stand for all
+BLOCK = 2**27  # bytes of images decoded at a time, where each is used once
 PROGRESS_FROM = 20_000  # images from which it is worth showing progress
 DARK = 32  # values below which images look black
 _DARK = (
@@ -249,6 +250,24 @@ class Source:
             self.warnings = tuple(dict.fromkeys((*self.warnings, _DARK)))
         return scan
 
+    def converted(self, target: Target, grey: bool) -> Iterator[tuple[str, tuple[np.ndarray, bool] | None, str]]:
+        """(id, (pixels, whether colours were lost) or None, why it is unusable) of every image of all splits, in order.
+
+        They are decoded block by block, so that memory does not grow with their number.
+
+        Args:
+            target: what they are brought to; pixels are (H, W, C) uint8.
+            grey: C = 1, otherwise 3.
+        """
+        size = max(reading.CHUNK, min(reading.PROCESSES_FROM, BLOCK // (target.height * target.width * 3)))
+        work = partial(_converted, target, grey)
+        for records in self.records.values():
+            ids = iter(records.ids)
+            for block in chunks(records.opened, size):
+                tasks = ((work, self.reader, part) for part in chunks(block, reading.CHUNK))
+                for results in in_chunks(_worked, tasks, self.reader, len(block)):
+                    yield from ((next(ids), *result) for result in results)
+
     def pictures(self, split: str, rows: np.ndarray, target: Target, grey: bool) -> np.ndarray:
         """(n, H, W, C) uint8: the usable images at `rows` (n,) of a split, and no others, brought to `target`."""
         places = self.records[split].opened
@@ -371,6 +390,12 @@ def _seen(file: File) -> tuple[Header, str, np.ndarray]:
     with opened(file) as image:
         found, x = header(image), pixels(image, None, False)
     return found, pixel_hash(x), smaller(x)
+
+
+def _converted(target: Target, grey: bool, file: File) -> tuple[np.ndarray, bool]:
+    """The pixels of an image, and whether it was in colour and is grey now."""
+    with opened(file) as image:
+        return pixels(image, target, grey), grey and not header(image).grey
 
 
 def pixel_hash(x: np.ndarray) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imbdiff.data.benchmarks import BENCHMARKS
+from imbdiff.data.folder import is_image
 from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import ConfigError, DataError
@@ -46,7 +47,8 @@ def load(source: Any, *, flippable: bool | None = None, strict: bool = True) -> 
             (image, label), such as a data set of torch or torchvision, or {"train": ..., "test": ...} of these; or a
             source, which is returned as it is.
         flippable: whether images mean the same when mirrored; None = as the source says.
-        strict: for training. To measure images (False), a folder or .npz file of one class or without labels is enough.
+        strict: for training. To measure images or predict their classes (False), one class or no labels are enough of a
+            folder, zip file, list or .npz file; so is a single image.
 
     Raises:
         DataError: nothing there, or not usable as it is; the message says why and what to do.
@@ -97,6 +99,8 @@ def _module(spec: Spec) -> str:
     if path.is_dir():
         shards = any(path.glob("*.tar")) and not any(entry.is_dir() for entry in path.iterdir())
         return "datasets_source" if shards else "folder"
+    if not spec.strict and is_image(path.name) and path.is_file():
+        return "folder"
     name = path.name.lower()
     for ending, module in ENDINGS.items():
         if name.endswith((ending, ending + "}")):

@@ -14,7 +14,7 @@ samples/            class folders of PNGs, manifest.json
 curation/           where images were chosen among: manifest.json (which are kept, why, scores), the working classifier
 metrics.json        the numbers of the evaluation
 features/, judge/   what they were measured with
-classifier/         the arms of the comparison
+classifier/         the arms of the comparison; in model/ the classifier that predicts
 report.html         the page
 stages.json         which stages are complete, from which inputs, and how long they took
 ==================  ==================================================================

@@ -1,10 +1,14 @@
-"""The stage `classify`: the arms of the comparison, over a run folder."""
+"""The stage `classify`: the arms of the comparison, over a run folder, and the classifiers that it leaves.
+
+``classifier/model`` is the one to use, ``classifier/model-2`` and so on are those of other arms.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from imbdiff.config import ClassifyConfig, RunConfig
@@ -15,9 +19,11 @@ from imbdiff.pipeline.training import symmetry_of
 from imbdiff.recognition.arms import Arm, make_arms
 from imbdiff.recognition.comparison import Classified, classify
 from imbdiff.recognition.plan import FitPlan
+from imbdiff.recognition.saved import DESCRIPTION, ImageClassifier, is_whole
 from imbdiff.recognition.trained import working_extractor
 from imbdiff.recognition.use import Use
 from imbdiff.runtime.device import resolve_device
+from imbdiff.runtime.files import sha256_file
 from imbdiff.runtime.progress import Progress
 
 
@@ -91,3 +97,29 @@ def classify_run(
             adjust=options.adjust,
             keep_weights=True,
         )
+
+
+def save_classifiers(classifiers: Mapping[str, ImageClassifier], folder: Path) -> dict[str, str]:
+    """Writes classifiers below `folder`, the first as the one to use; removes those of earlier calls.
+
+    Returns:
+        {folder's name: hash of its description}, the fact by which :func:`classifiers_whole` knows them.
+    """
+    written = {}
+    for i, classifier in enumerate(classifiers.values()):
+        name = f"model-{i + 1}" if i else "model"
+        classifier.save(folder / name)
+        written[name] = sha256_file(folder / name / DESCRIPTION)
+    for path in folder.glob("model-[0-9]*"):
+        if path.is_dir() and path.name not in written:
+            rmtree(path)
+    return written
+
+
+def classifiers_whole(folder: Path, written: Mapping[str, str]) -> bool:
+    """Whether all that :func:`save_classifiers` wrote is there, unaltered."""
+    paths = {folder / name: key for name, key in written.items()}
+    return bool(paths) and all(
+        (path / DESCRIPTION).is_file() and sha256_file(path / DESCRIPTION) == key and is_whole(path)
+        for path, key in paths.items()
+    )

@@ -223,7 +223,10 @@ class Run:
             Stage(
                 "classify",
                 lambda: recognising.classification_inputs(prepared, self.synthetic(prepared), self.config),
-                unchanged(folder / "classifier" / "results.json"),
+                lambda mark: (
+                    unchanged(folder / "classifier" / "results.json")(mark)
+                    and recognising.classifiers_whole(folder / "classifier", mark.get("classifiers", {}))
+                ),
                 lambda _: self._classify(prepared),
                 everywhere=False,
             ),
@@ -391,7 +394,12 @@ class Run:
             prepared, self.synthetic(prepared), self.config, self.folder.path, quiet=self.quiet
         )
         self.log(f"verdict: {result.verdict.sentence}")
-        return self._write(self.folder / "classifier" / "results.json", result.to_json())
+        written = recognising.save_classifiers(result.classifiers, self.folder / "classifier")
+        self.log(
+            f"classifier: {next(iter(result.classifiers))}; it predicts with: imbdiff predict {self.folder.path} FOLDER"
+        )
+        output = self._write(self.folder / "classifier" / "results.json", result.to_json())
+        return {**output, "classifiers": written}
 
     def _write(self, path: Path, result: Any) -> dict[str, str]:
         """Writes the result of a stage; returns the fact by which it is known."""

@@ -9,7 +9,7 @@ images. Their numbers are then as honest as if nothing else had been tried.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.arms import (
+    LEADING,
     PRIMARY,
     WITHOUT,
     Arm,
@@ -28,9 +29,10 @@ from imbdiff.recognition.arms import (
 )
 from imbdiff.recognition.decision import Decision, choose_decision, log_prior_of
 from imbdiff.recognition.fitting import check_trainings
-from imbdiff.recognition.jobs import Conditions, Predicted, Progress, train_arms
-from imbdiff.recognition.networks import is_pretrained
+from imbdiff.recognition.jobs import Conditions, Predicted, Progress, jobs_of, train_arms
+from imbdiff.recognition.networks import Classifier, is_pretrained
 from imbdiff.recognition.plan import FitPlan
+from imbdiff.recognition.saved import ImageClassifier, Member
 from imbdiff.recognition.scores import Scores, mean_of, scores, sd_of
 from imbdiff.recognition.verdict import Comparison, Control, Verdict, choose_control, verdict
 from imbdiff.runtime.errors import ConfigError, DataError, NonFiniteLossError
@@ -183,12 +185,17 @@ def _as_decided(p: np.ndarray | None, how: Decision, log_prior: np.ndarray) -> n
 
 @dataclass(frozen=True)
 class Classified:
-    """What :func:`classify` found; its JSON is ``classifier/results.json``."""
+    """What :func:`classify` found; its JSON is ``classifier/results.json``.
+
+    Attributes:
+        classifiers: by the names of their arms, where networks were kept; the first is the one to use.
+    """
 
     protocol: Mapping[str, Any]
     arms: tuple[ArmResult, ...]
     control: Control
     verdict: Verdict
+    classifiers: Mapping[str, ImageClassifier] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         arms = [arm.to_json(self.protocol["seeds"]) for arm in self.arms]
@@ -222,9 +229,10 @@ def classify(
         arms: recipes and how synthetic images are used in them, to which those that no comparison may lack are added;
             None: those of `make_arms`.
         primary: name of the arm whose verdict leads.
-        seeds, device, folder, progress, workers, keep_weights: see :class:`imbdiff.recognition.jobs.Conditions`.
+        seeds, device, folder, progress, workers: see :class:`imbdiff.recognition.jobs.Conditions`.
         adjust: choose the strength of logit adjustment of every classifier on validation images, see
             :mod:`imbdiff.recognition.decision`.
+        keep_weights: of the first seed, for :attr:`Classified.classifiers`: see :func:`kept_arms`.
         changed: attributes of the plan in place of its own, such as ``steps=300``.
 
     Raises:
@@ -240,8 +248,11 @@ def classify(
     leading = [arm.name for arm in arms if arm.needs_synthetic]
     if leading and primary not in leading:
         raise ConfigError(f"no arm with synthetic images is called {primary!r}", f"choose one of {leading} to lead")
-    conditions = Conditions(plan, prepared, tuple(seeds), device, folder, workers, progress, keep_weights)
-    trained = train_arms({arm: synthetic if arm.needs_synthetic else None for arm in arms}, conditions)
+    # without synthetic images the arm that is used is not known before
+    keep = [arm.name for arm in (kept_arms(arms, primary) if leading else arms)] if keep_weights else []
+    conditions = Conditions(plan, prepared, tuple(seeds), device, folder, workers, progress, tuple(keep))
+    made: dict[str, Classifier] = {}
+    trained = train_arms({arm: synthetic if arm.needs_synthetic else None for arm in arms}, conditions, made=made)
     done, decisions = decide(trained, prepared, adjust=adjust)
     n = 0 if synthetic is None else len(synthetic)
     results = tuple(
@@ -254,7 +265,48 @@ def classify(
     alone = {r.arm.name: r.score for r in results if not r.arm.needs_synthetic}
     control = choose_control(alone, prepared.val, prepared.claimable)
     protocol = {**protocol_of(conditions), "n_synthetic": n}
-    return Classified(protocol, results, control, _judged(done, prepared, control, primary, leading))
+    classifiers: dict[str, ImageClassifier] = {}
+    if keep_weights:
+        by_arm = {result.arm: result for result in results}
+        for arm in kept_arms(arms, primary if leading else control.arm):
+            classifiers[arm.name] = _classifier(by_arm[arm], synthetic, conditions, made)
+    verdict_ = _judged(done, prepared, control, primary, leading)
+    return Classified(protocol, results, control, verdict_, classifiers)
+
+
+def kept_arms(arms: Sequence[Arm], leading: str | None) -> list[Arm]:
+    """The arms that are worth having as classifiers: `leading` first, then ensembles and what was distilled from them.
+
+    Args:
+        leading: a name; None where nothing chose among arms without synthetic images: the first ensemble then, or
+            without one the recipe of the published ensembles.
+    """
+    several = [arm for arm in arms if arm.teacher is not None or arm.members]
+    several = [arm for arm in several if not any(one.placebo for one in arm.members)]
+    if leading is None:
+        first = [*several, *(arm for arm in arms if arm.recipe == LEADING)][:1]
+    else:
+        first = [arm for arm in arms if arm.name == leading]
+    return list(dict.fromkeys((*first, *several)))
+
+
+def _classifier(
+    result: ArmResult, synthetic: ImageSet | None, conditions: Conditions, made: Mapping[str, Classifier]
+) -> ImageClassifier:
+    """The classifier of an arm and the first seed."""
+    arm, seed, prepared = result.arm, int(conditions.seeds[0]), conditions.prepared
+    members = [
+        Member(job.network(made), conditions.plan.network, job.weights)
+        for job in jobs_of(arm, seed, synthetic, conditions)
+    ]
+    train = prepared.train
+    about: dict[str, Any] = {"arm": arm.name, "seed": seed}
+    if result.test is not None:
+        about |= {"balanced_accuracy": result.test.runs[0].balanced_accuracy, "test_images": len(prepared.test)}
+    return ImageClassifier(
+        members, np.array(train.class_names), train.shape, result.decisions[0], log_prior_of(train),
+        prepared.manifest.get("resize", "crop"), frozenset(train.hashes), about,
+    )  # fmt: skip
 
 
 # -- a larger grid, and the choice

@@ -55,6 +55,11 @@ class Decision:
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
+def mean_probabilities(members: Sequence[np.ndarray]) -> np.ndarray:
+    """(N, C) float32 mean of the probabilities of an ensemble's networks; of one, its own."""
+    return np.stack(members).mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
 class Ensemble:
     """Networks that decide together: the mean of their probabilities, adjusted.
 

@@ -297,7 +297,8 @@ def load_network(weights: Path, plan: FitPlan, recipe: Recipe, images: ImageSet)
         network.load_state_dict(load_file(weights))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise RunError(f"{weights} is damaged, or of another network: {error}", "train it again") from error
-    return network.eval()
+    # as it was trained: other formats round otherwise
+    return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 def check_head(network: Classifier, recipe: Recipe) -> None:

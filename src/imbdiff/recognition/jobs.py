@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.arms import Arm
-from imbdiff.recognition.decision import Ensemble, choose_decision, log_prior_of
+from imbdiff.recognition.decision import Ensemble, choose_decision, log_prior_of, mean_probabilities
 from imbdiff.recognition.fitting import Fit, fit, load_network
 from imbdiff.recognition.networks import Classifier, probabilities
 from imbdiff.recognition.plan import FitPlan
@@ -30,7 +30,7 @@ from imbdiff.recognition.use import Use
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import cores, prepare_threads
 from imbdiff.runtime.errors import NonFiniteLossError
-from imbdiff.runtime.files import atomic, digest
+from imbdiff.runtime.files import atomic, digest, sha256_file
 from imbdiff.runtime.log import JsonLog
 from imbdiff.training.loop import TrainingFiles
 
@@ -55,7 +55,7 @@ class Conditions:
         workers: networks trained at a time, each on one CPU thread; default: one per core on a CPU, one on an
             accelerator. The results do not depend on it.
         progress: called with (finished, total, arm and seed just finished).
-        keep_weights: in the folder, beside the results.
+        keep: names of arms of which the networks of the first seed are kept, in the folder beside the results.
     """
 
     plan: FitPlan
@@ -65,7 +65,7 @@ class Conditions:
     folder: Path | None = None
     workers: int | None = None
     progress: Progress | None = None
-    keep_weights: bool = False
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +85,12 @@ class Predicted:
     def mean(cls, members: Sequence[Predicted]) -> Predicted:
         """Of an ensemble: the mean of its members' probabilities; failed where one is."""
         failed = next((member.failed for member in members if member.failed), "")
-        if failed or len(members) == 1:
-            return members[0] if not failed else cls(None, None, failed)
+        if failed:
+            return cls(None, None, failed)
 
         def mean(part: str) -> np.ndarray | None:
             found = [getattr(member, part) for member in members]
-            return None if found[0] is None else np.stack(found).mean(axis=0, dtype=np.float64).astype(np.float32)
+            return None if found[0] is None else mean_probabilities(found)
 
         return cls(mean("test"), mean("val"))
 
@@ -157,7 +157,10 @@ class Job:
             return None
         try:
             with safe_open(path, "np") as file:
-                if file.metadata()["input"] == self.identity:
+                facts = file.metadata()
+                if self.keep and facts["weights"] != sha256_file(weights):
+                    raise KeyError
+                if facts["input"] == self.identity:
                     val = file.get_tensor("val") if "val" in file.keys() else None  # noqa: SIM118
                     return Predicted(file.get_tensor("test"), val)
         except (SafetensorError, KeyError, TypeError, OSError):
@@ -209,6 +212,7 @@ class Job:
             if self.keep:
                 with atomic(self.weights) as aside:
                     save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, aside, facts)
+                facts["weights"] = sha256_file(self.weights)
             with atomic(self.path) as aside:
                 save_arrays(found, aside, facts)
             shutil.rmtree(self.path.parent / "checkpoints" / self.file, ignore_errors=True)
@@ -234,7 +238,11 @@ def jobs_of(
 
 
 def train_arms(
-    arms: Mapping[Arm, ImageSet | None], conditions: Conditions, *, keep_going: bool = False
+    arms: Mapping[Arm, ImageSet | None],
+    conditions: Conditions,
+    *,
+    keep_going: bool = False,
+    made: dict[str, Classifier] | None = None,
 ) -> dict[Arm, list[Predicted]]:
     """Trains every arm with every seed, several at a time; what is in the folder already is read.
 
@@ -244,12 +252,17 @@ def train_arms(
         arms: each with its synthetic images; None: without.
         keep_going: where a loss becomes infinite, the others go on; "failed" then says so. It is not kept, and the next
             call tries again.
+        made: where there is no folder, networks that are kept are added to it, by identity.
 
     Returns:
         Of each arm one result per seed, in the order of the seeds.
     """
+    first = conditions.seeds[0]
     asked = {
-        arm: [jobs_of(arm, int(seed), images, conditions, keep=conditions.keep_weights) for seed in conditions.seeds]
+        arm: [
+            jobs_of(arm, int(seed), images, conditions, keep=arm.name in conditions.keep and seed == first)
+            for seed in conditions.seeds
+        ]
         for arm, images in arms.items()
     }
     jobs: dict[str, Job] = {}
@@ -268,7 +281,7 @@ def train_arms(
         found = job.stored()
         if found is not None:
             finished(job, found, " (kept)")
-    made: dict[str, Classifier] = {}
+    made = {} if made is None else made
     for wave in (False, True):  # those that are taught come last
         waiting = [job for identity, job in jobs.items() if identity not in results and bool(job.teachers) == wave]
         for job, result in _at_once(waiting, conditions, results, made, keep_going=keep_going):
