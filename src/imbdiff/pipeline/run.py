@@ -395,9 +395,7 @@ class Run:
         )
         self.log(f"verdict: {result.verdict.sentence}")
         written = recognising.save_classifiers(result.classifiers, self.folder / "classifier")
-        self.log(
-            f"classifier: {next(iter(result.classifiers))}; it predicts with: imbdiff predict {self.folder.path} FOLDER"
-        )
+        self.log(f"classifier: {next(iter(result.classifiers))}; to use it: imbdiff predict {self.folder.path} IMAGES")
         output = self._write(self.folder / "classifier" / "results.json", result.to_json())
         return {**output, "classifiers": written}
 
