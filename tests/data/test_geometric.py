@@ -12,6 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from imbdiff.data.geometric import CONDITION_SIZE, Geometric
+from imbdiff.data.source import Symmetry
 from imbdiff.runtime.streams import torch_rng
 
 MIRRORED, UPSIDE, SIZE, COS, SIN, AX, AY, DX, DY = range(9)
@@ -210,3 +211,16 @@ def test_a_larger_probability_only_adds_changes() -> None:
     assert torch.equal(few[there], many[there])
     assert int((many != 0).sum()) > 2 * int(there.sum())
     assert torch.equal(few[:, MIRRORED], many[:, MIRRORED])
+
+
+@pytest.mark.parametrize("symmetry", ["none", "mirror", "turns"])
+def test_changes_that_a_set_does_not_allow_are_left_out_and_the_others_stay(symmetry: Symmetry) -> None:
+    published, found = (Geometric(0.6, s).draw(2000, torch_rng(4)) for s in (None, symmetry))
+    allowed = {"none": (False, False), "mirror": (True, False), "turns": (True, True)}[symmetry]
+    for column, there in zip((MIRRORED, UPSIDE), allowed, strict=True):
+        assert torch.equal(found[:, column], published[:, column] * there)
+    for column in (SIZE, AX, AY, DX, DY):
+        assert torch.equal(found[:, column], published[:, column])
+    before, after = (torch.atan2(c[:, SIN], c[:, COS] + 1) for c in (published, found))
+    assert float(before.abs().max()) > 3
+    torch.testing.assert_close(after, before if symmetry == "turns" else before / 12, atol=2e-4, rtol=0)  # 15 degrees

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from imbdiff.data.samplers import BatchSampler, GroupedSampler, class_distribution
 from imbdiff.runtime.errors import ConfigError
 
-DISTRIBUTIONS = ("natural", "balanced", "sqrt", "tempered")
+DISTRIBUTIONS = ("natural", "balanced", "sqrt", "tempered", "half-balanced")
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [4, 64, 16, 1]))
 
 counts = st.lists(st.integers(1, 30), min_size=1, max_size=6)
@@ -22,6 +22,7 @@ def labels_of(counts):
         ("natural", np.array([4, 64, 16, 1]) / 85),
         ("balanced", np.full(4, 0.25)),
         ("sqrt", np.array([2, 8, 4, 1]) / 15),
+        ("half-balanced", np.array([4 / 85 + 1 / 4, 64 / 85 + 1 / 4, 16 / 85 + 1 / 4, 1 / 85 + 1 / 4]) / 2),
         # ranks by size: class 1 first, then 2, 0, 3
         ("tempered", np.array([0.1 ** (2 / 3), 1, 0.1 ** (1 / 3), 0.1]) / sum(0.1 ** (i / 3) for i in range(4))),
     ],

@@ -21,7 +21,7 @@ SMALL = {
         "warmup_images": 0,
     },
     "sample": {"steps": 3, "batch_size": 16, "strategy": "0.2"},
-    "classify": {"steps": 6, "batch_size": 16, "seeds": 2},
+    "classify": {"steps": 6, "batch_size": 16, "seeds": 2, "ensemble": 0, "synthetic_prior": "train"},
     "device": "cpu",
 }  # fmt: skip
 

@@ -37,7 +37,7 @@ GRID = StudyOptions(numbers=("0.2", "0.3"), curation=("none", "diverse"), recipe
 SMALLER: dict[str, Any] = {
     "train": {"images": 32, "batch_size": 16, "preview_images": 0, "warmup_images": 0},
     "sample": {"steps": 2, "batch_size": 16, "strategy": "0.2"},
-    "classify": {"steps": 3, "batch_size": 16, "seeds": 1, "recipes": ["ce"]},
+    "classify": {**SMALL["classify"], "steps": 3, "seeds": 1, "recipes": ["ce"]},
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,48 @@ def grid_of(**changes: Any) -> tuple[Arm, ...]:
 
 
 def test_the_default_arms_and_those_that_no_comparison_may_lack() -> None:
-    assert [a.name for a in ARMS] == [
-        "CE", "CE + class-balanced resampling", "balanced softmax", "synthetic + CE", "synthetic + balanced softmax",
+    assert [a.name for a in ARMS if not a.members] == [
+        "CE", "CE + class-balanced resampling", "balanced softmax", "balanced softmax, strong augmentation",
+        "repeated real + balanced softmax", "synthetic + CE", "synthetic + balanced softmax",
     ]  # fmt: skip
     assert ARMS[-1].name == PRIMARY
-    names = [(a.recipe, a.needs_synthetic) for a in make_arms(("drw",), ("cutmix",))]
+    assert ARMS[-1].needs_synthetic
+    names = [(a.recipe, a.needs_synthetic) for a in make_arms(("drw",), ("cutmix",), ensemble=0)]
     alone = ["ce", "resampling", "balanced-softmax", "drw", "cutmix"]
     assert names == [*((name, False) for name in alone), ("cutmix", True)]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_ensembles_are_compared_with_others_as_large_that_lack_one_thing(n: int) -> None:
+    arms = make_arms(ensemble=n)
+    base, best = Arm("balanced-softmax"), arms[-1]
+    with_images = next(a for a in arms if a.recipe == base.recipe and a.use is not None and not a.placebo)
+    assert best.members == (base,) * n + (with_images,) * n
+    others = [a.members[n:] for a in arms if a.members and a is not best]
+    assert others == [
+        (base,) * n,
+        (replace(with_images, use=None),) * n,  # as strongly changed, and no synthetic images
+        (replace(with_images, placebo=True),) * n,  # real images in their place
+    ]
+    for arm in arms:
+        assert all(member in arms for member in arm.members)  # each kind of network is an arm by itself
+        trained = arm.networks(5)
+        assert len(set(trained)) == len(trained) == max(1, 2 * n * bool(arm.members))
+        assert trained[0][1] == 5
+    assert len({arm.name for arm in arms}) == len(arms)
+    # networks that several arms have are trained once, and no two of one kind alike
+    networks = {network for arm in arms for network in arm.networks(5)}
+    assert len(networks) == 2 + 2 * n + 3 * n + 1  # of CE and resampling, without, three kinds with, CE with
+
+
+def test_an_ensemble_or_a_student_needs_what_its_networks_need() -> None:
+    base, with_images = Arm("ce"), Arm("ce", Use())
+    both = Arm("ce", members=(base, with_images))
+    assert (both.needs_synthetic, both.sees_synthetic) == (True, False)
+    student = Arm("ce", teacher=both)
+    assert (student.needs_synthetic, student.sees_synthetic) == (True, False)
+    assert not Arm("ce", Use(), teacher=Arm("ce", members=(base, base)), placebo=True).needs_synthetic
+    assert not Arm("ce", Use(), placebo=True).needs_synthetic
 
 
 def test_names_files_and_facts_of_arms() -> None:
@@ -56,6 +91,7 @@ def test_names_files_and_facts_of_arms() -> None:
         "label": "balanced softmax",
         "use": asdict(use),
         "needs_synthetic": True,
+        "members": [],
         "prior": "effective",
     }
     assert [Arm(n).prior for n in ("ce", "focal", "remix", "ldam")] == [None, None, "train", "train"]

@@ -19,7 +19,7 @@ from imbdiff.recognition.arms import ARMS, Arm, first_of
 from imbdiff.recognition.comparison import ArmResult, Choice, Studied, Summary, choose, classify, study
 from imbdiff.recognition.fitting import Fit
 from imbdiff.recognition.intervals import holm, paired_interval, paired_replicates, percentile_p
-from imbdiff.recognition.jobs import Conditions, Predicted, Predictions
+from imbdiff.recognition.jobs import Conditions, Predicted
 from imbdiff.recognition.networks import Classifier
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.scores import scores
@@ -37,12 +37,20 @@ def pool() -> ImageSet:
     return make_set((0, 30, 36), 9)
 
 
+def whole() -> ImageSet:
+    """As many of every class: the prior per domain asks for all."""
+    return make_set((22, 22, 22), 9)
+
+
+ALONE = [arm.name for arm in ARMS if not arm.needs_synthetic]
+
+
 # -- classify
 
 
 def test_shape_of_the_result_and_no_dependence_on_workers(prepared: Any) -> None:
     before = torch.random.get_rng_state()
-    results = classify(prepared, pool(), **SHORT, workers=1)
+    results = classify(prepared, whole(), **SHORT, workers=1)
     assert torch.equal(before, torch.random.get_rng_state())
     found = json.loads(json.dumps(results.to_json(), allow_nan=False))
     assert list(found) == ["protocol", "arms", "control", "verdict"]
@@ -55,17 +63,17 @@ def test_shape_of_the_result_and_no_dependence_on_workers(prepared: Any) -> None
         assert arm["sd"]["accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
         assert set(arm["mean"]["groups"]) == {"many", "few"}
         assert set(arm["validation"]) == {"seeds", "mean", "sd"}
-    assert [a["prior"] for a in found["arms"]] == [None, None, "train", None, "train"]
-    assert found["control"]["arm"] in [a.name for a in ARMS[:3]]
+    assert [a["prior"] for a in found["arms"]] == [arm.prior for arm in ARMS]
+    assert found["control"]["arm"] in ALONE
     assert (found["protocol"]["steps"], found["protocol"]["n_synthetic"]) == (12, 66)
     assert found["verdict"]["against"] == [found["control"]["arm"]]
     assert list(found["verdict"]["per_group"]) == ["all", "many", "few"]
-    assert json.loads(json.dumps(classify(prepared, pool(), **SHORT, workers=3).to_json())) == found
+    assert json.loads(json.dumps(classify(prepared, whole(), **SHORT, workers=3).to_json())) == found
 
 
-def test_without_synthetic_images_three_arms_and_no_claim(prepared: Any) -> None:
+def test_without_synthetic_images_the_controls_and_no_claim(prepared: Any) -> None:
     found = classify(prepared, None, **SHORT)
-    assert len(found.arms) == 3
+    assert [row.arm.name for row in found.arms] == ALONE
     assert found.verdict.per_group == {}
     assert "nothing to judge" in found.verdict.sentence
 
@@ -73,9 +81,10 @@ def test_without_synthetic_images_three_arms_and_no_claim(prepared: Any) -> None
 def test_control_is_every_arm_and_nothing_is_validated_where_validation_lacks_a_class() -> None:
     for val in (None, make_set((8, 8, 0), 1)):
         short = {**SHORT, "steps": 2, "seeds": (0,)}
-        found = classify(make_prepared(val), make_set((0, 5, 5), 9), **short)
+        found = classify(make_prepared(val), whole(), **short)
         assert found.control.arm is None
-        assert found.verdict.against == tuple(a.name for a in ARMS[:3])
+        assert found.verdict.against == tuple(ALONE)
+        assert {how.tau for row in found.arms for how in row.decisions} == {0.0}
         assert "One seed only" in found.verdict.sentence
 
 
@@ -157,8 +166,9 @@ def test_equal_scores_go_to_the_simpler(order: slice) -> None:
 def run_study(prepared: Any, grid: Sequence[Arm] | None = None, **changes: Any) -> Studied:
     images = changes.pop("images", lambda arm: first_of(pool(), arm.wanted))
     without = changes.pop("without", ("ce",))
+    adjust = changes.pop("adjust", False)
     conditions = Conditions(**{"plan": PLAN, "prepared": prepared, "seeds": (0, 1), "workers": 1, **changes})
-    return study(conditions, grid_of() if grid is None else grid, images, without=without)
+    return study(conditions, grid_of() if grid is None else grid, images, without=without, adjust=adjust)
 
 
 class Watched(Predicted):
@@ -175,13 +185,13 @@ class Watched(Predicted):
         return super().__getattribute__(key)
 
 
-def answers(labels: np.ndarray, wrong: int, seed: int) -> Predictions:
-    """`wrong` images of each class put into the next class."""
+def answers(labels: np.ndarray, wrong: int, seed: int) -> np.ndarray:
+    """(N, 3) probabilities, by which `wrong` images of each class are put into the next class."""
     predicted = labels.copy()
     for k in np.unique(labels):
         mine = np.flatnonzero(labels == k)[seed : seed + wrong]
         predicted[mine] = (k + 1) % len(NAMES)
-    return Predictions(predicted, np.full(len(labels), 0.5))
+    return np.where(predicted[:, None] == np.arange(len(NAMES)), 0.5, 0.25).astype(np.float32)
 
 
 @pytest.fixture
@@ -239,7 +249,7 @@ def test_the_choice_and_its_scores_are_those_of_validation_images(prepared: Any,
     rows = {row["name"]: row for row in found["rows"]}
     for name, wrong in pretend["val"].items():
         expected = [
-            balanced_accuracy_score(prepared.val.labels, answers(prepared.val.labels, wrong, s).predicted)
+            balanced_accuracy_score(prepared.val.labels, answers(prepared.val.labels, wrong, s).argmax(1))
             for s in (0, 1)
         ]
         validation = rows[name]["validation"]
@@ -258,7 +268,7 @@ def test_the_finalists_differ_by_recommended_minus_control(prepared: Any, preten
     found = run_study(prepared).scopes
     assert found is not None
     labels = prepared.test.labels
-    right = {name: [answers(labels, n, s).predicted == labels for s in (0, 1)] for name, n in (("a", 3), ("b", 9))}
+    right = {name: [answers(labels, n, s).argmax(1) == labels for s in (0, 1)] for name, n in (("a", 3), ("b", 9))}
     difference = np.array(right["a"]).astype(int) - np.array(right["b"]).astype(int)
     assert found["all"].difference == pytest.approx(6 / 30)  # 6 more right of 30 images of each class
     few = labels > 0

@@ -460,6 +460,9 @@ class Own(Classifier):
     ("changes", "recipe", "use", "said"),
     [
         ({}, "ldam-drw", Use(share=0.5), ""),
+        ({}, "balanced-softmax", Use(prior="domain"), ""),
+        ({}, "ldam-drw", Use(prior="domain"), "LDAM-DRW has no prior per domain"),
+        ({}, "cutmix", Use(prior="domain"), "CutMix has no prior per domain"),
         ({"protocol": "cifar-lt"}, "ce", None, "1 channels cannot be standardised by 3 means"),
         ({}, "ce", Use(share=0.01), "synthetic share of 0.01 is 0 of 8 rows"),
         ({}, "ce", Use(share=0.99), "synthetic share of 0.99 is 8 of 8 rows"),
@@ -481,7 +484,7 @@ def test_a_training_and_the_check_before_it_refuse_the_same(
             return str(error)
         return ""
 
-    synthetic = None if use is None else SYNTHETIC
+    synthetic = None if use is None else make_set((9, 30, 36), 9)
     trained = refusal(lambda: _train(recipe, plan, synthetic=synthetic, use=use or Use()))
     assert refusal(lambda: check_trainings(TRAIN, plan, [("ce", None), (recipe, use)])) == trained
     assert said in trained

@@ -68,7 +68,7 @@ def test_a_recipe_from_outside_trains_in_a_comparison(name: str, outside: Callab
     conditions = Conditions(FitPlan(tiny, steps=4, batch_size=8), make_prepared(None), (0,))
     ((found,),) = train_arms({arm: None}, conditions).values()
     assert found.test is not None
-    assert len(found.test.predicted) == 90
+    assert found.test.shape == (90, 3)
 
 
 def test_recipes_from_outside_that_are_wrong(outside: Callable[..., None]) -> None:

@@ -89,9 +89,14 @@ class Arm:
 
     @property
     def needs_synthetic(self) -> bool:
-        if self.members:
-            return any(member.needs_synthetic for member in self.members)
-        return self.use is not None and not self.placebo
+        """Whether synthetic images reach it: its own, those of a member, or those that its teacher learned from."""
+        others = self.members if self.teacher is None else (*self.members, self.teacher)
+        return self.sees_synthetic or any(other.needs_synthetic for other in others)
+
+    @property
+    def sees_synthetic(self) -> bool:
+        """Whether its own training has synthetic images."""
+        return not self.members and self.use is not None and not self.placebo
 
     def networks(self, seed: int) -> list[tuple[Arm, int]]:
         """What is trained for one classifier of this arm: arms of one network, and their seeds.

@@ -156,10 +156,14 @@ def _judged(
 
 
 def decide(
-    done: Mapping[Arm, Sequence[Predicted]], prepared: Prepared, *, adjust: bool
+    done: Mapping[Arm, Sequence[Predicted]], prepared: Prepared, *, adjust: bool, parts: Sequence[str] = ("val", "test")
 ) -> tuple[dict[Arm, list[Predicted]], dict[Arm, tuple[Decision, ...]]]:
     """Every arm's probabilities as they decide, and how: each classifier's adjustment is chosen on validation images,
-    in every arm alike; without `adjust`, none."""
+    in every arm alike; without `adjust`, none.
+
+    Args:
+        parts: "val", "test": whose probabilities are read and given; the others are None.
+    """
     log_prior = log_prior_of(prepared.train)
     decided: dict[Arm, list[Predicted]] = {}
     decisions: dict[Arm, tuple[Decision, ...]] = {}
@@ -169,15 +173,37 @@ def decide(
             for one in found
         ]
         decisions[arm] = tuple(own)
-        decided[arm] = [
-            replace(one, test=_as_decided(one.test, how, log_prior), val=_as_decided(one.val, how, log_prior))
-            for how, one in zip(own, found, strict=True)
-        ]
+        decided[arm] = [_as_decided(one, how, log_prior, parts) for how, one in zip(own, found, strict=True)]
     return decided, decisions
 
 
-def _as_decided(p: np.ndarray | None, how: Decision, log_prior: np.ndarray) -> np.ndarray | None:
-    return None if p is None else how.probabilities(p, log_prior)
+def _as_decided(found: Predicted, how: Decision, log_prior: np.ndarray, parts: Sequence[str]) -> Predicted:
+    made: dict[str, np.ndarray | None] = {"test": None, "val": None}
+    for part in parts:
+        p = getattr(found, part)
+        made[part] = None if p is None else how.probabilities(p, log_prior)
+    return Predicted(**made, failed=found.failed)
+
+
+# -- what is refused beforehand
+
+
+def _networks(arms: Sequence[Arm]) -> list[Arm]:
+    """All that is trained for these arms, teachers too."""
+    found = [one for arm in arms for one, _ in arm.networks(0)]
+    teachers = [one.teacher for one in found if one.teacher is not None]
+    return [*found, *(_networks(teachers) if teachers else ())]
+
+
+def _check_networks(prepared: Prepared, plan: FitPlan, arms: Sequence[Arm]) -> None:
+    check_trainings(prepared.train, plan, [(one.recipe, one.use) for one in _networks(arms)])
+
+
+def _check_classes(arms: Sequence[Arm], counts: Sequence[int] | np.ndarray, prepared: Prepared) -> None:
+    """Refuses (C,) `counts` of synthetic images that an arm cannot use."""
+    for one in _networks(arms):
+        if one.use is not None and one.sees_synthetic:
+            one.use.check_classes(counts, prepared.train.class_names)
 
 
 # -- the default grid, and its verdict
@@ -248,6 +274,9 @@ def classify(
     leading = [arm.name for arm in arms if arm.needs_synthetic]
     if leading and primary not in leading:
         raise ConfigError(f"no arm with synthetic images is called {primary!r}", f"choose one of {leading} to lead")
+    _check_networks(prepared, plan, arms)
+    if synthetic is not None:
+        _check_classes(arms, np.bincount(synthetic.labels, minlength=len(synthetic.class_names)), prepared)
     # without synthetic images the arm that is used is not known before
     keep = [arm.name for arm in (kept_arms(arms, primary) if leading else arms)] if keep_weights else []
     conditions = Conditions(plan, prepared, tuple(seeds), device, folder, workers, progress, tuple(keep))
@@ -387,9 +416,10 @@ def check_study(conditions: Conditions, arms: Sequence[Arm]) -> None:
             "there are no validation images to choose by, so that a study could show nothing",
             "hold some out in a new run (--data.val_fraction)",
         )
-    check_trainings(
-        prepared.train, conditions.plan, [(one.recipe, one.use) for arm in arms for one, _ in arm.networks(0)]
-    )
+    for arm in arms:
+        if arm.wanted:
+            _check_classes([arm], arm.wanted, prepared)
+    _check_networks(prepared, conditions.plan, arms)
 
 
 def study(
@@ -419,10 +449,13 @@ def study(
     prepared, arms = conditions.prepared, with_controls(grid, without)
     check_study(conditions, arms)
     sets = {arm: images(arm) if arm.needs_synthetic else None for arm in arms}
-    for made in sets.values():
+    for arm, made in sets.items():
         check_sets(prepared, made)
+        if made is not None and len(made):
+            _check_classes([arm], np.bincount(made.labels, minlength=len(made.class_names)), prepared)
     wanted = {arm: made for arm, made in sets.items() if made is None or len(made)}
-    done, decisions = decide(train_arms(wanted, conditions, keep_going=True), prepared, adjust=adjust)
+    trained = train_arms(wanted, conditions, keep_going=True)
+    done, decisions = decide(trained, prepared, adjust=adjust, parts=("val",))
     rows = tuple(_row(arm, made, done.get(arm), decisions.get(arm, ()), prepared) for arm, made in sets.items())
     if not any(row.val is not None and not row.arm.needs_synthetic for row in rows):
         raise NonFiniteLossError(
@@ -435,8 +468,9 @@ def study(
     scopes = None
     if choice is not None:
         # the only reading of predictions on test images
-        of = {arm.name: arm for arm in done}
-        two = {of[name]: done[of[name]] for name in (choice.recommended, choice.control)}
+        of = {arm.name: arm for arm in trained}
+        finalists = {of[name]: trained[of[name]] for name in (choice.recommended, choice.control)}
+        two, _ = decide(finalists, prepared, adjust=adjust, parts=("test",))
         numbers = {arm.name: Summary.of(runs, "test", prepared) for arm, runs in two.items()}
         if len(two) > 1:
             control = Control(choice.control, (choice.control,), RULE, {})

@@ -26,6 +26,8 @@ from imbdiff.recognition.networks import Classifier
 STRENGTHS = tuple(round(0.1 * i, 1) for i in range(-4, 21))
 """Adjustments to choose from."""
 TEMPERATURES = tuple(float(t) for t in np.round(np.geomspace(0.25, 4, 17), 4))
+EQUAL = 1e-9
+"""Likelihoods that are nearer than this are equal: those of every adjustment where the prior is flat."""
 FLOOR = 1e-12
 """Smaller probabilities count as this: float32 has them as 0 now and then."""
 
@@ -105,7 +107,7 @@ def choose_decision(
         log_prior: (C,) of the training images.
         claimable: (C,) classes that claims are made of.
     """
-    reason = why_not(val, claimable)
+    reason = why_not(val, claimable) or ("the training failed" if p is None else "")
     if reason or p is None or val is None:
         return Decision(chosen_by=f"not adjusted: {reason}")
     # images of classes that no claim is made of decide nothing
@@ -118,8 +120,14 @@ def choose_decision(
         q = decision.probabilities(p, log_prior)
         return float((weights * np.log(np.maximum(q[np.arange(len(q)), labels], FLOOR))).sum())
 
-    grid = [Decision(tau, temperature) for tau in STRENGTHS for temperature in TEMPERATURES]
-    best = max(grid, key=likelihood)
+    # the first of equals: the nearest to no adjustment, and to no change of confidences
+    grid = [
+        Decision(tau, temperature)
+        for tau in sorted(STRENGTHS, key=lambda tau: (abs(tau), tau))
+        for temperature in sorted(TEMPERATURES, key=lambda t: (abs(np.log(t)), t))
+    ]
+    found = [likelihood(decision) for decision in grid]
+    best = next(decision for decision, value in zip(grid, found, strict=True) if value >= max(found) - EQUAL)
     return Decision(best.tau, best.temperature, f"chosen on {len(labels)} validation images")
 
 

@@ -151,9 +151,8 @@ class Fit:
         # by whether batches have real images only: a loss counts what they have
         priors = {True: "train", False: self.use.prior}
         counts = {real: mixture.counts(prior) if self.recipe.needs_prior else None for real, prior in priors.items()}
-        apart = mixture.synthetic_rows if self.use.prior == "domain" else 0
         self.loss = {
-            real: BatchLoss(self.recipe, counts[real], self.place, synthetic_rows=0 if real else apart)
+            real: BatchLoss(self.recipe, counts[real], self.place, synthetic_rows=0 if real else mixture.without_prior)
             for real in counts
         }
         self.geometric = Geometric(self.changes, self.plan.symmetry)
@@ -296,7 +295,9 @@ def load_network(weights: Path, plan: FitPlan, recipe: Recipe, images: ImageSet)
     try:
         network.load_state_dict(load_file(weights))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise RunError(f"{weights} is damaged, or of another network: {error}", "train it again") from error
+        raise RunError(
+            f"{weights} is damaged, or of another network: {error}", "remove it: it is trained again"
+        ) from error
     # as it was trained: other formats round otherwise
     return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
@@ -321,7 +322,8 @@ def check_trainings(train: ImageSet, plan: FitPlan, arms: Iterable[tuple[str, Us
     built: dict[str, Classifier] = {}
     for name, use in dict.fromkeys(arms):
         recipe = get_recipe(name)
-        Mixture(one, None if use is None else one, use or Use(), plan.batch_size, 0)
+        mixture = Mixture(one, None if use is None else one, use or Use(), plan.batch_size, 0)
+        BatchLoss(recipe, None, torch.device("cpu"), synthetic_rows=mixture.without_prior)
         if recipe.head not in built:
             built[recipe.head] = new_network(plan, recipe, train, 0)
         check_head(built[recipe.head], recipe)

@@ -124,7 +124,8 @@ class Job:
             {k: v for k, v in recipe.items() if k not in ("label", "idea", "source")},
             None if use is None else asdict(use),
             self.arm.changes,
-            [teacher.identity for teacher in self.teachers],
+            # and what their decision is chosen by
+            [*(teacher.identity for teacher in self.teachers), list(c.prepared.claimable)] if self.teachers else [],
             self.seed,
             *c.plan.identity(train.shape, len(train.class_names)),
             *(None if images is None else images.fingerprint for images in sets),
@@ -174,6 +175,10 @@ class Job:
         c = self.conditions
         found = load_network(self.weights, c.plan, get_recipe(self.arm.recipe), c.prepared.train)
         return found.to(torch.device(c.device))
+
+    def failed_teacher(self, done: Mapping[str, Predicted]) -> str:
+        """Why a teacher has failed; empty where none has."""
+        return Predicted.mean([done[t.identity] for t in self.teachers]).failed if self.teachers else ""
 
     def _teacher(self, done: Mapping[str, Predicted], made: Mapping[str, Classifier]) -> Ensemble | None:
         """What gives soft labels: the teachers together, as they decide."""
@@ -229,7 +234,7 @@ def jobs_of(
     def images(one: Arm) -> ImageSet | None:
         if one.placebo:
             return conditions.prepared.train
-        return synthetic if one.needs_synthetic else None
+        return synthetic if one.sees_synthetic else None
 
     if arm.teacher is None:
         return [Job(one, own, images(one), conditions, (), keep) for one, own in arm.networks(seed)]
@@ -282,8 +287,11 @@ def train_arms(
         if found is not None:
             finished(job, found, " (kept)")
     made = {} if made is None else made
-    for wave in (False, True):  # those that are taught come last
+    for wave in (False, True):  # those that have teachers come last
         waiting = [job for identity, job in jobs.items() if identity not in results and bool(job.teachers) == wave]
+        for job in [job for job in waiting if job.failed_teacher(results)]:
+            waiting.remove(job)
+            finished(job, Predicted(None, None, job.failed_teacher(results)))
         for job, result in _at_once(waiting, conditions, results, made, keep_going=keep_going):
             finished(job, result)
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,8 +36,10 @@ class Use:
     posterior of a real row is then softmax(z + log pi)_k, that of a synthetic row, where q = p, softmax(z)_k: so the
     loss of the first has the prior of real counts and that of the second has none, whatever the share of each. With
     "train" synthetic rows get log pi too, though their classes are not so distributed: rare classes are counted twice.
-    "effective" gives both kinds the prior of the mixture, which is right where q = p; where q differs, "looks
-    synthetic" then says "is of a rare class", and per domain it does not.
+    "effective" gives both kinds the prior of the mixture, which is right where q = p. The prior per domain is right
+    where q(x | k) = r(x) p(x | k), whatever r: artefacts alike in all classes. With the prior of the mixture "looks
+    real" then says "is of a frequent class" and "looks synthetic" "is of a rare one". Where q has other contents, what
+    is learned of an image x that both kinds have lies between the posteriors of p and q, and depends on the share.
     """
 
     weight: float = 1.0
@@ -60,6 +63,22 @@ class Use:
             if getattr(self, name) not in get_args(kinds):
                 known = " or ".join(get_args(kinds))
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r} of synthetic images", f"choose {known}")
+
+    def check_classes(self, counts: Sequence[int] | np.ndarray, names: Sequence[str]) -> None:
+        """Refuses synthetic images that cannot be used so.
+
+        Args:
+            counts: (C,) of them per class.
+
+        Raises:
+            DataError: under the prior per domain, some classes have none.
+        """
+        none = [name for name, n in zip(names, counts, strict=True) if not n]
+        if self.prior == "domain" and 0 < len(none) < len(names):
+            raise DataError(
+                f"no synthetic image of {named(none)}: the prior per domain takes synthetic rows of all classes alike",
+                "generate some of every class (--sample.strategy equal), or use --classify.synthetic_prior effective",
+            )
 
     def describe(self) -> str:
         """For tables and pages."""
@@ -86,6 +105,7 @@ class Mixture:
     Attributes:
         images: both together, the real ones first.
         synthetic: whether there are any.
+        without_prior: the last rows of a batch, in whose loss there is no prior.
 
     Raises:
         ConfigError: a share that leaves no synthetic or no real row in a batch.
@@ -101,14 +121,8 @@ class Mixture:
         self.labels = {name: labels[part] for name, part in self.parts.items()}
         self.synthetic_rows = 0
         self._samplers: dict[tuple[str, str, int, str], BatchSampler] = {}
-        if self.synthetic and use.prior == "domain":
-            have = np.bincount(self.labels["synthetic"], minlength=len(real.class_names))
-            if (have == 0).any():
-                none = named([real.class_names[k] for k in np.flatnonzero(have == 0)])
-                raise DataError(
-                    f"no synthetic image of {none}: the prior per domain takes synthetic rows of all classes alike",
-                    "generate some of every class (--sample.strategy equal), or use another prior",
-                )
+        if self.synthetic:
+            use.check_classes(np.bincount(self.labels["synthetic"], minlength=len(real.class_names)), real.class_names)
         if self.synthetic and use.share is not None:
             self.synthetic_rows = round(use.share * batch_size)
             if not 0 < self.synthetic_rows < batch_size:
@@ -116,6 +130,7 @@ class Mixture:
                     f"a synthetic share of {use.share:g} is {self.synthetic_rows} of {batch_size} rows",
                     "give a share that leaves at least one row of each kind, or a larger batch",
                 )
+        self.without_prior = self.synthetic_rows if use.prior == "domain" else 0
 
     def counts(self, prior: str) -> np.ndarray:
         """(C,) float64 images of each class, as losses for long tails count them; see :attr:`Use.prior`.
