@@ -93,6 +93,9 @@ def test_names_files_and_facts_of_arms() -> None:
         "needs_synthetic": True,
         "members": [],
         "prior": "effective",
+        "placebo": False,
+        "changes": 0.0,
+        "teacher": None,
     }
     assert [Arm(n).prior for n in ("ce", "focal", "remix", "ldam")] == [None, None, "train", "train"]
     assert Arm("ce", use).prior is None
