@@ -36,7 +36,7 @@ def grid_of(**changes: Any) -> tuple[Arm, ...]:
 
 
 def test_the_default_arms_and_those_that_no_comparison_may_lack() -> None:
-    assert [a.name for a in ARMS if not a.members] == [
+    assert [a.name for a in ARMS if not a.members and a.teacher is None] == [
         "CE", "CE + class-balanced resampling", "balanced softmax", "balanced softmax, strong augmentation",
         "repeated real + balanced softmax", "synthetic + CE", "synthetic + balanced softmax",
     ]  # fmt: skip
@@ -67,7 +67,11 @@ def test_ensembles_are_compared_with_others_as_large_that_lack_one_thing(n: int)
     assert len({arm.name for arm in arms}) == len(arms)
     # networks that several arms have are trained once, and no two of one kind alike
     networks = {network for arm in arms for network in arm.networks(5)}
-    assert len(networks) == 2 + 2 * n + 3 * n + 1  # of CE and resampling, without, three kinds with, CE with
+    # of CE and resampling, without, three kinds with, CE with, and the student
+    assert len(networks) == 2 + 2 * n + 3 * n + 1 + 1
+    (student,) = (a for a in arms if a.teacher is not None)
+    assert student.teacher == best
+    assert student not in make_arms(ensemble=n, distilled=False)
 
 
 def test_an_ensemble_or_a_student_needs_what_its_networks_need() -> None:
@@ -169,6 +173,12 @@ def test_what_no_comparison_may_lack_is_added() -> None:
     assert [(arm.recipe, arm.needs_synthetic) for arm in made] == [
         ("resampling", False), ("balanced-softmax", False), ("cutmix", False), ("ce", False), ("cutmix", True),
     ]  # fmt: skip
+
+
+def test_networks_inside_an_ensemble_are_no_controls() -> None:
+    ensemble = Arm("balanced-softmax", members=(Arm("balanced-softmax"), Arm("balanced-softmax", Use())))
+    assert Arm("balanced-softmax") in with_controls([ensemble, Arm("ce", changes=0.5)])
+    assert Arm("ce") in with_controls([ensemble, Arm("ce", changes=0.5)])
 
 
 def _named(images: ImageSet, *names: str) -> ImageSet:

@@ -89,7 +89,7 @@ def test_an_ensemble_gives_the_mean_of_what_single_trainings_give_and_trains_eac
 def test_all_default_arms_share_their_networks(prepared: Any, fits: list[Fit]) -> None:
     arms = make_arms(ensemble=2)
     train_arms(dict.fromkeys(arms, SYNTHETIC), conditions_of(prepared, plan=replace(PLAN, steps=1)))
-    assert len(fits) == len({network for arm in arms for network in arm.networks(0)}) == 13
+    assert len(fits) == len({network for arm in arms for network in arm.networks(0)}) == 14
 
 
 def test_without_validation_images_an_ensemble_has_test_probabilities_alone() -> None:

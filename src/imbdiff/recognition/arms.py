@@ -149,7 +149,7 @@ def recipes_alone(without: Sequence[str], with_: Sequence[str]) -> list[str]:
 
 def with_controls(arms: Sequence[Arm], without: Sequence[str] = WITHOUT) -> tuple[Arm, ...]:
     """`arms` after those of :func:`recipes_alone` that are not among them."""
-    alone = {arm.recipe for arm in arms if arm.use is None}
+    alone = {arm.recipe for arm in arms if arm == Arm(arm.recipe, label=arm.label)}
     wanted = recipes_alone(without, [arm.recipe for arm in arms])
     return (*(Arm(recipe) for recipe in wanted if recipe not in alone), *arms)
 
