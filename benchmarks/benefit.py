@@ -248,6 +248,11 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "balanced rows": {"method.distribution": "balanced"},
     "guidance 0.8": {"sample.guidance": "classifier-free", "sample.guidance.omega": 0.8},
     "autoguidance": {"sample.guidance": "autoguidance"},
+    "unconditional at noisy times": {
+        "sample.guidance": "classifier-free",
+        "sample.guidance.omega": -1.0,
+        "sample.interval": (0.75, 1.0),
+    },
     "guidance by group": {"sample.guidance": "classifier-free", "sample.guidance.omega": "few=0,medium=0.8,many=1.6"},
     "CBDM": {"method": "cbdm", **SAME},
     "CCUA": {"method": "ccua", **SAME},
