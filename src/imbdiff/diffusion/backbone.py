@@ -68,6 +68,7 @@ class Backbone(nn.Module):
         roles: role -> the layer that has it; roles may be asked for like layers.
         conditioner: maps labels (B,) in [0, C] to the network's condition, where it owns no table of its own.
         num_classes: C; the null label, "no class", is C.
+        cpu_threads: at most so many are used on a CPU; None: all that there are.
         augmentation: maps the vector of a geometric change, in networks that were built with ``augment`` in their
             arguments; None in others.
     """
@@ -76,6 +77,7 @@ class Backbone(nn.Module):
     roles: Mapping[str, str] = MappingProxyType({})
     conditioner: nn.Module
     num_classes: int
+    cpu_threads: int | None = None
 
     def __init__(self) -> None:
         super().__init__()

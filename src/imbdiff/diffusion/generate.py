@@ -18,6 +18,7 @@ from imbdiff.diffusion.guidance import Guidance, NoGuidance, moved
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.process import DDPM, Flow, Process
 from imbdiff.diffusion.schedulers import make_scheduler, process_times, start
+from imbdiff.runtime.device import cpu_threads
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
 
@@ -97,9 +98,10 @@ def generate_batches(
     for b in range(batches) if only is None else only:
         rows = list(range(b * batch_size, min((b + 1) * batch_size, len(labels))))
         padded = rows + [rows[0]] * (batch_size - len(rows))
-        images = _batch(
-            model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance(), bf16, boost, begin
-        )
+        with cpu_threads(model.cpu_threads):
+            images = _batch(
+                model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance(), bf16, boost, begin
+            )
         yield rows, images[: len(rows)]
 
 

@@ -80,6 +80,10 @@ class DiffusionModel(nn.Module):
     def num_classes(self) -> int:
         return self.backbone.num_classes
 
+    @property
+    def cpu_threads(self) -> int | None:
+        return self.backbone.cpu_threads
+
     def keep_weak(self, weak: DiffusionModel | None) -> None:
         """Takes `weak` as the earlier average of the same training, for autoguidance; its weights are fixed."""
         # past nn.Module, so that it is no part of the weights

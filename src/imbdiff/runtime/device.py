@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,6 +43,19 @@ def resolve_device(name: str) -> torch.device:
             raise ConfigError(f"--device {name} with several processes", "use --device cuda: each takes its own")
         number = os.environ.get("LOCAL_RANK", "0")
     return torch.device("cuda", int(number)) if number else torch.device("cuda")
+
+
+@contextmanager
+def cpu_threads(most: int | None) -> Iterator[None]:
+    """Inside, torch computes with at most that many threads on a CPU; None: with as many as it has."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if most is None else min(before, most))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def resolve_precision(precision: Precision, device: torch.device, side: int) -> Literal["fp32", "bf16"]:

@@ -19,7 +19,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.objectives.objective import Objective
-from imbdiff.runtime.device import make_accelerator, set_backends
+from imbdiff.runtime.device import cpu_threads, make_accelerator, set_backends
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.progress import Progress
 from imbdiff.training.loop import Loop, TrainingFiles
@@ -84,7 +84,8 @@ class Trainer:
             NonFiniteLossError: a loss or gradient is not finite; nothing was updated with it.
             RunError: the checkpoint belongs to another run, or the disk is full.
         """
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        threads = cpu_threads(getattr(self.step.networks["model"], "cpu_threads", None))
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), threads:
             return self._run()
 
     def _run(self) -> nn.Module:
