@@ -299,8 +299,8 @@ class StudyOptions(Group):
     """The grid of a study: every number with every curation, recipe, weight and schedule."""
 
     prefix = "--"
-    numbers: tuple[str, ...] = ("0.25", "0.5", "1.0")
-    """How many images, each a word of --sample.strategy: 0.5, auto, effective=0.9, NAME=TOTAL,NAME=TOTAL."""
+    numbers: tuple[str, ...] = ("equal=0.25", "equal=0.5", "equal")
+    """How many images, each a word of --sample.strategy: equal=0.5, auto, effective=0.9, NAME=TOTAL,NAME=TOTAL."""
     curation: tuple[str, ...] = ("none", "agreement")
     """Which of them are kept, each a --curate.policy."""
     recipes: tuple[str, ...] = ("ce", "balanced-softmax")

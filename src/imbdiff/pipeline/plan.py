@@ -85,8 +85,14 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
                 raise ConfigError(f"--model.{name} has no effect on a model that is there already", "leave it out")
 
 
-def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, world: int = 1) -> None:
+def check_fit(
+    prepared: Prepared, config: RunConfig, *, training: bool = True, classifying: bool = True, world: int = 1
+) -> None:
     """Refuses options that do not fit the data, before the expensive part: everything that will be needed is built.
+
+    Args:
+        training, classifying: these stages are to come.
+        world: processes.
 
     Raises:
         ImbdiffError: naming the option.
@@ -98,7 +104,7 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
         new_model(prepared, config)
         check_phases(prepared, config, world=world)
     none = [name for name, n in zip(prepared.stats.names, wanted, strict=True) if not n]
-    if none and sum(wanted) and config.classify.synthetic_prior == "domain":
+    if classifying and none and sum(wanted) and config.classify.synthetic_prior == "domain":
         raise ConfigError(
             f"--sample.strategy {config.sample.strategy} adds no image of {named(none)}: the prior per domain takes "
             "synthetic images of all classes alike",
@@ -107,7 +113,7 @@ def check_fit(prepared: Prepared, config: RunConfig, *, training: bool = True, w
     plan = plan_of(prepared, config)
     arms = [
         (network.recipe, network.use)
-        for arm in classifier_arms(config.classify) if sum(wanted) or not arm.needs_synthetic
+        for arm in classifier_arms(config.classify) if classifying and (sum(wanted) or not arm.needs_synthetic)
         for network, _ in arm.networks(0)
     ]  # fmt: skip
     # and the classifiers that choose, judge and measure: by cross-entropy or balanced softmax, of one kind of images

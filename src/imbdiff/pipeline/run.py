@@ -107,7 +107,9 @@ class Run:
         with Timer() as timer:
             prepared = self._prepare()
         self.folder.check_data(prepared.manifest)
-        check_fit(prepared, self.config, training="train" in wanted, world=self.dist.world)
+        check_fit(
+            prepared, self.config, training="train" in wanted, classifying="classify" in wanted, world=self.dist.world
+        )
         with self.folder.locked() if self.dist.main else nullcontext():
             try:
                 if self.dist.main:

@@ -201,12 +201,17 @@ def _ensemble(base: Arm, other: Arm, n: int) -> Arm:
 
 
 def make_grid(
-    numbers: Mapping[str, Sequence[int]], curation: Sequence[str], recipes: Sequence[str], uses: Sequence[Use]
+    numbers: Mapping[str, Sequence[int]],
+    curation: Sequence[str],
+    recipes: Sequence[str],
+    uses: Sequence[Use],
+    changes: float = 0.0,
 ) -> tuple[Arm, ...]:
     """The arms with synthetic images of a study: every number with every curation, recipe and use.
 
     Args:
         numbers: (C,) images per class of each number, by what was asked for.
+        changes: probability of each geometric change of the images.
 
     Raises:
         ConfigError: an unknown recipe or policy, the same thing twice, nothing of a kind, a number that adds nothing.
@@ -230,7 +235,7 @@ def make_grid(
             )
         seen[counts] = number
     return tuple(
-        Arm(recipe, use, number, counts, policy)
+        Arm(recipe, use, number, counts, policy, changes=changes)
         for counts, number in seen.items() for policy in policies for recipe in recipes for use in uses
     )  # fmt: skip
 

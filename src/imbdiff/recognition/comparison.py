@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.names import named
 from imbdiff.recognition.arms import (
     LEADING,
     PRIMARY,
@@ -449,12 +450,11 @@ def study(
     prepared, arms = conditions.prepared, with_controls(grid, without)
     check_study(conditions, arms)
     sets = {arm: images(arm) if arm.needs_synthetic else None for arm in arms}
-    for arm, made in sets.items():
+    for made in sets.values():
         check_sets(prepared, made)
-        if made is not None and len(made):
-            _check_classes([arm], np.bincount(made.labels, minlength=len(made.class_names)), prepared)
-    wanted = {arm: made for arm, made in sets.items() if made is None or len(made)}
-    trained = train_arms(wanted, conditions, keep_going=True)
+    trained = train_arms(
+        {arm: made for arm, made in sets.items() if not _lacking(arm, made)}, conditions, keep_going=True
+    )
     done, decisions = decide(trained, prepared, adjust=adjust, parts=("val",))
     rows = tuple(_row(arm, made, done.get(arm), decisions.get(arm, ()), prepared) for arm, made in sets.items())
     if not any(row.val is not None and not row.arm.needs_synthetic for row in rows):
@@ -478,6 +478,16 @@ def study(
     return Studied(protocol_of(conditions), prepared.groups.present, rows, missing, choice, numbers, scopes)
 
 
+def _lacking(arm: Arm, made: ImageSet | None) -> str:
+    """Which synthetic images are missing for a training of `arm`; empty where none are."""
+    if made is None:
+        return ""
+    empty = np.flatnonzero(np.bincount(made.labels, minlength=len(made.class_names)) == 0)
+    if arm.use is not None and arm.use.prior == "domain" and len(empty):
+        return f" of {named([made.class_names[k] for k in empty])}, which the prior per domain needs"
+    return "" if len(made) else " at all"
+
+
 def _row(
     arm: Arm,
     made: ImageSet | None,
@@ -490,7 +500,7 @@ def _row(
     short = int((have < np.asarray(arm.wanted)).sum())
     row = ArmResult(arm, 0 if made is None else len(made), short)
     if done is None:
-        return replace(row, reason="curation left no image, so that nothing was trained")
+        return replace(row, reason=f"curation left no image{_lacking(arm, made)}, so that nothing was trained")
     failed = next((run.failed for run in done if run.failed), None)
     if failed is not None:
         return replace(row, reason=f"not compared, its training failed: {failed}")
