@@ -35,7 +35,7 @@ def machine() -> str:
 
 
 def digits(folder: Path) -> tuple[str, RunConfig]:
-    values = {"train.images": 640, "sample.strategy": "0.2", "sample.batch_size": 64, "classify.steps": 30,
+    values = {"train.images": 640, "sample.strategy": "equal=0.2", "sample.batch_size": 64, "classify.steps": 30,
               "classify.seeds": 2, "device": "cpu"}  # fmt: skip
     return "digits", override(override(preset("demo"), FIXED), values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from imbdiff.config import RunConfig, override
 from imbdiff.data.gather import Gather
@@ -20,9 +23,10 @@ from imbdiff.data.splits import Prepared
 from imbdiff.pipeline import run as run_module
 from imbdiff.pipeline import training
 from imbdiff.pipeline.folder import RunFolder
-from imbdiff.recognition import comparison
+from imbdiff.recognition import comparison, jobs
 from imbdiff.recognition import curation as choice
 from imbdiff.recognition.fitting import Fit
+from imbdiff.runtime.files import read_json
 from imbdiff.training.trainer import Trainer
 
 STAGES_SEEN = ("train", "sample", "curate", "classify", "report")
@@ -117,12 +121,17 @@ def guarded(patch: pytest.MonkeyPatch, spoil: Callable[[Prepared], Prepared] = l
 
     guard.around(patch, curation, "curate")
     guard.around(patch, comparison, "choose_control")
+    for module in (comparison, jobs):  # adjustment and temperature of arms, and of teachers
+        guard.around(patch, module, "choose_decision")
     return guard
 
 
-def executed(folder: Path, config: RunConfig) -> None:
-    values = {"curate.policy": "diverse", "curate.candidates": 1.5, "train.watch_images": 64}
-    run_module.Run(RunFolder(folder), "digits", override(config, values), True).execute(STAGES_SEEN)
+def executed(folder: Path, config: RunConfig, more: dict[str, Any] | None = None, stages: Any = STAGES_SEEN) -> None:
+    values = {
+        "curate.policy": "diverse", "curate.candidates": 1.5, "train.watch_images": 16, "sample.strategy": "equal=0.1",
+        "classify.ensemble": 1, "classify.synthetic_prior": "domain", "classify.seeds": 1, **(more or {}),
+    }  # fmt: skip
+    run_module.Run(RunFolder(folder), "digits", override(config, values), True).execute(stages)
 
 
 def test_nobody_who_trains_curates_or_chooses_sees_a_test_image(
@@ -171,3 +180,57 @@ def test_reading_test_images_while_choosing_is_noticed(
     guarded(monkeypatch, remember)
     with suppress(FileNotFoundError), pytest.raises(AssertionError, match="choose_control read the test images"):
         executed(tmp_path / "run", config)
+
+
+# -- other test images, the same of all that is trained or chosen
+
+
+def tensors(path: Path) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in sorted(load_file(path).items())}
+
+
+def decided(folder: Path) -> dict[str, Any]:
+    """All that a run trained and chose."""
+    found = json.loads((folder / "classifier" / "results.json").read_text())
+    networks: dict[tuple[str, str], Any] = {}
+    for path in (folder / "classifier").glob("*.network.safetensors"):
+        with safe_open(path, "np") as file:
+            facts = file.metadata()
+        key = (facts["arm"], facts["seed"])
+        assert key not in networks
+        networks[key] = tensors(path)
+    kept = read_json(folder / "curation" / "manifest.json")
+    return {
+        "generator": tensors(folder / "model" / "model.safetensors"),
+        "images": [row["file"] for row in read_json(folder / "samples" / "manifest.json")["images"]],
+        "pixels": {p.name: p.read_bytes() for p in sorted((folder / "samples").glob("*/*.png"))},
+        "kept": kept["images"],
+        "networks": networks,
+        "decisions": {arm["name"]: arm["decisions"] for arm in found["arms"]},
+        "validation": {arm["name"]: arm["validation"] for arm in found["arms"]},
+        "control": found["control"],
+    }
+
+
+def test_with_other_test_images_everything_trained_and_chosen_is_bit_identical(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training.prepare_data
+
+    def other(*args: Any, **kwargs: Any) -> Prepared:
+        prepared = real(*args, **kwargs)
+        test, g = prepared.test, np.random.default_rng(1)
+        images = g.integers(0, 256, test.images[:].shape, dtype=np.uint8)
+        return replace(prepared, test=ImageSet(images, g.permutation(test.labels), test.class_names))
+
+    stages = ("train", "sample", "curate", "classify")
+    executed(tmp_path / "run", config, stages=stages)
+    monkeypatch.setattr(training, "prepare_data", other)
+    executed(tmp_path / "other", config, stages=stages)
+    first, second = decided(tmp_path / "run"), decided(tmp_path / "other")
+    assert len(first["networks"]) > 5
+    assert any("synthetic" in arm for arm, _ in first["networks"])
+    for what in first:
+        assert first[what] == second[what], what
+    results = [json.loads((tmp_path / run / "classifier" / "results.json").read_text()) for run in ("run", "other")]
+    assert results[0]["arms"][0]["runs"] != results[1]["arms"][0]["runs"]  # the test images did change
