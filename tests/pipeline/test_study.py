@@ -24,7 +24,7 @@ from imbdiff.pipeline.sampling import load_samples
 from imbdiff.pipeline.study import check_grid, study
 from imbdiff.presets import preset
 from imbdiff.recognition.arms import first_of
-from imbdiff.recognition.comparison import Choice
+from imbdiff.recognition.choice import Choice
 from imbdiff.recognition.fitting import Fit
 from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError
 from imbdiff.runtime.files import read_json

@@ -16,7 +16,8 @@ from sklearn.metrics import balanced_accuracy_score
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition import comparison
 from imbdiff.recognition.arms import ARMS, Arm, first_of
-from imbdiff.recognition.comparison import ArmResult, Choice, Studied, Summary, choose, classify, study
+from imbdiff.recognition.choice import Choice, Studied, choose, study
+from imbdiff.recognition.comparison import ArmResult, Summary, classify
 from imbdiff.recognition.fitting import Fit
 from imbdiff.recognition.intervals import holm, paired_interval, paired_replicates, percentile_p
 from imbdiff.recognition.jobs import Conditions, Predicted

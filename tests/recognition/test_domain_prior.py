@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from imbdiff.recognition.arms import Arm
-from imbdiff.recognition.comparison import classify, study
+from imbdiff.recognition.choice import study
+from imbdiff.recognition.comparison import classify
 from imbdiff.recognition.fitting import Fit
 from imbdiff.recognition.jobs import Conditions
 from imbdiff.recognition.losses import BatchLoss

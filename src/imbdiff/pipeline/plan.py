@@ -104,7 +104,8 @@ def check_fit(
         new_model(prepared, config)
         check_phases(prepared, config, world=world)
     none = [name for name, n in zip(prepared.stats.names, wanted, strict=True) if not n]
-    if classifying and none and sum(wanted) and config.classify.synthetic_prior == "domain":
+    some = sum(wanted) > 0
+    if classifying and none and some and config.classify.synthetic_prior == "domain":
         raise ConfigError(
             f"--sample.strategy {config.sample.strategy} adds no image of {named(none)}: the prior per domain takes "
             "synthetic images of all classes alike",
@@ -113,7 +114,7 @@ def check_fit(
     plan = plan_of(prepared, config)
     arms = [
         (network.recipe, network.use)
-        for arm in classifier_arms(config.classify) if classifying and (sum(wanted) or not arm.needs_synthetic)
+        for arm in (classifier_arms(config.classify) if classifying else ()) if some or not arm.needs_synthetic
         for network, _ in arm.networks(0)
     ]  # fmt: skip
     # and the classifiers that choose, judge and measure: by cross-entropy or balanced softmax, of one kind of images

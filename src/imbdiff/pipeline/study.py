@@ -47,8 +47,8 @@ from imbdiff.pipeline.sampling import (
 )
 from imbdiff.pipeline.strategy import images_to_draw, parse_strategy
 from imbdiff.recognition.arms import Arm, first_of, make_grid, missing_classes, with_controls
-from imbdiff.recognition.comparison import Studied, check_study
-from imbdiff.recognition.comparison import study as compare
+from imbdiff.recognition.choice import Studied, check_study
+from imbdiff.recognition.choice import study as compare
 from imbdiff.recognition.curation import parse_policy
 from imbdiff.recognition.jobs import Conditions, seconds_per_classifier
 from imbdiff.recognition.recipes import get_recipe

@@ -1,7 +1,7 @@
 """The arms of a comparison: recipe x number of synthetic images x curation x use; and what cannot be compared.
 
 `classify` compares a small grid of them, with the images that a run kept; `study` a larger one, see
-:mod:`imbdiff.recognition.comparison`.
+:mod:`imbdiff.recognition.choice`.
 """
 
 from __future__ import annotations

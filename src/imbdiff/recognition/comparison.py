@@ -1,14 +1,12 @@
-"""Comparing arms: `classify`, a small grid judged by a fixed rule, and `study`, a larger one chosen among beforehand.
+"""Comparing arms: all are trained and adjusted alike, and judged by a fixed rule.
 
-Both train the same arms in the same way (:mod:`imbdiff.recognition.jobs`). `classify` says whether the images that a
-run kept helped. `study` chooses, by validation images alone, how many images, which of them and used how. It reads
-predictions on test images after the choice, and of two arms only: what was chosen, and the best without synthetic
-images. Their numbers are then as honest as if nothing else had been tried.
+What was trained with synthetic images is compared with the best arm without them, chosen by validation images. A larger
+grid, of which one arm is chosen beforehand: :mod:`imbdiff.recognition.choice`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.names import named
 from imbdiff.recognition.arms import (
     LEADING,
     PRIMARY,
-    WITHOUT,
     Arm,
     check_arms,
     check_sets,
     make_arms,
-    missing_classes,
     with_controls,
 )
 from imbdiff.recognition.decision import Decision, choose_decision, log_prior_of
@@ -35,18 +30,11 @@ from imbdiff.recognition.networks import Classifier, is_pretrained
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.saved import ImageClassifier, Member
 from imbdiff.recognition.scores import Scores, mean_of, scores, sd_of
-from imbdiff.recognition.verdict import Comparison, Control, Verdict, choose_control, verdict
-from imbdiff.runtime.errors import ConfigError, DataError, NonFiniteLossError
+from imbdiff.recognition.verdict import Control, Verdict, choose_control, verdict
+from imbdiff.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from imbdiff.data.splits import Prepared
-
-TIE = 1e-12
-"""Mean balanced accuracies that are nearer than this are equal."""
-RULE = (
-    "highest mean balanced accuracy over seeds on validation images; of equal ones the simpler: none without synthetic "
-    "images first, then fewer of them, then no curation"
-)
 
 
 @dataclass(frozen=True)
@@ -145,7 +133,7 @@ def protocol_of(conditions: Conditions) -> dict[str, Any]:
     }
 
 
-def _judged(
+def judged(
     done: Mapping[Arm, Sequence[Predicted]], prepared: Prepared, control: Control, primary: str, leading: Sequence[str]
 ) -> Verdict:
     """The verdict from the predictions of test images."""
@@ -196,11 +184,11 @@ def _networks(arms: Sequence[Arm]) -> list[Arm]:
     return [*found, *(_networks(teachers) if teachers else ())]
 
 
-def _check_networks(prepared: Prepared, plan: FitPlan, arms: Sequence[Arm]) -> None:
+def check_networks(prepared: Prepared, plan: FitPlan, arms: Sequence[Arm]) -> None:
     check_trainings(prepared.train, plan, [(one.recipe, one.use) for one in _networks(arms)])
 
 
-def _check_classes(arms: Sequence[Arm], counts: Sequence[int] | np.ndarray, prepared: Prepared) -> None:
+def check_classes(arms: Sequence[Arm], counts: Sequence[int] | np.ndarray, prepared: Prepared) -> None:
     """Refuses (C,) `counts` of synthetic images that an arm cannot use."""
     for one in _networks(arms):
         if one.use is not None and one.sees_synthetic:
@@ -275,9 +263,9 @@ def classify(
     leading = [arm.name for arm in arms if arm.needs_synthetic]
     if leading and primary not in leading:
         raise ConfigError(f"no arm with synthetic images is called {primary!r}", f"choose one of {leading} to lead")
-    _check_networks(prepared, plan, arms)
+    check_networks(prepared, plan, arms)
     if synthetic is not None:
-        _check_classes(arms, np.bincount(synthetic.labels, minlength=len(synthetic.class_names)), prepared)
+        check_classes(arms, np.bincount(synthetic.labels, minlength=len(synthetic.class_names)), prepared)
     # without synthetic images the arm that is used is not known before
     keep = [arm.name for arm in (kept_arms(arms, primary) if leading else arms)] if keep_weights else []
     conditions = Conditions(plan, prepared, tuple(seeds), device, folder, workers, progress, tuple(keep))
@@ -300,7 +288,7 @@ def classify(
         by_arm = {result.arm: result for result in results}
         for arm in kept_arms(arms, primary if leading else control.arm):
             classifiers[arm.name] = _classifier(by_arm[arm], synthetic, conditions, made)
-    verdict_ = _judged(done, prepared, control, primary, leading)
+    verdict_ = judged(done, prepared, control, primary, leading)
     return Classified(protocol, results, control, verdict_, classifiers)
 
 
@@ -337,171 +325,3 @@ def _classifier(
         members, np.array(train.class_names), train.shape, result.decisions[0], log_prior_of(train),
         prepared.manifest.get("resize", "crop"), frozenset(train.hashes), about,
     )  # fmt: skip
-
-
-# -- a larger grid, and the choice
-
-
-@dataclass(frozen=True)
-class Choice:
-    """`recommended` of all `compared` arms, and `control`, the best without synthetic images; `equal` to the first are
-    others."""
-
-    recommended: str
-    control: str
-    compared: int
-    equal: tuple[str, ...] = ()
-
-
-def choose(rows: Sequence[ArmResult]) -> Choice:
-    """The choice by :data:`RULE`, from validation numbers alone; of arms that are equally simple too, the first."""
-    scored = [row for row in rows if row.val is not None]
-
-    def equals(some: Sequence[ArmResult]) -> list[ArmResult]:
-        top = max(row.score for row in some)
-        found = [row for row in some if row.score >= top - TIE]
-        return sorted(found, key=lambda row: (row.images, row.arm.curation != "none"))
-
-    best, without = equals(scored), equals([row for row in scored if not row.images])
-    return Choice(best[0].arm.name, without[0].arm.name, len(scored), tuple(row.arm.name for row in best[1:]))
-
-
-@dataclass(frozen=True)
-class Studied:
-    """What :func:`study` found.
-
-    Attributes:
-        rows: arms without synthetic images, then those of the grid.
-        missing: classes without validation images; nothing is chosen then.
-        choice: what is recommended, by validation images.
-        numbers: of the two that the choice names, their scores on test images.
-        scopes: their comparison, the recommended one against the control, of "all" test images and of each group: that
-            of all is the one declared beforehand. None where both are the same, or nothing was chosen.
-    """
-
-    protocol: Mapping[str, Any]
-    groups: Sequence[str]
-    rows: tuple[ArmResult, ...]
-    missing: tuple[str, ...]
-    choice: Choice | None
-    numbers: Mapping[str, Summary]
-    scopes: Mapping[str, Comparison] | None
-
-    def to_json(self) -> dict[str, Any]:
-        choice, recommendation, test = self.choice, None, None
-        if choice is not None:
-            score = {row.arm.name: row.score for row in self.rows}
-            recommendation = {
-                **asdict(choice), "name": choice.recommended, "score": score[choice.recommended],
-                "control_score": score[choice.control], "rule": RULE,
-            }  # fmt: skip
-            scopes = None if self.scopes is None else {name: asdict(row) for name, row in self.scopes.items()}
-            test = {"numbers": {name: found.to_json() for name, found in self.numbers.items()}, "scopes": scopes}
-        return {
-            "protocol": dict(self.protocol),
-            "groups": list(self.groups),
-            "rows": [row.to_json(self.protocol["seeds"]) for row in self.rows],
-            "missing": list(self.missing),
-            "recommendation": recommendation,
-            "test": test,
-        }
-
-
-def check_study(conditions: Conditions, arms: Sequence[Arm]) -> None:
-    """Refuses what would fail later, or could show nothing; see :func:`study`."""
-    prepared = conditions.prepared
-    check_arms(arms, conditions.seeds)
-    check_sets(prepared, None)
-    if prepared.val is None or not len(prepared.val):
-        raise DataError(
-            "there are no validation images to choose by, so that a study could show nothing",
-            "hold some out in a new run (--data.val_fraction)",
-        )
-    for arm in arms:
-        if arm.wanted:
-            _check_classes([arm], arm.wanted, prepared)
-    _check_networks(prepared, conditions.plan, arms)
-
-
-def study(
-    conditions: Conditions,
-    grid: Sequence[Arm],
-    images: Callable[[Arm], ImageSet],
-    *,
-    without: Sequence[str] = WITHOUT,
-    adjust: bool = True,
-) -> Studied:
-    """Trains every arm of the grid and every recipe without synthetic images, at equal optimizer steps, and chooses.
-
-    Args:
-        conditions: the same for all. Where validation images of a class that claims are made of are missing, nothing is
-            chosen.
-        grid: of :func:`~imbdiff.recognition.arms.make_grid`. An arm without images (curation may leave none) is not
-            trained. One of whose trainings the loss became infinite in is reported, and not chosen.
-        images: gives the synthetic images of an arm; called for all before the first training.
-        without: recipes without synthetic images; those of the grid are always added.
-        adjust: see :func:`classify`.
-
-    Raises:
-        ConfigError: bad seeds, or a recipe, use and network that do not fit each other.
-        NonFiniteLossError: the training of every arm without synthetic images failed.
-        DataError: no test images, no validation images, synthetic images of other classes.
-    """
-    prepared, arms = conditions.prepared, with_controls(grid, without)
-    check_study(conditions, arms)
-    sets = {arm: images(arm) if arm.needs_synthetic else None for arm in arms}
-    for made in sets.values():
-        check_sets(prepared, made)
-    trained = train_arms(
-        {arm: made for arm, made in sets.items() if not _lacking(arm, made)}, conditions, keep_going=True
-    )
-    done, decisions = decide(trained, prepared, adjust=adjust, parts=("val",))
-    rows = tuple(_row(arm, made, done.get(arm), decisions.get(arm, ()), prepared) for arm, made in sets.items())
-    if not any(row.val is not None and not row.arm.needs_synthetic for row in rows):
-        raise NonFiniteLossError(
-            f"no arm without synthetic images could be trained: {next(row.reason for row in rows if row.reason)}",
-            "use a smaller --classify.lr",
-        )
-    missing = tuple(missing_classes(prepared))
-    choice = None if missing else choose(rows)
-    numbers: dict[str, Summary] = {}
-    scopes = None
-    if choice is not None:
-        # the only reading of predictions on test images
-        of = {arm.name: arm for arm in trained}
-        finalists = {of[name]: trained[of[name]] for name in (choice.recommended, choice.control)}
-        two, _ = decide(finalists, prepared, adjust=adjust, parts=("test",))
-        numbers = {arm.name: Summary.of(runs, "test", prepared) for arm, runs in two.items()}
-        if len(two) > 1:
-            control = Control(choice.control, (choice.control,), RULE, {})
-            scopes = _judged(two, prepared, control, choice.recommended, [choice.recommended]).per_group
-    return Studied(protocol_of(conditions), prepared.groups.present, rows, missing, choice, numbers, scopes)
-
-
-def _lacking(arm: Arm, made: ImageSet | None) -> str:
-    """Which synthetic images are missing for a training of `arm`; empty where none are."""
-    if made is None:
-        return ""
-    empty = np.flatnonzero(np.bincount(made.labels, minlength=len(made.class_names)) == 0)
-    if arm.use is not None and arm.use.prior == "domain" and len(empty):
-        return f" of {named([made.class_names[k] for k in empty])}, which the prior per domain needs"
-    return "" if len(made) else " at all"
-
-
-def _row(
-    arm: Arm,
-    made: ImageSet | None,
-    done: Sequence[Predicted] | None,
-    decisions: tuple[Decision, ...],
-    prepared: Prepared,
-) -> ArmResult:
-    """What a choice may see of an arm: no number of test images."""
-    have = np.zeros(len(arm.wanted)) if made is None else np.bincount(made.labels, minlength=len(arm.wanted))
-    short = int((have < np.asarray(arm.wanted)).sum())
-    row = ArmResult(arm, 0 if made is None else len(made), short)
-    if done is None:
-        return replace(row, reason=f"curation left no image{_lacking(arm, made)}, so that nothing was trained")
-    failed = next((run.failed for run in done if run.failed), None)
-    if failed is not None:
-        return replace(row, reason=f"not compared, its training failed: {failed}")
-    return replace(row, val=Summary.of(done, "val", prepared), decisions=decisions)

@@ -1,0 +1,205 @@
+"""Choosing among many arms by validation images alone; test images are read afterwards, of two arms.
+
+These are what was chosen, and the best without synthetic images: their numbers are as honest as if nothing else had
+been tried. The arms are trained as in any comparison (:mod:`imbdiff.recognition.comparison`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from imbdiff.data.imageset import ImageSet
+from imbdiff.data.names import named
+from imbdiff.recognition.arms import WITHOUT, Arm, check_arms, check_sets, missing_classes, with_controls
+from imbdiff.recognition.comparison import (
+    ArmResult,
+    Summary,
+    check_classes,
+    check_networks,
+    decide,
+    judged,
+    protocol_of,
+)
+from imbdiff.recognition.decision import Decision
+from imbdiff.recognition.jobs import Conditions, Predicted, train_arms
+from imbdiff.recognition.verdict import Comparison, Control
+from imbdiff.runtime.errors import DataError, NonFiniteLossError
+
+if TYPE_CHECKING:
+    from imbdiff.data.splits import Prepared
+
+TIE = 1e-12
+"""Mean balanced accuracies that are nearer than this are equal."""
+RULE = (
+    "highest mean balanced accuracy over seeds on validation images; of equal ones the simpler: none without synthetic "
+    "images first, then fewer of them, then no curation"
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`recommended` of all `compared` arms, and `control`, the best without synthetic images; `equal` to the first are
+    others."""
+
+    recommended: str
+    control: str
+    compared: int
+    equal: tuple[str, ...] = ()
+
+
+def choose(rows: Sequence[ArmResult]) -> Choice:
+    """The choice by :data:`RULE`, from validation numbers alone; of arms that are equally simple too, the first."""
+    scored = [row for row in rows if row.val is not None]
+
+    def equals(some: Sequence[ArmResult]) -> list[ArmResult]:
+        top = max(row.score for row in some)
+        found = [row for row in some if row.score >= top - TIE]
+        return sorted(found, key=lambda row: (row.images, row.arm.curation != "none"))
+
+    best, without = equals(scored), equals([row for row in scored if not row.images])
+    return Choice(best[0].arm.name, without[0].arm.name, len(scored), tuple(row.arm.name for row in best[1:]))
+
+
+@dataclass(frozen=True)
+class Studied:
+    """What :func:`study` found.
+
+    Attributes:
+        rows: arms without synthetic images, then those of the grid.
+        missing: classes without validation images; nothing is chosen then.
+        choice: what is recommended, by validation images.
+        numbers: of the two that the choice names, their scores on test images.
+        scopes: their comparison, the recommended one against the control, of "all" test images and of each group: that
+            of all is the one declared beforehand. None where both are the same, or nothing was chosen.
+    """
+
+    protocol: Mapping[str, Any]
+    groups: Sequence[str]
+    rows: tuple[ArmResult, ...]
+    missing: tuple[str, ...]
+    choice: Choice | None
+    numbers: Mapping[str, Summary]
+    scopes: Mapping[str, Comparison] | None
+
+    def to_json(self) -> dict[str, Any]:
+        choice, recommendation, test = self.choice, None, None
+        if choice is not None:
+            score = {row.arm.name: row.score for row in self.rows}
+            recommendation = {
+                **asdict(choice), "name": choice.recommended, "score": score[choice.recommended],
+                "control_score": score[choice.control], "rule": RULE,
+            }  # fmt: skip
+            scopes = None if self.scopes is None else {name: asdict(row) for name, row in self.scopes.items()}
+            test = {"numbers": {name: found.to_json() for name, found in self.numbers.items()}, "scopes": scopes}
+        return {
+            "protocol": dict(self.protocol),
+            "groups": list(self.groups),
+            "rows": [row.to_json(self.protocol["seeds"]) for row in self.rows],
+            "missing": list(self.missing),
+            "recommendation": recommendation,
+            "test": test,
+        }
+
+
+def check_study(conditions: Conditions, arms: Sequence[Arm]) -> None:
+    """Refuses what would fail later, or could show nothing; see :func:`study`."""
+    prepared = conditions.prepared
+    check_arms(arms, conditions.seeds)
+    check_sets(prepared, None)
+    if prepared.val is None or not len(prepared.val):
+        raise DataError(
+            "there are no validation images to choose by, so that a study could show nothing",
+            "hold some out in a new run (--data.val_fraction)",
+        )
+    for arm in arms:
+        if arm.wanted:
+            check_classes([arm], arm.wanted, prepared)
+    check_networks(prepared, conditions.plan, arms)
+
+
+def study(
+    conditions: Conditions,
+    grid: Sequence[Arm],
+    images: Callable[[Arm], ImageSet],
+    *,
+    without: Sequence[str] = WITHOUT,
+    adjust: bool = True,
+) -> Studied:
+    """Trains every arm of the grid and every recipe without synthetic images, at equal optimizer steps, and chooses.
+
+    Args:
+        conditions: the same for all. Where validation images of a class that claims are made of are missing, nothing is
+            chosen.
+        grid: of :func:`~imbdiff.recognition.arms.make_grid`. An arm without images (curation may leave none) is not
+            trained. One of whose trainings the loss became infinite in is reported, and not chosen.
+        images: gives the synthetic images of an arm; called for all before the first training.
+        without: recipes without synthetic images; those of the grid are always added.
+        adjust: see :func:`classify`.
+
+    Raises:
+        ConfigError: bad seeds, or a recipe, use and network that do not fit each other.
+        NonFiniteLossError: the training of every arm without synthetic images failed.
+        DataError: no test images, no validation images, synthetic images of other classes.
+    """
+    prepared, arms = conditions.prepared, with_controls(grid, without)
+    check_study(conditions, arms)
+    sets = {arm: images(arm) if arm.needs_synthetic else None for arm in arms}
+    for made in sets.values():
+        check_sets(prepared, made)
+    trained = train_arms(
+        {arm: made for arm, made in sets.items() if not _lacking(arm, made)}, conditions, keep_going=True
+    )
+    done, decisions = decide(trained, prepared, adjust=adjust, parts=("val",))
+    rows = tuple(_row(arm, made, done.get(arm), decisions.get(arm, ()), prepared) for arm, made in sets.items())
+    if not any(row.val is not None and not row.arm.needs_synthetic for row in rows):
+        raise NonFiniteLossError(
+            f"no arm without synthetic images could be trained: {next(row.reason for row in rows if row.reason)}",
+            "use a smaller --classify.lr",
+        )
+    missing = tuple(missing_classes(prepared))
+    choice = None if missing else choose(rows)
+    numbers: dict[str, Summary] = {}
+    scopes = None
+    if choice is not None:
+        # the only reading of predictions on test images
+        of = {arm.name: arm for arm in trained}
+        finalists = {of[name]: trained[of[name]] for name in (choice.recommended, choice.control)}
+        two, _ = decide(finalists, prepared, adjust=adjust, parts=("test",))
+        numbers = {arm.name: Summary.of(runs, "test", prepared) for arm, runs in two.items()}
+        if len(two) > 1:
+            control = Control(choice.control, (choice.control,), RULE, {})
+            scopes = judged(two, prepared, control, choice.recommended, [choice.recommended]).per_group
+    return Studied(protocol_of(conditions), prepared.groups.present, rows, missing, choice, numbers, scopes)
+
+
+def _lacking(arm: Arm, made: ImageSet | None) -> str:
+    """Which synthetic images are missing for a training of `arm`; empty where none are."""
+    if made is None:
+        return ""
+    empty = np.flatnonzero(np.bincount(made.labels, minlength=len(made.class_names)) == 0)
+    if arm.use is not None and arm.use.prior == "domain" and len(empty):
+        return f" of {named([made.class_names[k] for k in empty])}, which the prior per domain needs"
+    return "" if len(made) else " at all"
+
+
+def _row(
+    arm: Arm,
+    made: ImageSet | None,
+    done: Sequence[Predicted] | None,
+    decisions: tuple[Decision, ...],
+    prepared: Prepared,
+) -> ArmResult:
+    """What a choice may see of an arm: no number of test images."""
+    have = np.zeros(len(arm.wanted)) if made is None else np.bincount(made.labels, minlength=len(arm.wanted))
+    short = int((have < np.asarray(arm.wanted)).sum())
+    row = ArmResult(arm, 0 if made is None else len(made), short)
+    if done is None:
+        return replace(row, reason=f"curation left no image{_lacking(arm, made)}, so that nothing was trained")
+    failed = next((run.failed for run in done if run.failed), None)
+    if failed is not None:
+        return replace(row, reason=f"not compared, its training failed: {failed}")
+    return replace(row, val=Summary.of(done, "val", prepared), decisions=decisions)
