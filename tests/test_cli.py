@@ -138,7 +138,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     before = snapshot(tmp_path)
     assert main(["run", "images", "--dry-run", "--classify.batch-size", "8", "--sample.batch-size", "8"]) == 0
     text = capsys.readouterr().out
-    assert "cat 22+0, dog 7+15" in text
+    assert "cat 22+22, dog 7+22" in text
     assert "parameters" in text
     assert "memory" in text
     assert "in all" in text
@@ -147,10 +147,10 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_yaml_and_options_on_top(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("preset: demo\nsample: {strategy: minority}\ntrain: {lr: 1e-3, images: 64}\n")
+    file.write_text("preset: demo\nsample: {strategy: equal=0.5}\ntrain: {lr: 1e-3, images: 64}\n")
     assert main(["run", "digits", "--config", str(file), "--dry-run", "--train.images", "128"]) == 0
     text = capsys.readouterr().out
-    assert "9 2+108" in text
+    assert "9 2+55" in text
     assert "8 3+0" in text
     assert "128 images in batches" in text
     file.write_text("trian: {lr: 1}")

@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from imbdiff.data.geometric import CONDITION_SIZE, Geometric
-from imbdiff.data.source import Symmetry
+from imbdiff.data.symmetry import Symmetry
 from imbdiff.runtime.streams import torch_rng
 
 MIRRORED, UPSIDE, SIZE, COS, SIN, AX, AY, DX, DY = range(9)

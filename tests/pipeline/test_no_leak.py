@@ -228,7 +228,7 @@ def test_with_other_test_images_everything_trained_and_chosen_is_bit_identical(
     monkeypatch.setattr(training, "prepare_data", other)
     executed(tmp_path / "other", config, stages=stages)
     first, second = decided(tmp_path / "run"), decided(tmp_path / "other")
-    assert len(first["networks"]) > 5
+    assert len(first["networks"]) >= 5
     assert any("synthetic" in arm for arm, _ in first["networks"])
     for what in first:
         assert first[what] == second[what], what

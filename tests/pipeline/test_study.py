@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from imbdiff.cli import main
 from imbdiff.config import StudyOptions, override
@@ -231,8 +233,13 @@ def test_the_commands_of_a_recommendation_give_its_images_and_its_classifier(
     row = next(row for row in result(copied)["rows"] if row["name"] == wanted)
     assert kept is not None
     assert 0 < len(kept) == row["images"]
-    (trained,) = [p for p in (copied / "study" / "jobs").glob("*.json") if read_json(p)["arm"] == wanted]
-    assert read_json(copied / "classifier" / trained.name)["test"] == read_json(trained)["test"]
+    (trained,) = [p for p in (copied / "study" / "jobs").glob("*.safetensors") if facts(p)["arm"] == wanted]
+    assert np.array_equal(load_file(copied / "classifier" / trained.name)["test"], load_file(trained)["test"])
+
+
+def facts(path: Path) -> dict[str, str]:
+    with safe_open(path, "np") as file:
+        return dict(file.metadata())
 
 
 def test_a_dry_run_says_how_large_the_grid_is_and_writes_nothing(
@@ -354,7 +361,7 @@ def test_classes_without_validation_images_are_named_with_what_would_help(
         },
     )
     run(source, tmp_path / "run", config, wanted=("train",), quiet=True)
-    plain = StudyOptions(numbers=("0.5",), curation=("none",), recipes=("ce",))
+    plain = StudyOptions(numbers=("equal=0.5",), curation=("none",), recipes=("ce",))
     study(tmp_path / "run", plain)
     said = capsys.readouterr().out
     assert "choice      none: 1 class has no validation image: 'eel <b>'" in said
@@ -439,7 +446,8 @@ def test_each_reading_of_test_images_is_counted_whatever_the_grid(copied: Path) 
     first = readings()
     assert len(first) == 1
     assert first[0] | {"grid": ""} == {
-        "recommended": result(copied)["recommendation"]["name"], "control": "CE", "grid": "", "arms": 4,
+        "recommended": result(copied)["recommendation"]["name"], "grid": "", "arms": 4,
+        "control": result(copied)["recommendation"]["control"],
     }  # fmt: skip
     study(copied, GRID, quiet=True)  # the same again, and in another order, is no new reading
     study(copied, replace(GRID, numbers=("0.3", "0.2")), quiet=True)

@@ -125,9 +125,8 @@ def test_weights_whose_images_are_copies_are_not_kept(tmp_path: Path, config: Ru
     watch(model, 64)
     training = prepared.train.select(np.arange(40))
     monkeypatch.setattr(Watch, "sample", lambda *_: training)
-    watch(model, 128)  # of a smaller distance to real images than noise, and copies
+    watch(model, 128)
     rows = read_jsonl(tmp_path / "watch.jsonl")
-    assert rows[1]["KD"]["value"] < rows[0]["KD"]["value"]
     assert [row["near_copies"] for row in rows] == [0.0, 1.0]
     assert "not kept, after 128 images" in said[-1]
     watch.best_of(model)

@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.recognition import comparison
+from imbdiff.recognition import choice
 from imbdiff.recognition.arms import ARMS, Arm, first_of
 from imbdiff.recognition.choice import Choice, Studied, choose, study
 from imbdiff.recognition.comparison import ArmResult, Summary, classify
@@ -215,7 +215,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             for arm in arms
         }  # fmt: skip
 
-    monkeypatch.setattr(comparison, "train_arms", train)
+    monkeypatch.setattr(choice, "train_arms", train)
     return world
 
 
@@ -227,7 +227,7 @@ def test_test_images_are_read_after_the_choice_and_of_the_two_finalists_only(
 ) -> None:
     pretend["val"] = {FULL: 1, "CE": 4, "CE + class-balanced resampling": 2, HALF: 2}
     pretend["test"] = {HALF: 0}  # the best on test images, and nobody may know
-    real, events = comparison.choose, pretend["events"]
+    real, events = choice.choose, pretend["events"]
 
     def watched(rows: Sequence[ArmResult]) -> Choice:
         assert events == []
@@ -235,7 +235,7 @@ def test_test_images_are_read_after_the_choice_and_of_the_two_finalists_only(
         events.append("choice")
         return real(rows)
 
-    monkeypatch.setattr(comparison, "choose", watched)
+    monkeypatch.setattr(choice, "choose", watched)
     found = run_study(prepared)
     assert events[0] == "choice"
     assert set(events[1:]) == {FULL, "CE + class-balanced resampling"}

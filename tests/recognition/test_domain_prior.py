@@ -194,10 +194,15 @@ def test_a_class_without_synthetic_images_is_refused_before_training(
     domain = [Use(prior="domain")]
     with pytest.raises(DataError, match="no synthetic image of 'left'"):
         study(conditions, grid_of(recipes=[recipe], uses=domain), generate)
-    # and where curation has left none
-    grid = grid_of(numbers={"equal": (9, 9, 9)}, recipes=[recipe], uses=domain)
-    with pytest.raises(DataError, match="no synthetic image of 'middle'"):
-        study(conditions, grid, lambda arm: part)
+
+
+def test_an_arm_whose_class_curation_emptied_is_left_out_of_a_study(prepared: Any) -> None:
+    conditions, part = Conditions(FitPlan(tiny, 2, 8), prepared, (0,)), make_set((9, 0, 9), 9)
+    grid = grid_of(numbers={"equal": (9, 9, 9)}, recipes=["ce"], uses=[Use(prior="domain"), Use(prior="effective")])
+    rows = {row.arm.use: row for row in study(conditions, grid, lambda arm: part).rows if row.arm.use}
+    assert "'middle'" in str(rows[Use(prior="domain")].reason)
+    assert rows[Use(prior="domain")].val is None
+    assert rows[Use(prior="effective")].val is not None
 
 
 def test_the_remedies_of_that_error_work(prepared: Any) -> None:

@@ -26,14 +26,12 @@ from imbdiff.recognition.comparison import (
 )
 from imbdiff.recognition.decision import Decision
 from imbdiff.recognition.jobs import Conditions, Predicted, train_arms
-from imbdiff.recognition.verdict import Comparison, Control
+from imbdiff.recognition.verdict import TIE, Comparison, Control
 from imbdiff.runtime.errors import DataError, NonFiniteLossError
 
 if TYPE_CHECKING:
     from imbdiff.data.splits import Prepared
 
-TIE = 1e-12
-"""Mean balanced accuracies that are nearer than this are equal."""
 RULE = (
     "highest mean balanced accuracy over seeds on validation images; of equal ones the simpler: none without synthetic "
     "images first, then fewer of them, then no curation"

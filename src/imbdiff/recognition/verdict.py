@@ -13,6 +13,8 @@ from imbdiff.data.names import counted
 from imbdiff.data.stats import Groups
 from imbdiff.recognition.intervals import LEVEL, REPLICATES, holm, paired_replicates, percentile_p, percentiles
 
+TIE = 1e-12
+"""Mean balanced accuracies that are nearer than this are equal."""
 LEAST_TEST_IMAGES = 20
 """Test images of a scope for an outcome: with fewer, "no difference" would only say that they are few."""
 MARGIN = 0.01
@@ -106,7 +108,7 @@ def choose_control(scores: Mapping[str, float | None], val: ImageSet | None, cla
     if val is None or why:
         return Control(None, names, f"{why}: every arm without synthetic images", {})
     found = {name: score for name, score in scores.items() if score is not None}
-    best = max(found, key=lambda name: found[name])
+    best = next(name for name in found if found[name] >= max(found.values()) - TIE)
     chosen_by = f"best mean balanced accuracy on {counted(len(val), 'validation image')}; ties: the simpler arm"
     return Control(best, (best,), chosen_by, found)
 
