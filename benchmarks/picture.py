@@ -27,6 +27,9 @@ def draw(run: Path, out: Path, real_shown: int = 6, synthetic_shown: int = 14, c
     order = np.argsort(-np.asarray(prepared.stats.counts), kind="stable")[:classes]
     figure = plt.figure(figsize=(9.6, 0.40 * len(order) + 0.7), dpi=110)
     columns = real_shown + synthetic_shown
+    largest = (
+        np.asarray(prepared.stats.counts) + np.bincount(synthetic.labels, minlength=len(prepared.stats.counts))
+    ).max()
     grid = figure.add_gridspec(
         len(order), columns + 7, left=0.06, right=0.99, top=0.9, bottom=0.02, wspace=0.08, hspace=0.12
     )
@@ -35,13 +38,11 @@ def draw(run: Path, out: Path, real_shown: int = 6, synthetic_shown: int = 14, c
         n, added = prepared.stats.counts[k], int((synthetic.labels == k).sum())
         bar.barh([0], [n], color=REAL)
         bar.barh([0], [added], left=[n], color=SYNTHETIC)
-        bar.set_xlim(0, 1.02 * max(prepared.stats.counts))
+        bar.set_xlim(0, 1.02 * largest)
         bar.set_ylim(-0.55, 0.55)
         bar.axis("off")
         bar.text(-0.02, 0.5, f"{prepared.stats.names[k]}", transform=bar.transAxes, ha="right", va="center", fontsize=9)
-        bar.text(
-            0.98, 0.5, f"{n} + {added}", transform=bar.transAxes, ha="right", va="center", fontsize=7.5, color="white"
-        )
+        bar.text(n + 0.97 * added, 0, f"{n} + {added}", ha="right", va="center", fontsize=7.5, color="white")
         real = prepared.train.images[prepared.train.labels == k][:real_shown]
         drawn = synthetic.images[synthetic.labels == k][:synthetic_shown]
         for offset, images in ((6, real), (7 + real_shown, drawn)):

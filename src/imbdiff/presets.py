@@ -55,8 +55,9 @@ def _diffrc_imagenet(epochs: int) -> dict[str, Any]:
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
         idea="digits with imbalance factor 50, in minutes on two CPU cores",
-        expect="130 s on 2 cores; accuracy all / few: balanced softmax 0.939 / 0.844, with synthetic images "
-        "0.933 / 0.844, CE 0.899 / 0.693 (imbdiff run digits --preset demo; benchmarks/results/demo_*_2026-11-30)",
+        expect="3.5 minutes on 2 shared cores; accuracy all / few: four networks of balanced softmax 0.948 / 0.861, "
+        "two, and two with synthetic images, 0.953 / 0.894 (imbdiff run digits --preset demo; "
+        "benchmarks/results/demo_*_2026-11-30_2); over ten other splits benchmarks/results/benefit_digits_50_*",
         overrides={
             "method": "ddpm-augmented",
             "data": {"imbalance_factor": 50.0},
