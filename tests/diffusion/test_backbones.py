@@ -19,7 +19,7 @@ from imbdiff.runtime.errors import ConfigError
 
 STATS = ClassStats(tuple("abcdefghij"), tuple(range(10, 0, -1)))
 SMALL = [("unet-8", (3, 7, 9)), ("unet-16", (3, 14, 10)), ("dit-tiny", (4, 8, 8)), ("mlp", (1, 2, 3))]
-SMALL += [("mlp-fine", (1, 1, 2)), ("unet-8-adagn", (1, 8, 8))]
+SMALL += [("mlp-fine", (1, 1, 2)), ("unet-8-adagn", (1, 8, 8)), ("unet-16-folded", (3, 7, 10))]
 
 
 def model(name: str, shape: tuple[int, int, int], dropout: float | None = None) -> DiffusionModel:
@@ -218,12 +218,17 @@ PARAMETERS = {
 
 
 def test_the_table_states_the_parameters_kinds_and_roles() -> None:
-    kinds: dict[str, type[Backbone]] = {"unet": UNetBackbone, "dit": DiTBackbone, "mlp": MLPBackbone}
+    kinds: dict[str, type[Backbone]] = {
+        "unet": UNetBackbone,
+        "folded-unet": UNetBackbone,
+        "dit": DiTBackbone,
+        "mlp": MLPBackbone,
+    }
     tiny = ("block1", "block0")
     roles = {"dit-tiny": tiny, "dit-tiny-4": tiny, "dit-s": ("block3", "block2"), "dit-b": ("block3", "block2")}
     roles |= {"dit-l": ("block6", "block5"), "dit-xl": ("block7", "block6")}
     for name, (kind, config, text) in BACKBONES.items():
-        backbone = on_meta(name, (3, 28, 28) if kind == "unet" else (3, 32, 32) if kind == "dit" else (3, 8, 8))
+        backbone = on_meta(name, (3, 28, 28) if "unet" in kind else (3, 32, 32) if kind == "dit" else (3, 8, 8))
         assert isinstance(backbone, kinds[kind])
         expected = roles.get(name.replace("sit-", "dit-"), ("mid", "mid"))
         assert (backbone.roles["mid"], backbone.roles["quarter"]) == expected

@@ -212,8 +212,9 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="MLPBackbone"):
-        to_diffusers(build("mlp", "ddpm", (1, 2, 2)), tmp_path / "x")
+    for name, kind in (("mlp", "MLPBackbone"), ("unet-16-folded", "FoldedUNetBackbone")):
+        with pytest.raises(ConfigError, match=kind):
+            to_diffusers(build(name, "ddpm", (1, 16, 16)), tmp_path / "x")
     short = build_model("unet-8", DDPM(num_steps=100), (1, 8, 8), STATS)
     with pytest.raises(ConfigError, match="100"):
         to_diffusers(short, tmp_path / "x")

@@ -114,6 +114,34 @@ class UNetBackbone(Backbone):
         return self._layers_in(nn.Conv2d, "net.up_blocks.")
 
 
+class FoldedUNetBackbone(UNetBackbone):
+    """The U-Net on squares of 2 x 2 pixels: (c, h, w) is seen as (4 c, h / 2, w / 2), and the prediction unfolded.
+
+    At the same network a quarter of the positions: three to four times as fast on small images. It is no plain
+    diffusers network: its pipeline is not exported.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, config: dict[str, Any]) -> None:
+        channels, height, width = shape
+        self.fold = (width % 2, height % 2)
+        super().__init__((4 * channels, (height + 1) // 2, (width + 1) // 2), num_classes, config)
+        self.shape = shape
+
+    def forward(
+        self,
+        x_t: Tensor,
+        time: Tensor,
+        labels: Tensor,
+        taps: Sequence[str] = (),
+        predict_rows: int | None = None,
+        augment: Tensor | None = None,
+    ) -> tuple[Tensor, Taps]:
+        height, width = x_t.shape[-2:]
+        x = F.pad(x_t, (0, self.fold[0], 0, self.fold[1]), mode="replicate") if any(self.fold) else x_t
+        prediction, found = super().forward(F.pixel_unshuffle(x, 2), time, labels, taps, predict_rows, augment)
+        return F.pixel_shuffle(prediction, 2)[..., :height, :width], found
+
+
 class DiTBackbone(Backbone):
     """diffusers' `DiTTransformer2DModel` for square inputs.
 
@@ -271,6 +299,7 @@ class MLPBackbone(Backbone):
 
 KINDS: dict[str, type[UNetBackbone] | type[DiTBackbone] | type[MLPBackbone]] = {
     "unet": UNetBackbone,
+    "folded-unet": FoldedUNetBackbone,
     "dit": DiTBackbone,
     "mlp": MLPBackbone,
 }
@@ -314,6 +343,11 @@ _S, _B, _L, _XL = _dit(12, 384, 6), _dit(12, 768, 12), _dit(24, 1024, 16), _dit(
 BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {
     "unet-8": ("unet", _U8, "8 to 16 pixels on a CPU, 0.7 M parameters"),
     "unet-16": ("unet", _U16, "12 to 32 pixels on a CPU, 1.1 M parameters"),
+    "unet-16-folded": (
+        "folded-unet",
+        _U16,
+        "16 pixels on a CPU: unet-16 on squares of 2 x 2 pixels, four times as fast, 1.1 M parameters",
+    ),
     "unet-32-small": ("unet", _unet((64, 128, 128), (1,), 1, 32, 0.1), "28 to 32 pixels, 4.4 M parameters"),
     "unet-32": ("unet", _U32, "28 to 32 pixels, the 35.8 M parameters that the papers of this field use"),
     "unet-64": ("unet", _unet((128, 256, 256, 384), (2, 3), 2, 32, 0.1), "48 to 64 pixels, 52.8 M parameters"),

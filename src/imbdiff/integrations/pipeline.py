@@ -82,8 +82,10 @@ def plain_network(model: DiffusionModel) -> Any:
     backbone = model.backbone
     if isinstance(backbone, DiTBackbone):
         return _build(type(backbone.net), _options(backbone.net.config), backbone.net.state_dict())
-    if not isinstance(backbone, UNetBackbone):
-        raise ConfigError(f"diffusers has no network like {type(backbone).__name__}", "use a U-Net or a DiT")
+    if type(backbone) is not UNetBackbone:
+        raise ConfigError(
+            f"diffusers has no network like {type(backbone).__name__}", "use a U-Net (unet-8, unet-16, ...) or a DiT"
+        )
     options = _options(backbone.net.config) | {"class_embed_type": None, "num_class_embeds": model.num_classes + 1}
     table = backbone.conditioner.state_dict()["table"]
     state = dict(backbone.net.state_dict())
