@@ -133,6 +133,7 @@ ARMS = {
     "2 without + 2 placebo": together(2, ALONE, PLACEBO),
     "2 without + 2 with": PRIMARY,
     "distilled": replace(WITH, teacher=PRIMARY),
+    "distilled from 4 without": replace(PLACEBO, teacher=CONTROL, label="distilled from 4 without"),
 }
 COMPARED = (
     ("2 without + 2 with", "4 without"),
@@ -145,6 +146,8 @@ COMPARED = (
     ("1 with", "1 placebo"),
     ("distilled", "1 without"),
     ("distilled", "4 without"),
+    ("distilled", "distilled from 4 without"),
+    ("distilled from 4 without", "1 without"),
     ("2 without + 2 with", "1 without"),
     ("4 without", "1 without"),
     ("2 without + 2 strong", "4 without"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from imbdiff.runtime.device import make_accelerator, resolve_precision
+from imbdiff.runtime.device import cpu_threads, make_accelerator, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,20 @@ def test_a_gpu_trains_in_bfloat16_at_any_size_where_it_has_it(monkeypatch: pytes
     for found in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda found=found: found)
         assert resolve_precision("auto", torch.device("cuda"), 1) == ("bf16" if found else "fp32")
+
+
+def test_threads_are_limited_inside_and_given_back_whatever_happens() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with cpu_threads(1):
+            assert torch.get_num_threads() == 1
+            with cpu_threads(8):  # no more than there are
+                assert torch.get_num_threads() == 1
+        with cpu_threads(None):
+            assert torch.get_num_threads() == 2
+        with pytest.raises(KeyError), cpu_threads(1):
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
