@@ -251,7 +251,7 @@ def generated(
 SAME = {"method.ada": 0.5, "method.distribution": "half-balanced", "sample.guidance.omega": 0.0}
 """What makes a method's generator differ from the recipe's by its losses alone."""
 GENERATORS: dict[str, dict[str, Any]] = {
-    "changes not told": {"method.ada": 0.0},
+    "changes not a condition": {"method.ada": 0.0},
     "an eighth of the length": {"train.images": 48_000},
     "three times the length": {"train.images": 1_152_000},
     "natural rows": {"method.distribution": "natural"},

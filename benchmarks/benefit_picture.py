@@ -20,6 +20,7 @@ NAMES = {
     "digits_50": "digits, factor 50",
     "digits_20": "digits, factor 20",
     "mnist": "MNIST, factor 100",
+    "mnist_2": "MNIST, second generator",
     "fashion": "Fashion-MNIST, factor 100",
     "cifar10": "CIFAR-10, factor 100",
     "lesions": "skin lesions",
@@ -43,7 +44,13 @@ def intervals(path: Path) -> dict[str, dict[str, tuple[float, ...]]]:
 
 
 def draw(results: list[Path], out: Path) -> None:
-    sets = {next(n for k, n in NAMES.items() if f"benefit_{k}_" in p.name): intervals(p) for p in results}
+    sets = {}
+    for path in results:
+        key = re.fullmatch(r"benefit_(\w+?)_\d+x-.*", path.name)
+        name = NAMES.get(key.group(1)) if key else None
+        if name is None or name in sets:
+            raise SystemExit(f"{path.name}: " + ("twice" if name else f"none of {', '.join(NAMES)}"))
+        sets[name] = intervals(path)
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 0.95 + 0.8 * len(sets)), dpi=110, sharey=True)
     for axis, scope, title in zip(axes, ("all", "few"), ("all classes", "rarest classes"), strict=True):
         for i, found in enumerate(sets.values()):

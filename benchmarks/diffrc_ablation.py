@@ -25,6 +25,8 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.diffusion.generate import generate
 from imbdiff.pipeline import training
 from imbdiff.pipeline.sampling import sampling
+from imbdiff.recognition.arms import make_arms
+from imbdiff.recognition.use import Use
 from imbdiff.reporting.training import term_shares
 from imbdiff.runtime.files import digest, read_json, write_json
 from imbdiff.runtime.log import read_jsonl
@@ -59,7 +61,10 @@ def one(seed: int, form: str, given: argparse.Namespace) -> dict[str, Any]:
             guidance=how.guide(model, data.groups), batch_size=100,
         )  # fmt: skip
         synthetic = ImageSet(images, labels, data.train.class_names)
-        result = imbdiff.classify(data, synthetic, steps=given.steps, seeds=(seed,), workers=1)
+        arms = make_arms(use=Use(), ensemble=0)
+        result = imbdiff.classify(
+            data, synthetic, arms=arms, primary=arms[-1].name, adjust=False, steps=given.steps, seeds=(seed,), workers=1
+        )
         found["guided" if guided else "plain"] = {
             arm.arm.name: {k: getattr(arm.runs[0].test, k) for k in ("accuracy", "groups", "group_sd")}
             for arm in result.arms

@@ -266,7 +266,7 @@ class ClassifyConfig(FitConfig):
     """The one of them whose comparison is the verdict: say so before you see a result."""
     ensemble: Natural = 2
     """Networks without and with synthetic images each, whose probabilities are averaged: the comparison that is the
-    verdict, against ensembles as large without them. 0: single networks alone."""
+    verdict, against ensembles as large without them. 0: single networks alone, without changes."""
     distilled: bool = True
     """Train one network on the soft labels of the ensemble with synthetic images: for predictions at its cost."""
     changes: Share = 1.0

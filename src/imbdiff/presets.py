@@ -27,10 +27,10 @@ _CIFAR_LT: dict[str, Any] = {
     "data": {"imbalance_factor": 100.0, "augment": "mirror"},
     "model": {"backbone": "unet-32"},
     "train": {"images": 19_200_000, "warmup_images": 320_000, "ema_half_life": 0.023},
-    "sample": {"sampler": "ddpm", "steps": 1000},
+    "sample": {"sampler": "ddpm", "steps": 1000, "strategy": "auto"},
     "classify": {
         "recipes": ["ce", "resampling", "balanced-softmax", "ldam-drw"], "network": "resnet32", "steps": 17_000,
-        "protocol": "cifar-lt", "shift": 4,
+        "protocol": "cifar-lt", "shift": 4, "ensemble": 0, "synthetic_prior": "train",
     },
 }  # fmt: skip
 
@@ -45,7 +45,9 @@ def _diffrc_imagenet(epochs: int) -> dict[str, Any]:
         "data": {"augment": "mirror"},
         "model": {"backbone": "unet-32-adagn"},
         "train": {"images": 12_800_000, "batch_size": 128},
+        "sample": {"strategy": "auto"},
         "classify": {
+            "ensemble": 0, "synthetic_prior": "train",
             "network": "timm:resnext50_32x4d", "batch_size": 512, "lr": 0.2,
             "steps": round(epochs * IMAGENET_LT / 512),
         },
@@ -108,7 +110,7 @@ PRESETS: dict[str, Preset] = {
             **_CIFAR_LT,
             "method": "diffrc-paper",
             "model": {"backbone": "unet-32-adagn"},
-            "sample": {},
+            "sample": {"strategy": "auto"},
             "classify": {**_CIFAR_LT["classify"], "batch_size": 256, "steps": 13_000},
         },
     ),

@@ -18,6 +18,7 @@ from imbdiff.pipeline.sampling import guidance_text
 from imbdiff.pipeline.watch import METRIC
 from imbdiff.recipe import constants
 from imbdiff.reporting.content import ReportData
+from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import read_json
 from imbdiff.runtime.log import read_jsonl
 
@@ -44,11 +45,26 @@ def report_data(
         synthetic=synthetic,
         log=read_jsonl(folder / "log.jsonl"),
         metrics=metrics,
-        classifier=read_json(folder / "classifier" / "results.json") if "classify" in done else None,
+        classifier=_classified(folder) if "classify" in done else None,
         timings={stage: facts["seconds"] for stage, facts in done.items()},
         run=str(folder.path),
         protocol={**protocol(folder, config, plan, metrics), "Augmentation": augmentation(prepared, config)},
     )
+
+
+def _classified(folder: RunFolder) -> dict[str, Any]:
+    """The comparison of a run.
+
+    Raises:
+        RunError: an earlier version made it, with other arms.
+    """
+    found = read_json(folder / "classifier" / "results.json")
+    if any("members" not in arm for arm in found["arms"]):
+        raise RunError(
+            f"{folder / 'classifier' / 'results.json'} was made by an earlier version",
+            f"run `imbdiff classify {folder.path}`",
+        )
+    return found
 
 
 def protocol(

@@ -109,7 +109,8 @@ def check_fit(
         raise ConfigError(
             f"--sample.strategy {config.sample.strategy} adds no image of {named(none)}: the prior per domain takes "
             "synthetic images of all classes alike",
-            "use --sample.strategy equal, or --classify.synthetic_prior effective",
+            "use --sample.strategy equal (imbdiff sample RUN takes it for a run that is there), or "
+            "--classify.synthetic_prior effective",
         )
     plan = plan_of(prepared, config)
     arms = [

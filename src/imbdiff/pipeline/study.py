@@ -128,7 +128,7 @@ class _Study:
             raise ConfigError(f"a number is named twice: {', '.join(options.numbers)}", "name each number once")
         base = classifier_use(config.classify)
         uses = [replace(base, weight=w, schedule=s) for w in options.weights for s in options.schedules]
-        grid = make_grid(numbers, options.curation, options.recipes, uses, config.classify.changes)
+        grid = make_grid(numbers, options.curation, options.recipes, uses)
         folder = RunFolder(run.folder.path / "study" if out is None else Path(out), "plan.json")
         seeds = tuple(range(config.seed, config.seed + (options.seeds or config.classify.seeds)))
         device = str(resolve_device(config.device))
@@ -364,7 +364,7 @@ class _Study:
         arms = {arm.name: arm for arm in self.arms}
         picked, control = arms[found.choice.recommended], arms[found.choice.control]
         path, own = str(self.run.folder.path), self.config.classify
-        classify = ["imbdiff", "classify", path, "--classify.ensemble", "0"]  # the study compares single networks
+        classify = ["imbdiff", "classify", path, "--classify.ensemble", "0"]  # single networks, as here
         if control.recipe not in own.recipes:
             classify += ["--classify.recipes", *own.recipes, control.recipe]
         if len(self.conditions.seeds) != own.seeds:

@@ -115,7 +115,7 @@ class Arm:
     @property
     def prior(self) -> str | None:
         """What the recipe counts as images of a class: "train", "effective", or None where it counts nothing."""
-        if not get_recipe(self.recipe).needs_prior:
+        if self.members or not get_recipe(self.recipe).needs_prior:
             return None
         return "train" if self.use is None else self.use.prior
 
@@ -171,7 +171,8 @@ def make_arms(
         use: how synthetic images take part.
         ensemble: n networks without and n with synthetic images, of the leading recipe, and what they are compared
             with: 2n without; n without and n of which images are changed as strongly; n without and n that see real
-            images again in place of the synthetic ones. Each kind of network is an arm by itself too. 0: none of these.
+            images again in place of the synthetic ones. Each kind of network is an arm by itself too. 0: none of
+            these, and no changes.
         changes: probability of each geometric change where synthetic images are used, in their placebo, and in the arm
             with strong augmentation.
         leading: the recipe whose synthetic images are judged.
@@ -183,6 +184,7 @@ def make_arms(
     use = use or Use(prior="domain")
     for names in (without, with_):
         _check_once("recipe", [get_recipe(name).label for name in names])
+    changes = changes if ensemble else 0.0
     single = with_controls([Arm(name, use, changes=changes) for name in with_], without)
     if not ensemble:
         return single
@@ -190,10 +192,11 @@ def make_arms(
     base, strong = Arm(leading), Arm(leading, changes=changes)
     placebo = Arm(leading, use, changes=changes, placebo=True)
     others = (base, *((strong, placebo) if changes else (placebo,)))
+    used = [arm for arm in single if arm.use is not None]
     controls = [_ensemble(base, other, ensemble) for other in others]
     best = _ensemble(base, Arm(leading, use, changes=changes), ensemble)
     student = (Arm("ce", use, changes=changes, teacher=best),) if distilled else ()
-    return (*alone, *others[1:], *controls, *(arm for arm in single if arm.use is not None), *student, best)
+    return (*alone, *others[1:], *controls, *used, *student, best)
 
 
 def _ensemble(base: Arm, other: Arm, n: int) -> Arm:
@@ -205,13 +208,11 @@ def make_grid(
     curation: Sequence[str],
     recipes: Sequence[str],
     uses: Sequence[Use],
-    changes: float = 0.0,
 ) -> tuple[Arm, ...]:
     """The arms with synthetic images of a study: every number with every curation, recipe and use.
 
     Args:
         numbers: (C,) images per class of each number, by what was asked for.
-        changes: probability of each geometric change of the images.
 
     Raises:
         ConfigError: an unknown recipe or policy, the same thing twice, nothing of a kind, a number that adds nothing.
@@ -235,7 +236,7 @@ def make_grid(
             )
         seen[counts] = number
     return tuple(
-        Arm(recipe, use, number, counts, policy, changes=changes)
+        Arm(recipe, use, number, counts, policy)
         for counts, number in seen.items() for policy in policies for recipe in recipes for use in uses
     )  # fmt: skip
 

@@ -268,7 +268,7 @@ def classify(
         check_classes(arms, np.bincount(synthetic.labels, minlength=len(synthetic.class_names)), prepared)
     # without synthetic images the arm that is used is not known before
     keep = [arm.name for arm in (kept_arms(arms, primary) if leading else arms)] if keep_weights else []
-    conditions = Conditions(plan, prepared, tuple(seeds), device, folder, workers, progress, tuple(keep))
+    conditions = Conditions(plan, prepared, tuple(seeds), device, folder, workers, progress, tuple(keep), adjust)
     made: dict[str, Classifier] = {}
     trained = train_arms({arm: synthetic if arm.needs_synthetic else None for arm in arms}, conditions, made=made)
     done, decisions = decide(trained, prepared, adjust=adjust)

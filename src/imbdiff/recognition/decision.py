@@ -95,8 +95,7 @@ def choose_decision(
     """The adjustment and the temperature of the highest class-balanced likelihood of validation images.
 
     Likelihood and not accuracy: a hundred validation images have a dozen of a rare class, and accuracies of so few tie
-    and jump. On digits the accuracy of most kinds of arms was higher with it, and none was favoured
-    (benchmarks/benefit.py).
+    and jump.
 
     Where a class that claims are made of has no validation image, nothing is chosen: tau = 0 and T = 1. The choice
     would be made without the very classes that matter.

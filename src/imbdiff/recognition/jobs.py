@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.recognition.arms import Arm
-from imbdiff.recognition.decision import Ensemble, choose_decision, log_prior_of, mean_probabilities
+from imbdiff.recognition.decision import Decision, Ensemble, choose_decision, log_prior_of, mean_probabilities
 from imbdiff.recognition.fitting import Fit, fit, load_network
 from imbdiff.recognition.networks import Classifier, probabilities
 from imbdiff.recognition.plan import FitPlan
@@ -55,6 +55,7 @@ class Conditions:
         workers: networks trained at a time, each on one CPU thread; default: one per core on a CPU, one on an
             accelerator. The results do not depend on it.
         progress: called with (finished, total, arm and seed just finished).
+        adjust: the teachers of a distilled network are adjusted on validation images, as the arms are.
         keep: names of arms of which the networks of the first seed are kept, in the folder beside the results.
     """
 
@@ -66,6 +67,7 @@ class Conditions:
     workers: int | None = None
     progress: Progress | None = None
     keep: tuple[str, ...] = ()
+    adjust: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,9 @@ class Job:
             None if use is None else asdict(use),
             self.arm.changes,
             # and what their decision is chosen by
-            [*(teacher.identity for teacher in self.teachers), list(c.prepared.claimable)] if self.teachers else [],
+            [*(teacher.identity for teacher in self.teachers), list(c.prepared.claimable), c.adjust]
+            if self.teachers
+            else [],
             self.seed,
             *c.plan.identity(train.shape, len(train.class_names)),
             *(None if images is None else images.fingerprint for images in sets),
@@ -186,7 +190,9 @@ class Job:
             return None
         prepared, own = self.conditions.prepared, Predicted.mean([done[t.identity] for t in self.teachers])
         log_prior = log_prior_of(prepared.train)
-        decision = choose_decision(own.val, prepared.val, log_prior, prepared.claimable)
+        decision = Decision()
+        if self.conditions.adjust:
+            decision = choose_decision(own.val, prepared.val, log_prior, prepared.claimable)
         return Ensemble([t.network(made) for t in self.teachers], replace(decision, temperature=1.0), log_prior)
 
     def train(
@@ -232,14 +238,27 @@ def jobs_of(
     """The trainings of one classifier of `arm`: several of an ensemble."""
 
     def images(one: Arm) -> ImageSet | None:
+        train = conditions.prepared.train
         if one.placebo:
-            return conditions.prepared.train
+            # class-balanced rows ask for every image alike; otherwise as many of each class as there are synthetic ones
+            return (
+                train
+                if synthetic is None or one.use is None or one.use.prior == "domain"
+                else repeated(train, synthetic)
+            )
         return synthetic if one.sees_synthetic else None
 
     if arm.teacher is None:
         return [Job(one, own, images(one), conditions, (), keep) for one, own in arm.networks(seed)]
     teachers = jobs_of(arm.teacher, seed, synthetic, conditions, keep=True)
     return [Job(arm, seed, images(arm), conditions, tuple(teachers), keep)]
+
+
+def repeated(train: ImageSet, like: ImageSet) -> ImageSet:
+    """Training images, of each class as many as `like` has, again and again where there are fewer."""
+    wanted = np.bincount(like.labels, minlength=len(train.class_names))
+    rows = [np.resize(np.flatnonzero(train.labels == k), n) for k, n in enumerate(wanted) if n]
+    return train.select(np.concatenate(rows))
 
 
 def train_arms(

@@ -173,7 +173,8 @@ class BatchLoss:
         self.recipe, self.synthetic_rows = recipe, synthetic_rows
         if synthetic_rows and (recipe.mixing != "none" or (recipe.needs_prior and recipe.loss != "balanced-softmax")):
             raise ConfigError(
-                f"{recipe.label} has no prior per domain", "use balanced-softmax or ce, or another prior of the images"
+                f"{recipe.label} has no prior per domain",
+                "use balanced-softmax or ce, or --classify.synthetic_prior train",
             )
         self.counts = self.class_weights = self.log_prior = self.margins = None
         if counts is None:

@@ -77,7 +77,9 @@ class Use:
         if self.prior == "domain" and 0 < len(none) < len(names):
             raise DataError(
                 f"no synthetic image of {named(none)}: the prior per domain takes synthetic rows of all classes alike",
-                "generate some of every class (--sample.strategy equal), or use --classify.synthetic_prior effective",
+                "generate and keep some of every class (imbdiff sample RUN --sample.strategy equal --curate.policy "
+                "none; in a study --numbers equal), or use another prior (imbdiff classify RUN "
+                "--classify.synthetic_prior effective)",
             )
 
     def describe(self) -> str:
