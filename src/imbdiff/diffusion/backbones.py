@@ -36,6 +36,11 @@ from imbdiff.diffusion.backbone import (
 from imbdiff.runtime.errors import ConfigError
 
 
+def _grown(x: Tensor, pad: tuple[int, int]) -> Tensor:
+    """x with its border repeated at the right and at the bottom, by so many columns and rows."""
+    return F.pad(x, (0, pad[0], 0, pad[1]), mode="replicate") if any(pad) else x
+
+
 class UNetBackbone(Backbone):
     """diffusers' `UNet2DModel`; the condition is added to the time embedding (``class_embed_type="identity"``).
 
@@ -82,8 +87,9 @@ class UNetBackbone(Backbone):
     ) -> tuple[Tensor, Taps]:
         self.check_taps(taps)
         net, n = self.net, len(x_t) if predict_rows is None else predict_rows
-        height, width = x_t.shape[-2:]
-        h = F.pad(x_t, (0, self.pad[0], 0, self.pad[1]), mode="replicate") if any(self.pad) else x_t
+        x = self._enter(x_t)
+        height, width = x.shape[-2:]
+        h = _grown(x, self.pad)
         emb = net.time_embedding(net.time_proj(time).to(x_t.dtype)) + self.conditioner(labels).to(x_t.dtype)
         emb = self.add_augmentation(emb, augment)
         h = net.conv_in(h)
@@ -102,7 +108,15 @@ class UNetBackbone(Backbone):
             h = block(h, tuple(skips[-used:]), emb)
             skips = skips[:-used]
         h = net.conv_out(net.conv_act(net.conv_norm_out(h)))
-        return h[..., :height, :width], found
+        return self._leave(h[..., :height, :width], x_t), found
+
+    def _enter(self, x: Tensor) -> Tensor:
+        """What the network sees of (B, c, h, w)."""
+        return x
+
+    def _leave(self, prediction: Tensor, x: Tensor) -> Tensor:
+        """The prediction as `x` is."""
+        return prediction
 
     def cut_to_encoder(self) -> str:
         self.conditioner = NoCondition()
@@ -127,19 +141,11 @@ class FoldedUNetBackbone(UNetBackbone):
         super().__init__((4 * channels, (height + 1) // 2, (width + 1) // 2), num_classes, config)
         self.shape = shape
 
-    def forward(
-        self,
-        x_t: Tensor,
-        time: Tensor,
-        labels: Tensor,
-        taps: Sequence[str] = (),
-        predict_rows: int | None = None,
-        augment: Tensor | None = None,
-    ) -> tuple[Tensor, Taps]:
-        height, width = x_t.shape[-2:]
-        x = F.pad(x_t, (0, self.fold[0], 0, self.fold[1]), mode="replicate") if any(self.fold) else x_t
-        prediction, found = super().forward(F.pixel_unshuffle(x, 2), time, labels, taps, predict_rows, augment)
-        return F.pixel_shuffle(prediction, 2)[..., :height, :width], found
+    def _enter(self, x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(_grown(x, self.fold), 2)
+
+    def _leave(self, prediction: Tensor, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(prediction, 2)[..., : x.shape[-2], : x.shape[-1]]
 
 
 class DiTBackbone(Backbone):

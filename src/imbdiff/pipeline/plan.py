@@ -23,14 +23,15 @@ from imbdiff.metrics.extractors import EXTRACTORS
 from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline import training
 from imbdiff.pipeline.curation import candidates, chooses
-from imbdiff.pipeline.recognising import classifier_arms, networks_of, plan_of
+from imbdiff.pipeline.recognising import classifier_arms, classifier_use, networks_of, plan_of
 from imbdiff.pipeline.sampling import guidance_text, sampling
 from imbdiff.pipeline.strategy import images_to_draw, parse_strategy
 from imbdiff.pipeline.training import check_phases, init_folder, new_model
 from imbdiff.presets import choose_preset, preset
 from imbdiff.recipe import Phase
+from imbdiff.recognition.arms import Arm
+from imbdiff.recognition.comparison import check_networks
 from imbdiff.recognition.curation import parse_policy
-from imbdiff.recognition.fitting import check_trainings
 from imbdiff.recognition.jobs import seconds_per_classifier
 from imbdiff.recognition.networks import check_network
 from imbdiff.runtime.device import resolve_device, resolve_precision
@@ -103,23 +104,18 @@ def check_fit(
     if training:
         new_model(prepared, config)
         check_phases(prepared, config, world=world)
-    none = [name for name, n in zip(prepared.stats.names, wanted, strict=True) if not n]
     some = sum(wanted) > 0
-    if classifying and none and some and config.classify.synthetic_prior == "domain":
+    none = classifier_use(config.classify).lacking(wanted, prepared.stats.names)
+    if classifying and none and some:
         raise ConfigError(
             f"--sample.strategy {config.sample.strategy} adds no image of {named(none)}: the prior per domain takes "
             "synthetic images of all classes alike",
             "use --sample.strategy equal (imbdiff sample RUN takes it for a run that is there), or "
             "--classify.synthetic_prior effective",
         )
-    plan = plan_of(prepared, config)
-    arms = [
-        (network.recipe, network.use)
-        for arm in (classifier_arms(config.classify) if classifying else ()) if some or not arm.needs_synthetic
-        for network, _ in arm.networks(0)
-    ]  # fmt: skip
-    # and the classifiers that choose, judge and measure: by cross-entropy or balanced softmax, of one kind of images
-    check_trainings(prepared.train, plan, [("ce", None), *arms])
+    # with the classifiers that choose, judge and measure: by cross-entropy or balanced softmax, of one kind of images
+    arms = [arm for arm in (classifier_arms(config.classify) if classifying else ()) if some or not arm.needs_synthetic]
+    check_networks(prepared, plan_of(prepared, config), [Arm("ce"), *arms])
 
 
 def against_balanced(prepared: Prepared) -> bool:

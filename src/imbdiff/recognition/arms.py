@@ -17,6 +17,7 @@ import numpy as np
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.names import named
 from imbdiff.recognition.curation import parse_policy
+from imbdiff.recognition.decision import unvalidated
 from imbdiff.recognition.recipes import get_recipe
 from imbdiff.recognition.use import Use
 from imbdiff.runtime.errors import ConfigError, DataError
@@ -312,8 +313,7 @@ def missing_classes(prepared: Prepared) -> list[str]:
     names = prepared.train.class_names
     if not any(prepared.claimable):
         return list(names)
-    has = set() if prepared.val is None else set(prepared.val.labels.tolist())
-    return [name for k, name in enumerate(names) if prepared.claimable[k] and k not in has]
+    return [names[k] for k in unvalidated(prepared.val, prepared.claimable)]
 
 
 ARMS = make_arms()

@@ -178,9 +178,9 @@ def _lacking(arm: Arm, made: ImageSet | None) -> str:
     """Which synthetic images are missing for a training of `arm`; empty where none are."""
     if made is None:
         return ""
-    empty = np.flatnonzero(np.bincount(made.labels, minlength=len(made.class_names)) == 0)
-    if arm.use is not None and arm.use.prior == "domain" and len(empty):
-        return f" of {named([made.class_names[k] for k in empty])}, which the prior per domain needs"
+    counts = np.bincount(made.labels, minlength=len(made.class_names))
+    if arm.use is not None and (none := arm.use.lacking(counts, made.class_names)):
+        return f" of {named(none)}, which the prior per domain needs"
     return "" if len(made) else " at all"
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.names import named
 from imbdiff.recognition.networks import Classifier
 
+A = TypeVar("A", np.ndarray, Tensor)
 STRENGTHS = tuple(round(0.1 * i, 1) for i in range(-4, 21))
 """Adjustments to choose from."""
 TEMPERATURES = tuple(float(t) for t in np.round(np.geomspace(0.25, 4, 17), 4))
@@ -46,15 +48,26 @@ class Decision:
     temperature: float = 1.0
     chosen_by: str = ""
 
+    def logits(self, log_p: A, log_prior: A) -> A:
+        """(N, C) logits of q, of (N, C) log p and (C,) log pi: arrays or tensors."""
+        return (log_p - self.tau * log_prior) / self.temperature
+
     def probabilities(self, p: np.ndarray, log_prior: np.ndarray) -> np.ndarray:
         """(N, C) float64 probabilities q of (N, C) p; the largest of a row decides.
 
         Args:
             log_prior: (C,) log pi.
         """
-        logits = (np.log(np.maximum(p.astype(np.float64), FLOOR)) - self.tau * log_prior) / self.temperature
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+        return _softmax(self.logits(_log(p), log_prior))
+
+
+def _log(p: np.ndarray) -> np.ndarray:
+    return np.asarray(np.log(np.maximum(p.astype(np.float64), FLOOR)))
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def mean_probabilities(members: Sequence[np.ndarray]) -> np.ndarray:
@@ -79,8 +92,7 @@ class Ensemble:
         with torch.no_grad():
             p = torch.stack([network(x).float().softmax(dim=1) for network in self.networks]).mean(0)
             prior = torch.from_numpy(self.log_prior).to(p)
-            logits = (p.clamp_min(FLOOR).log() - self.decision.tau * prior) / self.decision.temperature
-            return logits.softmax(dim=1)
+            return self.decision.logits(p.clamp_min(FLOOR).log(), prior).softmax(dim=1)
 
 
 def log_prior_of(images: ImageSet) -> np.ndarray:
@@ -112,11 +124,11 @@ def choose_decision(
     # images of classes that no claim is made of decide nothing
     known = np.asarray(claimable, dtype=bool)
     mine = known[val.labels]
-    p, labels = p[mine], val.labels[mine]
+    log_p, labels = _log(p[mine]), val.labels[mine]
     weights = (1 / np.maximum(np.bincount(labels, minlength=len(known)), 1))[labels]
 
     def likelihood(decision: Decision) -> float:
-        q = decision.probabilities(p, log_prior)
+        q = _softmax(decision.logits(log_p, log_prior))
         return float((weights * np.log(np.maximum(q[np.arange(len(q)), labels], FLOOR))).sum())
 
     # the first of equals: the nearest to no adjustment, and to no change of confidences
@@ -136,6 +148,11 @@ def why_not(val: ImageSet | None, claimable: Sequence[bool]) -> str:
         return "there are no validation images"
     if not any(claimable):
         return "no claim can be made of any class"
-    have = set(val.labels.tolist())
-    missing = [name for k, name in enumerate(val.class_names) if claimable[k] and k not in have]
+    missing = [val.class_names[k] for k in unvalidated(val, claimable)]
     return f"there are no validation images of {named(missing)}" if missing else ""
+
+
+def unvalidated(val: ImageSet | None, claimable: Sequence[bool]) -> list[int]:
+    """Classes that claims are made of and that no validation image has."""
+    have = set() if val is None else set(val.labels.tolist())
+    return [k for k, claimed in enumerate(claimable) if claimed and k not in have]

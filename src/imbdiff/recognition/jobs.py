@@ -239,14 +239,13 @@ def jobs_of(
 
     def images(one: Arm) -> ImageSet | None:
         train = conditions.prepared.train
-        if one.placebo:
-            # class-balanced rows ask for every image alike; otherwise as many of each class as there are synthetic ones
-            return (
-                train
-                if synthetic is None or one.use is None or one.use.prior == "domain"
-                else repeated(train, synthetic)
-            )
-        return synthetic if one.sees_synthetic else None
+        if one.sees_synthetic:
+            return synthetic
+        if not one.placebo:
+            return None
+        if synthetic is None or one.use is None or one.use.prior == "domain":  # class-balanced rows
+            return train
+        return repeated(train, synthetic)
 
     if arm.teacher is None:
         return [Job(one, own, images(one), conditions, (), keep) for one, own in arm.networks(seed)]

@@ -64,6 +64,13 @@ class Use:
                 known = " or ".join(get_args(kinds))
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r} of synthetic images", f"choose {known}")
 
+    def lacking(self, counts: Sequence[int] | np.ndarray, names: Sequence[str]) -> list[str]:
+        """Classes of which it needs synthetic images, and of which (C,) `counts` has none: the prior per domain samples
+        all classes alike."""
+        if self.prior != "domain":
+            return []
+        return [name for name, n in zip(names, counts, strict=True) if not n]
+
     def check_classes(self, counts: Sequence[int] | np.ndarray, names: Sequence[str]) -> None:
         """Refuses synthetic images that cannot be used so.
 
@@ -73,8 +80,8 @@ class Use:
         Raises:
             DataError: under the prior per domain, some classes have none.
         """
-        none = [name for name, n in zip(names, counts, strict=True) if not n]
-        if self.prior == "domain" and 0 < len(none) < len(names):
+        none = self.lacking(counts, names)
+        if 0 < len(none) < len(names):
             raise DataError(
                 f"no synthetic image of {named(none)}: the prior per domain takes synthetic rows of all classes alike",
                 "generate and keep some of every class (imbdiff sample RUN --sample.strategy equal --curate.policy "

@@ -11,6 +11,7 @@ import numpy as np
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.names import counted
 from imbdiff.data.stats import Groups
+from imbdiff.recognition.decision import unvalidated
 from imbdiff.recognition.intervals import LEVEL, REPLICATES, holm, paired_replicates, percentile_p, percentiles
 
 TIE = 1e-12
@@ -98,7 +99,7 @@ def choose_control(scores: Mapping[str, float | None], val: ImageSet | None, cla
         scores: balanced accuracy on validation images of each arm without synthetic images; of equal ones, the first.
     """
     names, why = tuple(scores), ""
-    missing = [k for k, c in enumerate(claimable) if c and (val is None or not (val.labels == k).any())]
+    missing = unvalidated(val, claimable)
     if val is None:
         why = "there are no validation images"
     elif missing:
