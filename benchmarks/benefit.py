@@ -332,17 +332,18 @@ def right(p: np.ndarray, data: Prepared, scope: str) -> tuple[np.ndarray, np.nda
 
 
 def difference(
-    a: Sequence[np.ndarray], b: Sequence[np.ndarray], data: Sequence[Prepared], scope: str, shared: bool
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], data: Sequence[Prepared], scope: str
 ) -> dict[str, float]:
     """Of mean class accuracies, in points, over splits: mean, interval, p, and how many splits are above 0."""
     rows = []
     for p, q, own in zip(a, b, data, strict=True):
         (x, labels), (y, _) = right(p, own, scope), right(q, own, scope)
         rows.append((x - y, labels))
-    centre, low, high = nested_interval(rows, shared=shared)
+    images = [np.array(own.test.hashes)[members(own, scope)] for own in data]
+    centre, low, high = nested_interval(rows, images=images)
     above = sum(float(d.mean()) > 0 for d, _ in rows)
     return {
-        "difference": 100 * centre, "low": 100 * low, "high": 100 * high, "p": nested_p(rows, shared=shared),
+        "difference": 100 * centre, "low": 100 * low, "high": 100 * high, "p": nested_p(rows, images=images),
         "splits above 0": above, "splits": len(rows),
     }  # fmt: skip
 
@@ -350,7 +351,7 @@ def difference(
 def report(name: str, splits: Sequence[int], ablations: bool) -> dict[str, Any]:
     """The tables of a set."""
     runs = [done(name, split, 1, ablations) for split in splits]
-    data, shared = [own for own, _ in runs], not SETS[name].left_out
+    data = [own for own, _ in runs]
     arms = list(runs[0][1])
     label = {arm: key for key, arm in ARMS.items()}
     names = {arm: label.get(arm, arm.name) for arm in arms}
@@ -383,7 +384,7 @@ def report(name: str, splits: Sequence[int], ablations: bool) -> dict[str, Any]:
         for a, b in pairs:
             row = {"arm": a, "against": b}
             for s in ("all", "few"):
-                d = difference(p[by_name[a]], p[by_name[b]], data, s, shared)
+                d = difference(p[by_name[a]], p[by_name[b]], data, s)
                 row[s] = f"{d['difference']:+.1f} ({d['low']:+.1f} to {d['high']:+.1f})"
                 row[f"{s}: p"] = round(d["p"], 4)
                 row[f"{s}: splits above 0"] = f"{d['splits above 0']} of {d['splits']}"
@@ -440,8 +441,8 @@ def main() -> None:
 
 NOTES = """Rule and arms: benchmarks/benefit.md. Each split has its own training images, generator and networks; where
 "left_out" is true the test images are the test split and all images that the tail left out, otherwise the set's test
-images, the same for all splits. Intervals: Student over splits, never narrower than what sampling test images anew
-gives; with shared test images both parts are added. Splits of one set share images: not wholly independent."""
+images, the same for all splits. Intervals: Student over splits, with what sampling test images anew gives added, an
+image that several splits test counted once. Splits of one set share training images: not wholly independent."""
 
 if __name__ == "__main__":
     main()

@@ -14,10 +14,11 @@ from imbdiff.recognition.intervals import LEVEL, paired_interval, paired_replica
 from imbdiff.runtime.errors import DataError
 
 Triple = tuple[np.ndarray, np.ndarray]
+Images = Sequence[np.ndarray] | None
 
 
 def nested_interval(
-    triples: Sequence[Triple], level: float = LEVEL, seed: int = 0, shared: bool = False
+    triples: Sequence[Triple], level: float = LEVEL, seed: int = 0, images: Images = None
 ) -> tuple[float, float, float]:
     """Mean over triples (split, generator, classifier) of the mean difference, and its interval.
 
@@ -28,72 +29,77 @@ def nested_interval(
     resampling test images within their classes gives the mean: few triples can agree by chance, and by more than
     their test images allow.
 
-    With `shared` test images, s holds nothing of them; both parts are added: sqrt((t s)^2 / T + z^2 v). Ends are cut
-    at -1 and 1.
+    Where triples share test images, s holds nothing of these, and v counts each image once (its differences over
+    triples are summed before they are squared: a cluster); both parts are added: sqrt((t s)^2 / T + z^2 v). That is
+    too wide rather than too narrow where only some are shared. Ends are cut at -1 and 1.
 
     A single triple says nothing of other splits and generators: that is :func:`paired_interval` with `seed`.
 
     Args:
         triples: T >= 1 of (difference, labels); S and N may differ between triples.
-        shared: all triples were tested with the same images in the same order.
+        images: (N,) of each triple, what identifies its test images; None: no triple has an image of another.
 
     Raises:
-        DataError: no triple, one whose shapes do not fit together, or shared test images that are not the same.
+        DataError: no triple, or one whose shapes do not fit together.
     """
-    centre, s, v = nested_parts(triples, shared)
+    centre, s, v = nested_parts(triples, images)
     if len(triples) == 1:
         return paired_interval(*triples[0], level, seed)
-    half = _half_width(level, len(triples), s, v, shared)
+    half = _half_width(level, len(triples), s, v, _shared(images))
     return centre, max(-1.0, centre - half), min(1.0, centre + half)
 
 
-def nested_p(triples: Sequence[Triple], shared: bool = False, seed: int = 0) -> float:
+def nested_p(triples: Sequence[Triple], images: Images = None, seed: int = 0) -> float:
     """Two-sided p-value against a mean difference of 0: 1 - the highest level whose interval excludes 0.
 
     At least 1e-12; of a single triple, at least 2 / (R + 1) with R replicates.
     """
-    centre, s, v = nested_parts(triples, shared)
+    centre, s, v = nested_parts(triples, images)
     if len(triples) == 1:
         return min(percentile_p(paired_replicates(*triples[0], seed)))
     low, high = 1e-12, 1.0  # a level nearer to 1 is 1 in floating point before long
     for _ in range(60):
         middle = (low + high) / 2
-        if _half_width(1 - middle, len(triples), s, v, shared) < abs(centre):
+        if _half_width(1 - middle, len(triples), s, v, _shared(images)) < abs(centre):
             high = middle
         else:
             low = middle
     return high
 
 
-def nested_parts(triples: Sequence[Triple], shared: bool = False) -> tuple[float, float, float]:
+def nested_parts(triples: Sequence[Triple], images: Images = None) -> tuple[float, float, float]:
     """(mean of D_i, their standard deviation s, variance v of the mean due to test images) of :func:`nested_interval`;
     s is 0 for one triple.
 
-    v: within classes, sum_k n_k s_k^2 / N^2 of the differences averaged over seeds (and, if shared, over triples).
-    A class of a single image adds nothing.
+    With c_j the sum over the triples that have test image j of (its difference, averaged over seeds, minus the mean of
+    its class) sqrt(n / (n - 1)) / (N T), n the triple's images of that class: v = sum_j c_j^2. One class of one
+    triple gives n_k s_k^2 / N^2. A class of a single image adds nothing.
     """
     if not triples:
         raise DataError("no triples to compare")
+    means, parts = [], []
     for d, labels in triples:
         if d.ndim != 2 or d.shape[1:] != labels.shape or not d.size:
             raise DataError(f"differences of shape {d.shape} for {labels.shape[0]} test images: (S, N) is needed")
-    if shared and any(not np.array_equal(labels, triples[0][1]) for _, labels in triples):
-        raise DataError("the triples' test images are not the same", "give shared=False where each has its own")
-    images = [d.astype(np.float64).mean(axis=0) for d, _ in triples]
-    means = np.array([d.mean() for d in images])
-    if shared:
-        v = _image_variance(np.mean(images, axis=0), triples[0][1])
+        of_image = d.astype(np.float64).mean(axis=0)
+        means.append(of_image.mean())
+        _, label, n = np.unique(labels, return_inverse=True, return_counts=True)
+        centred = of_image - (np.bincount(label, of_image) / n)[label]
+        parts.append(centred / (len(labels) * len(triples)) * np.sqrt(n / np.maximum(n - 1, 1))[label])
+    if images is None:
+        v = sum(float((part**2).sum()) for part in parts)
     else:
-        v = sum(_image_variance(d, labels) for d, (_, labels) in zip(images, triples, strict=True)) / len(triples) ** 2
-    return float(means.mean()), float(means.std(ddof=1)) if len(triples) > 1 else 0.0, v
+        names = [str(name) for own in images for name in own]
+        if [len(own) for own in images] != [len(part) for part in parts]:
+            raise DataError("each triple needs the identities of its own test images, one an image")
+        _, image = np.unique(names, return_inverse=True)
+        v = float((np.bincount(image, np.concatenate(parts)) ** 2).sum())
+    return float(np.mean(means)), float(np.std(means, ddof=1)) if len(triples) > 1 else 0.0, v
 
 
-def _image_variance(d: np.ndarray, labels: np.ndarray) -> float:
-    total = 0.0
-    for k in np.unique(labels):
-        mine = d[labels == k]
-        total += len(mine) * float(mine.var(ddof=1)) if len(mine) > 1 else 0.0
-    return total / len(d) ** 2
+def _shared(images: Images) -> bool:
+    """Whether an image is in two triples."""
+    return images is not None and len({str(name) for own in images for name in own}) < sum(map(len, images))
 
 
 def _half_width(level: float, triples: int, s: float, v: float, shared: bool) -> float:

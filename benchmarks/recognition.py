@@ -315,8 +315,9 @@ def against(
             return np.array([of[arm, s].test.predicted[mine] == labels for s in seeds]).astype(int)
 
         triples.append((right(name) - right(control), labels))
-    centre, low, high = nested_interval(triples, shared=shared)
-    p = nested_p(triples, shared=shared) if name != control else 1.0
+    images = [np.arange(len(labels)) for _, labels in triples] if shared else None
+    centre, low, high = nested_interval(triples, images=images)
+    p = nested_p(triples, images=images) if name != control else 1.0
     return {"difference": 100 * centre, "low": 100 * low, "high": 100 * high, "p": p}
 
 

@@ -62,14 +62,31 @@ def test_shared_test_images_do_not_become_more_by_being_used_again() -> None:
     v = sum(100 * per_image[labels == k].var(ddof=1) for k in (0, 1)) / 200**2
     between = stats.t.ppf(0.975, 3) * means.std(ddof=1) / 2
     half = math.sqrt(between**2 + stats.norm.ppf(0.975) ** 2 * v)
-    assert nested.nested_interval(triples, shared=True) == pytest.approx(
+    images = [np.arange(200)] * 4
+    assert nested.nested_interval(triples, images=images) == pytest.approx(
         (means.mean(), means.mean() - half, means.mean() + half)
     )
     same = [triples[0]] * 4
-    one, many = nested.nested_interval(same, shared=True), nested.nested_interval(same)
+    one, many = nested.nested_interval(same, images=images), nested.nested_interval(same)
     assert (one[2] - one[1]) == pytest.approx(2 * (many[2] - many[1]))
-    with pytest.raises(DataError, match="not the same"):
-        nested.nested_interval([(triples[0][0], labels[::-1]), triples[1]], shared=True)
+    with pytest.raises(DataError, match="one an image"):
+        nested.nested_interval(triples, images=images[:3])
+
+
+def test_images_shared_by_some_triples_count_once_in_whatever_order() -> None:
+    g = np.random.default_rng(5)
+    labels, tendency = np.repeat([0, 1], 150), g.choice([-1, 0, 1], p=[0.2, 0.5, 0.3], size=300)
+    tested = [np.sort(g.permutation(300)[:240]) for _ in range(6)]
+    triples = [(tendency[None, rows], labels[rows]) for rows in tested]
+    _, _, v = nested.nested_parts(triples, tested)
+    order = [g.permutation(240) for _ in tested]
+    mixed = [(d[:, o], y[o]) for (d, y), o in zip(triples, order, strict=True)]
+    assert nested.nested_parts(mixed, [rows[o] for rows, o in zip(tested, order, strict=True)])[2] == pytest.approx(v)
+    # an oracle: weights of the images in the mean over triples, each image drawn once
+    weight = sum(np.isin(np.arange(300), rows) / 240 / 6 for rows in tested)
+    exact = sum((weight[labels == k] ** 2).sum() * tendency[labels == k].var(ddof=1) for k in (0, 1))
+    assert v == pytest.approx(exact, rel=0.05)
+    assert nested.nested_parts(triples)[2] < 0.3 * v  # as if each triple had its own
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -80,9 +97,10 @@ def test_p_is_below_the_error_where_the_interval_excludes_zero(shared: bool) -> 
     for _ in range(40):
         effect = g.normal(0.08, 0.05, 3)
         triples = [(g.choice([-1, 0, 1], p=[0.2, 0.6 - e, 0.2 + e], size=(2, 90)), labels) for e in effect]
-        _, low, high = nested.nested_interval(triples, shared=shared)
+        images = [np.arange(90)] * 3 if shared else None
+        _, low, high = nested.nested_interval(triples, images=images)
         seen.add(excludes := low > 0 or high < 0)
-        assert excludes == (nested.nested_p(triples, shared=shared) < 0.05)
+        assert excludes == (nested.nested_p(triples, images=images) < 0.05)
     assert seen == {False, True}
 
 
@@ -138,7 +156,8 @@ def nested_coverage(
         e = np.clip(e + tendency, -0.2, 0.2)
         u = generator.random((triples, seeds, images))
         d = (u < (0.2 + e) / 2).astype(np.int8) - (u > 1 - (0.2 - e) / 2)
-        _, low, high = interval([(one, labels) for one in d], level=level, shared=shared)
+        own = [np.arange(images)] * triples if shared else None
+        _, low, high = interval([(one, labels) for one in d], level=level, images=own)
         held += low <= truth <= high
     return held / repetitions
 
@@ -158,7 +177,7 @@ def test_percentiles_of_a_few_triples_would_hold_too_little() -> None:
     """Why the interval is Student's: the bootstrap of three means, widened by sqrt(3 / 2), every draw enumerated."""
     draws = np.array(list(itertools.product(range(3), repeat=3)))
 
-    def bootstrap(triples: list[Any], level: float, shared: bool) -> tuple[float, float, float]:
+    def bootstrap(triples: list[Any], level: float, images: Any) -> tuple[float, float, float]:
         means = np.array([d.mean() for d, _ in triples])
         drawn = means.mean() + math.sqrt(3 / 2) * (means[draws].mean(axis=1) - means.mean())
         return (means.mean(), *percentiles(drawn, level))
