@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 
 from imbdiff.data.stats import ClassStats
@@ -236,3 +241,87 @@ def test_a_guide_is_left_out_with_a_warning(recwarn: pytest.WarningsRecorder) ->
     with pytest.warns(UserWarning, match="guide of this model is not exported"):
         pipe = to_pipeline(model)
     assert not [name for name, _ in pipe.unet.named_parameters() if "prototypes" in name or "head" in name]
+
+
+WITHOUT_US = """
+import sys
+sys.modules["imbdiff"] = None  # importing it fails
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+folder, how, where = sys.argv[1:]
+options = {"custom_pipeline": folder} if how == "custom" else {}
+pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **options)
+pipe.set_progress_bar_config(disable=True)
+generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
+images = pipe(["b", 2, 3], guidance_scale=1.8, num_inference_steps=4, generator=generators, output_type="np").images
+np.save(where, images)
+pipe.save_pretrained(folder + "-again")
+try:
+    pipe(["nosuch"])
+except Exception as error:
+    assert type(error).__name__ == "ConfigError" and "nosuch" in str(error), error
+else:
+    sys.exit("a class that there is not was taken")
+"""
+
+
+@pytest.mark.parametrize(("case", "how"), [(0, "trusted"), (1, "custom"), (2, "trusted")])
+def test_the_folder_loads_where_this_package_is_not(tmp_path: Path, case: int, how: str) -> None:
+    """Written, read, written again and read by that: the same images, without and with this package."""
+    model = build(*CASES[case])
+    to_diffusers(model, str(tmp_path / "pipe"))
+    pipe = ImbalancedDiffusionPipeline.from_pretrained(tmp_path / "pipe")  # no code of the folder is needed, or run
+    assert type(pipe) is ImbalancedDiffusionPipeline
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
+    expected = pipe(
+        ["b", 2, 3], guidance_scale=1.8, num_inference_steps=4, generator=generators, output_type="np"
+    ).images
+    (tmp_path / "program.py").write_text(WITHOUT_US)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    folder = tmp_path / "pipe"
+    for i in range(2):
+        command = [sys.executable, "program.py", str(folder), how, f"{i}.npy"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_allclose(np.load(tmp_path / f"{i}.npy"), expected, atol=1e-6)
+        folder = tmp_path / "pipe-again"
+    assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / "pipe").iterdir()}
+    assert from_diffusers(str(folder)).spec.stats == STATS
+
+
+def test_the_model_card_tells_the_classes_and_nothing_breaks_it(tmp_path: Path) -> None:
+    names = ("a|b", "x\ny", "<b>*", *(f"c{i}" for i in range(117)))
+    pipe = to_pipeline(build_model("unet-8", DDPM(), (1, 8, 8), ClassStats(names, tuple(range(120, 0, -1)))))
+    pipe.save_pretrained(tmp_path / "pipe")
+    card = (tmp_path / "pipe" / "README.md").read_text()
+    head, text = card.removeprefix("---\n").split("---\n", 1)
+    assert yaml.safe_load(head)["library_name"] == "diffusers"
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 100
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 4 for row in rows)
+    assert rows[2] == r"| 2 | \<b\>\* | 118 |"
+    assert "20 further classes" in text
+
+
+def test_what_the_hub_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    pipe = to_pipeline(build("unet-8", "ddpm", (1, 8, 8)))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="nothing was uploaded to someone/digits"):
+        pipe.push_to_hub("someone/digits", token="hf_none")
+    with pytest.raises(ConfigError, match="no name on the hub"):
+        pipe.push_to_hub("a/b/c/d")
+    uploaded: list[set[str]] = []
+
+    def upload(*, folder_path: str, **_: Any) -> str:
+        uploaded.append({p.name for p in Path(folder_path).iterdir()})
+        return "address"
+
+    made = type("Made", (), {"repo_id": "someone/digits"})
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda *_, **__: made)
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
+    assert pipe.push_to_hub("someone/digits") == "address"
+    assert uploaded == [{"README.md", "model_index.json", "pipeline.py", "scheduler", "unet"}]

@@ -19,7 +19,7 @@ from imbdiff.runtime.errors import ConfigError, RunError, listing
 from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json
 
 
-def save_model(model: DiffusionModel, folder: Path) -> None:
+def save_model(model: DiffusionModel, folder: str | Path) -> None:
     """Writes the model with its guide and its weak model, where it has them."""
     folder = Path(folder)
     save_weights(model.backbone, folder / "model.safetensors")
@@ -34,7 +34,7 @@ def save_model(model: DiffusionModel, folder: Path) -> None:
     write_json(folder / "model.json", {**model.spec.to_json(), **parts})
 
 
-def load_model(folder: Path, *, device: torch.device | str = "cpu", guide: bool = True) -> DiffusionModel:
+def load_model(folder: str | Path, *, device: torch.device | str = "cpu", guide: bool = True) -> DiffusionModel:
     """Loads a folder that `save_model` wrote; in eval mode.
 
     Args:

@@ -77,12 +77,12 @@ def start(scheduler: Any, steps: int) -> None:
     config = getattr(scheduler, "config", {})
     by_noise = config.get("use_lu_lambdas") or config.get("use_karras_sigmas")
     if by_noise and hasattr(scheduler, "sigmas"):
-        _align(scheduler)
+        align(scheduler)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
 
 
-def _align(scheduler: Any) -> None:
+def align(scheduler: Any) -> None:
     """Makes times chosen by noise level distinct integers, and the solver's noise levels those of these times.
 
     diffusers rounds such times for the network but goes on with the levels before rounding, and many steps round to the

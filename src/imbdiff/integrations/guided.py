@@ -1,8 +1,16 @@
-"""`ImbalancedDiffusionPipeline`: images from networks and schedulers of diffusers."""
+"""`ImbalancedDiffusionPipeline`: images from networks and schedulers of diffusers.
+
+Saved beside the weights as ``pipeline.py``, which loads where this package is not installed.
+"""
 
 # No `from __future__ import annotations` here: diffusers reads the types of `__init__` at run time.
 
+import inspect
+import json
+import re
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +19,39 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.nn import functional as F
 
-from imbdiff.diffusion.process import DDPM, Flow
-from imbdiff.diffusion.schedulers import process_times, start
-from imbdiff.runtime.errors import ConfigError
+from imbdiff.diffusion.schedulers import align, start
+from imbdiff.runtime.errors import ConfigError, ImbdiffError
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags: [class-conditional, long-tailed, imbalanced-diffusion]
+---
+
+# Class-conditional images of {classes} classes, {width} x {height}
+
+Made by imbalanced-diffusion from long-tailed images: {network}, {process}, {scheduler}.
+
+```python
+from diffusers import DiffusionPipeline
+
+# trust_remote_code: the pipeline is pipeline.py of this folder, {lines} lines that need torch and diffusers alone
+pipe = DiffusionPipeline.from_pretrained("FOLDER OR NAME", trust_remote_code=True)
+images = pipe(class_labels=[{example}], guidance_scale=1.5, num_inference_steps=20).images
+```
+
+`class_labels` are numbers or names of the table. Label {null} is "no class": classifier-free guidance compares with it,
+`guidance_scale` 1 is none. `unet` and `scheduler` are plain diffusers: `unet(x, t, class_labels=labels)`.
+
+## Classes
+
+Rare classes were learnt from few images: look at theirs before you use them, and for copies of the training images.
+{rows}
+## Not said here
+
+Licence, origin and permissions of the training images, and measured quality: fill them in before you publish. The page
+of the run (`report.html`) has the measurements.
+"""
 
 
 class ImbalancedDiffusionPipeline(DiffusionPipeline):
@@ -41,6 +79,77 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(image_size=image_size, class_names=class_names, class_counts=class_counts)
 
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers reads it; the class named there is this one, so that no code is loaded from the folder."""
+        config = super().load_config(*args, **kwargs)
+        if isinstance(config, dict):
+            config["_class_name"] = cls.__name__
+        return config
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As diffusers writes it, with pipeline.py for ``DiffusionPipeline.from_pretrained``, and a model card."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        index = Path(save_directory) / "model_index.json"
+        # where diffusers looks for a class of its own it finds this one in the file of that name
+        named = json.loads(index.read_text("utf-8")) | {"_class_name": ["pipeline", type(self).__name__]}
+        index.write_text(json.dumps(named, indent=2) + "\n", "utf-8")
+        (index.parent / "pipeline.py").write_text(own_code(), "utf-8")
+        (index.parent / "README.md").write_text(self.model_card(), "utf-8")
+
+    def model_card(self) -> str:
+        """What README.md of a saved folder says: how to use it, its classes (at most 100) and what is not known."""
+        names, counts = self.config.class_names or [], self.config.class_counts or []
+        size = self.config.image_size or pair(self.unet.config.sample_size)
+        rows = [f"| {i} | {cell(name)} | {n} |" for i, (name, n) in enumerate(zip(names, counts, strict=True))]
+        if rows:
+            more = [f"{len(rows) - 100} further classes stand in model_index.json.", ""] if len(rows) > 100 else []
+            rows = ["", "| label | class | training images |", "|---|---|---|", *rows[:100], "", *more]
+        config = described(self.scheduler)
+        return CARD.format(
+            classes=self.null_label,
+            height=size[0],
+            width=size[1],
+            network=type(self.unet).__name__,
+            process="flow" if is_flow(config) else config.get("prediction_type", "epsilon"),
+            scheduler=config["_class_name"],
+            lines=len(own_code().splitlines()),
+            example=", ".join(map(str, range(min(3, self.null_label)))),
+            null=self.null_label,
+            rows="\n".join(rows),
+        )
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, **options: Any
+    ) -> str:
+        """Uploads what `save_pretrained` writes, model card included, to the Hugging Face hub.
+
+        Args:
+            options: of ``huggingface_hub.upload_folder``, such as commit_message or create_pr.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ConfigError: the hub cannot be reached, or does not let you write there.
+        """
+        from huggingface_hub import create_repo, upload_folder
+        from huggingface_hub.errors import HFValidationError
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            try:
+                made = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+                return str(upload_folder(repo_id=made, folder_path=folder, token=token, **options))
+            except HFValidationError as error:
+                raise ConfigError(f"{repo_id!r} is no name on the hub: {error}", "give USER/NAME") from error
+            except Exception as error:  # of the network, in the types of whatever library huggingface_hub uses for it
+                raise ConfigError(
+                    f"nothing was uploaded to {repo_id}: {type(error).__name__}: {error}",
+                    "check the network and `hf auth login`; or write a folder by save_pretrained and upload it later, "
+                    f"from a machine that has both: hf upload {repo_id} FOLDER",
+                ) from error
+
     @property
     def null_label(self) -> int:
         """The label of "no class", C."""
@@ -58,7 +167,7 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Sequence[int] | int,
+        class_labels: Sequence[int | str] | int | str,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 20,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -68,7 +177,7 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
         """Samples one image per label.
 
         Args:
-            class_labels: in [0, C); C is "no class".
+            class_labels: in [0, C), or names of classes; C is "no class".
             guidance_scale: w of w p_c + (1 - w) p_u, which is 1 + omega elsewhere in this package; 1 is no guidance.
             num_inference_steps: number of steps.
             generator: one, or one per image.
@@ -77,7 +186,14 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
         Raises:
             ConfigError: labels out of range, or an unknown output type.
         """
-        labels = [class_labels] if isinstance(class_labels, int) else [int(k) for k in class_labels]
+        given = [class_labels] if isinstance(class_labels, int | str) else class_labels
+        numbers = {name: k for k, name in enumerate(self.config.class_names or [])}
+        unknown = [k for k in given if isinstance(k, str) and k not in numbers]
+        if unknown:
+            raise ConfigError(
+                f"there are no classes {unknown[:20]}", f"give some of {', '.join(numbers)[:500] or 'none'}"
+            )
+        labels = [numbers[k] if isinstance(k, str) else int(k) for k in given]
         bad = [k for k in labels if not 0 <= k <= self.null_label]
         if bad or not labels:
             raise ConfigError(f"class_labels {bad[:20]} are out of range", f"give some of 0..{self.null_label}")
@@ -92,8 +208,9 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
         draws_noise = "generator" in self.scheduler.step.__code__.co_varnames
         options: dict[str, Any] = {"generator": generator} if draws_noise else {}
-        process = Flow() if is_flow(described(self.scheduler)) else DDPM()
-        times = process.model_time(process_times(self.scheduler, process))
+        times = self.scheduler.timesteps.float()
+        if is_flow(described(self.scheduler)):  # its multistep solvers cut timesteps to integers
+            times = self.scheduler.sigmas[: len(times)].float() * 1000
         for timestep, time in self.progress_bar(list(zip(self.scheduler.timesteps, times, strict=True))):
             scale = getattr(self.scheduler, "scale_model_input", lambda x, _: x)
             model_input = scale(x, timestep)
@@ -114,6 +231,17 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
             images = self.numpy_to_pil(images)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def own_code() -> str:
+    """This file as one that needs diffusers alone: what it imports from this package stands in it."""
+    used = "\n\n".join(inspect.getsource(one) for one in (ImbdiffError, ConfigError, align, start))
+    return re.sub(r"(?:^from imbdiff\..*\n)+", lambda _: f"\n{used}\n", Path(__file__).read_text("utf-8"), flags=re.M)
+
+
+def cell(text: Any) -> str:
+    """A class name as a cell of a Markdown table."""
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", " ".join(str(text).split()))
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -2,9 +2,10 @@
 
 `to_diffusers` writes an ordinary ``model_index.json`` folder. The class vectors go into the network's own
 ``class_embedding`` table of C + 1 rows, the last one zero ("no class"), so that ``unet/`` is a plain class-conditional
-`UNet2DModel` (or `DiTTransformer2DModel`) and ``scheduler/`` a plain scheduler: both load without this package.
+`UNet2DModel` (or `DiTTransformer2DModel`) and ``scheduler/`` a plain scheduler. The whole folder loads without this
+package too: the pipeline itself stands in it, as ``pipeline.py``, with a model card.
 
-    pipe = ImbalancedDiffusionPipeline.from_pretrained(folder)
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     images = pipe(class_labels=[7, 7, 9], guidance_scale=1.8, num_inference_steps=20).images
 
 `from_diffusers` reads such a folder, or one that diffusers' training scripts wrote, into a `DiffusionModel`.
@@ -129,7 +130,7 @@ def to_pipeline(model: DiffusionModel, *, sampler: str | None = None) -> Imbalan
     )
 
 
-def to_diffusers(model: DiffusionModel, folder: Path, *, sampler: str | None = None) -> None:
+def to_diffusers(model: DiffusionModel, folder: str | Path, *, sampler: str | None = None) -> None:
     """Writes `model` as a diffusers pipeline folder, whole or not at all.
 
     Args:
@@ -147,7 +148,9 @@ def to_diffusers(model: DiffusionModel, folder: Path, *, sampler: str | None = N
         pipe.save_pretrained(aside, safe_serialization=True)
 
 
-def from_diffusers(folder: Path, *, stats: ClassStats | None = None, process: Process | None = None) -> DiffusionModel:
+def from_diffusers(
+    folder: str | Path, *, stats: ClassStats | None = None, process: Process | None = None
+) -> DiffusionModel:
     """Reads a diffusers folder, to sample from or to start training from; in eval mode.
 
     The folder is one that `to_diffusers` wrote, another pipeline's with ``unet/`` and ``scheduler/``, or that of a
