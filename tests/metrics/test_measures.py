@@ -144,7 +144,7 @@ def test_numbers_that_a_measure_may_not_give(outside: Callable[..., None]) -> No
 def test_inputs_of_a_run_follow_the_measures(outside: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     outside(PROGRAM)
     monkeypatch.setattr(evaluation.training, "symmetry_of", lambda *_: "none")
-    prepared: Any = SimpleNamespace(manifest={"hash": "x"})
+    prepared: Any = SimpleNamespace(manifest={"hash": "x"}, pool=())
 
     def key(*names: str) -> list[Any]:
         asked = replace(RunConfig(), evaluate=replace(RunConfig().evaluate, measures=names))

@@ -13,7 +13,7 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.plain import EVERYTHING, ONE_CLASS, Measurable, align, read_any
 from imbdiff.data.stats import Groups
 from imbdiff.metrics.evaluate import check_sets, evaluate
-from imbdiff.metrics.extractors import Extractor, make_extractors
+from imbdiff.metrics.extractors import Extractor, efficientnet, make_extractors
 from imbdiff.metrics.extractors.inception import find_inception_weights
 from imbdiff.metrics.features import FeatureStore, StoredReference, is_reference, load_reference, make_reference
 from imbdiff.metrics.measures import choose_measures
@@ -37,17 +37,18 @@ class Measuring(MeasureOptions):
 
     command: str | None = None
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The extractors that are asked for, or those that cost nothing."""
+    def names(self, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """The extractors that are asked for, or those that are at hand for images of `shape`."""
         if self.extractor:
             return self.extractor
         cached = self.inception_weights is not None or find_inception_weights() is not None
-        return ("inception", "random-conv") if cached else ("random-conv",)
+        photographs = efficientnet.installed() and efficientnet.photographs(shape)
+        return ("inception",) * cached + (efficientnet.NAME,) * photographs + ("random-conv",)
 
     def make(self, shape: tuple[int, int, int], names: tuple[str, ...] = ()) -> list[Extractor]:
         """The extractors for images of `shape`; errors in names, weights and shapes come here, before any long work."""
-        return make_extractors(names or self.names, self.inception_weights, shape, resolve_device(self.device))
+        names = names or self.names(shape)
+        return make_extractors(names, self.inception_weights, shape, resolve_device(self.device))
 
     def log(self, text: str) -> None:
         if not self.quiet and Dist.current().main:
@@ -113,6 +114,8 @@ def evaluate_any(
         measures=measures, progress=PartProgress(how.quiet or not dist.main),
     )  # fmt: skip
     result["protocol"]["synthetic"] = sets["synthetic"].name
+    used = any(e.name == efficientnet.NAME for e in extractors)
+    result["protocol"]["pretrained_judge"] = efficientnet.note(real_images.shape, used)
     resized = "no" if how.size is None else f"to {how.size} x {how.size} pixels: {how.resize or 'crop'}"
     result["protocol"]["resized"] = resized
     if folder is not None and dist.main:
@@ -134,13 +137,14 @@ def reference_any(
     real = _read(source, split, how)
     for note in real.notes:
         how.log(f"  note: {note}")
-    extractors = how.make(real.images.shape)
+    names = how.names(real.images.shape)
+    extractors = how.make(real.images.shape, names)
     folder = make_reference(
-        real.images, extractors, Path(out), name=real.name, asked=how.names, size=how.size, resize=how.resize or "crop",
+        real.images, extractors, Path(out), name=real.name, asked=names, size=how.size, resize=how.resize or "crop",
         store=FeatureStore(None, how.batch_size, dist), progress=PartProgress(how.quiet or not dist.main),
     )  # fmt: skip
-    names = ", ".join(f"{e.name} ({e.dim} features)" for e in extractors)
-    how.log(f"reference: {folder}: {len(real.images):,} images of {real.name}, by {names}")
+    made = ", ".join(f"{e.name} ({e.dim} features)" for e in extractors)
+    how.log(f"reference: {folder}: {len(real.images):,} images of {real.name}, by {made}")
     return folder
 
 

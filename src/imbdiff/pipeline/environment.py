@@ -60,6 +60,7 @@ def diagnose() -> tuple[list[str], bool]:
     """Lines to print, those with a problem marked "!", and whether there was none."""
     import torch
 
+    from imbdiff.metrics.extractors import efficientnet
     from imbdiff.runtime.device import BF16_FROM, resolve_precision
 
     found = environment("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,6 +75,8 @@ def diagnose() -> tuple[list[str], bool]:
         lines.append(f"  GPU: {found['gpu']}, bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}")
     else:
         lines.append("  no GPU: training is for small images here")
+    judge = efficientnet.NAME if efficientnet.installed() else f"none; to have one: {efficientnet.INSTALL}"
+    lines.append(f"  pretrained judge for colour photographs: {judge}")
     if importlib.util.find_spec("torchvision") and torch.version.cuda is None:
         try:
             importlib.import_module("torchvision")

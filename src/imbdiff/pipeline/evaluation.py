@@ -11,14 +11,14 @@ from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.metrics.evaluate import evaluate
-from imbdiff.metrics.extractors import EXTRACTORS, make_extractors
+from imbdiff.metrics.extractors import EXTRACTORS, efficientnet, make_extractors
 from imbdiff.metrics.features import FeatureStore
 from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline import training
 from imbdiff.pipeline.plan import against_balanced
 from imbdiff.pipeline.recognising import plan_of
 from imbdiff.recognition.cas import classification_accuracy_score
-from imbdiff.recognition.trained import judges
+from imbdiff.recognition.trained import judges, judges_photographs
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.files import sha256_file
 from imbdiff.runtime.progress import PartProgress, Progress
@@ -38,6 +38,8 @@ def evaluation_inputs(prepared: Prepared, synthetic: ImageSet, config: RunConfig
     own = [name for name in config.evaluate.extractors if name.partition(":")[0] not in EXTRACTORS]
     options["code"] = code_identity("extractors", EXTRACTORS, own)
     options["code"] += code_identity("metrics", choose_measures(), config.evaluate.measures)
+    if options.pop("pretrained") and judges_photographs(prepared):
+        options["code"].append(efficientnet.NAME)
     cas = [asdict(config.classify), training.symmetry_of(prepared, config)] if config.evaluate.cas else []
     return [synthetic.fingerprint, options, *cas]
 
@@ -65,7 +67,7 @@ def evaluate_run(
     more = make_extractors(options.extractors, options.inception_weights, prepared.train.shape, device)
     if not dist.main:  # the first process trains the judge, the others read it
         dist.barrier()
-    ours, judge = judges(prepared, device=device, folder=folder / "judge")
+    ours, judge = judges(prepared, device=device, folder=folder / "judge", pretrained=options.pretrained)
     if dist.main:
         dist.barrier()
     known = {e.name for e in ours}
@@ -89,6 +91,8 @@ def evaluate_run(
         if able:
             second = against(reference=pool, train=None, extractors=able, reference_name=BALANCED)
             found["numbers"] += [row for row in second["numbers"] if row["reference"] == BALANCED]
+    used = any(e.name == efficientnet.NAME for e in extractors)
+    found["protocol"]["pretrained_judge"] = "" if judge else efficientnet.note(prepared.train.shape, used)
     found["judge"] = None if judge is None else judge.to_json()
     if options.cas and dist.main:
         seeds = tuple(range(config.seed, config.seed + config.classify.seeds))

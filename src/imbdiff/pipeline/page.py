@@ -98,11 +98,12 @@ def protocol(
         rows["Sampler"] += "".join(f"; {text}" for text in others)
     if metrics is not None:
         judge = metrics.get("judge")
+        other = metrics["protocol"].get("pretrained_judge")
         rows["Judge"] = (
             f"{judge['name']}, trained on {judge['trained_on']:,} images before the tail was cut; "
             f"accuracy on the test images {judge['accuracy']:.3f}"
             if judge
-            else "none of this project that has seen balanced data; the extractors are named with the numbers"
+            else other or "none that has seen balanced data; the extractors are named with the numbers"
         )
     return rows
 

@@ -387,6 +387,8 @@ class Run:
             prepared, synthetic, self.config, self.folder.path, device=str(self.device), dist=self.dist,
             quiet=self.quiet,
         )  # fmt: skip
+        if other := found["protocol"]["pretrained_judge"]:
+            self.log(f"  judge: {other}")
         for warning in found["memorisation"]["warnings"]:
             self.log(f"  copies: {warning}")
         return self._write(self.folder / "metrics.json", found) if self.dist.main else {}

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.metrics.extractors import ClassifierFeatures, Extractor, RandomConv
+from imbdiff.metrics.extractors import ClassifierFeatures, Extractor, RandomConv, efficientnet
 from imbdiff.recognition.fitting import fit, new_network
 from imbdiff.recognition.networks import Classifier, is_pretrained, predict
 from imbdiff.recognition.plan import FitPlan
@@ -169,14 +169,27 @@ def train_judge(
 
 
 def judges(
-    prepared: Prepared, *, steps: int | None = None, seed: int = 0, device: str = "cpu", folder: Path | None = None
+    prepared: Prepared,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    folder: Path | None = None,
+    pretrained: bool = True,
 ) -> tuple[list[Extractor], Judge | None]:
     """Who may judge images of `prepared`: the trained judge where there is a balanced pool, and a random network.
 
-    Without a pool nothing but the fixed random network is left, whose numbers are for ranking only.
+    Without a pool there is no judge that learned from such images. Colour photographs then have one that learned from
+    others, see :func:`judges_photographs`, before the random network; their numbers are for ranking only.
     """
     random = RandomConv(prepared.train.shape[2])
     if prepared.pool is None:
-        return [random], None
+        used = pretrained and judges_photographs(prepared)
+        return [*([efficientnet.efficientnet_lite0(device=device)] if used else []), random], None
     judge = train_judge(prepared.pool, prepared.test, steps=steps, seed=seed, device=device, folder=folder)
     return [judge.extractor, random], judge
+
+
+def judges_photographs(prepared: Prepared) -> bool:
+    """Whether EfficientNet-Lite0 judges: colour photographs, no pool to train a judge on, and the extra is there."""
+    return efficientnet.installed() and prepared.pool is None and efficientnet.photographs(prepared.train.shape)

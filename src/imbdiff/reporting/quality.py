@@ -48,11 +48,12 @@ def quality(found: Found | None, run: str) -> ui.Section:
         blocks.append(ui.missing("Not computed.", f"imbdiff evaluate {run}"))
         return ui.Section("metrics", "Quality of the synthetic images", blocks, "Quality")
     if measured.main.judge.ranking_only:
+        other = measured.found.get("protocol", {}).get("pretrained_judge")
         text = (
             "There was no judge that learned from images like these. The numbers below order generators, they do not "
             "say how good the images look."
         )
-        blocks.append(ui.Text(text, "missing"))
+        blocks.append(ui.Text(ui.joined([text, f"Judge: {other}." if other else ""]), "missing"))
     blocks += [ui.Definitions(answers(measured), "answers"), *_by_class(measured), *_by_group(measured.main)]
     for table in measured.tables[1:MAX_TABLES]:
         ranking = " (for ranking only)" if table.judge.ranking_only else ""

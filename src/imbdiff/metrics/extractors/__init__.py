@@ -18,6 +18,7 @@ from imbdiff.metrics.extractors.base import (
     Role,
     to_unit,
 )
+from imbdiff.metrics.extractors.efficientnet import NAME, efficientnet_lite0
 from imbdiff.metrics.extractors.inception import InceptionFeatures, load_inception
 from imbdiff.metrics.extractors.pretrained import Backbone, hf_backbone, timm_backbone
 from imbdiff.runtime.errors import ConfigError
@@ -72,6 +73,11 @@ EXTRACTORS = {
         "inception[:FILE]", "the Inception v3 of FID, 2,048 features; FID only for the known file",
         "its weights, in a file, cached or downloaded (96 MB)", "FID",
         lambda file, _, device: load_inception(file or None, device=device),
+    ),
+    NAME: Entry(
+        NAME, "pretrained on ImageNet, 1,280 features; ranks only. By default for colour photographs, where installed",
+        "the extra judge (17 MB), which brings the weights", f"FD[{NAME}]",
+        lambda _, shape, device: efficientnet_lite0(device=device),
     ),
     "timm": Entry(
         "timm:NAME", "a backbone of timm; ranks only", "the extra timm, weights or network", "FD[timm:NAME]",

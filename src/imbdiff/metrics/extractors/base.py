@@ -44,6 +44,7 @@ class Extractor(ABC):
         ranking_only: the features were not learned from images like these: numbers order generators, no more.
         trained_on: hashes (:attr:`ImageSet.hashes`) of the images it learned from, so that it never judges by them.
         trained_on_note: a description of what it learned from, where the hashes are not known.
+        pretrained: it learned from other images than those at hand, perhaps from some of these.
         weights_note: which weights these are, for the protocol.
         classes: names of the classes that :meth:`predict` decides between, in order; None where they are those of the
             data set at hand, or where it does not predict.
@@ -61,6 +62,7 @@ class Extractor(ABC):
     ranking_only: bool = True
     trained_on: frozenset[str] = frozenset()
     trained_on_note: str = ""
+    pretrained: bool = False
     weights_note: str = ""
     classes: tuple[str, ...] | None = None
     device: torch.device = torch.device("cpu")
@@ -95,7 +97,17 @@ class Extractor(ABC):
         trained_on = self.trained_on_note
         if not trained_on and self.trained_on:
             trained_on = f"{len(self.trained_on):,} images, by hash"
-        keys = ("name", "fingerprint", "role", "dim", "preprocessing", "ranking_only", "is_fid", "verified")
+        keys = (
+            "name",
+            "fingerprint",
+            "role",
+            "dim",
+            "preprocessing",
+            "ranking_only",
+            "pretrained",
+            "is_fid",
+            "verified",
+        )
         return {
             **{key: getattr(self, key) for key in keys},
             "weights": self.weights_note,

@@ -51,6 +51,7 @@ class InceptionFeatures(Extractor):
     )
     dim = FEATURES
     role = "judge"
+    pretrained = True
     max_batch = 64  # a batch of 256 at 299 x 299 would take gigabytes
 
     def __init__(self, network: InceptionV3, sha256: str | None = None, *, device: str | torch.device = "cpu") -> None:

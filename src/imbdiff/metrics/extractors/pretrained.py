@@ -41,6 +41,7 @@ class Backbone(Extractor):
     """
 
     role = "judge"
+    pretrained = True
     max_batch = 128
 
     def __init__(
