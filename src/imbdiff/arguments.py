@@ -205,3 +205,44 @@ def help_text(
     if groups is not None:
         lines += ["", f"imbdiff {verb} --help-all shows the options of all stages."]
     return "\n".join(lines)
+
+
+COMPLETION = """\
+_imbdiff() {
+  local words= cur=${COMP_WORDS[COMP_CWORD]}
+  if [ "$COMP_CWORD" -eq 1 ]; then words="VERBS"
+  else case "$cur" in
+    -*) case "${COMP_WORDS[1]}" in
+OPTIONS
+    esac;;
+    *) case "${COMP_WORDS[1]} ${COMP_WORDS[COMP_CWORD-1]}" in
+VALUES
+    esac;;
+  esac; fi
+  COMPREPLY=($(compgen -W "$words" -- "$cur"))
+}
+complete -o default -F _imbdiff imbdiff
+"""
+ZSH = "autoload -U compinit bashcompinit; (( $+functions[compdef] )) || compinit; bashcompinit\n"
+
+
+def completion(shell: str, verbs: Mapping[str, Sequence[Option]], names: Mapping[str, Collection[str]]) -> str:
+    """A script for a shell that completes verbs, their options and values; where it knows none, names of files.
+
+    Args:
+        shell: bash or zsh.
+        verbs: verb -> the options that it takes.
+        names: option -> values that are no part of its type.
+    """
+    if shell not in ("bash", "zsh"):
+        raise ConfigError(f"no completion for {shell!r}", "use imbdiff --completion bash, or zsh")
+    options, values = [], []
+    for verb, known in verbs.items():
+        flags = {option.name: option.written.split()[0] for option in known if not option.positional}
+        options.append(f'      {verb}) words="--help {" ".join(flags.values())}";;')
+        for option in known:
+            found = " ".join(names.get(option.name, ())) or option.choices.replace("|", " ")
+            if found:
+                values.append(f'      "{verb} {flags.get(option.name, verb)}") words="{found}";;')
+    text = COMPLETION.replace("VERBS", " ".join(verbs)).replace("VALUES", "\n".join(values))
+    return ZSH * (shell == "zsh") + text.replace("OPTIONS", "\n".join(options))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imbdiff.arguments import POSITIONAL, given, help_text
+from imbdiff.arguments import POSITIONAL, Option, completion, given, help_text, options_of
 from imbdiff.config import MeasureOptions, RunConfig, StudyOptions, flatten, override, to_dict
 from imbdiff.runtime.errors import ConfigError, ImbdiffError, nearest
 from imbdiff.version import __version__
@@ -45,6 +46,7 @@ RUN is a folder that `imbdiff run` or `imbdiff train` made. The same command con
   imbdiff run digits --preset demo     an example, in minutes
   imbdiff run DIR --dry-run            what a run on your folder would do, and how long it would take
   imbdiff VERB --help                  the options of a verb
+  imbdiff --completion bash            a script that completes all this: eval "$(imbdiff --completion bash)"; or zsh
 """
 #: verb -> groups of a run's options that it uses
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -423,6 +425,8 @@ def _execute(verb: str = "--help", *, words: list[str]) -> None:
         raise Help(HELP)
     if verb in ("-V", "--version", "version"):
         raise Help(f"imbdiff {__version__}")
+    if verb == "--completion":
+        raise Help(complete(*words[:1]))
     if verb not in VERBS:
         raise ConfigError(f"unknown verb {verb!r}", nearest(verb, VERBS, "see imbdiff --help"))
     if verb in ("run", "train"):
@@ -434,6 +438,35 @@ def _execute(verb: str = "--help", *, words: list[str]) -> None:
         if asked:
             raise Help(help_text(verb, (COMMANDS[verb],)))
         COMMANDS[verb](**values).execute(shlex.join(["imbdiff", verb, *words]))
+
+
+def complete(shell: str = "") -> str:
+    """The script that completes every verb in a shell."""
+    from imbdiff.pipeline.catalogue import as_json
+
+    tables = {family: [n for n in rows if re.fullmatch(r"[\w.+-]+", n)] for family, rows in as_json().items()}
+    families = {
+        "name": "methods", "method": "methods", "preset": "presets", "model.backbone": "backbones",
+        "sample.sampler": "samplers", "sample.guidance": "guidance", "evaluate.extractors": "extractors",
+        "extractors": "extractors", "classify.recipes": "recipes", "classify.network": "classifiers",
+    }  # fmt: skip
+    return completion(
+        shell, {verb: verb_options(verb) for verb in VERBS}, {o: tables[family] for o, family in families.items()}
+    )
+
+
+def verb_options(verb: str) -> list[Option]:
+    """The options that a verb takes."""
+    kinds = {"run": (RunCommand, RunConfig), "train": (TrainCommand, RunConfig)}.get(verb, ())
+    found = [option for kind in kinds for option in options_of(kind).values()]
+    if verb in GROUPS and verb != "train":
+        groups = GROUPS[verb]
+        found += options_of(StageCommand).values()
+        found += [
+            o for o in options_of(RunConfig).values() if o.name.rpartition(".")[0] in groups or o.name == "device"
+        ]
+    found += options_of(COMMANDS[verb]).values() if verb in COMMANDS else ()
+    return list({option.name: option for option in found}.values())
 
 
 def _measures_any(verb: str, words: list[str]) -> bool:
