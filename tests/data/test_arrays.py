@@ -87,7 +87,7 @@ def test_arrays_are_resized_by_the_same_policy():
         (noise(4, 8, 8), np.eye(4)[:, :2], "one-hot"),
         (noise(4, 8, 8), [0, -1, 0, 1], r"out of range: \[-1\]"),
         (noise(4, 8, 8), [1, 1, 1, 1], "only one class, '1'"),
-        (noise(4, 8, 8), np.array([0, 1, None, 1], dtype=object), "object, neither"),
+        (noise(4, 8, 8), np.array([0, 1, None, 1], dtype=object), r"missing \(row 2\)"),
     ],
 )
 def test_unusable_arrays(x, y, message):
@@ -136,7 +136,6 @@ X, Y = arrays([5, 4])
         ({"x_train": X, "y_train": Y, "x_test": X}, "no y_test"),
         ({"x": X, "y": Y + 1, "class_names": np.array(["a", "b"])}, "without a name"),
         ({"x": X, "y": Y - 1, "class_names": np.array(["a", "b"])}, r"out of range: \[-1\]"),
-        ({"x": X, "y": Y, "class_names": np.array(["a", "b", "c"])}, "no training image:\n  'c'"),
         ({"x": X, "y": Y, "class_names": np.array(["a", "a"])}, "twice"),
         ({"x": X, "y": Y, "class_names": np.array([1, 2])}, "not .C,. strings"),
         ({"x": X, "y": Y.astype(float)}, "y labels|neither integers"),
@@ -145,7 +144,7 @@ X, Y = arrays([5, 4])
         ({"x": X, "y": Y[:-1]}, "there are 9 images"),
         ({"x": X, "y": Y.astype(object)}, "Python objects"),
         ({"x": np.array(list(X), dtype=object), "y": Y}, "Python objects"),
-        ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 5}, "in test but not in train:\n  5\n  6"),
+        ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 5}, "in test but not in train:\n  '5'\n  '6'"),
     ],
 )
 def test_unusable_npz(tmp_path, content, message):

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from imbdiff.data.decode import File, UnusableImageError
-from imbdiff.data.labels import Names, check_file
+from imbdiff.data.labels import Names, check_file, without_missing
 from imbdiff.data.reading import Decoding, Reader
 from imbdiff.data.source import Defaults, Records, Source, Survey
 from imbdiff.data.spec import Spec, user_path
@@ -72,7 +72,7 @@ class ArraySource(Source):
             images = checked_images(np.asarray(x), f"{name}, {split} images")
             self._images[split] = images[..., None] if images.ndim == 3 else images
             n = len(images)
-            labels = [ONE_CLASS] * n if y is None else checked_labels(np.asarray(y), n, f"{name}, {split} labels")
+            labels = [ONE_CLASS] * n if y is None else checked_labels(y, n, f"{name}, {split} labels")
             splits[split] = item_records(split, labels, (ids or {}).get(split))
         reader = ItemReader({split: x[:, None] for split, x in self._images.items()})
         super().__init__(name, kind, splits, reader, class_names, warnings, strict=strict)
@@ -208,12 +208,13 @@ def checked_images(x: np.ndarray, where: str) -> np.ndarray:
     return x
 
 
-def checked_labels(y: np.ndarray, n: int, where: str) -> np.ndarray:
+def checked_labels(labels: Any, n: int, where: str) -> np.ndarray:
     """(n,) integer or string labels; (n, 1) is flattened.
 
     Raises:
-        DataError: another length, shape or type.
+        DataError: another length, shape or type; missing labels.
     """
+    y = without_missing(labels, where)
     y = y[:, 0] if y.shape == (n, 1) else y
     if y.shape != (n,):
         raise DataError(
@@ -221,7 +222,9 @@ def checked_labels(y: np.ndarray, n: int, where: str) -> np.ndarray:
             "give one label per image; of one-hot labels the class numbers: y.argmax(axis=1)",
         )
     if y.dtype.kind not in "iuU":
-        raise DataError(f"{where} are {y.dtype}, neither integers nor strings", "convert them: y.astype(np.int64)")
+        whole = y.dtype.kind == "b" or (y.dtype.kind == "f" and bool((y == np.rint(y)).all()))
+        remedy = "convert them: y.astype(np.int64)" if whole else "labels are classes, not measured values: np.digitize"
+        raise DataError(f"{where} are {y.dtype}, neither integers nor strings", remedy)
     return y
 
 

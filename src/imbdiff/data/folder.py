@@ -18,6 +18,7 @@ import numpy as np
 
 from imbdiff.data.arrays import ONE_CLASS
 from imbdiff.data.decode import EXTENSIONS
+from imbdiff.data.labels import in_class_order
 from imbdiff.data.names import counted, display_name, is_text
 from imbdiff.data.reading import PathReader
 from imbdiff.data.source import Records, Source
@@ -157,8 +158,12 @@ def by_class(tree: Tree, where: str) -> tuple[dict[str, Records], list[str], lis
         )
     train = next(top for top, split in splits.items() if split == "train")
     folders = {_nfc(posixpath.basename(f)) for f in tree.folders if posixpath.dirname(f) == train}
-    # classes without a training image too: they are refused by name
-    names = _in_order(folders.union(*({name for name, _ in some} for some in rows.values())))
+    names = in_class_order(folders.union(*({name for name, _ in some} for some in rows.values())))
+    if empty := [repr(name) for name in names if name not in {name for name, _ in rows["train"]}]:
+        raise DataError(
+            f"{where}: {counted(len(empty), 'class has', 'classes have')} no training image:\n{listing(empty)}",
+            "add images of them, or remove these folders",
+        )
     stray = sorted(set(tops) - set(splits)) if found["train"] else []
     notes += [f"ignored next to train/: the folders {', '.join(stray[:20])}"] if stray else []
     notes += [f"{split}/ in {where} holds no image and counts as not given" for split in rows if not rows[split]]
@@ -172,7 +177,7 @@ def by_folder(tree: Tree, where: str) -> tuple[dict[str, Records], list[str], li
     rows = rows or [(ONE_CLASS, path) for path in tree.images]
     if not rows:
         raise DataError(f"there is no image in {where}", "give a folder of images, or of one folder per class")
-    names = _in_order({name for name, _ in rows})
+    names = in_class_order({name for name, _ in rows})
     notes = [f"ignored in {where}: {counted(outside, 'image')} outside a class folder"] if outside else []
     return {"train": _records(rows, names)}, names, notes
 
@@ -182,12 +187,6 @@ def _records(rows: Iterable[tuple[str, str]], names: Sequence[str]) -> Records:
     number = {name: k for k, name in enumerate(names)}
     found = sorted((number[name], path) for name, path in rows)
     return Records([path for _, path in found], np.array([k for k, _ in found], np.int64))
-
-
-def _in_order(names: Collection[str]) -> list[str]:
-    """By name, or by value where every name is an integer: 2 before 10."""
-    numeric = all(name.isascii() and name.isdigit() for name in names)
-    return sorted(names, key=lambda name: (int(name) if numeric else 0, name))
 
 
 def left_out(tree: Tree, where: str) -> list[str]:

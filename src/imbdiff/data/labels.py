@@ -14,29 +14,35 @@ from typing import Any
 
 import numpy as np
 
-from imbdiff.data.names import counted, display_name, is_text
+from imbdiff.data.names import counted, display_name, is_text, named
 from imbdiff.runtime.errors import DataError, listing
 
 Names = Sequence[str] | Mapping[str, str]
 """The names of classes 0, 1, 2..., or {label: name}."""
 LONGEST = 1000
 """Characters of a label or class name."""
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}(\.0+)?")
+MISSING = frozenset({"", "nan", "-nan", "<na>", "nat", "#n/a", "#na", "--"})
+"""What programs write where a label is missing; :data:`DOUBTFUL` are words that may name a class too."""
+DOUBTFUL = frozenset({"none", "null", "na", "n/a"})
+_INTEGER = re.compile(r"[+-]?[0-9]+(\.0+)?")
+_NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?")
+_NOTHING = ("NAType", "NaTType", "MaskedConstant")
+_KEEP = f"keep = [str(v) not in {('None', 'nan', '<NA>', 'NaT', '--')} for v in y]; X[keep], y[keep]"
 _LARGEST_FILE = 64 * 2**20
 
 
 def encode(
     raw: Mapping[str, Sequence[int | str] | np.ndarray], names: Names | None, where: str, *, strict: bool = True
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Class names, and {split: (N,) int64 class numbers}.
+) -> tuple[tuple[str, ...], dict[str, np.ndarray], list[str]]:
+    """Class names, {split: (N,) int64 class numbers}, and notes.
 
-    Every label that occurs in training is a class, called by its value; the order is that of the numbers where all
-    labels are whole numbers ("2" before "10"), otherwise alphabetical. With `names`, whole numbers count from 0 (from
-    1 in text where 0 does not occur and the largest is the number of names), other labels are names themselves.
+    Every label that occurs in training is a class, called as it is written; the order is that of
+    :func:`in_class_order`. "1.0" is 1, "01" is not. With `names`, whole numbers count from 0 (from 1 in text where 0
+    does not occur and the largest is the number of names), other labels are names themselves.
 
     Args:
         raw: {split: labels}, integers or text.
-        names: of the classes, in order.
+        names: of the classes, in order. Numbers that no image has may have names too.
         where: what messages call the source.
         strict: for training. Otherwise one class is enough, any split may have any class, and names that no image has
             are left out.
@@ -60,20 +66,27 @@ def encode(
         [*(v for v in every if isinstance(v, str)), *(names.values() if isinstance(names, Mapping) else names or ())],
         where,
     )
-    whole = all(not isinstance(value, str) or _INTEGER.fullmatch(value) for value in every)
-    key = {value: _number(value) if whole else nfc(str(value)) for value in every}
+    whole = all(not isinstance(value, str) or _INTEGER.fullmatch(value.strip()) for value in every)
+    numbered = whole and names is not None
+    key: dict[Any, Any] = {value: _number(value) if numbered else _written(value, whole) for value in every}
     values: dict[str, set[Any]] = {split: {key[value] for value in found} for split, found in unique.items()}
     known: set[Any] = set().union(*values.values())
-    if whole and min(known, default=0) < 0:
+    if whole and min(map(int, known), default=0) < 0:
+        below = sorted(int(v) for v in known if int(v) < 0)
         raise DataError(
-            f"{where}: labels out of range: {sorted(v for v in known if v < 0)[:20]}", "number classes from 0"
+            f"{where}: labels out of range: {below[:20]}",
+            "number classes from 0; images without a label (often -1) have to be left out: X[y >= 0], y[y >= 0]",
         )
+    notes = [] if numbered else _merged(key, where)
     if names is None:
-        spelled = _spelled(key)
-        order = [(value, spelled[value]) for value in sorted(values["train"] if strict else known)]
+        order = [(value, value) for value in in_class_order(values["train"] if strict else known)]
     else:
         order = _by_names(known, names, whole, any(isinstance(value, str) for value in every), where)
-        order = order if strict else [(value, name) for value, name in order if value in known]
+        spare = [name for value, name in order if value not in known] if whole or not strict else []
+        order = [(value, name) for value, name in order if name not in spare]
+        if strict and spare:
+            what = counted(len(spare), "class has", "classes have")
+            notes.append(f"{what} a name in {where}, but no image in any split, and left out: {named(spare)}")
     rank = {value: k for k, (value, _) in enumerate(order)}
     class_names = tuple(name for _, name in order)
     for split, found in values.items():
@@ -87,7 +100,7 @@ def encode(
     number = {value: rank[key[value]] for value in every}
     labels = {split: np.fromiter((number[v] for v in y), np.int64, len(y)) for split, y in texts.items()}
     if not strict:
-        return class_names, labels
+        return class_names, labels, notes
     if len(class_names) < 2:
         raise DataError(
             f"{where} has {f'only one class, {class_names[0]!r}' if class_names else 'no class'}",
@@ -98,9 +111,80 @@ def encode(
     if empty:
         raise DataError(
             f"{where}: {counted(len(empty), 'class has', 'classes have')} no training image:\n{listing(empty)}",
-            "add images of them, or leave these classes out",
+            "add training images of them, or leave out the images of these classes and their names",
         )
-    return class_names, labels
+    return class_names, labels, notes
+
+
+def in_class_order(names: Iterable[str]) -> list[str]:
+    """By name, or by value where every name is a whole number: 2 before 10, and 007 before 10."""
+    names = list(names)
+    whole = all(_INTEGER.fullmatch(name) for name in names)
+    return sorted(names, key=lambda name: (_number(name) if whole else 0, name))
+
+
+def without_missing(y: Any, where: str) -> np.ndarray:
+    """Labels as a plain array, objects as text or integers; what anyone calls a missing value is refused.
+
+    Args:
+        y: (N, ...) anything that numpy makes an array of: None, NaN, NaT, pandas' NA and masked entries are missing.
+
+    Raises:
+        DataError: missing labels, with the numbers of their rows; text and numbers in one array.
+    """
+    x = np.asarray(y)
+    if x.dtype.kind == "O":
+        gone = np.array([v is None or type(v).__name__ in _NOTHING or (isinstance(v, float | np.floating) and v != v)
+                         for v in x.ravel()], bool).reshape(x.shape)  # fmt: skip
+    else:
+        gone = np.isnat(x) if x.dtype.kind in "mM" else np.isnan(x) if x.dtype.kind == "f" else np.zeros(x.shape, bool)
+    gone = gone | np.ma.getmaskarray(y) if isinstance(y, np.ma.MaskedArray) else gone
+    if gone.any():
+        rows = np.flatnonzero(gone.reshape(len(x), -1).any(axis=1)).tolist()
+        shown = ", ".join(map(str, rows[:20])) + (", ..." if len(rows) > 20 else "")
+        raise DataError(
+            f"{where}: {counted(len(rows), 'label is', 'labels are')} missing (row {shown})",
+            f"label these images, or leave them out: {_KEEP}",
+        )
+    if x.dtype.kind == "S":
+        return np.char.decode(x, "utf-8")
+    if x.dtype.kind != "O":
+        return x
+    kinds = {str if isinstance(v, str) else type(v) for v in x.ravel()}
+    if len(kinds) > 1 and str in kinds:
+        raise DataError(f"{where}: some labels are text, others are not", "use one kind: y = [str(v) for v in y]")
+    return np.array(x.tolist()) if kinds <= {str} or all(issubclass(k, int | np.integer) for k in kinds) else x
+
+
+def missing_names(
+    class_names: Sequence[str], labels: Mapping[str, np.ndarray], ids: Mapping[str, Sequence[str]], where: str,
+    *, strict: bool = True,
+) -> list[str]:  # fmt: skip
+    """Notes on classes whose name stands for a missing label, with their images.
+
+    Args:
+        class_names: (C,); labels: {split: (N,) class numbers}; ids: {split: (N,) what messages call the images}.
+        strict: for training.
+
+    Raises:
+        DataError: where that is certain: what only programs write (nan), or a word (none) among numbers.
+    """
+    found = [name for name in class_names if name.strip().casefold() in MISSING | DOUBTFUL]
+    others = [name for name in class_names if name not in found]
+    numbers = bool(others) and all(_NUMBER.fullmatch(name) for name in others)
+    notes = []
+    for name in found:
+        k = class_names.index(name)
+        rows = [ids[split][i] for split, y in labels.items() for i in np.flatnonzero(y == k).tolist()]
+        shown = ", ".join(display_name(row, 80) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+        text = f"{where}: {counted(len(rows), 'image has', 'images have')} the label {name!r}: {shown}"
+        if strict and (numbers or name.strip().casefold() in MISSING):
+            raise DataError(
+                f"{text}; that stands for a missing label",
+                "label these images or leave them out; where it is the name of a class, write another one",
+            )
+        notes.append(f"{text}; it counts as a class, and may stand for a missing label")
+    return notes
 
 
 def read_names(path: Path) -> Names:
@@ -183,12 +267,19 @@ def _by_names(known: set[Any], names: Names, whole: bool, text: bool, where: str
     return pairs
 
 
-def _spelled(key: Mapping[Any, Any]) -> dict[Any, str]:
-    """{class: its name}: its label as it is written ("007"), if there is one way of writing it."""
-    written: dict[Any, set[str]] = defaultdict(set)
-    for label, value in key.items():
-        written[value].add(str(label).strip().partition(".")[0] if isinstance(value, int) else value)
-    return {value: names.pop() if len(names) == 1 else str(value) for value, names in written.items()}
+def _merged(key: Mapping[Any, str], where: str) -> list[str]:
+    """A note on labels that are written in several ways and count as one."""
+    ways: dict[str, set[str]] = defaultdict(set)
+    for label, name in key.items():
+        ways[name].add(str(label))
+    several = [" and ".join(map(repr, sorted(written))) for _, written in sorted(ways.items()) if len(written) > 1]
+    return [f"{where}: labels written in several ways count as one class: {'; '.join(several[:5])}"] if several else []
+
+
+def _written(value: int | str, whole: bool) -> str:
+    """A label's text; of whole numbers without ".0"."""
+    text = nfc(str(value))
+    return text.partition(".")[0] if whole else text
 
 
 def _number(value: int | str) -> int:

@@ -114,7 +114,7 @@ def _labels(found: Any, where: str) -> np.ndarray:
     for attribute in ("targets", "labels"):
         y = getattr(found, attribute, None)
         if y is not None and hasattr(y, "__len__") and len(y) == n:
-            return checked_labels(np.asarray(y), n, f"{where} labels")
+            return checked_labels(y, n, f"{where} labels")
     values = []
     for i in range(n):
         try:
@@ -125,7 +125,7 @@ def _labels(found: Any, where: str) -> np.ndarray:
                 "every item from 0 to its length must be a pair",
             ) from error
         values.append(label.item() if hasattr(label, "item") else label)
-    return checked_labels(np.asarray(values), n, f"{where} labels")
+    return checked_labels(values, n, f"{where} labels")
 
 
 def _class_names(dataset: Any, raw: Mapping[str, np.ndarray]) -> list[str] | None:

@@ -33,7 +33,7 @@ from imbdiff.data.decode import (
     resolve,
 )
 from imbdiff.data.imageset import ImageSet, Rows
-from imbdiff.data.labels import Names, encode
+from imbdiff.data.labels import Names, encode, missing_names
 from imbdiff.data.names import display_name
 from imbdiff.data.reading import Decoding, Reader, chunks, in_chunks
 from imbdiff.data.stats import ClassStats, Groups
@@ -161,10 +161,12 @@ class Source:
         strict: bool = True,
     ) -> None:
         raw = {split: records.labels for split, records in splits.items()}
-        self.class_names, labels = encode(raw, names, name, strict=strict)
+        self.class_names, labels, notes = encode(raw, names, name, strict=strict)
+        ids = {split: records.ids for split, records in splits.items()}
+        notes += missing_names(self.class_names, labels, ids, name, strict=strict)
         self.records = {split: Records(one.ids, labels[split], one.places) for split, one in splits.items()}
         self.name, self.kind, self.reader = name, kind, reader
-        self.warnings = tuple(warnings)
+        self.warnings = (*warnings, *notes)
         self.flippable = False
         self.defaults = Defaults()
 
