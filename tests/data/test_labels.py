@@ -131,7 +131,7 @@ def test_missing_values_of_every_kind_are_refused_and_the_remedy_finds_them(y: A
     for refuse in (lambda: load((X, y)), lambda: imbdiff.DiffusionOverSampler().fit_resample(X, y)):
         with pytest.raises(DataError, match=r"1 label is missing \(row 2\)") as error:
             refuse()
-    names = {"y": y, "X": X}
+    names = {"y": y, "X": X, "np": np}
     statement, _, value = error.value.remedy.partition(": ")[2].partition("; ")
     exec(statement, names)
     kept, labels = eval(value, names)

@@ -27,7 +27,7 @@ DOUBTFUL = frozenset({"none", "null", "na", "n/a"})
 _INTEGER = re.compile(r"[+-]?[0-9]+(\.0+)?")
 _NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?")
 _NOTHING = ("NAType", "NaTType", "MaskedConstant")
-_KEEP = f"keep = [str(v) not in {('None', 'nan', '<NA>', 'NaT', '--')} for v in y]; X[keep], y[keep]"
+_KEEP = f"keep = [str(v) not in {('None', 'nan', '<NA>', 'NaT', '--')} for v in y]; X[keep], np.asarray(y)[keep]"
 _LARGEST_FILE = 64 * 2**20
 
 
