@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import struct
 import zlib
+from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from imbdiff.data import decode as decode_module
-from imbdiff.data.decode import Target, UnusableImageError, decode, fit, parse_size, read_header, resolve
+from imbdiff.data.decode import (
+    Target,
+    UnusableImageError,
+    decode,
+    fit,
+    header,
+    opened,
+    parse_size,
+    pixels,
+    read_header,
+    resolve,
+)  # fmt: skip
 from imbdiff.runtime.errors import ConfigError, DataError
 from tests.data.making import encoded, noise, write
 
@@ -198,3 +210,112 @@ def test_impossible_policies_and_images():
         resolve({(8, 8): 1}, None, "squash", "x")
     with pytest.raises(DataError, match=r"the images of x are 2 x 9 pixels.*at least 4"):
         resolve({(2, 9): 1}, None, "crop", "x")
+
+
+UPRIGHT = np.zeros((20, 12, 3), np.uint8)
+UPRIGHT[:6, :4] = 255  # one white corner
+STORED = {1: UPRIGHT, 2: UPRIGHT[:, ::-1], 3: np.rot90(UPRIGHT, 2), 4: UPRIGHT[::-1], 5: UPRIGHT.transpose(1, 0, 2),
+          6: np.rot90(UPRIGHT), 7: np.rot90(UPRIGHT, 2).transpose(1, 0, 2), 8: np.rot90(UPRIGHT, 3)}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", sorted(STORED))
+@pytest.mark.parametrize("form", ["TIFF", "JPEG", "PNG", "WEBP"])
+def test_headers_and_pixels_agree_on_all_orientations(form, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    how = {"tiffinfo": {0x0112: orientation}} if form == "TIFF" else {"exif": exif}
+    data = encoded(np.ascontiguousarray(STORED[orientation]), form, **how)
+    got = decode(BytesIO(data), None, grey=False)
+    assert read_header(BytesIO(data)).size == got.shape[:2] == (20, 12)
+    assert np.abs(got.astype(int) - UPRIGHT).mean() < 12
+
+
+@pytest.mark.parametrize("early", [1, 6])
+def test_an_orientation_behind_the_pixels_of_png_is_ignored(early):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    body = b"eXIf" + exif.tobytes()[6:]
+    first = Image.Exif()
+    first[0x0112] = early
+    whole = encoded(np.ascontiguousarray(STORED[early]), **({"exif": first} if early > 1 else {}))
+    late = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    data = whole[:-12] + late + whole[-12:]
+    assert read_header(BytesIO(data)).size == (20, 12)
+    if early == 1:
+        assert np.array_equal(decode(BytesIO(data), None, grey=False), UPRIGHT)
+
+
+@pytest.mark.parametrize(
+    ("form", "several"), [("TIFF", True), ("GIF", True), ("WEBP", True), ("PNG", True), ("MPO", False)]
+)
+def test_pages_and_frames_are_seen_from_the_header(form, several):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:])
+    assert read_header(BytesIO(data)).several == several
+    assert not read_header(BytesIO(encoded(frames[0], "JPEG" if form == "MPO" else form))).several
+    with opened(BytesIO(data)) as image:  # looking for a second page does not change what is read
+        header(image)
+        red = pixels(image, None, grey=False)
+    assert (red.reshape(-1, 3).mean(axis=0).round() / 255).round().tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("x", "values"),
+    [
+        (np.array([[0, 255]], np.int32), None),
+        (np.array([[7, 8]], np.int32), None),
+        (np.array([[-5, 90]], np.int16), None),
+        (np.array([[0, 65535]], np.int32), [0, 255]),
+        (np.array([[0, 0]], np.int32), [0, 0]),
+        (np.array([[0, 200]], np.uint16), [0, 1]),  # by the range of 16 bits, whatever it is
+    ],
+)
+def test_deep_tiff_is_never_black_in_silence(x, values):
+    data = encoded(x, "TIFF")
+    if values is not None:
+        assert decode(BytesIO(data), None, grey=True).ravel().tolist() == values
+        return
+    with pytest.raises(UnusableImageError, match="bits") as error:
+        decode(BytesIO(data), None, grey=True)
+    if x.min() >= 0:  # what it advises
+        assert "8 bits" in str(error.value)
+        assert (
+            decode(BytesIO(encoded(x.astype(np.uint8), "TIFF")), None, grey=True).ravel().tolist() == x.ravel().tolist()
+        )
+
+
+def test_the_lowest_value_of_a_tiff_may_be_white():
+    x = np.array([[0, 257 * 10, 65535]], np.uint16)
+    assert decode(BytesIO(encoded(x, "TIFF", tiffinfo={262: 0})), None, grey=True).ravel().tolist() == [255, 245, 0]
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", "AVIF"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0", "video"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"\0" * 128 + b"DICM", "DICOM"),
+        (b"8BPS\0\1", "Photoshop"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "web page"),
+        (b"RIFF\0\0\0\0WAVE", "not an image"),
+    ],
+)
+def test_other_formats_are_named_whatever_the_file_is_called(tmp_path, head, said):
+    (tmp_path / "a.jpg").write_bytes(head + b"\0" * 200)
+    for file in (tmp_path / "a.jpg", BytesIO(head + b"\0" * 200)):
+        with pytest.raises(UnusableImageError, match=said):
+            read_header(file)
+
+
+def test_avif_that_pillow_could_read_is_named(tmp_path):
+    try:
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.avif")
+    except (OSError, KeyError):
+        pytest.skip("this Pillow writes no AVIF")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.avif").read_bytes())
+    with pytest.raises(UnusableImageError, match="AVIF"):
+        decode(tmp_path / "a.jpg", None, grey=False)

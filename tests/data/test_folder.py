@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from imbdiff.data.sources import load
 from imbdiff.runtime.errors import DataError
@@ -262,3 +263,37 @@ def test_files_that_cannot_be_used_are_not_dark(tmp_path):
     source = load(tmp_path)
     assert len(source.scan().bad) == 2
     assert not any("nearly black" in note for note in source.warnings)
+
+
+def test_pages_that_are_left_out_are_counted_once(tmp_path):
+    frames = [Image.fromarray(noise(8, 8, 3, seed=i)) for i in range(5)]
+    for name, first in (("a", 0), ("b", 2)):
+        (tmp_path / name).mkdir()
+        frames[first].save(tmp_path / name / "p.tif", save_all=True, append_images=frames[first + 1 : first + 2])
+        write(tmp_path / name / "one.png", noise(8, 8, 3, seed=9))
+    source = load(tmp_path)
+    source.scan()
+    for notes in (source.read_all()[1], source.warnings):
+        assert sum("2 images have several pages" in note for note in notes) == 1
+    assert not any("pages" in note for note in load(folder(tmp_path / "plain", {"a": 1, "b": 1})).read_all()[1])
+
+
+@pytest.mark.parametrize(("dark", "said"), [(3, True), (0, False)])
+def test_some_dark_images_among_deep_ones_are_counted(tmp_path, dark, said):
+    for i in range(8):
+        high = 4000 if i < dark else 60000
+        write(tmp_path / "ab"[i % 2] / f"{i}.png", np.full((8, 8), high, np.uint16))
+    source = load(tmp_path)
+    source.scan()
+    for notes in (source.read_all()[1], source.warnings):
+        assert any(f"{dark} of 8 images" in note for note in notes) == said
+
+
+def test_images_of_other_kinds_are_named_apart_from_files_that_are_no_images(tmp_path):
+    folder(tmp_path, {"a": 2, "b": 2})
+    for name in ("a/1.HEIC", "b/2.heic", "b/3.avif"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "b/notes.txt").write_text("x")
+    notes = load(tmp_path).warnings
+    assert any("3 images of a kind that is not read (.avif, .heic)" in note for note in notes)
+    assert any("1 file that is no image: b/notes.txt" in note for note in notes)

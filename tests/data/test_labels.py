@@ -74,11 +74,9 @@ def test_what_only_programs_write_is_refused_with_its_rows(tmp_path: Path, sourc
 
 @pytest.mark.parametrize("source", [folders, archive])
 def test_folders_of_missing_labels(tmp_path: Path, source: Any) -> None:
-    with pytest.raises(DataError, match="nan/02.png"):
+    with pytest.raises(DataError, match=r"nan/02\.png"):
         source(tmp_path / "a", ["cat", "dog", "nan"])
     assert any("none/02.png" in note for note in source(tmp_path / "b", ["cat", "dog", "none"]).warnings)
-
-
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Image files to uint8 arrays: every file type and mode that a user's folder may hold, and nothing guessed.
 
 Grey stays grey, palettes and CMYK become RGB, transparency is put on white, 16-bit values are divided by 257 (the
-whole range, the same for every image), the EXIF orientation is applied, and of an animation the first frame counts.
+whole range, the same for every image), the EXIF orientation is applied (not one that a PNG file has behind its pixels,
+which its specification says to ignore), and of an animation or of several pages the first counts.
 
 * ``crop``: scaled until it covers the target, then the centre is kept (the default; nothing is distorted).
 * ``pad``: scaled until it fits inside the target, then filled up with the median colour of its border.
@@ -41,6 +42,14 @@ _DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _GREY_MODES = _DEEP_MODES | {"1", "L", "LA", "La"}
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
 _EXIF_ORIENTATION = 0x0112
+_PHOTOMETRIC = 262  # TIFF: 0 = the lowest value is white
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"heim": "HEIC",
+           b"mif1": "HEIC", b"msf1": "HEIC", b"crx ": "Canon raw"}  # fmt: skip
+_KINDS = (
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"), (b"\xff\x4f\xff\x51", "JPEG 2000"), (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"), (b"8BPS", "Photoshop"), (b"\x76\x2f\x31\x01", "OpenEXR"), (b"SIMPLE  =", "FITS"),
+    (b"<svg", "SVG"), (b"%pdf", "PDF"),
+)  # fmt: skip
 
 Size = int | tuple[int, int]
 File = Path | BinaryIO | Image.Image
@@ -53,11 +62,21 @@ class UnusableImageError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says before it is decoded: (height, width) after EXIF rotation, Pillow's mode, whether it is grey."""
+    """What a file says before it is decoded: (height, width) after EXIF rotation, Pillow's mode, whether it is grey.
+
+    Attributes:
+        several: it has more than one page or frame, of which the first counts.
+    """
 
     size: tuple[int, int]
     mode: str
     grey: bool
+    several: bool = False
+
+    @property
+    def deep(self) -> bool:
+        """It has more than 8 bits a pixel, as scientific cameras write them."""
+        return self.mode in _DEEP_MODES
 
 
 @dataclass(frozen=True)
@@ -196,6 +215,10 @@ def eight_bit(image: Image.Image) -> Image.Image:
         x = np.asarray(image).astype(np.int64)
         if x.min() < 0 or x.max() > 65535:
             raise UnusableImageError(f"32-bit values from {x.min()} to {x.max()}: save it with 8 or 16 bits")
+        if image.mode == "I" and image.format == "TIFF" and 0 < x.max() <= 255:
+            raise UnusableImageError(f"32-bit values from {x.min()} to {x.max()}, which is black: save it with 8 bits")
+        if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+            x = 65535 - x  # Pillow does so with 8 bits
         return Image.fromarray(((x + 128) // 257).astype(np.uint8))
     if image.mode == "F":
         raise UnusableImageError("floating-point pixels have no set range: save it with 8 or 16 bits")
@@ -223,6 +246,8 @@ def opened(file: File) -> Iterator[Image.Image]:
             yield found
     except UnusableImageError:
         raise
+    except Image.UnidentifiedImageError as error:
+        raise UnusableImageError(_foreign(file)) from error
     except Exception as error:
         raise UnusableImageError(_reason(error)) from error
 
@@ -231,14 +256,15 @@ def header(image: Image.Image) -> Header:
     """What an opened image says before it is decoded."""
     w, h = image.size
     size = (w, h) if _orientation(image) in _TURNED else (h, w)
-    return Header(size, image.mode, _is_grey(image))
+    return Header(size, image.mode, _is_grey(image), _several(image))
 
 
 def pixels(image: Image.Image, target: Target | None, grey: bool, own: tuple[int, int] | None = None) -> np.ndarray:
     """The pixels of an opened image, as of :func:`decode`."""
+    upright = _orientation(image) == 1  # before loading: PNG may have another orientation behind its pixels
     image.load()
     # each step that has nothing to do is left out: with small images they cost as much as decoding
-    flat = eight_bit(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
+    flat = eight_bit(image if upright else ImageOps.exif_transpose(image))
     mode = "L" if grey else "RGB"
     flat = flat if flat.mode == mode else flat.convert(mode)
     if own is not None and (flat.height, flat.width) != own:
@@ -250,10 +276,19 @@ def pixels(image: Image.Image, target: Target | None, grey: bool, own: tuple[int
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
     # PNG's getexif decodes the whole file to look for a chunk at its end; `info` holds the usual ones from the start.
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & set(image.info):
         return 1
     return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+
+
+def _several(image: Image.Image) -> bool:
+    try:  # MPO: a camera's JPEG with its own previews behind it
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # what follows the first page is damaged
+        return False
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -263,9 +298,29 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode in _GREY_MODES
 
 
+def _foreign(file: File) -> str:
+    """What a file is that no parser knows, by its first bytes, and what to do."""
+    if isinstance(file, Path):
+        with open(file, "rb") as handle:
+            head = handle.read(256)
+    else:
+        file.seek(0)
+        head = file.read(256)  # type: ignore[union-attr]
+    kind = next((name for start, name in _KINDS if head.lower().startswith(start.lower())), "")
+    if head[4:8] == b"ftyp":
+        kind = _BRANDS.get(head[8:12], "video")
+    elif head[128:132] == b"DICM":
+        kind = "DICOM"
+    if kind:
+        return f"{kind} data, whatever its name says: convert it to PNG or JPEG"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS in place of the image: git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page in place of the image: download it again"
+    return "not an image, or damaged at its start"
+
+
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image, or damaged at its start"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {MOST_PIXELS:,} pixels: refused, may be a decompression bomb"
     if isinstance(error, PermissionError):

@@ -28,6 +28,8 @@ from imbdiff.runtime.errors import DataError, listing
 OPTIONS = ()
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 NAMED = 3  # files that are no images, named in the note
+UNREAD = frozenset({".heic", ".heif", ".avif", ".dcm", ".jp2", ".jxl", ".psd", ".svg", ".cr2", ".cr3", ".nef", ".dng"})
+"""Endings of images of kinds that are not read."""
 
 
 @dataclass
@@ -191,13 +193,21 @@ def _records(rows: Iterable[tuple[str, str]], names: Sequence[str]) -> Records:
 
 def left_out(tree: Tree, where: str) -> list[str]:
     """Notes on what was left out because of what it is."""
-    shown = [display_name(name, 120) for name in sorted(tree.others)[:NAMED]] + ["..."] * (len(tree.others) > NAMED)
-    others = counted(len(tree.others), "file that is no image", "files that are no images")
+
+    def shown(names: list[str]) -> str:
+        return ", ".join([display_name(name, 120) for name in sorted(names)[:NAMED]] + ["..."] * (len(names) > NAMED))
+
+    unread = [name for name in tree.others if splitext(name)[1].lower() in UNREAD]
+    no_images = sorted(set(tree.others) - set(unread))
+    kinds = ", ".join(sorted({splitext(name)[1].lower() for name in unread}))
     notes = [
         (tree.hidden, counted(tree.hidden, "hidden file")),
         (tree.linked, f"{counted(tree.linked, 'linked folder')}, which are not followed"),
-        (len(tree.others), f"{others}: {', '.join(shown)}"),
-    ]
+        (len(no_images), f"{counted(len(no_images), 'file that is no image', 'files that are no images')}: "
+                         f"{shown(no_images)}"),
+        (len(unread), f"{counted(len(unread), 'image')} of a kind that is not read ({kinds}), to be converted to PNG or "
+                      f"JPEG: {shown(unread)}"),
+    ]  # fmt: skip
     return [f"ignored in {where}: {text}" for n, text in notes if n]
 
 

@@ -34,7 +34,7 @@ from imbdiff.data.decode import (
 )
 from imbdiff.data.imageset import ImageSet, Rows
 from imbdiff.data.labels import Names, encode, missing_names
-from imbdiff.data.names import display_name
+from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import Decoding, Reader, chunks, in_chunks
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.runtime.errors import DataError, listing
@@ -49,10 +49,7 @@ SAMPLE = 256  # images of a split whose headers stand for all
 BLOCK = 2**27  # bytes of images decoded at a time, where each is used once
 PROGRESS_FROM = 20_000  # images from which it is worth showing progress
 DARK = 32  # values below which images look black
-_DARK = (
-    "the images are nearly black: 10- or 12-bit data saved in 16 bits use a small part of the range; "
-    "scale them to 16 or 8 bits"
-)
+DARK_SHARE = 0.2  # of images that look black, from which on it is said where some have more than 8 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +74,18 @@ class Records:
 
 @dataclass(frozen=True)
 class Survey:
-    """What headers say: {(height, width): images}, whether all are grey, {id: why} of the files without one."""
+    """What headers say: {(height, width): images}, whether all are grey, {id: why} of the files without one.
+
+    Attributes:
+        several: images with more than one page or frame.
+        deep: images of more than 8 bits.
+    """
 
     sizes: dict[tuple[int, int], int]
     grey: bool
     bad: dict[str, str] = field(default_factory=dict)
+    several: int = 0
+    deep: int = 0
 
 
 @dataclass(eq=False)
@@ -94,6 +98,7 @@ class Scan:
         sizes, modes: {(height, width): usable images}, {Pillow's mode: usable images}.
         grey: every usable image is grey; then C = 1, otherwise 3.
         bad: {id: why} of the unusable.
+        several: usable images with more than one page or frame.
     """
 
     hashes: dict[str, list[str | None]] = field(default_factory=dict)
@@ -102,6 +107,7 @@ class Scan:
     modes: Counter[str] = field(default_factory=Counter)
     grey: bool = True
     bad: dict[str, str] = field(default_factory=dict)
+    several: int = 0
 
 
 @dataclass(frozen=True)
@@ -199,15 +205,15 @@ class Source:
     @cached_property
     def _survey(self) -> Survey:
         sizes: Counter[tuple[int, int]] = Counter()
-        grey, bad = True, {}
+        grey, bad, several, deep = True, {}, 0, 0
         for records in self.records.values():
             for name, found, why in self._each(read_header, records, "headers"):
                 if found is None:
                     bad[name] = why
                 else:
                     sizes[found.size] += 1
-                    grey = grey and found.grey
-        return Survey(dict(sizes), grey, bad)
+                    grey, several, deep = grey and found.grey, several + found.several, deep + found.deep
+        return Survey(dict(sizes), grey, bad, several, deep)
 
     def sizes(self) -> dict[tuple[int, int], int]:
         """{(height, width): images}, as a sample of the images has them where all of it agrees and there are many."""
@@ -228,11 +234,13 @@ class Source:
         # that all are grey is known only when all were looked at
         if len(sizes) != 1 or None in sizes or all(header.grey for header in found):
             return None
-        return Survey({size: n for size in sizes if size}, False)
+        several, deep = (-(-n * sum(kind) // len(found)) for kind in zip(
+            *((header.several, header.deep) for header in found if header), strict=True))  # fmt: skip
+        return Survey({size: n for size in sizes if size}, False, {}, several, deep)
 
     def scan(self) -> Scan:
         """Decodes every image of every split once."""
-        scan = Scan()
+        scan, deep, dark = Scan(), 0, 0
         for split, records in self.records.items():
             keys: list[str | None] = []
             small = np.zeros((len(records.ids), SMALL, SMALL, 3), dtype=np.uint8)
@@ -245,11 +253,13 @@ class Source:
                     scan.sizes[head.size] += 1
                     scan.modes[head.mode] += 1
                     scan.grey = scan.grey and head.grey
+                    scan.several, deep = scan.several + head.several, deep + head.deep
+                    dark += bool((small[i] < DARK).all())
             scan.hashes[split], scan.small[split] = keys, small
         if scan.grey:
             scan.small = {split: x[..., :1] for split, x in scan.small.items()}
-        if scan.sizes and all((x < DARK).all() for x in scan.small.values()):  # unusable ones are zeros
-            self.warnings = tuple(dict.fromkeys((*self.warnings, _DARK)))
+        found = pixel_notes(scan.several, deep, dark, scan.sizes.total())
+        self.warnings = tuple(dict.fromkeys((*self.warnings, *found)))
         return scan
 
     def converted(self, target: Target, grey: bool) -> Iterator[tuple[str, tuple[np.ndarray, bool] | None, str]]:
@@ -339,8 +349,10 @@ class Source:
             bad |= {records.ids[i]: why for i, why in wrong.items()}
             if not bad:
                 sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split))
-        if not bad and all((one.images[:64] < DARK).all() for one in sets.values()):
-            notes = (*notes, _DARK)
+        if not bad:
+            some = [one.images[np.arange(0, len(one), -(-len(one) // 64))] for one in sets.values() if len(one)]
+            dark = sum(int((x < DARK).all(axis=(1, 2, 3)).sum()) for x in some)
+            notes = (*notes, *pixel_notes(survey.several, survey.deep, dark, sum(map(len, some))))
         return sets, notes, bad
 
     def _decode(self, split: str, decoding: Decoding, store: Path | None) -> tuple[Any, dict[int, str]]:
@@ -374,6 +386,26 @@ class Source:
                     yield records.ids[done], found, why
                     done += 1
                 bar.update(done)
+
+
+def pixel_notes(several: int, deep: int, dark: int, n: int) -> list[str]:
+    """Notes on images of which a part is left out, or that look wrong.
+
+    Args:
+        several: images with more than one page or frame; deep: images of more than 8 bits.
+        dark: images that look black, among the `n` that were looked at.
+    """
+    notes = []
+    if several:
+        have = counted(several, "image has", "images have")
+        notes.append(f"{have} several pages or frames, of which only the first is used; split them to use all")
+    if n and (dark == n or (deep and dark >= DARK_SHARE * n)):
+        which = "the images are" if dark == n else f"{dark} of {n} images that were looked at are"
+        notes.append(
+            f"{which} nearly black: 10- or 12-bit data saved in 16 bits use a small part of the range; "
+            "scale them to 16 or 8 bits"
+        )
+    return notes
 
 
 def _worked(work: Callable[[File], Any], reader: Reader, places: Sequence[Any]) -> list[tuple[Any, str]]:
