@@ -205,8 +205,8 @@ def left_out(tree: Tree, where: str) -> list[str]:
         (tree.linked, f"{counted(tree.linked, 'linked folder')}, which are not followed"),
         (len(no_images), f"{counted(len(no_images), 'file that is no image', 'files that are no images')}: "
                          f"{shown(no_images)}"),
-        (len(unread), f"{counted(len(unread), 'image')} of a kind that is not read ({kinds}), to be converted to PNG or "
-                      f"JPEG: {shown(unread)}"),
+        (len(unread), f"{counted(len(unread), 'image')} of a kind that is not read ({kinds}), to be converted to PNG "
+                      f"or JPEG: {shown(unread)}"),
     ]  # fmt: skip
     return [f"ignored in {where}: {text}" for n, text in notes if n]
 
