@@ -230,6 +230,8 @@ class EvaluateCommand(MeasureOptions):
             Console().print(numbers_table(found) or "no numbers")
             for warning in (found["memorisation"] or {}).get("warnings", []):
                 print(f"copies: {warning}")
+            for warning in found["warnings"]:
+                print(f"warning: {warning}")
             print(f"report: {out / 'report.html'}")
 
 

@@ -336,3 +336,22 @@ def test_damaged_shards(tmp_path, damage):
     with pytest.raises(DataError) as error:
         load(path)
     assert error.value.remedy
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("inside", ["", "train/"])
+def test_a_folder_whose_metadata_say_the_labels_names_the_source_that_reads_it(tmp_path, form, inside):
+    rows = [(f"{i}.png", "ab"[i % 2]) for i in range(6)]
+    for i, (name, _) in enumerate(rows):
+        write(tmp_path / "d" / inside / name, noise(8, 8, 3, seed=i))
+    if form == "jsonl":
+        text = "".join(json.dumps({"file_name": name, "label": label}) + "\n" for name, label in rows)
+    else:
+        text = "file_name,label\n" + "".join(f"{name},{label}\n" for name, label in rows)
+    (tmp_path / "d" / inside / f"metadata.{form}").write_text(text)
+    with pytest.raises(DataError) as error:
+        load(tmp_path / "d")
+    named = next(word for word in error.value.remedy.replace(",", "").split() if word.startswith("hf:"))
+    found = load(named)
+    assert found.class_names == ("a", "b")
+    assert found.labels().tolist() == [0, 1, 0, 1, 0, 1]

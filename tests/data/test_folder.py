@@ -1,5 +1,6 @@
 """Class folders on a disk: which are classes and splits, what is left out, what is refused."""
 
+import json
 import os
 import shutil
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imbdiff.data.names import safe_class_dirs
 from imbdiff.data.sources import load
 from imbdiff.runtime.errors import DataError
-from tests.data.making import folder, noise, write
+from tests.data.making import folder, noise, write, zipped
 
 
 def test_flat_folder(tmp_path):
@@ -297,3 +299,33 @@ def test_images_of_other_kinds_are_named_apart_from_files_that_are_no_images(tmp
     notes = load(tmp_path).warnings
     assert any("3 images of a kind that is not read (.avif, .heic)" in note for note in notes)
     assert any("1 file that is no image: b/notes.txt" in note for note in notes)
+
+
+NAMES = ("café", "CON", "x=1", "plain", "Test", "1.0")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+def test_generated_images_have_the_names_of_their_classes(tmp_path, packed, strict):
+    places = dict(zip(safe_class_dirs(NAMES), NAMES, strict=True))
+    root = folder(tmp_path / "samples", {place: k + 1 for k, place in enumerate(places)})
+    (root / "manifest.json").write_text(json.dumps({"class_names": NAMES, "images": []}))
+    if packed:
+        files = {f"samples/{p.relative_to(root)}": p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+        source = load(zipped(tmp_path / "s.zip", files), strict=strict)
+    else:
+        source = load(root, strict=strict)
+    assert source.class_names == tuple(sorted(NAMES))
+    counts = dict(zip(source.class_names, np.bincount(source.labels()), strict=True))
+    assert counts == {name: k + 1 for k, name in enumerate(NAMES)}
+    for name, label in zip(source.ids(), source.labels().tolist(), strict=True):
+        assert places[name.split("/")[-2]] == source.class_names[label]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{"class_names": 3}', '{"class_names": ["a", 3]}', '{"images": []}', "{" * 99]
+)
+def test_a_manifest_of_something_else_changes_nothing(tmp_path, text):
+    root = folder(tmp_path, {"a": 1, "b": 1})
+    (root / "manifest.json").write_text(text)
+    assert load(root).class_names == ("a", "b")

@@ -10,7 +10,7 @@ from imbdiff.data.profiles import long_tail
 from imbdiff.data.splits import prepare
 from imbdiff.data.stats import Groups
 from imbdiff.runtime.errors import ConfigError, DataError
-from tests.data.making import arrays, folder, noise
+from tests.data.making import arrays, folder, noise, write
 
 
 def counts(images):
@@ -228,3 +228,22 @@ def test_impossible_requests():
     for wrong in ({"test_fraction": 1.0}, {"val_fraction": -0.1}, {"imbalance_factor": 0}, {"test_per_class": 0}):
         with pytest.raises(ConfigError):
             prepare(arrays([100, 60]), **wrong)
+
+
+def test_with_too_few_images_to_hold_out_every_remedy_works(tmp_path):
+    root = folder(tmp_path / "d", {"a": 3, "b": 3})
+    with pytest.raises(DataError, match="nothing can be held out") as error:
+        prepare(root)
+    assert "test_fraction" not in error.value.remedy
+    for i, name in enumerate("ab"):
+        folder(tmp_path / "more", {name: 4})
+        shutil.copytree(root / name, tmp_path / "given/train" / name)
+        write(tmp_path / "given/test" / name / "t.png", noise(8, 8, 3, seed=90 + i))
+    assert len(prepare(tmp_path / "more").test) == 2  # classes of 4
+    assert len(prepare(tmp_path / "given").test) == 2
+    (tmp_path / "train.txt").write_text("".join(f"d/{c}/{i:03d}.png {c}\n" for c in "ab" for i in range(3)))
+    (tmp_path / "test.txt").write_text("".join(f"given/test/{c}/t.png {c}\n" for c in "ab"))
+    assert len(prepare(f"{tmp_path}/train.txt?test=test.txt").test) == 2
+    with pytest.raises(DataError, match="test_fraction is 0") as error:
+        prepare(tmp_path / "more", test_fraction=0)
+    assert "raise it" in error.value.remedy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,6 @@ def test_the_reference_command_and_its_folder(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("mode", "8 x 8 RGB, the reference is 8 x 8 grey"),
         ("size", "give --size 8"),
         ("classes", "no class of .* is in"),
         ("one", "at least two are needed"),
@@ -121,11 +121,8 @@ def test_the_reference_command_and_its_folder(tmp_path: Path, capsys: pytest.Cap
 )
 def test_sets_that_do_not_belong_together_are_refused(tmp_path: Path, how: str, said: str) -> None:
     real = _write(_digits(40, 1), tmp_path / "real")
-    if how == "mode":
+    if how == "size":
         fake: Any = _digits(40, 0)
-        fake = ImageSet(fake.images.repeat(3, -1), fake.labels, fake.class_names)
-    elif how == "size":
-        fake = _digits(40, 0)
         fake = ImageSet(fake.images.repeat(2, 1).repeat(2, 2), fake.labels, fake.class_names)
     elif how == "classes":
         fake = _digits(40, 0, names=tuple("abcdefghij"))
@@ -302,3 +299,80 @@ def test_a_reference_called_as_another_set_is_told_apart(
     assert {r["reference"] for r in found["numbers"]} >= {f"reference ({name})", "train"}
     title = (out / "report.html").read_text().partition("<title>")[2].partition("</title>")[0]
     assert f"against reference ({name})" in title
+
+
+@pytest.mark.parametrize("colour", ["fake", "reference", "train"])
+def test_grey_against_rgb_is_measured_as_rgb_and_said(
+    tmp_path: Path, colour: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = {"fake": _digits(40, 0), "reference": _digits(40, 1), "train": _digits(40, 2)}
+    paths = {k: _write(x, tmp_path / k, mode="RGB") if k == colour else x for k, x in sets.items()}
+    if colour != "reference":  # grey pixels saved as RGB are read as RGB
+        assert evaluate_any(paths["fake"], paths["reference"], how=QUIET)["protocol"]["n_synthetic"] == 40
+    both = {k: _write(x, tmp_path / "rgb" / k, mode="RGB") for k, x in sets.items()}
+    found = evaluate_any(paths["fake"], paths["reference"], paths["train"], how=Measuring())
+    assert "three equal channels" in capsys.readouterr().out
+    same = evaluate_any(both["fake"], both["reference"], both["train"], how=QUIET)
+    assert [row["value"] for row in found["numbers"]] == [row["value"] for row in same["numbers"]]
+
+
+def test_against_a_stored_grey_reference_colours_are_refused_and_grey_saved_as_rgb_is_not(tmp_path: Path) -> None:
+    stored = reference_any(_digits(40, 1), tmp_path / "ref", how=QUIET)
+    grey = _digits(40, 0)
+    rgb = ImageSet(grey.images.repeat(3, -1), grey.labels, grey.class_names)
+    found, same = (evaluate_any(x, stored, how=QUIET) for x in (rgb, grey))
+    assert [row["value"] for row in found["numbers"]] == [row["value"] for row in same["numbers"]]
+    x = rgb.images.copy()
+    x[0, 0, 0] = (255, 0, 0)
+    with pytest.raises(DataError, match="RGB, the reference is 8 x 8 grey"):
+        evaluate_any(replace(rgb, images=x), stored, how=QUIET)
+
+
+@pytest.mark.parametrize("copies", [0, 1, 40])
+def test_synthetic_images_that_equal_reference_images_are_counted(tmp_path: Path, copies: int) -> None:
+    real, other = _digits(40, 1), _digits(40, 0, noise=20)
+    fake = ImageSet(np.concatenate([real.images[:copies], other.images[copies:]]),
+                    np.concatenate([real.labels[:copies], other.labels[copies:]]), real.class_names)  # fmt: skip
+    stored = reference_any(real, tmp_path / "ref", how=QUIET)
+    for reference in (real, stored):
+        found = evaluate_any(fake, reference, how=QUIET, out=tmp_path / f"o{reference is real}")
+        assert found["protocol"]["n_synthetic_in_reference"] == copies
+        assert any(f"{copies} of 40 synthetic images equal" in w for w in found["warnings"]) == (copies > 0)
+    assert json.loads((tmp_path / "oTrue/metrics.json").read_text())["warnings"] == found["warnings"]
+    assert ("equal a reference image" in (tmp_path / "oTrue/report.html").read_text()) == (copies > 0)
+
+
+@pytest.mark.parametrize(("kept", "warned"), [(10, True), (30, False)])
+def test_most_images_left_out_is_said_at_the_end(
+    tmp_path: Path, kept: int, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, fake = _digits(200, 1), _digits(40, 0)
+    names = np.array([*fake.class_names, "elsewhere"])
+    labels = np.where(np.arange(40) < kept, fake.labels, 10)
+    _write(real, tmp_path / "real")
+    _write(ImageSet(fake.images, labels, tuple(names)), tmp_path / "fake")
+    main(["evaluate", str(tmp_path / "fake"), "--reference", str(tmp_path / "real"), "--out", str(tmp_path / "o"),
+          "--extractor", "raw-pixels"])  # fmt: skip
+    last = capsys.readouterr().out.strip().splitlines()[-3:]
+    assert any(line.startswith("warning: 30 of 40") for line in last) == warned
+
+
+def test_images_of_one_class_are_counted_in_the_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    x = _digits(40, 0).images
+    evaluate_any(x, _digits(40, 1).images, how=Measuring())
+    assert "40 images of 1 class," in capsys.readouterr().out
+
+
+def test_mixed_sizes_name_an_option_that_evaluate_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(6):
+        for name in ("real", "fake"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            size = (12 + 4 * (i % 2), 12)
+            x = np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8)
+            Image.fromarray(x).save(tmp_path / name / f"{i}.png")
+    words = ["evaluate", str(tmp_path / "fake"), "--reference", str(tmp_path / "real"), "--out", str(tmp_path / "o"),
+             "--extractor", "raw-pixels"]  # fmt: skip
+    assert main(words) == 2
+    advice = capsys.readouterr().err.partition("->")[2].partition("(")[0].split()
+    option = advice[advice.index("--size") :][:2]
+    assert main([*words, *option]) == 0

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imbdiff.data.decode import LARGEST, UnusableImageError
-from imbdiff.data.folder import Tree, by_class, by_folder, common_root, is_hidden, is_image, left_out
+from imbdiff.data.folder import Tree, as_called, by_class, by_folder, common_root, is_hidden, is_image, left_out
 from imbdiff.data.labels import check_file
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import Reader
@@ -62,6 +62,8 @@ def open_source(spec: Spec) -> Source:
     splits, names, notes = by_class(tree, where) if spec.strict else by_folder(tree, where)
     if root:
         notes.insert(0, f"the classes are the folders inside {root}/, the only folder in {where}")
+    if f"{start}manifest.json" in members:
+        splits, names = as_called(splits, names, reader.open(members[f"{start}manifest.json"]).read())
     records = {s: Records(r.ids, r.labels, [members[start + name] for name in r.ids]) for s, r in splits.items()}
     return Source(where, "zip", records, reader, names, [*notes, *left_out(tree, where)], strict=spec.strict)
 

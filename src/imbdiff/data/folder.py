@@ -6,11 +6,12 @@ without, every folder is a class. Hidden files and files that are no images are 
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os.path import splitext
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 from imbdiff.data.arrays import ONE_CLASS
 from imbdiff.data.decode import EXTENSIONS
 from imbdiff.data.labels import in_class_order
-from imbdiff.data.names import counted, display_name, is_text
+from imbdiff.data.names import counted, display_name, is_text, safe_class_dirs
 from imbdiff.data.reading import PathReader
 from imbdiff.data.source import Records, Source
 from imbdiff.data.spec import Spec, user_path
@@ -28,6 +29,8 @@ from imbdiff.runtime.errors import DataError, listing
 OPTIONS = ()
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 NAMED = 3  # files that are no images, named in the note
+METADATA = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
+"""Files beside images that say their labels, as the library `datasets` reads them."""
 UNREAD = frozenset({".heic", ".heif", ".avif", ".dcm", ".jp2", ".jxl", ".psd", ".svg", ".cr2", ".cr3", ".nef", ".dng"})
 """Endings of images of kinds that are not read."""
 
@@ -68,8 +71,16 @@ def open_source(spec: Spec) -> Source:
             f"{spec.text} has only one class folder, {root.split('/')[0]!r}, and that has folders inside",
             f"the classes may be deeper: give {path / root}",
         )
-    splits, names, notes = by_class(tree, spec.text) if spec.strict else by_folder(tree, spec.text)
+    try:
+        splits, names, notes = by_class(tree, spec.text) if spec.strict else by_folder(tree, spec.text)
+    except DataError as error:
+        if described := [name for name in tree.others if posixpath.basename(name) in METADATA]:
+            remedy = f"where {described[0]} says the labels, give hf:{path}, which reads it; otherwise {error.remedy}"
+            raise DataError(error.message, remedy) from error
+        raise
     notes += left_out(tree, spec.text)
+    if "manifest.json" in tree.others:
+        splits, names = as_called(splits, names, (path / "manifest.json").read_bytes())
     return Source(spec.text, "folder", splits, PathReader(path), names, notes, strict=spec.strict)
 
 
@@ -209,6 +220,24 @@ def left_out(tree: Tree, where: str) -> list[str]:
                       f"or JPEG: {shown(unread)}"),
     ]  # fmt: skip
     return [f"ignored in {where}: {text}" for n, text in notes if n]
+
+
+def as_called(splits: dict[str, Records], names: list[str], manifest: bytes) -> tuple[dict[str, Records], list[str]]:
+    """Generated images with the names of their classes, which their folders may not bear; others as they are.
+
+    Args:
+        splits, names: with the names of the folders.
+        manifest: the file manifest.json beside the folders, which may be of something else.
+    """
+    try:
+        classes = json.loads(manifest)["class_names"]
+        called = dict(zip(safe_class_dirs(classes), classes, strict=True))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return splits, names
+    true = [called.get(name, name) for name in names]
+    order = in_class_order(set(true))
+    label = np.array([order.index(name) for name in true], np.int64)
+    return {split: replace(rows, labels=label[rows.labels]) for split, rows in splits.items()}, order
 
 
 def common_root(images: Collection[str], folders: Collection[str]) -> str:

@@ -69,7 +69,10 @@ def read_any(
     )
     sizes = opened.survey().sizes
     target = next(iter(sizes)) if size is None and len(sizes) == 1 else size
-    sets, notes = opened.read_all(target, resize, splits=wanted)
+    try:
+        sets, notes = opened.read_all(target, resize, splits=wanted)
+    except DataError as error:  # the options are called otherwise there
+        raise DataError(error.message, error.remedy.replace("--data.", "--")) from error
     name = text if len(opened.splits) == 1 else f"{text} {' and '.join(wanted)}"
     return Measurable(_joined([sets[one] for one in wanted]), name, (*opened.warnings, *notes))
 

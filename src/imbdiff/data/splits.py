@@ -237,10 +237,12 @@ def _hold_out_test(full: ImageSet, fraction: float, per_class: int | None, seed:
         wanted = [0 if n <= TINY else per_class for n in counts]
         how = f"{per_class} per class"
     if not any(wanted):
-        why = "test_fraction is 0" if fraction == 0 else f"no class has more than {TINY} images"
+        few = max(counts) <= TINY
+        why = f"no class has more than {TINY} images" if few else "test_fraction is 0"
+        given = "give a test split: DIR/train/CLASS and DIR/test/CLASS, or SOURCE?test=LIST"
         raise DataError(
             f"there is no test split, and nothing can be held out for one: {why}",
-            "add images, give a test split, or raise test_fraction",
+            f"add images: classes of {TINY + 1} or more are split; or {given}" if few else f"raise it, or {given}",
         )
     # a copy that is left behind in the training split would make the test easier than it is
     often = Counter(full.hashes)

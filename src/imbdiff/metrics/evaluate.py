@@ -92,7 +92,7 @@ def evaluate(
         JSON-able. "schema"; "protocol"; "numbers", one :class:`~imbdiff.metrics.numbers.Number` for each metric, scope
         ("all" or a group) and reference; "baselines", the same for the training images in place of the synthetic
         ones (for metrics of one set alone: of the reference images); "classes": names, counts and, per metric, a
-        :class:`~imbdiff.metrics.numbers.ClassColumn`; "memorisation".
+        :class:`~imbdiff.metrics.numbers.ClassColumn`; "memorisation"; "warnings", sentences.
 
     Raises:
         ConfigError: a working extractor was to judge, or there is none.
@@ -134,6 +134,8 @@ def evaluate(
             memorised = memorisation_report(synthetic, train, known, groups or one_group, features=main_features)
         memorised = store.dist.broadcast(memorised)
         progress("looking for copies", 1, 1)
+    known_hashes = set(reference.hashes)
+    same = sum(key in known_hashes for key in synthetic.hashes)
     counts = {kind: np.bincount(images.labels, minlength=len(names)).tolist() for kind, images in given.items()}
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -145,6 +147,7 @@ def evaluate(
             "n_reference": len(reference),
             "n_synthetic": len(synthetic),
             "n_train": None if train is None else len(train),
+            "n_synthetic_in_reference": same,
             "groups": None if groups is None else groups.rule,
             "extractors": [e.described() for e in extractors],
             "fingerprints": {kind: images.fingerprint for kind, images in given.items()},
@@ -162,7 +165,11 @@ def evaluate(
             "metrics": [],
         },
         "memorisation": memorised,
-    }
+        "warnings": [
+            f"{same:,} of {len(synthetic):,} synthetic images equal a reference image pixel by pixel: numbers "
+            "of copies look perfect and say nothing of a generator"
+        ] if same else [],
+    }  # fmt: skip
     found.into(report)
     return report
 

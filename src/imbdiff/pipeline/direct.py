@@ -10,6 +10,7 @@ import numpy as np
 
 from imbdiff.config import MeasureOptions
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.names import counted
 from imbdiff.data.plain import EVERYTHING, ONE_CLASS, Measurable, align, read_any
 from imbdiff.data.stats import Groups
 from imbdiff.metrics.evaluate import check_sets, evaluate
@@ -79,8 +80,10 @@ def evaluate_any(
     Returns:
         What :func:`imbdiff.metrics.evaluate.evaluate` gives.
 
+    Where only some of the sets are grey, these are measured as RGB, with a note.
+
     Raises:
-        DataError: the sets do not belong together: grey and RGB, other sizes, other classes.
+        DataError: the sets do not belong together: other sizes, other classes, colours against a stored grey reference.
         ConfigError: a size or resize that contradicts those of a stored reference.
         RunError: `out` holds other things, or the numbers of other images.
     """
@@ -92,10 +95,11 @@ def evaluate_any(
     others = {"synthetic": _read(_samples(fake), fake_split or EVERYTHING, how)}
     if train is not None:
         others["train"] = _read(train, train_split, how)
-    sets = _in_classes_of(real, others)
+    sets = _in_one_mode(_in_classes_of(real, others))
     for label, found in sets.items():
         n, shape = len(found.images), "x".join(map(str, found.images.shape))
-        how.log(f"{label}: {found.name}: {n:,} images of {len(found.images.class_names)} classes, {shape}")
+        classes = counted(len(found.images.class_names), "class", "classes")
+        how.log(f"{label}: {found.name}: {n:,} images of {classes}, {shape}")
         for note in found.notes:
             how.log(f"  note: {note}")
     synthetic, real_images = sets["synthetic"].images, sets["reference"].images
@@ -118,6 +122,12 @@ def evaluate_any(
     result["protocol"]["pretrained_judge"] = efficientnet.note(real_images.shape, used)
     resized = "no" if how.size is None else f"to {how.size} x {how.size} pixels: {how.resize or 'crop'}"
     result["protocol"]["resized"] = resized
+    left = len(others["synthetic"].images) - len(synthetic)
+    if 2 * left > len(others["synthetic"].images):
+        result["warnings"].append(
+            f"{left:,} of {left + len(synthetic):,} synthetic images were left out, whose classes {real.name} lacks: "
+            "the numbers are of the rest; call the class folders of both alike, or put all into one folder"
+        )
     if folder is not None and dist.main:
         write_json(folder / "metrics.json", result)
         title = f"{sets['synthetic'].name} against {result['protocol']['reference']}"
@@ -199,6 +209,25 @@ def _in_classes_of(real: Measurable, others: dict[str, Measurable]) -> dict[str,
         m = sets[name]
         images, note = align(m.images, sets["reference"].images.class_names, m.name, real.name)
         sets[name] = replace(m, images=images, notes=(*m.notes, note) if note else m.notes)
+    return sets
+
+
+def _in_one_mode(sets: dict[str, Measurable]) -> dict[str, Measurable]:
+    """All sets as RGB where only some are grey; of a stored grey reference the others as grey where nothing is lost."""
+    wanted = max(m.images.shape[-1] for m in sets.values())
+    stored: Any = sets["reference"].images
+    wanted = stored.shape[-1] if isinstance(stored, StoredReference) else wanted
+    for name, m in sets.items():
+        channels = m.images.shape[-1]
+        if channels == wanted:
+            continue
+        x = np.asarray(m.images.images)
+        if wanted == 1 and (x != x[..., :1]).any():
+            continue  # check_sets refuses them
+        x = x[..., :1] if wanted == 1 else x.repeat(3, axis=-1)
+        mode = "grey" if wanted == 1 else "RGB (three equal channels)"
+        note = f"{'RGB' if wanted == 1 else 'grey'} images, measured as {mode}, as the other images are"
+        sets[name] = replace(m, images=replace(m.images, images=x), notes=(*m.notes, note))
     return sets
 
 

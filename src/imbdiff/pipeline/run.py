@@ -391,6 +391,8 @@ class Run:
             self.log(f"  judge: {other}")
         for warning in found["memorisation"]["warnings"]:
             self.log(f"  copies: {warning}")
+        for warning in found["warnings"]:
+            self.log(f"  warning: {warning}")
         return self._write(self.folder / "metrics.json", found) if self.dist.main else {}
 
     def _classify(self, prepared: Prepared) -> dict[str, Any]:

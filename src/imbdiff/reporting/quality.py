@@ -44,6 +44,7 @@ def quality(found: Found | None, run: str) -> ui.Section:
     if memorisation and memorisation["warnings"]:
         copies = ui.joined([headline(memorisation), ui.link("memorisation", "Are they copies?")])
         blocks.append(ui.Text(copies, "alert"))
+    blocks.append(ui.Items(list((found or {}).get("warnings", []))))
     if measured is None:
         blocks.append(ui.missing("Not computed.", f"imbdiff evaluate {run}"))
         return ui.Section("metrics", "Quality of the synthetic images", blocks, "Quality")
