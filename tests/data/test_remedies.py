@@ -186,10 +186,31 @@ def several_labels_of_one_image(root: Path) -> Tried:
     return lambda: load(source), lambda said: (_table(root, text), load(source))[1]
 
 
-TRIED = [two_label_columns, no_usual_columns, images_elsewhere, header_in_a_list, another_encoding, a_comma_in_a_cell,
-         labels_in_test_alone, empty_class_folder, classes_deeper, more_for_the_test_than_there_are, tiny_images,
-         channels_first, floats_from_0_to_1, flat_rows, one_hot, unlabelled_as_minus_one, labels_of_bools,
-         npz_of_objects, npz_of_other_keys, npz_called_npy, other_class_names, a_damaged_file, several_labels_of_one_image]  # fmt: skip
+TRIED = [
+    two_label_columns,
+    no_usual_columns,
+    images_elsewhere,
+    header_in_a_list,
+    another_encoding,
+    a_comma_in_a_cell,
+    labels_in_test_alone,
+    empty_class_folder,
+    classes_deeper,
+    more_for_the_test_than_there_are,
+    tiny_images,
+    channels_first,
+    floats_from_0_to_1,
+    flat_rows,
+    one_hot,
+    unlabelled_as_minus_one,
+    labels_of_bools,
+    npz_of_objects,
+    npz_of_other_keys,
+    npz_called_npy,
+    other_class_names,
+    a_damaged_file,
+    several_labels_of_one_image,
+]
 
 
 @pytest.mark.parametrize("tried", TRIED)
