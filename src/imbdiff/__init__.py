@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from imbdiff.pipeline.run import run as run
     from imbdiff.pipeline.sampling import sample as sample
     from imbdiff.pipeline.strategy import images_to_draw as images_to_draw
+    from imbdiff.pipeline.sweep import sweep as sweep
     from imbdiff.pipeline.training import train as train
     from imbdiff.presets import preset as preset
     from imbdiff.recognition.comparison import classify as classify
@@ -59,6 +60,7 @@ _WHERE = {
     "run": "imbdiff.pipeline.run",
     "sample": "imbdiff.pipeline.sampling",
     "sample_curated": "imbdiff.pipeline.curation",
+    "sweep": "imbdiff.pipeline.sweep",
     "train": "imbdiff.pipeline.training",
     "images_to_draw": "imbdiff.pipeline.strategy",
     "classify": "imbdiff.recognition.comparison",

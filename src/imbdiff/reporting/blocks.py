@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Union
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -172,6 +173,11 @@ def name(text: object) -> Markup:
 def link(anchor: str, text: object) -> Markup:
     """A link to a section of the page."""
     return Markup('<a href="#{}">{}</a>').format(anchor, clean(text))
+
+
+def page_link(path: str, text: object) -> Markup:
+    """A link to a page that lies below this one: `path` is relative, with "/" between folders."""
+    return Markup('<a href="{}">{}</a>').format(quote(path), clean(text))
 
 
 def span(text: object, style: str, title: str = "") -> Markup:

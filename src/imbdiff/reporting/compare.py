@@ -53,8 +53,12 @@ def build_comparison(runs: Sequence[ReportData]) -> str:
     return ui.render("comparison", f"{len(runs)} runs compared", top, sections)
 
 
-def differences(runs: Sequence[ReportData]) -> list[str]:
-    """Sentences on what differs between the runs that must be equal for their numbers to be compared."""
+def differences(runs: Sequence[ReportData], seeds: bool = True) -> list[str]:
+    """Sentences on what differs between the runs that must be equal for their numbers to be compared.
+
+    Args:
+        seeds: those of classifiers must be equal too.
+    """
     found = []
     if _several(run.stats for run in runs):
         found.append("The training images are not the same: class names or counts differ.")
@@ -63,13 +67,13 @@ def differences(runs: Sequence[ReportData]) -> list[str]:
     if _several(run.groups.of_class for run in runs):
         found.append("The groups are not the same classes: compare no number of a group.")
     tables = [measured.main for run in runs if (measured := Measured.of(run.metrics)) is not None]
-    if _several(map(_made_with, tables)):
+    if _several(map(made_with, tables)):
         found.append(
             "The extractors or references differ: the numbers made with others than the first run's are left out."
         )
     if _several(table.most("all")[0] for table in tables):
         found.append("Distances are of different numbers of synthetic images, which biases them differently.")
-    for key in ("steps", "batch_size", "network", "seeds", "augmentation"):
+    for key in ("steps", "batch_size", "network", "augmentation", *["seeds"] * seeds):
         if _several(run.classifier["protocol"].get(key) for run in runs if run.classifier):
             found.append(f"The classifiers were trained with different {key.replace('_', ' ')}.")
     return found
@@ -80,7 +84,7 @@ def _several(values: Iterable[Any]) -> bool:
     return len({repr(value) for value in values if value is not None}) > 1
 
 
-def _made_with(table: GroupTable) -> tuple[Any, ...]:
+def made_with(table: GroupTable) -> tuple[Any, ...]:
     """What must be equal for numbers to be compared: extractor, reference images and how many."""
     return table.judge.fingerprint, table.reference, table.images, table.most("all")[1]
 
@@ -130,7 +134,7 @@ def metric_lines(runs: Sequence[ReportData]) -> list[Line]:
     if not tables:
         return []
     first = next(iter(tables.values()))
-    same = {i: table for i, table in tables.items() if _made_with(table) == _made_with(first)}
+    same = {i: table for i, table in tables.items() if made_with(table) == made_with(first)}
     lines = []
     for metric in dict.fromkeys(metric for table in same.values() for metric in table.printable(main=True)):
         for scope in dict.fromkeys(scope for table in same.values() for scope in table.scopes):
