@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from imbdiff.arguments import POSITIONAL, Option, completion, given, help_text, options_of
 from imbdiff.config import MeasureOptions, RunConfig, StudyOptions, flatten, override, to_dict
 from imbdiff.runtime.errors import ConfigError, ImbdiffError, nearest
+from imbdiff.sweeping import start_sweep, sweep_options
 from imbdiff.version import __version__
 
 if TYPE_CHECKING:
@@ -86,26 +87,6 @@ class TrainCommand(RunCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepCommand(RunCommand):
-    """A run of every method with every seed, in one folder, and one page: numbers with intervals over seeds, quality
-    and accuracy against cost. All other options are those of a run. Repeat it to continue it; more methods or seeds are
-    added. A run that fails does not stop the others."""
-
-    methods: tuple[str, ...]
-    """Training methods, each with its published constants: `imbdiff methods` lists them."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of training, sampling and classifiers. The split is the same in all."""
-    out: str | None = None
-    """Folder of the run folders. Default: runs/SOURCE-sweep."""
-
-
-#: verbs that begin runs
-STARTS: dict[str, type[RunCommand]] = {"run": RunCommand, "train": TrainCommand, "sweep": SweepCommand}
-#: options of a run of which a sweep has several values
-SEVERAL = ("method", "seed")
-
-
-@dataclass(frozen=True, kw_only=True)
 class StageCommand:
     """One stage of a run that exists; its options may be given anew.
 
@@ -127,17 +108,10 @@ def read_run(verb: str, words: Sequence[str]) -> tuple[RunCommand, RunConfig, So
     from imbdiff.pipeline.folder import read_yaml
     from imbdiff.presets import preset
 
-    kind = STARTS[verb]
-    options, asked = given(verb, words, kind, RunConfig)
-    own = {f.name: options.pop(f.name) for f in fields(kind) if f.name in options}
+    options, asked = given(verb, words, RunCommand, RunConfig)
+    own = {name: options.pop(name) for name in RunCommand.__annotations__ if name in options}
     file: dict[str, Any] = {} if "config" not in own else read_yaml(Path(own["config"]))
     file.pop("source", None)
-    methods = own.get("methods", ())
-    if verb == "sweep":
-        if single := [f"--{name}" for name in options if name.split(".")[0] in SEVERAL]:
-            remedy = "name them by --methods and --seeds; constants that are not the published ones are for imbdiff run"
-            raise ConfigError(f"a sweep has several methods and seeds, not {', '.join(single)}", remedy)
-        file = {name: value for name, value in file.items() if name not in (*SEVERAL, "constants")}
     name, opened = options.get("preset", file.get("preset")), None
     if name is not None or asked:
         base = preset("tiny" if name is None else str(name))
@@ -146,16 +120,14 @@ def read_run(verb: str, words: Sequence[str]) -> tuple[RunCommand, RunConfig, So
         from imbdiff.pipeline.plan import default_config
 
         first = override(override(preset("tiny"), file), options)
-        for method in methods or (first.method,):
-            method_of(override(first, {"method": method}))  # a wrong one before anything is read
+        method_of(first)  # a wrong one before anything is read
         opened = load(own["source"])
         base = default_config(opened, first.data.size, first.device)
     config = override(override(base, file), options)
     if asked:
-        groups = GROUPS["train"] if verb == "train" and asked != "help-all" else None
-        hidden = SEVERAL if verb == "sweep" else ()
-        raise Help(help_text(verb, (kind, RunConfig), flatten(to_dict(config)), groups, hidden))
-    return kind(**own), config, opened
+        kind, whole = (RunCommand, True) if verb == "run" else (TrainCommand, asked == "help-all")
+        raise Help(help_text(verb, (kind, RunConfig), flatten(to_dict(config)), None if whole else GROUPS[verb]))
+    return RunCommand(**own), config, opened
 
 
 def read_stage(verb: str, words: Sequence[str]) -> tuple[RunFolder, str, RunConfig, bool]:
@@ -177,14 +149,6 @@ def read_stage(verb: str, words: Sequence[str]) -> tuple[RunFolder, str, RunConf
 def start(verb: str, words: Sequence[str]) -> None:
     """Begins or continues a run, whole or its training alone."""
     command, config, opened = read_run(verb, words)
-    if isinstance(command, SweepCommand):
-        from imbdiff.pipeline.sweep import sweep
-
-        sweep(
-            command.source, command.methods, command.seeds, config, out=command.out, dry_run=command.dry_run,
-            quiet=command.quiet, opened=opened,
-        )  # fmt: skip
-        return
     from imbdiff.pipeline.folder import RunFolder
     from imbdiff.pipeline.run import STAGES, Run
 
@@ -436,7 +400,7 @@ COMMANDS: dict[str, Any] = {
     "methods": MethodsCommand,
     "doctor": DoctorCommand,
 }
-VERBS = (*STARTS, *(verb for verb in GROUPS if verb not in STARTS), *(verb for verb in COMMANDS if verb not in GROUPS))
+VERBS = ("run", "sweep", *GROUPS, *(verb for verb in COMMANDS if verb not in GROUPS))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -469,8 +433,11 @@ def _execute(verb: str = "--help", *, words: list[str]) -> None:
         raise Help(complete(*words[:1]))
     if verb not in VERBS:
         raise ConfigError(f"unknown verb {verb!r}", nearest(verb, VERBS, "see imbdiff --help"))
-    if verb in STARTS:
+    if verb in ("run", "train"):
         start(verb, words)
+    elif verb == "sweep":
+        if (text := start_sweep(words)) is not None:
+            raise Help(text)
     elif verb in GROUPS and not _measures_any(verb, words):
         proceed(verb, words)
     else:
@@ -488,8 +455,8 @@ def complete(shell: str = "") -> str:
     families = {
         "name": "methods", "method": "methods", "methods": "methods", "preset": "presets",
         "model.backbone": "backbones", "sample.sampler": "samplers", "sample.guidance": "guidance",
-        "evaluate.extractors": "extractors",
-        "extractors": "extractors", "classify.recipes": "recipes", "classify.network": "classifiers",
+        "evaluate.extractors": "extractors", "extractors": "extractors", "classify.recipes": "recipes",
+        "classify.network": "classifiers",
     }  # fmt: skip
     return completion(
         shell, {verb: verb_options(verb) for verb in VERBS}, {o: tables[family] for o, family in families.items()}
@@ -498,10 +465,9 @@ def complete(shell: str = "") -> str:
 
 def verb_options(verb: str) -> list[Option]:
     """The options that a verb takes."""
-    kinds = (STARTS[verb], RunConfig) if verb in STARTS else ()
+    kinds = {"run": (RunCommand, RunConfig), "train": (TrainCommand, RunConfig)}.get(verb, ())
     found = [option for kind in kinds for option in options_of(kind).values()]
-    if verb == "sweep":
-        found = [option for option in found if option.name not in SEVERAL]
+    found += sweep_options() if verb == "sweep" else []
     if verb in GROUPS and verb != "train":
         groups = GROUPS[verb]
         found += options_of(StageCommand).values()

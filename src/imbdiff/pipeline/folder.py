@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -318,24 +318,15 @@ def _mixed(config: RunConfig, other: RunConfig, names: Sequence[str]) -> RunConf
     return config
 
 
-def repeat_command(
-    source: str, out: str | Path, config: RunConfig, sweep: Mapping[str, Iterable[Any]] | None = None
-) -> str:
-    """The command line that makes this run: the preset, and whatever differs from it.
-
-    Args:
-        sweep: option -> values, in place of the method and the seed: the command line of a sweep.
-    """
+def repeat_command(source: str, out: str | Path, config: RunConfig) -> str:
+    """The command line that makes this run: the preset, and whatever differs from it."""
     base, own = flatten(to_dict(preset(config.preset))), flatten(to_dict(config))
     published = {f"constants.{name}": c.default for name, c in constants(get_method(config.method)).items()}
     base |= published
-    words = ["imbdiff", "sweep" if sweep else "run", source, "--preset", config.preset]
+    words = ["imbdiff", "run", source, "--preset", config.preset]
     for name, value in own.items():
-        replaced = name == "preset" or (sweep is not None and _within(name, ("method", "seed", "constants")))
-        if (name not in base or value != base[name]) and not replaced:
+        if (name not in base or value != base[name]) and name != "preset":
             words += [f"--{option(name)}", *(str(v) for v in (value if isinstance(value, list) else [value]))]
-    for name, values in (sweep or {}).items():
-        words += [f"--{name}", *map(str, values)]
     return shlex.join([*words, "--out", str(out)])
 
 

@@ -71,7 +71,6 @@ class Run:
         config: the resolved configuration.
         quiet: prints nothing but errors.
         opened: the source, where it is open already.
-        prepared: its images under these options, where they are read already.
     """
 
     folder: RunFolder
@@ -79,7 +78,6 @@ class Run:
     config: RunConfig
     quiet: bool = False
     opened: Source | None = None
-    prepared: Prepared | None = None
     dist: Dist = field(default_factory=Dist)
     _read: tuple[str, ImageSet] | None = field(default=None, init=False, repr=False)
 
@@ -134,7 +132,7 @@ class Run:
         opened = self.opened or load(self.source)
         if opened.kind == "benchmark":  # with the root that an environment variable may have named
             self.source = parse(opened.name).absolute()
-        prepared = self.prepared or training.prepare_data(opened, self.config.data)
+        prepared = training.prepare_data(opened, self.config.data)
         stats = prepared.stats
         val = "none" if prepared.val is None else str(len(prepared.val))
         self.log(

@@ -9,6 +9,7 @@ report.html     the page
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import traceback
 from collections.abc import Sequence
@@ -16,18 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imbdiff.config import RunConfig, override
+from imbdiff.config import RunConfig, flatten, override, to_dict
 from imbdiff.data.names import safe_class_dir
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
 from imbdiff.pipeline import training
-from imbdiff.pipeline.folder import RunFolder, repeat_command
+from imbdiff.pipeline.folder import HARMLESS, LATER, RunFolder, repeat_command
 from imbdiff.pipeline.page import report_data
 from imbdiff.pipeline.plan import check_fit, check_options, default_config, make_plan
-from imbdiff.pipeline.run import Run
+from imbdiff.pipeline.run import STAGES, Run
+from imbdiff.presets import preset
 from imbdiff.reporting.sweep import SweepRun, build_sweep, sweep_lines
-from imbdiff.runtime.device import resolve_device, start
+from imbdiff.runtime.device import start
 from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError, listing
 from imbdiff.runtime.files import atomic, read_json, write_json, write_text
 from imbdiff.runtime.progress import duration
@@ -130,10 +132,21 @@ class _Sweep:
                 "give another --out; nothing was changed",
             )
         for cell in self.asked:
-            run = self.folder_of(cell)
-            run.check_usable(self.source)
-            if run.exists:
-                run.check_same(self.config_of(cell))
+            self.folder_of(cell).check_usable(self.source)
+        old, new = known.get("options", {}), self.options
+        if differ := [name for name in new if old and old.get(name) != new[name]]:
+            values = [f"--{name}: {old.get(name)!r} there, {new[name]!r} here" for name in differ]
+            raise RunError(
+                f"the sweep in {self.folder.path} was made with other options:\n{listing(values)}",
+                "repeat it with the same options, or give another --out; nothing was changed",
+            )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What all its runs share and cannot be changed later."""
+        several = ("method", "seed", "constants", *LATER)
+        found = flatten(to_dict(self.config))
+        return {name: v for name, v in found.items() if name.split(".")[0] not in several and name not in HARMLESS}
 
     @property
     def known(self) -> dict[str, Any]:
@@ -165,9 +178,11 @@ class _Sweep:
             for i, cell in enumerate(self.asked):
                 place = self.folder_of(cell)
                 self.log(f"\nrun {i + 1} of {len(self.asked)}: {cell[0]}, seed {cell[1]}: {place.path}")
-                run = Run(place, self.source, self.config_of(cell), self.quiet, self.opened, prepared=prepared)
                 try:
-                    self.share(run, prepared)
+                    run = Run(place, self.source, self.config_of(cell), self.quiet, self.opened)
+                    if "train" not in place.stages():
+                        run.execute(STAGES[:1])
+                    self.share(place)
                     run.execute()
                 except Exception as error:  # whatever ends one run: the others go on, and the page says it
                     failed[cell] = str(error) if isinstance(error, ImbdiffError) else traceback.format_exc(limit=-3)
@@ -183,20 +198,15 @@ class _Sweep:
             )
         return page
 
-    def share(self, run: Run, prepared: Prepared) -> None:
+    def share(self, place: RunFolder) -> None:
         """Copies what runs have in common from those that are there: the judge, and classifiers without synthetic
         images. Their files are named by a hash of all that decides them."""
-        place = run.folder
-        with place.locked():
-            if not place.exists:
-                place.begin(run.source, run.config, prepared.manifest, str(resolve_device(self.config.device)), 0.0)
-            for cell in self.cells:
-                there = self.folder_of(cell).path
-                for file in (*there.glob("judge/*"), *there.glob("classifier/*.safetensors")):
-                    own = place / file.parent.name / file.name
-                    if there != place.path and not own.exists() and not file.name.startswith(("synthetic", ".")):
-                        with atomic(own, sync=False) as aside:
-                            shutil.copyfile(file, aside)
+        for there in (self.folder_of(cell).path for cell in self.cells):
+            for file in (*there.glob("judge/*"), *there.glob("classifier/*.safetensors")):
+                own = place / file.parent.name / file.name
+                if there != place.path and not own.exists() and not file.name.startswith(("synthetic", ".")):
+                    with atomic(own, sync=False) as aside:
+                        shutil.copyfile(file, aside)
 
     def write(self, prepared: Prepared, failed: dict[Cell, str]) -> None:
         """sweep.json and the page, of what there is so far."""
@@ -206,6 +216,7 @@ class _Sweep:
             "schema": SCHEMA,
             "source": self.source,
             "command": self.command,
+            "options": self.options,
             "runs": [
                 {"method": r.method, "seed": r.seed, "folder": r.folder, "state": r.state, "failed": r.failed}
                 for r in runs
@@ -223,4 +234,7 @@ class _Sweep:
     @property
     def command(self) -> str:
         methods, seeds = (dict.fromkeys(column) for column in zip(*self.cells, strict=True))
-        return repeat_command(self.source, self.folder.path, self.config, {"methods": methods, "seeds": seeds})
+        base = preset(self.config.preset)
+        plain = override(self.config, {"method": base.method, "seed": base.seed})  # which are not printed
+        _, _, *words = shlex.split(repeat_command(self.source, self.folder.path, plain))
+        return shlex.join(["imbdiff", "sweep", *words, "--methods", *methods, "--seeds", *map(str, seeds)])
