@@ -1,6 +1,7 @@
 # make demo   sets everything up and runs the main job on embedded real data
 # make test   the same set-up, then all tests
 # make lint   format, lint, types, layers
+# make docs   the documentation site, into build/docs/index.html; its examples run
 # make oracles  tests against torch-fidelity, in an environment of their own (about 1 GB)
 # make clean  removes what these made
 
@@ -16,7 +17,7 @@ ORACLES_PIP = $(ORACLES)/bin/python -m pip install --disable-pip-version-check -
 export OMP_WAIT_POLICY = PASSIVE
 demo: export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint oracles clean
+.PHONY: demo test lint docs oracles clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/imbdiff run digits --preset demo --out runs/demo
@@ -31,6 +32,15 @@ lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+
+# warnings are errors; links inside of the site are checked by tests/test_site.py too
+docs: $(VENV)/.ready-docs
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "open build/docs/index.html"
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(PIP) -e '.[docs]'
+	touch $@
 
 # Makes its own environment: it needs torchvision, which breaks the one that everything else runs in.
 oracles: $(ORACLES)/.ready
@@ -60,5 +70,5 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(ORACLES) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ORACLES) runs build dist docs/gallery docs/generated docs/benchmarks docs/sg_execution_times.rst .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -62,8 +62,8 @@ class Measure:
     """One row of the table: a function, and the metrics that it gives.
 
     Attributes:
-        function: (fake: Rows, real: Rows, *, seed: int) -> estimates by the name of the metric. None: another part of
-            an evaluation computes it.
+        function: ``(fake: Rows, real: Rows, *, seed: int)`` -> estimates by the name of the metric. None: another part
+            of an evaluation computes it.
         metrics: what it gives.
         what: how it is computed, with the interval and what the number depends on; printed with the numbers.
         source: where the equation stands.

@@ -128,7 +128,7 @@ class NoisyBatch:
         "native": in the units of the network's own target. What decides the effect of a regulariser is its *ratio* to
         the denoising loss at the same noise level; under v and flow this keeps the ratio of the papers' networks, which
         predict eps. "eps": as differences of predicted noises, a(t) times those of v or velocity; the term vanishes at
-        noisy times then (docs/methods.md). For networks that predict eps the two are bit-identical.
+        noisy times then (docs/fidelity.md). For networks that predict eps the two are bit-identical.
         """
         if space == "native":
             return a - b

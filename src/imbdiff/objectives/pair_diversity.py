@@ -29,7 +29,7 @@ class PairDiversity(Objective):
     softmax over one similarity is 1. Rows outside any group give 0 too.
 
     Eq. 9 sums over classes and images, while the base loss is a mean over images: so does ``reduction="sum"``, over
-    all rows that are compared at a time. As a mean the term does nothing (docs/methods.md). A larger N_k flattens
+    all rows that are compared at a time. As a mean the term does nothing (docs/fidelity.md). A larger N_k flattens
     p_tar, so that matching asks for target similarities (1 + gamma N_k) times as sharp as the source's.
 
     Args:
