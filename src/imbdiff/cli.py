@@ -345,6 +345,9 @@ class CompareCommand:
     def execute(self, command: str) -> None:
         if len(self.runs) < 2:
             raise ConfigError("there is nothing to compare", "give at least two run folders")
+        places = [Path(path).resolve() for path in self.runs]
+        if twice := [run for i, run in enumerate(self.runs) if places[i] in places[:i]]:
+            raise ConfigError(f"{twice[0]} is named twice", "name each run folder once")
         from imbdiff.pipeline.run import open_run
         from imbdiff.reporting.compare import build_comparison
         from imbdiff.runtime.files import write_text

@@ -54,7 +54,7 @@ def test_shape_of_the_result_and_no_dependence_on_workers(prepared: Any) -> None
     results = classify(prepared, whole(), **SHORT, workers=1)
     assert torch.equal(before, torch.random.get_rng_state())
     found = json.loads(json.dumps(results.to_json(), allow_nan=False))
-    assert list(found) == ["protocol", "arms", "control", "verdict"]
+    assert list(found) == ["protocol", "arms", "kept", "control", "verdict", "learned"]
     assert [a["name"] for a in found["arms"]] == [a.name for a in ARMS]
     for arm, result in zip(found["arms"], results.arms, strict=True):
         assert [run["seed"] for run in arm["runs"]] == [0, 1]
@@ -86,7 +86,9 @@ def test_control_is_every_arm_and_nothing_is_validated_where_validation_lacks_a_
         assert found.control.arm is None
         assert found.verdict.against == tuple(ALONE)
         assert {how.tau for row in found.arms for how in row.decisions} == {0.0}
-        assert "One seed only" in found.verdict.sentence
+        assert {row.outcome for row in found.verdict.per_group.values()} == {"not measured"}  # after two steps
+        assert found.learned is not None
+        assert found.learned.classifier == "balanced softmax"
 
 
 def test_no_class_that_a_claim_can_be_made_of_with_validation_given() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
 from imbdiff.recognition.intervals import paired_interval
+from imbdiff.recognition.learned import Lack
 from imbdiff.recognition.verdict import Control, Verdict, _decide, choose_control, verdict
 
 PRIMARY = "synthetic + balanced softmax"
@@ -62,6 +63,53 @@ def test_all_three_outcomes_for_the_group_concerned(
     assert outcome in found.sentence
     assert '"balanced softmax"' in found.sentence
     assert "Fixed beforehand" in found.rule
+
+
+def test_with_one_seed_the_spread_of_trainings_is_said_to_be_missing(test_set: ImageSet, groups: Groups) -> None:
+    predictions = {"CE": _predict(test_set, (0.6,) * 4, 1), PRIMARY: _predict(test_set, (0.8,) * 4, 1)}
+    found = verdict(predictions, test_set, groups, (True,) * 4, _control(["CE"]), PRIMARY, [PRIMARY])
+    assert "One seed only" in found.sentence
+
+
+def test_accuracies_are_of_the_images_that_are_compared(test_set: ImageSet, groups: Groups) -> None:
+    accuracies = {"CE": (0.7, 0.7, 0.3, 0.3), "b": (0.2,) * 4, PRIMARY: (0.7, 0.7, 0.9, 0.9)}
+    found = _run(test_set, groups, accuracies, ["CE", "b"])
+    few = test_set.labels >= 2
+    for row, mine in ((found.per_group["all"], np.ones(200, bool)), (found.per_group["few"], few)):
+        expected = [(_predict(test_set, accuracies[n]) == test_set.labels)[:, mine].mean() for n in (PRIMARY, "CE")]
+        assert (row.accuracy, row.without) == pytest.approx(tuple(expected))
+    assert found.per_group["few"].against == "CE"
+
+
+@pytest.mark.parametrize("lower", [{}, {"CE": (0.25,) * 4}])
+def test_nothing_is_measured_where_no_arm_is_above_chance(
+    test_set: ImageSet, groups: Groups, lower: dict[str, tuple[float, ...]]
+) -> None:
+    """Always the largest class, or right as often as by chance; a difference between the two is no verdict."""
+    names = ["CE", PRIMARY, "synthetic + CE"]
+    guesses = {name: np.random.default_rng(i).integers(0, 4, (3, 200)) for i, name in enumerate(names)}
+    guesses["CE"][:] = 0
+    guesses |= {name: _predict(test_set, share) for name, share in lower.items()}
+    found = verdict(guesses, test_set, groups, (True,) * 4, _control(["CE"]), PRIMARY, names[1:])
+    for block in (found.per_group, *found.other_arms.values()):
+        assert {(row.outcome, row.difference) for row in block.values()} == {("not measured", None)}
+    assert "better than chance" in found.sentence
+    assert "--classify.steps" in found.remedy
+    assert found.no_loss is None
+    guesses["CE"] = _predict(test_set, (0.5,) * 4)
+    found = verdict(guesses, test_set, groups, (True,) * 4, _control(["CE"]), PRIMARY, names[1:])
+    assert found.per_group["all"].outcome == "hurt"
+    assert found.remedy == ""
+
+
+def test_a_lack_that_was_found_leaves_no_verdict(test_set: ImageSet, groups: Groups) -> None:
+    predictions = {"CE": _predict(test_set, (0.5,) * 4), PRIMARY: _predict(test_set, (0.9,) * 4)}
+    arguments = (predictions, test_set, groups, (True,) * 4, _control(["CE"]), PRIMARY, [PRIMARY])
+    assert verdict(*arguments).per_group["all"].outcome == "helped"
+    found = verdict(*arguments, Lack("images are noise", "train longer"))
+    assert {row.reason for row in found.per_group.values()} == {"images are noise"}
+    assert (found.remedy, found.no_loss) == ("train longer", None)
+    assert "images are noise" in found.sentence
 
 
 def test_helped_means_above_every_control_and_hurt_below_one(test_set: ImageSet, groups: Groups) -> None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.reporting.compare import arm_lines, build_comparison, differences, metric_lines
+from imbdiff.reporting.blocks import Cell
+from imbdiff.reporting.compare import (
+    _marked,
+    arm_lines,
+    build_comparison,
+    differences,
+    differing,
+    metric_lines,
+    same_but_seed,
+)
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.errors import ConfigError
 
@@ -114,3 +125,62 @@ def test_numbers_of_other_extractors_or_references_are_left_out(what: str) -> No
         metrics["protocol"]["fingerprints"]["reference"] = "dd" * 32
     found = lines(fake.minimal(), fake.full(), other(metrics=metrics))
     assert found["FD[judge-cnn] ↓", "all"] == ["-", "21.4", "-"]
+
+
+def configured(title: str, method: str = "ddpm", **options: Any) -> ReportData:
+    config = {"method": method, "seed": 0, "train": {"images": 4000}, "classify": {"steps": 100}} | options
+    return replace(fake.full(), title=title, method=method, config=config)
+
+
+def test_every_option_that_differs_is_listed_and_those_of_the_method_do_not_count() -> None:
+    runs = [configured("a"), configured("b", "cbdm", seed=3, train={"images": 320}, data={"size": 64})]
+    assert [row[0] for row in differing(runs)] == ["method", "seed", "train.images", "data.size"]
+    assert {row[0]: row[1:] for row in differing(runs)}["train.images"] == ["4000", "320"]
+    said = " ".join(differences(runs))
+    assert "train.images differs: 4000, 320" in said
+    assert "data.size" in said
+    assert "seed" not in said
+    text = words(build_comparison(runs))
+    assert text.index("Every option that differs") < text.index("train.images 4000 320")
+    assert differences([configured("a"), configured("b", "cbdm", seed=1)]) == []
+
+
+def test_seeds_of_one_method_are_one_row_with_their_mean() -> None:
+    runs = [configured("a"), configured("b", "cbdm"), configured("c", seed=1)]
+    assert same_but_seed(runs) == [[0, 2], [1]]
+    assert same_but_seed([other(), other()]) == [[0, 1]]
+    assert same_but_seed([fake.minimal(), fake.minimal()]) == [[0], [1]]
+    found = copy.deepcopy(dict(fake.full().classifier or {}))
+    primary = next(arm for arm in found["arms"] if arm["name"] == found["verdict"]["primary"])
+    before = primary["mean"]["accuracy"]
+    primary["mean"]["accuracy"] = before + 0.1
+    runs[2] = replace(runs[2], classifier=found)
+    text = words(build_comparison(runs))
+    assert f"a, c 2 {before + 0.05:.3f} ± {0.1 / 2**0.5:.3f}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "scope", "values", "best"),
+    [("arm", "all", ("0.9", "0.8"), 0), ("arm", "ECE", ("0.9", "0.8"), 1), ("FD ↓", "all", ("1,234", "99"), 1),
+     ("diversity → 1", "all", ("0.8", "1.1"), 1), ("FD ↓", "all", ("refused", "99"), None),
+     ("KD ↓", "all", ("−0.1", "0.1"), 0)],
+)  # fmt: skip
+def test_the_best_of_a_row_is_marked(name: str, scope: str, values: tuple[str, str], best: int | None) -> None:
+    made = _marked(name, scope, {i: Cell(text) for i, text in enumerate(values)})
+    assert [i for i, cell in made.items() if cell.style == "best"] == ([] if best is None else [best])
+
+
+def test_pictures_are_of_classes_that_have_synthetic_images() -> None:
+    run = fake.full()
+    assert run.synthetic is not None
+    one = replace(run, synthetic=run.synthetic.select(np.flatnonzero(run.synthetic.labels == 6)))
+    html = build_comparison([one, replace(one, title="other")])
+    assert re.findall(r'<h3><bdi class="name" title="(\w+)"', html) == ["6"]
+
+
+def test_measured_and_all_refused_is_not_the_same_as_not_measured() -> None:
+    refused = {**fake.metrics(), "numbers": [{**r, "value": None, "refused": "few"} for r in fake.metrics()["numbers"]]}
+    runs = [replace(fake.full(), metrics=refused), other(metrics=refused)]
+    text = words(build_comparison(runs))
+    assert "Measured, but no number is printed" in text
+    assert "imbdiff evaluate RUN" not in text

@@ -10,9 +10,9 @@ import pytest
 
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.stats import Groups
-from imbdiff.reporting.blocks import Items, Shelf
+from imbdiff.reporting.blocks import Items, Shelf, Text
 from imbdiff.reporting.content import ReportData
-from imbdiff.reporting.copies import MAX_CLASSES, MAX_PAIRS, MAX_WARNINGS, copies
+from imbdiff.reporting.copies import MAX_CLASSES, MAX_PAIRS, MAX_WARNINGS, beyond_held_out, copies
 from imbdiff.reporting.curated import MAX_ROWS, OTHERS, RAREST, curation
 
 from . import fake
@@ -167,3 +167,17 @@ def test_a_choice_without_a_classifier_says_so() -> None:
     section = curation(replace(data, curated=plain))
     assert "Images were kept without a classifier." in text_of(section)
     assert set(reasons(blocks_of(section, Shelf)[0])) == {("not needed",)}
+
+
+def test_it_is_an_alert_only_where_there_are_more_copies_than_among_held_out_images() -> None:
+    data = copied(noise(60, 3, 0), noise(60, 3, 1), noise(60, 3, 2))
+    assert data.memorisation is not None
+    for own, held, alert in ((0.01, 0.013, False), (0.02, 0.013, True), (0.02, None, True), (0.0, 0.013, False)):
+        summary = [{**row, "near_copy_share": own, "held_out_near_copy_share": held, "exact_copies": 0}
+                   for row in data.memorisation["summary"]]  # fmt: skip
+        found = {**data.memorisation, "summary": summary, "warnings": ["class 7 has many"]}
+        assert beyond_held_out(found) == alert
+        section = copies(replace(data, metrics={**(data.metrics or {}), "memorisation": found}))
+        assert blocks_of(section, Text)[0].kind == ("alert" if alert else "")
+        assert ("Copied training images" in text_of(section)) == alert
+        assert "class 7 has many" in text_of(section)

@@ -23,6 +23,8 @@ PRIOR = 20.0
 """Images that the share of all classes together counts for, in addition to the held-out images of the class itself."""
 FLOOR = 0.01
 """Share of near copies that real images may have by chance: the limit of a near copy is made so."""
+LEAST = 10
+"""Synthetic and held-out images of a class, each, for its closeness."""
 LISTED = 20
 """Classes named in warnings of their own; the others are counted."""
 
@@ -69,7 +71,7 @@ def tables(fake: Side, real: Side, train: ImageSet, groups: Groups, usual: float
     for k in np.union1d(fake.labels, real.labels).tolist():
         mine, held = fake.labels == k, real.labels == k
         x, y = fake.distance[mine], real.distance[held]
-        if len(x) and len(y) and np.isfinite(x).all() and np.isfinite(y).all():
+        if min(len(x), len(y)) >= LEAST and np.isfinite(x).all() and np.isfinite(y).all():
             value = closeness(x, y)
             by_class[k] = (value, *closeness_interval(value, len(x), len(y)))
         head = {"class": names[k], "label": k, "group": groups.names[groups.of_class[k]], "n_train": int(n_train[k])}
@@ -130,7 +132,7 @@ def closeness(synthetic: np.ndarray, held_out: np.ndarray) -> float:
     """P(a synthetic image is nearer to its nearest training image than a held-out one to its own), ties count half.
 
     The Mann-Whitney statistic (area under the ROC curve) of two samples of distances: 0.5 for images as new as real
-    ones, 1 for copies, below 0.5 for images that are farther off than real ones.
+    ones, 1 for copies, and for blurred images too, below 0.5 for images that are farther off than real ones.
 
     Args:
         synthetic: (m,) distances, m >= 1; held_out: (n,), n >= 1.

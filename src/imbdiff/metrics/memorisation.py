@@ -26,7 +26,8 @@ PAIRS = 400
 PROTOCOL = (
     "every synthetic image (at most 10,000) against all training images, compared with held-out real images. "
     "Nearest training image of the same class in pixels; closeness: chance to be nearer than a held-out image, 95"
-    " % Newcombe interval. Near copy: thumbnails (8 x 8 blocks, one brightness and contrast, mirrored or not) "
+    " % Newcombe interval, from 10 images on either side on; copies score 1, and so do blurred images. "
+    "Near copy: thumbnails (8 x 8 blocks, one brightness and contrast, mirrored or not) "
     "whose distance to the nearest training image, relative to the mean distance to the next of the 50 nearest, "
     "is below a limit (Carlini et al. 2023); the limit is 0.5 or the 1 % point among training images, whichever "
     "is lower; 95 % Wilson interval. "

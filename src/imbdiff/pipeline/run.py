@@ -399,7 +399,11 @@ class Run:
         result = recognising.classify_run(
             prepared, self.synthetic(prepared), self.config, self.folder.path, quiet=self.quiet
         )
-        self.log(f"verdict: {result.verdict.sentence}")
+        from imbdiff.reporting.answer import answer
+
+        told = answer(result.to_json(), str(self.folder.path))
+        lines = [result.verdict.sentence] if told is None else told.lines()
+        self.log("\n  ".join([f"verdict: {lines[0]}", *lines[1:]]))
         written = recognising.save_classifiers(result.classifiers, self.folder / "classifier")
         self.log(f"classifier: {next(iter(result.classifiers))}; to use it: imbdiff predict {self.folder.path} IMAGES")
         output = self._write(self.folder / "classifier" / "results.json", result.to_json())

@@ -26,6 +26,7 @@ from imbdiff.recognition.arms import (
 from imbdiff.recognition.decision import Decision, choose_decision, log_prior_of
 from imbdiff.recognition.fitting import check_trainings
 from imbdiff.recognition.jobs import Conditions, Predicted, Progress, jobs_of, train_arms
+from imbdiff.recognition.learned import Lack, Learned, look
 from imbdiff.recognition.networks import Classifier, is_pretrained
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.saved import ImageClassifier, Member
@@ -119,13 +120,18 @@ def protocol_of(conditions: Conditions) -> dict[str, Any]:
     """What one must know of a comparison to repeat it."""
     prepared, plan = conditions.prepared, conditions.plan
     pretrained = is_pretrained(plan.network)
+    groups, counts = prepared.groups, np.asarray(prepared.stats.counts)
+    usable = np.asarray(prepared.claimable, dtype=bool)[prepared.test.labels]
+    of_class = np.asarray(groups.of_class)[prepared.test.labels[usable]]
     return {
         **plan.to_json(),
         "seeds": [int(s) for s in conditions.seeds],
         "n_train": len(prepared.train),
         "n_val": 0 if prepared.val is None else len(prepared.val),
         "n_test": len(prepared.test),
-        "groups": prepared.groups.rule,
+        "n_test_groups": {group: int((of_class == groups.names.index(group)).sum()) for group in groups.present},
+        "rarest_group": min(groups.present, key=lambda group: counts[groups.classes(group)].mean()),
+        "groups": groups.rule,
         "equal": "optimizer steps, batch size, seeds, learning rate and weight decay of every network in all arms; "
         "augmentation too, but for the geometric changes that some arms have on top",
         "chosen_on_test": "nothing",
@@ -134,14 +140,15 @@ def protocol_of(conditions: Conditions) -> dict[str, Any]:
 
 
 def judged(
-    done: Mapping[Arm, Sequence[Predicted]], prepared: Prepared, control: Control, primary: str, leading: Sequence[str]
-) -> Verdict:
+    done: Mapping[Arm, Sequence[Predicted]], prepared: Prepared, control: Control, primary: str, leading: Sequence[str],
+    lack: Lack | None = None,
+) -> Verdict:  # fmt: skip
     """The verdict from the predictions of test images."""
     said = {
         arm.name: np.stack([run.test.argmax(axis=1) for run in runs if run.test is not None])
         for arm, runs in done.items()
     }
-    return verdict(said, prepared.test, prepared.groups, prepared.claimable, control, primary, leading)
+    return verdict(said, prepared.test, prepared.groups, prepared.claimable, control, primary, leading, lack)
 
 
 def decide(
@@ -203,6 +210,7 @@ class Classified:
     """What :func:`classify` found; its JSON is ``classifier/results.json``.
 
     Attributes:
+        learned: what was learned at all; None without synthetic images.
         classifiers: by the names of their arms, where networks were kept; the first is the one to use.
     """
 
@@ -210,12 +218,15 @@ class Classified:
     arms: tuple[ArmResult, ...]
     control: Control
     verdict: Verdict
+    learned: Learned | None = None
     classifiers: Mapping[str, ImageClassifier] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         arms = [arm.to_json(self.protocol["seeds"]) for arm in self.arms]
         facts = {"control": asdict(self.control), "verdict": asdict(self.verdict)}
-        return {"protocol": dict(self.protocol), "arms": arms, **facts}
+        facts["learned"] = None if self.learned is None else asdict(self.learned)
+        kept = list(self.classifiers)
+        return {"protocol": dict(self.protocol), "arms": arms, "kept": kept, **facts}
 
 
 def classify(
@@ -268,6 +279,11 @@ def classify(
         check_classes(arms, np.bincount(synthetic.labels, minlength=len(synthetic.class_names)), prepared)
     # without synthetic images the arm that is used is not known before
     keep = [arm.name for arm in (kept_arms(arms, primary) if leading else arms)] if keep_weights else []
+    plain = None
+    if synthetic is not None:  # one network of real images alone looks at them
+        recipe = next(arm.recipe for arm in arms if arm.name == primary)
+        plain = next(arm for arm in arms if replace(arm, label="") == Arm(recipe))
+        keep = list(dict.fromkeys((*keep, plain.name)))
     conditions = Conditions(plan, prepared, tuple(seeds), device, folder, workers, progress, tuple(keep), adjust)
     made: dict[str, Classifier] = {}
     trained = train_arms({arm: synthetic if arm.needs_synthetic else None for arm in arms}, conditions, made=made)
@@ -288,8 +304,12 @@ def classify(
         by_arm = {result.arm: result for result in results}
         for arm in kept_arms(arms, primary if leading else control.arm):
             classifiers[arm.name] = _classifier(by_arm[arm], synthetic, conditions, made)
-    verdict_ = judged(done, prepared, control, primary, leading)
-    return Classified(protocol, results, control, verdict_, classifiers)
+    found = None
+    if synthetic is not None and plain is not None:
+        network = jobs_of(plain, int(seeds[0]), None, conditions)[0].network(made)
+        found = look(network, plain.name, plan, synthetic, prepared)
+    verdict_ = judged(done, prepared, control, primary, leading, found.lack if found else None)
+    return Classified(protocol, results, control, verdict_, found, classifiers)
 
 
 def kept_arms(arms: Sequence[Arm], leading: str | None) -> list[Arm]:

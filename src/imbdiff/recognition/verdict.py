@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from imbdiff.data.names import counted
 from imbdiff.data.stats import Groups
 from imbdiff.recognition.decision import unvalidated
 from imbdiff.recognition.intervals import LEVEL, REPLICATES, holm, paired_replicates, percentile_p, percentiles
+from imbdiff.recognition.learned import Lack, at_chance
 
 TIE = 1e-12
 """Mean balanced accuracies that are nearer than this are equal."""
@@ -52,6 +53,7 @@ class Comparison:
             level of its step, so that it excludes 0 where `p_adjusted` is below 0.05, and only there.
         n: test images.
         corrected: False of the one comparison that was declared beforehand.
+        accuracy, without: of the arm and of that control, where nothing was measured of the best one; mean over seeds.
     """
 
     outcome: Outcome
@@ -64,6 +66,8 @@ class Comparison:
     n: int
     reason: str | None
     corrected: bool
+    accuracy: float | None = None
+    without: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Verdict:
         per_group: of `primary` by scope, "all" first; empty where there are no synthetic images.
         other_arms: the same of each further arm with synthetic images.
         no_loss: whether the interval of `primary` over all rules out a loss of a margin, and which; None: not measured.
+        remedy: of what was not measured, what to do; "" where it was.
     """
 
     sentence: str
@@ -86,6 +91,7 @@ class Verdict:
     other_arms: Mapping[str, Mapping[str, Comparison]]
     no_loss: Mapping[str, Any] | None
     rule: str
+    remedy: str = ""
 
 
 def choose_control(scores: Mapping[str, float | None], val: ImageSet | None, claimable: Sequence[bool]) -> Control:
@@ -122,6 +128,7 @@ def verdict(
     control: Control,
     primary: str,
     synthetic_arms: Sequence[str],
+    lack: Lack | None = None,
 ) -> Verdict:
     """Compares `primary` with the control(s), and the other synthetic arms likewise, for information.
 
@@ -132,31 +139,47 @@ def verdict(
         control: of :func:`choose_control`.
         primary: the arm whose comparison is the verdict.
         synthetic_arms: the arms with synthetic images that were trained, `primary` among them.
+        lack: why there is no verdict, as :func:`imbdiff.recognition.learned.look` found; where no arm is better than
+            chance there is none either.
     """
     controls = control.arms
     if primary not in predictions:
         sentence = "There are no synthetic images, so there is nothing to judge."
         return Verdict(sentence, primary, controls, {}, {}, None, _rule(primary, control, 0))
     compared = _compared(synthetic_arms, controls, predictions, test, groups, claimable)
+    if not compared[primary, "all"].reason:
+        usable = np.asarray(claimable, dtype=bool)[test.labels]
+        lack = at_chance({name: found[:, usable] for name, found in predictions.items()}, test.labels[usable]) or lack
+        if lack is not None:
+            compared = {key: replace(one, found=(), reason=one.reason or lack.reason) for key, one in compared.items()}
     rows, size = _judged(compared, (primary, "all"))
     results = {name: {scope: row for (arm, scope), row in rows.items() if arm == name} for name in synthetic_arms}
     whole = results[primary]["all"]
+    remedy = ""
+    if whole.outcome == "not measured":
+        few = f"give at least {LEAST_TEST_IMAGES} test images, and several of each class"
+        remedy = few if lack is None else lack.remedy
     return Verdict(
-        sentence=_sentence(primary, controls, results[primary], len(predictions[primary]), size),
+        sentence=_sentence(primary, controls, results[primary], len(predictions[primary]), size, remedy),
         primary=primary,
         against=controls,
         per_group=results[primary],
         other_arms={name: found for name, found in results.items() if name != primary},
         no_loss=None if whole.low is None else {"margin": MARGIN, "shown": whole.low > -MARGIN, "low": whole.low},
         rule=_rule(primary, control, size),
+        remedy=remedy,
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Compared:
-    """An arm in one scope: per control the mean difference, its bootstrap replicates and its name; none: `reason`."""
+    """An arm in one scope: per control the mean difference, its bootstrap replicates and its name; none: `reason`.
+
+    `accuracy` has those of the arm, by "", and of the controls; none where there are no images.
+    """
 
     n: int
+    accuracy: Mapping[str, float]
     found: tuple[tuple[float, np.ndarray, str], ...] = ()
     reason: str | None = None
 
@@ -199,20 +222,22 @@ def _compared(
     for scope, own in members.items():
         mine = usable & own
         n = int(mine.sum())
+        labels = test.labels[mine]
+        right = {name: (predictions[name][:, mine] == labels).astype(np.int8) for name in (*arms, *controls)}
+        shares = {name: {"": float(right[name].mean()), **{c: float(right[c].mean()) for c in controls}} if n else {}
+                  for name in arms}  # fmt: skip
         if n < LEAST_TEST_IMAGES:
             reason = counted(n, "test image") if n else "no test images"
             if not n and (scope == "all" or own.any()):
                 reason = "no class that a claim can be made of"
-            result |= {(name, scope): _Compared(n, reason=reason) for name in arms}
+            result |= {(name, scope): _Compared(n, shares[name], reason=reason) for name in arms}
             continue
-        labels = test.labels[mine]
-        right = {name: (predictions[name][:, mine] == labels).astype(np.int8) for name in (*arms, *controls)}
         difference = np.stack([right[name] - right[control] for name, control in pairs])
         resampled = paired_replicates(difference, labels, replicates=replicates)
         means = difference.mean(axis=(1, 2))
         for name in arms:
             found = [(float(means[i]), resampled[i], pair[1]) for i, pair in enumerate(pairs) if pair[0] == name]
-            result[name, scope] = _Compared(n, tuple(found))
+            result[name, scope] = _Compared(n, shares[name], tuple(found))
     return result
 
 
@@ -228,10 +253,17 @@ def _judged(
         if one.found and one.wide:
             adjusted, error = corrected.get(key, (p[key], 1 - LEVEL))
             outcome, numbers, against = one.decide(error)
-            rows[key] = Comparison(outcome, *numbers, against, p[key], adjusted, one.n, None, key != declared)
+            rows[key] = Comparison(
+                outcome, *numbers, against, p[key], adjusted, one.n, None, key != declared, one.accuracy[""],
+                one.accuracy[against],
+            )  # fmt: skip
             continue
         reason = f"{counted(one.n, 'test image')}, an interval without width" if one.found else one.reason
-        rows[key] = Comparison("not measured", None, None, None, None, None, None, one.n, reason, key != declared)
+        alone = max((value for name, value in one.accuracy.items() if name), default=None)
+        rows[key] = Comparison(
+            "not measured", None, None, None, None, None, None, one.n, reason, key != declared, one.accuracy.get(""),
+            alone,
+        )  # fmt: skip
     return rows, len(family)
 
 
@@ -267,7 +299,8 @@ def _rule(primary: str, control: Control, size: int) -> str:
         "seeds and, within classes, test images.",
         f"helped: the interval is above 0{' against every control' * several}; hurt: it is below 0"
         f"{' against one of them' * several}; otherwise no difference was shown. not measured: fewer than "
-        f"{LEAST_TEST_IMAGES} test images, or an interval without width.",
+        f"{LEAST_TEST_IMAGES} test images, an interval without width, classifiers that are no better than chance or do "
+        "not fit their own training images yet, or synthetic images that are noise or do not show their classes.",
         "The interval given is that against the control that decides." * several,
         f"The {others} corrected for their number by Holm's method, their intervals widened with it." * (size > 0),
         f"Nothing is lost overall where the interval lies above -{100 * MARGIN:g} point.",
@@ -275,13 +308,14 @@ def _rule(primary: str, control: Control, size: int) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _sentence(primary: str, controls: Sequence[str], result: Mapping[str, Comparison], seeds: int, size: int) -> str:
+def _sentence(
+    primary: str, controls: Sequence[str], result: Mapping[str, Comparison], seeds: int, size: int, remedy: str
+) -> str:
     whole = result["all"]
     if whole.outcome == "not measured":
         if not whole.n:
             return "No claim can be made of any class: none has test images and enough images altogether."
-        least = f"; at least {LEAST_TEST_IMAGES} test images are needed" if whole.n < LEAST_TEST_IMAGES else ""
-        return f"Whether synthetic images helped was not measured: {whole.reason}{least}."
+        return f"Whether synthetic images helped was not measured: {whole.reason}. To measure it, {remedy}."
     several = len(controls) > 1
     shown = whole.outcome != "no difference"
     verb = whole.outcome if shown else "made no difference that these test images could show"

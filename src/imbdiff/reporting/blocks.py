@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -167,7 +168,15 @@ def code(text: object) -> Markup:
 
 def name(text: object) -> Markup:
     """A class name, of any length and direction of writing."""
-    return Markup('<bdi class="name">{}</bdi>').format(clean(text))
+    return Markup('<bdi class="name">{}</bdi>').format(breakable(text))
+
+
+def breakable(text: object) -> Markup:
+    """A name that may be broken after _ - . / and nowhere inside a word."""
+    return Markup("").join(
+        Markup("{}<wbr>").format(part) if end else Markup("{}").format(part)
+        for part, end in re.findall(r"([^_\-./]*([_\-./]+|$))", clean(text)) if part
+    )  # fmt: skip
 
 
 def link(anchor: str, text: object) -> Markup:
@@ -233,6 +242,7 @@ def _environment() -> Environment:
         loader=PackageLoader("imbdiff.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, finalize=lambda value: value if isinstance(value, Markup) else clean(value),
     )  # fmt: skip
+    made.filters["breakable"] = breakable
     made.filters["kind"] = lambda block: type(block).__name__
     made.tests["column"] = lambda head: isinstance(head, Column)
     return made

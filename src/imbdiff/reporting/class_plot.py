@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from imbdiff.reporting.plots import WIDTH, Plot, Theme, plot, style_axes, thousands
-from imbdiff.reporting.text import NOTHING, estimate, label
+from imbdiff.reporting.text import NOTHING, estimate, label, labels
 
 SINGLE = 60
 """Classes up to which each has a bar or point of its own; above, one outline or a running average."""
@@ -82,7 +82,8 @@ def class_plot(classes: Classes, panels: Sequence[Panel] = (), layers: Sequence[
     Args:
         layers: bars in front of each other, the highest first; none: those of `classes.counts`.
     """
-    labels = [label(one, f"#{k}") for one, k in zip(classes.names, classes.order, strict=True)]
+    few = len(classes.names) <= MOST_NAMES
+    names = labels(classes.names, classes.order) if few else [""] * len(classes.names)
     log = max(classes.counts) >= WIDE_RANGE * max(1, min(classes.counts))
     floor = 0.5 if log else 0.0
 
@@ -102,11 +103,11 @@ def class_plot(classes: Classes, panels: Sequence[Panel] = (), layers: Sequence[
         _group_marks(grid[0], classes.group, theme)
         for axes, panel in zip(grid[1:], panels, strict=True):
             _paint_panel(axes, panel, theme)
-        _class_ticks(grid[-1], labels, classes.counts, theme)
+        _class_ticks(grid[-1], names, classes.counts, theme)
 
-    names = ", ".join(["images", *(panel.name for panel in panels)])
-    alt = f"{names} of {len(labels):,} classes sorted by their number of {classes.counted} images, largest first"
-    turned = 22 if len(labels) <= MOST_NAMES and any(len(name) > 6 for name in labels) else 0
+    what = ", ".join(["images", *(panel.name for panel in panels)])
+    alt = f"{what} of {len(names):,} classes sorted by their number of {classes.counted} images, largest first"
+    turned = 22 if any(len(name) > 6 for name in names) else 0
     return plot(alt, paint, (110 + 128 * len(panels) if len(panels) > 1 else 300) + turned)
 
 

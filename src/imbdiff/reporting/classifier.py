@@ -21,8 +21,9 @@ from imbdiff.data.stats import Groups
 from imbdiff.recognition.decision import Decision
 from imbdiff.recognition.scores import Scores
 from imbdiff.recognition.use import Use
-from imbdiff.recognition.verdict import Comparison
+from imbdiff.recognition.verdict import LEAST_TEST_IMAGES, Comparison
 from imbdiff.reporting import blocks as ui
+from imbdiff.reporting.answer import Found, answer, comparisons
 from imbdiff.reporting.class_plot import SINGLE, Classes, Panel, class_plot
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.plots import Plot, Theme, plot, style_axes
@@ -53,9 +54,6 @@ KINDS = {
 """What stands above the arms of each kind."""
 LINE = 44
 """Characters of a line of an arm's name in the plot."""
-
-Found = Mapping[str, Any]
-"""What `imbdiff.recognition.comparison.classify` gave, as JSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +145,24 @@ def columns(groups: Groups) -> list[str]:
     return [*(c for c in FIRST if c not in known), *known, *(c for c in LAST if c not in known)]
 
 
-def arm_cells(arm: Arm, shown: Sequence[str]) -> list[ui.Cell]:
-    """By column: mean ± standard deviation over seeds; the strength of the adjustment."""
+def few_images(classifier: Found | None) -> dict[str, int]:
+    """Groups with too few test images for an accuracy, and how many they have."""
+    counts = ((classifier or {}).get("protocol") or {}).get("n_test_groups") or {}
+    return {group: n for group, n in counts.items() if n < LEAST_TEST_IMAGES}
+
+
+def arm_cells(arm: Arm, shown: Sequence[str], few: Mapping[str, int]) -> list[ui.Cell]:
+    """By column: mean ± standard deviation over seeds; the strength of the adjustment.
+
+    Args:
+        few: of :func:`few_images`.
+    """
     cells = []
     for column in shown:
+        if column in few:
+            n = counted(few[column], "test image")
+            cells.append(ui.Cell(NOTHING, n, f"{n}: no accuracy, at least {LEAST_TEST_IMAGES} are needed", "refused"))
+            continue
         if column == ADJUSTMENT and column not in arm.mean.groups:
             cells.append(adjustment_cell(arm.decisions))
             continue
@@ -171,10 +183,6 @@ def difference_text(row: Comparison) -> str:
     if row.difference is None:
         return row.reason or "not measured"
     return f"{points(row.difference)} ({points(row.low)} to {points(row.high)})"
-
-
-def comparisons(rows: Mapping[str, Found]) -> dict[str, Comparison]:
-    return {scope: Comparison(**row) for scope, row in rows.items()}
 
 
 def outcome_chips(rows: Mapping[str, Found]) -> list[ui.Block]:
@@ -202,11 +210,20 @@ def verdict(classifier: Found | None, run: str) -> list[ui.Block]:
         text = "What the synthetic images are worth has not been judged yet: no classifier was trained."
         return [ui.Text(text, "verdict none", f"imbdiff classify {run}")]
     found = classifier["verdict"]
-    blocks: list[ui.Block] = [ui.Text(sentence, f"verdict {tone}")]
-    if found["per_group"]:
-        text = f"Difference of accuracy in percentage points, with its interval. {no_loss(found['no_loss'])}"
-        blocks += [*outcome_chips(found["per_group"]), ui.note(text.strip())]
-    return [*blocks, ui.Fold("How this is decided", [ui.note(found["rule"])])]
+    told = answer(classifier, run)
+    if told is None:
+        return [ui.Text(sentence, f"verdict {tone}")]
+    text = ui.joined([ui.span(f"{told.word}.", "word"), told.text])
+    blocks: list[ui.Block] = [ui.Text(text, f"verdict {tone}"), *(ui.Text(text, "alert") for text in told.warnings)]
+    if told.accuracies:
+        heads: ui.Cells = [
+            "accuracy of", ui.Column("with synthetic images"), ui.Column("without"), "what the difference says"
+        ]  # fmt: skip
+        blocks.append(ui.Table(heads, [list(row) for row in told.accuracies], "short"))
+    blocks.append(ui.Text(f"Next: {told.next}{':' * bool(told.command)}", "next", told.command))
+    text = f"Difference of accuracy in percentage points, with its interval. {no_loss(found['no_loss'])}"
+    more = [ui.note(told.measured), ui.note(sentence), *outcome_chips(found["per_group"]), ui.note(text.strip())]
+    return [*blocks, ui.Fold("Statistics, and how this is decided", [*more, ui.note(found["rule"])])]
 
 
 def no_loss(entry: Found | None) -> str:
@@ -250,6 +267,7 @@ def _judged(found: Found) -> list[ui.Block]:
 def _arms(data: ReportData, found: Found, arms: Sequence[Arm]) -> list[ui.Block]:
     shown, controls = columns(data.groups), [arm.name for arm in arms if arm.control]
     beat = f"The best arm without synthetic images, “{controls[0]}”, is" if len(controls) == 1 else "All controls are"
+    few = few_images(found)
     further = [column for column in FURTHER if column not in data.groups.present]
     return [
         ui.Text(
@@ -257,15 +275,15 @@ def _arms(data: ReportData, found: Found, arms: Sequence[Arm]) -> list[ui.Block]
             f"trained for the same number of steps. {beat} to be beaten ({found['control']['chosen_by']})."
         ),
         ui.legend(real="real images only", synthetic="with synthetic images", mark="◆ control (dashed)"),
-        ui.Figures([accuracy_plot(arms, ["all", *data.groups.present])]),
-        _table(arms, shown),
+        ui.Figures([accuracy_plot(arms, ["all", *(group for group in data.groups.present if group not in few)])]),
+        _table(arms, shown, few),
         *(ui.note(text) for text in (_alternatives(found["arms"]), adjustment_note(found["arms"])) if text),
         ui.note(
             "Balanced accuracy counts every class once; the accuracy of a group, and of all, counts every test image "
             "once. ECE: expected calibration error, 15 bins: how far confidences are from the share that is right."
         ),
         ui.Fold("More numbers of each arm", [
-            _table(arms, further),
+            _table(arms, further, few),
             ui.note(
                 "Std of groups: standard deviation of the accuracies of the groups. macro-F1: mean over classes, 0 for "
                 "a class that is never predicted."
@@ -274,7 +292,7 @@ def _arms(data: ReportData, found: Found, arms: Sequence[Arm]) -> list[ui.Block]
     ]  # fmt: skip
 
 
-def _table(arms: Sequence[Arm], shown: Sequence[str]) -> ui.Table:
+def _table(arms: Sequence[Arm], shown: Sequence[str], few: Mapping[str, int]) -> ui.Table:
     """A row for each arm, under a line that says what kind of arms follows, where there are several."""
     best = "best control" if sum(arm.control for arm in arms) == 1 else "control"
     kinds = [(kind, list(own)) for kind, own in groupby(arms, lambda arm: arm.kind)]
@@ -289,7 +307,7 @@ def _table(arms: Sequence[Arm], shown: Sequence[str]) -> ui.Table:
             if arm.synthetic:
                 badges.append(ui.span(f"synthetic{', judged' if arm.judged else ''}", "badge synthetic"))
             head = ui.joined([ui.span("", f"dot {'synthetic' if arm.synthetic else 'real'}"), arm.name, *badges])
-            rows.append([ui.Cell(head, arm.how, style="control" if arm.control else ""), *arm_cells(arm, shown)])
+            rows.append([ui.Cell(head, arm.how, style="control" if arm.control else ""), *arm_cells(arm, shown, few)])
     return ui.Table(["arm", *(ui.Column(HEADS.get(column, column)) for column in shown)], rows, "dense")
 
 

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from imbdiff.metrics.numbers import Number
 from imbdiff.reporting import blocks as ui
-from imbdiff.reporting.classifier import arm_cells, arms_of, columns, verdict_sentence
+from imbdiff.reporting.answer import answer
+from imbdiff.reporting.classifier import (
+    ADJUSTMENT,
+    accuracy_plot,
+    arm_cells,
+    arms_of,
+    columns,
+    few_images,
+    pair,
+    verdict_sentence,
+)
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.images import sample_set
 from imbdiff.reporting.measured import GroupTable, Measured, counts_of, heading, printed
 from imbdiff.reporting.pictures import scaled_down, spread
-from imbdiff.reporting.text import NOTHING, number, seconds
+from imbdiff.reporting.text import MINUS, NOTHING, flatten, number, seconds, with_sd
 from imbdiff.runtime.errors import ConfigError
 
 MAX_CLASSES = 6
 MAX_RUNS = 12
+MAX_OPTIONS = 8
+OF_THE_METHOD = ("method", "constants", "seed", "preset", "track")
+"""Beginnings of the options that runs may differ in and be compared."""
 
 
 def build_comparison(runs: Sequence[ReportData]) -> str:
@@ -38,15 +54,28 @@ def build_comparison(runs: Sequence[ReportData]) -> str:
     if not differ:
         same = "Same training images, same split, same groups, same judge where there is one"
         top = [ui.Text(f"{same}: the numbers below may be compared.", "verdict none")]
-    accuracies = "Test accuracy, mean ± standard deviation over seeds."
+    best = "Bold: the best of a row; whether it is more than chance, the spread or the interval says."
+    accuracies = f"Test accuracy, mean ± standard deviation over seeds. {best}"
     numbers = (
         "With 95 % interval; arrows say which way is better. All are made with one extractor against the same "
-        "reference images. A refused number is one that its sample size cannot support."
+        f"reference images. A refused number is one that its sample size cannot support. {best}"
     )
     sections = [
         _overview(runs, titles),
+        _options(runs, titles),
+        _with_and_without(runs, titles),
         _lines("Classifier accuracy by arm", "arm", arm_lines(runs), titles, accuracies, "classify"),
-        _lines("Quality of the synthetic images", "metric", metric_lines(runs), titles, numbers, "evaluate"),
+        _lines(
+            "Quality of the synthetic images",
+            "metric",
+            metric_lines(runs),
+            titles,
+            numbers,
+            "evaluate",
+            "Measured, but no number is printed: the sample sizes do not support any."
+            if any(Measured.of(run.metrics) for run in runs)
+            else "",
+        ),
         _images(runs, titles),
         ui.Section("repeat", "Repeat these runs", [ui.Text("", command=run.command) for run in runs]),
     ]
@@ -76,7 +105,29 @@ def differences(runs: Sequence[ReportData], seeds: bool = True) -> list[str]:
     for key in ("steps", "batch_size", "network", "augmentation", *["seeds"] * seeds):
         if _several(run.classifier["protocol"].get(key) for run in runs if run.classifier):
             found.append(f"The classifiers were trained with different {key.replace('_', ' ')}.")
+    said = {"classify.steps", "classify.batch_size", "classify.network", "classify.seeds"}
+    options = [row for row in differing(runs) if row[0] not in said and not row[0].startswith(OF_THE_METHOD)]
+    found += [f"The option {name} differs: {', '.join(values)}." for name, *values in options[:MAX_OPTIONS]]
+    if len(options) > MAX_OPTIONS:
+        found.append(f"{len(options) - MAX_OPTIONS} further options differ, see the table of options.")
     return found
+
+
+def differing(runs: Sequence[ReportData]) -> list[list[str]]:
+    """(option, its value in each run) of those that are not equal in all."""
+    every = [dict(flatten(run.config)) for run in runs]
+    names = dict.fromkeys(name for one in every for name in one)
+    rows = [[name, *(one.get(name, NOTHING) for one in every)] for name in names]
+    return [row for row in rows if len(set(row[1:]) - {NOTHING} if any(not one for one in every) else set(row[1:])) > 1]
+
+
+def same_but_seed(runs: Sequence[ReportData]) -> list[list[int]]:
+    """Runs that differ in nothing but the seed, together, in the order of the first of each."""
+    found: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        rows = [row for row in flatten(run.config) if row[0] != "seed"]
+        found.setdefault(repr((run.method, run.source, rows, None if rows else i)), []).append(i)
+    return list(found.values())
 
 
 def _several(values: Iterable[Any]) -> bool:
@@ -93,6 +144,7 @@ def _overview(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.Section:
     columns: list[dict[str, ui.Cell | str]] = []
     for run in runs:
         sentence, tone = verdict_sentence(run.classifier)
+        said = _word(run) or sentence or ui.joined(["not computed:", ui.code("imbdiff classify")])
         columns.append({
             "Method": run.method,
             "Source": run.source,
@@ -102,11 +154,89 @@ def _overview(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.Section:
             "Images seen in training": number(run.log[-1].get("images")) if run.log else NOTHING,
             "Split hash": str(run.manifest.get("hash") or NOTHING)[:16],
             "Time": seconds(sum(run.timings.values())) if run.timings else NOTHING,
-            "Verdict": ui.Cell(sentence or ui.joined(["not computed:", ui.code("imbdiff classify")]), style=tone),
+            "Verdict": ui.Cell(said, style=tone),
         })  # fmt: skip
     table = [[what, *(column[what] for column in columns)] for what in columns[0]]
     heads = [ui.Cell(title, style="run") for title in titles]
-    return ui.Section("runs", "Runs", [ui.Table(["", *heads], table, "compare")], "Runs")
+    return ui.Section("runs", "Runs", [ui.Table(["of the run", *heads], table, "compare")], "Runs")
+
+
+def _word(run: ReportData) -> str:
+    told = answer(run.classifier, run.run) if run.classifier else None
+    return f"{told.word}. {told.text}" if told else ""
+
+
+def _options(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.Section | None:
+    """Every option that is not the same in all."""
+    rows: list[ui.Cells] = [[ui.code(name), *values] for name, *values in differing(runs)]
+    if not rows:
+        return None
+    heads: ui.Cells = ["option", *(ui.Cell(title, style="run") for title in titles)]
+    return ui.Section("options", "Every option that differs", [ui.Table(heads, rows, "compare")], "Options")
+
+
+def _with_and_without(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.Section | None:
+    """The judged arm of each run and its control; the mean over runs that differ in the seed alone."""
+    arms, found = [], {}
+    for i, (run, title) in enumerate(zip(runs, titles, strict=True)):
+        for arm in pair(arms_of(run.classifier)):
+            what = "with" if arm.judged else "without"
+            arms.append(replace(arm, name=f"{title}: {what}", kind="single", control=False))
+            found[i, what] = arm.mean.accuracy
+    if not arms:
+        return None
+    scopes = ["all", *(group for group in runs[0].groups.present if group not in few_images(runs[0].classifier))]
+    rows: list[ui.Cells] = []
+    for members in same_but_seed(runs):
+        known = {what: [v for i in members if (v := found.get((i, what))) is not None] for what in ("with", "without")}
+        cells = [
+            ui.Cell(*with_sd(float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else None)) if v
+            else ui.Cell(NOTHING) for v in known.values()
+        ]  # fmt: skip
+        rows.append([", ".join(titles[i] for i in members), number(len(members)), *cells])
+    heads: ui.Cells = ["runs that differ in the seed alone", ui.Column("runs")]
+    heads += [ui.Column(f"accuracy {what} synthetic images") for what in ("with", "without")]
+    return ui.Section("with", "With and without synthetic images", [
+        ui.legend(real="without", synthetic="with synthetic images"),
+        ui.Figures([accuracy_plot(arms, scopes)]),
+        ui.Table(heads, _best(rows, [2, 3])),
+        ui.note(
+            "Of each run the arm that is judged, and the best it is compared with. Mean ± standard deviation: in the "
+            "plot over the classifiers of a run, in the table over runs. Bold: the best of a column."
+        ),
+    ], "With and without")  # fmt: skip
+
+
+def _best(rows: list[ui.Cells], places: Sequence[int]) -> list[ui.Cells]:
+    """Marks the highest number of each column."""
+    for place in places if len(rows) > 1 else ():
+        values = {i: v for i, row in enumerate(rows) if (v := _value(row[place])) is not None}
+        for i in [i for i, v in values.items() if v == max(values.values())]:
+            cell = rows[i][place]
+            rows[i][place] = replace(cell, style="best") if isinstance(cell, ui.Cell) else cell
+    return rows
+
+
+def _value(cell: ui.Cell | str) -> float | None:
+    text = (cell if isinstance(cell, str) else cell.text).replace(MINUS, "-").replace(",", "")
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _marked(name: str, scope: str, cells: dict[int, ui.Cell]) -> dict[int, ui.Cell]:
+    """The best of a row in bold; which way is better the arrow says, and without one higher is."""
+    values = {i: v for i, cell in cells.items() if (v := _value(cell)) is not None}
+    if len(values) < 2 or scope == ADJUSTMENT:
+        return cells
+    rank = {i: -v for i, v in values.items()}
+    if "→ 1" in name:
+        rank = {i: abs(v - 1) for i, v in values.items()}
+    elif "↓" in name or scope == "ECE":
+        rank = values
+    best = min(rank.values())
+    return {i: replace(cell, style="best") if rank.get(i) == best else cell for i, cell in cells.items()}
 
 
 Line = tuple[str, str, dict[int, ui.Cell]]
@@ -119,7 +249,7 @@ def arm_lines(runs: Sequence[ReportData]) -> list[Line]:
     for i, run in enumerate(runs):
         shown = columns(run.groups)
         for arm in arms_of(run.classifier):
-            for column, cell in zip(shown, arm_cells(arm, shown), strict=True):
+            for column, cell in zip(shown, arm_cells(arm, shown, few_images(run.classifier)), strict=True):
                 found.setdefault((arm.name, column), {})[i] = cell
     order = list(dict.fromkeys(arm for arm, _ in found))
     return [(*key, cells) for key, cells in sorted(found.items(), key=lambda item: order.index(item[0][0]))]
@@ -151,15 +281,18 @@ def _cell(n: Number) -> ui.Cell:
     return ui.Cell(*printed(n), title=counts_of(n))
 
 
-def _lines(title: str, what: str, lines: Sequence[Line], titles: Sequence[str], note: str, verb: str) -> ui.Section:
+def _lines(
+    title: str, what: str, lines: Sequence[Line], titles: Sequence[str], note: str, verb: str, refused: str = ""
+) -> ui.Section:
     nav, anchor = title.split(" ")[0], f"{what}s"
     if not lines:
-        text = ui.joined(["Not computed in any of these runs:", ui.code(f"imbdiff {verb} RUN")])
+        text = refused or ui.joined(["Not computed in any of these runs:", ui.code(f"imbdiff {verb} RUN")])
         return ui.Section(anchor, title, [ui.Text(text, "missing")], nav)
     rows: list[ui.Cells] = []
     before = None
-    for name, scope, cells in lines:
-        head = ui.Cell("" if name == before else name, style="" if name == before else "first")
+    for name, scope, found in lines:
+        cells = _marked(name, scope, found)
+        head = ui.Cell(ui.span(name, "again") if name == before else name, style="" if name == before else "first")
         rows.append([head, scope, *(cells.get(i, ui.Cell(NOTHING)) for i in range(len(titles)))])
         before = name
     table = ui.Table([what, "scope", *(ui.Column(one) for one in titles)], rows, "compare")
@@ -173,8 +306,14 @@ def _images(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.Section:
     if not shapes:
         none = ui.joined(["No run has synthetic images:", ui.code("imbdiff sample RUN")])
         return ui.Section("images", title, [ui.Text(none, "missing")], "Images")
-    names = [runs[0].stats.names[k] for k in spread(runs[0].by_size, MAX_CLASSES)]
-    text = "Classes spread over the size ranking of the first run; images chosen at random with a fixed seed."
+    made = {run.stats.names[k] for run in runs for k, n in enumerate(run.filled) if n}
+    ranked = list(dict.fromkeys(run.stats.names[k] for run in runs for k in run.by_size))
+    known = [name for name in ranked if name in made]
+    names = [known[i] for i in spread(range(len(known)), MAX_CLASSES)]
+    text = (
+        "Classes that have synthetic images, spread over the size ranking of the first run; images chosen at random "
+        "with a fixed seed."
+    )
     shelves = [
         ui.Shelf([sample_set(run.synthetic, one, at) for run, at in zip(runs, titles, strict=True)], one)
         for one in names

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imbdiff.metrics.copies import LEAST
 from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.text import NOTHING, number, shorten
@@ -28,7 +29,7 @@ def copies(data: ReportData) -> ui.Section | None:
     if found is None:
         return None
     warnings = found["warnings"]
-    blocks: list[ui.Block] = [ui.Text(headline(found), "alert" if warnings else "")]
+    blocks: list[ui.Block] = [ui.Text(headline(found), "alert" if beyond_held_out(found) else "")]
     more = len(warnings) - MAX_WARNINGS
     blocks.append(ui.Items(warnings[:MAX_WARNINGS] + [f"and {more} more warnings in metrics.json"] * (more > 0)))
     rows = [[row["scope"], *_cells(row), _percent(row["other_class_nearest"])] for row in found["summary"]]
@@ -52,19 +53,36 @@ def copies(data: ReportData) -> ui.Section | None:
             "to show copies if there are any. Framed: a near copy."
         )
         blocks += [ui.heading("The closest pairs"), ui.note(text), ui.Shelf([ui.PictureSet(pairs)])]
+    blocks.append(ui.note(
+        f"Closeness: the chance that a synthetic image is nearer to the training images of its class than a held-out "
+        f"real one: 0.5 as real images, 1 copies, but blurred images too; from {LEAST} images of the class on."
+    ))  # fmt: skip
     rule = ui.Fold("How copies are found", [ui.note(f"{(data.metrics or {})['protocol']['memorisation']}.")])
     return ui.Section("memorisation", "Are they copies?", [*blocks, rule], "Copies")
+
+
+def beyond_held_out(found: Found) -> bool:
+    """Whether more of the synthetic images are copies than of held-out real ones; without these, whether any class is
+    warned of."""
+    row = found["summary"][0]
+    held = row["held_out_near_copy_share"]
+    more = (row["near_copy_share"] or 0.0) > (held or 0.0) or row["exact_copies"] > 0
+    return bool(found["warnings"]) and (held is None or more)
 
 
 def headline(found: Found) -> str:
     """How many near copies there are, against held-out real images."""
     row = found["summary"][0]
-    lead = "Copied training images" if found["warnings"] else "No class stands out"
     against = "no real images were held out to compare with"
     if row["held_out_near_copy_share"] is not None:
         against = f"{_held(row)} held-out real images are"
     share = _percent(row["near_copy_share"])
-    return f"{lead}: {share} of {number(row['n_synthetic'])} synthetic images are near copies; {against}."
+    shares = f"{share} of {number(row['n_synthetic'])} synthetic images are near copies; {against}"
+    if beyond_held_out(found):
+        return f"Copied training images: {shares}."
+    if found["warnings"]:
+        return f"No more copies over all classes than real images have: {shares}. Single classes stand out, see below."
+    return f"No class stands out: {shares}."
 
 
 def _cells(row: Found) -> list[str]:

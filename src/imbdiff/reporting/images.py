@@ -35,7 +35,8 @@ def images(data: ReportData, run: str) -> ui.Section:
     Synthetic images whose nearest training image is known come before the others.
     """
     nearest = nearest_of(data.memorisation)
-    shown = spread(data.by_size, MAX_CLASSES)
+    made = [k for k in data.by_size if data.filled[k]]
+    shown = spread(made or data.by_size, MAX_CLASSES)
     shelves = [_class_shelf(data, k, nearest) for k in shown]
     groups = [group for shelf in shelves for one in shelf.sets if one.kind == "synthetic" for group in one.groups]
     paired = any(len(group.pictures) > 1 for group in groups)
@@ -44,7 +45,9 @@ def images(data: ReportData, run: str) -> ui.Section:
     texts = [
         f"Chosen at random with a fixed seed, not picked{ui.of_all(len(shown), len(data.by_size), 'classes')}.",
         *map(scaled_down, shapes),
-        "Classes are sorted by size.",
+        f"Classes are sorted by size{'; those without synthetic images are left out' * bool(made)}."
+        if len(made) < len(data.by_size)
+        else "Classes are sorted by size.",
         "Below each synthetic image is the training image nearest to it: one that equals its neighbour is a copy, not "
         "a new image. A neighbour of another class has a yellow frame." * paired,
     ]

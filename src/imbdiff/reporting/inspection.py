@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -316,13 +316,14 @@ def _changes(seen: Inspection, pictures: Pictures, order: Sequence[int]) -> ui.S
     places: list[Place] = [("train", int(by_hash[train.labels[by_hash] == k][0])) for k in classes]
     made = pictures.decoded(places)
 
-    def turned(heading: str, rows: int, columns: int) -> ui.PictureSet:
-        shown = [made[place] for place in places]
-        return ui.PictureSet(
-            [ui.Group([ui.Picture(one.image[::rows, ::columns], f"{one.title}, {heading}")]) for one in shown], heading
-        )
+    def turned(heading: str, change: Callable[[np.ndarray], np.ndarray]) -> ui.PictureSet:
+        shown = [ui.Picture(change(_square(made[place].image)), f"{made[place].title}, {heading}") for place in places]
+        return ui.PictureSet([ui.Group([one]) for one in shown], heading)
 
-    sets = [turned("as they are", 1, 1), turned("mirrored", 1, -1), turned("upside down", -1, -1)]
+    sets = [
+        turned("as they are", np.asarray), turned("mirrored", np.fliplr),
+        turned("upside down", lambda x: np.rot90(x, 2)), turned("turned by a quarter", np.rot90),
+    ]  # fmt: skip
     options = [
         (
             ui.joined([ui.code(f"--data.augment {name}"), ui.span("unasked", "badge") if name == own else ""]),
@@ -336,7 +337,8 @@ def _changes(seen: Inspection, pictures: Pictures, order: Sequence[int]) -> ui.S
     return ui.Section("changes", "Which changes keep the meaning of these images?", [
         ui.Text(
             f"{known} Variety helps the generator and the classifiers, but only where an image goes on showing its "
-            "class. Compare: do the mirrored ones, and those upside down, still show the same?"
+            "class. No guess is made from pixels: only you can say. Compare: do the mirrored ones, those upside down, "
+            "and those turned by a quarter still show the same?"
         ),
         *([ui.Shelf(sets)] if places else []),
         ui.heading("Options of imbdiff run"),
@@ -348,6 +350,13 @@ def _changes(seen: Inspection, pictures: Pictures, order: Sequence[int]) -> ui.S
             "their controls."
         ),
     ], "Changes")  # fmt: skip
+
+
+def _square(image: np.ndarray) -> np.ndarray:
+    """(S, S, C): an image in the middle of a black square, as `pad` brings it to a size, which quarter turns need."""
+    h, w, _ = image.shape
+    more = [(max(0, other - own) // 2, -(-max(0, other - own) // 2)) for own, other in ((h, w), (w, h))]
+    return np.pad(image, [*more, (0, 0)])
 
 
 def _next(report: Found, estimate: Found, command: str) -> ui.Section:

@@ -13,7 +13,7 @@ from imbdiff.metrics.measures import PANELS, QUESTIONS
 from imbdiff.metrics.numbers import ClassColumn, Number
 from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.class_plot import Classes, Panel, class_plot
-from imbdiff.reporting.copies import headline
+from imbdiff.reporting.copies import beyond_held_out, headline
 from imbdiff.reporting.measured import (
     SMALL,
     GroupTable,
@@ -43,7 +43,7 @@ def quality(found: Found | None, run: str) -> ui.Section:
     memorisation = (found or {}).get("memorisation")
     if memorisation and memorisation["warnings"]:
         copies = ui.joined([headline(memorisation), ui.link("memorisation", "Are they copies?")])
-        blocks.append(ui.Text(copies, "alert"))
+        blocks.append(ui.Text(copies, "alert" if beyond_held_out(memorisation) else ""))
     blocks.append(ui.Items(list((found or {}).get("warnings", []))))
     if measured is None:
         blocks.append(ui.missing("Not computed.", f"imbdiff evaluate {run}"))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,19 @@ def label(value: object, fallback: str, limit: int = 16) -> str:
     """`value` for use inside a plot; `fallback` (such as "#7") where the plotting font lacks one of its characters."""
     text = shorten(value, limit)
     return fallback if not text.strip() or any(ord(c) not in _glyphs() for c in text) else text
+
+
+def labels(values: Sequence[object], numbers: Sequence[int], limit: int = 16) -> list[str]:
+    """:func:`label` of several that can be told apart: where beginnings are equal, the ends are kept too."""
+    made = [label(value, f"#{k}", limit) for value, k in zip(values, numbers, strict=True)]
+    for cut in (limit // 2, limit // 4):
+        seen = Counter(made)
+        for i, text in enumerate(made):
+            full = clean(values[i])
+            if seen[text] > 1 and len(full) > limit:
+                made[i] = label(f"{full[:cut].rstrip()}…{full[cut + 1 - limit :]}", text, limit)
+    seen = Counter(made)
+    return [f"#{k} {text}"[:limit] if seen[text] > 1 else text for text, k in zip(made, numbers, strict=True)]
 
 
 def is_finite(value: Any) -> bool:

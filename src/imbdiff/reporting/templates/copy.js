@@ -7,3 +7,9 @@ for (const b of document.querySelectorAll("button.copy")) {
     b.textContent = "copied"; setTimeout(() => { b.textContent = "copy"; }, 1500);
   });
 }
+let closed = [];
+addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll("details:not([open])")];
+  for (const d of closed) d.open = true;
+});
+addEventListener("afterprint", () => { for (const d of closed) d.open = false; });
