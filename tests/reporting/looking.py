@@ -50,7 +50,7 @@ def groups_of(section: Section | None) -> list[Group]:
 
 def words(html: str) -> str:
     """The text with a space for every tag."""
-    body = re.sub(r"<(style|script).*?</\1>", "", html, flags=re.DOTALL)
+    body = re.sub(r"<(style|script).*?</\1>|<wbr>", "", html, flags=re.DOTALL)
     return escapes.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)))
 
 
