@@ -56,7 +56,7 @@ def test_hostile_names_stay_text_and_the_page_is_a_function_of_its_data(full: Re
     )  # fmt: skip
     html = build_report(data)
     check_page(html)
-    assert {t for t, _ in Tags(html).tags} == {t for t, _ in Tags(build_report(full)).tags}
+    assert {t for t, _ in Tags(html).tags} - {"wbr"} == {t for t, _ in Tags(build_report(full)).tags}
     text = words(html)
     for shown in ("<script>alert(1)</script>", "{{ 7*7 }}", "眼底病変", "<b>t", "<img src=x>\ufffd", "<u>", "<s>"):
         assert shown in text

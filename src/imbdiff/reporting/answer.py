@@ -95,7 +95,7 @@ def answer(found: Found, run: str) -> Answer | None:
         (what, percent(row.accuracy), percent(row.without), RARE.get(row.outcome, row.reason or row.outcome))
         for what, row in shown if row.accuracy is not None
     )  # fmt: skip
-    about = f"Rare classes ({shorten(last, 24)}): {_pair(rare)}{_said(rare)}." if rare is not None else ""
+    about = f"Rare classes ({shorten(last, 24)}): {_pair(rare)}{_said(rare, whole)}." if rare is not None else ""
     return Answer(word, text, about, measured, then, command, tuple(warnings), table)
 
 
@@ -118,9 +118,9 @@ def _pair(row: Comparison) -> str:
     return f"{percent(row.accuracy)} with them, {percent(row.without)} without"
 
 
-def _said(row: Comparison) -> str:
+def _said(row: Comparison, whole: Comparison) -> str:
     if row.outcome == "not measured":
-        return f"; not measured ({row.reason})"
+        return "" if row.reason == whole.reason else f"; not measured ({row.reason})"
     return f": {RARE[row.outcome]}"
 
 
