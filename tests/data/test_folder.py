@@ -329,3 +329,10 @@ def test_a_manifest_of_something_else_changes_nothing(tmp_path, text):
     root = folder(tmp_path, {"a": 1, "b": 1})
     (root / "manifest.json").write_text(text)
     assert load(root).class_names == ("a", "b")
+
+
+def test_unfinished_samples_have_the_names_of_their_classes_too(tmp_path):
+    root = folder(tmp_path, {"cafe-850f7dc4": 1, "b": 2})
+    assert "cafe-850f7dc4" in safe_class_dirs(["café", "b"])
+    (root / "plan.json").write_text(json.dumps({"class_names": ["café", "b"]}))
+    assert load(root).class_names == ("b", "café")

@@ -15,6 +15,7 @@ from imbdiff.data.objects import as_source
 from imbdiff.data.plain import read_any
 from imbdiff.data.sources import load, parse
 from imbdiff.runtime.errors import ConfigError, DataError
+from tests.data.making import noise
 
 PROGRAM = """
 import numpy as np
@@ -157,3 +158,38 @@ def test_splits_of_other_classes_are_refused() -> None:
     parts = {"train": ImageSet(x, y, ("a", "b")), "test": ImageSet(x, y, ("a", "c"))}
     with pytest.raises(DataError, match="different class names"):
         as_source(parts, "mine")
+
+
+@pytest.mark.parametrize("splits", [None, ("train", "validation"), ("train", "test")])
+def test_sets_of_the_library_datasets_are_read_as_they_are(splits: tuple[str, ...] | None) -> None:
+    datasets = pytest.importorskip("datasets")
+    x, y = noise(6, 8, 8, 3), [0, 2, 0, 2, 0, 2]
+    features = datasets.Features(
+        {"id": datasets.Value("int64"), "pixels": datasets.Image(),
+         "kind": datasets.ClassLabel(names=["cat", "dog", "emu"])}
+    )  # fmt: skip
+    rows = {"id": list(range(6)), "pixels": [Image.fromarray(one) for one in x], "kind": y}
+    one = datasets.Dataset.from_dict(rows, features=features)
+    found = load(one if splits is None else datasets.DatasetDict(dict.fromkeys(splits, one)))
+    assert found.class_names == ("cat", "emu")  # no image is a dog, which is said
+    assert any("'dog'" in note for note in found.warnings)
+    assert found.splits == {None: ("train",), ("train", "validation"): ("train", "val")}.get(splits, splits)
+    assert np.array_equal(found.read("train").images, x)
+    assert found.labels().tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_missing_labels_of_such_sets_are_refused(label: int | None) -> None:
+    datasets = pytest.importorskip("datasets")
+    images = [Image.fromarray(one) for one in noise(4, 8, 8, 3)]
+    found = datasets.Dataset.from_dict({"image": images, "label": [0, 1, label, 1]})
+    with pytest.raises(DataError, match=r"missing \(row 2\)|\[-1\]"):
+        load(found.cast_column("image", datasets.Image()))
+
+
+def test_tensors_with_channels_first_are_refused_with_a_remedy_that_works() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(noise(4, 3, 8, 8))
+    with pytest.raises(DataError, match="channels") as error:
+        load((x, [0, 1, 0, 1]))
+    assert load((eval(error.value.remedy.partition(": ")[2], {"x": x, "np": np}), [0, 1, 0, 1])).splits == ("train",)

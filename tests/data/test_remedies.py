@@ -99,15 +99,14 @@ def tiny_images(root: Path) -> Tried:
 
 def channels_first(root: Path) -> Tried:
     x = X.transpose(0, 3, 1, 2)
-    return lambda: load((x, Y)), lambda said: load((eval(said.partition(": ")[2], {"x": x}), Y))
+    return lambda: load((x, Y)), lambda said: load((eval(said.partition(": ")[2], {"x": x, "np": np}), Y))
 
 
 def floats_from_0_to_1(root: Path) -> Tried:
     x = X / 255
 
     def follow(said: str) -> Any:
-        text = re.search(r"\(x \* 255\)\S+\)", said)[0]  # type: ignore[index]
-        return load((eval(text, {"x": x, "np": np}), Y))
+        return load((eval(said.partition("0..1 ")[2], {"x": x, "np": np}), Y))
 
     return lambda: load((x, Y)), follow
 

@@ -193,7 +193,7 @@ def checked_images(x: np.ndarray, where: str) -> np.ndarray:
     if len(shape) == 4 and shape[1] in (1, 3) and (shape[3] not in (1, 3) or shape[1] < 4 < shape[2]):
         raise DataError(
             f"{where} have shape {shape}: the channels seem to come first (N, C, H, W)",
-            "put them last: x.transpose(0, 2, 3, 1)",
+            "put them last: np.asarray(x).transpose(0, 2, 3, 1)",
         )
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
         raise DataError(
@@ -201,7 +201,8 @@ def checked_images(x: np.ndarray, where: str) -> np.ndarray:
             "reshape the array; of flat rows: x.reshape(-1, height, width)",
         )
     if x.dtype != np.uint8:
-        remedy = "convert them: x.astype(np.uint8) if they are 0..255, (x * 255).round().astype(np.uint8) if 0..1"
+        remedy = "convert them: np.asarray(x).astype(np.uint8) if they are 0..255, or if they are 0..1 "
+        remedy += "np.uint8(np.round(np.asarray(x) * 255))"
         raise DataError(f"{where} are {x.dtype}, not uint8 values 0..255", remedy)
     if shape[0] == 0:
         raise DataError(f"{where} are empty: shape {shape}", "give at least one image, or leave this split out")

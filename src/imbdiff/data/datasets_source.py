@@ -59,7 +59,7 @@ def open_source(spec: Spec) -> Source:
     sets, roots, notes = _opened(spec)
     flat = {split: _flattened(found) for split, found in sets.items()}
     features = flat["train"].features
-    image, label = (_column(features, what, options.get(what), where) for what in ("image", "label"))
+    image, label = (column_of(features, what, options.get(what), where) for what in ("image", "label"))
     for split, found in flat.items():
         if any(str(found.features.get(column)) != str(features[column]) for column in (image, label)):
             raise DataError(f"{where}: the columns or class names of {split} and train differ", "make them the same")
@@ -67,7 +67,7 @@ def open_source(spec: Spec) -> Source:
     splits = {split: item_records(split, y, _ids(flat[split], split, image)) for split, y in labels.items()}
     used = {split: _encoded(sets[split], image) for split in splits}
     reader = ArrowReader(used, image, tuple(roots), digest([_state(found) for found in used.values()])[:32])
-    names = read_names(user_path(options["names"])) if options.get("names") else _class_names(features[label])
+    names = read_names(user_path(options["names"])) if options.get("names") else class_names(features[label])
     kind = "hf" if spec.scheme == "hf" else "parquet" if ".parquet" in spec.rest else "webdataset"
     return Source(where, kind, splits, reader, names, [*notes, *more])
 
@@ -260,7 +260,7 @@ def _flattened(dataset: Any) -> Any:
     )
 
 
-def _column(features: Mapping[str, Any], what: str, asked: str | None, where: str) -> str:
+def column_of(features: Mapping[str, Any], what: str, asked: str | None, where: str) -> str:
     """The column of images or labels: the one asked for, the only one of the type, or the only one of a usual name.
 
     Raises:
@@ -271,7 +271,7 @@ def _column(features: Mapping[str, Any], what: str, asked: str | None, where: st
         usable = [name for name, kind in features.items() if _is_image(kind) or _dtype(kind).endswith("binary")]
         found = found or [name for name in usable if name.lower() in IMAGES]
     else:
-        found = [name for name, kind in features.items() if _class_names(kind) is not None]
+        found = [name for name, kind in features.items() if class_names(kind) is not None]
         usable = [name for name, kind in features.items() if _dtype(kind).startswith(LABEL_TYPES)]
         found = found or [name for name in LABELS if name in usable][:1]
     if asked in usable or (asked is None and len(found) == 1):
@@ -285,7 +285,7 @@ def _column(features: Mapping[str, Any], what: str, asked: str | None, where: st
     )
 
 
-def _class_names(feature: Any) -> list[str] | None:
+def class_names(feature: Any) -> list[str] | None:
     """The names that a ClassLabel brings; None for another type."""
     names = getattr(feature, "names", None)
     return list(names) if type(feature).__name__ == "ClassLabel" and names is not None else None

@@ -79,8 +79,8 @@ def open_source(spec: Spec) -> Source:
             raise DataError(error.message, remedy) from error
         raise
     notes += left_out(tree, spec.text)
-    if "manifest.json" in tree.others:
-        splits, names = as_called(splits, names, (path / "manifest.json").read_bytes())
+    if described := [name for name in ("manifest.json", "plan.json") if name in tree.others]:  # a plan: unfinished
+        splits, names = as_called(splits, names, (path / described[0]).read_bytes())
     return Source(spec.text, "folder", splits, PathReader(path), names, notes, strict=spec.strict)
 
 

@@ -8,7 +8,7 @@ NAME is a function or class that is called with the options, whose values are te
 - any object with a length whose items are (image, label), such as a ``torch.utils.data.Dataset`` or a set of
   torchvision: images of Pillow, arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) or tensors (C, H, W), uint8. Its
   labels are read from ``targets`` or ``labels`` where it has them, otherwise with the images; its class names from
-  ``classes``;
+  ``classes``. A set of the library `datasets` too, whose columns of images and labels are found by their types;
 - {"train": ..., "val": ..., "test": ...} of image sets, pairs or such objects; "train" must be there.
 
 Items are read in this process, and their images kept in memory: how such a set changes is not known.
@@ -66,6 +66,11 @@ def as_source(found: Any, name: str) -> Source:
     if isinstance(found, Source):
         return found
     parts = dict(found) if isinstance(found, Mapping) else {"train": found}
+    if parts and all(hasattr(part, "column_names") and hasattr(part, "features") for part in parts.values()):
+        from imbdiff.data.datasets_source import which_splits
+
+        splits, _ = which_splits([str(split) for split in parts], {}, name)
+        parts = {ours: _Columns(parts[theirs], name) for ours, theirs in splits.items()}
     if "train" not in parts or not set(parts) <= set(SPLITS) or not all(_is_content(part) for part in parts.values()):
         what = f"splits {', '.join(map(str, parts))}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
         raise DataError(
@@ -82,6 +87,23 @@ def as_source(found: Any, name: str) -> Source:
     names = _class_names(parts["train"], raw) if all(y.dtype.kind in "iu" for y in raw.values()) else None
     records = {split: item_records(split, y) for split, y in raw.items()}
     return Source(name, "dataset", records, ItemReader(parts), names)
+
+
+class _Columns:
+    """A set of the library `datasets` in memory as (image, label) items."""
+
+    def __init__(self, dataset: Any, where: str) -> None:
+        from imbdiff.data.datasets_source import class_names, column_of
+
+        image, label = (column_of(dataset.features, what, None, where) for what in ("image", "label"))
+        self.images, self.targets = dataset.select_columns([image]), list(dataset[label])
+        self.column, self.classes = image, class_names(dataset.features[label])
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, row: int) -> tuple[Any, Any]:
+        return self.images[row][self.column], self.targets[row]
 
 
 def _is_content(found: Any) -> bool:
