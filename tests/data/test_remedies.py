@@ -120,7 +120,7 @@ def flat_rows(root: Path) -> Tried:
 
 def one_hot(root: Path) -> Tried:
     y = np.eye(2, dtype=int)[Y]
-    return lambda: load((X, y)), lambda said: load((X, eval(said.rpartition(" ")[2], {"y": y})))
+    return lambda: load((X, y)), lambda said: load((X, eval(said.partition(": ")[2], {"y": y, "np": np})))
 
 
 def unlabelled_as_minus_one(root: Path) -> Tried:

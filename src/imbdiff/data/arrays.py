@@ -220,11 +220,11 @@ def checked_labels(labels: Any, n: int, where: str) -> np.ndarray:
     if y.shape != (n,):
         raise DataError(
             f"{where} have shape {y.shape}, but there are {n} images",
-            "give one label per image; of one-hot labels the class numbers: y.argmax(axis=1)",
+            "give one label per image; of one-hot labels the class numbers: np.argmax(y, axis=1)",
         )
     if y.dtype.kind not in "iuU":
         whole = y.dtype.kind == "b" or (y.dtype.kind == "f" and bool((y == np.rint(y)).all()))
-        remedy = "convert them: y.astype(np.int64)" if whole else "labels are classes, not measured values: np.digitize"
+        remedy = "convert them: np.asarray(y).astype(np.int64)" if whole else "labels are classes, not measured values: np.digitize"
         raise DataError(f"{where} are {y.dtype}, neither integers nor strings", remedy)
     return y
 

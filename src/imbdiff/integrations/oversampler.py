@@ -87,7 +87,7 @@ class DiffusionOverSampler(BaseEstimator):
         if y.ndim > 2 or len(y) != len(X) or (columns > 1 and not one_hot):
             raise DataError(
                 f"y has shape {y.shape}, but there are {len(X)} images: neither a label of each nor one-hot",
-                "give one label per image: of a table y[:, 0], the right column; of probabilities y.argmax(axis=1)",
+                "give one label per image: of a table y[:, 0], the right column; of probabilities np.argmax(y, axis=1)",
             )
         y = y.argmax(axis=1) if one_hot else y.reshape(-1)
         classes, labels = np.unique(y, return_inverse=True)
