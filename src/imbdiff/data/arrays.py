@@ -224,7 +224,11 @@ def checked_labels(labels: Any, n: int, where: str) -> np.ndarray:
         )
     if y.dtype.kind not in "iuU":
         whole = y.dtype.kind == "b" or (y.dtype.kind == "f" and bool((y == np.rint(y)).all()))
-        remedy = "convert them: np.asarray(y).astype(np.int64)" if whole else "labels are classes, not measured values: np.digitize"
+        remedy = (
+            "convert them: np.asarray(y).astype(np.int64)"
+            if whole
+            else "labels are classes, not measured values: np.digitize"
+        )
         raise DataError(f"{where} are {y.dtype}, neither integers nor strings", remedy)
     return y
 
