@@ -47,7 +47,7 @@ def test_verbs(scripts: Path) -> None:
 def test_options_of_every_verb_are_those_of_its_help(
     verb: str, scripts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([verb, "--help-all" if verb in ("run", "train") else "--help"])
+    main([verb, "--help-all" if verb in ("run", "train", "sweep") else "--help"])
     text = capsys.readouterr().out
     if verb == "evaluate":
         main([verb, "--reference", "x", "--help"])
@@ -66,7 +66,7 @@ def test_options_of_every_verb_are_those_of_its_help(
     [
         (("run", "here", "--method", ""), set(METHODS)),
         (("train", "here", "--preset", "sm"), {name for name in PRESETS if name.startswith("sm")}),
-        (("run", "--data.resize", ""), {"crop", "pad", "stretch"}),
+        (("run", "--data.resize", ""), {"auto", "crop", "pad", "stretch"}),
         (("sample", "RUN", "--sample.sampler", "d"), {"ddpm", "ddim", "dpm++"}),
         (("methods", "cb"), {name for name in METHODS if name.startswith("cb")}),
         (("run", "--out", ""), set()),  # a name of a file, which the shell completes

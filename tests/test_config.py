@@ -47,7 +47,7 @@ def test_overrides_by_dotted_name_and_by_group_agree() -> None:
         ({"train.lr": "fast"}, "train.lr='fast' is not valid"),
         ({"train.images": 1.5}, "train.images=1.5 is not valid"),
         ({"seed": True}, "seed=True is not valid"),
-        ({"data.resize": "squash"}, "expected crop or pad or stretch"),
+        ({"data.resize": "squash"}, "expected auto or crop or pad or stretch"),
         ({"sample.interval": [0.1]}, "sample.interval"),
         ({"sample.interval": [0.9, 0.1]}, "low <= high"),
         ({"train.images": 0}, "train.images=0 is not in"),

@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 import imbdiff
-from imbdiff.cli import main, read_run
+from imbdiff.cli import main
 from imbdiff.config import override
 from imbdiff.methods import METHODS, get_method, method_of
 from imbdiff.pipeline import training
 from imbdiff.recipe import constants, with_constants
+from imbdiff.running import read_run
 from tests.pipeline.conftest import SMALL, small_arguments
 from tests.test_cli import fails
 
@@ -76,7 +77,7 @@ def test_another_method_or_guidance_begins_with_its_own() -> None:
     ("arguments", "says"),
     [
         (("--method", "cbdm", "--method.tua", "1"), r"unknown constant --method.tua -> did you mean --method.tau\?"),
-        (("--method", "cbdm", "--method.tau", "much"), "--method.tau='much' is not valid -> expected float"),
+        (("--method", "cbdm", "--method.tau", "much"), "--method.tau='much' is not valid -> expected a number"),
         (("--method", "cbdm", "--method.tau", "-1"), "tau=-1.0"),
         (("--method", "cbdm", "--method.distribution", "tail"), "expected prior or uniform or inverse"),
         (
@@ -138,7 +139,7 @@ def test_a_run_keeps_them_says_them_and_is_told_from_another_by_them(
     assert "class_balancing.tau 0.3 (published: 1.0)" in page
     assert "--method.class_balancing.tau 0.3" in page, "the command that repeats it"
     # from its own file, one more constant on top
-    again = read_run("run", ["digits", "--config", f"{out}/config.yaml", "--method.gamma", "0.5"])[1]
+    again = read_run("run", ["digits", "--config", f"{out}/config.yaml", "--method.gamma", "0.5"]).first
     made = objective(again, "class_balancing")
     assert (made.tau, made.gamma) == (0.3, 0.5)
 

@@ -15,7 +15,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from imbdiff.config import convert
+from imbdiff.runtime.convert import convert
 from imbdiff.runtime.errors import ConfigError, nearest
 
 #: groups of options that depend on what is named: --method.tau, --sample.guidance.scale
@@ -50,8 +50,11 @@ class Option:
         if self.positional:
             return self.name.upper()
         name = f"--{self.name if '.' in self.name else self.name.replace('_', '-')}"
-        numbers = {int: "N", float: "X"}
-        value = next((numbers[kind] for kind in (self.hint, *get_args(self.hint)) if kind in numbers), "TEXT")
+        kinds, numbers = (self.hint, *get_args(self.hint)), {int: "N", float: "X"}
+        value = next((numbers[kind] for kind in kinds if kind in numbers), "TEXT")
+        if int in kinds and str in kinds:
+            value = "N|HxW"  # a size
+        value += " ..." if self.many == 0 else ""
         return name if self.hint is bool or self.choices else f"{name} {value}"
 
     @property
@@ -112,8 +115,9 @@ def given(verb: str, words: Sequence[str], *kinds: Any) -> tuple[dict[str, Any],
         name, equals, text = word.removeprefix("--").partition("=")
         if not name.startswith(CONSTANTS):  # names of guidances have hyphens
             name = name.replace("-", "_")
+        name = meant(verb, name, known)
         group, _, last = name.rpartition(".")
-        positive = f"{group}.{last[3:]}" if group else last[3:]
+        positive = meant(verb, f"{group}.{last[3:]}" if group else last[3:], known)
         if word in ("-h", "--help", "--help-all", "--help_all"):
             asked = "help-all" if "all" in word else "help"
         elif not word.startswith("--"):
@@ -123,7 +127,7 @@ def given(verb: str, words: Sequence[str], *kinds: Any) -> tuple[dict[str, Any],
         elif last.startswith("no_") and positive in known and known[positive].hint is bool:
             values[positive] = False
         elif name not in known or known[name].positional:
-            hint = nearest(name, known, f"imbdiff {verb} --help-all shows all", "--")
+            hint = nearest(name, known, f"imbdiff {verb} --help shows all", "--")
             raise ConfigError(f"imbdiff {verb} has no option --{name}", hint)
         elif known[name].hint is bool:
             follows = bool(left) and left[0].lower() in ("true", "false")
@@ -144,6 +148,25 @@ def given(verb: str, words: Sequence[str], *kinds: Any) -> tuple[dict[str, Any],
     if missing and not asked:
         raise ConfigError(f"imbdiff {verb}: {missing[0]} is required", f"see imbdiff {verb} --help")
     return values, asked
+
+
+def meant(verb: str, name: str, known: Collection[str]) -> str:
+    """The option that a name stands for: its group may be left out where one alone has it, or the verb's own, and
+    `data.` may stand before the name where the verb has no groups.
+
+    Raises:
+        ConfigError: several groups have it.
+    """
+    if name in known or name.startswith(CONSTANTS):
+        return name
+    group, _, last = name.rpartition(".")
+    if group:
+        return last if group == "data" and last in known else name
+    found = [one for one in known if one.rpartition(".")[2] == name]
+    found = [one for one in found if one.startswith(f"{verb}.")] or found
+    if len(found) > 1:
+        raise ConfigError(f"--{name} may mean {' or '.join(f'--{one}' for one in found)}", "name one of them")
+    return found[0] if found else name
 
 
 def _taken(word: str, left: list[str]) -> str:
@@ -176,6 +199,7 @@ def help_text(
     values: Mapping[str, Any] | None = None,
     groups: Collection[str] | None = None,
     hidden: Collection[str] = (),
+    first: Sequence[str] = (),
 ) -> str:
     """The help of a verb.
 
@@ -184,15 +208,22 @@ def help_text(
         values: that hold where nothing is given, in place of the dataclasses' own, by dotted name.
         groups: those that the verb uses; None: all.
         hidden: options that it does not take.
+        first: options of groups that are wanted most: they come first.
     """
     known = [option for kind in kinds for option in options_of(kind).values()]
     places = [o.written if o.default is MISSING else f"[{o.written}]" for o in known if o.positional]
     lines = [f"usage: imbdiff {verb} {' '.join(places)} [OPTIONS]", ""]
     lines += textwrap.wrap(" ".join((inspect.getdoc(kinds[0]) or "").split()), WIDTH)
     last = None
-    for option in sorted(known, key=lambda o: not o.positional):
+    places_of = {name: i for i, name in enumerate(first)}
+    common = sorted((o for o in known if o.name in places_of), key=lambda o: places_of[o.name])
+    plain = [o for o in known if "." not in o.name]
+    grouped = [o for o in known if "." in o.name and o.name not in places_of]
+    for option in (*sorted(plain, key=lambda o: not o.positional), *common, *grouped):
         group = option.name.rpartition(".")[0]
-        if option.name in hidden or (groups is not None and group and group not in groups):
+        if option.name in places_of:
+            group = "used most"
+        if option.name in hidden or (groups is not None and group not in ("", "used most", *groups)):
             continue
         if group != last:
             lines += ["", f"{group}:"] if group else [""]
@@ -202,8 +233,9 @@ def help_text(
         if len(option.written) > COLUMN - 4:
             text.insert(0, "")
         lines += [f"  {option.written if i == 0 else '':<{COLUMN - 2}}{line}".rstrip() for i, line in enumerate(text)]
-    if groups is not None:
-        lines += ["", f"imbdiff {verb} --help-all shows the options of all stages."]
+    left = [o for o in grouped if o.name not in hidden and o.name.rpartition(".")[0] not in (groups or ())]
+    if groups is not None and left:
+        lines += ["", f"imbdiff {verb} --help-all shows the {len(left)} other options."]
     return "\n".join(lines)
 
 

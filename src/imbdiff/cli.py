@@ -8,19 +8,17 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from imbdiff.arguments import POSITIONAL, Option, completion, given, help_text, options_of
-from imbdiff.config import MeasureOptions, RunConfig, StudyOptions, flatten, override, to_dict
+from imbdiff.config import DataConfig, MeasureOptions, RunConfig, StudyOptions
+from imbdiff.running import GROUPS, STAGE_COMMANDS, Help, RunCommand, TrainCommand, held, proceed, start
 from imbdiff.runtime.errors import ConfigError, ImbdiffError, nearest
 from imbdiff.sweeping import start_sweep, sweep_options
 from imbdiff.version import __version__
-
-if TYPE_CHECKING:
-    from imbdiff.data.source import Source
-    from imbdiff.pipeline.folder import RunFolder
 
 HELP = f"""imbdiff {__version__}: class-conditional diffusion for long-tailed image data
 
@@ -28,6 +26,7 @@ HELP = f"""imbdiff {__version__}: class-conditional diffusion for long-tailed im
   imbdiff inspect SOURCE    what is in an image set: classes, sizes, damage, duplicates, labels
   imbdiff train SOURCE      train the generator only
   imbdiff sample RUN        sample the images that classes lack
+  imbdiff sample RUN --number NAME=50 --out FOLDER    50 more of one class, into a folder of their own
   imbdiff curate RUN        choose which of them are kept
   imbdiff evaluate RUN      measure them
   imbdiff evaluate FAKE --reference REAL    measure any images against others, without a run
@@ -50,140 +49,6 @@ RUN is a folder that `imbdiff run` or `imbdiff train` made. The same command con
   imbdiff VERB --help                  the options of a verb
   imbdiff --completion bash            a script that completes all this: eval "$(imbdiff --completion bash)"; or zsh
 """
-#: verb -> groups of a run's options that it uses
-GROUPS: dict[str, tuple[str, ...]] = {
-    "train": ("data", "model", "train"),
-    "sample": ("sample", "curate"),
-    "curate": ("curate",),
-    "evaluate": ("evaluate",),
-    "classify": ("classify",),
-    "report": (),
-}
-
-
-class Help(Exception):
-    """The help that was asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunCommand:
-    """Prepare, train, sample, curate, evaluate, classify and report, in one run folder. Repeat it to continue it."""
-
-    source: str = field(metadata=POSITIONAL)
-    """A folder of class folders, a file, hf:NAME, a benchmark, digits: docs/sources.md."""
-    out: str | None = None
-    """Run folder. Default: runs/SOURCE-METHOD-SEED."""
-    config: str | None = None
-    """YAML file of options, such as config.yaml; the command line comes on top."""
-    dry_run: bool = False
-    """Print what the run would do and how long it would take; write nothing."""
-    quiet: bool = False
-    """Print errors only."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainCommand(RunCommand):
-    """Prepare and train the generator, in a run folder that `imbdiff run` continues."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageCommand:
-    """One stage of a run that exists; its options may be given anew.
-
-    `imbdiff evaluate FAKE --reference REAL` measures any images without a run: it has options of its own."""
-
-    run: str = field(metadata=POSITIONAL)
-    """Run folder."""
-    quiet: bool = False
-    """Print errors only."""
-
-
-def read_run(verb: str, words: Sequence[str]) -> tuple[RunCommand, RunConfig, Source | None]:
-    """What `run` and `train` are asked for, and their source where it had to be opened to choose a preset.
-
-    What is not given is taken from the file, what is not there from the preset, which is chosen by the source's images
-    where none is named.
-    """
-    from imbdiff.methods import method_of
-    from imbdiff.pipeline.folder import read_yaml
-    from imbdiff.presets import preset
-
-    options, asked = given(verb, words, RunCommand, RunConfig)
-    own = {name: options.pop(name) for name in RunCommand.__annotations__ if name in options}
-    file: dict[str, Any] = {} if "config" not in own else read_yaml(Path(own["config"]))
-    file.pop("source", None)
-    name, opened = options.get("preset", file.get("preset")), None
-    if name is not None or asked:
-        base = preset("tiny" if name is None else str(name))
-    else:
-        from imbdiff.data.sources import load
-        from imbdiff.pipeline.plan import default_config
-
-        first = override(override(preset("tiny"), file), options)
-        method_of(first)  # a wrong one before anything is read
-        opened = load(own["source"])
-        base = default_config(opened, first.data.size, first.device)
-    config = override(override(base, file), options)
-    if asked:
-        kind, whole = (RunCommand, True) if verb == "run" else (TrainCommand, asked == "help-all")
-        raise Help(help_text(verb, (kind, RunConfig), flatten(to_dict(config)), None if whole else GROUPS[verb]))
-    return RunCommand(**own), config, opened
-
-
-def read_stage(verb: str, words: Sequence[str]) -> tuple[RunFolder, str, RunConfig, bool]:
-    """The run folder that a later stage continues, its source, the options (what is not given is as saved), quiet."""
-    from imbdiff.pipeline.folder import RunFolder
-
-    options, asked = given(verb, words, StageCommand, RunConfig)
-    folder = RunFolder(Path(options.pop("run", "RUN")))
-    quiet = options.pop("quiet", False)
-    source, saved = ("", RunConfig()) if asked and not folder.exists else folder.saved()
-    config = override(saved, options)
-    if asked:
-        groups = None if asked == "help-all" else GROUPS[verb]
-        fixed = ("preset", "method", "seed", "track")  # as the run was begun
-        raise Help(help_text(verb, (StageCommand, RunConfig), flatten(to_dict(config)), groups, fixed))
-    return folder, source, config, quiet
-
-
-def start(verb: str, words: Sequence[str]) -> None:
-    """Begins or continues a run, whole or its training alone."""
-    command, config, opened = read_run(verb, words)
-    from imbdiff.pipeline.folder import RunFolder
-    from imbdiff.pipeline.run import STAGES, Run
-
-    out = RunFolder(Path(command.out) if command.out else default_out(command.source, config))
-    if command.dry_run:
-        from imbdiff.pipeline.plan import check_fit, check_options, make_plan
-        from imbdiff.pipeline.training import prepare_data
-
-        check_options(config)
-        out.check_usable(command.source)
-        prepared = prepare_data(opened or command.source, config.data)
-        check_fit(prepared, config)
-        for warning in prepared.warnings:
-            print(f"note: {warning}")
-        print(make_plan(prepared, config, command.source).text())
-        return
-    Run(out, command.source, config, command.quiet, opened).execute(STAGES if verb == "run" else ("train",))
-
-
-def default_out(source: str, config: RunConfig) -> Path:
-    """runs/SOURCE-METHOD-SEED."""
-    from imbdiff.data.names import safe_class_dir
-    from imbdiff.data.sources import parse
-
-    return Path("runs") / safe_class_dir(f"{parse(source).short}-{config.method}-{config.seed}")
-
-
-def proceed(verb: str, words: Sequence[str]) -> None:
-    """Continues a run folder with one stage."""
-    folder, source, config, quiet = read_stage(verb, words)
-    folder.check_only(config, verb)
-    from imbdiff.pipeline.run import Run
-
-    wanted = {"report": ("report",), "sample": ("sample", "curate", "report")}.get(verb, (verb, "report"))
-    Run(folder, source, config, quiet).execute(wanted)
 
 
 def _measuring(command: MeasureOptions, typed: str | None = None) -> Any:
@@ -271,6 +136,13 @@ class InspectCommand:
     """Folder for a page with pictures (report.html) and the complete report (inspection.json)."""
     page: str | None = None
     """File for the page alone, such as inspection.html."""
+    size: int | str | None = None
+    """Of the run that is estimated, as for imbdiff run: side in pixels, or height and width: 24x32. Default: chosen by
+    the images' sizes."""
+    resize: Literal["auto", "crop", "pad", "stretch"] = "auto"
+    """How images are brought to it."""
+    channels: Literal["auto", "grey", "colour"] = "auto"
+    """auto: grey where no image has a coloured pixel."""
     cost: bool = False
     """Also measure what a run with default options would cost: reads all images, takes a minute or so."""
     json: bool = False
@@ -279,7 +151,8 @@ class InspectCommand:
     def execute(self, command: str) -> None:
         from imbdiff.pipeline.inspection import inspect_any
 
-        inspect_any(self.source, cost=self.cost, out=self.out, page=self.page, as_json=self.json, command=command)
+        data = DataConfig(size=self.size, resize=self.resize, channels=self.channels)
+        inspect_any(self.source, data, cost=self.cost, out=self.out, page=self.page, as_json=self.json, command=command)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,11 +199,15 @@ class StudyCommand(StudyOptions):
     """Print errors only."""
 
     def execute(self, command: str) -> None:
-        from imbdiff.pipeline.study import study
+        from imbdiff.pipeline.folder import RunFolder
 
-        study(
-            self.run, StudyOptions(**_values(self, StudyOptions)), out=self.out, dry_run=self.dry_run, quiet=self.quiet
-        )
+        folder = RunFolder(Path(self.run))
+        folder.saved()  # refuses what is no run
+        options = StudyOptions(**_values(self, StudyOptions))
+        with nullcontext() if self.dry_run else held(folder):
+            from imbdiff.pipeline.study import study
+
+            study(self.run, options, out=self.out, dry_run=self.dry_run, quiet=self.quiet)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -473,7 +350,7 @@ def verb_options(verb: str) -> list[Option]:
     found += sweep_options() if verb == "sweep" else []
     if verb in GROUPS and verb != "train":
         groups = GROUPS[verb]
-        found += options_of(StageCommand).values()
+        found += options_of(STAGE_COMMANDS[verb]).values()
         found += [
             o for o in options_of(RunConfig).values() if o.name.rpartition(".")[0] in groups or o.name == "device"
         ]

@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from imbdiff.runtime.convert import convert
 from imbdiff.runtime.errors import ConfigError, nearest
 
 T = TypeVar("T")
@@ -41,12 +41,14 @@ class Group:
         for name, limit in _limits(type(self)).items():  # type: ignore[arg-type]
             given = getattr(self, name)
             for value in given if isinstance(given, tuple) else (given,):
-                if value is not None:
-                    self.refuse_unless(_within(value, limit), f"{name}={value!r} is not in {limit}")
+                sides = sides_of(value) if isinstance(value, str) and isinstance(limit, str) else (value,)
+                for one in () if value is None else sides:
+                    what = f"a value in {limit}" if isinstance(limit, str) else "one of " + ", ".join(map(str, limit))
+                    self.refuse_unless(_within(one, limit), f"{name}={value!r} is not in {limit}", f"give {what}")
 
-    def refuse_unless(self, condition: bool, message: str) -> None:
+    def refuse_unless(self, condition: bool, message: str, remedy: str) -> None:
         if not condition:
-            raise ConfigError(self.prefix + message, "correct this option")
+            raise ConfigError(self.prefix + message, remedy)
 
 
 @cache
@@ -72,15 +74,39 @@ def _within(value: Any, limit: str | tuple[str, ...]) -> bool:
     return above and (value <= high if limit[-1] == "]" else value < high)
 
 
+def sides_of(size: int | str) -> tuple[int, int]:
+    """(height, width) of a side, 32, or of both, "24x32".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    sides = str(size).lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
+        raise ConfigError(f"size {size!r} is no number of pixels", "give one, 32, or height and width, 24x32")
+    return int(sides[0]), int(sides[-1])
+
+
+def _short(size: int | str | None) -> int | str | None:
+    """A size as it is saved: 32 for "32x32"."""
+    if size is None:
+        return None
+    height, width = sides_of(size)
+    return height if height == width else f"{height}x{width}"
+
+
 @dataclass(frozen=True)
 class DataConfig(Group):
     """Which images, at which size, split how."""
 
     prefix = "data."
-    size: Annotated[int, "[4, 1024]"] | None = None
-    """Side in pixels to bring all images to. Default: as they are, up to 64."""
-    resize: Literal["crop", "pad", "stretch"] = "crop"
-    """Scale the short side and crop, or the long side and pad, or stretch."""
+    size: Annotated[int, "[4, 1024]"] | str | None = None
+    """Side in pixels to bring all images to, or height and width: 24x32. Default: chosen by their sizes: as they are,
+    up to 64; mixed sizes 32."""
+    resize: Literal["auto", "crop", "pad", "stretch"] = "auto"
+    """Scale the short side and crop, or the long side and pad, or stretch. auto: pad where cropping would cut off much,
+    otherwise crop."""
+    channels: Literal["auto", "grey", "colour"] = "auto"
+    """auto: grey where no image has a coloured pixel, however they are saved."""
     imbalance_factor: Positive | None = None
     """Cut a long tail: largest / smallest class count. Default: the benchmark's or none."""
     test_fraction: OpenShare = 0.2
@@ -92,6 +118,10 @@ class DataConfig(Group):
     augment: Literal["auto", "none", "mirror", "turns"] = "auto"
     """Changes that leave the meaning of images as it is, at random in all training: mirroring, or quarter turns too.
     auto: mirroring where the source is known to allow it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "size", _short(self.size))
 
 
 @dataclass(frozen=True)
@@ -137,6 +167,8 @@ class TrainConfig(Group):
     """Of all training. auto: bf16 on a GPU that has it, and from 16 pixels on a CPU with AMX; fp32 elsewhere."""
     checkpoint_images: Count | None = None
     """Images between checkpoints. Default: a twentieth of the run."""
+    keep_checkpoints: bool = False
+    """Keep all of them, not only the newest two: imbdiff sample RUN --checkpoint IMAGES --out FOLDER takes one."""
     preview_images: Natural | None = None
     """Images between preview grids, 0: none. Default: a fifth of the run."""
     watch_images: Natural = 0
@@ -149,8 +181,9 @@ class TrainConfig(Group):
         super().__post_init__()
         whole = self.batch_size % self.accumulate == 0
         self.refuse_unless(
-            whole, f"batch_size={self.batch_size} is not a multiple of train.accumulate={self.accumulate}"
-        )
+            whole, f"batch_size={self.batch_size} is not a multiple of train.accumulate={self.accumulate}",
+            f"give --train.batch_size {self.batch_size // self.accumulate * self.accumulate or self.accumulate}",
+        )  # fmt: skip
 
     @property
     def steps(self) -> int:
@@ -196,7 +229,9 @@ class SampleConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_unless(self.interval[0] <= self.interval[1], f"interval={self.interval} must be low <= high")
+        self.refuse_unless(
+            self.interval[0] <= self.interval[1], f"interval={self.interval} must be low <= high", "exchange them"
+        )
 
 
 @dataclass(frozen=True)
@@ -292,9 +327,12 @@ class ClassifyConfig(FitConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_unless(len(self.recipes) > 0, "recipes must name at least one recipe")
-        known = self.primary in self.synthetic
-        self.refuse_unless(known, f"primary={self.primary!r} is none of classify.synthetic={list(self.synthetic)}")
+        self.refuse_unless(len(self.recipes) > 0, "recipes must name at least one recipe", "name one: ce")
+        self.refuse_unless(
+            self.primary in self.synthetic,
+            f"primary={self.primary!r} is none of classify.synthetic={list(self.synthetic)}",
+            f"add it there, or give --classify.primary {next(iter(self.synthetic), 'ce')}",
+        )
 
 
 @dataclass(frozen=True)
@@ -329,10 +367,11 @@ class MeasureOptions(Group):
     efficientnet-lite0 (for colour photographs)."""
     inception_weights: str | None = None
     """File with the weights of FID's Inception network; with it, FID is computed."""
-    size: Annotated[int, "[4, 4096]"] | None = None
-    """Side in pixels to bring all images to. Default: as they are, or as of a reference folder."""
+    size: Annotated[int, "[4, 4096]"] | str | None = None
+    """Side in pixels to bring all images to, or height and width: 24x32. Default: as they are; of different ones that
+    of the synthetic images, or of a reference folder."""
     resize: Literal["crop", "pad", "stretch"] | None = None
-    """How to bring them to it. Default: crop, or as of a reference folder."""
+    """How to bring them to it. Default: as a run would, or as of a reference folder."""
     measures: tuple[str, ...] = ()
     """Measures of your own next to the built-in ones: module:PACKAGE.MODULE:NAME, or an entry point's name."""
     batch_size: Count = 256
@@ -371,7 +410,7 @@ class RunConfig(Group):
 
 
 #: options of training that change how it is watched, not what it aims at; they may differ on resume
-NOT_DECISIVE = ("checkpoint_images", "preview_images")
+NOT_DECISIVE = ("checkpoint_images", "keep_checkpoints", "preview_images")
 
 
 def override(config: T, values: Mapping[str, Any]) -> T:
@@ -422,61 +461,6 @@ def _replaced(config: T, values: Mapping[str, Any], where: str = "") -> T:
     for head, inner in groups.items():
         changed[head] = _replaced(known[head], inner, f"{where}{head}.")
     return dataclasses.replace(config, **changed)  # type: ignore[type-var]
-
-
-def convert(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the first of the types of `hint` that it fits: numbers, bool, str, None, Literal and tuples of them.
-
-    Text is read as a number where one is wanted. A whole number is taken for a float, and 2.0 for an int.
-
-    Raises:
-        ConfigError: it fits none; `name` is the option's.
-    """
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for kind in sorted(kinds, key=lambda kind: kind is not NoneType):
-        try:
-            return _as(value, kind)
-        except (TypeError, ValueError):
-            continue
-    raise ConfigError(f"{name}={value!r} is not valid", f"expected {describe_type(hint)}")
-
-
-def _as(value: Any, kind: Any) -> Any:
-    inner = get_args(kind)
-    if get_origin(kind) is Literal:
-        if value in inner:
-            return value
-    elif get_origin(kind) is tuple:
-        if isinstance(value, list | tuple):
-            kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-            return tuple(_as(v, k) for v, k in zip(value, kinds, strict=True))
-    elif kind is NoneType:
-        if value in (None, "None"):
-            return None
-    elif kind is bool:
-        if str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
-    elif isinstance(value, bool):  # no number, though Python has it so
-        pass
-    elif kind in (int, float):
-        number = float(value)
-        if kind is float:
-            return number
-        if number.is_integer():
-            return int(number) if abs(number) < 2**53 else int(value)
-    elif isinstance(value, kind):
-        return value
-    raise ValueError
-
-
-def describe_type(hint: Any) -> str:
-    """A type to print: "float", "sum or mean", "int or none"."""
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
-    if get_origin(hint) is tuple:
-        return " ".join("..." if kind is Ellipsis else describe_type(kind) for kind in get_args(hint))
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return " or ".join("none" if k is NoneType else getattr(k, "__name__", "") or describe_type(k) for k in kinds)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

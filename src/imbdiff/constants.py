@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
-from imbdiff.config import convert, describe_type
+from imbdiff.runtime.convert import convert, describe_type
 from imbdiff.runtime.errors import ConfigError, nearest
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imbdiff.config import RunConfig, override
-from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)
@@ -142,5 +142,5 @@ def preset(name: str) -> RunConfig:
         ConfigError: there is no such preset.
     """
     if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}", f"choose one of {', '.join(PRESETS)}")
+        raise ConfigError(f"unknown preset {name!r}", nearest(name, PRESETS, f"choose one of {', '.join(PRESETS)}"))
     return override(RunConfig(), {"preset": name, **PRESETS[name].overrides})

@@ -9,6 +9,7 @@ from typing import Any
 
 from imbdiff.arguments import POSITIONAL, Option, given, help_text, options_of
 from imbdiff.config import RunConfig, flatten, override, to_dict
+from imbdiff.running import COMMON
 from imbdiff.runtime.errors import ConfigError
 
 #: options of a run of which a sweep has several values
@@ -61,7 +62,8 @@ def start_sweep(words: Sequence[str]) -> str | None:
     named = options.get("preset", file.get("preset"))
     first = override(override(preset(named or "tiny"), file), options)
     if asked:
-        return help_text("sweep", (SweepCommand, RunConfig), flatten(to_dict(first)), hidden=SEVERAL)
+        groups = None if asked == "help-all" else ()
+        return help_text("sweep", (SweepCommand, RunConfig), flatten(to_dict(first)), groups, SEVERAL, COMMON)
     for method in own["methods"]:
         get_method(method)  # a wrong one before any image is read
     from imbdiff.data.sources import load
@@ -70,6 +72,6 @@ def start_sweep(words: Sequence[str]) -> str | None:
 
     opened, config = load(own["source"]), first
     if named is None:
-        config = override(override(default_config(opened, device=first.device), file), options)
+        config = override(override(default_config(opened, first.data, first.device), file), options)
     sweep(**own, config=config, opened=opened)
     return None

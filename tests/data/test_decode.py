@@ -190,19 +190,42 @@ def test_one_common_size_is_kept_up_to_64(size, shape):
     assert (f"{size[0]} x {size[1]}" in "".join(notes)) == (size != shape)
 
 
-def test_mixed_sizes_need_a_policy():
-    with pytest.raises(DataError) as error:
-        resolve({(28, 28): 3, (30, 20): 9}, None, "crop", "x")
-    assert "30 x 20" in error.value.message
-    assert "28 x 28" in error.value.message
-    assert "--data.size" in error.value.remedy
+@pytest.mark.parametrize(
+    ("sizes", "size", "policy", "shape", "chosen"),
+    [
+        ({(28, 28): 3, (30, 20): 9}, None, "auto", (20, 20), "pad"),  # three quarters would lose a third
+        ({(28, 28): 95, (28, 14): 4}, None, "auto", (28, 28), "crop"),  # fewer than one of twenty lose half
+        ({(28, 28): 94, (28, 14): 5}, None, "auto", (12, 12), "pad"),
+        ({(600, 450): 2, (450, 600): 1}, None, "auto", (32, 32), "crop"),  # a quarter is not more than a quarter
+        ({(640, 320): 2, (10, 10): 1}, 16, "auto", (16, 16), "pad"),
+        ({(640, 320): 2, (10, 10): 1}, "16x8", "auto", (16, 8), "pad"),  # now the square one would lose half
+        ({(640, 320): 2}, "16x8", "auto", (16, 8), "crop"),
+        ({(640, 320): 2, (10, 10): 1}, None, "stretch", (32, 32), "stretch"),
+        ({(640, 320): 2}, None, "auto", (64, 32), "crop"),
+        ({(28, 20): 7}, None, "auto", (28, 20), "crop"),
+    ],
+)
+def test_size_and_policy_are_chosen_by_the_sizes_and_said(sizes, size, policy, shape, chosen):
+    target, notes = resolve(sizes, size, policy, "x")
+    assert target == Target(*shape, chosen)
+    assert any("--data.size" in note for note in notes) == (size is None and (len(sizes) > 1 or max(max(sizes)) > 64))
+    # whatever was not asked for and differs from image to image is named, with its option
+    assert any("--data.resize" in note for note in notes) == (policy == "auto" and len(sizes) > 1)
+
+
+def test_a_size_that_is_asked_for():
     assert resolve({(28, 28): 3, (30, 20): 9}, (8, 12), "crop", "x")[0] == Target(8, 12, "crop")
 
 
-@pytest.mark.parametrize("size", [3, 0, -8, 8.0, "8", (8,), (8, 8, 8), (8, 2)])
+@pytest.mark.parametrize("size", [3, 0, -8, 8.0, "3", "8x", "x8", "8x8x8", "8 by 8", "8x2", (8,), (8, 8, 8), (8, 2)])
 def test_impossible_sizes(size):
-    with pytest.raises(ConfigError, match="image size"):
+    with pytest.raises(ConfigError, match="size"):
         parse_size(size)
+
+
+@pytest.mark.parametrize("size", [(24, 32), [24, 32], "24x32", "24X32", "24×32"])
+def test_sizes_that_are_not_square(size):
+    assert parse_size(size) == (24, 32)
 
 
 def test_impossible_policies_and_images():

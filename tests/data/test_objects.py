@@ -127,8 +127,6 @@ def test_items_of_every_kind_and_of_different_sizes(monkeypatch: pytest.MonkeyPa
     opened = as_source(items, "mine")
     assert opened.class_names == ("a", "b")
     assert opened.survey().sizes == {(4, 6): 3, (4, 4): 1}
-    with pytest.raises(DataError):
-        opened.read()
     found = opened.read(size=(4, 4)).images
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])

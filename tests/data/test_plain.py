@@ -44,8 +44,9 @@ def test_images_of_one_size_keep_it_however_large(tmp_path: Path) -> None:
     write(tmp_path / "mixed", 1, size=(20, 20))
     write(tmp_path / "mixed/a", 1, size=(30, 30))
     write(tmp_path / "mixed/b", 1, size=(20, 20))
-    with pytest.raises(DataError, match="size"):
-        read_any(tmp_path / "mixed")
+    assert read_any(tmp_path / "mixed").images.shape == (20, 20, 3)
+    assert read_any(tmp_path / "mixed", otherwise=(9, 12)).images.shape == (9, 12, 3)
+    assert read_any(tmp_path / "big", otherwise=(9, 12)).images.shape == (80, 100, 3)
 
 
 def test_splits_default_to_test_and_can_be_asked_for(tmp_path: Path) -> None:

@@ -182,7 +182,8 @@ def test_reference_of_other_weights_or_altered_is_refused(tmp_path: Path) -> Non
     record: dict[str, Any] = json.loads((folder / "reference.json").read_text())
     for key, value in (
         ("labels", record["labels"][:-1]), ("labels", [9] * 50), ("format", 2), ("shape", None), ("shape", [8, 8]),
-        ("shape", ["8", "8", "1"]), ("extractors", [1]), ("extractors", {"a": {}}), ("size", "8"), ("hashes", [1] * 50),
+        ("shape", ["8", "8", "1"]), ("extractors", [1]), ("extractors", {"a": {}}), ("size", "8 wide"),
+        ("hashes", [1] * 50),
     ):  # fmt: skip
         (folder / "reference.json").write_text(json.dumps({**record, key: value}))
         with pytest.raises(DataError, match="no usable reference"):

@@ -74,7 +74,7 @@ def plain() -> RunConfig:
 def drawn(source: str, tmp_path_factory: pytest.TempPathFactory, plain: RunConfig) -> Path:
     """A run that drew its images, without curation."""
     folder = tmp_path_factory.mktemp("drawn") / "run"
-    run(source, folder, plain, wanted=("train", "sample"), quiet=True)
+    run(source, folder, plain, wanted=("train", "sample"), quiet=True, replace=True)
     return folder
 
 
@@ -83,7 +83,7 @@ def chosen(source: str, drawn: Path, tmp_path_factory: pytest.TempPathFactory, p
     """The same run, with twice the candidates and a policy; measured and compared."""
     folder = tmp_path_factory.mktemp("chosen") / "run"
     shutil.copytree(drawn, folder)
-    run(source, folder, override(plain, POLICY), quiet=True)
+    run(source, folder, override(plain, POLICY), quiet=True, replace=True)
     return folder
 
 
@@ -104,7 +104,7 @@ def test_without_a_policy_there_is_no_stage_and_all_images_are_given_in_order(
     source: str, drawn: Path, plain: RunConfig
 ) -> None:
     before = files(drawn, "**/*.png", "stages.json", "samples/*.json")
-    run(source, drawn, plain, wanted=("train", "sample", "curate"), quiet=True)
+    run(source, drawn, plain, wanted=("train", "sample", "curate"), quiet=True, replace=True)
     assert files(drawn, "**/*.png", "stages.json", "samples/*.json") == before
     assert not (drawn / "curation").exists()
     opened, prepared = open_run(drawn)
@@ -154,20 +154,20 @@ def test_the_same_again_is_skipped_and_a_lost_manifest_is_made_again(
     assert "curate: done before, skipped" in capsys.readouterr().out
     assert files(copy, "**/*.png", "curation/*", "metrics.json", "classifier/*", "stages.json") == before
     (copy / "curation" / "manifest.json").unlink()
-    run(source, copy, config, wanted=("curate",), quiet=True)
+    run(source, copy, config, wanted=("curate",), quiet=True, replace=True)
     assert files(copy, "curation/*") == {k: v for k, v in before.items() if k.startswith("curation")}
-    assert "evaluate" not in stages_of(copy)  # taken back, and done anew when asked for
+    assert {"evaluate", "classify"} <= set(stages_of(copy))  # it is the same choice
 
 
 def test_another_policy_takes_back_what_was_built_on_the_old_one(source: str, copy: Path, plain: RunConfig) -> None:
-    assert main(["curate", str(copy), "--curate.policy", "confident=0.3", "--quiet"]) == 0
+    assert main(["curate", "--replace", str(copy), "--curate.policy", "confident=0.3", "--quiet"]) == 0
     assert set(stages_of(copy)) == {"data", "train", "sample", "curate"}
     manifest = manifest_of(copy)
     assert manifest["policy"] == "confident=0.3"
     assert all(row["probability"] >= 0.3 for row in manifest["images"] if row["kept"])
     assert len(list((copy / "curation").glob("*.safetensors"))) == 1  # the classifier was not trained again
     # back to none, with one candidate per image: all as before there was curation
-    run(source, copy, plain, wanted=("sample", "curate"), quiet=True)
+    run(source, copy, plain, wanted=("sample", "curate"), quiet=True, replace=True)
     assert "curate" not in stages_of(copy)
     opened, prepared = open_run(copy)
     assert opened.synthetic(prepared) is not None
@@ -183,7 +183,7 @@ def test_more_candidates_extend_the_fewer_and_are_the_images_of_a_fresh_draw(
     shutil.copytree(drawn, fresh)
     shutil.rmtree(fresh / "samples")
     config = override(plain, {"curate.candidates": 2.0})
-    run(source, fresh, config, wanted=("sample", "curate"), quiet=True)
+    run(source, fresh, config, wanted=("sample", "curate"), quiet=True, replace=True)
     assert files(fresh, "samples/**/*.png") == many
     # under the policy none the first ones are kept: those of a single draw, in the same order
     opened, prepared = open_run(fresh)
@@ -196,16 +196,16 @@ def test_more_candidates_extend_the_fewer_and_are_the_images_of_a_fresh_draw(
     assert kept.fingerprint == alone.fingerprint
     assert not list((fresh / "curation").glob("*.safetensors"))
     # and fewer again
-    run(source, fresh, plain, wanted=("sample", "curate"), quiet=True)
+    run(source, fresh, plain, wanted=("sample", "curate"), quiet=True, replace=True)
     assert files(fresh, "samples/**/*.png") == few
 
 
 def test_a_larger_draw_is_for_the_verb_sample(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(copy, "**/*.png", "curation/*", "config.yaml")
-    assert main(["curate", str(copy), "--curate.candidates", "3"]) == 2
+    assert main(["curate", "--replace", str(copy), "--curate.candidates", "3"]) == 2
     assert f"imbdiff sample {copy} --curate.candidates 3" in capsys.readouterr().err
     assert files(copy, "**/*.png", "curation/*", "config.yaml") == before
-    assert main(["sample", str(copy), "--curate.candidates", "1.5", "--quiet"]) == 0
+    assert main(["sample", "--replace", str(copy), "--curate.candidates", "1.5", "--quiet"]) == 0
     manifest = manifest_of(copy)
     wanted = manifest["counts"]["wanted"]
     assert manifest["counts"]["candidates"] == [-(-3 * n // 2) for n in wanted]
@@ -225,9 +225,9 @@ def test_samples_that_were_not_chosen_among_are_not_used(source: str, copy: Path
     with pytest.raises(RunError, match=r"not been chosen among yet[\s\S]*imbdiff curate"):
         opened.synthetic(prepared)
     with pytest.raises(RunError, match="not been chosen among"):
-        run(source, copy, override(plain, POLICY), wanted=("evaluate",), quiet=True)
+        run(source, copy, override(plain, POLICY), wanted=("evaluate",), quiet=True, replace=True)
     before = files(copy, "curation/*")
-    run(source, copy, override(plain, POLICY), wanted=("curate",), quiet=True)
+    run(source, copy, override(plain, POLICY), wanted=("curate",), quiet=True, replace=True)
     assert files(copy, "curation/*") == before
     assert opened.synthetic(prepared) is not None
 
@@ -255,7 +255,7 @@ def test_samples_that_do_not_fit_the_options_are_refused(
     copied = tmp_path / "copied"
     shutil.copytree(drawn, copied)
     with pytest.raises(RunError, match=r"images, the options ask for \d+ candidates"):
-        run(source, copied, override(plain, {"curate.candidates": 3.0}), wanted=("curate",), quiet=True)
+        run(source, copied, override(plain, {"curate.candidates": 3.0}), wanted=("curate",), quiet=True, replace=True)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_a_dry_run_measures_the_precision_that_is_asked_for(
 
 def test_everything_dropped_is_said_and_not_filled_up(source: str, copy: Path, plain: RunConfig) -> None:
     strict = override(plain, {**POLICY, "curate.policy": "confident=0.999999"})
-    run(source, copy, strict, wanted=("curate", "evaluate", "report"), quiet=True)
+    run(source, copy, strict, wanted=("curate", "evaluate", "report"), quiet=True, replace=True)
     manifest = manifest_of(copy)
     assert sum(manifest["counts"]["kept"]) < sum(manifest["counts"]["wanted"])
     assert "a larger --curate.candidates" in manifest["warnings"][0]
@@ -362,13 +362,13 @@ def test_a_choice_by_a_classifier_of_other_options_is_not_used(
     for change in ({"classify.seeds": 3}, {"classify.synthetic_weight": 0.5}, {"classify.recipes": ["ce", "focal"]}):
         opened, prepared = Run(RunFolder(copy), source, override(config, change)), open_run(copy)[1]
         assert opened.curated(prepared) is not None
-    assert main(["curate", str(copy), "--classify.seeds", "4"]) == 2
+    assert main(["curate", "--replace", str(copy), "--classify.seeds", "4"]) == 2
     assert "--classify.seeds" in capsys.readouterr().err
     assert state(copy) == before
-    assert main(["classify", str(copy)]) == 0
+    assert main(["classify", "--replace", str(copy)]) == 0
     assert "classify: done before, skipped" in capsys.readouterr().out
     # the command that the message names
-    assert main(["curate", str(copy), "--classify.steps", "60", "--classify.lr", "0.05", "--quiet"]) == 0
+    assert main(["curate", "--replace", str(copy), "--classify.steps", "60", "--classify.lr", "0.05", "--quiet"]) == 0
     assert manifest_of(copy)["classifier"]["plan"]["steps"] == 60
     assert manifest_of(copy)["classifier"]["plan"]["lr"] == 0.05
     assert set(stages_of(copy)) == {"data", "train", "sample", "curate"}
@@ -376,7 +376,7 @@ def test_a_choice_by_a_classifier_of_other_options_is_not_used(
     assert opened.config.classify.steps == 60
     assert opened.synthetic(prepared) is not None
     # a whole run chooses again by itself
-    run(source, copy, config, wanted=("curate",), quiet=True)
+    run(source, copy, config, wanted=("curate",), quiet=True, replace=True)
     assert manifest_of(copy)["classifier"]["plan"]["steps"] == 40
 
 
@@ -401,8 +401,8 @@ def test_a_policy_that_the_data_refuse_leaves_the_run_as_it_was(
         return found
 
     monkeypatch.setattr(choice, "score", without_zones)
-    assert main(["curate", str(copy), "--curate.policy", "in-distribution"]) == 2
+    assert main(["curate", "--replace", str(copy), "--curate.policy", "in-distribution"]) == 2
     assert "no class has two different training images" in capsys.readouterr().err
     assert state(copy) == before
-    assert main(["curate", str(copy)]) == 0
+    assert main(["curate", "--replace", str(copy)]) == 0
     assert "curate: done before, skipped" in capsys.readouterr().out

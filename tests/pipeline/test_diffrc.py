@@ -266,7 +266,7 @@ def test_sampling_again_with_a_guide_that_there_is_none_of_is_refused(
     config = config_of("ddpm")
     RunFolder(tmp_path).save_config("digits", config)
     before = (tmp_path / "config.yaml").read_bytes()
-    assert cli.main(["sample", str(tmp_path), "--sample.guidance", "prototype"]) != 0
+    assert cli.main(["sample", "--replace", str(tmp_path), "--sample.guidance", "prototype"]) != 0
     assert "the method ddpm trains none" in capsys.readouterr().err
     assert (tmp_path / "config.yaml").read_bytes() == before
 

@@ -133,6 +133,24 @@ def test_sets_that_do_not_belong_together_are_refused(tmp_path: Path, how: str, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("grey", ["fake", "real"])
+def test_grey_images_are_compared_with_colour_as_if_saved_in_colour(tmp_path: Path, grey: str) -> None:
+    sets: dict[str, Any] = {"fake": _digits(40, 0), "real": _digits(40, 1)}
+    colour = {k: ImageSet(x.images.repeat(3, -1), x.labels, x.class_names) for k, x in sets.items()}
+    wanted = evaluate_any(colour["fake"], colour["real"], how=QUIET)
+    found = evaluate_any(**{("fake" if k == "fake" else "reference"): (sets if k == grey else colour)[k] for k in sets},
+                         how=QUIET)  # fmt: skip
+    assert json.dumps(found["numbers"], default=str) == json.dumps(wanted["numbers"], default=str)
+
+
+def test_references_of_mixed_sizes_get_the_size_of_the_synthetic_images(tmp_path: Path) -> None:
+    real = _write(_digits(40, 1), tmp_path / "real")
+    first = next(real.rglob("*.png"))
+    Image.open(first).resize((20, 20)).save(first)
+    found = evaluate_any(_digits(40, 0), real, how=QUIET)
+    assert found["numbers"]
+
+
 def test_missing_weights_are_said_before_any_long_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,7 +390,7 @@ def test_mixed_sizes_name_an_option_that_evaluate_takes(tmp_path: Path, capsys: 
             Image.fromarray(x).save(tmp_path / name / f"{i}.png")
     words = ["evaluate", str(tmp_path / "fake"), "--reference", str(tmp_path / "real"), "--out", str(tmp_path / "o"),
              "--extractor", "raw-pixels"]  # fmt: skip
-    assert main(words) == 2
-    advice = capsys.readouterr().err.partition("->")[2].partition("(")[0].split()
-    option = advice[advice.index("--size") :][:2]
-    assert main([*words, *option]) == 0
+    assert main(words) == 0
+    assert "--data.size N or HxW" in capsys.readouterr().out
+    assert main([*words[:-3], str(tmp_path / "p"), *words[-2:], "--data.size", "8x12"]) == 0
+    assert "8x12x1" in capsys.readouterr().out

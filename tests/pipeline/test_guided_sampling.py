@@ -96,7 +96,7 @@ def test_autoguidance_and_scales_by_group_change_the_images_they_name(
     """Of digits at factor 20 the classes 5 to 9 are filled: 5 and 6 are medium, the others few."""
     plain = {}
     for omega in ("0", "0,few=2"):
-        assert main(["sample", str(run), "--sample.guidance.omega", omega, "--quiet"]) == 0
+        assert main(["sample", "--replace", str(run), "--sample.guidance.omega", omega, "--quiet"]) == 0
         plain[omega] = images(run)
     of = json.loads((run / "samples" / "manifest.json").read_text())
     assert of["constants"] == {"classifier-free.omega": "0,few=2"}
@@ -106,24 +106,24 @@ def test_autoguidance_and_scales_by_group_change_the_images_they_name(
         changed = plain["0,few=2"][file] != before
         assert changed == (group[Path(file).parent.name] == "few"), file
     weak = ["--sample.guidance", "autoguidance", "--sample.guidance.omega", "0.5"]
-    assert main(["sample", str(run), *weak, "--quiet"]) == 0
+    assert main(["sample", "--replace", str(run), *weak, "--quiet"]) == 0
     assert images(run) != plain["0"]
     page = (run / "report.html").read_text()
     assert "guidance: autoguidance 0.5" in page
 
 
 def test_entropy_guidance_takes_the_working_classifier(run: Path) -> None:
-    assert main(["sample", str(run), "--sample.guidance.omega", "0", "--quiet"]) == 0
+    assert main(["sample", "--replace", str(run), "--sample.guidance.omega", "0", "--quiet"]) == 0
     before = images(run)
     guided = ["--sample.guidance", "entropy+classifier-free", "--sample.guidance.entropy.scale", "0.5", "--quiet"]
-    assert main(["sample", str(run), "--sample.guidance.omega", "0", *guided]) == 0
+    assert main(["sample", "--replace", str(run), "--sample.guidance.omega", "0", *guided]) == 0
     assert images(run) != before
     assert list((run / "curation").glob("working-*.safetensors"))
 
 
 def test_boost_and_skip_are_options(run: Path) -> None:
     before = images(run)
-    assert main(["sample", str(run), "--sample.boost", "2", "--sample.skip", "0.2", "--quiet"]) == 0
+    assert main(["sample", "--replace", str(run), "--sample.boost", "2", "--sample.skip", "0.2", "--quiet"]) == 0
     assert images(run) != before
     assert json.loads((run / "samples" / "manifest.json").read_text())["boost"] == 2.0
 
@@ -157,14 +157,16 @@ def test_wrong_guidance_is_refused_and_nothing_is_lost(
 
 
 def test_a_guidance_with_a_hyphen_and_a_later_value_can_be_set(run: Path) -> None:
-    guided = ["sample", str(run), "--sample.guidance", "autoguidance+classifier-free", "--quiet"]
+    guided = ["sample", "--replace", str(run), "--sample.guidance", "autoguidance+classifier-free", "--quiet"]
     more = ["--sample.guidance.classifier-free.omega", "0.5", "--sample.guidance.autoguidance.omega", "0.2"]
     assert main([*guided, *more]) == 0
     found = json.loads((run / "samples" / "manifest.json").read_text())["constants"]
     assert found == {"autoguidance.omega": 0.2, "classifier-free.omega": 0.5}
-    assert main(["sample", str(run), "--sample.guidance.autoguidance.omega", "0.3", "--quiet"]) == 0
+    assert main(["sample", "--replace", str(run), "--sample.guidance.autoguidance.omega", "0.3", "--quiet"]) == 0
     assert json.loads((run / "samples" / "manifest.json").read_text())["constants"]["autoguidance.omega"] == 0.3
-    assert main(["sample", str(run), "--sample.guidance", "none", "--quiet"]) == 0, "its constants go with a guidance"
+    assert main(["sample", "--replace", str(run), "--sample.guidance", "none", "--quiet"]) == 0, (
+        "its constants go with a guidance"
+    )
 
 
 def test_images_of_entropy_guidance_depend_on_the_working_classifier(run: Path) -> None:

@@ -70,7 +70,8 @@ def test_unusable_files_are_said_and_a_class_without_images_is_refused(tmp_path:
     (tmp_path / "a" / "000.png").write_bytes(b"")
     estimate = run_estimate(examine(tmp_path))
     assert sum(estimate["training"]) + estimate["test"] + estimate["validation"] == 14
-    assert "a run refuses them" in estimate["rows"][-1][1]
+    assert "would refuse" in estimate["rows"][0][0]
+    assert "1 unusable file" in estimate["rows"][0][1]
     for file in (tmp_path / "b").iterdir():
         file.write_bytes(b"junk")
     assert run_estimate(examine(tmp_path))["refused"] == "no usable training image of b"

@@ -48,9 +48,9 @@ def test_a_killed_resampling_is_made_good_by_either_command(copy, monkeypatch) -
     other = override(config, {"sample.guidance.omega": 3.0})
     monkeypatch.setattr(samples, "generate_batches", dies)
     with pytest.raises(KilledError):
-        run("digits", folder, other, wanted=("sample",), quiet=True)
+        run("digits", folder, other, wanted=("sample",), quiet=True, replace=True)
     monkeypatch.undo()
-    run("digits", folder, config, wanted=("sample",), quiet=True)
+    run("digits", folder, config, wanted=("sample",), quiet=True, replace=True)
     assert files(folder, "samples/**/*") == original
     assert not list(folder.glob(".*.old"))
 
@@ -61,7 +61,14 @@ def test_a_page_never_shows_old_numbers_beside_new_images(copy) -> None:  # type
     before = opened.report_data(prepared)
     assert before.metrics is not None
     assert before.classifier is not None
-    run("digits", folder, override(config, {"sample.guidance.omega": 3.0}), wanted=("sample", "report"), quiet=True)
+    run(
+        "digits",
+        folder,
+        override(config, {"sample.guidance.omega": 3.0}),
+        wanted=("sample", "report"),
+        quiet=True,
+        replace=True,
+    )
     opened, prepared = open_run(folder)
     after = opened.report_data(prepared)
     assert after.metrics is None
@@ -84,7 +91,7 @@ def test_a_lost_output_is_made_again(copy, lost: str, wanted: tuple[str, ...]) -
     folder, config = copy
     content = (folder / lost).read_bytes()
     (folder / lost).unlink()
-    run("digits", folder, config, wanted=wanted, quiet=True)
+    run("digits", folder, config, wanted=wanted, quiet=True, replace=True)
     assert (folder / lost).read_bytes() == content
 
 
@@ -93,7 +100,7 @@ def test_an_image_without_its_bytes_is_drawn_again(copy) -> None:  # type: ignor
     original = files(folder, "samples/**/*")
     (folder / "samples" / "manifest.json").unlink()
     next(iter(sorted((folder / "samples").rglob("*.png")))).write_bytes(b"")
-    run("digits", folder, config, wanted=("sample",), quiet=True)
+    run("digits", folder, config, wanted=("sample",), quiet=True, replace=True)
     assert files(folder, "samples/**/*") == original
 
 
@@ -101,7 +108,7 @@ def test_debris_of_killed_commands_is_swept(copy) -> None:  # type: ignore[no-un
     folder, config = copy
     (folder / "samples" / ".x.png.77.partial").write_bytes(b"half")
     (folder / "checkpoints" / "target" / ".ckpt-1.77.partial").mkdir()
-    run("digits", folder, config, wanted=("report",), quiet=True)
+    run("digits", folder, config, wanted=("report",), quiet=True, replace=True)
     assert not list(folder.rglob("*.partial"))
 
 
@@ -110,9 +117,9 @@ def test_a_verb_takes_the_options_of_its_stage_only(copy, capsys: pytest.Capture
     before = files(folder, "*")
     assert main(["report", str(folder), "--sample.guidance.omega", "9"]) == 2
     assert "--sample.guidance.omega" in capsys.readouterr().err
-    assert main(["sample", str(folder), "--train.images", "5"]) == 2
+    assert main(["sample", "--replace", str(folder), "--train.images", "5"]) == 2
     assert files(folder, "*") == before
-    assert main(["sample", "--sample.guidance.omega", "2", str(folder), "--quiet"]) == 0, (
+    assert main(["sample", "--replace", "--sample.guidance.omega", "2", str(folder), "--quiet"]) == 0, (
         "options may stand before the folder"
     )
 
@@ -133,7 +140,7 @@ def test_a_refused_option_writes_and_forgets_nothing(
 ) -> None:  # type: ignore[no-untyped-def]
     folder, _ = copy
     before, config = state(folder), (folder / "config.yaml").stat()
-    assert main(["classify", str(folder), *options]) == 2
+    assert main(["classify", "--replace", str(folder), *options]) == 2
     assert message in capsys.readouterr().err
     assert state(folder) == before
     assert (folder / "config.yaml").stat().st_mtime_ns == config.st_mtime_ns
@@ -153,11 +160,12 @@ def refuses(*_: object, **__: object) -> None:
 
 
 def test_what_was_finished_before_a_refusal_stays_with_its_options(copy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    folder, config = copy
+    folder, _ = copy
+    config = RunFolder(folder).saved()[1]  # with what was decided by the images
     marks = RunFolder(folder).stages()
     changed = override(config, {"sample.guidance.omega": 3.0, "curate.candidates": 2.0, "classify.steps": 7})
     with pytest.raises(RunError, match="not been chosen among"):
-        run("digits", folder, changed, wanted=("sample", "classify"), quiet=True)
+        run("digits", folder, changed, wanted=("sample", "classify"), quiet=True, replace=True)
     kept = RunFolder(folder).stages()
     assert set(kept) == {"data", "train", "sample"}  # what was measured was of other images
     assert kept["train"] == marks["train"]
@@ -165,12 +173,12 @@ def test_what_was_finished_before_a_refusal_stays_with_its_options(copy, monkeyp
     saved = RunFolder(folder).saved()[1]
     assert saved == with_all_constants(override(config, {"sample.guidance.omega": 3.0, "curate.candidates": 2.0}))
     # evaluation and comparison do not build on each other
-    run("digits", folder, saved, wanted=("curate", "classify"), quiet=True)
+    run("digits", folder, saved, wanted=("curate", "classify"), quiet=True, replace=True)
     marks = RunFolder(folder).stages()
     monkeypatch.setattr(recognising, "classify_run", refuses)
     changed = override(saved, {"evaluate.cas": False, "classify.steps": 7})
     with pytest.raises(DataError, match="are not compared"):
-        run("digits", folder, changed, wanted=("evaluate", "classify"), quiet=True)
+        run("digits", folder, changed, wanted=("evaluate", "classify"), quiet=True, replace=True)
     kept = RunFolder(folder).stages()
     assert {name: kept[name] for name in marks} == marks
     assert "evaluate" in kept
@@ -178,17 +186,25 @@ def test_what_was_finished_before_a_refusal_stays_with_its_options(copy, monkeyp
 
 
 def test_a_drawing_that_is_refused_on_its_way_is_not_finished(copy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    folder, config = copy
+    folder, _ = copy
+    config = RunFolder(folder).saved()[1]  # with what was decided by the images
     original = files(folder, "samples/**/*")
     monkeypatch.setattr(samples, "generate_batches", refuses)
     with pytest.raises(DataError):
-        run("digits", folder, override(config, {"sample.guidance.omega": 3.0}), wanted=("sample",), quiet=True)
+        run(
+            "digits",
+            folder,
+            override(config, {"sample.guidance.omega": 3.0}),
+            wanted=("sample",),
+            quiet=True,
+            replace=True,
+        )
     monkeypatch.undo()
     assert set(RunFolder(folder).stages()) == {"data", "train"}
     assert RunFolder(folder).saved()[1] == with_all_constants(config)
     opened, prepared = open_run(folder)
     assert opened.report_data(prepared).metrics is None
-    run("digits", folder, config, wanted=("sample",), quiet=True)
+    run("digits", folder, config, wanted=("sample",), quiet=True, replace=True)
     assert files(folder, "samples/**/*") == original
 
 
@@ -204,7 +220,7 @@ def test_images_of_another_run_are_refused(copy, tmp_path: Path, capsys) -> None
         said = capsys.readouterr().err
         assert f"the images in {folder / 'samples'} are not those of this run" in said
         assert f"run `imbdiff sample {folder}`" in said
-    run("digits", folder, config, wanted=("sample",), quiet=True)
+    run("digits", folder, config, wanted=("sample",), quiet=True, replace=True)
     assert files(folder, "samples/**/*") == original
 
 
@@ -241,13 +257,13 @@ def test_a_run_can_be_continued_from_another_folder(tmp_path: Path, monkeypatch,
     run("images", "run", plain, wanted=("train",), quiet=True)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert main(["sample", "../run", "--quiet"]) == 0
+    assert main(["sample", "--replace", "../run", "--quiet"]) == 0
 
 
 def test_the_repeat_command_gives_the_same_configuration(finished, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     import shlex
 
-    from imbdiff.cli import read_run
+    from imbdiff.running import read_run
 
     for more in (
         {},
@@ -255,7 +271,8 @@ def test_the_repeat_command_gives_the_same_configuration(finished, tmp_path: Pat
     ):
         config = override(finished[1], {"sample.strategy": "1=99", **more})
         line = shlex.split(repeat_command("digits", tmp_path / "x y", config))
-        parsed, options, _ = read_run("run", line[2:])
+        asked = read_run("run", line[2:])
+        parsed, options = asked.command, asked.first
         assert with_all_constants(options) == with_all_constants(config)
         assert options.constants == config.constants
     assert parsed.out == str(tmp_path / "x y")
@@ -264,7 +281,7 @@ def test_the_repeat_command_gives_the_same_configuration(finished, tmp_path: Pat
 def test_harmless_options_may_change_on_a_finished_run(copy) -> None:  # type: ignore[no-untyped-def]
     folder, config = copy
     weights = files(folder, "model/*")
-    run("digits", folder, override(config, {"train.preview_images": 32}), quiet=True)
+    run("digits", folder, override(config, {"train.preview_images": 32}), quiet=True, replace=True)
     assert files(folder, "model/*") == weights
 
 

@@ -106,6 +106,7 @@ def test_other_sizes_and_colours_are_brought_to_the_run(once, digits, tmp_path, 
     images = tmp_path / "new"
     images.mkdir()
     wide = Image.fromarray(digits[7][..., 0]).resize((40, 24)).convert("RGB")
+    wide.putpixel((0, 0), (9, 0, 0))  # cut off below
     wide.save(images / "wide.png")
     Image.fromarray(digits[7][..., 0]).save(images / "own.png")
     out = tmp_path / "table.csv"

@@ -75,7 +75,7 @@ def test_a_lost_image_is_drawn_again_and_is_the_same(finished: tuple[Path, RunCo
     (folder / "stages.json").write_text(
         json.dumps({k: v for k, v in json.loads((folder / "stages.json").read_text()).items() if k != "sample"})
     )
-    run("digits", folder, config, wanted=("sample",), quiet=True)
+    run("digits", folder, config, wanted=("sample",), quiet=True, replace=True)
     assert files(folder, "samples/**/*") == before
 
 
@@ -85,7 +85,7 @@ def test_an_altered_image_is_noticed(finished: tuple[Path, RunConfig]) -> None:
     original = victim.read_bytes()
     victim.write_bytes(samples.encode_png(np.zeros((8, 8, 1), np.uint8)))
     with pytest.raises(RunError, match="was altered since it was generated"):
-        run("digits", folder, config, wanted=("report",), quiet=True)
+        run("digits", folder, config, wanted=("report",), quiet=True, replace=True)
     victim.write_bytes(original)
 
 
@@ -104,7 +104,7 @@ def test_a_run_with_other_options_is_refused_and_untouched(
     folder, config = finished
     before = files(folder, "**/*.json", "config.yaml", "model/*", "samples/**/*.png")
     with pytest.raises(RunError, match=message):
-        run("digits", folder, override(config, change), quiet=True)
+        run("digits", folder, override(config, change), quiet=True, replace=True)
     assert files(folder, "**/*.json", "config.yaml", "model/*", "samples/**/*.png") == before
 
 
@@ -113,7 +113,7 @@ def test_a_run_folder_of_other_data_is_refused_and_untouched(finished: tuple[Pat
     source = write_tree(tmp_path / "images", {"a": 40, "b": 40})
     before = files(folder, "**/*.json", "config.yaml", "model/*", "samples/**/*.png")
     with pytest.raises(RunError, match="is of other data"):
-        run(source, folder, config, quiet=True)
+        run(source, folder, config, quiet=True, replace=True)
     assert files(folder, "**/*.json", "config.yaml", "model/*", "samples/**/*.png") == before
 
 
@@ -129,7 +129,14 @@ def test_other_sampling_options_draw_anew_in_the_same_run(finished: tuple[Path, 
 
     copy = tmp_path / "copy"
     shutil.copytree(finished[0], copy)
-    run("digits", copy, override(finished[1], {"sample.guidance.omega": 2.0}), wanted=("sample",), quiet=True)
+    run(
+        "digits",
+        copy,
+        override(finished[1], {"sample.guidance.omega": 2.0}),
+        wanted=("sample",),
+        quiet=True,
+        replace=True,
+    )
     assert files(copy, "model/*") == files(finished[0], "model/*")
     assert files(copy, "samples/**/*.png") != files(finished[0], "samples/**/*.png")
 
@@ -184,7 +191,8 @@ def test_continuing_from_a_saved_model_and_refusing_one_that_does_not_fit(
 
 def test_a_finished_run_can_be_opened_from_python(finished: tuple[Path, RunConfig]) -> None:
     opened, prepared = open_run(finished[0])
-    assert opened.config == with_all_constants(finished[1])
+    decided = {"size": 8, "resize": "crop", "channels": "grey", "augment": "none"}
+    assert opened.config == override(with_all_constants(finished[1]), {"data": decided})
     synthetic = opened.synthetic(prepared)
     assert synthetic is not None
     assert synthetic.shape == (8, 8, 1)

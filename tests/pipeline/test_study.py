@@ -118,7 +118,10 @@ def test_the_pool_begins_with_the_runs_own_samples_and_what_it_adds_is_what_the_
         int(np.ceil(1.5 * max(0, round(0.3 * top) - n))) for n in largest
     ]
     assert first_of(pool, np.bincount(before.labels, minlength=10)).fingerprint == before.fingerprint
-    assert main(["sample", str(copied), "--sample.strategy", "0.3", "--curate.candidates", "1.5", "--quiet"]) == 0
+    assert (
+        main(["sample", "--replace", str(copied), "--sample.strategy", "0.3", "--curate.candidates", "1.5", "--quiet"])
+        == 0
+    )
     assert load_samples(copied / "samples", shape, names).fingerprint == pool.fingerprint
 
 

@@ -63,4 +63,4 @@ def test_the_control_is_used_where_its_network_was_kept() -> None:
     told = answer(found("hurt", kept=[]), "RUN")
     assert told is not None
     assert "balanced softmax" in told.next
-    assert told.command == "imbdiff curate RUN --curate.policy agreement"
+    assert told.command == "imbdiff curate RUN --curate.policy agreement --replace"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from imbdiff.arguments import given
-from imbdiff.cli import COMMANDS, GROUPS, RunCommand, StageCommand, TrainCommand
+from imbdiff.cli import COMMANDS, GROUPS, STAGE_COMMANDS, RunCommand, TrainCommand
 from imbdiff.config import RunConfig, flatten, override, to_dict
 from imbdiff.pipeline.folder import repeat_command
 from imbdiff.presets import PRESETS, preset
@@ -31,7 +31,7 @@ def taken(line: str) -> dict[str, Any]:
     if verb in ("run", "train"):
         kinds: tuple[Any, ...] = (RunCommand if verb == "run" else TrainCommand, RunConfig)
     elif verb in GROUPS:
-        kinds = (StageCommand, RunConfig)
+        kinds = (STAGE_COMMANDS[verb], RunConfig)
     else:
         kinds = (COMMANDS[verb],)
     return given(verb, words, *kinds)[0]

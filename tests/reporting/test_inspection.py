@@ -60,7 +60,6 @@ def test_everything_that_was_found_is_on_the_page(damaged: str) -> None:
         "“train2”: this looks like the name of a split, not of a class",
         "12 × 40",
         "imbdiff run",
-        "--data.size 12",
         "imbdiff inspect 'a b'",
         "a run would sample",
         "Effective number of images",

@@ -13,7 +13,7 @@ import imbdiff
 from imbdiff.config import override
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.log import JsonLog, check_trackers
-from imbdiff.runtime.progress import Progress
+from imbdiff.runtime.progress import SHORT, Progress
 from tests.pipeline.conftest import SMALL
 
 
@@ -77,13 +77,33 @@ def test_a_log_is_cut_back_and_goes_on(tmp_path: Path) -> None:
 def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("train", 100, start=20, every=0) as progress:
         progress.update(60, "loss 0.5")
-    first, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("train: 60 of 100 images, ")
-    assert " left, loss 0.5" in first
-    assert last.startswith("train: 60 of 100")
+    (line,) = capsys.readouterr().err.splitlines()  # its end does not say the same again
+    assert line.startswith("train: 60 of 100 images, ")
+    assert " left, loss 0.5" in line
+    with Progress("sample", 100, every=0) as progress:
+        progress.update(60)
+        progress.every = 1e9
+        progress.update(100)
+    assert len(capsys.readouterr().err.splitlines()) == (1 if SHORT > 0 else 2)  # the end of short work is not said
     with Progress("train", 100, quiet=True) as progress:
         progress.update(100)
     assert not capsys.readouterr().err
+
+
+def test_work_in_between_is_announced_and_counted_in_the_time_left_but_not_in_the_speed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("imbdiff.runtime.progress.time.monotonic", lambda: clock[0])
+    with Progress("train", 100, every=0, interludes=3) as progress:
+        clock[0] = 10
+        progress.update(50)
+        assert "5 images/s, 10 s left" in progress.line
+        with progress.interlude("generating a preview"):
+            clock[0] = 40
+        assert "5 images/s, 1 min 10 s left" in progress.line  # 10 s, and two of 30 s
+        assert "preview" not in progress.line
+    assert "generating a preview" in capsys.readouterr().err
 
 
 def test_bars_on_a_terminal_nest(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

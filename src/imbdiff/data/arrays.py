@@ -5,6 +5,7 @@ They are checked at once, with an error that says which key or axis is wrong; no
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 import zlib
 from collections import Counter
@@ -76,6 +77,17 @@ class ArraySource(Source):
             splits[split] = item_records(split, labels, (ids or {}).get(split))
         reader = ItemReader({split: x[:, None] for split, x in self._images.items()})
         super().__init__(name, kind, splits, reader, class_names, warnings, strict=strict)
+
+    def stamped(self) -> Any:
+        splits = {
+            split: [
+                list(r.ids),
+                r.labels.tolist(),
+                hashlib.sha256(np.ascontiguousarray(self._images[split]).data).hexdigest(),
+            ]
+            for split, r in self.records.items()
+        }
+        return [self.kind, list(self.class_names), splits]
 
     @cached_property
     def _survey(self) -> Survey:

@@ -23,10 +23,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from imbdiff.config import sides_of
 from imbdiff.data.names import counted
-from imbdiff.runtime.errors import ConfigError, DataError, listing
+from imbdiff.runtime.errors import ConfigError, DataError
 
 POLICIES = ("crop", "pad", "stretch")
+MUCH = 0.25
+"""Share of an image's area that is much to cut off."""
+OFTEN = 0.05
+"""Share of images that lose much from which padding is chosen."""
 LARGEST_UNASKED = 64
 SUGGESTED = 32
 SMALLEST = 4
@@ -39,6 +44,7 @@ MOST_PIXELS = 89_478_485
 LARGEST = 256 * 2**20
 """Bytes that an encoded image in an archive or table may have."""
 _DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "P", "PA"})
 _GREY_MODES = _DEEP_MODES | {"1", "L", "LA", "La"}
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
 _EXIF_ORIENTATION = 0x0112
@@ -51,7 +57,7 @@ _KINDS = (
     (b"<svg", "SVG"), (b"%pdf", "PDF"),
 )  # fmt: skip
 
-Size = int | tuple[int, int]
+Size = int | str | tuple[int, int]
 File = Path | BinaryIO | Image.Image
 """What is decoded: a file by its path, bytes that can be read and sought, or an image that Pillow opened."""
 
@@ -93,12 +99,12 @@ class Target:
 
 
 def parse_size(size: Size) -> tuple[int, int]:
-    """(height, width) of an int or a pair; ConfigError if a side is not an integer of at least 4 pixels."""
-    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    """(height, width) of an int, "24x32" or a pair; ConfigError if a side is not an integer of at least 4 pixels."""
+    sides = sides_of(size) if isinstance(size, str) else tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(sides) != 2 or any(not isinstance(s, int | np.integer) or s < SMALLEST for s in sides):
         raise ConfigError(
             f"image size {size!r} is not a number of pixels or a (height, width) pair, each at least {SMALLEST}",
-            "give for example --data.size 32",
+            "give for example --data.size 32 or --data.size 24x32",
         )
     return int(sides[0]), int(sides[1])
 
@@ -107,13 +113,21 @@ def suggest(sizes: Mapping[tuple[int, int], int]) -> tuple[int, int]:
     """(height, width) for images whose (height, width) occur as often as `sizes` says; at least one.
 
     One common size up to 64 pixels stays. Otherwise 32, because time grows with the pixels; where the shorter side of
-    every image is below 32, the smallest of these sides, rounded down to a multiple of 4, at least 8.
+    every image is below 32, the smallest of these sides but for 5 % of the images, rounded down to a multiple of 4, at
+    least 8.
     """
     if len(sizes) == 1 and max(only := next(iter(sizes))) <= LARGEST_UNASKED and min(only) >= SMALLEST:
         return only
-    short = [min(size) for size in sizes]
-    side = SUGGESTED if max(short) >= SUGGESTED else max(8, min(short) // 4 * 4)
+    short = np.repeat([min(size) for size in sizes], list(sizes.values()))
+    low = int(np.sort(short)[int(OFTEN * len(short))])
+    side = SUGGESTED if short.max() >= SUGGESTED else max(8, low // 4 * 4)
     return side, side
+
+
+def lose_much(sizes: Mapping[tuple[int, int], int], shape: tuple[int, int]) -> int:
+    """Images that lose more than a quarter of their area where they are scaled to cover `shape` and cut."""
+    areas = {(h, w): (h * shape[1], w * shape[0]) for h, w in sizes}
+    return sum(n for size, n in sizes.items() if 1 - min(areas[size]) / max(areas[size]) > MUCH)
 
 
 def resolve(
@@ -121,23 +135,33 @@ def resolve(
 ) -> tuple[Target, tuple[str, ...]]:
     """The target for images whose (height, width) occur as often as `sizes` says, and notes on what was decided.
 
-    Without a `size`, one common size stays up to 64 pixels; larger images are scaled until the longer side is 64.
+    Without a `size`, one common size stays up to 64 pixels; larger images are scaled until the longer side is 64;
+    mixed sizes become what :func:`suggest` gives. The policy "auto" is pad where cropping would cut off more than a
+    quarter of at least 5 % of the images, otherwise crop.
 
     Raises:
         ConfigError: an unknown policy or an impossible size.
-        DataError: mixed sizes and no size asked for; images of fewer than 4 pixels along a side.
+        DataError: images of fewer than 4 pixels along a side.
     """
-    if policy not in POLICIES:
+    if policy not in (*POLICIES, "auto"):
         raise ConfigError(f"unknown resize policy {policy!r}", f"choose one of {', '.join(POLICIES)}")
-    if size is not None:
-        return Target(*parse_size(size), policy), ()
-    if len(sizes) > 1:
-        seen = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
-        rows = [f"{h} x {w} (height x width): {counted(n, 'image')}" for (h, w), n in seen]
-        raise DataError(
-            f"the images of {where} have {len(sizes)} different sizes:\n{listing(rows, 10)}",
-            f"say which size they all get: --data.size {suggest(sizes)[0]} (--data.resize crop|pad|stretch)",
-        )
+    if size is not None or len(sizes) > 1:
+        shape = suggest(sizes) if size is None else parse_size(size)
+        notes: tuple[str, ...] = ()
+        if size is None:
+            notes = (
+                f"{len(sizes):,} different sizes: images are brought to {shape[0]} x {shape[1]} (height x width); "
+                "another size: --data.size N or HxW",
+            )
+        much = lose_much(sizes, shape)
+        padded = policy == "auto" and much > 0 and much >= OFTEN * sum(sizes.values())
+        if padded:
+            what = f"cropping would cut off more than a quarter of {counted(much, 'image')} of {sum(sizes.values()):,}"
+            notes += (f"images are padded to {shape[0]} x {shape[1]}: {what}; otherwise: --data.resize crop|stretch",)
+        elif policy == "auto" and size is None:
+            notes = (f"{notes[0]}; cropped where proportions differ: --data.resize pad|stretch",)
+        return Target(*shape, "pad" if padded else "crop" if policy == "auto" else policy), notes
+    policy = "crop" if policy == "auto" else policy
     height, width = next(iter(sizes))
     if min(height, width) < SMALLEST:
         raise DataError(
@@ -152,7 +176,7 @@ def resolve(
     target = Target(tall, wide, policy)
     note = (
         f"the images are {height} x {width} pixels (height x width) and were scaled to {target.height} x "
-        f"{target.width} ({policy}); another size: --data.size N"
+        f"{target.width} ({policy}); another size: --data.size N or HxW"
     )
     return target, (note,)
 
@@ -191,13 +215,16 @@ def read_header(file: File) -> Header:
         return header(image)
 
 
-def decode(file: File, target: Target | None, grey: bool, own: tuple[int, int] | None = None) -> np.ndarray:
+def decode(
+    file: File, target: Target | None, grey: bool, own: tuple[int, int] | None = None, *, no_colour: bool = False
+) -> np.ndarray:
     """The pixels of an image file.
 
     Args:
         target: the size to bring it to; None keeps its own.
         grey: one channel instead of three.
         own: the (height, width) that it must have; None = any.
+        no_colour: refuse pixels that are not grey.
 
     Returns:
         (H, W, 1 or 3) uint8.
@@ -206,7 +233,7 @@ def decode(file: File, target: Target | None, grey: bool, own: tuple[int, int] |
         UnusableImageError: empty, truncated, no image, too large, or of a kind whose values have no set range.
     """
     with opened(file) as image:
-        return pixels(image, target, grey, own)
+        return pixels(image, target, grey, own, no_colour=no_colour)
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
@@ -259,13 +286,22 @@ def header(image: Image.Image) -> Header:
     return Header(size, image.mode, _is_grey(image), _several(image))
 
 
-def pixels(image: Image.Image, target: Target | None, grey: bool, own: tuple[int, int] | None = None) -> np.ndarray:
+def pixels(
+    image: Image.Image,
+    target: Target | None,
+    grey: bool,
+    own: tuple[int, int] | None = None,
+    *,
+    no_colour: bool = False,
+) -> np.ndarray:
     """The pixels of an opened image, as of :func:`decode`."""
     upright = _orientation(image) == 1  # before loading: PNG may have another orientation behind its pixels
     image.load()
     # each step that has nothing to do is left out: with small images they cost as much as decoding
     flat = eight_bit(image if upright else ImageOps.exif_transpose(image))
     mode = "L" if grey else "RGB"
+    if no_colour and not is_colourless(np.asarray(flat)):
+        raise UnusableImageError("in colour")
     flat = flat if flat.mode == mode else flat.convert(mode)
     if own is not None and (flat.height, flat.width) != own:
         raise UnusableImageError(f"{flat.height} x {flat.width} pixels in place of {own[0]} x {own[1]}")
@@ -273,6 +309,11 @@ def pixels(image: Image.Image, target: Target | None, grey: bool, own: tuple[int
         flat = fit(flat, target)
     x = np.array(flat, dtype=np.uint8)
     return x[:, :, None] if x.ndim == 2 else x
+
+
+def is_colourless(x: np.ndarray) -> bool:
+    """Whether all pixels (H, W) or (H, W, C) are grey: R = G = B."""
+    return x.ndim == 2 or bool((x == x[..., :1]).all())
 
 
 def _orientation(image: Image.Image) -> int:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imbdiff.data.decode import SMALLEST, suggest
+from imbdiff.data.decode import COLOUR_MODES, OFTEN, SMALLEST, Size, lose_much, resolve, suggest
 from imbdiff.data.findings import Usable, copies, name_problems, suspicious, usable_images
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.near_duplicates import CopyFinder, NearDuplicates, across, lookups, within
-from imbdiff.data.source import BALANCED_WITHIN, Source
+from imbdiff.data.source import BALANCED_WITHIN, GREY, Source
 from imbdiff.data.sources import load
 from imbdiff.data.splits import TINY
 from imbdiff.data.stats import ClassStats, Groups
+from imbdiff.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 BETAS = (0.999, 0.9999)
 KEPT_PAIRS = 1_000
 """Near duplicates that the report lists of each pair of splits; it counts all."""
-MUCH = 0.25
-"""Share of an image's area that is much to cut off."""
-OFTEN = 0.05
-"""Share of images that lose much from which padding is suggested."""
 SHOWN_CLASSES = 30
 SHOWN = 10
 
@@ -79,12 +76,22 @@ def inspect(source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarra
     return examine(source).report
 
 
-def examine(source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarray]) -> Inspection:
-    """As :func:`inspect`, with what pictures are made from."""
+def examine(
+    source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarray],
+    size: Size | None = None,
+    resize: str = "auto",
+    channels: str = "auto",
+) -> Inspection:
+    """As :func:`inspect`, with what pictures are made from; `size`, `resize` and `channels` are those of the run."""
     opened = load(source)
     usable, scan = usable_images(opened)
     names, train, sizes = opened.class_names, usable["train"], scan.sizes
-    suggestions, size_notes = _suggestions(sizes)
+    suggestions, size_notes = _suggestions(sizes, str(opened.name), size, resize)
+    if channels == "auto" and scan.grey and any(mode in COLOUR_MODES for mode in scan.modes):
+        size_notes.append(GREY)
+    elif channels == "auto" and 0 < scan.coloured < OFTEN * sum(sizes.values()):
+        size_notes.append(f"{counted(scan.coloured, 'image has', 'images have')} coloured pixels, the others are grey: "
+                          "read in colour; otherwise: --data.channels grey")  # fmt: skip
     searches = {
         split: CopyFinder(images.images, images.hashes, lookups(len(images)))
         for split, images in usable.items()
@@ -108,7 +115,7 @@ def examine(source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarra
         **classes,
         "sizes": [[h, w, n] for (h, w), n in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))],
         "modes": dict(scan.modes),
-        "channels": 1 if scan.grey else 3,
+        "channels": 1 if channels == "grey" or (scan.grey and channels != "colour") else 3,
         **suggestions,
         "bad": scan.bad,
         "duplicates": equal,
@@ -181,40 +188,26 @@ def listed(names: Sequence[str]) -> str:
     return _capped([display_name(name) for name in names], ", ")
 
 
-def _suggestions(sizes: Mapping[tuple[int, int], int]) -> tuple[dict[str, Any], list[str]]:
-    """The part of the report on what size to train at and how to get there, and notes; sizes {(height, width): n}."""
-    if not sizes:
-        resize = {"policy": "crop", "cut_much": 0, "images": 0}
-        return {"suggested_size": None, "size_reason": "no image could be read", "resize": resize}, []
-    side, first = suggest(sizes), next(iter(sizes))
-    choose = f"choose one with --data.size {side[0]} (--data.resize crop|pad|stretch)"
-    notes = []
-    if len(sizes) > 1:
-        why, notes = "few images need to be enlarged to it", [f"{len(sizes)} different sizes: {choose}"]
-    elif side == first:
-        why = "all images have it"
-    elif min(first) < SMALLEST:
-        why = f"each side needs at least {SMALLEST} pixels"
-        notes = [f"images of {first[0]} x {first[1]} pixels are too small: {choose}"]
-    else:
-        why = "a first run at a small size takes hours less"
-        notes = [f"images larger than 64 pixels, which a run scales down to 64: {choose}"]
-    total, much = sum(sizes.values()), sum(n for size, n in sizes.items() if _cut(size, side) > MUCH)
-    policy = "pad" if much and much >= OFTEN * total else "crop"
-    if policy == "pad":
-        lose = counted(much, "image", "images")
-        notes.append(
-            f"cropping to the proportions of {side[0]} x {side[1]} would cut off more than a quarter of {lose} of "
-            f"{total}: try --data.resize pad"
-        )
-    resize = {"policy": policy, "cut_much": much, "images": total}
-    return {"suggested_size": list(side), "size_reason": why, "resize": resize}, notes
-
-
-def _cut(size: tuple[int, int], target: tuple[int, int]) -> float:
-    """Share of an image's area that is lost where it is scaled to cover `target` and cut; both (height, width)."""
-    a, b = size[0] * target[1], size[1] * target[0]
-    return 1 - min(a, b) / max(a, b)
+def _suggestions(
+    sizes: Mapping[tuple[int, int], int], where: str, size: Size | None, resize: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The part of the report on the size that a run takes, and notes as the run has them."""
+    shape: list[int] | None = None
+    policy, why = "crop", "no image could be read"
+    notes: tuple[str, ...] = ()
+    if sizes:
+        try:
+            target, notes = resolve(sizes, size, resize, where)
+            shape, policy = list(target.shape), target.policy
+            why = "few images need to be enlarged to it" if len(sizes) > 1 else "the longer side is 64"
+            why = "all images have it" if target.shape in sizes and len(sizes) == 1 else why
+            why = "asked for" if size is not None else why
+        except DataError as error:  # too small
+            shape, why = list(suggest(sizes)), f"each side needs at least {SMALLEST} pixels"
+            notes = (f"{error.message}: {error.remedy}",)
+    much = lose_much(sizes, (shape[0], shape[1])) if shape else 0
+    found = {"policy": policy, "cut_much": much, "images": sum(sizes.values())}
+    return {"suggested_size": shape, "size_reason": why, "resize": found}, list(notes)
 
 
 def format_inspection(report: dict[str, Any]) -> RenderableType:
@@ -275,7 +268,8 @@ def _sizes(report: dict[str, Any]) -> list[str]:
     height, width = report["suggested_size"]
     return [
         f"sizes (height x width): {sizes}; {colour}; modes {modes}",
-        f"suggested size: {height} x {width} ({report['size_reason']}); twice the side takes 4 times as long",
+        f"size of a run: {height} x {width} ({report['size_reason']}); another: --data.size N or HxW; twice the side "
+        "takes 4 times as long",
     ]
 
 

@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from imbdiff.data.arrays import ONE_CLASS
+from imbdiff.data.decode import Size
 from imbdiff.data.folder import SPLIT_FOLDERS
 from imbdiff.data.imageset import ImageSet, join
 from imbdiff.data.names import counted, named
@@ -39,7 +40,11 @@ class Measurable:
 
 
 def read_any(
-    source: str | Path | ImageSet | np.ndarray, split: str | None = None, size: int | None = None, resize: str = "crop"
+    source: str | Path | ImageSet | np.ndarray,
+    split: str | None = None,
+    size: Size | None = None,
+    resize: str = "auto",
+    otherwise: Size | None = None,
 ) -> Measurable:
     """Reads images to measure.
 
@@ -49,11 +54,12 @@ def read_any(
             file with such an array.
         split: "train", "val" or "test" of a source that has splits, or "all": everything there is, of all splits.
             Default: its test images where it brings some, otherwise all there is.
-        size: side in pixels to bring all images to. Default: as they are, if all have one size.
-        resize: crop, pad or stretch.
+        size: pixels, int or (height, width), to bring all images to. Default: as they are, if all have one size.
+        resize: crop, pad or stretch; auto: pad where cropping would cut off much, otherwise crop.
+        otherwise: the size where none is given and images have different ones; None: as a run would choose.
 
     Raises:
-        DataError: nothing usable there, no such split, mixed sizes and no size given.
+        DataError: nothing usable there, no such split.
     """
     if isinstance(source, ImageSet):
         return Measurable(source, "images")
@@ -68,7 +74,7 @@ def read_any(
         opened.splits if split == EVERYTHING else (split or ("test" if "test" in opened.splits else opened.splits[0]),)
     )
     sizes = opened.survey().sizes
-    target = next(iter(sizes)) if size is None and len(sizes) == 1 else size
+    target = size if size is not None else next(iter(sizes)) if len(sizes) == 1 else otherwise
     try:
         sets, notes = opened.read_all(target, resize, splits=wanted)
     except DataError as error:  # the options are called otherwise there

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import joblib
 import numpy as np
 
-from imbdiff.data.decode import File, Target, UnusableImageError, decode
+from imbdiff.data.decode import File, Target, UnusableImageError, decode, header, is_colourless, opened, pixels
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,12 +69,13 @@ class PathReader(Reader):
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decodes images at places; with `own`, only images of that (height, width)."""
+    """Decodes images at places; with `own`, only images of that (height, width), with `no_colour`, only grey ones."""
 
     reader: Reader
     target: Target
     grey: bool
     own: tuple[int, int] | None = None
+    no_colour: bool = False
 
     def __call__(self, places: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:
         """(n, H, W, C) uint8 and {number: why} of the unusable, whose rows are black."""
@@ -82,7 +83,8 @@ class Decoding:
         bad = {}
         for i, place in enumerate(places):
             try:
-                x[i] = decode(self.reader.open(place), self.target, self.grey, self.own)
+                file = self.reader.open(place)
+                x[i] = decode(file, self.target, self.grey, self.own, no_colour=self.no_colour)
             except (UnusableImageError, OSError) as error:
                 bad[i] = str(error)
         return x, bad
@@ -139,3 +141,26 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=until_orphaned, daemon=True).start()
+
+
+def worked(work: Callable[[File], Any], reader: Reader, places: Sequence[Any]) -> list[tuple[Any, str]]:
+    """(``work(file)`` or None, why not) of every place."""
+    results: list[tuple[Any, str]] = []
+    for place in places:
+        try:
+            results.append((work(reader.open(place)), ""))
+        except (UnusableImageError, OSError) as error:
+            results.append((None, str(error)))
+    return results
+
+
+def converted_grey(target: Target, grey: bool, file: File) -> tuple[np.ndarray, bool]:
+    """The pixels of an image, and whether it was in colour and is grey now."""
+    with opened(file) as image:
+        x = pixels(image, target, grey)
+        return x, grey and not header(image).grey and not is_colourless(pixels(image, None, False))
+
+
+def colourless(file: File) -> bool:
+    with opened(file) as image:
+        return is_colourless(pixels(image, None, False))

@@ -25,8 +25,8 @@ from imbdiff.data.decode import (
     Header,
     Size,
     Target,
-    UnusableImageError,
     header,
+    is_colourless,
     opened,
     pixels,
     read_header,
@@ -35,7 +35,7 @@ from imbdiff.data.decode import (
 from imbdiff.data.imageset import ImageSet, Rows
 from imbdiff.data.labels import Names, encode, missing_names
 from imbdiff.data.names import counted, display_name
-from imbdiff.data.reading import Decoding, Reader, chunks, in_chunks
+from imbdiff.data.reading import Decoding, Reader, chunks, colourless, converted_grey, in_chunks, worked
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.runtime.errors import DataError, listing
 from imbdiff.runtime.files import digest
@@ -50,6 +50,7 @@ BLOCK = 2**27  # bytes of images decoded at a time, where each is used once
 PROGRESS_FROM = 20_000  # images from which it is worth showing progress
 DARK = 32  # values below which images look black
 DARK_SHARE = 0.2  # of images that look black, from which on it is said where some have more than 8 bits
+GREY = "no image has a coloured pixel, though they are saved in colour: read as grey; otherwise: --data.channels colour"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,7 @@ class Scan:
         small: {split: (N, 8, 8, C) uint8 small versions; rows of unusable images mean nothing}.
         sizes, modes: {(height, width): usable images}, {Pillow's mode: usable images}.
         grey: every usable image is grey; then C = 1, otherwise 3.
+        coloured: usable images with a pixel that is not grey, whatever they are saved as.
         bad: {id: why} of the unusable.
         several: usable images with more than one page or frame.
     """
@@ -106,6 +108,7 @@ class Scan:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     grey: bool = True
+    coloured: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     several: int = 0
 
@@ -198,6 +201,19 @@ class Source:
         """The largest train class is at most 1.5 times the smallest: a long-tail profile and a judge make sense."""
         return self.stats.imbalance_factor <= BALANCED_WITHIN
 
+    def stamped(self) -> Any:
+        """What changes when an image does, found without reading any: of files their sizes and times.
+
+        A JSON value; None where nothing is known of the images before they are read.
+        """
+        if self.reader.in_process:
+            return None
+        splits = {
+            split: [list(r.ids), r.labels.tolist(), [self.reader.stamp(place) for place in r.opened]]
+            for split, r in self.records.items()
+        }
+        return [self.kind, self.reader.identity, list(self.class_names), splits]
+
     def survey(self) -> Survey:
         """Sizes and unreadable files of all splits; every header is read once, by the first call."""
         return self._survey
@@ -229,7 +245,7 @@ class Source:
         if n < SAMPLE_FROM or self.reader.in_process:
             return None
         places = [p for r in self.records.values() for p in r.opened[:: max(1, len(r.ids) // SAMPLE)]]
-        found = [header for header, _ in _worked(read_header, self.reader, places)]
+        found = [header for header, _ in worked(read_header, self.reader, places)]
         sizes = {None if header is None else header.size for header in found}
         # that all are grey is known only when all were looked at
         if len(sizes) != 1 or None in sizes or all(header.grey for header in found):
@@ -245,7 +261,7 @@ class Source:
             keys: list[str | None] = []
             small = np.zeros((len(records.ids), SMALL, SMALL, 3), dtype=np.uint8)
             for i, (name, found, why) in enumerate(self._each(_seen, records, f"look at {split}")):
-                head, key, small[i] = found or (None, None, 0)
+                head, key, small[i], coloured = found or (None, None, 0, False)
                 keys.append(key)
                 if head is None:
                     scan.bad[name] = why
@@ -255,7 +271,9 @@ class Source:
                     scan.grey = scan.grey and head.grey
                     scan.several, deep = scan.several + head.several, deep + head.deep
                     dark += bool((small[i] < DARK).all())
+                    scan.coloured += coloured
             scan.hashes[split], scan.small[split] = keys, small
+        scan.grey = scan.grey or (self.greys_found and not scan.coloured)
         if scan.grey:
             scan.small = {split: x[..., :1] for split, x in scan.small.items()}
         found = pixel_notes(scan.several, deep, dark, scan.sizes.total())
@@ -272,12 +290,12 @@ class Source:
             grey: C = 1, otherwise 3.
         """
         size = max(reading.CHUNK, min(reading.PROCESSES_FROM, BLOCK // (target.height * target.width * 3)))
-        work = partial(_converted, target, grey)
+        work = partial(converted_grey, target, grey)
         for records in self.records.values():
             ids = iter(records.ids)
             for block in chunks(records.opened, size):
                 tasks = ((work, self.reader, part) for part in chunks(block, reading.CHUNK))
-                for results in in_chunks(_worked, tasks, self.reader, len(block)):
+                for results in in_chunks(worked, tasks, self.reader, len(block)):
                     yield from ((next(ids), *result) for result in results)
 
     def pictures(self, split: str, rows: np.ndarray, target: Target, grey: bool) -> np.ndarray:
@@ -285,7 +303,7 @@ class Source:
         places = self.records[split].opened
         return Decoding(self.reader, target, grey).many([places[i] for i in rows.tolist()], 16)[0]
 
-    def read(self, split: str = "train", size: Size | None = None, resize: str = "crop") -> ImageSet:
+    def read(self, split: str = "train", size: Size | None = None, resize: str = "auto") -> ImageSet:
         """The images of one split, as of :meth:`read_all`; what was decided about their size is issued as a warning."""
         sets, notes = self.read_all(size, resize, splits=(split,))
         for note in notes:
@@ -295,32 +313,35 @@ class Source:
     def read_all(
         self,
         size: Size | None = None,
-        resize: str = "crop",
+        resize: str = "auto",
         splits: Sequence[str] | None = None,
         cache: str | Path | None = None,
+        channels: str | None = None,
     ) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
         """The decoded images of all (or the given) splits in one size and one number of channels, and notes.
 
         Args:
-            size: pixels, int or (height, width); None keeps one common size (see :func:`imbdiff.data.decode.resolve`).
-            resize: crop, pad or stretch.
+            size: pixels, int or (height, width); None: what :func:`imbdiff.data.decode.resolve` chooses.
+            resize: crop, pad or stretch; auto: pad where cropping would cut much, otherwise crop.
             splits: of `splits`; None = all.
             cache: folder where decoded images of files are kept, so that they need not fit into memory; None = the
                 user's cache folder for sets of at least 512 MiB decoded; "off" = memory.
+            channels: "grey" or "colour"; "auto": grey where no image has a coloured pixel, however they are saved;
+                None: grey where all images are saved in grey.
 
         Raises:
-            DataError: no such split; unusable files, all listed; mixed sizes and no size given.
+            DataError: no such split; unusable files, all listed.
             ConfigError: an impossible size or policy.
         """
         chosen = {split: self._split(split) for split in splits or self.splits}
         if "_survey" not in self.__dict__ and self._sampled is not None:
             own = next(iter(self._sampled.sizes)) if size is None else None
-            sets, notes, bad = self._read(chosen, self._sampled, size, resize, cache, own)
+            sets, notes, bad = self._read(chosen, self._sampled, size, resize, cache, channels, own)
             if not bad:
                 return sets, notes
         bad = self.scan().bad if self.survey().bad else {}
         if not bad:
-            sets, notes, bad = self._read(chosen, self.survey(), size, resize, cache)
+            sets, notes, bad = self._read(chosen, self.survey(), size, resize, cache, channels)
         if bad:
             rows = [f"{display_name(name, 200)}: {display_name(why, 200)}" for name, why in sorted(bad.items())]
             raise DataError(
@@ -336,24 +357,53 @@ class Source:
         size: Size | None,
         resize: str,
         cache: str | Path | None,
+        channels: str | None,
         own: tuple[int, int] | None = None,
     ) -> tuple[dict[str, ImageSet], tuple[str, ...], dict[str, str]]:
         """The decoded splits, notes, and {id: why} of the unusable images; with `own`, all images of another size."""
         target, notes = resolve(survey.sizes, size, resize, self.name)
-        total = sum(len(records.ids) for records in splits.values())
-        store = caches.chosen(cache, total * target.height * target.width * (1 if survey.grey else 3))
+        grey = survey.grey if channels in (None, "auto") else channels == "grey"
         sets: dict[str, ImageSet] = {}
-        bad: dict[str, str] = {}
-        for split, records in splits.items():
-            images, wrong = self._decode(split, Decoding(self.reader, target, survey.grey, own), store)
-            bad |= {records.ids[i]: why for i, why in wrong.items()}
+        bad: dict[str, str] = {"": "not decoded"}
+        if channels == "auto" and not grey and self.greys_found and self._seem_grey(splits):
+            sets, bad = self._decoded(splits, Decoding(self.reader, target, True, own, no_colour=True), cache)
             if not bad:
-                sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split))
+                notes = (*notes, GREY)
+        if bad:
+            sets, bad = self._decoded(splits, Decoding(self.reader, target, grey, own), cache)
         if not bad:
             some = [one.images[np.arange(0, len(one), -(-len(one) // 64))] for one in sets.values() if len(one)]
             dark = sum(int((x < DARK).all(axis=(1, 2, 3)).sum()) for x in some)
             notes = (*notes, *pixel_notes(survey.several, survey.deep, dark, sum(map(len, some))))
         return sets, notes, bad
+
+    @property
+    def greys_found(self) -> bool:
+        """Whether grey images that are saved in colour are taken for grey; arrays given in Python are what they are."""
+        return self.kind != "arrays"
+
+    def _seem_grey(self, splits: Mapping[str, Records]) -> bool:
+        """Whether a few images of each split have grey pixels alone: whether it is worth looking at all of them."""
+        places = [p for r in splits.values() for p in r.opened[:: max(1, len(r.ids) // 8)][:8]]
+        return all(found or why for found, why in worked(colourless, self.reader, places))
+
+    def _decoded(
+        self, splits: Mapping[str, Records], decoding: Decoding, cache: str | Path | None
+    ) -> tuple[dict[str, ImageSet], dict[str, str]]:
+        """The decoded splits, and {id: why} of the unusable images."""
+        total = sum(len(records.ids) for records in splits.values())
+        height, width = decoding.target.shape
+        store = caches.chosen(cache, total * height * width * (1 if decoding.grey else 3))
+        sets: dict[str, ImageSet] = {}
+        bad: dict[str, str] = {}
+        for split, records in splits.items():
+            images, wrong = self._decode(split, decoding, store)
+            bad |= {records.ids[i]: why for i, why in wrong.items()}
+            if bad and decoding.no_colour:
+                break
+            if not bad:
+                sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split))
+        return sets, bad
 
     def _decode(self, split: str, decoding: Decoding, store: Path | None) -> tuple[Any, dict[int, str]]:
         """(N, H, W, C) uint8 of a split and {number: why} of the unusable images, whose rows mean nothing.
@@ -381,7 +431,7 @@ class Source:
         tasks = ((work, self.reader, part) for part in chunks(records.opened, reading.CHUNK))
         done = 0
         with Progress(what, n, quiet=n < PROGRESS_FROM) as bar:
-            for results in in_chunks(_worked, tasks, self.reader, n):
+            for results in in_chunks(worked, tasks, self.reader, n):
                 for found, why in results:
                     yield records.ids[done], found, why
                     done += 1
@@ -408,28 +458,11 @@ def pixel_notes(several: int, deep: int, dark: int, n: int) -> list[str]:
     return notes
 
 
-def _worked(work: Callable[[File], Any], reader: Reader, places: Sequence[Any]) -> list[tuple[Any, str]]:
-    """(``work(file)`` or None, why not) of every place."""
-    results: list[tuple[Any, str]] = []
-    for place in places:
-        try:
-            results.append((work(reader.open(place)), ""))
-        except (UnusableImageError, OSError) as error:
-            results.append((None, str(error)))
-    return results
-
-
-def _seen(file: File) -> tuple[Header, str, np.ndarray]:
-    """The header of an image, the hash of its pixels in its own size, and a small version of it."""
+def _seen(file: File) -> tuple[Header, str, np.ndarray, bool]:
+    """The header of an image, the hash of its pixels in its own size, a small version of it, whether it has colours."""
     with opened(file) as image:
         found, x = header(image), pixels(image, None, False)
-    return found, pixel_hash(x), smaller(x)
-
-
-def _converted(target: Target, grey: bool, file: File) -> tuple[np.ndarray, bool]:
-    """The pixels of an image, and whether it was in colour and is grey now."""
-    with opened(file) as image:
-        return pixels(image, target, grey), grey and not header(image).grey
+    return found, pixel_hash(x), smaller(x), not is_colourless(x)
 
 
 def pixel_hash(x: np.ndarray) -> str:

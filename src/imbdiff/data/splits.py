@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from imbdiff.data.decode import Size
+from imbdiff.data.decode import Size, resolve
 from imbdiff.data.imageset import ImageSet, conflicting_copies, copies_across, copies_within
 from imbdiff.data.names import counted
 from imbdiff.data.near_duplicates import CopyFinder, across
@@ -66,7 +66,8 @@ def prepare(
     source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarray],
     *,
     size: Size | None = None,
-    resize: str = "crop",
+    resize: str = "auto",
+    channels: str | None = "auto",
     imbalance_factor: float | None = None,
     profile: str | None = None,
     protocol: str | None = None,
@@ -91,8 +92,9 @@ def prepare(
 
     Args:
         source: as for :func:`load`.
-        size: of all images, int or (height, width); None = one common size, see :mod:`imbdiff.data.decode`.
-        resize: crop, pad or stretch.
+        size: of all images, int or (height, width); None = chosen by their sizes: :func:`imbdiff.data.decode.resolve`.
+        resize: crop, pad or stretch; auto = pad where cropping would cut off much, otherwise crop.
+        channels: grey or colour; auto = grey where no image has a coloured pixel.
         imbalance_factor: largest / smallest training class; None = the source's default (benchmarks have one),
             otherwise as the source is. 0.01 means 100.
         profile: exponential, pareto or step; None = the source's default, otherwise exponential.
@@ -117,7 +119,7 @@ def prepare(
             raise ConfigError(f"{name} {value!r} is not in [0, 1)", "give for example 0.2")
     opened = load(source)
     own = opened.defaults
-    sets, notes = opened.read_all(size, resize, cache=cache)
+    sets, notes = opened.read_all(size, resize, cache=cache, channels=channels)
     full = sets["train"]
     names = full.class_names
     warnings = [*opened.warnings, *own.notes, *notes, *_tiny_classes(full.stats, "test" in sets)]
@@ -172,7 +174,7 @@ def prepare(
     manifest = {
         "source": {"name": opened.name, "kind": opened.kind, "splits": list(opened.splits)},
         "shape": list(train.shape),
-        "resize": resize,
+        "resize": resolve(opened.sizes(), size, resize, str(opened.name))[0].policy,
         "seed": seed,
         "long_tail": cut or None,
         "test_from": test_from,

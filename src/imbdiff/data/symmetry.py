@@ -41,6 +41,13 @@ SYMMETRIES: dict[Symmetry, Allowed] = {
 }  # fmt: skip
 
 
+def unasked_changes(flippable: bool) -> str:
+    """One line: what a run does where it is not asked for anything, and the option for others."""
+    why = "this source is known to allow it" if flippable else "nothing is known of what these images allow"
+    own = SYMMETRIES[unasked(flippable)].always
+    return f"training images are {own}: {why}; otherwise: --data.augment mirror|turns|none"
+
+
 def unasked(flippable: bool) -> Symmetry:
     """What a run does where it is not asked for anything: no more than is known to be safe.
 

@@ -285,7 +285,9 @@ def check_sets(synthetic: Images, reference: Images, train: ImageSet | None, gro
         if images.shape != reference.shape:
             (h, w, c), (h2, w2, c2) = images.shape, reference.shape
             mode = {1: "grey", 3: "RGB"}
-            side = min(h2, w2) if isinstance(reference, StoredReference) else min(h, w, h2, w2)
+            stored = isinstance(reference, StoredReference)
+            tall, wide = (h2, w2) if stored else min((h, w), (h2, w2), key=lambda shape: (shape[0] * shape[1], shape))
+            side = tall if tall == wide else f"{tall}x{wide}"
             raise DataError(
                 f"the {name} images are {h} x {w} {mode[c]}, the reference is {h2} x {w2} {mode[c2]}",
                 f"give --size {side}" if c == c2 else "save both as grey or both as RGB",

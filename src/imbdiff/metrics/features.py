@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from imbdiff.data.decode import parse_size
 from imbdiff.data.imageset import ImageSet
 from imbdiff.metrics.extractors import Extractor
 from imbdiff.metrics.frechet import moments_of
@@ -54,7 +55,7 @@ class StoredReference:
         shape: (H, W, C) of the images.
         extractors: name -> file, hash, fingerprint, of those it has features of.
         asked: how these extractors were asked for, to ask for them again.
-        size: side in pixels that its images were brought to; None: they are as they were.
+        size: side in pixels, or "24x32" (height x width), that its images were brought to; None: they are as they were.
         resize: how they were brought to it: crop, pad or stretch.
     """
 
@@ -66,7 +67,7 @@ class StoredReference:
     shape: tuple[int, int, int]
     extractors: Mapping[str, Mapping[str, str]]
     asked: tuple[str, ...] = ()
-    size: int | None = None
+    size: int | str | None = None
     resize: Literal["crop", "pad", "stretch"] | None = None
 
     def __len__(self) -> int:
@@ -186,7 +187,7 @@ def make_reference(
     *,
     name: str,
     asked: Sequence[str] = (),
-    size: int | None = None,
+    size: int | str | None = None,
     resize: str | None = None,
     store: FeatureStore | None = None,
     progress: OnProgress | None = None,
@@ -278,7 +279,7 @@ def load_reference(path: str | Path) -> StoredReference:
         labels = np.asarray(known.pop("labels"), dtype=np.int64)
         lists: dict[str, Any] = {key: tuple(known.pop(key)) for key in ("class_names", "hashes", "shape", "asked")}
         texts = (*lists["class_names"], *lists["hashes"], *lists["asked"])
-        numbers = (*lists["shape"], *([known["size"]] if known["size"] is not None else []))
+        numbers = (*lists["shape"], *(parse_size(known["size"]) if known["size"] is not None else []))
         files = [entry[key] for entry in known["extractors"].values() for key in ("file", "sha256", "fingerprint")]
         if not all(isinstance(t, str) for t in (*texts, *files)) or not all(isinstance(n, int) for n in numbers):
             raise ValueError("a name, hash, size or extractor is damaged")

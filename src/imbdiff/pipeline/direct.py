@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from imbdiff.config import MeasureOptions
+from imbdiff.data.decode import Size, parse_size
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.names import counted
 from imbdiff.data.plain import EVERYTHING, ONE_CLASS, Measurable, align, read_any
@@ -91,10 +92,14 @@ def evaluate_any(
     measures = choose_measures(how.measures)
     dist = start(how.device)
     folder = None if out is None else Path(out)
-    real, how = _reference(reference, reference_split, how)
+    stored = _stored(reference)
+    how, notes = (how, ()) if stored is None else _as_stored(stored, reference, how)
     others = {"synthetic": _read(_samples(fake), fake_split or EVERYTHING, how)}
+    size = others["synthetic"].images.shape[:2]  # for images of different sizes
+    of_stored: Any = stored  # it stands for its images
+    real = Measurable(of_stored, of_stored.name, notes) if stored else _read(reference, reference_split, how, size)
     if train is not None:
-        others["train"] = _read(train, train_split, how)
+        others["train"] = _read(train, train_split, how, size)
     sets = _in_one_mode(_in_classes_of(real, others))
     for label, found in sets.items():
         n, shape = len(found.images), "x".join(map(str, found.images.shape))
@@ -120,7 +125,8 @@ def evaluate_any(
     result["protocol"]["synthetic"] = sets["synthetic"].name
     used = any(e.name == efficientnet.NAME for e in extractors)
     result["protocol"]["pretrained_judge"] = efficientnet.note(real_images.shape, used)
-    resized = "no" if how.size is None else f"to {how.size} x {how.size} pixels: {how.resize or 'crop'}"
+    shape = " x ".join(map(str, () if how.size is None else parse_size(how.size)))
+    resized = f"to {shape} pixels: {how.resize or 'crop, or pad where that would cut off much'}" if shape else "no"
     result["protocol"]["resized"] = resized
     left = len(others["synthetic"].images) - len(synthetic)
     if 2 * left > len(others["synthetic"].images):
@@ -143,6 +149,7 @@ def reference_any(
 ) -> Path:  # fmt: skip
     """Makes a reference folder of `source`: see :mod:`imbdiff.metrics.features`."""
     how = how or Measuring()
+    how = replace(how, resize=how.resize or "crop")  # kept with the features, for the images compared with them
     dist = start(how.device)
     real = _read(source, split, how)
     for note in real.notes:
@@ -150,7 +157,7 @@ def reference_any(
     names = how.names(real.images.shape)
     extractors = how.make(real.images.shape, names)
     folder = make_reference(
-        real.images, extractors, Path(out), name=real.name, asked=names, size=how.size, resize=how.resize or "crop",
+        real.images, extractors, Path(out), name=real.name, asked=names, size=how.size, resize=how.resize,
         store=FeatureStore(None, how.batch_size, dist), progress=PartProgress(how.quiet or not dist.main),
     )  # fmt: skip
     made = ", ".join(f"{e.name} ({e.dim} features)" for e in extractors)
@@ -158,8 +165,8 @@ def reference_any(
     return folder
 
 
-def _read(source: Images, split: str | None, how: Measuring) -> Measurable:
-    return read_any(source, split, how.size, how.resize or "crop")
+def _read(source: Images, split: str | None, how: Measuring, otherwise: Size | None = None) -> Measurable:
+    return read_any(source, split, how.size, how.resize or "auto", otherwise)
 
 
 def _samples(fake: Images) -> Images:
@@ -172,18 +179,22 @@ def _samples(fake: Images) -> Images:
     return samples
 
 
-def _reference(reference: Images, split: str | None, how: Measuring) -> tuple[Measurable, Measuring]:
-    """The reference, and how the others are read: as a stored one was, where nothing else is asked for.
+def _stored(reference: Images) -> StoredReference | None:
+    """What `imbdiff reference` made; None where it is images."""
+    if isinstance(reference, ImageSet | np.ndarray) or not is_reference(reference):
+        return None
+    return load_reference(reference)
+
+
+def _as_stored(stored: StoredReference, reference: Images, how: Measuring) -> tuple[Measuring, tuple[str, ...]]:
+    """How the others are read: as the stored reference was, where nothing else is asked for; and a note.
 
     Raises:
         ConfigError: a size or policy is asked for that is not that of the stored reference.
     """
-    if isinstance(reference, ImageSet | np.ndarray) or not is_reference(reference):
-        return _read(reference, split, how), how
-    stored = load_reference(reference)
     remedy = "leave the option out, or make the reference again with it: imbdiff reference"
     h, w, _ = stored.shape
-    if how.size is not None and (h, w) != (how.size, how.size):
+    if how.size is not None and (h, w) != parse_size(how.size):
         raise ConfigError(f"--size {how.size}, but the images of the reference {reference} are {h} x {w}", remedy)
     notes: tuple[str, ...] = ()
     if stored.size is not None:
@@ -191,8 +202,7 @@ def _reference(reference: Images, split: str | None, how: Measuring) -> tuple[Me
             raise ConfigError(f"--resize {how.resize}, but {reference} was made with --resize {stored.resize}", remedy)
         how = replace(how, size=stored.size, resize=stored.resize)
         notes = (f"the others are read as it was made: --size {stored.size} --resize {stored.resize}",)
-    images: Any = stored  # it stands for its images
-    return Measurable(images, stored.name, notes), how
+    return how, notes
 
 
 def _in_classes_of(real: Measurable, others: dict[str, Measurable]) -> dict[str, Measurable]:

@@ -17,15 +17,18 @@ features/, judge/   what they were measured with
 classifier/         the arms of the comparison; in model/ the classifier that predicts
 report.html         the page
 stages.json         which stages are complete, from which inputs, and how long they took
+prepared.npz        the images of all splits, decoded: later verbs read them in place of the source's files
 ==================  ==================================================================
+
+What is imported here is light: a folder in use, and options that do not fit, are refused before anything heavy is.
 """
 
 from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +36,9 @@ from typing import Any
 import yaml
 
 from imbdiff.config import NOT_DECISIVE, FitConfig, RunConfig, flatten, override, to_dict
-from imbdiff.methods import get_method, with_all_constants
+from imbdiff.data.stats import ClassStats
 from imbdiff.pipeline.environment import environment
 from imbdiff.presets import preset
-from imbdiff.recipe import constants
 from imbdiff.runtime.errors import ConfigError, RunError, listing
 from imbdiff.runtime.files import is_disk_full, read_json, write_json, write_text
 
@@ -61,6 +63,32 @@ FOLLOWERS = {
     "evaluate": ("evaluate",),
     "classify": ("classify",),
 }
+
+
+STAGES = ("train", "sample", "curate", "evaluate", "classify", "report")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: of `STAGES`.
+        inputs: everything that decides what it gives, besides the data and the seed; None: there is nothing to do.
+        whole: whether its output is all there, given its mark in ``stages.json``.
+        work: does it from what `inputs` gave, on every process that takes part; returns facts to keep in its mark.
+        everywhere: every process takes part, otherwise the first alone.
+    """
+
+    name: str
+    inputs: Callable[[], Any]
+    whole: Callable[[Mapping[str, Any]], bool]
+    work: Callable[[Any], dict[str, Any]]
+    everywhere: bool = True
+
+
+_LENT: set[str] = set()
+"""Folders that this process holds and lets what it calls lock again."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +154,27 @@ class RunFolder:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
 
+    def settled(self, config: RunConfig) -> RunConfig:
+        """`config` with what it leaves to the images as this run, where it has begun, decided it."""
+        if not self.exists:
+            return config
+        saved, open_ = self.saved()[1].data, (None, "auto")
+        own = {f.name: getattr(saved, f.name) for f in fields(saved) if getattr(config.data, f.name) in open_}
+        return replace(config, data=replace(config.data, **own))
+
+    def class_stats(self) -> ClassStats:
+        """The classes of the training images, as the split has them."""
+        split = read_json(self / "split.json")
+        return ClassStats(tuple(split["class_names"]), tuple(split["counts"]["train"]))
+
     def check_same(self, config: RunConfig) -> None:
         """Refuses to continue a run with options that would have led elsewhere.
 
         Raises:
             RunError: names each option that differs, with both values.
         """
+        from imbdiff.methods import with_all_constants
+
         old, new = (flatten(to_dict(with_all_constants(c))) for c in (self.saved()[1], config))
         if old["method"] != new["method"]:  # its constants are others then
             old, new = ({k: v for k, v in values.items() if k[:10] != "constants."} for values in (old, new))
@@ -157,7 +200,7 @@ class RunFolder:
             more = f"--curate.candidates {new['curate.candidates']:g}"
             raise ConfigError(
                 f"{more} changes how many images are generated, and sampling comes first",
-                f"use `imbdiff sample {self.path} {more}`, which curates too",
+                f"use `imbdiff sample {self.path} {more} --replace`, which curates too",
             )
         own = {"sample": ("sample", "curate"), "curate": ("curate",)}.get(verb, (verb,))
         if verb == "curate" and new["curate.policy"] != "none":
@@ -244,6 +287,21 @@ class RunFolder:
         if left != marks:
             self.write_stages(left)
 
+    def check_replaced(self, stage: str, marks: Mapping[str, Any], replace: bool) -> None:
+        """Refuses to do `stage` anew where that would lose results, unless they are to be replaced.
+
+        Raises:
+            RunError: names them, and what leaves them as they are.
+        """
+        lost = [name for name in FOLLOWERS[stage] if name in marks]
+        if lost and not replace:
+            beside = f"imbdiff sample {self.path} --number NAME=50 --out FOLDER adds images and leaves them; "
+            kept = "; another --out keeps both" if stage == "train" else ""
+            raise RunError(
+                f"{self.path} holds results by other options, which this would replace: {', '.join(lost)}",
+                f"{beside if stage == 'sample' else ''}--replace replaces them{kept}",
+            )
+
     def keep_options(self, stage: str, config: RunConfig) -> None:
         """Saves the options that `stage` was done with."""
         source, saved = self.saved()
@@ -256,14 +314,22 @@ class RunFolder:
         return [word for name in differ for word in (f"--{option(name)}", str(new[name]))]
 
     @contextmanager
-    def locked(self) -> Any:
-        """Holds the folder for this process.
+    def locked(self, *, lend: bool = False) -> Any:
+        """Holds the folder for this process; of one in which nothing was written, nothing is left.
+
+        Args:
+            lend: what is called meanwhile may lock the folder too.
 
         Raises:
             RunError: another process works in it.
         """
         from filelock import FileLock, Timeout
 
+        own = str(self.path.resolve())
+        if own in _LENT:
+            yield
+            return
+        made = [place for place in (self.path, *self.path.parents) if not place.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -275,9 +341,17 @@ class RunFolder:
             raise RunError(
                 f"another imbdiff command is working in {self.path}", "wait for it, or give another --out"
             ) from error
+        if lend:
+            _LENT.add(own)
         try:
             yield
         finally:
+            _LENT.discard(own)
+            if made and [p.name for p in self.path.iterdir()] in ([".lock"], []):
+                Path(self / ".lock").unlink(missing_ok=True)
+                for place in made:
+                    with suppress(OSError):  # another command has put something there
+                        place.rmdir()
             lock.release()
 
 
@@ -320,6 +394,9 @@ def _mixed(config: RunConfig, other: RunConfig, names: Sequence[str]) -> RunConf
 
 def repeat_command(source: str, out: str | Path, config: RunConfig) -> str:
     """The command line that makes this run: the preset, and whatever differs from it."""
+    from imbdiff.methods import get_method
+    from imbdiff.recipe import constants
+
     base, own = flatten(to_dict(preset(config.preset))), flatten(to_dict(config))
     published = {f"constants.{name}": c.default for name, c in constants(get_method(config.method)).items()}
     base |= published

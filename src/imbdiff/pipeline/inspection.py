@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imbdiff.config import SampleConfig
+from imbdiff.config import DataConfig, SampleConfig
 from imbdiff.data.arrays import ArraySource
 from imbdiff.data.inspect import Inspection, examine, format_inspection, listed
 from imbdiff.data.names import counted
@@ -22,6 +23,7 @@ STRATEGY = SampleConfig().strategy
 
 def inspect_any(
     source: str,
+    data: DataConfig | None = None,
     *,
     cost: bool = False,
     out: str | None = None,
@@ -33,6 +35,7 @@ def inspect_any(
 
     Args:
         source: as for :func:`imbdiff.data.sources.load`.
+        data: size, resize policy and channels of the run that is estimated.
         cost: measure what a run would cost, too.
         out: folder for report.html and inspection.json.
         page: file for the page alone.
@@ -52,8 +55,9 @@ def inspect_any(
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{file.parent} cannot be made: {error.strerror}", "choose another folder") from error
-    seen = examine(source)
-    seen.report["run"] = estimate = run_estimate(seen, cost=cost)
+    data = data or DataConfig()
+    seen = examine(source, data.size, data.resize, data.channels)
+    seen.report["run"] = estimate = run_estimate(seen, data, cost=cost)
     if pages:
         from imbdiff.reporting.inspection import build_inspection
 
@@ -71,29 +75,38 @@ def inspect_any(
     Console().print(format_inspection(seen.report))
     for what, text in estimate["rows"]:
         print(f"{what}: {text}")
+    if "refused" not in estimate:
+        print(f"next: {shlex.join(['imbdiff', 'run', source, *estimate['options']])}")
     for file in pages:
         print(f"written: {file}")
 
 
-def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
-    """What `imbdiff run` would do by default.
+def run_estimate(seen: Inspection, data: DataConfig | None = None, *, cost: bool = False) -> dict[str, Any]:
+    """What `imbdiff run` would do by default, with the size, resize policy and channels of `data`.
 
     The split is made as for a run, on the small versions of the usable images: counts are those of the run, up to exact
     copies that differ in small. Nothing is decoded again and torch is not loaded, unless `cost`: then the images are
     read as for a run and a few training steps are measured, a minute or so.
 
     Returns:
-        strategy, training (C,) images per class after the hold-out, sampled (C,) synthetic images per class,
-        validation, test, cost (None, or the plan's rows and seconds), and rows [what, text] that say the same. Where a
-        run would refuse the source: strategy, refused (the reason) and rows.
+        options (of the command line), strategy, training (C,) images per class after the hold-out, sampled (C,)
+        synthetic images per class, validation, test, cost (None, or the plan's rows and seconds), and rows [what, text]
+        that say the same. Where a run would refuse the source: strategy, refused (the reason) and rows.
     """
     lost = [row["name"] for row in seen.report["classes"] if not row["counts"]["train"]]
     if lost:
         return _refused(f"no usable training image of {listed(lost)}")
-    data = {split: (images.images, images.labels) for split, images in seen.usable.items() if len(images)}
+    asked, unasked_for = data or DataConfig(), DataConfig()
+    options = [
+        word
+        for name in ("size", "resize", "channels")
+        if (value := getattr(asked, name)) != getattr(unasked_for, name)
+        for word in (f"--data.{name}", str(value))
+    ]
+    splits = {split: (images.images, images.labels) for split, images in seen.usable.items() if len(images)}
     ids = {split: images.ids for split, images in seen.usable.items()}
     try:
-        small = ArraySource(data, seen.source.class_names, str(seen.source.name), ids)
+        small = ArraySource(splits, seen.source.class_names, str(seen.source.name), ids)
         small.defaults = seen.source.defaults
         made = prepare(small)
     except ImbdiffError as error:
@@ -106,22 +119,25 @@ def run_estimate(seen: Inspection, *, cost: bool = False) -> dict[str, Any]:
         "validation": 0 if made.val is None else len(made.val),
         "test": len(made.test),
     }
-    splits = (
+    counts = (
         f"{made.stats.total:,} training, {estimate['validation']:,} validation and {estimate['test']:,} test images"
     )
     how = STRATEGIES.get(STRATEGY, f"--sample.strategy {STRATEGY}")
     classes = counted(sum(n > 0 for n in sampled), "class", "classes")
-    rows = [
-        ["a run with default options", splits],
+    unusable, first = len(seen.report["bad"]), "a run with default options"
+    rows = []
+    if unusable:
+        them = f"{counted(unusable, 'unusable file')}: replace or remove them"
+        rows, first = [["a run would refuse this source as it is", them]], "a run without them"
+    rows += [
+        [first, counts],
         ["to be sampled", f"{sum(sampled):,} images for {classes} ({how})"],
     ]
     rows += _changes(seen.source.flippable)
-    if seen.report["bad"]:
-        rows.append(["unusable files", "not counted; a run refuses them until they are replaced or removed"])
-    costs = _cost(seen) if cost else None
+    costs = _cost(seen, asked) if cost else None
     if costs is not None:
         rows += [["cost", f"not measured: {costs['refused']}"]] if "refused" in costs else costs["rows"]
-    return {**estimate, "cost": costs, "rows": rows}
+    return {**estimate, "options": options, "cost": costs, "rows": rows}
 
 
 def _changes(flippable: bool) -> list[list[str]]:
@@ -148,18 +164,12 @@ def _refused(reason: str) -> dict[str, Any]:
     return {"strategy": STRATEGY, "refused": reason, "rows": [["a run would refuse this source as it is", reason]]}
 
 
-def _cost(seen: Inspection) -> dict[str, Any]:
+def _cost(seen: Inspection, data: DataConfig) -> dict[str, Any]:
     """The plan of the default method and preset, from a measured probe."""
-    from imbdiff.pipeline.plan import default_preset, make_plan
+    from imbdiff.pipeline.plan import default_config, make_plan
     from imbdiff.pipeline.training import prepare_data
-    from imbdiff.presets import preset
 
-    sizes = seen.report["sizes"]
-    # as `imbdiff run` chooses; mixed sizes need one, and get the suggested
-    side = min(64, max(sizes[0][:2])) if len(sizes) == 1 else max(seen.report["suggested_size"] or [64])
-    config = preset(default_preset(side))
-    if len(sizes) > 1:
-        config = replace(config, data=replace(config.data, size=side))
+    config = replace(default_config(seen.source, data), data=data)
     try:
         plan = make_plan(prepare_data(seen.source, config.data), config, str(seen.source.name))
     except ImbdiffError as error:

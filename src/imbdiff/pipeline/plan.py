@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from imbdiff.config import RunConfig
+from imbdiff.config import DataConfig, RunConfig
+from imbdiff.data.decode import resolve
 from imbdiff.data.names import named
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared
@@ -27,6 +28,7 @@ from imbdiff.pipeline.recognising import classifier_arms, classifier_use, networ
 from imbdiff.pipeline.sampling import guidance_text, sampling
 from imbdiff.pipeline.strategy import images_to_draw, parse_strategy
 from imbdiff.pipeline.training import check_phases, init_folder, new_model
+from imbdiff.pipeline.watch import PER_CLASS, preview_sampling, previewed
 from imbdiff.presets import choose_preset, preset
 from imbdiff.recipe import Phase
 from imbdiff.recognition.arms import Arm
@@ -40,6 +42,7 @@ from imbdiff.runtime.log import check_trackers
 from imbdiff.runtime.progress import duration
 from imbdiff.runtime.tables import lookup
 from imbdiff.training.parts import Batches
+from imbdiff.training.trainer import preview_every
 
 
 def check_options(config: RunConfig, *, training: bool = True) -> None:
@@ -110,8 +113,8 @@ def check_fit(
         raise ConfigError(
             f"--sample.strategy {config.sample.strategy} adds no image of {named(none)}: the prior per domain takes "
             "synthetic images of all classes alike",
-            "use --sample.strategy equal (imbdiff sample RUN takes it for a run that is there), or "
-            "--classify.synthetic_prior effective",
+            "use --sample.strategy equal (of a run that is there: imbdiff sample RUN --sample.strategy equal "
+            "--replace), or --classify.synthetic_prior effective",
         )
     # with the classifiers that choose, judge and measure: by cross-entropy or balanced softmax, of one kind of images
     arms = [arm for arm in (classifier_arms(config.classify) if classifying else ()) if some or not arm.needs_synthetic]
@@ -128,12 +131,11 @@ def default_preset(side: int, device: str = "auto") -> str:
     return choose_preset(side, resolve_device(device).type)
 
 
-def default_config(source: Source, size: int | None = None, device: str = "auto") -> RunConfig:
+def default_config(source: Source, data: DataConfig | None = None, device: str = "auto") -> RunConfig:
     """The preset for a source where the user names none: by image size, and by whether there is a GPU."""
-    if size is None:
-        sizes = source.sizes()
-        size = min(64, max((max(s) for s in sizes), default=64)) if len(sizes) <= 1 else 64
-    return preset(default_preset(size, device))
+    data, sizes = data or DataConfig(), source.sizes()
+    target = resolve(sizes, data.size, data.resize, str(source.name))[0] if sizes else None
+    return preset(default_preset(max(target.shape) if target else 64, device))
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,12 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         if phase.gives == "guide" and phase.make is not None:  # an untrained one costs as much
             model.guide = phase.make(model, 0).eval()
     seen = config.train.steps * config.train.batch_size
-    sample_seconds = probe_sampling(model, config, device, prepared.groups) * sampled
+    per_image = probe_sampling(model, config, device, prepared.groups)
+    sample_seconds = per_image * sampled
+    every, steps = preview_every(training.phase_config(method.target, config)), config.train.steps
+    previews = -(-steps // every) if every else 0
+    classes = len(previewed(stats, config))
+    preview_seconds = previews * classes * PER_CLASS * per_image * preview_sampling(config, classes).steps / how.steps
     one = seconds_per_classifier(prepared.train, plan_of(prepared, config), str(device))
     arm_seconds = one * config.classify.seeds
     networks = networks_of([a for a in classifier_arms(config.classify) if sum(counts) > 0 or not a.needs_synthetic])
@@ -181,7 +188,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     curating = chooses(config) and sampled > 0
     # one training of the working classifier
     curate_seconds = one if curating and config.curate.policy != "none" else 0.0
-    total = train_seconds + sample_seconds + curate_seconds + evaluate_seconds + classify_seconds
+    total = train_seconds + preview_seconds + sample_seconds + curate_seconds + evaluate_seconds + classify_seconds
     shown = sorted(range(stats.num_classes), key=lambda k: -stats.counts[k])
     listed = [f"{stats.names[k][:24]} {stats.counts[k]}+{counts[k]}" for k in shown[:12]]
     if len(shown) > 12:
@@ -197,6 +204,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         "method": f"{config.method}: {method.idea}",
         "model": f"{training.choose_backbone(config, shape)}, {parameters:,} parameters",
         "train": f"{seen:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}",
+        "previews": f"{previews} of {classes} classes: {duration(preview_seconds)} (--train.preview_images 0: none)",
         "sample": f"{sampled:,} images, {how.sampler}, {how.steps} steps, {guided}: {duration(sample_seconds)}",
         "curate": f"at most {sum(counts):,} of {sampled:,}, {config.curate.policy}: {duration(curate_seconds)}",
         "per class": ", ".join(listed) + " (real+synthetic)",
@@ -205,8 +213,9 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         "memory": f"{memory / 2**30:.1f} GiB at the peak of training ({device})",
         "in all": f"about {duration(total)} on {device}, from a measured probe; a minute or so of measuring on top",
     }
-    if not curating:
-        del rows["curate"]
+    for name, there in (("curate", curating), ("previews", previews > 0)):
+        if not there:
+            del rows[name]
     return Plan(tuple(rows.items()), total)
 
 

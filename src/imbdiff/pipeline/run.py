@@ -14,12 +14,14 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
+from imbdiff.data.symmetry import unasked_changes
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.methods import method_of, with_all_constants
 from imbdiff.pipeline import curation, evaluation, recognising, training
-from imbdiff.pipeline.folder import RunFolder, repeat_command
+from imbdiff.pipeline.folder import STAGES, RunFolder, Stage, repeat_command
+from imbdiff.pipeline.kept import keep, kept
 from imbdiff.pipeline.page import report_data
-from imbdiff.pipeline.plan import check_fit, check_options, default_config
+from imbdiff.pipeline.plan import Plan, check_fit, check_options, default_config, make_plan
 from imbdiff.pipeline.sampling import (
     finished,
     guide_of,
@@ -31,6 +33,7 @@ from imbdiff.pipeline.sampling import (
 )
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.pipeline.watch import Watch, preview_grid
+from imbdiff.presets import preset
 from imbdiff.reporting.content import ReportData
 from imbdiff.runtime.device import resolve_device, start
 from imbdiff.runtime.dist import Dist
@@ -38,27 +41,6 @@ from imbdiff.runtime.errors import ImbdiffError, RunError
 from imbdiff.runtime.files import digest, read_json, sha256_file, write_bytes, write_json, write_text
 from imbdiff.runtime.log import read_jsonl
 from imbdiff.runtime.progress import Timer
-
-STAGES = ("train", "sample", "curate", "evaluate", "classify", "report")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a run.
-
-    Attributes:
-        name: of `STAGES`.
-        inputs: everything that decides what it gives, besides the data and the seed; None: there is nothing to do.
-        whole: whether its output is all there, given its mark in ``stages.json``.
-        work: does it from what `inputs` gave, on every process that takes part; returns facts to keep in its mark.
-        everywhere: every process takes part, otherwise the first alone.
-    """
-
-    name: str
-    inputs: Callable[[], Any]
-    whole: Callable[[Mapping[str, Any]], bool]
-    work: Callable[[Any], dict[str, Any]]
-    everywhere: bool = True
 
 
 @dataclass
@@ -71,6 +53,7 @@ class Run:
         config: the resolved configuration.
         quiet: prints nothing but errors.
         opened: the source, where it is open already.
+        replace: results that are there may be replaced by those of other options.
     """
 
     folder: RunFolder
@@ -78,6 +61,7 @@ class Run:
     config: RunConfig
     quiet: bool = False
     opened: Source | None = None
+    replace: bool = False
     dist: Dist = field(default_factory=Dist)
     _read: tuple[str, ImageSet] | None = field(default=None, init=False, repr=False)
 
@@ -90,30 +74,26 @@ class Run:
             print(text, flush=True)
 
     def execute(self, wanted: Sequence[str] = STAGES) -> Path:
-        """Runs the wanted stages, in order.
-
-        Returns:
-            The report's path.
+        """Runs the wanted stages, in order; returns the report's path.
 
         Raises:
             ImbdiffError: the folder is of another run or data, or a stage it needs is missing.
         """
         self.dist = start(self.config.device)
         self.device = resolve_device(self.config.device)
-        check_options(self.config, training="train" in wanted)
+        if tuple(wanted) != ("report",):  # which uses none of what is loaded for it
+            check_options(self.config, training="train" in wanted)
         self.folder.check_usable(self.source)
-        if self.folder.exists:
-            self.folder.check_same(self.config)
-        with Timer() as timer:
-            prepared = self._prepare()
-        self.folder.check_data(prepared.manifest)
-        check_fit(
-            prepared, self.config, training="train" in wanted, classifying="classify" in wanted, world=self.dist.world
-        )
         with self.folder.locked() if self.dist.main else nullcontext():
+            with Timer() as timer:
+                prepared = self.open()
+            stages = {"training": "train" in wanted, "classifying": "classify" in wanted}
+            check_fit(prepared, self.config, **stages, world=self.dist.world)
             try:
                 if self.dist.main:
                     self.folder.begin(self.source, self.config, prepared.manifest, str(self.device), timer.seconds)
+                    if not self._kept:
+                        keep(self.folder.path, prepared, self._source, self.config.data)
                 self.dist.barrier()
                 for stage in self._stages(prepared):
                     # from "classify" on the first process works alone; the others are done, and wait for nothing
@@ -128,38 +108,67 @@ class Run:
                 raise self.folder.unwritable(error) from error
         return self.folder / "report.html"
 
+    def plan(self) -> Plan:
+        """What the run would do, from a measured probe, or why it is refused; writes nothing."""
+        self.dist = start(self.config.device)
+        check_options(self.config)
+        self.folder.check_usable(self.source)
+        prepared = self.open()
+        check_fit(prepared, self.config)
+        self.log("measuring steps: a minute or so")
+        return make_plan(prepared, self.config, self.source)
+
+    def open(self) -> Prepared:
+        """The data of the run, checked against its split; what was left to the images is in the options afterwards.
+
+        Raises:
+            RunError: the folder is of a run with other options or other images.
+        """
+        if self.folder.exists:
+            self.config = self.folder.settled(self.config)
+            self.folder.check_same(self.config)
+        prepared = self._prepare()
+        self.folder.check_data(prepared.manifest)
+        self.config = training.settled(prepared, self.config)
+        return prepared
+
     def _prepare(self) -> Prepared:
-        opened = self.opened or load(self.source)
+        self._source = opened = self.opened or load(self.source)
         if opened.kind == "benchmark":  # with the root that an environment variable may have named
             self.source = parse(opened.name).absolute()
+        found = kept(self.folder.path, opened, self.config.data)
+        self._kept = found is not None
+        if found is not None:
+            return found
         prepared = training.prepare_data(opened, self.config.data)
-        stats = prepared.stats
-        val = "none" if prepared.val is None else str(len(prepared.val))
+        prepared = replace(prepared, warnings=(*prepared.warnings, *training.doubts(self.config, opened.kind)))
+        if self.folder.exists:  # it was all said when the run began
+            return prepared
+        stats, val = prepared.stats, "none" if prepared.val is None else str(len(prepared.val))
         self.log(
             f"data: {self.source}: {stats.total} training images of {stats.num_classes} classes "
             f"({max(stats.counts)} to {min(stats.counts)}, imbalance factor {stats.imbalance_factor:.4g}), "
             f"{val} for validation, {len(prepared.test)} for testing, {'x'.join(map(str, prepared.train.shape))}"
         )
-        if training.seen_by_init(self.config) is None:
-            unknown = f"what the model {self.config.model.init} was trained on is not known: perhaps on test images"
-            prepared = replace(prepared, warnings=(*prepared.warnings, unknown))
-        if self.config.preset in ("cifar-lt", "diffrc-cifar") and opened.kind != "benchmark":
-            other = (
-                f"the preset {self.config.preset} is for cifar10-lt and cifar100-lt: this split is not the literature's"
-            )
-            prepared = replace(prepared, warnings=(*prepared.warnings, other))
         for warning in prepared.warnings:
             self.log(f"  note: {warning}")
+        if self.config.data.augment == "auto":
+            self.log(f"  note: {unasked_changes(prepared.flippable)}")
         return prepared
 
     def _perform(self, stage: Stage, prepared: Prepared) -> None:
         """Does `stage`, or skips it where it was done from the same inputs and its output is whole.
 
         Its mark, and those of the stages that build on it, are removed before its work begins; where the work is
-        refused with the earlier output untouched, they are put back.
+        refused with the earlier output untouched, they are put back. Where lost output is made again as it was, the
+        stages that build on it stay done.
+
+        Raises:
+            RunError: results by other options are there, and `replace` is not set.
         """
         inputs, folder, marks = stage.inputs(), self.folder, self.folder.stages()
         if inputs is None:
+            folder.check_replaced(stage.name, marks if stage.name in marks else {}, self.replace)
             if self.dist.main:
                 if stage.name in marks:
                     folder.forget(stage.name)
@@ -169,23 +178,28 @@ class Run:
             return
         key = self._key(stage.name, inputs, prepared)
         before = marks.get(stage.name)
-        done = self.dist.main and before is not None and before["inputs"] == key and stage.whole(before)
+        same = before is not None and before["inputs"] == key
+        done = self.dist.main and before is not None and same and stage.whole(before)
         if self.dist.broadcast(done) if stage.everywhere else done:
             self.log(f"{stage.name}: done before, skipped")
             if self.dist.main:
                 folder.keep_options(stage.name, self.config)
             return
+        if not same:
+            folder.check_replaced(stage.name, marks, self.replace)
         if self.dist.main:
             folder.forget(stage.name)
         try:
             with Timer() as timer:
                 facts = stage.work(inputs)
         except ImbdiffError:
-            if self.dist.main and before is not None and stage.whole(before):
+            if self.dist.main and before and stage.whole(before):
                 folder.write_stages(marks)
             raise
         if self.dist.main:
             folder.mark(stage.name, {"inputs": key, "seconds": round(timer.seconds, 2), **facts}, str(self.device))
+            if before is not None and same and all(before.get(k) == v for k, v in facts.items() if k != "seconds"):
+                folder.write_stages({**marks, **folder.stages()})
             folder.keep_options(stage.name, self.config)
         if stage.everywhere:
             self.dist.barrier()
@@ -278,14 +292,13 @@ class Run:
         model = load_model(folder / "model", device=self.device)
         guidance = guide_of(how, model, prepared, self.config, folder / "curation")
         sample_into(model, todo, folder / "samples", how, guidance, quiet=self.quiet)
-        return {"images": len(todo["images"]), "counts": list(todo["counts"]), "plan": digest(todo)}
+        if not self.dist.main:
+            return {}
+        output = sha256_file(folder / "samples" / "manifest.json")
+        return {"images": len(todo["images"]), "counts": list(todo["counts"]), "plan": digest(todo), "output": output}
 
     def sampled(self, prepared: Prepared) -> ImageSet:
-        """All images in ``samples/``.
-
-        Raises:
-            RunError: sampling is not finished, or the images are not those of this run.
-        """
+        """All images in ``samples/``; RunError: sampling is not finished, or they are not those of this run."""
         mark = self._sample_mark()
         if self._read is None or self._read[0] != mark["plan"]:  # four stages ask for them
             train = prepared.train
@@ -328,7 +341,7 @@ class Run:
             raise RunError(
                 f"{self.folder / 'samples'} holds {sum(mark['counts']):,} images, the options ask for "
                 f"{sum(self._candidates(prepared)):,} candidates ({option})",
-                f"run `imbdiff sample {self.folder.path} {option}` first",
+                f"run `imbdiff sample {self.folder.path} {option} --replace` first",
             )
         return curation.curation_inputs(prepared, mark["plan"], self.config)
 
@@ -365,7 +378,7 @@ class Run:
             wrong = "was made with other options"
         if wrong:
             options = self.folder.options_of("curate", self.config)
-            line = shlex.join(["imbdiff", "curate", str(self.folder.path), *options])
+            line = shlex.join(["imbdiff", "curate", str(self.folder.path), *options, "--replace"])
             raise RunError(f"{place} {wrong}", f"run `{line}` first")
         return dict(read_json(place))
 
@@ -433,11 +446,7 @@ class Run:
         return dict(mark)
 
     def needs(self, name: str, verb: str) -> Path:
-        """A file that the stage of `verb` makes.
-
-        Raises:
-            RunError: it is missing; with the command that makes it.
-        """
+        """A file that the stage of `verb` makes; RunError: it is missing, with the command that makes it."""
         path = self.folder / name
         if not path.exists():
             line = repeat_command(self.source, self.folder.path, self.config) if verb == "run" else None
@@ -452,6 +461,7 @@ def run(
     *,
     wanted: Sequence[str] = STAGES,
     quiet: bool = False,
+    replace: bool = False,
 ) -> Path:
     """Prepare, train, sample, evaluate, classify and report, in the run folder `out`.
 
@@ -460,15 +470,18 @@ def run(
         out: the run folder; the same call continues what is there.
         config: from `imbdiff.preset`; default: chosen by image size.
         wanted: stages to run, of `STAGES`.
+        replace: replace results of other options that are there.
 
     Returns:
         The path of the report.
     """
-    opened = None
-    if config is None:
+    opened, folder = None, RunFolder(Path(out))
+    if config is None and folder.exists:
+        config = preset(folder.saved()[1].preset)
+    elif config is None:
         opened = load(str(source))
         config = default_config(opened)
-    return Run(RunFolder(Path(out)), str(source), config, quiet, opened).execute(wanted)
+    return Run(folder, str(source), config, quiet, opened, replace).execute(wanted)
 
 
 def open_run(path: str | Path, *, quiet: bool = True) -> tuple[Run, Prepared]:
@@ -480,6 +493,4 @@ def open_run(path: str | Path, *, quiet: bool = True) -> tuple[Run, Prepared]:
     folder = RunFolder(Path(path))
     source, config = folder.saved()
     opened = Run(folder, source, config, quiet)
-    prepared = training.prepare_data(source, config.data)
-    folder.check_data(prepared.manifest)
-    return opened, prepared
+    return opened, opened.open()

@@ -214,9 +214,16 @@ def sampling_identity(how: Sampling, prepared: Prepared, config: RunConfig) -> l
 
 
 def plan_in(
-    folder: Path, counts: Sequence[int], names: Sequence[str], config: RunConfig, identity: str
+    folder: Path,
+    counts: Sequence[int],
+    names: Sequence[str],
+    config: RunConfig,
+    identity: str,
+    first: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """What is to be generated into `folder`: the settings, and a row per image with its class, seed and file.
+
+    Images of a class are numbered from `first` (C,), or from 0.
 
     Where the configuration names no batch size, that of the images already there is kept: the default depends on the
     device, and images of another one differ by rounding alone.
@@ -227,8 +234,10 @@ def plan_in(
     rows = [
         {"file": f"{place}/{i:06d}.png", "label": k, "seed": seed_of(config.seed, "sample", k, i)}
         for k, (n, place) in enumerate(zip(counts, safe_class_dirs(names), strict=True))
-        for i in range(n)
+        for i in range(first[k] if first else 0, n + (first[k] if first else 0))
     ]
+    if first:
+        settings["first"] = list(first)
     return {"identity": identity, "class_names": list(names), "counts": list(counts), **settings, "images": rows}
 
 
@@ -287,7 +296,7 @@ def make_ready(folder: Path, todo: dict[str, Any]) -> None:
         aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         os.rename(folder, aside)
         shutil.rmtree(aside, ignore_errors=True)
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != ".lock" for path in folder.iterdir()):
         raise RunError(f"{folder} holds files that are not from imbdiff", "move them, or use another run folder")
     write_json(folder / "plan.json", todo)
 

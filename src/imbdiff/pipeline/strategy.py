@@ -6,9 +6,10 @@ Importing this module costs no more than numpy: `imbdiff inspect` answers withou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from imbdiff.data.names import named
 from imbdiff.data.stats import ClassStats
 from imbdiff.runtime.errors import ConfigError, nearest
 
@@ -105,6 +106,45 @@ def parse_strategy(text: str) -> tuple[str, Any]:
     return "totals", totals
 
 
+def check_names(strategy: str, names: Sequence[str]) -> None:
+    """Refuses a strategy that names an unknown class: before any image is read.
+
+    Raises:
+        ConfigError: with the nearest names.
+    """
+    kind, totals = parse_strategy(strategy)
+    for name in totals if kind == "totals" else ():
+        if name not in names:
+            raise unknown_class(name, names)
+
+
+def parse_numbers(words: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """{class: images} of NAME=50, or of 50 for all classes.
+
+    Raises:
+        ConfigError: a word that is neither, an unknown class (with the nearest names), no image at all.
+    """
+    found: dict[str, int] = {}
+    for word in words:
+        name, sign, text = word.rpartition("=")
+        number = _number(text)
+        if number is None or number < 1 or not number.is_integer():
+            example = f"{name or names[0]}=50"
+            raise ConfigError(
+                f"--number {word}: {text!r} is no number of images", f"give it as {example!r}, or as 50 for all"
+            )
+        if sign and name not in names:
+            raise unknown_class(name, names)
+        found |= dict.fromkeys([name] if sign else names, int(number))
+    return found
+
+
+def unknown_class(name: str, names: Sequence[str]) -> ConfigError:
+    """The error that there is no class of that name."""
+    remedy = nearest(name, names, f"the classes are {named(names, 20)}", most=3)
+    return ConfigError(f"unknown class {name!r}", remedy)
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)
@@ -116,8 +156,7 @@ def _to_totals(totals: Mapping[str, int], stats: ClassStats) -> tuple[int, ...]:
     add = dict.fromkeys(stats.names, 0)
     for name, total in totals.items():
         if name not in add:
-            known = f"the classes are {', '.join(list(add)[:20])}" + (" and others" if len(add) > 20 else "")
-            raise ConfigError(f"sampling strategy names an unknown class {name!r}", nearest(name, add, known))
+            raise unknown_class(name, stats.names)
         have = stats.counts[stats.names.index(name)]
         if total < have:
             raise ConfigError(

@@ -369,11 +369,12 @@ class _Study:
             classify += ["--classify.recipes", *own.recipes, control.recipe]
         if len(self.conditions.seeds) != own.seeds:
             classify += ["--classify.seeds", str(len(self.conditions.seeds))]
+        classify.append("--replace")
         if picked.use is None:
             return [shlex.join(classify)]
         offered = self.options.candidates if picked.curation != "none" else 1
         sample = ["imbdiff", "sample", path, "--sample.strategy", str(picked.number)]
-        sample += ["--curate.policy", picked.curation, "--curate.candidates", str(offered)]
+        sample += ["--curate.policy", picked.curation, "--curate.candidates", str(offered), "--replace"]
         classify += ["--classify.synthetic", picked.recipe, "--classify.primary", picked.recipe]
         classify += ["--classify.synthetic_weight", str(picked.use.weight)]
         classify += ["--classify.synthetic_schedule", picked.use.schedule]

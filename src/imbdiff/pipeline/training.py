@@ -93,6 +93,18 @@ def seen_by_init(config: RunConfig) -> set[str] | None:
     return None if hashes is None else set(hashes)
 
 
+def doubts(config: RunConfig, kind: str) -> list[str]:
+    """What the reader of a run has to know about its options, given the kind of its source."""
+    found = []
+    if seen_by_init(config) is None:
+        found.append(f"what the model {config.model.init} was trained on is not known: perhaps on test images")
+    if config.preset in ("cifar-lt", "diffrc-cifar") and kind != "benchmark":
+        found.append(
+            f"the preset {config.preset} is for cifar10-lt and cifar100-lt: this split is not the literature's"
+        )
+    return found
+
+
 def geometric(phase: Phase, method: Method, symmetry: Symmetry) -> Geometric | None:
     """The geometric changes of a phase's images. A guide guides unchanged images: it sees none."""
     if not method.ada or phase.gives != "model":
@@ -201,6 +213,16 @@ def check_branches(config: RunConfig) -> dict[str, str]:
     return {name: why for name, why in refused.items() if name not in base}
 
 
+def settled(prepared: Prepared, config: RunConfig) -> RunConfig:
+    """`config` with what was left to the images as it was decided for them: size, resize policy, channels, changes."""
+    height, width, channels = prepared.train.shape
+    data = replace(
+        config.data, size=f"{height}x{width}", resize=prepared.manifest["resize"],
+        channels="grey" if channels == 1 else "colour", augment=symmetry_of(prepared, config),
+    )  # fmt: skip
+    return replace(config, data=data)
+
+
 def prepare_data(
     source: str | Path | Source | ImageSet, config: DataConfig, cache: str | Path | None = None
 ) -> Prepared:
@@ -209,6 +231,7 @@ def prepare_data(
         source,
         size=config.size,
         resize=config.resize,
+        channels=config.channels,
         imbalance_factor=config.imbalance_factor,
         test_fraction=config.test_fraction,
         val_fraction=config.val_fraction,
@@ -264,7 +287,9 @@ def train(
             track = None if trackers is None else partial(trackers.log, prefix=f"{phase.name}/")
             rows = JsonLog(folder / log_name(method, phase), track)
             files = TrainingFiles(
-                CheckpointStore(folder / "checkpoints" / phase.name), rows, f"{identity}/{phase.name}"
+                CheckpointStore(folder / "checkpoints" / phase.name, config.train.keep_checkpoints),
+                rows,
+                f"{identity}/{phase.name}",
             )
         final, changes = phase is method.target, geometric(phase, method, symmetry)
         trainer = Trainer(

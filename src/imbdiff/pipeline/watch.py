@@ -19,7 +19,7 @@ import numpy as np
 from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
-from imbdiff.data.stats import Groups
+from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.saved import load_model, save_model
@@ -30,7 +30,8 @@ from imbdiff.metrics.kernel import kernel
 from imbdiff.metrics.memorisation import memorisation_report
 from imbdiff.metrics.rows import Estimate, Rows, Scope
 from imbdiff.pipeline.recognising import working_of
-from imbdiff.pipeline.sampling import encode_png, sampling
+from imbdiff.pipeline.sampling import Sampling, encode_png, sampling
+from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.reporting.pictures import sample_grid
 from imbdiff.runtime.errors import DataError
 from imbdiff.runtime.files import read_json, write_json
@@ -40,7 +41,7 @@ from imbdiff.runtime.log import JsonLog, read_jsonl
 SAMPLES = 512
 #: the number that decides: the distance that a few hundred images suffice for; less is better
 METRIC = "KD"
-CLASSES, PER_CLASS, STEPS = 10, 6, 20
+CLASSES, PER_CLASS, STEPS = 8, 4, 20
 """Of a preview grid."""
 
 
@@ -145,17 +146,35 @@ class Watch:
         return Rows.of(self._extractor.features(images), images.labels, hashes=images.hashes, seed=self.config.seed)
 
 
+def previewed(stats: ClassStats, config: RunConfig) -> tuple[int, ...]:
+    """The classes of a preview: of those that get synthetic images at most 8, the rarest and every so many up to the
+    most frequent; rare ones first."""
+    wanted = images_to_draw(config.sample.strategy, stats)
+    rank = sorted((k for k, n in enumerate(wanted) if n or not sum(wanted)), key=lambda k: stats.counts[k])
+    rare, others = rank[: CLASSES // 2], rank[CLASSES // 2 :]
+    at = np.linspace(0, len(others) - 1, min(CLASSES - len(rare), len(others))).round().astype(int)
+    return (*rare, *(others[i] for i in at))
+
+
+def preview_sampling(config: RunConfig, classes: int) -> Sampling:
+    """How the images of a preview of so many classes are sampled: at once, in at most 20 steps."""
+    how = sampling(config)
+    return replace(how, steps=min(how.steps, STEPS), batch_size=classes * PER_CLASS, precision="fp32")
+
+
 def preview_grid(model: DiffusionModel, config: RunConfig, groups: Groups | None = None) -> bytes:
-    """A PNG of the same images each time: at most the 10 largest classes, 6 images of each, at most 20 steps.
+    """A PNG of the same images each time: 4 of each of the classes of :func:`previewed`.
 
     Args:
         groups: of the classes, by which scales may be given; default: those of the class counts.
     """
-    stats, how = model.spec.stats, sampling(config)
-    largest = np.argsort(-np.asarray(stats.counts), kind="stable")[:CLASSES]
-    labels = np.repeat(np.sort(largest), PER_CLASS)
-    how = replace(how, steps=min(how.steps, STEPS), batch_size=30, precision="fp32")
+    stats = model.spec.stats
+    classes = previewed(stats, config)
+    labels = np.repeat(np.array(classes, dtype=np.int64), PER_CLASS)
+    how = preview_sampling(config, len(classes))
     guidance = how.guide(model, groups, partial=True)
     images = generate(model, labels, np.arange(len(labels)), **how.generator_options(guidance))
-    grid = sample_grid(ImageSet(images, labels, stats.names), per_class=PER_CLASS, max_classes=CLASSES)
+    names = tuple(stats.names[k] for k in classes)  # in their order
+    shown = ImageSet(images, np.repeat(np.arange(len(classes)), PER_CLASS), names)
+    grid = sample_grid(shown, per_class=PER_CLASS, max_classes=CLASSES)
     return encode_png(np.asarray(grid.convert("RGB")))

@@ -125,7 +125,7 @@ def look(network: Classifier, name: str, plan: FitPlan, synthetic: ImageSet, pre
     beyond = (fitted * len(train.class_names) - 1) / max(1, len(train.class_names) - 1)
     lack = None
     shown = f"the classifiers put {100 * fitted:.0f} % of their own training images right (classes counted alike)"
-    longer = f"train them longer: imbdiff classify RUN --classify.steps {_enough(plan, len(train))}"
+    longer = f"train them longer: imbdiff classify RUN --classify.steps {_enough(plan, len(train))} --replace"
     if beyond < FITTED and passes < PASSES:
         lack = Lack(f"{shown}, after {passes:.1f} passes: they were not trained long enough", longer)
     elif noise is not None and noise > NOISE:
@@ -148,8 +148,8 @@ def look(network: Classifier, name: str, plan: FitPlan, synthetic: ImageSet, pre
         warnings.append(
             f"{100 * (1 - agreement):.0f} % of {counted(len(labels), 'synthetic image')} look like another class than "
             f"the one asked for, to a classifier trained on the real images alone{against}: keep those that agree "
-            "(imbdiff curate RUN --curate.policy agreement, then imbdiff classify RUN), or train the generator longer "
-            "(--train.images)"
+            "(imbdiff curate RUN --curate.policy agreement --replace, then imbdiff classify RUN), or train the "
+            "generator longer (--train.images)"
         )
     return Learned(name, fitted, passes, noise, agreement, real, lack, tuple(warnings))
 

@@ -85,8 +85,8 @@ class Use:
             raise DataError(
                 f"no synthetic image of {named(none)}: the prior per domain takes synthetic rows of all classes alike",
                 "generate and keep some of every class (imbdiff sample RUN --sample.strategy equal --curate.policy "
-                "none; in a study --numbers equal), or use another prior (imbdiff classify RUN "
-                "--classify.synthetic_prior effective)",
+                "none --replace; in a study --numbers equal), or use another prior (imbdiff classify RUN "
+                "--classify.synthetic_prior effective --replace)",
             )
 
     def describe(self) -> str:

@@ -86,7 +86,7 @@ def answer(found: Found, run: str) -> Answer | None:
             command = f"imbdiff predict {shlex.quote(run)} IMAGES --arm {shlex.quote(alone)}"
         else:
             then += ", or try for better images: longer training (--train.images), or curation"
-            command = f"imbdiff curate {shlex.quote(run)} --curate.policy agreement"
+            command = f"imbdiff curate {shlex.quote(run)} --curate.policy agreement --replace"
     warnings = [*(found.get("learned") or {}).get("warnings", ())] if whole.outcome != "not measured" else []
     warnings = [text.replace("curate RUN", f"curate {shlex.quote(run)}").replace(
         "classify RUN", f"classify {shlex.quote(run)}") for text in warnings]  # fmt: skip

@@ -208,11 +208,11 @@ def _sizes(report: Found) -> ui.Section:
     cut = "would cut off more than a quarter of no image"
     if resize["cut_much"]:
         cut = f"would cut off more than a quarter of {number(resize['cut_much'])} of {number(resize['images'])} images"
-        cut += "; --data.resize pad cuts off nothing" if resize["policy"] == "pad" else ""
+        cut += ": a run pads them" if resize["policy"] == "pad" else ""
     size = report["suggested_size"]
     facts = [
         ("Modes", f"{modes}; read as {'grey' if report['channels'] == 1 else 'colour'}"),
-        ("Suggested size", f"{size[0]} × {size[1]}: {report['size_reason']}" if size else ""),
+        ("Size of a run", f"{size[0]} × {size[1]}: {report['size_reason']}" if size else ""),
         ("Cropping", cut if len(sizes) > 1 else ""),
     ]
     table = ui.Table(["height × width", ui.Column("images")], rows, "short")
@@ -361,11 +361,7 @@ def _square(image: np.ndarray) -> np.ndarray:
 
 def _next(report: Found, estimate: Found, command: str) -> ui.Section:
     blocks: list[ui.Block] = [ui.Definitions([(what, shorten(text, 600)) for what, text in estimate["rows"]])]
-    options = ""
-    if len(report["sizes"]) > 1 and report["suggested_size"]:
-        options += f" --data.size {report['suggested_size'][0]}"
-        options += " --data.resize pad" if report["resize"]["policy"] == "pad" else ""
-    run = f"imbdiff run {shlex.quote(report['source']['name'])}{options}"
+    run = shlex.join(["imbdiff", "run", report["source"]["name"], *estimate.get("options", [])])
     blocks += [
         ui.Text("What a run would do, and how long it would take; writes nothing:", command=f"{run} --dry-run"),
         ui.Text("Everything: train, sample, measure, classify, report:", command=run),

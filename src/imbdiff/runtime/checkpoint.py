@@ -18,7 +18,7 @@ from imbdiff.runtime.errors import RunError
 from imbdiff.runtime.files import atomic, read_json, sha256_file, write_json
 
 KEPT = 2
-"""The newest ones, of which one may be damaged."""
+"""The newest ones, of which one may be damaged; where not all are kept."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """The checkpoints of one training, in `folder`."""
+    """The checkpoints of one training, in `folder`: the newest, or all of them."""
 
     folder: Path
+    all: bool = False
 
     def save(self, images: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint made after `images` images; removes all but the two newest.
+        """Writes a checkpoint made after `images` images; removes all but the two newest, unless all are kept.
 
         Raises:
             RunError: the disk is full. Earlier checkpoints are untouched.
@@ -54,13 +55,37 @@ class CheckpointStore:
             save_file(own, aside / "state.safetensors")
             sha256 = sha256_file(aside / "state.safetensors")
             write_json(aside / "meta.json", {**meta, "images": images, "sha256": sha256})
-        for old in self.paths()[:-KEPT]:
+        for old in () if self.all else self.paths()[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
     def paths(self) -> list[Path]:
         """All checkpoints, oldest first, damaged ones included."""
         return sorted(self.folder.glob("ckpt-*"))
+
+    def images(self) -> list[int]:
+        """Images seen of all of them, the oldest first."""
+        return [int(path.name.removeprefix("ckpt-")) for path in self.paths()]
+
+    def read(self, images: int) -> Checkpoint | None:
+        """The checkpoint after so many images; None where there is none.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.folder / f"ckpt-{images:012d}"
+        if not path.exists():
+            return None
+        try:
+            meta = read_json(path / "meta.json")
+            if sha256_file(path / "state.safetensors") == meta["sha256"]:
+                return Checkpoint(path, load_file(path / "state.safetensors"), meta)
+        except (RunError, OSError, KeyError, TypeError, SafetensorError):
+            pass
+        raise RunError(f"the checkpoint {path} is damaged", "choose another one")
 
     def latest(self, report: Callable[[str], None] = print) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None where there is none. Damaged ones are reported and left alone.

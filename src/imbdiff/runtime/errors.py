@@ -47,7 +47,11 @@ def listing(items: Iterable[object], limit: int = 20) -> str:
     return text + (f"\n  ... and {len(rows) - limit} more" if len(rows) > limit else "")
 
 
-def nearest(name: str, known: Iterable[str], otherwise: str, prefix: str = "") -> str:
-    """A remedy for an unknown name: the nearest of those known, with what stands before it, or `otherwise`."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {prefix}{near[0]}?" if near else otherwise
+def nearest(name: str, known: Iterable[str], otherwise: str, prefix: str = "", most: int = 1) -> str:
+    """A remedy for an unknown name: the `most` nearest of those known, with what stands before them, or `otherwise`."""
+    names = list(known)
+    lower = {one.lower(): one for one in names}
+    found = difflib.get_close_matches(name, names, n=most)
+    found = found or [lower[one] for one in difflib.get_close_matches(name.lower(), lower, n=most)]
+    near = [prefix + one for one in found]
+    return f"did you mean {' or '.join(near)}?" if near else otherwise

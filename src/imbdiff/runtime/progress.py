@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -42,17 +44,28 @@ class Progress:
         start: the count at the beginning (a resumed run); speed is measured from here.
         quiet: shows nothing (processes other than the first, tests).
         every: seconds between lines where the output is no terminal.
+        interludes: how often other work is done in between, see :meth:`interlude`: the time left counts it.
     """
 
     _display: Any = None  # of all open bars: rich shows one display at a time
 
     def __init__(
-        self, what: str, total: int, unit: str = "images", *, start: int = 0, quiet: bool = False, every: float = 15.0
+        self,
+        what: str,
+        total: int,
+        unit: str = "images",
+        *,
+        start: int = 0,
+        quiet: bool = False,
+        every: float = 15.0,
+        interludes: int = 0,
     ) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, start
         self.start, self.quiet, self.every = start, quiet, every
         self.note = ""
+        self.interludes, self._other, self._others = interludes, 0.0, 0
         self._task: Any = None
+        self._shown = -1
         self._began = self._last = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -73,11 +86,14 @@ class Progress:
 
     @property
     def line(self) -> str:
-        speed = (self.done - self.start) / max(time.monotonic() - self._began, 1e-9)
-        shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-        text = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {shown} {self.unit}/s"
+        speed = (self.done - self.start) / max(time.monotonic() - self._began - self._other, 1e-9)
+        pace = f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s"
+        if 0 < speed < 0.2:
+            pace = f"{duration(1 / speed)} each"
+        text = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {pace}"
         if self.start < self.done < self.total:
-            text += f", {duration((self.total - self.done) / speed)} left"
+            others = max(0, self.interludes - self._others) * self._other / max(1, self._others)
+            text += f", {duration((self.total - self.done) / speed + others)} left"
         return text + (f", {self.note}" if self.note else "")
 
     def update(self, done: int, note: str = "") -> None:
@@ -88,7 +104,23 @@ class Progress:
             self._last = now
             self._show()
 
+    @contextmanager
+    def interlude(self, what: str) -> Iterator[None]:
+        """Other work in between, which is announced; the speed does not count it, the time left does."""
+        note, began = self.note, time.monotonic()
+        self.note = what
+        if not self.quiet:
+            self._show()
+        try:
+            yield
+        finally:
+            self.note = note
+            self._other += time.monotonic() - began
+            self._others += 1
+            self._last = time.monotonic() if self._task is None else self._last
+
     def _show(self) -> None:
+        self._shown = self.done
         if self._task is not None:
             Progress._display.update(self._task, total=self.total, completed=self.done, description=self.line)
         else:
@@ -97,7 +129,12 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         took = time.monotonic() - self._began
-        if not self.quiet and self.done > self.start and (self._task is not None or took >= min(self.every, SHORT)):
+        told = self._task is None and self._shown == self.done  # the last line says it already
+        if (
+            not (self.quiet or told)
+            and self.done > self.start
+            and (self._task is not None or took >= min(self.every, SHORT))
+        ):
             self._show()
         if self._task is not None:
             Progress._display.stop_task(self._task)

@@ -6,6 +6,7 @@ Nothing here knows any method. The global generator serves network dropout alone
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,12 +115,16 @@ class Trainer:
             notify(f"continuing after {loop.first * batch:,} images{other}")
         update.wrap(notify)
         self._describe(bf16, notify)
-        previews = 0 if config.preview_images == 0 else self._every(config.preview_images, 5)
+        previews = preview_every(config)
         watches = 0 if config.watch_images == 0 else self._every(config.watch_images, 1)
         weak = max(1, round(WEAK_AT * steps))
+        still = [
+            n for n in range(loop.first + 1, steps + 1)
+            if (self.on_preview and _due(n, previews, steps)) or (self.on_watch and _due(n, watches, steps))
+        ]  # fmt: skip
         with Progress(
-            "train", steps * batch, start=loop.first * batch, quiet=self.quiet or not dist.main
-        ) as progress:  # fmt: skip
+            "train", steps * batch, start=loop.first * batch, quiet=self.quiet or not dist.main, interludes=len(still)
+        ) as progress:
             for done, row in loop.run():
                 progress.update(done * batch, f"loss {row['loss']:.4f}" if row else "")
                 calls = (
@@ -127,9 +132,10 @@ class Trainer:
                     (self.on_watch, _due(done, watches, steps)),
                     (self.on_weak, done == weak),
                 )
-                for call, due in calls:
+                for what, (call, due) in zip(("generating a preview", "measuring", ""), calls, strict=True):
                     if call and due and dist.main:
-                        call(self._averaged(update), done * batch)  # type: ignore[arg-type]
+                        with progress.interlude(what) if what else nullcontext():
+                            call(self._averaged(update), done * batch)  # type: ignore[arg-type]
         return self._averaged(update)
 
     def _every(self, images: int | None, share: int) -> int:
@@ -151,6 +157,13 @@ class Trainer:
                 f"batches of {config.batch_size} in {config.accumulate} micro-batches: losses that compare rows with "
                 f"each other (contrasts, transfer) compare {config.compared}"
             )
+
+
+def preview_every(config: TrainConfig) -> int:
+    """Steps between previews; 0: there are none."""
+    if config.preview_images == 0:
+        return 0
+    return max(1, (config.preview_images or config.images // 5) // config.batch_size)
 
 
 def _due(done: int, every: int, steps: int) -> bool:
