@@ -218,4 +218,5 @@ def test_a_method_of_ones_own(
     (own,) = [name for name in states(tmp_path / "sweep") if name.startswith("module")]
     assert states(tmp_path / "sweep")[own] == "done"
     assert "module:gaps:LABEL_GAP" in (tmp_path / "sweep" / "report.html").read_text()
-    assert main(["report", str(tmp_path / "sweep" / own), "--quiet"]) == 0
+    folders = [str(tmp_path / "sweep" / name) for name in states(tmp_path / "sweep")]
+    assert main(["compare", *folders, "--out", str(tmp_path / "c.html")]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import pytest
 import imbdiff
 from imbdiff.config import override
 from imbdiff.runtime.errors import ConfigError
-from imbdiff.runtime.log import JsonLog, check_trackers
+from imbdiff.runtime.log import LOCAL, JsonLog, Trackers, check_trackers, read_jsonl
 from imbdiff.runtime.progress import SHORT, Progress
 from tests.pipeline.conftest import SMALL
 
@@ -53,6 +54,40 @@ def test_a_tracker_gets_every_row_of_the_log_and_changes_nothing(fake: type[Fake
     assert [values["target/loss"] for _, values in tracker.rows] == [row["loss"] for row in rows]
     assert (tracker.title, tracker.folder, tracker.done) == ("run", tmp_path / "run" / "trackers", True)
     assert tracker.options["train.images"] == config.train.images
+
+
+@pytest.mark.parametrize(("name", "variable", "local"), [(name, *rule) for name, rule in LOCAL.items()])
+def test_nothing_leaves_the_machine_unless_the_user_says_so(
+    name: str, variable: str, local: str, fake: type[Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, name, Fake)
+    for own in (None, "mine"):
+        monkeypatch.setenv(variable, own or "")
+        if own is None:
+            monkeypatch.delenv(variable)
+        Trackers([name], "run", tmp_path, {}).log({"images": 1, "loss": 1.0})
+        assert os.environ[variable] == (own or local)
+
+
+def test_a_function_is_called_after_every_step(tmp_path: Path) -> None:
+    data = imbdiff.prepare("digits", imbalance_factor=20)
+    config = override(imbdiff.preset("tiny"), SMALL)
+    calls: list[tuple[int, dict[str, float]]] = []
+
+    def stop(seen: int, row: Any) -> None:
+        calls.append((seen, row))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        imbdiff.train(data, config, tmp_path / "run", quiet=True, on_step=stop)
+    imbdiff.train(data, config, tmp_path / "run", quiet=True, on_step=lambda seen, row: calls.append((seen, row)))
+    seen = [images for images, _ in calls]
+    assert seen[:4] == [16, 32, 48, 64]
+    assert sorted(set(seen)) == list(range(16, 16 * 12 + 1, 16))
+    rows = {row["images"]: row["loss"] for row in read_jsonl(tmp_path / "run" / "log.jsonl")}
+    assert rows == {images: row["loss"] for images, row in calls if row}
+    assert len(rows) > 2
 
 
 def test_trackers_that_are_not_there_are_refused(fake: type[Fake]) -> None:

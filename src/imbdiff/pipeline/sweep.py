@@ -150,7 +150,8 @@ class _Sweep:
 
     @property
     def known(self) -> dict[str, Any]:
-        return read_json(self.folder / MARKER) if self.folder.exists else {}
+        found = read_json(self.folder / MARKER) if self.folder.exists else {}
+        return found if isinstance(found, dict) else {"schema": "unknown"}
 
     @property
     def cells(self) -> list[Cell]:

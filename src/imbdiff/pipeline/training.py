@@ -39,7 +39,7 @@ from imbdiff.runtime.tables import code_identity
 from imbdiff.training.loop import TrainingFiles
 from imbdiff.training.parts import check_groups
 from imbdiff.training.step import TrainingStep
-from imbdiff.training.trainer import OnPreview, Trainer
+from imbdiff.training.trainer import OnPreview, OnStep, Trainer
 
 
 def symmetry_of(prepared: Prepared, config: RunConfig) -> Symmetry:
@@ -247,6 +247,7 @@ def train(
     *,
     on_preview: OnPreview | None = None,
     on_watch: OnPreview | None = None,
+    on_step: OnStep | None = None,
     quiet: bool = False,
     log: Callable[[str], None] = print,
 ) -> DiffusionModel:
@@ -256,6 +257,8 @@ def train(
         folder: where ``checkpoints/`` and ``log.jsonl`` go; with it, a repeated call continues.
         on_preview: called now and then, while the model to be sampled trains, with its average and the images seen.
         on_watch: the same, every `config.train.watch_images` images.
+        on_step: called after every step of that model, with the images seen and the row of the log: its numbers where
+            it has one, else empty. What it raises ends the training, which a repeated call continues.
 
     Returns:
         The model with averaged weights, in eval mode.
@@ -306,6 +309,7 @@ def train(
             geometric=changes,
             on_preview=on_preview if final else None,
             on_watch=on_watch if final else None,
+            on_step=on_step if final else None,
             on_weak=keep_weak if final else None,
             finish=phase.finish,
             quiet=quiet,

@@ -26,7 +26,9 @@ from imbdiff.reporting.study import STYLES
 from imbdiff.reporting.text import NOTHING, estimate, label, number, seconds
 
 MAX_RUNS = 200
-GAIN, WITH, WITHOUT = "gain by synthetic images", "accuracy with them", "accuracy without them"
+GAIN, WITH, WITHOUT = (
+    "gain by synthetic images", "accuracy with synthetic images", "accuracy without synthetic images",
+)  # fmt: skip
 COST = "training and sampling"
 """Names of lines."""
 
@@ -80,12 +82,13 @@ class Line:
 
     @property
     def best(self) -> str | None:
-        """The method with the best mean, of two or more; None where they have nothing to do with it."""
+        """The method with the best mean, of two or more; None where several have it, or it is not the methods'."""
         if self.name == WITHOUT or self.direction == "none":
             return None
         key = {"higher": lambda v: -v, "lower": lambda v: v, "nearer 1": lambda v: abs(v - 1)}[self.direction]
         means = {m: found[0] for m in self.values if (found := self.mean(m))}
-        return min(means, key=lambda m: key(means[m])) if len(means) > 1 else None
+        first, second, *_ = [*sorted(means, key=lambda m: key(means[m])), None, None]
+        return first if first and second and means[first] != means[second] else None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -223,13 +226,9 @@ def _tables(runs: Sequence[SweepRun], lines: Sequence[Line], methods: Sequence[s
     blocks += [ui.note(shared)] if (shared := _overlap(runs)) else []
     for part in ("accuracy", "quality", "cost"):
         rows: list[ui.Cells] = []
-        before = None
         for line in (line for line in lines if line.part == part):
-            head = f"{line.name} {ARROWS.get(line.direction, '')}"
-            cells = [_cell(line, method) for method in methods]
-            new = "" if line.name == before else "first"
-            rows.append([ui.Cell(head if new else "", style=new), line.scope, *cells])
-            before = line.name
+            head = ui.Cell(f"{line.name} {ARROWS.get(line.direction, '')}".rstrip())
+            rows.append([head, line.scope, *(_cell(line, method) for method in methods)])
         if rows:
             heads = [ui.Column(method) for method in methods]
             blocks += [ui.heading(part.capitalize()), ui.Table([part, "scope", *heads], rows, "compare")]

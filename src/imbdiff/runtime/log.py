@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+#: variables by which trackers that would send things away keep them here, and the values; one that is set is kept
+LOCAL = {
+    "wandb": ("WANDB_MODE", "offline"), "clearml": ("CLEARML_OFFLINE_MODE", "1"), "swanlab": ("SWANLAB_MODE", "local"),
+    "comet_ml": ("COMET_START_ONLINE", "0"),
+}  # fmt: skip
 
 
 class JsonLog:
@@ -55,7 +63,8 @@ class JsonLog:
 class Trackers:
     """accelerate's trackers, such as tensorboard and wandb, of one run. Used from the main thread of the first process.
 
-    They start with the first row: accelerate's own state, which the trainer makes, has to be there before.
+    Nothing leaves the machine unless the user's environment says so, such as ``WANDB_MODE=online``. They start with the
+    first row: accelerate's own state, which the trainer makes, has to be there before.
 
     Args:
         names: of `accelerate.tracking`.
@@ -72,6 +81,8 @@ class Trackers:
     def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in self.names:
+            if name in LOCAL:
+                os.environ.setdefault(*LOCAL[name])
             kind = _known()[name]
             place = {"logging_dir": self.folder} if kind.requires_logging_directory else {}
             tracker = kind(self.title, **place)

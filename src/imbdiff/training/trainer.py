@@ -5,7 +5,7 @@ Nothing here knows any method. The global generator serves network dropout alone
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +29,7 @@ from imbdiff.training.step import TrainingStep
 from imbdiff.training.update import Update
 
 OnPreview = Callable[[DiffusionModel, int], None]
+OnStep = Callable[[int, Mapping[str, float]], None]
 #: share of the training after which the averaged weights are kept as autoguidance's weak model (Karras et al. 2024)
 WEAK_AT = 1 / 16
 #: lines of the log in all
@@ -57,6 +58,8 @@ class Trainer:
         on_preview: called with the averaged model and the images seen, on the first process.
         on_watch: the same, every `config.watch_images` images and at the end.
         on_weak: the same, once: after the share `WEAK_AT` of the steps.
+        on_step: called after every step on the first process, with the images seen and, where the log has a row of this
+            step, its numbers.
         finish: what the averaged network becomes when it is handed out; gets the objectives too.
         notify: prints notices.
     """
@@ -74,6 +77,7 @@ class Trainer:
     on_preview: OnPreview | None = None
     on_watch: OnPreview | None = None
     on_weak: OnPreview | None = None
+    on_step: OnStep | None = None
     finish: Callable[[Any, Sequence[Objective]], nn.Module] | None = None
     quiet: bool = False
     notify: Callable[[str], None] = print
@@ -127,6 +131,8 @@ class Trainer:
         ) as progress:
             for done, row in loop.run():
                 progress.update(done * batch, f"loss {row['loss']:.4f}" if row else "")
+                if self.on_step is not None and dist.main:
+                    self.on_step(done * batch, dict(row or {}))
                 calls = (
                     (self.on_preview, _due(done, previews, steps)),
                     (self.on_watch, _due(done, watches, steps)),
