@@ -137,7 +137,7 @@ def test_a_run_of_colour_photographs_is_judged_by_it_and_says_so(
         assert [e["name"] for e in found["protocol"]["extractors"]] == ["random-conv"]
         for text in (capsys.readouterr().out, (folder / "report.html").read_text().replace("&#39;", "'")):
             assert efficientnet.INSTALL in text
-    assert main(["evaluate", str(folder)]) == 0  # installed since: measured again
+    assert main(["evaluate", str(folder), "--replace"]) == 0  # installed since: measured again
     found, page = read_json(folder / "metrics.json"), (folder / "report.html").read_text()
     assert [(e["name"], e["pretrained"]) for e in found["protocol"]["extractors"]] == [
         ("efficientnet-lite0", True), ("random-conv", False),
@@ -148,7 +148,7 @@ def test_a_run_of_colour_photographs_is_judged_by_it_and_says_so(
     assert "done before" not in capsys.readouterr().out
     assert main(["evaluate", str(folder)]) == 0
     assert "evaluate: done before" in capsys.readouterr().out
-    assert main(["evaluate", str(folder), "--evaluate.no-pretrained"]) == 0
+    assert main(["evaluate", str(folder), "--evaluate.no-pretrained", "--replace"]) == 0
     found = read_json(folder / "metrics.json")
     assert [e["name"] for e in found["protocol"]["extractors"]] == ["random-conv"]
 
