@@ -125,7 +125,7 @@ def look(network: Classifier, name: str, plan: FitPlan, synthetic: ImageSet, pre
     beyond = (fitted * len(train.class_names) - 1) / max(1, len(train.class_names) - 1)
     lack = None
     shown = f"the classifiers put {100 * fitted:.0f} % of their own training images right (classes counted alike)"
-    longer = f"train them longer: imbdiff classify RUN --classify.steps {_enough(plan, len(train))} --replace"
+    longer = f"train them longer: imbdiff classify RUN --replace --classify.steps {_enough(plan, len(train))}"
     if beyond < FITTED and passes < PASSES:
         lack = Lack(f"{shown}, after {passes:.1f} passes: they were not trained long enough", longer)
     elif noise is not None and noise > NOISE:
