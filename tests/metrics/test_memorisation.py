@@ -244,3 +244,16 @@ def test_the_cap_takes_from_every_class() -> None:
     labels = np.array([0] * 10 + [1] * 2 + [2])
     assert capped_rows(labels, 5, np.arange(13)).tolist() == [0, 1, 10, 11, 12]
     assert capped_rows(labels, 5, -np.arange(13)).tolist() == [8, 9, 10, 11, 12]
+
+
+@pytest.mark.parametrize(("made", "held", "given"), [(9, 30, False), (30, 9, False), (10, 10, True), (2, 2, False)])
+def test_closeness_needs_ten_images_on_either_side(made: int, held: int, given: bool) -> None:
+    random = np.random.default_rng(0)
+
+    def images(n: int) -> ImageSet:
+        return ImageSet(random.integers(0, 256, (n, 8, 8, 1), dtype=np.uint8), np.zeros(n, np.int64), ("a",))
+
+    train = images(40)
+    report = memorisation_report(images(made), train, images(held), Groups.default(train.stats))
+    assert (report["classes"][0]["closeness"] is not None) == given
+    assert report["classes"][0]["near_copy_share"] is not None

@@ -28,6 +28,7 @@ from imbdiff.reporting.blocks import (
     Shelf,
     Table,
     Text,
+    breakable,
     chip,
     code,
     fact,
@@ -42,7 +43,7 @@ from imbdiff.reporting.blocks import (
 )  # fmt: skip
 from imbdiff.reporting.class_plot import Classes, class_plot
 from imbdiff.reporting.pictures import in_turn, pack, page_size, sample_grid, scaled_down, spread
-from imbdiff.reporting.text import clean, estimate, flatten, label, number, seconds, shorten, signed
+from imbdiff.reporting.text import clean, estimate, flatten, label, labels, number, seconds, shorten, signed
 from imbdiff.runtime.errors import DataError
 
 from .looking import HOSTILE, Tags, axes_of, check_page, page_of, words
@@ -225,3 +226,28 @@ def test_numbers_have_the_digits_they_deserve() -> None:
     assert estimate(-0.0312, -0.131, 0.051) == ("−0.031", "−0.131 to 0.051")
     assert estimate(0.5, None, None, 2) == ("0.50", "")
     assert estimate(None, None, None) == ("–", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [("long_class_name", ["long_", "class_", "name"]), ("a-b.c/d", ["a-", "b.", "c/", "d"]), ("plain", ["plain"]),
+     ("__x", ["__", "x"]), ("<b>_&", ["&lt;b&gt;_", "&amp;"]), ("", [""])],
+)  # fmt: skip
+def test_names_are_broken_after_punctuation_and_not_inside_words(text: str, parts: list[str]) -> None:
+    found = str(breakable(text))
+    assert [part for part in found.split("<wbr>") if part] == [part for part in parts if part]
+
+
+@pytest.mark.parametrize("limit", [12, 16])
+def test_names_in_plots_can_be_told_apart(limit: int) -> None:
+    groups = (
+        [f"long_class_name_number_{k}" for k in range(12)],
+        [f"{k}_another_large_name_early" for k in range(12)],
+        [f"the_same_beginning_{k}_and_the_same_end" for k in range(12)],
+        ["眼底病変", "眼底", "b"],
+    )
+    for names in groups:
+        found = labels(names, range(len(names)), limit)
+        assert len(set(found)) == len(names)
+        assert max(map(len, found)) <= limit
+    assert labels(["cat", "dog"], [0, 1]) == ["cat", "dog"]

@@ -248,3 +248,13 @@ def test_hostile_names_stay_text(data: ReportData) -> None:
     for shown in (section(hostile), Section("v", "Verdict", verdict(found, "RUN"))):
         check_page(page_of(shown))
     assert text_of(section(hostile)).count(HOSTILE[0]) >= 4
+
+
+@pytest.mark.parametrize("n", [0, 1, 19, 20])
+def test_a_group_of_few_test_images_has_no_accuracy(data: ReportData, found: dict[str, Any], n: int) -> None:
+    protocol = {**found["protocol"], "n_test_groups": {"many": 90, "medium": 90, "few": n}}
+    shown = section(replace(data, classifier={**found, "protocol": protocol}))
+    row = row_of(shown, "balanced softmax best control")
+    assert ("±" in row[5]) == (n >= 20)
+    assert (f"{n} test image" in row[5]) == (n < 20)
+    assert "±" in row[3]

@@ -281,3 +281,10 @@ def test_the_terminal_shows_rankings_where_there_is_nothing_else() -> None:
     assert "rank generators" in text
     assert "real" not in text.splitlines()[2]
     assert numbers_table({"numbers": []}) is None
+
+
+def test_no_empty_table_where_all_numbers_are_refused_but_why() -> None:
+    refused = [{**row, "value": None, "refused": "7 images are too few"} for row in fake.metrics()["numbers"]]
+    shown = numbers_table({**fake.metrics(), "numbers": refused, "baselines": []})
+    assert "7 images are too few" in str(shown)
+    assert not isinstance(shown, type(numbers_table(fake.metrics())))

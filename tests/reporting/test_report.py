@@ -223,3 +223,12 @@ def test_without_training_images_or_classes_nothing_is_invented(sets: tuple[Imag
     for other in ("Each class, from the largest", "In grey"):
         assert other not in words(html)
     assert 'id="images"' not in build_evaluation(found, title="t", command="c")
+
+
+def test_pictures_are_of_classes_that_have_synthetic_images(full: ReportData) -> None:
+    assert full.synthetic is not None
+    part = replace(full, synthetic=full.synthetic.select(np.flatnonzero(np.isin(full.synthetic.labels, (3, 8)))))
+    section = images(part, "RUN")
+    assert [shelf.name for shelf in blocks_of(section, Shelf)] == ["3", "8"]
+    assert "(2 of 10 classes)" in text_of(section)
+    assert len(blocks_of(images(replace(full, synthetic=None), "RUN"), Shelf)) == 10

@@ -140,8 +140,6 @@ def look(network: Classifier, name: str, plan: FitPlan, synthetic: ImageSet, pre
             "train the generator longer (--train.images, in a new run folder)",
         )
     warnings = []
-    if beyond < WELL_FITTED and passes < FEW_PASSES:
-        warnings.append(f"{shown}, after {passes:.1f} passes: longer training may change the verdict ({longer})")
     below = real is None or agreement < real - 2 * math.hypot(spread, _error(agreement, len(labels)))
     if len(labels) >= LEAST and agreement < RECOGNISED and below:
         against = "" if real is None else f"; of held-out real images {100 * (1 - real):.0f} %"
@@ -151,6 +149,8 @@ def look(network: Classifier, name: str, plan: FitPlan, synthetic: ImageSet, pre
             "(imbdiff curate RUN --curate.policy agreement --replace, then imbdiff classify RUN), or train the "
             "generator longer (--train.images)"
         )
+    if beyond < WELL_FITTED and passes < FEW_PASSES:
+        warnings.append(f"{shown}, after {passes:.1f} passes: longer training may change the verdict ({longer})")
     return Learned(name, fitted, passes, noise, agreement, real, lack, tuple(warnings))
 
 

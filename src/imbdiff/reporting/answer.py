@@ -87,7 +87,8 @@ def answer(found: Found, run: str) -> Answer | None:
         else:
             then += ", or try for better images: longer training (--train.images), or curation"
             command = f"imbdiff curate {shlex.quote(run)} --curate.policy agreement --replace"
-    warnings = [*(found.get("learned") or {}).get("warnings", ())] if whole.outcome != "not measured" else []
+    learned = found.get("learned") or {}
+    warnings = [] if learned.get("lack") else [*learned.get("warnings", ())]
     warnings = [text.replace("curate RUN", f"curate {shlex.quote(run)}").replace(
         "classify RUN", f"classify {shlex.quote(run)}") for text in warnings]  # fmt: skip
     shown = [("all classes", whole)] + ([(f"rare classes ({shorten(last, 24)})", rare)] if rare else [])

@@ -14,6 +14,7 @@ from imbdiff.reporting.text import NOTHING, estimate, number
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 ARROWS = {"higher": "↑", "lower": "↓", "nearer 1": "→ 1"}
 SMALL = "†"
@@ -165,10 +166,10 @@ def reasons(refused: Sequence[Number]) -> list[str]:
     return sentences
 
 
-def numbers_table(found: Mapping[str, Any]) -> Table | None:
+def numbers_table(found: Mapping[str, Any]) -> Table | Text | None:
     """For the terminal, of what `evaluate` gave: the main numbers of the main extractor, next to those of real images.
 
-    None where there are no numbers. All else is on the page.
+    None where there are no numbers; where all are refused, why. All else is on the page.
     """
     from rich.table import Table
     from rich.text import Text
@@ -177,6 +178,9 @@ def numbers_table(found: Mapping[str, Any]) -> Table | None:
     if measured is None:
         return None
     table = measured.main
+    if not table.printable(main=True):
+        why = reasons([n for (metric, _), n in table.own.items() if n.refused and metric_of(n).main])
+        return Text("\n".join(["No number is printed: the sample sizes support none.", *why]))
     title = Text(f"{table.judge.extractor} against {table.reference}")
     made = Table(title=title, title_justify="left", caption_justify="left", min_width=72)
     made.add_column("number", no_wrap=True)
