@@ -223,7 +223,7 @@ class Classified:
 
     def to_json(self) -> dict[str, Any]:
         arms = [arm.to_json(self.protocol["seeds"]) for arm in self.arms]
-        facts = {"control": asdict(self.control), "verdict": asdict(self.verdict)}
+        facts: dict[str, Any] = {"control": asdict(self.control), "verdict": asdict(self.verdict)}
         facts["learned"] = None if self.learned is None else asdict(self.learned)
         kept = list(self.classifiers)
         return {"protocol": dict(self.protocol), "arms": arms, "kept": kept, **facts}
