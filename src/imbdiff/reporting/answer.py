@@ -112,7 +112,7 @@ def _outcome(whole: Comparison, rare: Comparison | None, images: str) -> tuple[s
     if whole.outcome == "hurt":
         return "No", f"Adding {images} lowered accuracy{between}."
     word = "Yes, for rare classes" if few == "helped" else "No"
-    return word, f"Adding {images} did not improve accuracy over all classes{between}, no more than chance differs."
+    return word, f"Adding {images} did not improve accuracy over all classes{between} (chance may explain it)."
 
 
 def _pair(row: Comparison) -> str:
