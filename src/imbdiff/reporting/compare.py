@@ -157,7 +157,7 @@ def _overview(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.Section:
             "Verdict": ui.Cell(said, style=tone),
         })  # fmt: skip
     table = [[what, *(column[what] for column in columns)] for what in columns[0]]
-    heads = [ui.Cell(title, style="run") for title in titles]
+    heads = [ui.Cell(ui.breakable(title), style="run") for title in titles]
     return ui.Section("runs", "Runs", [ui.Table(["of the run", *heads], table, "compare")], "Runs")
 
 
@@ -171,7 +171,7 @@ def _options(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.Section | 
     rows: list[ui.Cells] = [[ui.code(name), *values] for name, *values in differing(runs)]
     if not rows:
         return None
-    heads: ui.Cells = ["option", *(ui.Cell(title, style="run") for title in titles)]
+    heads: ui.Cells = ["option", *(ui.Cell(ui.breakable(title), style="run") for title in titles)]
     return ui.Section("options", "Every option that differs", [ui.Table(heads, rows, "compare")], "Options")
 
 
@@ -295,7 +295,7 @@ def _lines(
         head = ui.Cell(ui.span(name, "again") if name == before else name, style="" if name == before else "first")
         rows.append([head, scope, *(cells.get(i, ui.Cell(NOTHING)) for i in range(len(titles)))])
         before = name
-    table = ui.Table([what, "scope", *(ui.Column(one) for one in titles)], rows, "compare")
+    table = ui.Table([what, "scope", *(ui.Column(ui.breakable(one)) for one in titles)], rows, "compare")
     return ui.Section(anchor, title, [ui.note(note), table], nav)
 
 
