@@ -52,7 +52,7 @@ def test_a_folder_that_lies_alone_is_stepped_into(tmp_path):
     assert np.array_equal(source.read().images, np.stack(list(PIXELS.values())))
 
 
-@pytest.mark.parametrize("top", ["train", "Training/cat"])
+@pytest.mark.parametrize("top", ["train", "Stuff/cat"])
 def test_what_is_not_stepped_into(tmp_path, top):
     members = {f"{top}/{name}": data for name, data in FILES.items()}
     source = load(zipped(tmp_path / "p.zip", members))

@@ -35,7 +35,7 @@ def test_options_that_make_no_sense(text, says):
 
 def test_options_of_a_folder_are_refused(tmp_path):
     folder(tmp_path / "set", {"a": 2, "b": 2})
-    with pytest.raises(ConfigError, match="take no options"):
+    with pytest.raises(ConfigError, match="take byproducts, group"):
         load(f"{tmp_path / 'set'}?label=x")
     with pytest.raises(DataError, match="does not exist"):
         load("nowhere?label=x")

@@ -40,6 +40,25 @@ def test_several_comparisons_of_one_draw_equal_each_alone() -> None:
     assert paired_interval(d[0], labels)[1:] == pytest.approx(percentiles(together[0], 0.95))
 
 
+def test_whole_groups_are_resampled() -> None:
+    """Against a slow bootstrap of groups, and wider than one of images where a group's images agree."""
+    g = np.random.default_rng(3)
+    groups = np.repeat(np.arange(40), 4)
+    labels = (groups >= 25).astype(np.int64)
+    d = np.repeat(g.choice([-1, 0, 1], p=[0.1, 0.5, 0.4], size=(2, 40)), 4, axis=1)
+    slow = []
+    for _ in range(4000):
+        drawn = np.concatenate([g.choice(np.arange(a, b), b - a) for a, b in ((0, 25), (25, 40))])
+        means = np.concatenate([d[:, groups == k] for k in drawn], axis=1).mean(axis=1)
+        slow.append(means.mean() + math.sqrt(2) * (means[g.integers(0, 2, 2)].mean() - means.mean()))
+    fast = paired_replicates(d, labels, replicates=4000, groups=groups)
+    assert fast.mean() == pytest.approx(np.mean(slow), abs=0.01)
+    assert fast.std() == pytest.approx(np.std(slow), rel=0.06)
+    assert fast.std() > 1.3 * paired_replicates(d, labels, replicates=4000).std()
+    alone = paired_replicates(d, labels, groups=np.arange(160))
+    np.testing.assert_allclose(alone, paired_replicates(d, labels))
+
+
 _VALUES = st.lists(st.integers(-6, 6), min_size=5, max_size=60)
 
 

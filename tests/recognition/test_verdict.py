@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -220,6 +222,25 @@ def test_groups_of_few_test_images_are_not_measured() -> None:
     assert found.per_group["medium"].n == 13
     assert found.sentence.endswith("; not measured for medium (13 test images), few (no test images).")
     assert "fewer than 20 test images" in found.rule
+
+
+def test_whole_groups_of_test_images_are_resampled(test_set: ImageSet, groups: Groups) -> None:
+    """What 50 agreeing copies of each of 4 patients say is not measured; 50 patients of 4 images say less than 200."""
+    of_four, of_fifty = np.arange(200) // 50, np.arange(200) // 4
+    arms = {"CE": np.repeat((np.arange(50) % 3 > 0)[None], 4, 0).T.reshape(1, 200) * 1}
+    predictions = {"CE": np.where(arms["CE"], test_set.labels, 9), PRIMARY: np.tile(test_set.labels, (1, 1))}
+
+    def run(together: np.ndarray | None) -> Verdict:
+        images = replace(test_set, groups=None if together is None else together.astype(str))
+        return verdict(predictions, images, groups, (True,) * 4, _control(["CE"]), PRIMARY, [PRIMARY])
+
+    assert "4 groups that belong together" in (run(of_four).per_group["all"].reason or "")
+    alone, grouped = run(None).per_group["all"], run(of_fifty).per_group["all"]
+    assert (grouped.outcome, grouped.difference) == (alone.outcome, alone.difference) == ("helped", pytest.approx(0.34))
+    width = [(row.high or 0.0) - (row.low or 0.0) for row in (alone, grouped)]
+    assert width[1] > 1.5 * width[0] > 0
+    assert "whole groups" in run(of_fifty).rule
+    assert "whole groups" not in run(None).rule
 
 
 def test_an_interval_without_width_is_not_measured() -> None:

@@ -13,21 +13,24 @@ import re
 import stat
 import threading
 import zipfile
+from dataclasses import replace
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+from imbdiff.data.byproducts import is_hidden
 from imbdiff.data.decode import LARGEST, UnusableImageError
-from imbdiff.data.folder import Tree, as_called, by_class, by_folder, common_root, is_hidden, is_image, left_out
+from imbdiff.data.folder import OPTIONS, Tree, as_called, by_class, common_root, is_image
 from imbdiff.data.labels import check_file
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import Reader
-from imbdiff.data.source import Records, Source
+from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec, user_path
 from imbdiff.runtime.errors import DataError, listing
 
-OPTIONS = ()
+__all__ = ["OPTIONS", "open_source"]
+
 LARGEST_RATIO, RATIO_FROM = 1000, 16 * 2**20
 """Bytes unpacked for each packed one that an image of more than 16 MiB may have; deflate reaches 1032 on zeros."""
 LONGEST_NAME = 4096
@@ -59,13 +62,13 @@ def open_source(spec: Spec) -> Source:
         if not name.endswith("/"):
             (tree.images if is_image(name) else tree.others).append(name.removeprefix(start))
     tree.folders = sorted(folder.removeprefix(start) for folder in folders if folder.startswith(start))
-    splits, names, notes = by_class(tree, where) if spec.strict else by_folder(tree, where)
+    splits, names, notes = by_class(tree, spec)
     if root:
         notes.insert(0, f"the classes are the folders inside {root}/, the only folder in {where}")
     if f"{start}manifest.json" in members:
         splits, names = as_called(splits, names, reader.open(members[f"{start}manifest.json"]).read())
-    records = {s: Records(r.ids, r.labels, [members[start + name] for name in r.ids]) for s, r in splits.items()}
-    return Source(where, "zip", records, reader, names, [*notes, *left_out(tree, where)], strict=spec.strict)
+    records = {s: replace(r, places=[members[start + name] for name in r.ids]) for s, r in splits.items()}
+    return Source(where, "zip", records, reader, names, notes, strict=spec.strict, spare=False)
 
 
 class ZipReader(Reader):

@@ -22,9 +22,9 @@ from imbdiff.data.labels import Names, check_file, without_missing
 from imbdiff.data.reading import Decoding, Reader
 from imbdiff.data.source import Defaults, Records, Source, Survey
 from imbdiff.data.spec import Spec, user_path
-from imbdiff.runtime.errors import DataError
+from imbdiff.runtime.errors import ConfigError, DataError
 
-OPTIONS = ()
+OPTIONS = ("group",)
 ONE_CLASS = "all images"
 """The class of images without labels."""
 # {split: (images, labels)} of each layout; the first of which training images, or else any, are there is taken.
@@ -149,7 +149,11 @@ def _picture(image: Any) -> Image.Image:
 
 def open_source(spec: Spec) -> ArraySource:
     """ "digits", or the path of an ``.npz`` file."""
-    return digits() if spec.built_in else open_npz(user_path(spec.rest), spec.text, strict=spec.strict)
+    if not spec.built_in:
+        return open_npz(user_path(spec.rest), spec.text, spec.options.get("group"), strict=spec.strict)
+    if spec.options:
+        raise ConfigError(f"{spec.text}: unknown option {', '.join(spec.options)}", "digits takes no options")
+    return digits()
 
 
 def digits() -> ArraySource:
@@ -168,8 +172,10 @@ def digits() -> ArraySource:
     return source
 
 
-def open_npz(path: Path, where: str, *, strict: bool = True) -> ArraySource:
+def open_npz(path: Path, where: str, group: str | None = None, *, strict: bool = True) -> ArraySource:
     """An ``.npz`` file of arrays under the names in LAYOUTS, and ``class_names``, an array of strings, if it is there.
+
+    `group` is the name of an array that says what belongs together, or of one for each split: NAME_train or train_NAME.
 
     Raises:
         DataError: no such file or a damaged one, missing keys, object arrays, and what ArraySource refuses.
@@ -180,7 +186,8 @@ def open_npz(path: Path, where: str, *, strict: bool = True) -> ArraySource:
             layout = _layout(set(file.files), where, strict)
             data = {split: (file[x], file[y] if y else None) for split, (x, y) in layout.items()}
             names = np.asarray(file["class_names"]) if "class_names" in file.files else None
-            used = {key for pair in layout.values() for key in pair} | {"class_names"}
+            groups = _groups(file, group, list(layout), where) if group else {}
+            used = {key for pair in layout.values() for key in pair} | {"class_names", *groups}
             ignored = sorted(set(file.files) - used)
     except (*_DAMAGE, AttributeError, TypeError) as error:  # the last two: a .npy file of that name
         if str(error).startswith("Object arrays"):
@@ -196,7 +203,23 @@ def open_npz(path: Path, where: str, *, strict: bool = True) -> ArraySource:
         )
     notes = [f"ignored in {where}: the arrays {', '.join(ignored[:20])}"] if ignored else []
     given = None if names is None or not any(y for _, y in layout.values()) else names.tolist()
-    return ArraySource(data, given, where, None, "npz", notes, strict=strict)
+    opened = ArraySource(data, given, where, None, "npz", notes, strict=strict)
+    if groups:
+        opened.group_by(dict(zip(layout, groups.values(), strict=True)))
+    return opened
+
+
+def _groups(file: Mapping[str, np.ndarray], name: str, splits: Sequence[str], where: str) -> dict[str, np.ndarray]:
+    """{name of the array: groups of a split}, in the order of the splits."""
+    keys = {split: [key for key in (f"{name}_{split}", f"{split}_{name}") if key in file] for split in splits}
+    if len(splits) == 1 and name in file:
+        keys[splits[0]] = [name]
+    if missing := [split for split, found in keys.items() if not found]:
+        raise DataError(
+            f"{where} has no array {name}_{missing[0]} for group={name}",
+            f"it has: {', '.join(sorted(file))}; one for each of {', '.join(splits)} is needed",
+        )
+    return {found[0]: np.asarray(file[found[0]]) for found in keys.values()}
 
 
 def checked_images(x: np.ndarray, where: str) -> np.ndarray:

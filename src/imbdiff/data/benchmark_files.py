@@ -13,6 +13,7 @@ from imbdiff.data.lists import read_lines
 from imbdiff.data.names import counted
 from imbdiff.data.reading import PathReader
 from imbdiff.data.source import Records, Source
+from imbdiff.data.spec import Spec
 from imbdiff.runtime.errors import DataError, listing
 
 _NUMBER = re.compile("[0-9]{1,9}")
@@ -74,7 +75,7 @@ def read_tiny_imagenet(files: Files) -> Source:
             ]
         )
     root = roots[0]
-    paths = sorted(walk(root).images)
+    paths = sorted(walk(root, Spec(str(root))).images)
     train = [path for path in paths if re.match(f"train/{wordnet}/", path)]
     ids = sorted({path.split("/")[1] for path in train})
     val = [path for path in paths if path.startswith("val/")]

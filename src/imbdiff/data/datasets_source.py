@@ -16,7 +16,7 @@ import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,18 @@ from typing import Any
 from imbdiff.data.arrays import item_records
 from imbdiff.data.decode import LARGEST, File, UnusableImageError
 from imbdiff.data.folder import is_inside
-from imbdiff.data.labels import check_file, read_names
+from imbdiff.data.grouping import is_group_column, of_values, unused_columns
+from imbdiff.data.labels import check_file, read_names, several_labels
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import Reader
 from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec, user_path
+from imbdiff.data.split_names import MANY, SPELLINGS, assigned, of_cells, split_column
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 from imbdiff.runtime.files import digest
 from imbdiff.runtime.tables import optional
 
-OPTIONS = ("image", "label", "names", "train", "val", "test", "config", "revision")
-SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"), "test": ("test", "testing")}
+OPTIONS = ("image", "label", "names", "split", "group", "several", "train", "val", "test", "config", "revision")
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
 LABELS = ("label", "class", "cls", "json.label", "json.cls", "txt")
 """Columns that are taken without an option where no other, or several, have the type of an image or a class label."""
@@ -47,9 +48,9 @@ _ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 def open_source(spec: Spec) -> Source:
     """A set that the library `datasets` opens.
 
-    Options of `spec`: image and label (columns; ``json.KEY`` for a key of shards' .json files), names (file of class
-    names), train, val and test (names of the set's splits; for files, val and test are further files), config and
-    revision (hub).
+    Options of `spec`: image, label, split and group (columns; ``json.KEY`` for a key of shards' .json files), several
+    (what to do with images of several labels), names (file of class names), train, val and test (names of the set's
+    splits; for files, val and test are further files), config and revision (hub).
 
     Raises:
         ConfigError: the library is not installed.
@@ -63,13 +64,28 @@ def open_source(spec: Spec) -> Source:
     for split, found in flat.items():
         if any(str(found.features.get(column)) != str(features[column]) for column in (image, label)):
             raise DataError(f"{where}: the columns or class names of {split} and train differ", "make them the same")
+    flat, sets, found = _by_column(flat, sets, (image, label), spec)
+    notes += found
     labels, more = _labels(flat, label, where)
+    several, found = several_labels((v for y in labels.values() for v in y), where, options.get("several"))
+    notes += [*more, *found]
+    if several:
+        rows = {split: [i for i, v in enumerate(y) if v not in several] for split, y in labels.items()}
+        flat, sets = ({split: some[split].select(rows[split]) for split in rows} for some in (flat, sets))
+        labels = {split: [v for v in y if v not in several] for split, y in labels.items()}
     splits = {split: item_records(split, y, _ids(flat[split], split, image)) for split, y in labels.items()}
+    if group := options.get("group"):
+        values = {split: _values(flat[split], _existing(flat[split], group, "group", where)) for split in splits}
+        splits = {s: replace(one, groups=of_values(values[s], one.ids, s)) for s, one in splits.items()}
+    elif group is None:
+        others = [name for name in _scalars(flat["train"]) if name not in (image, label) and is_group_column(name)]
+        some = {name: _values(flat["train"], name) for name in others}
+        notes += unused_columns(some, len(set(labels["train"])), where)
     used = {split: _encoded(sets[split], image) for split in splits}
     reader = ArrowReader(used, image, tuple(roots), digest([_state(found) for found in used.values()])[:32])
     names = read_names(user_path(options["names"])) if options.get("names") else class_names(features[label])
     kind = "hf" if spec.scheme == "hf" else "parquet" if ".parquet" in spec.rest else "webdataset"
-    return Source(where, kind, splits, reader, names, [*notes, *more])
+    return Source(where, kind, splits, reader, names, notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +126,7 @@ def _opened(spec: Spec) -> tuple[dict[str, Any], list[str], list[str]]:
     from huggingface_hub import constants
 
     text, path, options = spec.text, user_path(spec.rest or "?").absolute(), spec.options
-    asked = {split: options[split] for split in SPLITS if split in options}
+    asked = {split: options[split] for split in SPELLINGS if split in options}
     folder = path if os.path.isdir(path) else None
     cache = str(datasets.config.HF_DATASETS_CACHE)
     if folder is None and spec.scheme == "hf" and (_ID.fullmatch(spec.rest) is None or os.path.exists(path)):
@@ -232,8 +248,7 @@ def which_splits(present: Sequence[str], asked: Mapping[str, str], where: str) -
     chosen, remedy = dict(asked), f"it has: {', '.join(present) or 'none'}; choose: ?train=NAME, val=NAME, test=NAME"
     if not set(asked.values()) <= set(present) or len(set(asked.values())) < len(asked):
         raise DataError(f"{where}: no such splits, or one twice: {', '.join(asked.values())}", remedy)
-    for ours, words in SPLITS.items():
-        found = [name for name in present if name.lower() in words and name not in asked.values()]
+    for ours, found in assigned(name for name in present if name not in asked.values()).items():
         if ours not in asked and len(found) > 1:
             raise DataError(f"{where}: {' and '.join(found)} may both be the {ours} split", remedy)
         if ours not in asked and found:
@@ -244,7 +259,69 @@ def which_splits(present: Sequence[str], asked: Mapping[str, str], where: str) -
         raise DataError(f"{where} has no training split", remedy)
     left = [name for name in present if name not in chosen.values()]
     notes = [f"left out of {where}: the splits {', '.join(left[:20])}"] if left else []
-    return {split: chosen[split] for split in SPLITS if split in chosen}, notes
+    return {split: chosen[split] for split in SPELLINGS if split in chosen}, notes
+
+
+def _by_column(
+    flat: dict[str, Any], sets: dict[str, Any], used: Sequence[str], spec: Spec
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """The sets parted by a column of splits, where one says them, and notes.
+
+    Raises:
+        DataError: rows of no split, or columns that contradict each other.
+    """
+    train, where, asked = flat["train"], spec.text, spec.options.get("split")
+    if asked == "":
+        return flat, sets, []
+    if asked and len(flat) > 1:
+        raise ConfigError(f"{where}: both a column and files or names say what is not for training", "give one of them")
+    notes: list[str] = []
+    if asked:
+        column: str | None = _existing(train, asked, "split", where)
+    else:
+        names = [name for name in _scalars(train) if name not in used and _few(train, name)]
+        columns = {name: _values(train, name) for name in names}
+        column, notes = split_column(columns, where, given=len(flat) > 1)
+    if column is None:
+        return flat, sets, notes
+    cells = _values(train, column)
+    known = of_cells(column, cells)
+    wrong = [f"train/{i}: {display_name(cell)!r} is no split" for i, cell in enumerate(cells) if cell not in known]
+    if wrong:
+        raise DataError(
+            f"{where}, column {column!r}: {counted(len(wrong), 'row')} without a split:\n{listing(wrong)}",
+            "complete or remove these rows; splits are train, val and test; SOURCE?split= (empty) takes all rows "
+            "for training",
+        )
+    rows = {split: [i for i, cell in enumerate(cells) if known[cell] == split] for split in SPELLINGS}
+    parted = ({s: some["train"].select(i) for s, i in rows.items() if i} for some in (flat, sets))
+    return next(parted), next(parted), notes
+
+
+def _scalars(dataset: Any) -> list[str]:
+    """The columns of numbers or texts."""
+    return [name for name, kind in dataset.features.items() if _dtype(kind).startswith(LABEL_TYPES)]
+
+
+def _few(dataset: Any, name: str) -> bool:
+    """Whether a column has few enough different values to say splits."""
+    return len(set(dataset.select_columns([name])[: 10 * MANY][name])) <= MANY
+
+
+def _values(dataset: Any, name: str) -> list[str]:
+    """A column as texts, "" where there is no value; of class labels their names."""
+    names = _class_names(dataset.features[name])
+    column = dataset.select_columns([name]).with_format("arrow")[:][name].to_pylist()
+    return ["" if v is None else names[v] if names and 0 <= v < len(names) else str(v) for v in column]
+
+
+def _existing(dataset: Any, name: str, option: str, where: str) -> str:
+    if name not in _scalars(dataset):
+        raise DataError(
+            f"{where}: the column {name!r} is not there or holds no numbers or texts",
+            f"it has: {', '.join(_scalars(dataset))}; say SOURCE?{option}=COLUMN",
+        )
+    return name
 
 
 def _flattened(dataset: Any) -> Any:
@@ -279,6 +356,13 @@ def column_of(features: Mapping[str, Any], what: str, asked: str | None, where: 
     several = f"{len(found)} columns may be the {what}s: {', '.join(found)}"
     none = f"no column of {what}s found" if asked is None else f"the column {asked!r} is not there or holds no {what}s"
     columns = listing(f"{name}: {str(feature)[:100]}" for name, feature in features.items())
+    if (
+        asked is not None
+        and asked in features
+        and what == "label"
+        and type(features[asked]).__name__ in ("List", "Sequence", "LargeList")
+    ):
+        none += ": it holds lists, several labels for each image, and one is needed"
     raise DataError(
         f"{where}: {none if asked is not None or not found else several}; the columns are:\n{columns}",
         f"choose one by ?{what}=COLUMN",

@@ -12,6 +12,7 @@ import numpy as np
 
 from imbdiff.data.near_duplicates import CopyFinder
 from imbdiff.data.source import Scan, Source
+from imbdiff.data.split_names import is_split_name
 
 K = 10
 """Neighbours that vote."""
@@ -23,7 +24,6 @@ LEAST = 5
 """Different images of a class that is judged."""
 KEPT = 200
 SHOWN_NEIGHBOURS = 3
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ def name_problems(names: Sequence[str]) -> list[dict[str, Any]]:
         if key and len(group) > 1
     ]
     why = "this looks like the name of a split, not of a class"
-    return found + [{"names": [n], "why": why} for n in names if _plain(n).rstrip("0123456789") in _SPLITS]
+    return found + [{"names": [n], "why": why} for n in names if is_split_name(n)]
 
 
 def _plain(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from imbdiff.data.names import display_name
 from imbdiff.data.stats import ClassStats
 from imbdiff.runtime.errors import DataError
 
 KEY = 16
 """Bytes of an image's hash."""
+FEW = 3
+"""Equal images under the same classes that are listed one by one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,12 +134,14 @@ class ImageSet:
         labels: (N,) int64 in [0, len(class_names)).
         class_names: in label order.
         ids: (N,) a stable name of each image: its path below the source, or "train/17". Filled in where not given.
+        groups: (N,) texts; images of one text belong together (a patient's). None where nothing is known of it.
     """
 
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
     ids: tuple[str, ...] = field(default=())
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels
@@ -166,7 +171,8 @@ class ImageSet:
         ids = tuple(self.ids[i] for i in indices.tolist())
         x = self.images
         images = x.take(indices) if isinstance(x, Rows) else x[indices]
-        return ImageSet(images, self.labels[indices], self.class_names, ids)
+        groups = None if self.groups is None else self.groups[indices]
+        return ImageSet(images, self.labels[indices], self.class_names, ids, groups)
 
     @cached_property
     def stats(self) -> ClassStats:
@@ -211,3 +217,30 @@ def conflicting_copies(images: ImageSet) -> list[list[str]]:
     """Those of :func:`copies_within` whose members carry different labels: at least one label is wrong."""
     label = dict(zip(images.ids, images.labels.tolist(), strict=True))
     return [names for names in copies_within(images) if len({label[name] for name in names}) > 1]
+
+
+def by_classes(groups: Iterable[Sequence[tuple[str, str]]], sizes: Mapping[str, int]) -> list[str]:
+    """Rows about equal images; where many are under the same several classes, one row for these classes.
+
+    Args:
+        groups: (id, class) of images that are equal.
+        sizes: {class: its images}.
+    """
+    rows: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for group in groups:
+        first: dict[str, str] = {}
+        for image, name in group:
+            first.setdefault(name, display_name(image, 120))
+        named = [f"{image} [{display_name(name, 30)}]" for name, image in first.items()]
+        same = [display_name(image, 120) for image, _ in group]
+        shown = named if len(first) > 1 else same
+        more = f" = and {len(shown) - 4} more" if len(shown) > 4 else ""
+        rows[tuple(sorted(first)) if len(first) > 1 else ()].append(" = ".join(shown[:4]) + more)
+    found = []
+    for classes, texts in sorted(rows.items(), key=lambda item: (not item[0], -len(item[1]))):
+        if classes and len(texts) > FEW:
+            whose = ", ".join(f"{display_name(name, 30)} ({sizes[name]} images)" for name in classes)
+            found.append(f"{len(texts)} images are in each of {whose}, such as {texts[0]}")
+        else:
+            found += texts
+    return found

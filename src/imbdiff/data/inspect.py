@@ -11,7 +11,7 @@ import numpy as np
 
 from imbdiff.data.decode import COLOUR_MODES, OFTEN, SMALLEST, Size, lose_much, resolve, suggest
 from imbdiff.data.findings import Usable, copies, name_problems, suspicious, usable_images
-from imbdiff.data.imageset import ImageSet
+from imbdiff.data.imageset import ImageSet, by_classes
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.near_duplicates import CopyFinder, NearDuplicates, across, lookups, within
 from imbdiff.data.source import BALANCED_WITHIN, GREY, Source
@@ -83,7 +83,7 @@ def examine(
     channels: str = "auto",
 ) -> Inspection:
     """As :func:`inspect`, with what pictures are made from; `size`, `resize` and `channels` are those of the run."""
-    opened = load(source)
+    opened = load(source, incomplete=True)
     usable, scan = usable_images(opened)
     names, train, sizes = opened.class_names, usable["train"], scan.sizes
     suggestions, size_notes = _suggestions(sizes, str(opened.name), size, resize)
@@ -277,9 +277,11 @@ def _lists(report: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Unusable files, duplicates and labels to check, as (heading, rows)."""
     bad = [f"{display_name(name, 120)}: {display_name(why, 200)}" for name, why in sorted(report["bad"].items())]
     yield counted(len(bad), "unusable file"), bad
+    sizes = {row["name"]: sum(row["counts"].values()) for row in report["classes"]}
     for several, where in ((False, "within a split"), (True, "across splits")):
-        rows = [_equal(group) for group in report["duplicates"] if (len(set(group["splits"])) > 1) == several]
-        yield f"{counted(len(rows), 'group')} of exact duplicates {where}", rows
+        groups = [group for group in report["duplicates"] if (len(set(group["splits"])) > 1) == several]
+        rows = by_classes((list(zip(g["images"], g["classes"], strict=True)) for g in groups), sizes)
+        yield f"{counted(len(groups), 'group')} of exact duplicates {where}", rows
     for row in report["near_duplicates"]:
         what = f"{counted(row['near'], 'near duplicate')} of {row['first']} in {row['second']}"
         if row["first"] == row["second"]:
@@ -300,23 +302,6 @@ def _lists(report: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     if votes["not_judged"]:
         number += f"; {counted(len(votes['not_judged']), 'class', 'classes')} cannot be judged by neighbours"
     yield f"labels to check, not necessarily wrong ({number}), the most suspicious first", rows
-
-
-def _equal(group: dict[str, list[str]]) -> str:
-    """The images of a group, with their classes where these differ: then the first of every class."""
-    if len(set(group["classes"])) > 1:
-        named = [f"{display_name(image, 120)} [{display_name(name, 30)}]" for image, name in one_of_each(group)]
-    else:
-        named = [display_name(image, 120) for image in group["images"]]
-    return " = ".join(named[:4]) + (f" = and {len(named) - 4} more" if len(named) > 4 else "")
-
-
-def one_of_each(group: dict[str, list[str]]) -> list[tuple[str, str]]:
-    """(id, class) of the first image of every class: of many copies most may agree."""
-    first: dict[str, str] = {}
-    for image, name in zip(group["images"], group["classes"], strict=True):
-        first.setdefault(name, image)
-    return [(image, name) for name, image in first.items()]
 
 
 def _capped(rows: Sequence[str], separator: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from imbdiff.data.names import counted, display_name, is_text, named
-from imbdiff.runtime.errors import DataError, listing
+from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 Names = Sequence[str] | Mapping[str, str]
 """The names of classes 0, 1, 2..., or {label: name}."""
@@ -32,7 +32,12 @@ _LARGEST_FILE = 64 * 2**20
 
 
 def encode(
-    raw: Mapping[str, Sequence[int | str] | np.ndarray], names: Names | None, where: str, *, strict: bool = True
+    raw: Mapping[str, Sequence[int | str] | np.ndarray],
+    names: Names | None,
+    where: str,
+    *,
+    strict: bool = True,
+    spare: bool = True,
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray], list[str]]:
     """Class names, {split: (N,) int64 class numbers}, and notes.
 
@@ -46,10 +51,10 @@ def encode(
         where: what messages call the source.
         strict: for training. Otherwise one class is enough, any split may have any class, and names that no image has
             are left out.
+        spare: numbers that no image has may have names, which are left out.
 
     Raises:
-        DataError: a negative label, one without a name, a class without training image, one that only val or test has,
-            fewer than two classes.
+        DataError: a negative label, one without a name, one that only val or test has, fewer than two classes.
     """
     if strict and "train" not in raw:
         raise DataError(f"{where} has no training images", "give some: a split called train")
@@ -82,11 +87,11 @@ def encode(
         order = [(value, value) for value in in_class_order(values["train"] if strict else known)]
     else:
         order = _by_names(known, names, whole, any(isinstance(value, str) for value in every), where)
-        spare = [name for value, name in order if value not in known] if whole or not strict else []
-        order = [(value, name) for value, name in order if name not in spare]
-        if strict and spare:
-            what = counted(len(spare), "class has", "classes have")
-            notes.append(f"{what} a name in {where}, but no image in any split, and left out: {named(spare)}")
+        more = [name for value, name in order if value not in known] if (whole and spare) or not strict else []
+        order = [(value, name) for value, name in order if name not in more]
+        if strict and more:
+            what = counted(len(more), "class has", "classes have")
+            notes.append(f"{what} a name in {where}, but no image in any split, and left out: {named(more)}")
     rank = {value: k for k, (value, _) in enumerate(order)}
     class_names = tuple(name for _, name in order)
     for split, found in values.items():
@@ -105,13 +110,6 @@ def encode(
         raise DataError(
             f"{where} has {f'only one class, {class_names[0]!r}' if class_names else 'no class'}",
             "give at least two classes: imbalance is a relation between classes",
-        )
-    empty = [repr(name) for name, n in zip(class_names, np.bincount(labels["train"], minlength=len(order)), strict=True)
-             if n == 0]  # fmt: skip
-    if empty:
-        raise DataError(
-            f"{where}: {counted(len(empty), 'class has', 'classes have')} no training image:\n{listing(empty)}",
-            "add training images of them, or leave out the images of these classes and their names",
         )
     return class_names, labels, notes
 
@@ -185,6 +183,43 @@ def missing_names(
             )
         notes.append(f"{text}; it counts as a class, and may stand for a missing label")
     return notes
+
+
+def several_labels(labels: Iterable[object], where: str, wish: str | None) -> tuple[set[object], list[str]]:
+    """The labels that name several classes ("Effusion|Mass"), whose images are left out, and notes.
+
+    A label is one of these if parts of it are labels of other images too: of "|" any part, of ";" and "," all.
+
+    Args:
+        wish: "drop", "keep" (each combination is a class) or None.
+
+    Raises:
+        ConfigError: another wish.
+        DataError: there are such labels, and no wish.
+    """
+    if wish not in (None, "drop", "keep"):
+        raise ConfigError(f"{where}: several={wish} is neither drop nor keep", "write several=drop or several=keep")
+    counts = Counter(label for label in labels if isinstance(label, str))
+    several: set[object] = set()
+    for mark, enough in (("|", any), (";", all), (",", all)) if wish != "keep" else ():
+        parts = {label: {part.strip() for part in label.split(mark)} - {""} for label in counts if mark in label}
+        often = Counter(part for some in parts.values() for part in some)
+        several |= {
+            label
+            for label, some in parts.items()
+            if len(some) > 1 and enough(part in counts or often[part] > 1 for part in some)
+        }
+    if not several:
+        return several, []
+    n, first = sum(counts[str(label)] for label in several), sorted(map(str, several))
+    what = f"{counted(n, 'image of', 'images of')} {where}"
+    if wish is None:
+        raise DataError(
+            f"{what} have several labels, such as {display_name(first[0], 100)!r}, {len(first)} combinations in all: "
+            "a generator and a classifier of single classes cannot be trained on them",
+            "leave these images out by SOURCE?several=drop, or make every combination a class by SOURCE?several=keep",
+        )
+    return several, [f"{what} with several labels are left out, such as {display_name(first[0], 100)!r}"]
 
 
 def read_names(path: Path) -> Names:

@@ -10,35 +10,33 @@ import codecs
 import csv
 import os
 import posixpath
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from imbdiff.data.arrays import ONE_CLASS
+from imbdiff.data.byproducts import left_out_byproducts
 from imbdiff.data.decode import EXTENSIONS
 from imbdiff.data.folder import is_image, is_inside
-from imbdiff.data.labels import check_file, read_names
+from imbdiff.data.grouping import FOLDER, by_pattern, of_values, unused_columns, unused_names
+from imbdiff.data.labels import check_file, read_names, several_labels
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import PathReader
 from imbdiff.data.source import Records, Source
 from imbdiff.data.spec import Spec, user_path
+from imbdiff.data.split_names import SPELLINGS, of_cells, split_column
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
-OPTIONS = ("root", "image", "label", "split", "val", "test", "names")
+OPTIONS = ("root", "image", "label", "split", "group", "several", "val", "test", "names")
 USUAL = {
     "image": ("image", "path", "filename", "file_name", "image_id"),
     "label": ("label", "class", "dx"),
-    "split": ("split",),
 }
 """Columns that are taken where the options name none, by exactly these names."""
-SPELLINGS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""{how a split is written: split}."""
 LONGEST_LINE = 2**20
 """Characters of one line; a file with longer ones is no list of images."""
 _ENDINGS = tuple(e for ending in sorted(EXTENSIONS) for e in (ending, ending.upper()))
@@ -49,13 +47,14 @@ Lines = list[tuple[int, list[str]]]
 
 
 class Row(NamedTuple):
-    """An image of a list: its path below the root, its label, its split, the line that says so, and the root."""
+    """An image of a list: its path below the root, its label, its split, the line that says so, the root, its group."""
 
     path: str
     label: str
     split: str
     line: str
     root: Path
+    group: str | None = None
 
     @property
     def place(self) -> str:
@@ -65,8 +64,8 @@ class Row(NamedTuple):
 def open_source(spec: Spec) -> Source:
     """Images that a list or table names, in its order.
 
-    Options: root (folder where the paths begin; each list's own), image, label and split (columns), val and test
-    (further lists), names (file of class names).
+    Options: root (folder where the paths begin; each list's own), image, label, split and group (columns), val and test
+    (further lists), names (file of class names), several (what to do with images of several labels).
 
     Raises:
         DataError: a damaged table, no such columns, files that do not exist or are outside the root, labels that are
@@ -77,20 +76,32 @@ def open_source(spec: Spec) -> Source:
     if further and given.get("split"):
         raise ConfigError(f"{spec.text}: both a column and lists say what is not for training", "give one of them")
     notes: list[str] = []
+    by_column = _is_table(path, given) and bool(given.get("group")) and not _is_pattern(given["group"])
     root = _near(given["root"], path) if given.get("root") else None
-    columns = {**given, "split": ""} if further else given
     rows = [
         row._replace(root=root or file.parent)
         for split, file in ({"train": path} | further).items()
-        for row in _read(file, split, columns, notes, strict=spec.strict)
+        for row in _read(file, split, given, notes, strict=spec.strict, by_column=by_column, alone=not further)
     ]
-    rows = _once(_found(rows, spec.text, notes), spec.text, notes)
-    splits = {}
-    for split in ("train", "val", "test"):
+    several, more = several_labels((row.label for row in rows), spec.text, given.get("several"))
+    rows = _once(_found([row for row in rows if row.label not in several], spec.text, notes), spec.text, notes)
+    splits, ids = {}, {}
+    for split in SPELLINGS:
         own = [row for row in rows if row.split == split]
         if own:
             elsewhere = None if own[0].root == rows[0].root else [row.place for row in own]
-            splits[split] = Records([row.path for row in own], [row.label for row in own], elsewhere)
+            ids[split] = [row.path for row in own]
+            together = of_values((row.group for row in own), ids[split], split) if by_column else None
+            splits[split] = Records(ids[split], [row.label for row in own], elsewhere, together)
+    if given.get("group") and not by_column:
+        groups, found = by_pattern(ids, given["group"], spec.text)
+        splits = {split: replace(records, groups=groups[split]) for split, records in splits.items()}
+        more += found
+    every = [path for some in ids.values() for path in some]
+    more += left_out_byproducts(every, spec.text, 0, keep=True)[1]
+    if "group" not in given and spec.strict and not any("group=" in note for note in notes):
+        more += unused_names(every, spec.text)
+    notes = list(dict.fromkeys([*notes, *more]))
     names = read_names(_near(given["names"], path)) if given.get("names") else None
     return Source(spec.text, "list", splits, PathReader(rows[0].root), names, notes, strict=spec.strict)
 
@@ -102,7 +113,18 @@ def _near(given: str, path: Path) -> Path:
     return own if not os.path.lexists(direct) and os.path.lexists(own) else direct
 
 
-def _read(file: Path, split: str, given: Mapping[str, str], notes: list[str], *, strict: bool) -> list[Row]:
+def _is_pattern(group: str) -> bool:
+    """Whether the option group of a table is a pattern on paths, and not the name of a column."""
+    return group == FOLDER or re.search(r"[()\[\]\\]", group) is not None
+
+
+def _is_table(path: Path, given: Mapping[str, str]) -> bool:
+    return path.suffix.lower() in (".csv", ".tsv") or "image" in given or "label" in given
+
+
+def _read(
+    file: Path, split: str, given: Mapping[str, str], notes: list[str], *, strict: bool, by_column: bool, alone: bool
+) -> list[Row]:
     """The rows of one list; those of a table without a column of splits are of `split`.
 
     Where it is not for training no labels are needed: images of a list without any are of one class.
@@ -110,8 +132,10 @@ def _read(file: Path, split: str, given: Mapping[str, str], notes: list[str], *,
     Raises:
         DataError: no list, no such column, rows without a label or of no split.
     """
-    table = file.suffix.lower() in (".csv", ".tsv") or "image" in given or "label" in given
-    names, cells = read_table(file, notes) if table else (["path", "label"], read_lines(file, notes, strict=strict))
+    if _is_table(file, given):
+        names, cells = read_table(file, notes)
+    else:
+        names, cells = ["path", "label"], read_lines(file, notes, strict=strict)
     if not cells:
         raise DataError(f"{file} lists no image", "give a file with one line for each image")
     image = _column(file, names, cells[0][1], "image", given.get("image"))
@@ -120,22 +144,31 @@ def _read(file: Path, split: str, given: Mapping[str, str], notes: list[str], *,
         cells = [(number, [*row, ONE_CLASS]) for number, row in cells]
     else:
         label = _column(file, names, cells[0][1], "label", given.get("label"))
-    by = None
-    if given.get("split") or ("split" in names and "split" not in given):
-        by = _column(file, names, cells[0][1], "split", given.get("split"))
-        notes.append(f"the splits are those of the column {names[by]!r} of {file}; split= (empty) trains on all rows")
+    by = _column(file, names, cells[0][1], "split", given["split"]) if given.get("split") else None
+    group = _column(file, names, cells[0][1], "group", given["group"]) if by_column else None
+    used = {image, label, by, group}
+    others = {name: [row[i] for _, row in cells] for i, name in enumerate(names) if i not in used}
+    if by is None and "split" not in given:
+        chosen, more = split_column(others, str(file), given=not alone)
+        by = None if chosen is None else names.index(chosen)
+        notes += more
+    if group is None and "group" not in given and strict:
+        notes += unused_columns(others, len({row[label] for _, row in cells}), str(file))
+    known = {} if by is None else of_cells(names[by], [row[by] for _, row in cells])
     rows, wrong = [], []
     for number, row in cells:
-        own = split if by is None else SPELLINGS.get(row[by].strip().lower(), "")
+        own = split if by is None else known.get(row[by], "")
         if not row[label].strip():
             wrong.append(f"line {number}: no label")
         elif not own:
             wrong.append(f"line {number}: {display_name(row[by or 0])!r} is no split")
-        rows.append(Row(row[image], row[label].strip(), own, f"{file.name} line {number}", file.parent))
+        together = None if group is None else row[group]
+        rows.append(Row(row[image], row[label].strip(), own, f"{file.name} line {number}", file.parent, together))
     if wrong:
         raise DataError(
             f"{file} has {counted(len(wrong), 'row')} without a label or split:\n{listing(wrong)}",
-            f"complete these rows, or leave them out; splits are {', '.join(SPELLINGS)}",
+            "complete or remove these rows; splits are train, val and test; SOURCE?split= (empty) takes all rows "
+            "for training",
         )
     return rows
 
@@ -242,7 +275,7 @@ def _column(file: Path, names: Sequence[str], first: Sequence[str], option: str,
     Raises:
         DataError: none or several could be meant; the columns are listed, each with its first value.
     """
-    usual = USUAL[option] if given is None else (given,)
+    usual = (given,) if given is not None else USUAL[option]
     found = [i for i, name in enumerate(names) if name == given or (given is None and name.lower() in usual)]
     if not found and given is None and names[0] == "1":  # there is no header
         found = [i for i, cell in enumerate(first) if is_image(cell) == (option == "image")]

@@ -11,7 +11,6 @@ import numpy as np
 
 from imbdiff.data.arrays import ONE_CLASS
 from imbdiff.data.decode import Size
-from imbdiff.data.folder import SPLIT_FOLDERS
 from imbdiff.data.imageset import ImageSet, join
 from imbdiff.data.names import counted, named
 from imbdiff.data.sources import load
@@ -68,8 +67,7 @@ def read_any(
     path, text = user_path(source), str(source)
     if is_array(path):
         return Measurable(_of_array(read_array(path), text), text)
-    has_splits = path.is_dir() and any(f.is_dir() and f.name.lower() in SPLIT_FOLDERS["train"] for f in path.iterdir())
-    opened = load(source, strict=has_splits)
+    opened = load(source, strict=False)
     wanted = (
         opened.splits if split == EVERYTHING else (split or ("test" if "test" in opened.splits else opened.splits[0]),)
     )

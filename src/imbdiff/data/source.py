@@ -10,7 +10,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from imbdiff.data.decode import (
     read_header,
     resolve,
 )
+from imbdiff.data.grouping import of_values
 from imbdiff.data.imageset import ImageSet, Rows
 from imbdiff.data.labels import Names, encode, missing_names
 from imbdiff.data.names import counted, display_name
@@ -62,11 +63,13 @@ class Records:
         labels: (N,) int64; on the way into a source also integers or texts that :func:`imbdiff.data.labels.encode`
             takes.
         places: (N,) what the reader opens; the ids themselves where None.
+        groups: (N,) texts: images of one text belong together, whatever their split. None where nothing is known.
     """
 
     ids: Sequence[str]
     labels: Any
     places: Sequence[Any] | None = None
+    groups: Sequence[str] | None = None
 
     @property
     def opened(self) -> Sequence[Any]:
@@ -146,10 +149,11 @@ class Source:
         reader: opens the places of the images.
         names: of the classes, in order, where they do not follow from the labels.
         warnings: what was ignored or changed on opening.
-        strict: as for :func:`imbdiff.data.labels.encode`.
+        strict, spare: as for :func:`imbdiff.data.labels.encode`.
 
     Attributes:
         class_names: (C,) in label order.
+        without_images: classes without a training image, which are refused for training.
         records: {split: its images}: "train"; where the source brings them, "val" and "test".
         flippable: images may be mirrored in augmentation; False where that is not known.
         defaults: how :func:`prepare` splits unless it is called with other arguments.
@@ -168,12 +172,15 @@ class Source:
         warnings: Sequence[str] = (),
         *,
         strict: bool = True,
+        spare: bool = True,
     ) -> None:
         raw = {split: records.labels for split, records in splits.items()}
-        self.class_names, labels, notes = encode(raw, names, name, strict=strict)
+        self.class_names, labels, notes = encode(raw, names, name, strict=strict, spare=spare)
         ids = {split: records.ids for split, records in splits.items()}
         notes += missing_names(self.class_names, labels, ids, name, strict=strict)
-        self.records = {split: Records(one.ids, labels[split], one.places) for split, one in splits.items()}
+        counts = np.bincount(labels.get("train", np.empty(0, np.int64)), minlength=len(self.class_names))
+        self.without_images = tuple(n for n, k in zip(self.class_names, counts.tolist(), strict=True) if not k)
+        self.records = {split: replace(one, labels=labels[split]) for split, one in splits.items()}
         self.name, self.kind, self.reader = name, kind, reader
         self.warnings = (*warnings, *notes)
         self.flippable = False
@@ -190,6 +197,26 @@ class Source:
     def ids(self, split: str = "train") -> tuple[str, ...]:
         """(N,) stable names of the images of a split."""
         return tuple(self._split(split).ids)
+
+    def group_by(self, groups: Any) -> None:
+        """Says which images belong together.
+
+        Args:
+            groups: (N,) values of the training images, or {split: (N,) values}, of every split.
+
+        Raises:
+            DataError: splits are missing, or a number of values is not that of the images.
+        """
+        given = dict(groups) if isinstance(groups, Mapping) else {"train": groups}
+        lengths = {split: len(given.get(split, ())) for split in self.splits}
+        if set(given) != set(self.splits) or lengths != {split: len(self.ids(split)) for split in self.splits}:
+            sizes = ", ".join(f"{split}: {len(self.ids(split))}" for split in self.splits)
+            raise DataError(
+                f"{self.name}: there are groups for {lengths}, but images in {{{sizes}}}",
+                "give one value for each image: an array, or {split: array} where there are several splits",
+            )
+        for split, one in self.records.items():
+            self.records[split] = replace(one, groups=of_values(list(given[split]), one.ids, split))
 
     @cached_property
     def stats(self) -> ClassStats:
@@ -402,7 +429,8 @@ class Source:
             if bad and decoding.no_colour:
                 break
             if not bad:
-                sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split))
+                groups = None if records.groups is None else np.array(records.groups, dtype=object)
+                sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split), groups)
         return sets, bad
 
     def _decode(self, split: str, decoding: Decoding, store: Path | None) -> tuple[Any, dict[int, str]]:

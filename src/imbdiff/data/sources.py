@@ -10,9 +10,10 @@ from typing import Any
 
 from imbdiff.data.benchmarks import BENCHMARKS
 from imbdiff.data.folder import is_image
+from imbdiff.data.names import counted
 from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec, user_path
-from imbdiff.runtime.errors import ConfigError, DataError
+from imbdiff.runtime.errors import ConfigError, DataError, listing
 from imbdiff.runtime.tables import known
 
 SCHEMES: dict[str, str] = {"hf": "datasets_source", "https": "datasets_source", "http": "datasets_source",
@@ -37,7 +38,9 @@ REMEDY = (
 )
 
 
-def load(source: Any, *, flippable: bool | None = None, strict: bool = True) -> Source:
+def load(
+    source: Any, *, flippable: bool | None = None, strict: bool = True, group: Any = None, incomplete: bool = False
+) -> Source:
     """Opens a source of labelled images.
 
     Args:
@@ -49,6 +52,9 @@ def load(source: Any, *, flippable: bool | None = None, strict: bool = True) -> 
         flippable: whether images mean the same when mirrored; None = as the source says.
         strict: for training. To measure images or predict their classes (False), one class or no labels are enough of a
             folder, zip file, list or .npz file; so is a single image.
+        group: which images belong together: (N,) values of the training images, {split: (N,) values}, or the option
+            ``group`` of a source that is a path; docs/sources.md.
+        incomplete: classes may lack training images.
 
     Raises:
         DataError: nothing there, or not usable as it is; the message says why and what to do.
@@ -59,6 +65,8 @@ def load(source: Any, *, flippable: bool | None = None, strict: bool = True) -> 
     elif isinstance(source, str | Path):
         spec = parse(str(source))
         spec.strict = strict
+        if isinstance(group, str):
+            spec.options["group"], group = group, None
         try:
             opened = _open(spec)
         except OSError as error:
@@ -71,6 +79,17 @@ def load(source: Any, *, flippable: bool | None = None, strict: bool = True) -> 
         opened = as_source(source, "the data")
     if flippable is not None:
         opened.flippable = flippable
+    if group is not None:
+        opened.group_by(group)
+    if opened.without_images and strict and not incomplete:
+        empty = opened.without_images
+        raise DataError(
+            f"{opened.name}: {counted(len(empty), 'class has', 'classes have')} no training image:\n"
+            f"{listing(map(repr, empty))}",
+            "add images of them, or remove these folders"
+            if opened.kind in ("folder", "zip")
+            else "add training images of them, or leave out the images of these classes and their names",
+        )
     return opened
 
 

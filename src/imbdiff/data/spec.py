@@ -93,9 +93,9 @@ class Spec:
     def absolute(self) -> str:
         """The same source with absolute paths, so that it can be opened from anywhere.
 
-        Changed are the path itself and the options that name files or folders (``val`` and ``test`` only without a
-        prefix: in a hub's set they name splits), where they exist, or for a pattern where the folder in front of it
-        does.
+        Changed are the path itself and the options that name files or folders (``val`` and ``test`` not of a hub's set,
+        a folder or a zip file: there they name splits), where they exist, or for a pattern where the folder in front of
+        it does.
         """
 
         def place(text: str) -> str:
@@ -104,7 +104,8 @@ class Spec:
             pattern = start != str(path) and os.path.isdir(os.path.dirname(start) or ".")
             return os.path.abspath(path) if os.path.exists(path) or pattern else text
 
-        known = PATHS - {"val", "test"} if self.scheme else PATHS
+        inside = self.scheme or os.path.isdir(user_path(self.rest)) or self.rest.lower().endswith(".zip")
+        known = PATHS - {"val", "test"} if inside else PATHS
         options = {k: place(v) if k in known and v else v for k, v in self.options.items()}
         query = "&".join(f"{k}={quote(v, safe=SAFE)}" for k, v in options.items())
         rest = place(self.rest) if self.scheme in ("", "hf") and not self.built_in else self.rest

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from imbdiff.data.decode import Size, resolve
-from imbdiff.data.imageset import ImageSet, conflicting_copies, copies_across, copies_within
-from imbdiff.data.names import counted
+from imbdiff.data.grouping import hold_out
+from imbdiff.data.imageset import FEW, ImageSet, by_classes, conflicting_copies, copies_across, copies_within
+from imbdiff.data.names import counted, named
 from imbdiff.data.near_duplicates import CopyFinder, across
 from imbdiff.data.profiles import largest_n_max, long_tail, parse_imbalance_factor
 from imbdiff.data.source import Source
 from imbdiff.data.sources import load
+from imbdiff.data.split_names import is_split_name
 from imbdiff.data.stats import ClassStats, Groups
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 from imbdiff.runtime.files import digest
@@ -61,6 +63,16 @@ class Prepared:
     manifest: dict[str, Any]
     flippable: bool = False
 
+    @property
+    def parts(self) -> str:
+        """How many images are in each split, and in none."""
+        val, total = 0 if self.val is None else len(self.val), self.manifest["source"]["images"]
+        left = total - len(self.train) - val - len(self.test)
+        why = "cut off by the long-tail profile, copies, or of a group in another split"
+        return f"{len(self.train):,} training, {val:,} validation and {len(self.test):,} test images" + (
+            f"; {left:,} of all {total:,} are in none ({why})" if left else ""
+        )
+
 
 def prepare(
     source: str | Path | Source | ImageSet | tuple[np.ndarray, np.ndarray],
@@ -77,6 +89,7 @@ def prepare(
     test_per_class: int | None = None,
     val_fraction: float = 0.1,
     groups: GroupRule | None = None,
+    group: Any = None,
     seed: int = 0,
     cache: str | Path | None = None,
 ) -> Prepared:
@@ -85,6 +98,8 @@ def prepare(
     1. Test: the source's own if it brings one, used as it is; otherwise held out of train, stratified:
        `test_per_class` images of every class (digits: 60), or `test_fraction`, at least 1. Classes of 1 to 3 images
        stay whole. Images that have an exact copy are held out last.
+       Where the source says which images belong together (`group`), whole groups are held out, and training images of
+       a group that is in a given test split are left out.
     2. Long tail: with `imbalance_factor`, a profile is cut out of what is left (:func:`long_tail`).
     3. Validation: the source's own, without exact copies of training images; otherwise, where a profile was cut, images
        that it dropped, the same number of every class as far as they reach (`val_fraction` of the largest class);
@@ -107,6 +122,7 @@ def prepare(
         val_fraction: in [0, 1); 0 = no validation split.
         groups: Groups, {name: class names}, or a function of the training statistics; None = the source's default,
             otherwise Groups.default.
+        group: which images belong together, as for :func:`load`; no such group is in two splits.
         seed: of all random choices.
         cache: where decoded images are kept, see :meth:`Source.read_all`.
 
@@ -117,17 +133,25 @@ def prepare(
     for name, value in (("test_fraction", test_fraction), ("val_fraction", val_fraction)):
         if not 0 <= value < 1:
             raise ConfigError(f"{name} {value!r} is not in [0, 1)", "give for example 0.2")
-    opened = load(source)
+    opened = load(source, group=group)
     own = opened.defaults
     sets, notes = opened.read_all(size, resize, cache=cache, channels=channels)
-    full = sets["train"]
-    names = full.class_names
-    warnings = [*opened.warnings, *own.notes, *notes, *_tiny_classes(full.stats, "test" in sets)]
+    names = opened.class_names
+    warnings = [*opened.warnings, *own.notes, *notes, *_names_of_splits(names)]
+    full = _apart(sets["train"], [sets.get("test")], "training", warnings)
+    warnings += _tiny_classes(full.stats, "test" in sets)
 
     rest, test, test_from = full, sets.get("test"), "given"
     if test is None:
         per_class = own.test_per_class if test_per_class is None else test_per_class
         rest, test, test_from = _hold_out_test(full, test_fraction, per_class, seed)
+    val: ImageSet | None = sets.get("val")
+    val_from = "given"
+    pool: ImageSet | None = rest
+    early = val is None and full.groups is not None
+    if early:  # before the tail is cut: what is cut off shares groups with what is kept
+        val, left, val_from = _hold_out_val(rest, np.arange(len(rest)), False, val_fraction, seed)
+        rest = rest.select(left)
     kept, cut = np.arange(len(rest)), {}
     factor = own.imbalance_factor if imbalance_factor is None else imbalance_factor
     if factor is not None:
@@ -136,7 +160,7 @@ def prepare(
         order = order or own.order or ("label" if opened.balanced else "size")
         if n_max is None and protocol != "cifar-lt":
             most = largest_n_max(rest.stats.counts, profile, factor, order)
-            reserve = 0.0 if "val" in sets else val_fraction
+            reserve = 0.0 if "val" in sets or early else val_fraction
             fits = own.n_max is not None and own.n_max <= most
             n_max = own.n_max if fits else max(1, round(most * (1 - reserve)))
         kept = long_tail(
@@ -156,12 +180,14 @@ def prepare(
             warnings.append(f"the imbalance factor is {factor:g}, and not {own.imbalance_factor:g}, the source's own")
         if protocol == "cifar-lt" and seed != 0:
             warnings.append(f"the literature's CIFAR-LT lists are those of seed 0, these are of seed {seed}")
-    val, left, val_from = sets.get("val"), kept, "given"
-    if val is None:
-        val, left, val_from = _hold_out_val(rest, kept, bool(cut), val_fraction, seed)
-    train = rest.select(left)
+    if "val" not in sets and not early:
+        val, kept, val_from = _hold_out_val(rest, kept, bool(cut), val_fraction, seed)
+    train = rest.select(kept)
+    if val is not None and "val" in sets:
+        apart = _apart(val, [train, test], "validation", warnings)
+        val = apart if len(apart) else None
     val, found = _without_copies(train, val, test, warnings)
-    pool = rest if cut and opened.balanced else None
+    pool = pool if cut and opened.balanced else None
 
     partition = _groups(groups or own.groups, train.stats)
     tested = np.bincount(test.labels, minlength=len(names))
@@ -172,7 +198,12 @@ def prepare(
         warnings.append(f"{have} no test image, so no claim is made:\n{listing(untested)}")
     splits = {"train": train, "val": val, "test": test, "pool": pool}
     manifest = {
-        "source": {"name": opened.name, "kind": opened.kind, "splits": list(opened.splits)},
+        "source": {
+            "name": opened.name,
+            "kind": opened.kind,
+            "splits": list(opened.splits),
+            "images": sum(map(len, sets.values())),
+        },
         "shape": list(train.shape),
         "resize": resolve(opened.sizes(), size, resize, str(opened.name))[0].policy,
         "seed": seed,
@@ -188,15 +219,52 @@ def prepare(
         "groups": partition.to_json(),
         "claimable": list(claimable),
     }
+    if train.groups is not None:
+        manifest["images_belong_together"] = {
+            split: len(set(x.groups)) for split, x in splits.items() if x is not None and x.groups is not None
+        }
     # not the ids: the same images from another kind of source are the same split
     deciding = ("shape", "class_names", "counts", "digests", "groups", "claimable")
-    manifest["hash"] = digest({key: manifest[key] for key in deciding})
+    together = {} if test.groups is None else {"groups": np.unique(test.groups, return_inverse=True)[1].tolist()}
+    manifest["hash"] = digest({key: manifest[key] for key in deciding} | together)
     return Prepared(train, val, test, pool, train.stats, partition, claimable, tuple(warnings), manifest,
                     opened.flippable)  # fmt: skip
 
 
 def _counts(images: ImageSet) -> list[int]:
     return np.bincount(images.labels, minlength=len(images.class_names)).tolist()
+
+
+def _names_of_splits(names: Sequence[str]) -> list[str]:
+    """A warning of classes that bear the name of a split."""
+    like = [name for name in names if is_split_name(name)]
+    return [f"class names that look like those of splits: {named(like)}"] if like else []
+
+
+def _apart(images: ImageSet, others: Sequence[ImageSet | None], what: str, warnings: list[str]) -> ImageSet:
+    """The images of groups that are in none of the `others`, which come first: their numbers stay comparable.
+
+    Raises:
+        DataError: a class of training images has no others.
+    """
+    if images.groups is None:
+        return images
+    taken: set[str] = set().union(*(other.groups for other in others if other is not None and other.groups is not None))
+    keep = [i for i, group in enumerate(images.groups) if group not in taken]
+    left = images.select(keep)
+    lost = set(images.labels.tolist()) - set(left.labels.tolist())
+    if what == "training" and lost:
+        raise DataError(
+            f"all training images of these classes belong together with test images:\n"
+            f"{listing(images.class_names[k] for k in sorted(lost))}",
+            "give a test split of other groups, or leave the option group out (group=)",
+        )
+    if len(keep) < len(images):
+        one, several = (
+            f"{what} {text} of a group that is in another split, and left out" for text in ("image is", "images are")
+        )
+        warnings.append(counted(len(images) - len(keep), one, several))
+    return left
 
 
 def _tiny_classes(stats: ClassStats, test_given: bool) -> list[str]:
@@ -207,12 +275,15 @@ def _tiny_classes(stats: ClassStats, test_given: bool) -> list[str]:
     return [f"{counted(len(tiny), 'class has', 'classes have')} at most {TINY} images ({what}):\n{listing(tiny)}"]
 
 
-def _held_out(labels: np.ndarray, wanted: Sequence[int], seed: int, name: str, last: np.ndarray) -> np.ndarray:
-    """Sorted indices of `wanted`[k] images of each class k, all of them where there are fewer.
+def _held_out(images: ImageSet, wanted: Sequence[int], seed: int, name: str, last: np.ndarray) -> np.ndarray:
+    """Sorted indices of `wanted`[k] images of each class k, all of them where there are fewer; or of whole groups.
 
     The choice in one class does not depend on the others. Images where `last` (N,) is True are taken only where the
     others do not suffice.
     """
+    labels = images.labels
+    if images.groups is not None:
+        return hold_out(labels, images.groups, wanted, seed, name, last)
     parts = [np.empty(0, dtype=np.int64)]
     for k, n in enumerate(wanted):
         members = rng(seed, name, k).permutation(np.flatnonzero(labels == k))
@@ -249,7 +320,14 @@ def _hold_out_test(full: ImageSet, fraction: float, per_class: int | None, seed:
     # a copy that is left behind in the training split would make the test easier than it is
     often = Counter(full.hashes)
     copied = np.array([often[key] > 1 for key in full.hashes])
-    chosen = _held_out(full.labels, wanted, seed, "test", copied)
+    chosen = _held_out(full, wanted, seed, "test", copied)
+    if not len(chosen):
+        raise DataError(
+            "there is no test split, and none can be held out: every group of images that belong together is more than "
+            "half of a class, or has images of a class that is too small for a test",
+            "give a test split, add groups, or leave the option group out (group=)",
+        )
+    how += "" if full.groups is None else ", whole groups"
     rest = np.setdiff1d(np.arange(len(full)), chosen)
     return full.select(rest), full.select(chosen), f"held out of the training images, {how}"
 
@@ -271,10 +349,11 @@ def _hold_out_val(
         wanted = [max(1, round(fraction * n)) if n >= LEAST_FOR_VAL else 0 for n in rest.stats.counts]
         val_from = f"held out of the training images, {fraction:g} of each class of at least {LEAST_FOR_VAL} images"
         otherwise = f"no class has {LEAST_FOR_VAL} training images"
-    labels = rest.labels[candidates]
-    chosen = candidates[_held_out(labels, wanted, seed, "val", np.zeros(len(labels), dtype=bool))]
+    free = np.zeros(len(candidates), dtype=bool)
+    chosen = candidates[_held_out(rest.select(candidates), wanted, seed, "val", free)]
     if not len(chosen):
-        return None, kept, f"none: {otherwise}"
+        return None, kept, f"none: {otherwise if rest.groups is None else 'the groups are too large'}"
+    val_from += "" if rest.groups is None else ", whole groups"
     return rest.select(chosen), np.setdiff1d(kept, chosen) if not cut else kept, val_from
 
 
@@ -286,16 +365,19 @@ def _without_copies(
     The test split stays as it is, because numbers on a changed test set cannot be compared with anyone else's.
     """
 
-    def warn(n: int, one: str, several: str, rows: Sequence[str]) -> None:
+    def warn(n: int, one: str, several: str, rows: Sequence[str], limit: int = 20) -> None:
         if n:
-            warnings.append(f"{counted(n, one, several)}:\n{listing(rows)}")
+            warnings.append(f"{counted(n, one, several)}:\n{listing(rows, limit)}")
 
+    present = [split for split in (train, val, test) if split is not None]
+    of = {i: train.class_names[k] for s in present for i, k in zip(s.ids, s.labels.tolist(), strict=True)}
+    sizes = Counter(of.values())
     in_test = copies_across(train, test)
     warn(
         len(in_test),
         "test image is an exact copy of a training image; it stays in the test split",
         "test images are exact copies of training images; they stay in the test split",
-        [f"{a} = {b}" for a, b in in_test],
+        by_classes((((a, of[a]), (b, of[b])) for a, b in in_test), sizes),
     )
     if 0 < len(train) * len(test) <= NEAR_DUPLICATE_PAIRS:
         near = across(CopyFinder(train.images, train.hashes), train, test)
@@ -310,13 +392,14 @@ def _without_copies(
         "validation image is an exact copy of a training or test image and was removed",
         "validation images are exact copies of training or test images and were removed",
         sorted(gone),
+        FEW,
     )
     conflicts = conflicting_copies(train)
     warn(
         len(conflicts),
         "training image occurs under more than one class",
         "training images occur under more than one class",
-        [" = ".join(names) for names in conflicts],
+        by_classes(([(name, of[name]) for name in names] for names in conflicts), sizes),
     )
     return val, {
         "train_test": [list(pair) for pair in in_test],

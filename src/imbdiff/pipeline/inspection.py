@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imbdiff.config import DataConfig, SampleConfig
 from imbdiff.data.arrays import ArraySource
 from imbdiff.data.inspect import Inspection, examine, format_inspection, listed
@@ -108,6 +110,9 @@ def run_estimate(seen: Inspection, data: DataConfig | None = None, *, cost: bool
     try:
         small = ArraySource(splits, seen.source.class_names, str(seen.source.name), ids)
         small.defaults = seen.source.defaults
+        groups = {split: seen.source.records[split].groups for split in splits}
+        if groups["train"] is not None:
+            small.group_by({split: np.array(groups[split], object)[seen.usable[split].rows] for split in splits})
         made = prepare(small)
     except ImbdiffError as error:
         return _refused(str(error))
@@ -119,9 +124,6 @@ def run_estimate(seen: Inspection, data: DataConfig | None = None, *, cost: bool
         "validation": 0 if made.val is None else len(made.val),
         "test": len(made.test),
     }
-    counts = (
-        f"{made.stats.total:,} training, {estimate['validation']:,} validation and {estimate['test']:,} test images"
-    )
     how = STRATEGIES.get(STRATEGY, f"--sample.strategy {STRATEGY}")
     classes = counted(sum(n > 0 for n in sampled), "class", "classes")
     unusable, first = len(seen.report["bad"]), "a run with default options"
@@ -130,7 +132,7 @@ def run_estimate(seen: Inspection, data: DataConfig | None = None, *, cost: bool
         them = f"{counted(unusable, 'unusable file')}: replace or remove them"
         rows, first = [["a run would refuse this source as it is", them]], "a run without them"
     rows += [
-        [first, counts],
+        [first, made.parts],
         ["to be sampled", f"{sum(sampled):,} images for {classes} ({how})"],
     ]
     rows += _changes(seen.source.flippable)

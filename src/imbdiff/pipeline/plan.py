@@ -198,6 +198,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     found = f"{stats.total} training images, {stats.num_classes} classes, IF {stats.imbalance_factor:.4g}"
     rows = {
         "source": f"{source}: {found}",
+        "split": prepared.parts,
         "images": f"{'x'.join(map(str, shape))} (height x width x channels)",
         "groups": prepared.groups.rule,
         "preset": config.preset,

@@ -18,24 +18,34 @@ CHUNK = 100
 
 
 def paired_interval(
-    difference: np.ndarray, labels: np.ndarray, level: float = LEVEL, seed: int = 0
+    difference: np.ndarray,
+    labels: np.ndarray,
+    level: float = LEVEL,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> tuple[float, float, float]:
     """Mean of `difference` (S, N) and its interval over seeds and test images.
 
-    Bootstrap: images are resampled within each class, seeds as a whole; the deviations of seeds are widened by
+    Bootstrap: images are resampled within each class (with `groups`, whole groups within the class of the first image
+    of each), seeds as a whole; the deviations of seeds are widened by
     sqrt(S / (S - 1)), because S of S values with replacement understate their variance by that much. Percentiles at
     `level`, in [-1, 1].
 
     Args:
         difference: correct in one arm minus correct in the other, -1, 0 or 1, per seed and test image.
         labels: (N,) class of each image.
+        groups: (N,) what images of one patient or the like share; None where each stands for itself.
     """
-    low, high = percentiles(paired_replicates(difference, labels, seed), level)
+    low, high = percentiles(paired_replicates(difference, labels, seed, groups=groups), level)
     return float(difference.astype(np.float64).mean()), low, high
 
 
 def paired_replicates(
-    difference: np.ndarray, labels: np.ndarray, seed: int = 0, replicates: int = REPLICATES
+    difference: np.ndarray,
+    labels: np.ndarray,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+    groups: np.ndarray | None = None,
 ) -> np.ndarray:
     """Bootstrap values of :func:`paired_interval`, (R,), or (P, R) for P comparisons (P, S, N) of the same images.
 
@@ -45,15 +55,19 @@ def paired_replicates(
     d = difference.astype(np.float64)
     s, n = d.shape[-2:]
     generator = rng(seed, "verdict bootstrap")
-    rows = [np.flatnonzero(labels == k) for k in np.unique(labels)]
+    units, first = np.arange(n), np.arange(n)
+    if groups is not None:
+        _, first, units = np.unique(groups, return_index=True, return_inverse=True)
+    rows = [np.flatnonzero(labels[first] == k) for k in np.unique(labels[first])]
     found = []
     widen = np.sqrt(s / (s - 1)) if s > 1 else 1.0
-    # several at a time: (chunk, N) weights
+    # several at a time: (chunk, units) weights
     for _ in range(math.ceil(replicates / CHUNK)):
-        weights = np.zeros((CHUNK, n))
+        weights = np.zeros((CHUNK, len(first)))
         for mine in rows:
             weights[:, mine] = generator.multinomial(len(mine), np.full(len(mine), 1 / len(mine)), size=CHUNK)
-        per_seed = np.moveaxis(d @ weights.T / n, -2, -1)
+        of_images = weights if groups is None else weights[:, units]
+        per_seed = np.moveaxis(d @ of_images.T / of_images.sum(axis=1), -2, -1)
         mean = per_seed.mean(axis=-1, keepdims=True)
         drawn = np.broadcast_to(generator.integers(0, s, size=(CHUNK, s)), per_seed.shape)
         found.append(mean[..., 0] + widen * np.take_along_axis(per_seed - mean, drawn, axis=-1).mean(axis=-1))

@@ -145,7 +145,7 @@ def verdict(
     controls = control.arms
     if primary not in predictions:
         sentence = "There are no synthetic images, so there is nothing to judge."
-        return Verdict(sentence, primary, controls, {}, {}, None, _rule(primary, control, 0))
+        return Verdict(sentence, primary, controls, {}, {}, None, _rule(primary, control, 0, test.groups is not None))
     compared = _compared(synthetic_arms, controls, predictions, test, groups, claimable)
     if not compared[primary, "all"].reason:
         usable = np.asarray(claimable, dtype=bool)[test.labels]
@@ -166,7 +166,7 @@ def verdict(
         per_group=results[primary],
         other_arms={name: found for name, found in results.items() if name != primary},
         no_loss=None if whole.low is None else {"margin": MARGIN, "shown": whole.low > -MARGIN, "low": whole.low},
-        rule=_rule(primary, control, size),
+        rule=_rule(primary, control, size, test.groups is not None),
         remedy=remedy,
     )
 
@@ -226,14 +226,18 @@ def _compared(
         right = {name: (predictions[name][:, mine] == labels).astype(np.int8) for name in (*arms, *controls)}
         shares = {name: {"": float(right[name].mean()), **{c: float(right[c].mean()) for c in controls}} if n else {}
                   for name in arms}  # fmt: skip
-        if n < LEAST_TEST_IMAGES:
+        groups_of = None if test.groups is None else test.groups[mine]
+        units = n if groups_of is None else len(set(groups_of))
+        if units < LEAST_TEST_IMAGES:
             reason = counted(n, "test image") if n else "no test images"
+            if n and groups_of is not None:
+                reason += f" of {counted(units, 'group')} that belong together"
             if not n and (scope == "all" or own.any()):
                 reason = "no class that a claim can be made of"
             result |= {(name, scope): _Compared(n, shares[name], reason=reason) for name in arms}
             continue
         difference = np.stack([right[name] - right[control] for name, control in pairs])
-        resampled = paired_replicates(difference, labels, replicates=replicates)
+        resampled = paired_replicates(difference, labels, replicates=replicates, groups=groups_of)
         means = difference.mean(axis=(1, 2))
         for name in arms:
             found = [(float(means[i]), resampled[i], pair[1]) for i, pair in enumerate(pairs) if pair[0] == name]
@@ -288,19 +292,21 @@ def _decide(
 # -- in words
 
 
-def _rule(primary: str, control: Control, size: int) -> str:
+def _rule(primary: str, control: Control, size: int, grouped: bool = False) -> str:
     """The rule, to print; `size`: comparisons next to the one declared beforehand."""
+    what = "whole groups of test images that belong together" if grouped else "test images"
     several = len(control.arms) > 1
     level = 100 * (1 - (1 - LEVEL) / len(control.arms))
     others = counted(size, "other comparison is", "other comparisons (groups, other arms) are")
     sentences = [
         f'Fixed beforehand: "{primary}" is compared with {_names(control.arms)} ({control.chosen_by}), over all test '
         f"images. Difference of accuracy on the same test images and seeds, {level:.3g} % bootstrap interval over "
-        "seeds and, within classes, test images.",
+        f"seeds and, within classes, {what}.",
         f"helped: the interval is above 0{' against every control' * several}; hurt: it is below 0"
         f"{' against one of them' * several}; otherwise no difference was shown. not measured: fewer than "
-        f"{LEAST_TEST_IMAGES} test images, an interval without width, classifiers that are no better than chance or do "
-        "not fit their own training images yet, or synthetic images that are noise or do not show their classes.",
+        f"{LEAST_TEST_IMAGES} {'such groups' if grouped else 'test images'}, an interval without width, classifiers "
+        "that are no better than chance or do not fit their own training images yet, or synthetic images that are noise "
+        "or do not show their classes.",
         "The interval given is that against the control that decides." * several,
         f"The {others} corrected for their number by Holm's method, their intervals widened with it." * (size > 0),
         f"Nothing is lost overall where the interval lies above -{100 * MARGIN:g} point.",
