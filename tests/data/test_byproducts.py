@@ -74,6 +74,8 @@ def test_by_products_are_left_out_and_said(tmp_path, images, where, name):
         ("label", "cap", "cork"),
         ("hats", "masks", "shoes"),
         ("depth", "edges"),
+        ("faces", "masks"),
+        ("annotations", "labels"),
     ],
 )
 def test_classes_may_be_called_so(tmp_path, classes):

@@ -203,4 +203,4 @@ def test_names_of_numbers_that_no_image_has_are_left_out_with_a_note() -> None:
     assert any("'dog'" in note for note in found.warnings)
     data = {split: (noise(4, 8, 8), np.array(y)) for split, y in (("train", [0, 2, 0, 2]), ("test", [0, 1, 2, 2]))}
     with pytest.raises(DataError, match="no training image:\n  'dog'"):  # it has images, but none to train on
-        imbdiff.data.arrays.ArraySource(data, ["cat", "dog", "emu"])
+        load(imbdiff.data.arrays.ArraySource(data, ["cat", "dog", "emu"]))

@@ -233,3 +233,12 @@ def test_a_column_that_further_lists_override_is_said(tmp_path):
     opened = load(f"{source}&test={tmp_path}/u.csv")
     assert len(opened.ids("test")) == 2
     assert any("'split'" in note and "not used" in note for note in opened.warnings)
+
+
+def test_paths_of_a_list_that_begin_with_splits_are_said(tmp_path):
+    folder(tmp_path, {"train/a": 3, "train/b": 3, "test/a": 2})
+    lines = [f"{p.relative_to(tmp_path)} {p.parent.name}" for p in sorted(tmp_path.rglob("*.png"))]
+    (tmp_path / "l.txt").write_text("\n".join(lines))
+    assert any("begin with train, test" in note for note in load(tmp_path / "l.txt").warnings)
+    (tmp_path / "l.csv").write_text("path,label\n" + "\n".join(line.replace(" ", ",") for line in lines))
+    assert not any("begin with" in note for note in load(f"{tmp_path}/l.csv?split=").warnings)

@@ -54,7 +54,7 @@ def test_whole_groups_are_resampled() -> None:
     fast = paired_replicates(d, labels, replicates=4000, groups=groups)
     assert fast.mean() == pytest.approx(np.mean(slow), abs=0.01)
     assert fast.std() == pytest.approx(np.std(slow), rel=0.06)
-    assert fast.std() > 1.3 * paired_replicates(d, labels, replicates=4000).std()
+    assert fast.std() > 1.15 * paired_replicates(d, labels, replicates=4000).std()
     alone = paired_replicates(d, labels, groups=np.arange(160))
     np.testing.assert_allclose(alone, paired_replicates(d, labels))
 

@@ -219,9 +219,13 @@ def by_class(tree: Tree, spec: Spec) -> tuple[dict[str, Records], list[str], lis
     """
     where = spec.text
     splits = split_folders(tree.inside[""], tree.holds, spec)
-    lost, notes = left_out_byproducts(tree.images, where, len(splits) > 0, spec.options.get(KEEP) == "keep")
-    tree = _without(tree, lost)
+    keep = spec.options.get(KEEP) == "keep"
+    lost, notes = left_out_byproducts(tree.images, where, len(splits) > 0, keep)
+    tree, whole = _without(tree, lost), tree
     tops = tree.inside[""]
+    if len(tops) == 1 < len(whole.inside[""]) and not any(tree.inside.get(top) for top in tops):
+        # one class alone would be left: it is not the masks of the other that have its numbers
+        tree, tops, notes = whole, whole.inside[""], left_out_byproducts(whole.images, where, 0, keep=True)[1]
     if spec.strict and not splits:
         _check_classes(tree, spec)
         notes += _same_inside(tree, where)

@@ -28,7 +28,7 @@ from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import PathReader
 from imbdiff.data.source import Records, Source
 from imbdiff.data.spec import Spec, user_path
-from imbdiff.data.split_names import SPELLINGS, of_cells, split_column
+from imbdiff.data.split_names import SPELLINGS, assigned, of_cells, split_column
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 OPTIONS = ("root", "image", "label", "split", "group", "several", "val", "test", "names")
@@ -101,6 +101,12 @@ def open_source(spec: Spec) -> Source:
     more += left_out_byproducts(every, spec.text, 0, keep=True)[1]
     if "group" not in given and spec.strict and not any("group=" in note for note in notes):
         more += unused_names(every, spec.text)
+    tops = assigned({path.partition("/")[0] for path in every})
+    if list(splits) == ["train"] and tops["train"] and tops["val"] + tops["test"] and "split" not in given:
+        more.append(
+            f"paths of {spec.text} begin with {', '.join(map(str, sum(tops.values(), [])))}, and all are for training: "
+            "a column of train, val and test (split=NAME), or lists (test=FILE), would say otherwise"
+        )
     notes = list(dict.fromkeys([*notes, *more]))
     names = read_names(_near(given["names"], path)) if given.get("names") else None
     return Source(spec.text, "list", splits, PathReader(rows[0].root), names, notes, strict=spec.strict)
