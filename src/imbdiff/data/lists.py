@@ -101,11 +101,11 @@ def open_source(spec: Spec) -> Source:
     more += left_out_byproducts(every, spec.text, 0, keep=True)[1]
     if "group" not in given and spec.strict and not any("group=" in note for note in notes):
         more += unused_names(every, spec.text)
-    tops = assigned({path.partition("/")[0] for path in every})
-    if list(splits) == ["train"] and tops["train"] and tops["val"] + tops["test"] and "split" not in given:
+    tops = [top for some in assigned({path.partition("/")[0] for path in every}).values() for top in some]
+    if list(splits) == ["train"] and len(tops) > 1 and "split" not in given:
         more.append(
-            f"paths of {spec.text} begin with {', '.join(map(str, sum(tops.values(), [])))}, and all are for training: "
-            "a column of train, val and test (split=NAME), or lists (test=FILE), would say otherwise"
+            f"paths of {spec.text} begin with {', '.join(tops)}, and all are for training: a column of train, val and "
+            "test (split=NAME), or lists (test=FILE), would say otherwise"
         )
     notes = list(dict.fromkeys([*notes, *more]))
     names = read_names(_near(given["names"], path)) if given.get("names") else None
