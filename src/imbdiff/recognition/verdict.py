@@ -305,8 +305,8 @@ def _rule(primary: str, control: Control, size: int, grouped: bool = False) -> s
         f"helped: the interval is above 0{' against every control' * several}; hurt: it is below 0"
         f"{' against one of them' * several}; otherwise no difference was shown. not measured: fewer than "
         f"{LEAST_TEST_IMAGES} {'such groups' if grouped else 'test images'}, an interval without width, classifiers "
-        "that are no better than chance or do not fit their own training images yet, or synthetic images that are noise "
-        "or do not show their classes.",
+        "that are no better than chance or do not fit their own training images yet, or synthetic images that are "
+        "noise or do not show their classes.",
         "The interval given is that against the control that decides." * several,
         f"The {others} corrected for their number by Holm's method, their intervals widened with it." * (size > 0),
         f"Nothing is lost overall where the interval lies above -{100 * MARGIN:g} point.",
