@@ -310,7 +310,7 @@ def _few(dataset: Any, name: str) -> bool:
 
 def _values(dataset: Any, name: str) -> list[str]:
     """A column as texts, "" where there is no value; of class labels their names."""
-    names = _class_names(dataset.features[name])
+    names = class_names(dataset.features[name])
     column = dataset.select_columns([name]).with_format("arrow")[:][name].to_pylist()
     return ["" if v is None else names[v] if names and 0 <= v < len(names) else str(v) for v in column]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,26 @@ def of_values(values: Iterable[object], ids: Sequence[str], split: str) -> list[
     """The groups as text; an image without one is a group of its own."""
     texts = ("" if value is None else str(value).strip() for value in values)
     return [text if text.casefold() not in _MISSING else f"\0{split}/{i}" for text, i in zip(texts, ids, strict=True)]
+
+
+def of_splits(groups: Any, ids: Mapping[str, Sequence[str]], where: str) -> dict[str, list[str]]:
+    """{split: (N,) group of each image}.
+
+    Args:
+        groups: (N,) values of the training images, or {split: (N,) values}, of every split.
+        ids: {split: (N,) names of the images}.
+
+    Raises:
+        DataError: splits are missing, or a number of values is not that of the images.
+    """
+    given = dict(groups) if isinstance(groups, Mapping) else {"train": groups}
+    lengths, sizes = {s: len(v) for s, v in given.items()}, {s: len(v) for s, v in ids.items()}
+    if lengths != sizes:
+        raise DataError(
+            f"{where}: groups for {lengths}, images {sizes}",
+            "give one value for each image: an array, or {split: array} where there are several splits",
+        )
+    return {split: of_values(list(given[split]), ids[split], split) for split in ids}
 
 
 def by_pattern(ids: Mapping[str, Sequence[str]], pattern: str, where: str) -> tuple[dict[str, list[str]], list[str]]:

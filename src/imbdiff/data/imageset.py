@@ -141,7 +141,7 @@ class ImageSet:
     labels: np.ndarray
     class_names: tuple[str, ...]
     ids: tuple[str, ...] = field(default=())
-    groups: np.ndarray | None = None
+    groups: Any = None
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels
@@ -153,6 +153,8 @@ class ImageSet:
             raise DataError(f"labels reach from {y.min()} to {y.max()}, but there are {len(self.class_names)} classes")
         if not self.ids:
             object.__setattr__(self, "ids", tuple(str(i) for i in range(len(x))))
+        if self.groups is not None:
+            object.__setattr__(self, "groups", np.asarray(self.groups, dtype=object))
         if len(self.ids) != len(x):
             raise DataError(f"{len(self.ids)} ids for {len(x)} images")
 

@@ -32,7 +32,7 @@ from imbdiff.data.decode import (
     read_header,
     resolve,
 )
-from imbdiff.data.grouping import of_values
+from imbdiff.data.grouping import of_splits
 from imbdiff.data.imageset import ImageSet, Rows
 from imbdiff.data.labels import Names, encode, missing_names
 from imbdiff.data.names import counted, display_name
@@ -43,8 +43,7 @@ from imbdiff.runtime.files import digest
 from imbdiff.runtime.progress import Progress
 
 BALANCED_WITHIN = 1.5
-SMALL = 8
-"""Pixels along each side of the small versions."""
+SMALL = 8  # pixels along each side of the small versions
 SAMPLE_FROM = 4096  # images from which reading every header before decoding is worth avoiding
 SAMPLE = 256  # images of a split whose headers stand for all
 BLOCK = 2**27  # bytes of images decoded at a time, where each is used once
@@ -63,7 +62,7 @@ class Records:
         labels: (N,) int64; on the way into a source also integers or texts that :func:`imbdiff.data.labels.encode`
             takes.
         places: (N,) what the reader opens; the ids themselves where None.
-        groups: (N,) texts: images of one text belong together, whatever their split. None where nothing is known.
+        groups: (N,) texts: images of one text belong together. None where nothing is known.
     """
 
     ids: Sequence[str]
@@ -159,7 +158,7 @@ class Source:
         defaults: how :func:`prepare` splits unless it is called with other arguments.
 
     Raises:
-        DataError: labels that cannot be used, a class without training image, fewer than two classes.
+        DataError: labels that cannot be used, fewer than two classes.
     """
 
     def __init__(
@@ -176,15 +175,13 @@ class Source:
     ) -> None:
         raw = {split: records.labels for split, records in splits.items()}
         self.class_names, labels, notes = encode(raw, names, name, strict=strict, spare=spare)
-        ids = {split: records.ids for split, records in splits.items()}
-        notes += missing_names(self.class_names, labels, ids, name, strict=strict)
-        counts = np.bincount(labels.get("train", np.empty(0, np.int64)), minlength=len(self.class_names))
-        self.without_images = tuple(n for n, k in zip(self.class_names, counts.tolist(), strict=True) if not k)
+        notes += missing_names(self.class_names, labels, {s: r.ids for s, r in splits.items()}, name, strict=strict)
+        seen = set(labels["train"].tolist()) if "train" in labels else set()
+        self.without_images = tuple(name for k, name in enumerate(self.class_names) if k not in seen)
         self.records = {split: replace(one, labels=labels[split]) for split, one in splits.items()}
         self.name, self.kind, self.reader = name, kind, reader
         self.warnings = (*warnings, *notes)
-        self.flippable = False
-        self.defaults = Defaults()
+        self.flippable, self.defaults = False, Defaults()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -199,24 +196,9 @@ class Source:
         return tuple(self._split(split).ids)
 
     def group_by(self, groups: Any) -> None:
-        """Says which images belong together.
-
-        Args:
-            groups: (N,) values of the training images, or {split: (N,) values}, of every split.
-
-        Raises:
-            DataError: splits are missing, or a number of values is not that of the images.
-        """
-        given = dict(groups) if isinstance(groups, Mapping) else {"train": groups}
-        lengths = {split: len(given.get(split, ())) for split in self.splits}
-        if set(given) != set(self.splits) or lengths != {split: len(self.ids(split)) for split in self.splits}:
-            sizes = ", ".join(f"{split}: {len(self.ids(split))}" for split in self.splits)
-            raise DataError(
-                f"{self.name}: there are groups for {lengths}, but images in {{{sizes}}}",
-                "give one value for each image: an array, or {split: array} where there are several splits",
-            )
-        for split, one in self.records.items():
-            self.records[split] = replace(one, groups=of_values(list(given[split]), one.ids, split))
+        """Says which images belong together; `groups` as for :func:`imbdiff.data.grouping.of_splits`."""
+        for split, found in of_splits(groups, {s: one.ids for s, one in self.records.items()}, self.name).items():
+            self.records[split] = replace(self.records[split], groups=found)
 
     @cached_property
     def stats(self) -> ClassStats:
@@ -429,8 +411,7 @@ class Source:
             if bad and decoding.no_colour:
                 break
             if not bad:
-                groups = None if records.groups is None else np.array(records.groups, dtype=object)
-                sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split), groups)
+                sets[split] = ImageSet(images, self.labels(split), self.class_names, self.ids(split), records.groups)
         return sets, bad
 
     def _decode(self, split: str, decoding: Decoding, store: Path | None) -> tuple[Any, dict[int, str]]:
