@@ -75,8 +75,7 @@ warnings.filterwarnings("ignore", category=UserWarning, message="FigureCanvasAgg
 def benchmarks() -> None:
     """The benchmarks' pages and results, next to the pages that link to them."""
     home = DOCS / "benchmarks"
-    shutil.rmtree(home, ignore_errors=True)
-    (home / "results").mkdir(parents=True)
+    (home / "results").mkdir(parents=True, exist_ok=True)
     for page in [*ROOT.glob("benchmarks/*.md"), *ROOT.glob("benchmarks/results/*.md")]:
         # metadata of files decide what is built again
         shutil.copy2(page, home / page.relative_to(ROOT / "benchmarks"))

@@ -27,7 +27,7 @@ print({group: data.groups.classes(group) for group in ("many", "medium", "few")}
 # -------------
 # A preset has all options; any of them can be given anew. 384,000 images pass through the network in ``demo``.
 
-config = imbdiff.override(imbdiff.preset("demo"), {"train.images": 16_000, "seed": 1})
+config = imbdiff.override(imbdiff.preset("demo"), {"train.images": 64_000, "seed": 1})
 model = imbdiff.train(data, config, quiet=True)
 numbers = imbdiff.images_to_draw("equal", data.stats)
 synthetic = imbdiff.sample(model, numbers, config, quiet=True)
