@@ -302,10 +302,10 @@ class RunFolder:
                 f"{beside if stage == 'sample' else ''}--replace replaces them{kept}",
             )
 
-    def keep_options(self, stage: str, config: RunConfig) -> None:
-        """Saves the options that `stage` was done with."""
+    def keep_options(self, stage: str, config: RunConfig, names: Sequence[str] | None = None) -> None:
+        """Saves the options that `stage` was done with: all of its own, or `names`."""
         source, saved = self.saved()
-        self.save_config(source, _mixed(saved, config, OPTIONS[stage]))
+        self.save_config(source, _mixed(saved, config, OPTIONS[stage] if names is None else names))
 
     def options_of(self, stage: str, config: RunConfig) -> list[str]:
         """The command line's words for those options of `stage` that are not as saved."""

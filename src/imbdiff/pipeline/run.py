@@ -172,7 +172,7 @@ class Run:
             if self.dist.main:
                 if stage.name in marks:
                     folder.forget(stage.name)
-                folder.keep_options(stage.name, self.config)
+                folder.keep_options(stage.name, self.config, (stage.name,))
             if stage.everywhere:
                 self.dist.barrier()
             return
