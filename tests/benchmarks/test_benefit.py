@@ -64,12 +64,12 @@ def test_the_difference_is_that_of_the_mean_over_classes(
         100 * (class_mean(x, d.test.labels, classes) - class_mean(y, d.test.labels, classes))
         for x, y, d in zip(a, b, data, strict=True)
     ]
-    found = benefit.difference(a, b, data, scope, shared=False)
+    found = benefit.difference(a, b, data, scope)
     assert found["difference"] == pytest.approx(np.mean(expected), abs=1e-9)
     assert found["splits above 0"] == sum(e > 0 for e in expected)
     # Student's over three splits, t = 4.3027, or wider where test images alone make it so
     assert found["high"] - found["difference"] >= 4.3026 * np.std(expected, ddof=1) / np.sqrt(3) - 1e-9
-    swapped = benefit.difference(b, a, data, scope, shared=False)
+    swapped = benefit.difference(b, a, data, scope)
     assert (swapped["low"], swapped["high"]) == pytest.approx((-found["high"], -found["low"]))
 
 

@@ -265,6 +265,7 @@ def test_sampling_again_with_a_guide_that_there_is_none_of_is_refused(
 ) -> None:
     config = config_of("ddpm")
     RunFolder(tmp_path).save_config("digits", config)
+    (tmp_path / "split.json").write_text('{"class_names": ["a", "b"], "counts": {"train": [9, 1]}}')
     before = (tmp_path / "config.yaml").read_bytes()
     assert cli.main(["sample", "--replace", str(tmp_path), "--sample.guidance", "prototype"]) != 0
     assert "the method ddpm trains none" in capsys.readouterr().err

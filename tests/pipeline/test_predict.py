@@ -83,7 +83,7 @@ def test_the_table_says_what_the_classifier_does(once, digits, tmp_path, capsys)
 def test_all_ways_of_giving_images_agree(once, digits, tmp_path) -> None:  # type: ignore[no-untyped-def]
     flat = pictures(tmp_path / "flat", digits[:4])
     pictures(tmp_path / "classes" / "x", digits[:2])
-    pictures(tmp_path / "classes" / "train" / "deeper", digits[2:4])
+    pictures(tmp_path / "classes" / "y" / "deeper", digits[2:4])
     with zipfile.ZipFile(tmp_path / "flat.zip", "w") as archive:
         for path in sorted(flat.iterdir()):
             archive.write(path, path.name)

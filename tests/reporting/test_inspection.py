@@ -107,11 +107,12 @@ def test_one_can_see_whether_mirrored_images_keep_their_meaning() -> None:
         section = _changes(seen, Pictures(seen), [0, 1])
         (shelf,) = blocks_of(section, Shelf)
         shown = [[group.pictures[0] for group in one.groups] for one in shelf.sets]
-        for plain, mirrored, upside in zip(*shown, strict=True):
+        for plain, mirrored, upside, quarter in zip(*shown, strict=True):
             name = plain.title.split(",")[0]
             np.testing.assert_array_equal(plain.image, x[int(name.removeprefix("train/"))])
             np.testing.assert_array_equal(mirrored.image, np.fliplr(plain.image))
             np.testing.assert_array_equal(upside.image, np.rot90(plain.image, 2))
+            np.testing.assert_array_equal(quarter.image, np.rot90(plain.image))
         assert len(shown[0]) == 2
         (options,) = blocks_of(section, Definitions)
         terms = [words(term) for term, _ in options.rows]

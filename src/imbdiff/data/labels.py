@@ -167,7 +167,7 @@ def missing_names(
     Raises:
         DataError: where that is certain: what only programs write (nan), or a word (none) among numbers.
     """
-    found = [name for name in class_names if name.strip().casefold() in MISSING | DOUBTFUL]
+    found = [name for name in class_names if _plain(name) in MISSING | DOUBTFUL]
     others = [name for name in class_names if name not in found]
     numbers = bool(others) and all(_NUMBER.fullmatch(name) for name in others)
     notes = []
@@ -176,7 +176,7 @@ def missing_names(
         rows = [ids[split][i] for split, y in labels.items() for i in np.flatnonzero(y == k).tolist()]
         shown = ", ".join(display_name(row, 80) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
         text = f"{where}: {counted(len(rows), 'image has', 'images have')} the label {name!r}: {shown}"
-        if strict and (numbers or name.strip().casefold() in MISSING):
+        if strict and (numbers or _plain(name) in MISSING):
             raise DataError(
                 f"{text}; that stands for a missing label",
                 "label these images or leave them out; where it is the name of a class, write another one",
@@ -220,6 +220,11 @@ def several_labels(labels: Iterable[object], where: str, wish: str | None) -> tu
             "leave these images out by SOURCE?several=drop, or make every combination a class by SOURCE?several=keep",
         )
     return several, [f"{what} with several labels are left out, such as {display_name(first[0], 100)!r}"]
+
+
+def _plain(name: str) -> str:
+    """A name as it is looked up; blanks alone are the name of a folder."""
+    return name.strip().casefold() or name
 
 
 def read_names(path: Path) -> Names:
