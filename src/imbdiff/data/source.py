@@ -211,16 +211,14 @@ class Source:
         return self.stats.imbalance_factor <= BALANCED_WITHIN
 
     def stamped(self) -> Any:
-        """What changes when an image does, found without reading any: of files their sizes and times.
-
-        A JSON value; None where nothing is known of the images before they are read.
-        """
+        """What changes when an image does, found without reading any: of files their sizes and times. A JSON value, or
+        None where nothing is known of the images before they are read."""
         if self.reader.in_process:
             return None
-        splits = {
-            split: [list(r.ids), r.labels.tolist(), [self.reader.stamp(place) for place in r.opened]]
-            for split, r in self.records.items()
-        }
+        splits = {}
+        for split, r in self.records.items():
+            groups = None if r.groups is None else list(r.groups)
+            splits[split] = [list(r.ids), r.labels.tolist(), groups, *map(self.reader.stamp, r.opened)]
         return [self.kind, self.reader.identity, list(self.class_names), splits]
 
     def survey(self) -> Survey:

@@ -44,6 +44,7 @@ def keep(folder: Path, prepared: Prepared, source: Source, config: DataConfig) -
         return
     about = {
         "key": key, "split": prepared.manifest["hash"], "ids": {name: x.ids for name, x in sets.items()},
+        "groups": {name: None if x.groups is None else [str(group) for group in x.groups] for name, x in sets.items()},
         "warnings": prepared.warnings,
         "flippable": prepared.flippable,
     }  # fmt: skip
@@ -67,7 +68,7 @@ def kept(folder: Path, source: Source, config: DataConfig) -> Prepared | None:
                 return None
             names = tuple(manifest["class_names"])
             sets = {
-                name: ImageSet(file[f"{name}_images"], file[f"{name}_labels"], names, tuple(ids))
+                name: ImageSet(file[f"{name}_images"], file[f"{name}_labels"], names, tuple(ids), about["groups"][name])
                 for name, ids in about["ids"].items()
             }
         if any(x.fingerprint != manifest["digests"][name] for name, x in sets.items()):
