@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.names import counted
 from imbdiff.data.nearest import hash_keys
 from imbdiff.metrics.extractors import RandomConv
 from imbdiff.metrics.memorisation import capped_rows
@@ -144,7 +143,7 @@ def look(network: Classifier, name: str, plan: FitPlan, synthetic: ImageSet, pre
     if len(labels) >= LEAST and agreement < RECOGNISED and below:
         against = "" if real is None else f"; of held-out real images {100 * (1 - real):.0f} %"
         warnings.append(
-            f"{100 * (1 - agreement):.0f} % of {counted(len(labels), 'synthetic image')} look like another class than "
+            f"{100 * (1 - agreement):.0f} % of {len(labels):,} synthetic images look like another class than "
             f"the one asked for, to a classifier trained on the real images alone{against}: keep those that agree "
             "(imbdiff curate RUN --curate.policy agreement --replace, then imbdiff classify RUN), or train the "
             "generator longer (--train.images)"

@@ -112,7 +112,7 @@ def _outcome(whole: Comparison, rare: Comparison | None, images: str) -> tuple[s
     if whole.outcome == "hurt":
         return "No", f"Adding {images} lowered accuracy{between}."
     word = "Yes, for rare classes" if few == "helped" else "No"
-    return word, f"Adding {images} did not improve accuracy over all classes{between} (chance may explain it)."
+    return word, f"Adding {images} made no difference over all classes that these test images can show{between}."
 
 
 def _pair(row: Comparison) -> str:
