@@ -121,75 +121,100 @@ STAGE_COMMANDS: dict[str, type[ReportCommand]] = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What `run` or `train` is asked for: options by name, those of a file, and the run folder; nothing heavy yet."""
+class Options:
+    """Options of a run by name, those of a file, and the preset that they name, if any; nothing heavy yet."""
 
-    command: RunCommand
     file: dict[str, Any]
-    options: dict[str, Any]
-    preset: str | None
-    folder: RunFolder
-
-    def config(self, base: RunConfig) -> RunConfig:
-        """The options on top of those of the file, on top of `base`."""
-        return override(override(base, self.file), self.options)
+    given: dict[str, Any]
 
     @property
-    def first(self) -> RunConfig:
+    def preset(self) -> str | None:
+        return self.given.get("preset", self.file.get("preset"))
+
+    def on(self, base: RunConfig) -> RunConfig:
+        """The options on top of those of the file, on top of `base`."""
+        return override(override(base, self.file), self.given)
+
+    def first(self, named: str | None = None) -> RunConfig:
         """With the preset that is named, or else the smallest."""
         from imbdiff.presets import preset
 
-        return self.config(preset(self.preset or "tiny"))
+        return self.on(preset(named or self.preset or "tiny"))
+
+    def chosen(self, opened: Source) -> RunConfig:
+        """With the preset that suits the images."""
+        from imbdiff.pipeline.plan import default_config
+
+        first = self.first()
+        return self.on(default_config(opened, first.data, first.device))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `run` or `train` is asked for.
+
+    Attributes:
+        preset: that is named, or that of the run that exists; None: to be chosen.
+    """
+
+    command: RunCommand
+    options: Options
+    preset: str | None
+    folder: RunFolder
+
+    @property
+    def first(self) -> RunConfig:
+        """With that preset, or else the smallest."""
+        return self.options.first(self.preset)
+
+
+def read_file(path: str | None) -> dict[str, Any]:
+    """The options of a YAML file, without the source."""
+    from imbdiff.pipeline.folder import read_yaml
+
+    found: dict[str, Any] = {} if path is None else read_yaml(Path(path))
+    return {name: value for name, value in found.items() if name != "source"}
 
 
 def read_run(verb: str, words: Sequence[str]) -> Asked:
     """What `run` and `train` are asked for. A run that exists keeps its preset where none is named."""
-    from imbdiff.pipeline.folder import RunFolder, read_yaml
-    from imbdiff.presets import preset
+    from imbdiff.pipeline.folder import RunFolder
 
-    options, asked = given(verb, words, RunCommand, RunConfig)
-    own = {name: options.pop(name) for name in RunCommand.__annotations__ if name in options}
-    file: dict[str, Any] = {} if "config" not in own else read_yaml(Path(own["config"]))
-    file.pop("source", None)
-    named = options.get("preset", file.get("preset"))
+    values, asked = given(verb, words, RunCommand, RunConfig)
+    own = {name: values.pop(name) for name in RunCommand.__annotations__ if name in values}
+    options = Options(read_file(own.get("config")), values)
     if asked:
-        config = override(override(preset(named or "tiny"), file), options)
         kind = RunCommand if verb == "run" else TrainCommand
         groups = None if asked == "help-all" else ()
-        first = [name for name in COMMON if verb == "run" or name.split(".")[0] in GROUPS[verb]]
-        raise Help(help_text(verb, (kind, RunConfig), flatten(to_dict(config)), groups, first=first))
-    found = Asked(RunCommand(**own), file, options, named, RunFolder(Path(own.get("out") or ".")))
-    folder = found.folder if own.get("out") else RunFolder(default_out(own["source"], found.first))
+        common = [name for name in COMMON if verb == "run" or name.split(".")[0] in GROUPS[verb]]
+        raise Help(help_text(verb, (kind, RunConfig), flatten(to_dict(options.first())), groups, first=common))
+    folder, named = RunFolder(Path(own.get("out") or default_out(own["source"], options.first()))), options.preset
     if named is None and folder.exists:
         named = folder.saved()[1].preset
-    return replace(found, preset=named, folder=folder)
+    return Asked(RunCommand(**own), options, named, folder)
 
 
 def resolved(asked: Asked) -> tuple[RunConfig, Source | None]:
     """The configuration, and the source where it had to be opened for it: to choose a preset, to look up classes."""
     from imbdiff.pipeline.strategy import check_names, parse_strategy
 
-    first, opened, existing = asked.first, None, (asked.folder / "split.json").exists()
-    names = parse_strategy(first.sample.strategy)[0] == "totals"
-    if not existing and names:
-        from imbdiff.data.sources import load
-
-        opened = load(asked.command.source)
-    if names:
-        check_names(
-            first.sample.strategy, opened.class_names if opened is not None else asked.folder.class_stats().names
-        )
+    first, folder, opened = asked.first, asked.folder, None
+    if parse_strategy(first.sample.strategy)[0] == "totals":
+        opened = None if (folder / "split.json").exists() else _load(asked.command.source)
+        check_names(first.sample.strategy, opened.class_names if opened else folder.class_stats().names)
     if asked.preset is not None:
         return first, opened
     from imbdiff.methods import method_of
-    from imbdiff.pipeline.plan import default_config
 
     method_of(first)  # a wrong one before any image is read
-    if opened is None:
-        from imbdiff.data.sources import load
+    opened = opened or _load(asked.command.source)
+    return asked.options.chosen(opened), opened
 
-        opened = load(asked.command.source)
-    return asked.config(default_config(opened, first.data, first.device)), opened
+
+def _load(source: str) -> Source:
+    from imbdiff.data.sources import load
+
+    return load(source)
 
 
 def read_stage(verb: str, words: Sequence[str]) -> tuple[ReportCommand, RunFolder, str, RunConfig]:

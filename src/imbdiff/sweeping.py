@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
 
 from imbdiff.arguments import POSITIONAL, Option, given, help_text, options_of
-from imbdiff.config import RunConfig, flatten, override, to_dict
-from imbdiff.running import COMMON
+from imbdiff.config import RunConfig, flatten, to_dict
+from imbdiff.running import COMMON, Options, read_file
 from imbdiff.runtime.errors import ConfigError
 
 #: options of a run of which a sweep has several values
@@ -47,31 +45,25 @@ def sweep_options() -> list[Option]:
 def start_sweep(words: Sequence[str]) -> str | None:
     """Begins or continues a sweep; returns the help where that was asked for."""
     from imbdiff.methods import get_method
-    from imbdiff.pipeline.folder import read_yaml
-    from imbdiff.presets import preset
 
-    options, asked = given("sweep", words, SweepCommand, RunConfig)
-    own = {f.name: options.pop(f.name) for f in fields(SweepCommand) if f.name in options}
-    if single := [f"--{name}" for name in options if name.split(".")[0] in SEVERAL]:
+    values, asked = given("sweep", words, SweepCommand, RunConfig)
+    own = {f.name: values.pop(f.name) for f in fields(SweepCommand) if f.name in values}
+    if single := [f"--{name}" for name in values if name.split(".")[0] in SEVERAL]:
         raise ConfigError(
             f"a sweep has several methods and seeds, not {', '.join(single)}",
             "name them by --methods and --seeds; constants that are not the published ones are for imbdiff run",
         )
-    file: dict[str, Any] = read_yaml(Path(own.pop("config"))) if "config" in own else {}
-    file = {name: value for name, value in file.items() if name not in (*SEVERAL, "constants", "source")}
-    named = options.get("preset", file.get("preset"))
-    first = override(override(preset(named or "tiny"), file), options)
+    file = read_file(own.pop("config", None))
+    options = Options({name: value for name, value in file.items() if name not in (*SEVERAL, "constants")}, values)
+    first = options.first()
     if asked:
         groups = None if asked == "help-all" else ()
         return help_text("sweep", (SweepCommand, RunConfig), flatten(to_dict(first)), groups, SEVERAL, COMMON)
     for method in own["methods"]:
         get_method(method)  # a wrong one before any image is read
     from imbdiff.data.sources import load
-    from imbdiff.pipeline.plan import default_config
     from imbdiff.pipeline.sweep import sweep
 
-    opened, config = load(own["source"]), first
-    if named is None:
-        config = override(override(default_config(opened, first.data, first.device), file), options)
-    sweep(**own, config=config, opened=opened)
+    opened = load(own["source"])
+    sweep(**own, config=options.chosen(opened) if options.preset is None else first, opened=opened)
     return None

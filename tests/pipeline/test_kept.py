@@ -59,3 +59,14 @@ def test_other_groups_of_the_same_files_are_other_images(folder: Path, tmp_path:
     write_json(tmp_path / "split.json", made.manifest)
     keep(tmp_path, made, source, config)
     assert kept(tmp_path, imbdiff.load(f"{folder}?group=p(\\d%2B)_"), config) is None
+
+
+def test_other_groups_of_the_same_arrays_are_other_images(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (48, 8, 8, 3), dtype=np.uint8), np.arange(48) % 2
+    np.savez(tmp_path / "x.npz", x=x, y=y, one=np.arange(48) // 3, other=np.arange(48) // 6)
+    config, made = DataConfig(), imbdiff.prepare(f"{tmp_path}/x.npz?group=one")
+    write_json(tmp_path / "split.json", made.manifest)
+    keep(tmp_path, made, imbdiff.load(f"{tmp_path}/x.npz?group=one"), config)
+    assert kept(tmp_path, imbdiff.load(f"{tmp_path}/x.npz?group=one"), config) is not None
+    assert kept(tmp_path, imbdiff.load(f"{tmp_path}/x.npz?group=other"), config) is None

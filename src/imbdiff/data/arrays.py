@@ -78,16 +78,8 @@ class ArraySource(Source):
         reader = ItemReader({split: x[:, None] for split, x in self._images.items()})
         super().__init__(name, kind, splits, reader, class_names, warnings, strict=strict)
 
-    def stamped(self) -> Any:
-        splits = {
-            split: [
-                list(r.ids),
-                r.labels.tolist(),
-                hashlib.sha256(np.ascontiguousarray(self._images[split]).data).hexdigest(),
-            ]
-            for split, r in self.records.items()
-        }
-        return [self.kind, list(self.class_names), splits]
+    def _stamps(self, split: str) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self._images[split]).data).hexdigest()
 
     @cached_property
     def _survey(self) -> Survey:

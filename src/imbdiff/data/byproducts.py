@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from imbdiff.data.names import counted, display_name
+from imbdiff.data.names import counted, shown
 
 _WORDS = (
     "masks?|segm?|segmentations?|segmented|segmentationclass|segmentationobject|annotations?|annotated|annots?|"
@@ -137,8 +137,3 @@ def left_out_byproducts(images: Sequence[str], where: str, level: int, keep: boo
             f"or files, and count as images: {shown(alone)}"
         )
     return set() if keep else set(found), notes
-
-
-def shown(paths: Sequence[str], longest: int = 3) -> str:
-    """The first paths on one line."""
-    return ", ".join(display_name(path, 120) for path in paths[:longest]) + (", ..." if len(paths) > longest else "")

@@ -25,7 +25,7 @@ from imbdiff.data.byproducts import KEEP, is_hidden, is_pictures, left_out_bypro
 from imbdiff.data.decode import EXTENSIONS
 from imbdiff.data.grouping import by_pattern, unused_names
 from imbdiff.data.labels import in_class_order
-from imbdiff.data.names import counted, display_name, is_text, named, safe_class_dirs
+from imbdiff.data.names import counted, is_text, named, safe_class_dirs, shown
 from imbdiff.data.reading import PathReader
 from imbdiff.data.source import Records, Source
 from imbdiff.data.spec import Spec, user_path
@@ -34,7 +34,6 @@ from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 OPTIONS = ("split", "train", "val", "test", "group", KEEP)
 _PLAIN = ("train", "val", "valid", "validation", "test")
-NAMED = 3  # files that are no images, named in the note
 METADATA = frozenset({"metadata.jsonl", "metadata.csv", "metadata.parquet"})
 """Files beside images that say their labels, as the library `datasets` reads them."""
 UNREAD = frozenset({".heic", ".heif", ".avif", ".dcm", ".jp2", ".jxl", ".psd", ".svg", ".cr2", ".cr3", ".nef", ".dng"})
@@ -357,9 +356,6 @@ def _records(rows: Iterable[tuple[str, str]], names: Sequence[str]) -> Records:
 def left_out(tree: Tree, where: str) -> list[str]:
     """Notes on what was left out because of what it is."""
 
-    def shown(names: list[str]) -> str:
-        return ", ".join([display_name(name, 120) for name in sorted(names)[:NAMED]] + ["..."] * (len(names) > NAMED))
-
     unread = [name for name in tree.others if splitext(name)[1].lower() in UNREAD]
     no_images = sorted(set(tree.others) - set(unread))
     kinds = ", ".join(sorted({splitext(name)[1].lower() for name in unread}))
@@ -369,7 +365,7 @@ def left_out(tree: Tree, where: str) -> list[str]:
         (len(no_images), f"{counted(len(no_images), 'file that is no image', 'files that are no images')}: "
                          f"{shown(no_images)}"),
         (len(unread), f"{counted(len(unread), 'image')} of a kind that is not read ({kinds}), to be converted to PNG "
-                      f"or JPEG: {shown(unread)}"),
+                      f"or JPEG: {shown(sorted(unread))}"),
     ]  # fmt: skip
     return [f"ignored in {where}: {text}" for n, text in notes if n]
 

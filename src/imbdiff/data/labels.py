@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from imbdiff.data.names import counted, display_name, is_text, named
+from imbdiff.data.names import counted, display_name, is_text, named, shown
 from imbdiff.runtime.errors import ConfigError, DataError, listing
 
 Names = Sequence[str] | Mapping[str, str]
@@ -139,9 +139,9 @@ def without_missing(y: Any, where: str) -> np.ndarray:
     gone = gone | np.ma.getmaskarray(y) if isinstance(y, np.ma.MaskedArray) else gone
     if gone.any():
         rows = np.flatnonzero(gone.reshape(len(x), -1).any(axis=1)).tolist()
-        shown = ", ".join(map(str, rows[:20])) + (", ..." if len(rows) > 20 else "")
+        these = shown([str(row) for row in rows], 20)
         raise DataError(
-            f"{where}: {counted(len(rows), 'label is', 'labels are')} missing (row {shown})",
+            f"{where}: {counted(len(rows), 'label is', 'labels are')} missing (row {these})",
             f"label these images, or leave them out: {_KEEP}",
         )
     if x.dtype.kind == "S":
@@ -174,8 +174,7 @@ def missing_names(
     for name in found:
         k = class_names.index(name)
         rows = [ids[split][i] for split, y in labels.items() for i in np.flatnonzero(y == k).tolist()]
-        shown = ", ".join(display_name(row, 80) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
-        text = f"{where}: {counted(len(rows), 'image has', 'images have')} the label {name!r}: {shown}"
+        text = f"{where}: {counted(len(rows), 'image has', 'images have')} the label {name!r}: {shown(rows, 5, 80)}"
         if strict and (numbers or _plain(name) in MISSING):
             raise DataError(
                 f"{text}; that stands for a missing label",

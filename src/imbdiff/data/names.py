@@ -29,6 +29,11 @@ def named(names: Sequence[str], limit: int = 10) -> str:
     return ", ".join(map(repr, names[:limit])) + more
 
 
+def shown(names: Sequence[str], limit: int = 3, longest: int = 120) -> str:
+    """At most `limit` names on one line, each cut at `longest` characters, and "..." where there are more."""
+    return ", ".join(display_name(name, longest) for name in names[:limit]) + (", ..." if len(names) > limit else "")
+
+
 def is_text(name: str) -> bool:
     """Whether `name` can be written as UTF-8: file names in other encodings, and JSON's ``\\ud800``, cannot."""
     try:

@@ -31,11 +31,11 @@ class Reader:
     Attributes:
         in_process: it does not travel; its images are read one after the other by the process that asks for them, and
             none is kept on disk.
-        identity: which folder, archive or set it reads from.
+        identity: which folder, archive or set it reads from; "" in this process.
     """
 
     in_process = False
-    identity: str
+    identity: str = ""
 
     def open(self, place: Any) -> File:
         """The image at `place`.

@@ -213,13 +213,15 @@ class Source:
     def stamped(self) -> Any:
         """What changes when an image does, found without reading any: of files their sizes and times. A JSON value, or
         None where nothing is known of the images before they are read."""
-        if self.reader.in_process:
+        pixels = {split: self._stamps(split) for split in self.records}
+        if None in pixels.values():
             return None
-        splits = {}
-        for split, r in self.records.items():
-            groups = None if r.groups is None else list(r.groups)
-            splits[split] = [list(r.ids), r.labels.tolist(), groups, *map(self.reader.stamp, r.opened)]
-        return [self.kind, self.reader.identity, list(self.class_names), splits]
+        about = [[split, r.ids, r.labels.tolist(), r.groups] for split, r in self.records.items()]
+        return [self.kind, self.reader.identity, list(self.class_names), about, pixels]
+
+    def _stamps(self, split: str) -> Any:
+        """What changes when the pixels of a split do; None: not known."""
+        return None if self.reader.in_process else [self.reader.stamp(place) for place in self.records[split].opened]
 
     def survey(self) -> Survey:
         """Sizes and unreadable files of all splits; every header is read once, by the first call."""

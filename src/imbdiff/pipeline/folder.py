@@ -178,16 +178,7 @@ class RunFolder:
         old, new = (flatten(to_dict(with_all_constants(c))) for c in (self.saved()[1], config))
         if old["method"] != new["method"]:  # its constants are others then
             old, new = ({k: v for k, v in values.items() if k[:10] != "constants."} for values in (old, new))
-        differ = [
-            f"--{option(name)}: {old.get(name)!r} there, {new.get(name)!r} here"
-            for name in {**new, **old}
-            if name.split(".")[0] not in LATER and name not in HARMLESS and old.get(name) != new.get(name)
-        ]
-        if differ:
-            raise RunError(
-                f"the run in {self.path} was made with other options:\n{listing(differ)}",
-                "repeat it with the same options, or give another --out; nothing was changed",
-            )
+        check_equal(f"the run in {self.path}", decisive(old), decisive(new))
 
     def check_only(self, config: RunConfig, verb: str) -> None:
         """Refuses options of other stages on a verb: they would be saved, and printed, without having been used.
@@ -413,3 +404,26 @@ def option(name: str) -> str:
         if name.startswith(inner):
             return outer + name[len(inner) :]
     return name
+
+
+def decisive(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, by name, that cannot be changed later."""
+    return {name: v for name, v in options.items() if name.split(".")[0] not in LATER and name not in HARMLESS}
+
+
+def check_equal(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuses to continue `what`, which was made with the options `old`, with others.
+
+    Raises:
+        RunError: names each option that differs, with both values.
+    """
+    differ = [
+        f"--{option(name)}: {old.get(name)!r} there, {new.get(name)!r} here"
+        for name in {**new, **old}
+        if old.get(name) != new.get(name)
+    ]
+    if differ:
+        raise RunError(
+            f"{what} was made with other options:\n{listing(differ)}",
+            "repeat it with the same options, or give another --out; nothing was changed",
+        )

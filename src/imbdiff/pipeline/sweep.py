@@ -23,7 +23,7 @@ from imbdiff.data.source import Source
 from imbdiff.data.sources import load, parse
 from imbdiff.data.splits import Prepared
 from imbdiff.pipeline import training
-from imbdiff.pipeline.folder import HARMLESS, LATER, RunFolder, repeat_command
+from imbdiff.pipeline.folder import RunFolder, check_equal, decisive, repeat_command
 from imbdiff.pipeline.page import report_data
 from imbdiff.pipeline.plan import check_fit, check_options, default_config, make_plan
 from imbdiff.pipeline.run import STAGES, Run
@@ -133,20 +133,16 @@ class _Sweep:
             )
         for cell in self.asked:
             self.folder_of(cell).check_usable(self.source)
-        old, new = known.get("options", {}), self.options
-        if differ := [name for name in new if old and old.get(name) != new[name]]:
-            values = [f"--{name}: {old.get(name)!r} there, {new[name]!r} here" for name in differ]
-            raise RunError(
-                f"the sweep in {self.folder.path} was made with other options:\n{listing(values)}",
-                "repeat it with the same options, or give another --out; nothing was changed",
-            )
+        if old := known.get("options"):
+            new = self.options
+            check_equal(f"the sweep in {self.folder.path}", {name: old.get(name) for name in new}, new)
 
     @property
     def options(self) -> dict[str, Any]:
         """What all its runs share and cannot be changed later."""
-        several = ("method", "seed", "constants", *LATER)
-        found = flatten(to_dict(self.config))
-        return {name: v for name, v in found.items() if name.split(".")[0] not in several and name not in HARMLESS}
+        several = ("method", "seed", "constants")
+        found = decisive(flatten(to_dict(self.config)))
+        return {name: v for name, v in found.items() if name.split(".")[0] not in several}
 
     @property
     def known(self) -> dict[str, Any]:

@@ -252,7 +252,7 @@ def _cell(line: Line, method: str) -> ui.Cell:
     seeds = line.values.get(method, {})
     show = seconds if line.part == "cost" else number
     title = ", ".join(f"seed {seed}: {show(value)}" for seed, value in sorted(seeds.items()))
-    return ui.Cell(*_printed(line, method), title, "own" if line.best == method else "")
+    return ui.Cell(*_printed(line, method), title, "best" if line.best == method else "")
 
 
 def _runs(runs: Sequence[SweepRun]) -> ui.Section:

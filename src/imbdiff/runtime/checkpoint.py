@@ -73,19 +73,13 @@ class CheckpointStore:
         Raises:
             RunError: it is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         path = self.folder / f"ckpt-{images:012d}"
         if not path.exists():
             return None
         try:
-            meta = read_json(path / "meta.json")
-            if sha256_file(path / "state.safetensors") == meta["sha256"]:
-                return Checkpoint(path, load_file(path / "state.safetensors"), meta)
-        except (RunError, OSError, KeyError, TypeError, SafetensorError):
-            pass
-        raise RunError(f"the checkpoint {path} is damaged", "choose another one")
+            return _whole(path)
+        except (RunError, OSError) as error:
+            raise RunError(f"the checkpoint {path} is damaged", "choose another one") from error
 
     def latest(self, report: Callable[[str], None] = print) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None where there is none. Damaged ones are reported and left alone.
@@ -93,17 +87,30 @@ class CheckpointStore:
         Raises:
             RunError: a checkpoint cannot be read just now, whether it is whole or not.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         for path in reversed(self.paths()):
             try:
-                meta = read_json(path / "meta.json")
-                if sha256_file(path / "state.safetensors") != meta["sha256"]:
-                    raise RunError("state.safetensors does not match its checksum")
-                return Checkpoint(path, load_file(path / "state.safetensors"), meta)
-            except (RunError, FileNotFoundError, KeyError, TypeError, SafetensorError) as error:
+                return _whole(path)
+            except (RunError, FileNotFoundError) as error:
                 report(f"checkpoint {path.name} is damaged and is not used: {error}")
             except OSError as error:
                 raise RunError(f"{path} cannot be read: {error}", "repeat the command when it can") from error
         return None
+
+
+def _whole(path: Path) -> Checkpoint:
+    """The checkpoint in a folder.
+
+    Raises:
+        RunError: it is damaged.
+        OSError: it cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        meta = read_json(path / "meta.json")
+        if sha256_file(path / "state.safetensors") != meta["sha256"]:
+            raise RunError("state.safetensors does not match its checksum")
+        return Checkpoint(path, load_file(path / "state.safetensors"), meta)
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise RunError(str(error)) from error
