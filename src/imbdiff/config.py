@@ -159,6 +159,8 @@ class TrainConfig(Group):
     """After the warm-up."""
     warmup_images: Natural = 64_000
     """Images over which the learning rate rises; at most a tenth of the run."""
+    noise_levels: Literal["uniform", "logit-normal"] = "uniform"
+    """How often each noise level is trained; logit-normal: the middle ones oftener."""
     label_dropout: Share = 0.1
     """Share of rows trained without their label, for classifier-free guidance."""
     ema_half_life: AboveZero = 0.02

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from torch import Tensor
 
-from imbdiff.diffusion.process import DDPM, MIN_DIVISOR, PROCESSES, Flow, Process, process_from_json
+from imbdiff.diffusion.process import DDPM, MIN_DIVISOR, NOISE_LEVELS, PROCESSES, Flow, Process, process_from_json
 from imbdiff.runtime.errors import ConfigError
 
 NAMES = sorted(PROCESSES)
@@ -162,6 +164,16 @@ def test_training_times_cover_the_range_evenly(name: str) -> None:
         assert edge.tolist() == [0, 999]
     else:
         torch.testing.assert_close(t.double().mean(), torch.tensor(0.5, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_logit_normal_noise_levels_have_the_density_of_their_source() -> None:
+    """Against the distribution function of a logit-normal variable, P(level < x) = Phi(logit x)."""
+    u = (torch.arange(20_000) + 0.5) / 20_000
+    levels = NOISE_LEVELS["logit-normal"](u).double()
+    for x in (0.05, 0.3, 0.5, 0.8, 0.97):
+        assert float((levels < x).double().mean()) == pytest.approx(norm.cdf(np.log(x / (1 - x))), abs=1e-4)
+    edge = NOISE_LEVELS["logit-normal"](torch.tensor([0.0, 1 - 2**-24]))
+    assert 0 <= edge[0] < edge[1] < 1
 
 
 @pytest.mark.parametrize("name", NAMES)

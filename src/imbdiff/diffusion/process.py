@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -202,6 +203,15 @@ PROCESSES: dict[str, Process] = {
     "ddpm-cosine-v": DDPM(schedule="cosine", prediction="v_prediction"),
     "flow": Flow(),
 }
+
+
+def _logit_normal(u: Tensor) -> Tensor:
+    return torch.sigmoid(math.sqrt(2) * torch.erfinv(2 * u - 1))
+
+
+#: name on the command line -> where the noise level at which a row is trained falls, as a map of u uniform in [0, 1).
+#: "logit-normal": sigmoid(z), z standard normal (Esser et al. 2024, Eq. 19 with m = 0, s = 1): the middle ones oftener
+NOISE_LEVELS: dict[str, Callable[[Tensor], Tensor]] = {"uniform": lambda u: u, "logit-normal": _logit_normal}
 
 
 def process_from_json(value: dict[str, Any]) -> Process:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.diffusion.process import Process, expand
+from imbdiff.diffusion.process import NOISE_LEVELS, Process, expand
 from imbdiff.objectives.requests import Answer
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.streams import torch_rng
@@ -159,6 +159,7 @@ def noisy_batch(
     groups: int = 0,
     dist: Dist | None = None,
     augment: Tensor | None = None,
+    noise_levels: str = "uniform",
 ) -> NoisyBatch:
     """Noises a batch. Everything random is drawn for the global batch, then cut to this process's rows.
 
@@ -173,6 +174,7 @@ def noisy_batch(
         group: (B,) numbers in [0, groups) of class groups: rows of a group share one t.
         groups: number of class groups in the global batch; 0 if rows are not grouped.
         augment: (B, 9) the geometric changes that were made to `x0`.
+        noise_levels: how they are distributed, a name of `NOISE_LEVELS`.
     """
     n = len(x0) if size is None else size
     rows = slice(0, n) if share is None else share
@@ -182,11 +184,8 @@ def noisy_batch(
         return torch_rng(seed, "batch", part, name, step, device=device)
 
     noise = torch.randn((n, *x0.shape[1:]), generator=stream("noise"), device=device)[rows]
-    if groups:
-        assert group is not None
-        t = process.time_from_uniform(torch.rand(groups, generator=stream("t"), device=device))[group]
-    else:
-        t = process.time_from_uniform(torch.rand(n, generator=stream("t"), device=device))[rows]
+    u = torch.rand(groups or n, generator=stream("t"), device=device)
+    t = process.time_from_uniform(NOISE_LEVELS[noise_levels](u))[group if groups else rows]
     coins = torch.rand(n, generator=stream("dropout"), device=device)[rows]
     dropped = coins < label_dropout
     null = stats.num_classes

@@ -226,4 +226,5 @@ class Batches:
             groups=part.groups,
             dist=self.dist,
             augment=change,
+            noise_levels=self.config.noise_levels,
         )
