@@ -150,3 +150,12 @@ def test_the_identity_of_a_training_depends_on_them() -> None:
     own = training.training_inputs(data, config)
     assert own == training.training_inputs(data, override(config, {"method.tau": 1.0}))
     assert own != training.training_inputs(data, override(config, {"method.tau": 0.9}))
+
+
+def test_trainings_of_earlier_versions_count() -> None:
+    """The hash of a training, pinned: whoever adds an option puts it into `LATER`, or every run made before is lost."""
+    config = override(imbdiff.preset("demo"), {"device": "cpu"})
+    data = training.prepare_data("digits", config.data)
+    assert training.training_inputs(data, config)[:12] == "6df0ed018a28"
+    other = override(config, {"train.noise_levels": "logit-normal"})
+    assert training.training_inputs(data, other)[:12] != "6df0ed018a28"

@@ -414,6 +414,10 @@ class RunConfig(Group):
 #: options of training that change how it is watched, not what it aims at; they may differ on resume
 NOT_DECISIVE = ("checkpoint_images", "keep_checkpoints", "preview_images")
 
+#: options of training that came later, with the value at which training is what it was before: with it they are no part
+#: of what a training is, so that what an earlier version made counts and goes on
+LATER = {"noise_levels": "uniform"}
+
 
 def override(config: T, values: Mapping[str, Any]) -> T:
     """`config` with some fields replaced: {"seed": 1, "train": {"lr": 1e-3}}, or by dotted names, {"train.lr": 1e-3}.

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from imbdiff.config import NOT_DECISIVE, DataConfig, RunConfig, TrainConfig, flatten, to_dict
+from imbdiff.config import LATER, NOT_DECISIVE, DataConfig, RunConfig, TrainConfig, flatten, to_dict
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
@@ -342,7 +342,9 @@ def phase_config(phase: Phase, config: RunConfig) -> TrainConfig:
 
 def training_inputs(prepared: Prepared, config: RunConfig) -> str:
     """A hash of everything that decides what training gives: contents, not paths."""
-    model = asdict(config.model)
+    model, decisive = asdict(config.model), asdict(config.train)
+    for name in [n for n in decisive if n in NOT_DECISIVE or (n in LATER and decisive[n] == LATER[n])]:
+        del decisive[name]
     if config.model.init is not None:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
     return digest({
@@ -351,6 +353,6 @@ def training_inputs(prepared: Prepared, config: RunConfig) -> str:
         "constants": with_all_constants(config).constants,
         "seed": config.seed,
         "model": model,
-        "train": {k: v for k, v in asdict(config.train).items() if k not in NOT_DECISIVE},
+        "train": decisive,
         "symmetry": symmetry_of(prepared, config),
     })  # fmt: skip
