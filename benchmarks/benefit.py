@@ -252,7 +252,7 @@ def generated(
 
 # -- ablations: other generators, and other uses of the images
 
-SAME = {"method.ada": 0.5, "method.distribution": "half-balanced", "sample.guidance.omega": 0.0}
+SAME = {"method.ada": 0.5, "method.main.distribution": "half-balanced", "sample.guidance.omega": 0.0}
 """What makes a method's generator differ from the recipe's by its losses alone."""
 GENERATORS: dict[str, dict[str, Any]] = {
     "changes not a condition": {"method.ada": 0.0},
