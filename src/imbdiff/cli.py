@@ -6,11 +6,15 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
+from errno import ENOSPC
 from pathlib import Path
+from signal import SIGINT, Signals
+from threading import current_thread, main_thread
 from typing import Any, Literal
 
 from imbdiff.arguments import POSITIONAL, Option, completion, given, help_text, options_of
@@ -284,24 +288,63 @@ VERBS = ("run", "sweep", *GROUPS, *(verb for verb in COMMANDS if verb not in GRO
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, or 2 for anything the user can fix."""
+    """Runs one command; returns its exit status: 0, 2 for anything the user can fix, 128 + n if signal n stopped it."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with suppress(AttributeError, ValueError):  # class names of any script, where the terminal has ASCII alone
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        try:
-            _execute(*arguments[:1], words=arguments[1:])
-        except Help as text:
-            print(text)
-        sys.stdout.flush()
+        with stoppable():
+            try:
+                _execute(*arguments[:1], words=arguments[1:])
+            except Help as text:
+                print(text)
+            sys.stdout.flush()
         return 0 if arguments else 2
     except ImbdiffError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        number = Signals(stop.args[0] if stop.args else SIGINT)
+        by = "" if number == SIGINT else f" by {number.name}"
+        print(f"\nstopped{by}; the same command continues from the last checkpoint", file=sys.stderr)
+        return 128 + number
     except BrokenPipeError:  # as under `| head`; what is left in the buffer goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno is None:
+            raise
+        if error.filename is None and error.errno == ENOSPC:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        place = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {place}{error.strerror}\n  -> check permissions and space, then repeat the command",
+            file=sys.stderr,
+        )
+        return 2
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP, unless they are ignored, end this process as an interrupt does: with a word, and
+    with what it holds released; processes that it starts are ended at once, as without."""
+    own = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != own:
+            os._exit(128 + number)
+        raise KeyboardInterrupt(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    kept = {n: signal.getsignal(n) for n in numbers if current_thread() is main_thread()}
+    kept = {n: handler for n, handler in kept.items() if handler is signal.SIG_DFL}
+    for n in kept:
+        signal.signal(n, stop)
+    try:
+        yield
+    finally:
+        for n, handler in kept.items():
+            signal.signal(n, handler)
 
 
 def _execute(verb: str = "--help", *, words: list[str]) -> None:

@@ -140,6 +140,11 @@ class RunFolder:
             )
         values = read_yaml(self / "config.yaml")
         source = str(values.pop("source", ""))
+        if not source:
+            raise RunError(
+                f"{self / 'config.yaml'} is damaged: it does not name the images",
+                "repeat the command that began the run, with another --out",
+            )
         try:
             return source, override(preset(values.get("preset", "tiny")), values)
         except ConfigError as error:

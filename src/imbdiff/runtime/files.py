@@ -14,6 +14,9 @@ from typing import Any
 
 from imbdiff.runtime.errors import RunError
 
+UMASK = os.umask(0)
+os.umask(UMASK)
+
 
 @contextlib.contextmanager
 def atomic(path: Path, *, sync: bool = True) -> Iterator[Path]:
@@ -29,6 +32,9 @@ def atomic(path: Path, *, sync: bool = True) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
+        for file in [aside] if aside.is_file() else aside.rglob("*"):
+            if file.is_file():  # safetensors gives weights to their owner alone, whatever the umask says
+                file.chmod(0o666 & ~UMASK)
         if sync and aside.is_file():
             with open(aside, "rb") as handle:
                 os.fsync(handle.fileno())
@@ -66,17 +72,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
 
     Raises:
-        RunError: the file is missing or is not JSON.
+        RunError: the file is missing, is not JSON, or holds something else.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"an object is expected, not {str(found)[:20]!r}")
+        return found
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist", "run the stage that writes it first") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}", "remove it and repeat the command that wrote it") from error
 
 
