@@ -73,6 +73,21 @@ class Augmentation:
         widths = [3, OWN_NUMBERS - 3] + [NUMBERS] * (self.policy != "none")
         return torch.cat([torch.rand((n, width), generator=generator) for width in widths], dim=1)
 
+    def variants(self, shape: tuple[int, ...]) -> int:
+        """How many images mirroring and turning make of one of `shape` (..., H, W)."""
+        return {"none": 1, "mirror": 2, "turns": 8 if shape[-2] == shape[-1] else 4}[self.symmetry]
+
+    def variant(self, numbers: Tensor, count: int) -> Tensor:
+        """(B,) int64, which of `count` variants :meth:`apply` makes with `numbers` (B, 7)."""
+        mirrored, upside, exchanged = (numbers[:, [0, 3, 4]] < 0.5).long().unbind(1)
+        return (mirrored + 2 * upside + 4 * exchanged) % count
+
+    def as_variant(self, x: Tensor, number: int) -> Tensor:
+        """Variant `number` of all images (B, C, H, W)."""
+        numbers = torch.ones(len(x), OWN_NUMBERS)
+        numbers[:, [0, 3, 4]] -= torch.tensor([number >> bit & 1 for bit in range(3)])
+        return Augmentation(self.symmetry).apply(x, numbers)
+
     def apply(self, x: Tensor, numbers: Tensor) -> Tensor:
         """The changed batch.
 

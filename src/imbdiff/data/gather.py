@@ -18,13 +18,13 @@ AHEAD = 8
 
 
 class Gather:
-    """(N, C, H, W) uint8 images, of which rows can be had on a device.
+    """(N, C, H, W) uint8 images, or float16 latents, of which rows can be had on a device.
 
     Arrays, and images on disk that take less than a quarter of a GPU's free memory, are copied to the device as one
     tensor. Other images stay on disk: rows that are announced by :meth:`ahead` are read by a thread meanwhile.
 
     Args:
-        images: (N, H, W, C) uint8, an array or Rows.
+        images: (N, H, W, C) uint8 or float16, an array or Rows.
         device: where they are wanted.
 
     Attributes:
@@ -42,13 +42,14 @@ class Gather:
             self._coming: dict[bytes, Future[np.ndarray]] = {}
             return
         n, h, w, c = images.shape
-        self._tensor = torch.empty((n, c, h, w), dtype=torch.uint8, device=device)
+        of = torch.uint8 if images.dtype == np.uint8 else torch.float16
+        self._tensor = torch.empty((n, c, h, w), dtype=of, device=device)
         for start in range(0, n, 4096):
             part = torch.from_numpy(np.array(images[start : start + 4096])).to(device)
             self._tensor[start : start + 4096] = part.permute(0, 3, 1, 2)
 
     def rows(self, index: np.ndarray) -> Tensor:
-        """(B, C, H, W) uint8 images at `index` (B,), on the device."""
+        """(B, C, H, W) images at `index` (B,), of their type, on the device."""
         if self.on_device:
             return self._tensor.index_select(0, torch.from_numpy(index).to(self.device))
         began = time.perf_counter()

@@ -18,23 +18,28 @@ from imbdiff.runtime.errors import DataError
 
 KEY = 16
 """Bytes of an image's hash."""
+UINT8 = np.dtype(np.uint8)
 FEW = 3
 """Equal images under the same classes that are listed one by one."""
 
 
 @dataclass(frozen=True, eq=False)
 class StoredImages:
-    """A file of images, one after the other: of `shape` (N, H, W, C), and the hashes of their pixels (N, 16) uint8."""
+    """A file of images, one after the other: of `shape` (N, H, W, C), and the hashes of their pixels (N, 16) uint8.
+
+    Of another `dtype` they are latents, and the hashes those of the images that they are of.
+    """
 
     path: Path
     shape: tuple[int, int, int, int]
     keys: np.ndarray
+    dtype: np.dtype = UINT8
 
     def take(self, index: np.ndarray) -> np.ndarray:
         """The images at `index`, copied; what was read does not stay in memory."""
         if not len(index):
-            return np.empty((0, *self.shape[1:]), dtype=np.uint8)
-        return np.asarray(np.memmap(self.path, np.uint8, "r", shape=self.shape)[index])
+            return np.empty((0, *self.shape[1:]), dtype=self.dtype)
+        return np.asarray(np.memmap(self.path, self.dtype, "r", shape=self.shape)[index])
 
 
 class Rows:
@@ -48,13 +53,13 @@ class Rows:
         block: (N,) number of the block of each row; all 0 where None.
     """
 
-    dtype = np.dtype(np.uint8)
     ndim = 4
 
     def __init__(
         self, blocks: Sequence[StoredImages | np.ndarray], index: np.ndarray, block: np.ndarray | None = None
     ) -> None:
         self.blocks = tuple(blocks)
+        self.dtype = self.blocks[0].dtype
         self.index = np.asarray(index, dtype=np.int64)
         self.block = np.zeros(len(self.index), np.int32) if block is None else np.asarray(block, dtype=np.int32)
 
@@ -67,7 +72,7 @@ class Rows:
     def nbytes(self) -> int:
         """Bytes of the decoded images."""
         n, h, w, c = self.shape
-        return n * h * w * c
+        return n * h * w * c * self.dtype.itemsize
 
     def __len__(self) -> int:
         return len(self.index)
@@ -104,7 +109,7 @@ class Rows:
         index, block = self.index[rows], self.block[rows]
         if index.ndim != 1:
             raise IndexError(f"images are selected by one axis, not {index.ndim}")
-        out = np.empty((len(index), *self.shape[1:]), dtype=np.uint8)
+        out = np.empty((len(index), *self.shape[1:]), dtype=self.dtype)
         for i, stored in enumerate(self.blocks):
             here = np.flatnonzero(block == i)
             out[here] = stored[index[here]] if isinstance(stored, np.ndarray) else stored.take(index[here])
