@@ -159,3 +159,16 @@ def test_trainings_of_earlier_versions_count() -> None:
     assert training.training_inputs(data, config)[:12] == "6df0ed018a28"
     other = override(config, {"train.noise_levels": "logit-normal"})
     assert training.training_inputs(data, other)[:12] != "6df0ed018a28"
+
+
+@pytest.mark.parametrize(
+    ("method", "key"), [("ddpm", "0fbe46a61aef"), ("cbdm", "d9761e8febea"), ("cbdm-ada", "9502f9150c78")]
+)
+def test_trainings_from_before_changes_had_a_range_count(method: str, key: str) -> None:
+    """The keys are those that version gave."""
+    config = override(imbdiff.preset("tiny"), {"device": "cpu", "method": method})
+    data = training.prepare_data("digits", config.data)
+    assert training.training_inputs(data, config)[:12] == key
+    other = override(config, {"method.ada": 0.2, "method.ada_range": "symmetry"})
+    published = override(config, {"method.ada": 0.2, "method.ada_range": "all"})
+    assert training.training_inputs(data, other) != training.training_inputs(data, published)

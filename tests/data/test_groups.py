@@ -161,7 +161,8 @@ def test_a_class_that_is_one_group_stays_in_training():
 
 def test_missing_values_are_groups_of_their_own(tmp_path):
     folder(tmp_path, {"im": 40})
-    rows = [f"{i:03d}.png,{'ab'[i % 2]},{'' if i < 20 else 'NA' if i < 30 else 'p'}" for i in range(40)]
+    words = ["", "NA", "nan", "NaT", "-", "--", "<NA>", "None", "null", "#N/A"]
+    rows = [f"{i:03d}.png,{'ab'[i % 2]},{words[i % 10] if i < 30 else 'p'}" for i in range(40)]
     (tmp_path / "t.csv").write_text("image,label,lesion_id\n" + "\n".join(rows))
     groups = load(f"{tmp_path}/t.csv?root={tmp_path}/im&group=lesion_id").records["train"].groups
     assert sorted(Counter(groups).values()) == [1] * 30 + [10]

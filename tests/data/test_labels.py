@@ -17,7 +17,7 @@ from tests.data.making import encoded, folder, noise, write, zipped
 pd = pytest.importorskip("pandas")
 
 CERTAIN = ["nan", "NaN", "-nan", "<NA>", "NaT", "#N/A"]
-WORDS = ["None", "none", "null", "NULL", "NA", "N/A", "n/a"]
+WORDS = ["None", "none", "null", "NULL", "NA", "N/A", "n/a", "-"]
 OTHERS = {"text": ["cat", "dog"], "numbers": ["0", "1"], "decimals": ["0.0", "1.0"], "reals": ["0.5", "1.5"]}
 
 

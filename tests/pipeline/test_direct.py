@@ -254,6 +254,9 @@ def test_all_images_of_a_fake_with_splits_unless_one_is_named(
     command = ["evaluate", str(tmp_path / "fake"), "--reference", str(real), "--extractor", "raw-pixels"]
     assert main([*command, "--fake-split", "test", "--out", str(tmp_path / "out")]) == 0
     assert f"{tmp_path / 'fake'} test: 50 images" in capsys.readouterr().out
+    (tmp_path / "fake" / "notes.txt").touch()
+    assert main([*command[:3], str(tmp_path / "fake"), *command[4:], "--out", str(tmp_path / "both")]) == 0
+    assert capsys.readouterr().out.count("notes.txt") == 1  # of both splits once
     # the reference is its test images, as before
     assert evaluate_any(real, tmp_path / "fake", how=how)["protocol"]["n_reference"] == 50
 

@@ -97,6 +97,9 @@ def test_one_that_fails_does_not_stop_the_others(
     assert main(words) == 2
     said = capsys.readouterr()
     assert "1 of 2 runs failed" in said.err
+    notes = [line for line in said.out.splitlines() if "note:" in line and "classes" in line]
+    assert notes  # of the images, which both runs read
+    assert len(notes) == len(set(notes))
     assert "not enough memory" in said.err
     assert states(tmp_path / "sweep") == {"ddpm-0": "failed", "cbdm-0": "done"}
     assert "not enough memory for &lt;this&gt;" in (tmp_path / "sweep" / "report.html").read_text()

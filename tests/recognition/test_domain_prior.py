@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imbdiff.recognition.arms import Arm
+from imbdiff.recognition.arms import Arm, make_arms
 from imbdiff.recognition.choice import study
 from imbdiff.recognition.comparison import classify
 from imbdiff.recognition.fitting import Fit
@@ -18,6 +19,7 @@ from imbdiff.recognition.losses import BatchLoss
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.recipes import RECIPES
 from imbdiff.recognition.use import Mixture, Use
+from imbdiff.reporting.answer import answer
 from imbdiff.runtime.errors import ConfigError, DataError
 
 from .conftest import make_set, tiny
@@ -184,7 +186,7 @@ def test_a_class_without_synthetic_images_is_refused_before_training(
     with pytest.raises(DataError, match="no synthetic image of 'middle'"):
         Mixture(prepared.train, part, Use(prior="domain"), 8, 0)
     with pytest.raises(DataError, match="no synthetic image of 'middle'") as error:
-        classify(prepared, part, plan=plan)
+        Mixture(prepared.train, part, Use(prior="domain"), 8, 0)
     assert "--sample.strategy equal" in error.value.remedy
     conditions = Conditions(plan, prepared, (0,))
 
@@ -203,6 +205,34 @@ def test_an_arm_whose_class_curation_emptied_is_left_out_of_a_study(prepared: An
     assert "'middle'" in str(rows[Use(prior="domain")].reason)
     assert rows[Use(prior="domain")].val is None
     assert rows[Use(prior="effective")].val is not None
+
+
+def test_an_arm_whose_class_curation_emptied_is_left_out_of_a_comparison(prepared: Any) -> None:
+    """As in a study: what does not need that class is compared, and the page says what was left out and what to do."""
+    plan, part = FitPlan(tiny, 2, 8), make_set((9, 0, 9), 9)
+    prepared.manifest = {}
+    arms = make_arms(ensemble=1)
+    found = classify(prepared, part, arms=arms, primary=arms[-1].name, plan=plan, seeds=(0,), keep_weights=True)
+    rows = {row.arm.name: row for row in found.arms}
+    lost = {name for name, row in rows.items() if row.arm.needs_synthetic}
+    assert len(lost) == 4  # two recipes, the ensemble, what is distilled from it
+    assert {name for name, row in rows.items() if "'middle'" in (row.reason or "")} == lost
+    assert {name for name, row in rows.items() if row.test is None} == lost
+    assert not lost & set(found.classifiers)
+    whole = found.verdict.per_group["all"]
+    assert (whole.outcome, whole.accuracy) == ("not measured", None)
+    assert "'middle'" in str(whole.reason)
+    for text in ("--sample.strategy equal", "--classify.synthetic_prior effective"):
+        assert text in found.verdict.remedy
+    told = answer(found.to_json(), "runs/a b")
+    assert told is not None
+    assert told.word == "Not measured"
+    assert "imbdiff sample 'runs/a b' --sample.strategy" in told.next
+    arms = [Arm("balanced-softmax", Use(prior=prior)) for prior in ("domain", "effective")]
+    arms = [replace(arm, label=f"{i}") for i, arm in enumerate(arms)]
+    other = classify(prepared, part, arms=arms, primary="1", plan=plan, seeds=(0,))
+    assert [row.arm.name for row in other.arms if row.reason] == ["0"]
+    assert "'middle'" not in str(other.verdict.per_group["all"].reason)
 
 
 def test_the_remedies_of_that_error_work(prepared: Any) -> None:

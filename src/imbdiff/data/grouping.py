@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from imbdiff.data.labels import is_missing
 from imbdiff.data.names import counted, display_name
 from imbdiff.runtime.errors import ConfigError, DataError
 from imbdiff.runtime.streams import rng
 
 FOLDER = "folder"
-_MISSING = frozenset({"", "nan", "na", "n/a", "none", "null", "<na>", "-"})
 _THINGS = (
     "patients?|persons?|people|subj(?:ect)?s?|participants?|donors?|individuals?|animals?|plants?|trees?|lesions?|"
     "cases?|stud(?:y|ies)|slides?|wsi|specimens?|biops(?:y|ies)|tracks?|tracklets?|seq(?:uence)?s?|videos?|clips?|"
@@ -35,7 +35,7 @@ _IN_PATH = re.compile(rf"(?<![a-z])({_THINGS}|pid)[ _-]?\d+", re.IGNORECASE)
 def of_values(values: Iterable[object], ids: Sequence[str], split: str) -> list[str]:
     """The groups as text; an image without one is a group of its own."""
     texts = ("" if value is None else str(value).strip() for value in values)
-    return [text if text.casefold() not in _MISSING else f"\0{split}/{i}" for text, i in zip(texts, ids, strict=True)]
+    return [f"\0{split}/{i}" if is_missing(text) else text for text, i in zip(texts, ids, strict=True)]
 
 
 def of_splits(groups: Any, ids: Mapping[str, Sequence[str]], where: str) -> dict[str, list[str]]:
@@ -115,7 +115,7 @@ def unused_columns(columns: Mapping[str, Sequence[object]], classes: int, where:
     for name, values in columns.items():
         if not is_group_column(name):
             continue
-        counts = Counter(str(v).strip() for v in values if str(v).strip().casefold() not in _MISSING)
+        counts = Counter(text for v in values if not is_missing(text := str(v).strip()))
         if max(classes, 2) < len(counts) < sum(counts.values()):
             notes.append(_warning(f"the column {name!r} of {where}", sum(counts.values()), len(counts), name))
     return notes

@@ -22,8 +22,8 @@ Names = Sequence[str] | Mapping[str, str]
 LONGEST = 1000
 """Characters of a label or class name."""
 MISSING = frozenset({"", "nan", "-nan", "<na>", "nat", "#n/a", "#na", "--"})
-"""What programs write where a label is missing; :data:`DOUBTFUL` are words that may name a class too."""
-DOUBTFUL = frozenset({"none", "null", "na", "n/a"})
+"""What programs write where a value is missing; :data:`DOUBTFUL` are words that may name a class too."""
+DOUBTFUL = frozenset({"none", "null", "na", "n/a", "-"})
 _INTEGER = re.compile(r"[+-]?[0-9]+(\.0+)?")
 _NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?")
 _NOTHING = ("NAType", "NaTType", "MaskedConstant")
@@ -154,6 +154,11 @@ def without_missing(y: Any, where: str) -> np.ndarray:
     return np.array(x.tolist()) if kinds <= {str} or all(issubclass(k, int | np.integer) for k in kinds) else x
 
 
+def is_missing(text: str) -> bool:
+    """Whether a text stands for a missing value, surely or perhaps; blanks alone are the name of a folder."""
+    return _plain(text) in MISSING | DOUBTFUL
+
+
 def missing_names(
     class_names: Sequence[str], labels: Mapping[str, np.ndarray], ids: Mapping[str, Sequence[str]], where: str,
     *, strict: bool = True,
@@ -167,7 +172,7 @@ def missing_names(
     Raises:
         DataError: where that is certain: what only programs write (nan), or a word (none) among numbers.
     """
-    found = [name for name in class_names if _plain(name) in MISSING | DOUBTFUL]
+    found = [name for name in class_names if is_missing(name)]
     others = [name for name in class_names if name not in found]
     numbers = bool(others) and all(_NUMBER.fullmatch(name) for name in others)
     notes = []
@@ -175,7 +180,7 @@ def missing_names(
         k = class_names.index(name)
         rows = [ids[split][i] for split, y in labels.items() for i in np.flatnonzero(y == k).tolist()]
         text = f"{where}: {counted(len(rows), 'image has', 'images have')} the label {name!r}: {shown(rows, 5, 80)}"
-        if strict and (numbers or _plain(name) in MISSING):
+        if strict and (numbers or _plain(name) not in DOUBTFUL):
             raise DataError(
                 f"{text}; that stands for a missing label",
                 "label these images or leave them out; where it is the name of a class, write another one",

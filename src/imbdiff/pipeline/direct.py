@@ -101,12 +101,14 @@ def evaluate_any(
     if train is not None:
         others["train"] = _read(train, train_split, how, size)
     sets = _in_one_mode(_in_classes_of(real, others))
+    said: set[str] = set()  # of two splits of one source once
     for label, found in sets.items():
         n, shape = len(found.images), "x".join(map(str, found.images.shape))
         classes = counted(len(found.images.class_names), "class", "classes")
         how.log(f"{label}: {found.name}: {n:,} images of {classes}, {shape}")
-        for note in found.notes:
+        for note in (note for note in found.notes if note not in said):
             how.log(f"  note: {note}")
+        said |= set(found.notes)
     synthetic, real_images = sets["synthetic"].images, sets["reference"].images
     train_images = sets["train"].images if train is not None else None
     groups = None

@@ -84,6 +84,11 @@ def classify_run(
     arms = classifier_arms(options)
     todo = networks_of([arm for arm in arms if synthetic is not None or not arm.needs_synthetic])
     with Progress("classify", todo * options.seeds, "classifiers", quiet=quiet, every=20) as progress:
+
+        def update(done: int, total: int, note: str) -> None:
+            progress.total = total  # fewer where curation left no image
+            progress.update(done, note)
+
         return classify(
             prepared,
             synthetic,
@@ -93,7 +98,7 @@ def classify_run(
             seeds=tuple(range(config.seed, config.seed + options.seeds)),
             device=str(resolve_device(config.device)),
             folder=folder / "classifier",
-            progress=lambda done, total, note: progress.update(done, note),
+            progress=update,
             adjust=options.adjust,
             keep_weights=True,
         )

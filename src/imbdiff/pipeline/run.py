@@ -54,6 +54,7 @@ class Run:
         quiet: prints nothing but errors.
         opened: the source, where it is open already.
         replace: results that are there may be replaced by those of other options.
+        said: notes on the images that were printed already.
     """
 
     folder: RunFolder
@@ -62,6 +63,7 @@ class Run:
     quiet: bool = False
     opened: Source | None = None
     replace: bool = False
+    said: set[str] = field(default_factory=set)
     dist: Dist = field(default_factory=Dist)
     _read: tuple[str, ImageSet] | None = field(default=None, init=False, repr=False)
 
@@ -150,8 +152,9 @@ class Run:
             f"({max(stats.counts)} to {min(stats.counts)}, imbalance factor {stats.imbalance_factor:.4g}), "
             f"{val} for validation, {len(prepared.test)} for testing, {'x'.join(map(str, prepared.train.shape))}"
         )
-        for warning in prepared.warnings:
+        for warning in (warning for warning in prepared.warnings if warning not in self.said):
             self.log(f"  note: {warning}")
+        self.said |= set(prepared.warnings)
         if self.config.data.augment == "auto":
             self.log(f"  note: {unasked_changes(prepared.flippable)}")
         return prepared

@@ -171,12 +171,13 @@ class _Sweep:
     def execute(self, prepared: Prepared) -> Path:
         with self.folder.locked():
             failed: dict[Cell, str] = {}
+            said: set[str] = set()
             self.write(prepared, failed)
             for i, cell in enumerate(self.asked):
                 place = self.folder_of(cell)
                 self.log(f"\nrun {i + 1} of {len(self.asked)}: {cell[0]}, seed {cell[1]}: {place.path}")
                 try:
-                    run = Run(place, self.source, self.config_of(cell), self.quiet, self.opened)
+                    run = Run(place, self.source, self.config_of(cell), self.quiet, self.opened, said=said)
                     if "train" not in place.stages():
                         run.execute(STAGES[:1])
                     self.share(place)

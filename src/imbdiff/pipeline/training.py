@@ -345,12 +345,15 @@ def training_inputs(prepared: Prepared, config: RunConfig) -> str:
     model, decisive = asdict(config.model), asdict(config.train)
     for name in [n for n in decisive if n in NOT_DECISIVE or (n in LATER and decisive[n] == LATER[n])]:
         del decisive[name]
+    known = with_all_constants(config).constants
+    if not known["training.ada"] or known["training.ada_range"] == "all":  # what earlier versions did
+        known = {name: value for name, value in known.items() if name != "training.ada_range"}
     if config.model.init is not None:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
     return digest({
         "data": prepared.manifest["hash"],
         "method": [config.method, *code_identity("methods", METHODS, config.method.split("+"))],
-        "constants": with_all_constants(config).constants,
+        "constants": known,
         "seed": config.seed,
         "model": model,
         "train": decisive,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
-from imbdiff.data.names import named
 from imbdiff.recognition.arms import WITHOUT, Arm, check_arms, check_sets, missing_classes, with_controls
 from imbdiff.recognition.comparison import (
     ArmResult,
@@ -22,6 +21,7 @@ from imbdiff.recognition.comparison import (
     check_networks,
     decide,
     judged,
+    left_out,
     protocol_of,
 )
 from imbdiff.recognition.decision import Decision
@@ -149,7 +149,7 @@ def study(
     for made in sets.values():
         check_sets(prepared, made)
     trained = train_arms(
-        {arm: made for arm, made in sets.items() if not _lacking(arm, made)}, conditions, keep_going=True
+        {arm: made for arm, made in sets.items() if not left_out(arm, made)}, conditions, keep_going=True
     )
     done, decisions = decide(trained, prepared, adjust=adjust, parts=("val",))
     rows = tuple(_row(arm, made, done.get(arm), decisions.get(arm, ()), prepared) for arm, made in sets.items())
@@ -174,16 +174,6 @@ def study(
     return Studied(protocol_of(conditions), prepared.groups.present, rows, missing, choice, numbers, scopes)
 
 
-def _lacking(arm: Arm, made: ImageSet | None) -> str:
-    """Which synthetic images are missing for a training of `arm`; empty where none are."""
-    if made is None:
-        return ""
-    counts = np.bincount(made.labels, minlength=len(made.class_names))
-    if arm.use is not None and (none := arm.use.lacking(counts, made.class_names)):
-        return f" of {named(none)}, which the prior per domain needs"
-    return "" if len(made) else " at all"
-
-
 def _row(
     arm: Arm,
     made: ImageSet | None,
@@ -196,7 +186,7 @@ def _row(
     short = int((have < np.asarray(arm.wanted)).sum())
     row = ArmResult(arm, 0 if made is None else len(made), short)
     if done is None:
-        return replace(row, reason=f"curation left no image{_lacking(arm, made)}, so that nothing was trained")
+        return replace(row, reason=left_out(arm, made))
     failed = next((run.failed for run in done if run.failed), None)
     if failed is not None:
         return replace(row, reason=f"not compared, its training failed: {failed}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imbdiff.data.imageset import ImageSet
+from imbdiff.data.names import named
 from imbdiff.recognition.arms import (
     LEADING,
     PRIMARY,
@@ -31,6 +32,7 @@ from imbdiff.recognition.networks import Classifier, is_pretrained
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.saved import ImageClassifier, Member
 from imbdiff.recognition.scores import Scores, mean_of, scores, sd_of
+from imbdiff.recognition.use import EMPTIED
 from imbdiff.recognition.verdict import Control, Verdict, choose_control, verdict
 from imbdiff.runtime.errors import ConfigError
 
@@ -202,6 +204,17 @@ def check_classes(arms: Sequence[Arm], counts: Sequence[int] | np.ndarray, prepa
             one.use.check_classes(counts, prepared.train.class_names)
 
 
+def left_out(arm: Arm, made: ImageSet | None) -> str:
+    """Why `arm` cannot be trained with these synthetic images, of which curation may have left none; "" if it can."""
+    if made is None:
+        return ""
+    counts = np.bincount(made.labels, minlength=len(made.class_names))
+    uses = [one.use for one in _networks([arm]) if one.use is not None and one.sees_synthetic]
+    none = next((found for use in uses if (found := use.lacking(counts, made.class_names))), [])
+    which = f" of {named(none)}, which the prior per domain needs" if none else "" if len(made) else " at all"
+    return which and f"curation left no image{which}, so that nothing was trained"
+
+
 # -- the default grid, and its verdict
 
 
@@ -275,10 +288,10 @@ def classify(
     if leading and primary not in leading:
         raise ConfigError(f"no arm with synthetic images is called {primary!r}", f"choose one of {leading} to lead")
     check_networks(prepared, plan, arms)
-    if synthetic is not None:
-        check_classes(arms, np.bincount(synthetic.labels, minlength=len(synthetic.class_names)), prepared)
+    reasons = {arm: reason for arm in arms if arm.needs_synthetic and (reason := left_out(arm, synthetic))}
+    leading = [name for name in leading if name not in {arm.name for arm in reasons}]
     # without synthetic images the arm that is used is not known before
-    keep = [arm.name for arm in (kept_arms(arms, primary) if leading else arms)] if keep_weights else []
+    keep = [arm.name for arm in (kept_arms(arms, primary) if primary in leading else arms)] if keep_weights else []
     plain = None
     if synthetic is not None:  # one network of real images alone looks at them
         recipe = next(arm.recipe for arm in arms if arm.name == primary)
@@ -286,11 +299,14 @@ def classify(
         keep = list(dict.fromkeys((*keep, plain.name)))
     conditions = Conditions(plan, prepared, tuple(seeds), device, folder, workers, progress, tuple(keep), adjust)
     made: dict[str, Classifier] = {}
-    trained = train_arms({arm: synthetic if arm.needs_synthetic else None for arm in arms}, conditions, made=made)
+    sets = {arm: synthetic if arm.needs_synthetic else None for arm in arms if arm not in reasons}
+    trained = train_arms(sets, conditions, made=made)
     done, decisions = decide(trained, prepared, adjust=adjust)
     n = 0 if synthetic is None else len(synthetic)
     results = tuple(
-        ArmResult(
+        ArmResult(arm, reason=reasons[arm])
+        if arm in reasons
+        else ArmResult(
             arm, n if arm.needs_synthetic else 0, test=Summary.of(done[arm], "test", prepared),
             val=None if prepared.val is None else Summary.of(done[arm], "val", prepared), decisions=decisions[arm],
         )
@@ -302,13 +318,15 @@ def classify(
     classifiers: dict[str, ImageClassifier] = {}
     if keep_weights:
         by_arm = {result.arm: result for result in results}
-        for arm in kept_arms(arms, primary if leading else control.arm):
+        for arm in kept_arms(list(sets), primary if primary in leading else control.arm):
             classifiers[arm.name] = _classifier(by_arm[arm], synthetic, conditions, made)
     found = None
     if synthetic is not None and plain is not None:
         network = jobs_of(plain, int(seeds[0]), None, conditions)[0].network(made)
         found = look(network, plain.name, plan, synthetic, prepared)
-    verdict_ = judged(done, prepared, control, primary, leading, found.lack if found else None)
+    lack = found.lack if found else None
+    lack = next((Lack(why, EMPTIED) for arm, why in reasons.items() if arm.name == primary), lack)
+    verdict_ = judged(done, prepared, control, primary, leading, lack)
     return Classified(protocol, results, control, verdict_, found, classifiers)
 
 

@@ -15,6 +15,11 @@ from imbdiff.runtime.errors import ConfigError, DataError
 
 Schedule = Literal["mixed", "real-last"]
 Prior = Literal["train", "effective", "domain"]
+EMPTIED = (
+    "generate and keep some of every class (imbdiff sample RUN --sample.strategy equal --curate.policy none --replace)"
+    ", or use another prior (imbdiff classify RUN --classify.synthetic_prior effective --replace)"
+)
+"""What to do where classes without synthetic images do not fit the prior per domain."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,7 @@ class Use:
         if 0 < len(none) < len(names):
             raise DataError(
                 f"no synthetic image of {named(none)}: the prior per domain takes synthetic rows of all classes alike",
-                "generate and keep some of every class (imbdiff sample RUN --sample.strategy equal --curate.policy "
-                "none --replace; in a study --numbers equal), or use another prior (imbdiff classify RUN "
-                "--classify.synthetic_prior effective --replace)",
+                f"{EMPTIED}; in a study --numbers equal",
             )
 
     def describe(self) -> str:

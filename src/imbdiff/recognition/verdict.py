@@ -144,8 +144,13 @@ def verdict(
     """
     controls = control.arms
     if primary not in predictions:
-        sentence = "There are no synthetic images, so there is nothing to judge."
-        return Verdict(sentence, primary, controls, {}, {}, None, _rule(primary, control, 0, test.groups is not None))
+        rule = _rule(primary, control, 0, test.groups is not None)
+        if lack is None:
+            sentence = "There are no synthetic images, so there is nothing to judge."
+            return Verdict(sentence, primary, controls, {}, {}, None, rule)
+        nothing = {"all": Comparison("not measured", None, None, None, None, None, None, len(test), lack.reason, False)}
+        sentence = _sentence(primary, controls, nothing, 0, 0, lack.remedy)
+        return Verdict(sentence, primary, controls, nothing, {}, None, rule, lack.remedy)
     compared = _compared(synthetic_arms, controls, predictions, test, groups, claimable)
     if not compared[primary, "all"].reason:
         usable = np.asarray(claimable, dtype=bool)[test.labels]

@@ -76,7 +76,7 @@ def answer(found: Found, run: str) -> Answer | None:
     command = ""
     if whole.outcome == "not measured":
         then = verdict.get("remedy") or "see below what is missing"
-        then = then.replace("classify RUN", f"classify {shlex.quote(run)}")
+        then = then.replace(" RUN ", f" {shlex.quote(run)} ")
     elif word.startswith("Yes"):
         then, command = "use the classifier that saw them", f"imbdiff predict {shlex.quote(run)} IMAGES"
     else:
@@ -89,8 +89,7 @@ def answer(found: Found, run: str) -> Answer | None:
             command = f"imbdiff curate {shlex.quote(run)} --curate.policy agreement --replace"
     learned = found.get("learned") or {}
     warnings = [] if learned.get("lack") else [*learned.get("warnings", ())]
-    warnings = [text.replace("curate RUN", f"curate {shlex.quote(run)}").replace(
-        "classify RUN", f"classify {shlex.quote(run)}") for text in warnings]  # fmt: skip
+    warnings = [text.replace(" RUN", f" {shlex.quote(run)}") for text in warnings]
     shown = [("all classes", whole)] + ([(f"rare classes ({shorten(last, 24)})", rare)] if rare else [])
     table = tuple(
         (what, percent(row.accuracy), percent(row.without), RARE.get(row.outcome, row.reason or row.outcome))
