@@ -30,13 +30,14 @@ STATS = ClassStats(("a", "b", "c"), (20, 6, 2))
 class SpaceToDepth(Codec):
     """(B, 1, 16, 16) images <-> (B, 4, 8, 8): the four pixels of a 2 x 2 square become channels."""
 
-    shape: tuple[int, int, int] = (4, 8, 8)
+    name = "space-to-depth"
+    image, shape, bound = (1, 16, 16), (4, 8, 8), 1.0
 
-    def encode(self, images: Tensor) -> Tensor:
-        return F.pixel_unshuffle(images.float() / 127.5 - 1, 2)
+    def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
+        return F.pixel_unshuffle(stored.float() / 127.5 - 1, 2)
 
-    def decode(self, z: Tensor) -> Tensor:
-        return ((F.pixel_shuffle(z.float(), 2) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    def pixels(self, z: Tensor) -> Tensor:
+        return F.pixel_shuffle(z, 2)
 
 
 def dit(kind: str) -> DiffusionModel:
@@ -45,7 +46,7 @@ def dit(kind: str) -> DiffusionModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         backbone = DiTBackbone(codec.shape, STATS.num_classes, dict(config))
-    return DiffusionModel(ModelSpec(name, config, (1, 16, 16), process.to_json(), STATS), backbone, process, codec)
+    return DiffusionModel(ModelSpec(name, config, (1, 16, 16), process.to_json(), STATS, codec), backbone, process)
 
 
 def images(n: int = 8) -> tuple[Tensor, Tensor]:

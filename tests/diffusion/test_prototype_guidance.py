@@ -65,6 +65,7 @@ def test_generated_images_are_those_of_equation_13_written_out(kind: str) -> Non
 
     class AsIs:
         shape = (1, 8, 8)
+        bound = 1.0
 
         def decode(self, x: Tensor) -> Tensor:
             return x

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.backbone import Backbone, Taps
-from imbdiff.diffusion.codec import IdentityCodec
+from imbdiff.diffusion.codec import Codec
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec
 from imbdiff.diffusion.process import DDPM, Process
 from imbdiff.diffusion.schedulers import make_scheduler, process_times, start
@@ -34,13 +34,16 @@ def ode_end(process: Process, x: Tensor, t: float, mu: float, sd: float) -> Tens
     return mu + sd * (x - a * mu) / (a**2 * sd**2 + s**2) ** 0.5
 
 
-def draw(name: str, process: Process, steps: int, x: Tensor, mu: float = 0.2, sd: float = 0.1, seed: int = 0) -> Tensor:
-    """The whole trajectory's end in float64, from x, with the best prediction."""
-    scheduler = make_scheduler(name, process, steps)
+def draw(
+    name: str, process: Process, steps: int, x: Tensor, mu: float = 0.2, sd: float = 0.1, seed: int = 0,
+    bound: float | None = 1.0, error: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """The whole trajectory's end in float64, from x, with the best prediction, or one that is off by `error`."""
+    scheduler = make_scheduler(name, process, steps, bound)
     start(scheduler, steps)
     options: dict[str, Any] = {"generator": torch.Generator().manual_seed(seed)} if name == "ddpm" else {}
     for timestep, time in zip(scheduler.timesteps, process_times(scheduler, process), strict=True):
-        prediction = best_prediction(process, x, time.expand(len(x)), mu, sd)
+        prediction = best_prediction(process, x, time.expand(len(x)), mu, sd) + error
         x = scheduler.step(prediction, timestep, x, **options, return_dict=False)[0]
     return x
 
@@ -73,7 +76,9 @@ class GaussianBackbone(Backbone):
         return best_prediction(self.process, x_t.double(), t, mu, self.sd).float(), {}
 
 
-def gaussian_model(process: Process, means: Sequence[float] = (0.3, -0.2, 0.1), sd: float = 0.1) -> DiffusionModel:
-    shape = (1, 4, 4)
-    spec = ModelSpec("mlp", {}, shape, process.to_json(), STATS)
-    return DiffusionModel(spec, GaussianBackbone(process, means, sd), process, IdentityCodec(shape)).eval()
+def gaussian_model(
+    process: Process, means: Sequence[float] = (0.3, -0.2, 0.1), sd: float = 0.1, codec: Codec | None = None
+) -> DiffusionModel:
+    shape = (1, 4, 4) if codec is None else codec.image
+    spec = ModelSpec("mlp", {}, shape, process.to_json(), STATS, codec)
+    return DiffusionModel(spec, GaussianBackbone(process, means, sd), process).eval()

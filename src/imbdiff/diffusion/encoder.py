@@ -68,7 +68,7 @@ class PrototypeEncoder(nn.Module):
 
     def _example(self) -> Tensor:
         """The tap of one image."""
-        x = torch.zeros(1, *self.spec.shape)
+        x = torch.zeros(1, *self.codec.shape)
         t = torch.zeros(1)
         with torch.no_grad():
             self.backbone.eval()

@@ -39,8 +39,8 @@ class EntropyGuidance(Shift):
     Rows of the null label, and of a scale of 0, are left as they are.
 
     Attributes:
-        classifier: (B, c, h, w) images in [-1, 1] -> (B, K) logits, K >= 2; a module must be in eval mode. Not one that
-            judges the images afterwards.
+        classifier: (B, c, h, w) of model space, images in [-1, 1] where that is pixels -> (B, K) logits, K >= 2; a
+            module must be in eval mode. Not one that judges the images afterwards.
         of: the model's process.
         num_classes: C, of the model.
         scale: omega, at least 0; one number, or one per class, (C,).

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 from functools import reduce
 from typing import Any
 
+from torch import Tensor
+
 from imbdiff.constants import Constant, constants_of, resolve
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.autoguidance import Autoguidance
@@ -34,7 +36,8 @@ class SamplingContext:
         groups: of the classes, which scales can name; None: there are none.
         interval: (low, high) noise levels within which to guide.
         omega: strength of classifier-free guidance that the model's method evaluates with.
-        classifier: images in [-1, 1] -> (B, K) logits, for entropy guidance: the working classifier, never a judge.
+        classifier: (B, C, H, W) images in [-1, 1] -> (B, K) logits, for entropy guidance: the working classifier,
+            never a judge.
         bf16: call the weak network under bfloat16 autocast.
     """
 
@@ -161,11 +164,16 @@ def _prototype(context: SamplingContext, constants: PrototypeConstants) -> Guida
 
 
 def _entropy(context: SamplingContext, constants: EntropyConstants) -> Guidance:
-    assert context.classifier is not None
-    model, options = context.model, vars(constants) | {"scale": context.scales(constants.scale, 0.03)}
+    classifier, model = context.classifier, context.model
+    assert classifier is not None
+    options = vars(constants) | {"scale": context.scales(constants.scale, 0.03)}
+
+    def of_model_space(z: Tensor) -> Tensor:
+        return classifier(model.codec.pixels(z).clamp(-1, 1))
+
     return EntropyGuidance(
-        context.classifier, model.process, model.num_classes, **options,
-        sampler=context.sampler, steps=context.steps, interval=context.interval,
+        classifier if model.codec.name == "identity" else of_model_space, model.process, model.num_classes, **options,
+        bound=model.codec.bound, sampler=context.sampler, steps=context.steps, interval=context.interval,
     )  # fmt: skip
 
 

@@ -121,7 +121,7 @@ class LowRankModel(DiffusionModel):
             ConfigError: a backbone that does not say which layers.
         """
         plain = model.merged() if isinstance(model, LowRankModel) else model
-        made = cls(plain.spec, copy.deepcopy(plain.backbone), plain.process, plain.codec)
+        made = cls(plain.spec, copy.deepcopy(plain.backbone), plain.process)
         made.scale, made.switch = scale, Switch()
         for name in made.backbone.low_rank_layers():
             layer = made.backbone.get_submodule(name)
@@ -161,7 +161,7 @@ class LowRankModel(DiffusionModel):
         for name, layer in list(backbone.named_modules()):
             if isinstance(layer, LowRankLayer):
                 backbone.set_submodule(name, layer.plain(scale))
-        return DiffusionModel(self.spec, backbone, self.process, self.codec).train(self.training)
+        return DiffusionModel(self.spec, backbone, self.process).train(self.training)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.backbone import Backbone, Taps
 from imbdiff.diffusion.backbones import BACKBONES, KINDS
 from imbdiff.diffusion.codec import Codec, IdentityCodec
+from imbdiff.diffusion.codecs import IDENTITY, codec_from_json
 from imbdiff.diffusion.process import Process, process_from_json
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import seed_of
@@ -29,6 +31,7 @@ class ModelSpec:
         shape: (C, H, W) of the images.
         process: the process, as JSON.
         stats: class statistics of the training set; the model's labels are their order.
+        codec: between images and model space; the identity by default.
     """
 
     kind: str
@@ -36,6 +39,11 @@ class ModelSpec:
     shape: tuple[int, int, int]
     process: Mapping[str, Any]
     stats: ClassStats
+    codec: Codec = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.codec is None:
+            object.__setattr__(self, "codec", IdentityCodec(self.shape))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -44,14 +52,17 @@ class ModelSpec:
             "shape": list(self.shape),
             "process": dict(self.process),
             "stats": self.stats.to_json(),
+            "codec": self.codec.to_json(),
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ModelSpec:
+    def from_json(cls, value: Mapping[str, Any], folder: Path | None = None) -> ModelSpec:
+        """What `to_json` gave; `folder` is that of the saved model, where its codec may have files."""
         shape = tuple(int(n) for n in value["shape"])
         if len(shape) != 3:
             raise ValueError(f"shape {shape} is not (C, H, W)")
-        return cls(value["kind"], value["config"], shape, value["process"], ClassStats.from_json(value["stats"]))
+        codec = codec_from_json(value.get("codec", IDENTITY), shape, folder)
+        return cls(value["kind"], value["config"], shape, value["process"], ClassStats.from_json(value["stats"]), codec)
 
 
 class DiffusionModel(nn.Module):
@@ -67,12 +78,12 @@ class DiffusionModel(nn.Module):
 
     weak: DiffusionModel | None
 
-    def __init__(self, spec: ModelSpec, backbone: Backbone, process: Process, codec: Codec) -> None:
+    def __init__(self, spec: ModelSpec, backbone: Backbone, process: Process) -> None:
         super().__init__()
         self.spec = spec
         self.backbone = backbone
         self.process = process
-        self.codec = codec
+        self.codec = spec.codec
         self.guide: nn.Module | None = None
         self.keep_weak(None)
 
@@ -125,6 +136,7 @@ def build_model(
     seed: int = 0,
     dropout: float | None = None,
     augment: bool = False,
+    codec: Codec | None = None,
 ) -> DiffusionModel:
     """A new model with initial weights from `seed`; no global random state is read or left changed.
 
@@ -135,24 +147,25 @@ def build_model(
         stats: class statistics of the training labels.
         dropout: in place of the backbone's own.
         augment: with a layer for the vector of geometric changes of the images; the other weights are the same.
+        codec: between images and model space; the identity by default.
 
     Raises:
-        ConfigError: unknown backbone, or one that does not fit `shape`.
+        ConfigError: unknown backbone, or one that does not fit model space.
     """
     kind, config, _ = lookup("backbones", BACKBONES, backbone, kind=tuple)
     if dropout is not None and kind != "mlp":
         config = {**config, "dropout": dropout}
     if augment:
         config = {**config, "augment": True}
-    return from_spec(ModelSpec(kind, config, shape, process.to_json(), stats), seed=seed)
+    return from_spec(ModelSpec(kind, config, shape, process.to_json(), stats, codec or IdentityCodec(shape)), seed=seed)
 
 
 def from_spec(spec: ModelSpec, *, seed: int = 0) -> DiffusionModel:
     """The model that `spec` describes, freshly initialised from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "init"))
-        backbone = KINDS[spec.kind](spec.shape, spec.stats.num_classes, dict(spec.config))
-    return DiffusionModel(spec, backbone, process_from_json(dict(spec.process)), IdentityCodec(spec.shape))
+        backbone = KINDS[spec.kind](spec.codec.shape, spec.stats.num_classes, dict(spec.config))
+    return DiffusionModel(spec, backbone, process_from_json(dict(spec.process)))
 
 
 def without_augmentation(model: DiffusionModel) -> DiffusionModel:
@@ -165,7 +178,7 @@ def without_augmentation(model: DiffusionModel) -> DiffusionModel:
     spec = replace(model.spec, config={k: v for k, v in model.spec.config.items() if k != "augment"})
     backbone = copy.deepcopy(model.backbone)
     backbone.augmentation = None
-    return DiffusionModel(spec, backbone, model.process, model.codec).train(model.training)
+    return DiffusionModel(spec, backbone, model.process).train(model.training)
 
 
 @torch.no_grad()

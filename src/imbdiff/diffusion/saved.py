@@ -1,7 +1,8 @@
 """Models on disk: a description as JSON, weights as safetensors; whole or not at all.
 
-``model.json`` and ``model.safetensors`` are the model; ``guide.json`` and ``guide.safetensors`` the encoder that guides
-it, ``weak.safetensors`` its earlier average for autoguidance, where it has these.
+``model.json`` and ``model.safetensors`` are the model, ``codec.safetensors`` what its codec has in tensors;
+``guide.json`` and ``guide.safetensors`` the encoder that guides it, ``weak.safetensors`` its earlier average for
+autoguidance, where it has these.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_
 
 
 def save_model(model: DiffusionModel, folder: str | Path) -> None:
-    """Writes the model with its guide and its weak model, where it has them."""
+    """Writes the model with its codec, its guide and its weak model, where it has them."""
     folder = Path(folder)
+    codec = folder / "codec.safetensors"
+    if tensors := model.codec.tensors():
+        save_tensors(tensors, codec)
+    else:
+        codec.unlink(missing_ok=True)
     save_weights(model.backbone, folder / "model.safetensors")
     save_guide(model.guide, folder)
     weak = folder / "weak.safetensors"
@@ -46,7 +52,7 @@ def load_model(folder: str | Path, *, device: torch.device | str = "cpu", guide:
     folder = Path(folder)
     with _described(folder / "model.json", "a model"):
         described = read_json(folder / "model.json")
-        spec, parts = ModelSpec.from_json(described), described if guide else {}
+        spec, parts = ModelSpec.from_json(described, folder), described if guide else {}
         model = from_spec(spec)
     load_weights(model.backbone, folder / "model.safetensors")
     if parts.get("guide"):
@@ -60,10 +66,14 @@ def load_model(folder: str | Path, *, device: torch.device | str = "cpu", guide:
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Writes a network's weights as safetensors; whole or not at all."""
+    save_tensors(network.state_dict(), path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     with atomic(path) as aside:
-        save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, aside)
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, aside)
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -101,8 +111,8 @@ def misfits(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]
 
 
 def saved_identity(folder: Path) -> str:
-    """A hash of the weights in a folder that `save_model` wrote, with those of a guide and a weak model."""
-    parts = [Path(folder) / f"{name}.safetensors" for name in ("model", "guide", "weak")]
+    """A hash of the weights in a folder that `save_model` wrote, with those of a guide, a weak model and a codec."""
+    parts = [Path(folder) / f"{name}.safetensors" for name in ("model", "guide", "weak", "codec")]
     found = [sha256_file(path) for path in parts if path.exists()]
     return found[0] if len(found) == 1 else digest(found)
 
@@ -128,7 +138,7 @@ def load_guide(folder: Path) -> PrototypeEncoder:
     described = folder / "guide.json"
     with _described(described, "a guide"):
         value = read_json(described)
-        guide = PrototypeEncoder(ModelSpec.from_json(value["spec"]), tau=float(value["tau"]))
+        guide = PrototypeEncoder(ModelSpec.from_json(value["spec"], folder), tau=float(value["tau"]))
     load_weights(guide, folder / "guide.safetensors")
     return guide.requires_grad_(False).eval()
 

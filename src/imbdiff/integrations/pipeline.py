@@ -34,17 +34,24 @@ from imbdiff.runtime.files import atomic, read_json
 
 #: arguments of diffusers' networks that follow from a model's shape and number of classes
 DERIVED = ("sample_size", "in_channels", "out_channels", "class_embed_type", "num_class_embeds", "num_embeds_ada_norm")
+#: parts of a pipeline without which its network gives no images, and what they make of the model
+UNREAD = {
+    "vae": "its network makes latents, which that part decodes to images",
+    "vqvae": "its network makes latents, which that part decodes to images",
+    "text_encoder": "its network takes prompts, not classes",
+}
 #: options of `UNet2DModel` that `UNetBackbone` does not have: only these values are understood
 UNET_DEFAULTS = {"center_input_sample": False, "time_embedding_type": "positional", "time_embedding_dim": None}
 
 
-def scheduler_for(process: Process, sampler: str | None = None) -> Any:
+def scheduler_for(process: Process, sampler: str | None = None, bound: float | None = 1.0) -> Any:
     """A diffusers scheduler of `process` whose configuration names its schedule, as diffusers' own do.
 
     Args:
         sampler: a name in `schedulers.SAMPLERS`; "dpm++" by default.
+        bound: of the model's codec.
     """
-    scheduler = make_scheduler(sampler or "dpm++", process, 20)
+    scheduler = make_scheduler(sampler or "dpm++", process, 20, bound)
     if isinstance(process, DDPM):
         named: dict[str, Any] = {"trained_betas": None, "beta_schedule": "squaredcos_cap_v2"}
         if process.schedule == "linear":
@@ -123,7 +130,7 @@ def to_pipeline(model: DiffusionModel, *, sampler: str | None = None) -> Imbalan
     stats = model.spec.stats
     return ImbalancedDiffusionPipeline(
         unet=plain_network(model),
-        scheduler=scheduler_for(model.process, sampler),
+        scheduler=scheduler_for(model.process, sampler, model.codec.bound),
         image_size=list(model.spec.shape[1:]),
         class_names=list(stats.names),
         class_counts=list(stats.counts),
@@ -166,10 +173,17 @@ def from_diffusers(
 
     Raises:
         RunError: no such network in the folder, or a number of classes that does not fit.
-        ConfigError: a network or noise schedule that this package does not have, or `stats` or `process` missing.
+        ConfigError: a network or noise schedule that this package does not have, `stats` or `process` missing, or a
+            model of latents or of prompts.
     """
     folder = Path(folder)
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
+    for part, what in UNREAD.items():
+        if index.get(part) or (folder / part).exists():
+            raise ConfigError(
+                f"{folder} has a {part}: {what}, which cannot be read yet",
+                "give a model of pixels whose condition is the class, with unet or transformer, and scheduler, alone",
+            )
     home = next((folder / n for n in ("unet", "transformer") if (folder / n / "config.json").exists()), folder)
     if not (home / "config.json").exists():
         raise RunError(f"{folder} holds no diffusers model", "give a folder with model_index.json or config.json")

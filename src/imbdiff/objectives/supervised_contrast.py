@@ -76,7 +76,7 @@ class SupervisedContrast(Objective):
             if not isinstance(model, DiffusionModel):
                 raise ConfigError(f"{self.name} cannot tell how wide {type(model).__name__}'s taps are", "give `width`")
             like, was = next(model.parameters()), model.training
-            x = like.new_zeros(1, *model.spec.shape)
+            x = like.new_zeros(1, *model.codec.shape)
             t = model.process.time_from_uniform(torch.zeros(1, device=like.device))
             with torch.no_grad():
                 _, taps = model.eval()(x, t, torch.full_like(t, model.null, dtype=torch.int64), (self.tap,), 0)

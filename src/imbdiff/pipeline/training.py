@@ -147,7 +147,7 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
             "use the data and options that it was trained with, or train anew",
         )
     spec = replace(found, stats=prepared.stats)
-    fresh = DiffusionModel(spec, model.backbone, model.process, model.codec)
+    fresh = DiffusionModel(spec, model.backbone, model.process)
     return (fresh if ada > 0 else without_augmentation(fresh)).train()
 
 

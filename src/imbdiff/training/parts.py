@@ -16,6 +16,7 @@ from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.samplers import BatchSampler, Distribution, GroupedSampler
 from imbdiff.data.stats import Groups
+from imbdiff.diffusion.codec import as_pixels
 from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.objective import Objective
 from imbdiff.runtime.dist import Dist
@@ -201,13 +202,14 @@ class Batches:
             self.images.ahead(following[self._share(size, 0 if last else micro + 1)])
         labels = self.labels.index_select(0, torch.from_numpy(index[share]).to(self.labels.device))
         drawn = self.augmentation.draw(size, torch_rng(self.seed, "augment", part.name, step))
-        x0 = self.codec.encode(self.augmentation.apply(x, drawn[share].to(x.device)))
+        images = self.augmentation.apply(x, drawn[share].to(x.device))
         change = None
         if self.geometric is not None:
-            # after encoding, so that nothing is rounded; both are linear, and the weights of a pixel sum to 1
+            # of float images, so that nothing is rounded
             change = self.geometric.draw(size, torch_rng(self.seed, "geometric", part.name, step))[share]
-            x0 = self.geometric.apply(x0, change)
+            images = self.geometric.apply(as_pixels(images), change)
             change = change.to(x.device)
+        x0 = self.codec.encode(self.codec.store(images))
         if self.channels_last:
             x0 = x0.contiguous(memory_format=torch.channels_last)
         return noisy_batch(
