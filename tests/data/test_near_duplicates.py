@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,3 +202,18 @@ def test_real_test_splits() -> None:
     train, test = (as_set(data[f"x_{s}"]) for s in ("train", "test"))
     assert len(searched(train, test).pairs) / len(test) < 0.01  # one image per lesion
     assert near(finder(train), _jpeg(train.images[:200], 75)).mean() > 0.98
+
+
+def test_searches_at_once_do_not_warn_of_threads_in_threads() -> None:
+    """OpenBLAS says so on the standard error, in a process that has threads for it and torch's OpenMP."""
+    code = """
+import numpy as np, torch
+from imbdiff.data.near_duplicates import CopyFinder
+x = np.random.default_rng(0).integers(0, 256, (800, 16, 16, 1), dtype=np.uint8)
+finder = CopyFinder(x, [f"{i:032x}" for i in range(800)])
+for _ in range(3):
+    finder.find(x)
+"""
+    many = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=many, capture_output=True, text=True, check=True)
+    assert "OpenMP" not in done.stderr

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from imbdiff.data.nearest import Nearest, hash_keys
 
@@ -140,7 +141,10 @@ class CopyFinder:
         """The fields of `Found` without `near`, numbers being rows of the base; `exclude`: rows that do not count."""
         k = min(NEIGHBOURS, len(self._base) - (exclude is not None))
         forms = [thumbnails(images), thumbnails(images, mirrored=True)] if images.ndim == 4 else [images]
-        with ThreadPoolExecutor(len(forms)) as threads:  # numpy works outside the interpreter lock
+        import sklearn.neighbors  # noqa: F401  # its BLAS must be there to be limited
+
+        # each search limits BLAS to one thread and puts the number back when it ends, in the midst of the other's
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(len(forms)) as threads:
             (nearest, squared), *more = threads.map(lambda form: self._base.search(form, k, exclude=exclude), forms)
         index, mirrored = nearest, np.zeros(len(images), dtype=bool)
         for index2, squared2 in more:
