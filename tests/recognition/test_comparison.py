@@ -21,6 +21,7 @@ from imbdiff.recognition.comparison import ArmResult, Summary, classify
 from imbdiff.recognition.fitting import Fit
 from imbdiff.recognition.intervals import holm, paired_interval, paired_replicates, percentile_p
 from imbdiff.recognition.jobs import Conditions, Predicted
+from imbdiff.recognition.learned import Lack, Learned
 from imbdiff.recognition.networks import Classifier
 from imbdiff.recognition.plan import FitPlan
 from imbdiff.recognition.scores import scores
@@ -217,7 +218,12 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             for arm in arms
         }  # fmt: skip
 
+    def looked(plain: Arm, synthetic: Any, conditions: Conditions, made: Any) -> Learned:
+        assert plain.name in conditions.keep  # its network is there to be asked
+        return Learned(plain.name, 1.0, 99.0, 0.0, 1.0, 1.0, world.get("lack"), ())
+
     monkeypatch.setattr(choice, "train_arms", train)
+    monkeypatch.setattr(choice, "looked", looked)
     return world
 
 
@@ -268,8 +274,9 @@ def test_the_choice_and_its_scores_are_those_of_validation_images(prepared: Any,
 
 def test_the_finalists_differ_by_recommended_minus_control(prepared: Any, pretend: dict[str, Any]) -> None:
     pretend["val"], pretend["test"] = {FULL: 0}, {"CE": 9, FULL: 3}
-    found = run_study(prepared).scopes
-    assert found is not None
+    verdict = run_study(prepared).verdict
+    assert verdict is not None
+    found = verdict.per_group
     labels = prepared.test.labels
     right = {name: [answers(labels, n, s).argmax(1) == labels for s in (0, 1)] for name, n in (("a", 3), ("b", 9))}
     difference = np.array(right["a"]).astype(int) - np.array(right["b"]).astype(int)
@@ -286,12 +293,37 @@ def test_the_finalists_differ_by_recommended_minus_control(prepared: Any, preten
         assert found[scope].corrected == (scope != "all")
 
 
+def test_where_nothing_was_learned_a_study_measured_nothing(prepared: Any, pretend: dict[str, Any]) -> None:
+    pretend["val"], pretend["test"] = {FULL: 0}, {"CE": 9, FULL: 3}
+    pretend["lack"] = Lack("the images are noise", "train longer")
+    found = json.loads(json.dumps(run_study(prepared).to_json()))["test"]
+    assert {row["outcome"] for row in found["scopes"].values()} == {"not measured"}
+    assert found["scopes"]["all"]["reason"] == found["learned"]["lack"]["reason"] == "the images are noise"
+    assert found["remedy"] == "train longer"
+
+
+def test_a_study_asks_one_network_of_real_images_alone(prepared: Any, tmp_path: Path) -> None:
+    """Networks of two steps have learned nothing, which they say, as those of a run do."""
+    chosen = choice.Choice(FULL, "CE", 5)
+    made = first_of(pool(), next(arm for arm in grid_of() if arm.name == FULL).wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "choose", lambda rows: chosen)
+        for folder in (None, tmp_path):
+            conditions = Conditions(FitPlan(tiny, 2, 8), prepared, (0,), folder=folder)
+            found = choice.study(conditions, grid_of(), lambda arm: first_of(pool(), arm.wanted))
+            ran = classify(
+                prepared, made, arms=[Arm("ce", Use())], primary="synthetic + CE", plan=conditions.plan, seeds=(0,),
+            )  # fmt: skip
+            assert found.learned == ran.learned
+            assert found.learned is not None
+
+
 def test_where_no_synthetic_images_are_best_there_is_nothing_to_compare(prepared: Any, pretend: dict[str, Any]) -> None:
     pretend["val"] = {"CE": 1}
     found = run_study(prepared)
     assert found.choice is not None
     assert found.choice.recommended == found.choice.control == "CE"
-    assert found.scopes is None
+    assert found.verdict is None
     assert list(found.numbers) == ["CE"]
 
 

@@ -22,11 +22,15 @@ from imbdiff.recognition.comparison import (
     decide,
     judged,
     left_out,
+    looked,
+    plain_of,
     protocol_of,
 )
 from imbdiff.recognition.decision import Decision
 from imbdiff.recognition.jobs import Conditions, Predicted, train_arms
-from imbdiff.recognition.verdict import TIE, Comparison, Control
+from imbdiff.recognition.learned import Learned
+from imbdiff.recognition.networks import Classifier
+from imbdiff.recognition.verdict import TIE, Control, Verdict
 from imbdiff.runtime.errors import DataError, NonFiniteLossError
 
 if TYPE_CHECKING:
@@ -71,8 +75,9 @@ class Studied:
         missing: classes without validation images; nothing is chosen then.
         choice: what is recommended, by validation images.
         numbers: of the two that the choice names, their scores on test images.
-        scopes: their comparison, the recommended one against the control, of "all" test images and of each group: that
+        verdict: their comparison, the recommended one against the control, of "all" test images and of each group: that
             of all is the one declared beforehand. None where both are the same, or nothing was chosen.
+        learned: what was learned at all, by one network of the recommended recipe that saw real images alone.
     """
 
     protocol: Mapping[str, Any]
@@ -81,7 +86,8 @@ class Studied:
     missing: tuple[str, ...]
     choice: Choice | None
     numbers: Mapping[str, Summary]
-    scopes: Mapping[str, Comparison] | None
+    verdict: Verdict | None
+    learned: Learned | None
 
     def to_json(self) -> dict[str, Any]:
         choice, recommendation, test = self.choice, None, None
@@ -91,8 +97,13 @@ class Studied:
                 **asdict(choice), "name": choice.recommended, "score": score[choice.recommended],
                 "control_score": score[choice.control], "rule": RULE,
             }  # fmt: skip
-            scopes = None if self.scopes is None else {name: asdict(row) for name, row in self.scopes.items()}
-            test = {"numbers": {name: found.to_json() for name, found in self.numbers.items()}, "scopes": scopes}
+            said, learned = self.verdict, self.learned
+            test = {
+                "numbers": {name: found.to_json() for name, found in self.numbers.items()},
+                "scopes": None if said is None else {name: asdict(row) for name, row in said.per_group.items()},
+                "remedy": "" if said is None else said.remedy,
+                "learned": None if learned is None else asdict(learned),
+            }
         return {
             "protocol": dict(self.protocol),
             "groups": list(self.groups),
@@ -148,9 +159,11 @@ def study(
     sets = {arm: images(arm) if arm.needs_synthetic else None for arm in arms}
     for made in sets.values():
         check_sets(prepared, made)
-    trained = train_arms(
-        {arm: made for arm, made in sets.items() if not left_out(arm, made)}, conditions, keep_going=True
-    )
+    plain = {plain_of(arm, arms) for arm in grid}
+    conditions = replace(conditions, keep=tuple(sorted(arm.name for arm in plain)))
+    networks: dict[str, Classifier] = {}
+    able = {arm: made for arm, made in sets.items() if not left_out(arm, made)}
+    trained = train_arms(able, conditions, keep_going=True, made=networks)
     done, decisions = decide(trained, prepared, adjust=adjust, parts=("val",))
     rows = tuple(_row(arm, made, done.get(arm), decisions.get(arm, ()), prepared) for arm, made in sets.items())
     if not any(row.val is not None and not row.arm.needs_synthetic for row in rows):
@@ -161,7 +174,7 @@ def study(
     missing = tuple(missing_classes(prepared))
     choice = None if missing else choose(rows)
     numbers: dict[str, Summary] = {}
-    scopes = None
+    verdict = learned = None
     if choice is not None:
         # the only reading of predictions on test images
         of = {arm.name: arm for arm in trained}
@@ -169,9 +182,12 @@ def study(
         two, _ = decide(finalists, prepared, adjust=adjust, parts=("test",))
         numbers = {arm.name: Summary.of(runs, "test", prepared) for arm, runs in two.items()}
         if len(two) > 1:
-            control = Control(choice.control, (choice.control,), RULE, {})
-            scopes = judged(two, prepared, control, choice.recommended, [choice.recommended]).per_group
-    return Studied(protocol_of(conditions), prepared.groups.present, rows, missing, choice, numbers, scopes)
+            control, best = Control(choice.control, (choice.control,), RULE, {}), of[choice.recommended]
+            if (made := sets[best]) is not None and not trained[plain_of(best, arms)][0].failed:
+                learned = looked(plain_of(best, arms), made, conditions, networks)
+            lack = None if learned is None else learned.lack
+            verdict = judged(two, prepared, control, best.name, [best.name], lack)
+    return Studied(protocol_of(conditions), prepared.groups.present, rows, missing, choice, numbers, verdict, learned)
 
 
 def _row(

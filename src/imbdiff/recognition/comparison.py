@@ -294,8 +294,7 @@ def classify(
     keep = [arm.name for arm in (kept_arms(arms, primary) if primary in leading else arms)] if keep_weights else []
     plain = None
     if synthetic is not None:  # one network of real images alone looks at them
-        recipe = next(arm.recipe for arm in arms if arm.name == primary)
-        plain = next(arm for arm in arms if replace(arm, label="") == Arm(recipe))
+        plain = plain_of(next(arm for arm in arms if arm.name == primary), arms)
         keep = list(dict.fromkeys((*keep, plain.name)))
     conditions = Conditions(plan, prepared, tuple(seeds), device, folder, workers, progress, tuple(keep), adjust)
     made: dict[str, Classifier] = {}
@@ -322,12 +321,22 @@ def classify(
             classifiers[arm.name] = _classifier(by_arm[arm], synthetic, conditions, made)
     found = None
     if synthetic is not None and plain is not None:
-        network = jobs_of(plain, int(seeds[0]), None, conditions)[0].network(made)
-        found = look(network, plain.name, plan, synthetic, prepared)
+        found = looked(plain, synthetic, conditions, made)
     lack = found.lack if found else None
     lack = next((Lack(why, EMPTIED) for arm, why in reasons.items() if arm.name == primary), lack)
     verdict_ = judged(done, prepared, control, primary, leading, lack)
     return Classified(protocol, results, control, verdict_, found, classifiers)
+
+
+def plain_of(arm: Arm, arms: Sequence[Arm]) -> Arm:
+    """The arm of the same recipe of which a single network sees real images alone."""
+    return next(one for one in arms if replace(one, label="") == Arm(arm.recipe))
+
+
+def looked(plain: Arm, synthetic: ImageSet, conditions: Conditions, made: Mapping[str, Classifier]) -> Learned:
+    """Whether anything was learned, by the network of `plain` and the first seed, which was kept."""
+    network = jobs_of(plain, int(conditions.seeds[0]), None, conditions)[0].network(made)
+    return look(network, plain.name, conditions.plan, synthetic, conditions.prepared)
 
 
 def kept_arms(arms: Sequence[Arm], leading: str | None) -> list[Arm]:

@@ -277,7 +277,7 @@ def _arms(data: ReportData, found: Found, arms: Sequence[Arm]) -> list[ui.Block]
         ui.legend(real="real images only", synthetic="with synthetic images", mark="◆ control (dashed)"),
         ui.Figures([accuracy_plot(arms, ["all", *(group for group in data.groups.present if group not in few)])]),
         _table(arms, shown, few),
-        *(ui.note(f"“{row['name']}” is left out: {row['reason']}.") for row in found["arms"] if row["reason"]),
+        *(ui.note(f"“{row['name']}” is left out: {row['reason']}.") for row in found["arms"] if row.get("reason")),
         *(ui.note(text) for text in (_alternatives(found["arms"]), adjustment_note(found["arms"])) if text),
         ui.note(
             "Balanced accuracy counts every class once; the accuracy of a group, and of all, counts every test image "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,6 +78,10 @@ def _top(found: Found) -> list[ui.Block]:
         if read > 1:
             text += " A grid that was chosen in the knowledge of earlier results flatters the difference."
         blocks += [ui.note(text), *outcome_chips(scopes)]
+        run = shlex.quote(found["run"])
+        learned = test.get("learned") or {}
+        said = [f"To measure it, {test['remedy']}."] if test.get("remedy") else learned.get("warnings", ())
+        blocks += [ui.Text(text.replace(" RUN", f" {run}"), "alert") for text in said]
     if found["apply"]:
         blocks += [ui.note("To apply it to the run:"), *(ui.Text("", command=line) for line in found["apply"])]
     trained = sum(row["validation"] is not None for row in found["rows"])
