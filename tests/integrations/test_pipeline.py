@@ -327,7 +327,7 @@ def test_what_the_hub_refuses_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
     assert uploaded == [{"README.md", "model_index.json", "pipeline.py", "scheduler", "unet"}]
 
 
-@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+@pytest.mark.parametrize("part", ["vqvae", "text_encoder"])
 def test_a_model_whose_network_gives_no_images_is_refused(tmp_path: Path, part: str) -> None:
     """Read as one of pixels, a latent model gave four-channel images."""
     to_diffusers(build("dit-tiny", "flow", (3, 8, 8)), tmp_path / "pipe")

@@ -33,6 +33,7 @@ class Codec(ABC):
         bound: 1.0: values are within [-1, 1], where solvers clip predicted clean images. None: they must not clip.
         symmetries: "any": images are augmented and then stored and encoded anew at every step. "cached": storing is
             expensive; one variant is kept for each allowed mirroring or turn, and there is no other augmentation.
+        random: an encoding is a distribution, of which `encode` takes a sample where it is given noise.
         chunk: images per call while decoding; the last is filled up, so that an image does not depend on how many
             others are decoded with it.
     """
@@ -42,7 +43,13 @@ class Codec(ABC):
     shape: tuple[int, int, int]
     bound: float | None = None
     symmetries: Literal["any", "cached"] = "any"
+    random: bool = False
     chunk: int = 64
+
+    @property
+    def stored(self) -> tuple[int, int, int]:
+        """(k, h, w) of what `store` gives of an image."""
+        return self.image
 
     def store(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8, or float in [-1, 1] -> what `encode` takes: by default the images themselves."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.backbones import DiTBackbone, UNetBackbone
+from imbdiff.diffusion.codec import Codec, IdentityCodec
+from imbdiff.diffusion.codecs.autoencoder import open_autoencoder
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec
 from imbdiff.diffusion.process import DDPM, Flow, Process
 from imbdiff.diffusion.schedulers import make_scheduler
@@ -36,7 +39,6 @@ from imbdiff.runtime.files import atomic, read_json
 DERIVED = ("sample_size", "in_channels", "out_channels", "class_embed_type", "num_class_embeds", "num_embeds_ada_norm")
 #: parts of a pipeline without which its network gives no images, and what they make of the model
 UNREAD = {
-    "vae": "its network makes latents, which that part decodes to images",
     "vqvae": "its network makes latents, which that part decodes to images",
     "text_encoder": "its network takes prompts, not classes",
 }
@@ -160,8 +162,9 @@ def from_diffusers(
 ) -> DiffusionModel:
     """Reads a diffusers folder, to sample from or to start training from; in eval mode.
 
-    The folder is one that `to_diffusers` wrote, another pipeline's with ``unet/`` and ``scheduler/``, or that of a
-    `UNet2DModel` alone. Its class embeddings become the conditioner's, which has the zero vector for the null label:
+    The folder is one that `to_diffusers` wrote, another pipeline's with ``unet/`` or ``transformer/``, ``scheduler/``
+    and for latents ``vae/`` (as facebook/DiT-XL-2-256 is laid out; a learned variance is read and not used), or that of
+    a `UNet2DModel` alone. Its class embeddings become the conditioner's, which has the zero vector for the null label:
 
     - C + 1 embeddings: the last is the null label's. If it is not zero, it is subtracted from all and added to the bias
       of the time embedding, to which they are added: the same network up to rounding.
@@ -206,7 +209,8 @@ def from_diffusers(
     shape = (net.config.in_channels, *(index.get("image_size") or pair(net.config.sample_size)))
     is_dit = isinstance(net, DiTTransformer2DModel)
     config = json.loads(json.dumps(_spec_config(net, is_dit)))
-    spec = ModelSpec("dit" if is_dit else "unet", config, shape, process.to_json(), stats)
+    codec = _codec(folder / "vae", shape) if index.get("vae") or (folder / "vae").exists() else IdentityCodec(shape)
+    spec = ModelSpec("dit" if is_dit else "unet", config, codec.image, process.to_json(), stats, codec)
     model = from_spec(spec)
     try:
         if is_dit:
@@ -216,6 +220,19 @@ def from_diffusers(
     except RuntimeError as error:
         raise RunError(f"the network in {home} does not fit its description: {error}") from error
     return model.eval()
+
+
+def _codec(folder: Path, latent: tuple[int, int, int]) -> Codec:
+    """The codec of a pipeline, in whose model space latents (c, h, w) are shifted and scaled as its VAE says."""
+    if not (folder / "config.json").exists():
+        raise RunError(f"the model makes latents, and {folder} is missing", "download the whole pipeline")
+    config = read_json(folder / "config.json")
+    factor = open_autoencoder(folder, (config.get("out_channels", 3), 0, 0)).factor
+    codec = open_autoencoder(folder, (config.get("out_channels", 3), *(side * factor for side in latent[1:])))
+    if codec.shape != latent:
+        raise RunError(f"{folder} is for {codec.shape[0]} channels, the network for {latent[0]}", "give one that fits")
+    shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor", 1.0)
+    return replace(codec, mean=(shift,) * latent[0], std=(1 / scale,) * latent[0])
 
 
 def _load_network(home: Path) -> Any:

@@ -8,15 +8,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from imbdiff.config import TrainConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.gather import Gather
 from imbdiff.data.geometric import Geometric
-from imbdiff.data.imageset import ImageSet
+from imbdiff.data.imageset import ImageSet, Rows
+from imbdiff.data.latents import latents
 from imbdiff.data.samplers import BatchSampler, Distribution, GroupedSampler
 from imbdiff.data.stats import Groups
-from imbdiff.diffusion.codec import as_pixels
+from imbdiff.diffusion.codec import Codec, as_pixels
 from imbdiff.objectives.batch import NoisyBatch, noisy_batch
 from imbdiff.objectives.objective import Objective
 from imbdiff.runtime.dist import Dist
@@ -141,10 +143,30 @@ class _PartRows:
         return (index if self.rows is None else self.rows[index]), None
 
 
+def check_changes(codec: Codec, augmentation: Augmentation, geometric: Geometric | None) -> None:
+    """Refuses changes of images that cannot be made of their latents.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if codec.symmetries == "any":
+        return
+    why = f"the codec {codec.name} keeps latents of the training images, which cannot be"
+    if geometric is not None:
+        raise ConfigError(
+            f"{why} rotated, scaled and moved as this method does with images ({geometric.describe()})",
+            "use --method.ada 0, or a codec that is cheap enough to encode at every step: --codec.kind patch",
+        )
+    if augmentation != Augmentation(augmentation.symmetry):
+        raise ConfigError(f"{why} {augmentation.describe()}", "mirror and turn them alone")
+
+
 class Batches:
     """This process's rows of every part of a batch, noised, for any step: a pure function of (seed, step).
 
-    Images are kept on the device where they fit; those on disk are read one micro-batch ahead.
+    Images are kept on the device where they fit; those on disk are read one micro-batch ahead. Of a codec for which
+    storing is expensive, it is latents that are kept, see :mod:`imbdiff.data.latents`: they are made here where they
+    are not there, by the first process.
 
     Args:
         step: its objectives read the parts, its network "model" has the codec and the process of the images.
@@ -152,6 +174,10 @@ class Batches:
         augmentation: of the images.
         geometric: changes of the images, which the network takes as a condition.
         channels_last: the memory format.
+        stored: in place of the latents of the images, see `latents`.
+
+    Raises:
+        ConfigError: changes of the images which cannot be made of latents.
     """
 
     def __init__(
@@ -168,6 +194,7 @@ class Batches:
         augmentation: Augmentation | None = None,
         geometric: Geometric | None = None,
         channels_last: bool = False,
+        stored: tuple[Rows, int] | None = None,
     ) -> None:
         model: Any = step.networks["model"]
         self.codec, self.process = model.codec, model.process
@@ -178,12 +205,37 @@ class Batches:
             part.check(config.batch_size, self.dist.world, config.accumulate)
         self.parts = [_PartRows(part, data.labels, groups, config.batch_size, seed) for part in parts]
         self.draws = {part.name: step.draws(part.name) for part in parts}
-        self.images = Gather(data.images, device)
+        check_changes(self.codec, self.augmentation, geometric)
+        kept: tuple[Any, int] = (data.images, 1)
+        if self.codec.symmetries == "cached":
+            kept = stored or self._latents(data, device)
+        self.images, self.variants = Gather(kept[0], device), kept[1]
         self.labels = torch.from_numpy(data.labels).to(device)
 
     def __call__(self, step: int, micro: int = 0) -> dict[str, NoisyBatch]:
         """The micro-batch number `micro` of a step, by part."""
         return {rows.part.name: self._load(rows, step, micro) for rows in self.parts}
+
+    def _latents(self, data: ImageSet, device: torch.device) -> tuple[Rows, int]:
+        if not self.dist.main:
+            self.dist.barrier()
+        found = latents(data, self.codec, self.augmentation, device=device, quiet=not self.dist.main)
+        if self.dist.main:
+            self.dist.barrier()
+        return found
+
+    def _rows(self, rows: _PartRows, index: np.ndarray, step: int, micro: int) -> np.ndarray:
+        """This process's rows of what is kept: of latents, those of the variant that is drawn for each image."""
+        share = self._share(rows.size, micro)
+        if self.variants == 1:
+            return index[share]
+        return (
+            index[share] * self.variants
+            + self.augmentation.variant(self._drawn(rows, step), self.variants)[share].numpy()
+        )
+
+    def _drawn(self, rows: _PartRows, step: int) -> Tensor:
+        return self.augmentation.draw(rows.size, torch_rng(self.seed, "augment", rows.part.name, step))
 
     def _share(self, size: int, micro: int) -> slice:
         """This process's rows of the global batch in one micro-batch."""
@@ -195,21 +247,25 @@ class Batches:
         part, size = rows.part, rows.size
         index, group = rows.indices(step)
         share = self._share(size, micro)
-        x = self.images.rows(index[share])
+        x = self.images.rows(self._rows(rows, index, step, micro))
         if not self.images.on_device:
             last = micro + 1 == self.config.accumulate
-            following = rows.indices(step + 1)[0] if last else index
-            self.images.ahead(following[self._share(size, 0 if last else micro + 1)])
+            following, after = (rows.indices(step + 1)[0], (step + 1, 0)) if last else (index, (step, micro + 1))
+            self.images.ahead(self._rows(rows, following, *after))
         labels = self.labels.index_select(0, torch.from_numpy(index[share]).to(self.labels.device))
-        drawn = self.augmentation.draw(size, torch_rng(self.seed, "augment", part.name, step))
-        images = self.augmentation.apply(x, drawn[share].to(x.device))
-        change = None
+        change = noise = None
         if self.geometric is not None:
-            # of float images, so that nothing is rounded
             change = self.geometric.draw(size, torch_rng(self.seed, "geometric", part.name, step))[share]
-            images = self.geometric.apply(as_pixels(images), change)
-            change = change.to(x.device)
-        x0 = self.codec.encode(self.codec.store(images))
+        if self.codec.symmetries == "any":
+            x = self.augmentation.apply(x, self._drawn(rows, step)[share].to(x.device))
+            if self.geometric is not None and change is not None:
+                # of float images, so that nothing is rounded
+                x = self.geometric.apply(as_pixels(x), change)
+            x = self.codec.store(x)
+        if self.codec.random:
+            generator = torch_rng(self.seed, "codec", part.name, step)
+            noise = torch.randn((size, *self.codec.shape), generator=generator)[share].to(x.device)
+        x0 = self.codec.encode(x, noise)
         if self.channels_last:
             x0 = x0.contiguous(memory_format=torch.channels_last)
         return noisy_batch(
@@ -227,6 +283,6 @@ class Batches:
             group=None if group is None else torch.from_numpy(group[share]).to(x.device),
             groups=part.groups,
             dist=self.dist,
-            augment=change,
+            augment=None if change is None else change.to(x.device),
             noise_levels=self.config.noise_levels,
         )

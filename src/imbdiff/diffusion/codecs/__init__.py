@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from imbdiff.diffusion.codec import Codec, IdentityCodec
+from imbdiff.diffusion.codecs.autoencoder import AutoencoderCodec
 from imbdiff.runtime.errors import ConfigError
 
-CODECS: dict[str, type[Codec]] = {"identity": IdentityCodec}
+CODECS: dict[str, type[Codec]] = {"identity": IdentityCodec, "vae": AutoencoderCodec}
 
 #: what a model that does not name its codec has
 IDENTITY: Mapping[str, Any] = {"kind": "identity"}
