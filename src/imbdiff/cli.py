@@ -151,12 +151,17 @@ class InspectCommand:
     """Also measure what a run with default options would cost: reads all images, takes a minute or so."""
     json: bool = False
     """Print the complete report as JSON."""
+    replace: bool = False
+    """Replace files that are there already."""
 
     def execute(self, command: str) -> None:
         from imbdiff.pipeline.inspection import inspect_any
 
         data = DataConfig(size=self.size, resize=self.resize, channels=self.channels)
-        inspect_any(self.source, data, cost=self.cost, out=self.out, page=self.page, as_json=self.json, command=command)
+        inspect_any(
+            self.source, data, cost=self.cost, out=self.out, page=self.page, as_json=self.json, replace=self.replace,
+            command=command,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +180,8 @@ class PredictCommand:
     """CSV file; - is the standard output. Default: predictions-IMAGES.csv."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    replace: bool = False
+    """Replace a file that is there already."""
     quiet: bool = False
     """Print errors only."""
 
@@ -182,7 +189,9 @@ class PredictCommand:
         from imbdiff.pipeline.predicting import predict_any
 
         out = self.out or f"predictions-{_called(self.images)}.csv"
-        predict_any(self.run, self.images, out, arm=self.arm, device=self.device, quiet=self.quiet)
+        predict_any(
+            self.run, self.images, out, arm=self.arm, device=self.device, replace=self.replace, quiet=self.quiet
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +231,8 @@ class CompareCommand:
     """Run folders, at least two."""
     out: str = "comparison.html"
     """The page."""
+    replace: bool = False
+    """Replace a page that is there already."""
 
     def execute(self, command: str) -> None:
         if len(self.runs) < 2:
@@ -229,14 +240,14 @@ class CompareCommand:
         places = [Path(path).resolve() for path in self.runs]
         if twice := [run for i, run in enumerate(self.runs) if places[i] in places[:i]]:
             raise ConfigError(f"{twice[0]} is named twice", "name each run folder once")
+        from imbdiff.runtime.files import check_free, write_text
+
+        page = Path(self.out)
+        check_free(page, self.replace)
         from imbdiff.pipeline.run import open_run
         from imbdiff.reporting.compare import build_comparison
-        from imbdiff.runtime.files import write_text
 
         opened = [open_run(path) for path in self.runs]
-        page = Path(self.out)
-        if page.is_dir():
-            raise ConfigError(f"{page} is a folder", "give --out a file, such as comparison.html")
         write_text(page, build_comparison([run.report_data(prepared) for run, prepared in opened]))
         print(f"comparison: {page}")
 

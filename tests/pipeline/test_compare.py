@@ -19,6 +19,9 @@ def test_two_runs_side_by_side(tmp_path: Path, config: RunConfig, monkeypatch, c
     run("digits", "b", other, wanted=("train", "sample", "report"), quiet=True)
     assert main(["compare", "a", "b", "--out", "both.html"]) == 0
     page = (tmp_path / "both.html").read_text()
+    assert main(["compare", "a", "b", "--out", "both.html"]) == 2
+    assert "--replace to replace it" in capsys.readouterr().err
+    assert main(["compare", "a", "b", "--out", "both.html", "--replace"]) == 0
     assert "ddpm-brs" in page
     assert page.count("data:image/png") >= 3  # real images once, samples of each run
     assert main(["compare", "a", "nowhere"]) == 2

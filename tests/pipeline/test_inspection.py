@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,11 @@ def test_page_and_report_are_written(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert path.exists()
         assert str(path) in text
     assert (out / "report.html").read_text() == page.read_text()
+    repeat = next(text for text in re.findall(r"<code>(.*?)</code>", page.read_text()) if f"--page {page}" in text)
+    page.unlink()
+    assert main(shlex.split(repeat)[1:]) == 0
+    assert page.exists()
+    capsys.readouterr()
     assert main(["inspect", str(tmp_path / "set"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((out / "inspection.json").read_text())
@@ -108,6 +114,12 @@ def test_places_that_cannot_be_written_are_refused_first(
     assert main(["inspect", "digits", "--out", str(tmp_path / "file" / "x")]) == 2
     assert "cannot be made" in capsys.readouterr().err
     assert main(["inspect", "digits", "--page="]) == 2
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.html").write_text("the page of a run")
+    assert main(["inspect", "digits", "--out", str(tmp_path / "run")]) == 2
+    assert "--out, or --replace" in capsys.readouterr().err
+    assert main(["inspect", "digits", "--page", str(tmp_path / "file")]) == 2
+    assert "--page, or --replace" in capsys.readouterr().err
 
 
 def test_the_cost_is_measured_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

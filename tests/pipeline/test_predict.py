@@ -78,6 +78,14 @@ def test_the_table_says_what_the_classifier_does(once, digits, tmp_path, capsys)
     said = capsys.readouterr().out
     assert "5 images" in said
     assert str(out) in said
+    written = out.read_bytes()
+    again = ["predict", str(run_folder), str(images), "--out", str(out), "--quiet"]
+    out.write_text("mine")
+    assert main(again) == 2
+    assert out.read_text() == "mine"
+    assert "--replace to replace it" in capsys.readouterr().err
+    assert main([*again, "--replace"]) == 0
+    assert out.read_bytes() == written
 
 
 def test_all_ways_of_giving_images_agree(once, digits, tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -77,7 +77,11 @@ def check_page(html: str) -> None:
     for tag, attributes in found:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             target = attributes.get(name)
-            assert target is None or target.startswith(("data:image/png;base64,", "#")), (tag, name, target)
+            assert target is None or target.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,", "#")), (
+                tag,
+                name,
+                target,
+            )
         assert not any(name.startswith("on") for name in attributes), tag
     assert not re.search(r"url\((?!data:image/png;base64,)|@import|https?://", html)
     assert html.count("<script>") == 1
@@ -92,9 +96,9 @@ def axes_of(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]) -> list[An
     """The axes that a plot paints, in light colours."""
     made: list[Figure] = []
 
-    def keep(paint: Any, size: tuple[int, int], theme: Any) -> str:
+    def keep(paint: Any, size: tuple[int, int]) -> str:
         figure = Figure(figsize=(size[0] / 96, size[1] / 96))
-        paint(figure, theme)
+        paint(figure, plots.LIGHT)
         made.append(figure)
         return ""
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import re
 import warnings
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -53,13 +54,13 @@ def decode(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
 
 
-PLOT = plots.Plot("alt", "data:image/png;base64,AA==", "data:image/png;base64,AA==", 1, 1)
+PLOT = plots.Plot("alt", "data:image/svg+xml;base64,AA==", 1, 1)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_text_is_escaped_in_every_kind_of_block(text: str) -> None:
     picture = Picture(np.zeros((4, 4, 1), np.uint8), text)
-    plot = plots.Plot(text, PLOT.light, PLOT.dark, 1, 1)
+    plot = plots.Plot(text, PLOT.address, 1, 1)
     markup = [
         code(text),
         name(text),
@@ -177,22 +178,25 @@ def test_any_class_name_can_be_painted(painted: None) -> None:
 
 
 def test_a_histogram_shows_its_layers_in_front_of_each_other(painted: None) -> None:
-    """The bottom of a half-filled bar has the colour of real images, its top that of synthetic ones."""
+    """Of two bars on one floor the higher one, of synthetic images, comes first; dark pages have their own colours."""
     one = Classes([0], ["a"], ["g"], [50])
     made = class_plot(one, layers=[([100], "synthetic"), ([50], "real")])
     assert made == class_plot(one, layers=[([100], "synthetic"), ([50], "real")])
-    picture = Image.open(io.BytesIO(base64.b64decode(made.light.split(",")[1])))
-    rgb = np.asarray(picture.convert("RGB")).astype(int)
-    column = rgb[:, rgb.shape[1] // 2]
+    svg = ElementTree.fromstring(base64.b64decode(made.address.split(",")[1]))
+    style = "".join(svg.itertext())
 
-    def rows(colour: str) -> np.ndarray:
-        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-        return np.flatnonzero(np.abs(column - wanted).sum(1) < 30)
+    def bar(colour: str) -> tuple[int, float, float]:
+        """Its place in the drawing, top and bottom."""
+        paths = list(svg.iter("{http://www.w3.org/2000/svg}path"))
+        (at,) = [i for i, path in enumerate(paths) if f"fill: {colour}" in path.get("style", "")]
+        ys = [float(y) for y in re.findall(r"[\d.]+ ([\d.]+)", paths[at].get("d", ""))]
+        return at, min(ys), max(ys)
 
-    real, synthetic = rows(plots.LIGHT.real), rows(plots.LIGHT.synthetic)
-    assert len(real) > 100
-    assert abs(len(real) - len(synthetic)) <= 8
-    assert synthetic.max() < real.min() + 4
+    real, synthetic = bar(plots.LIGHT.real), bar(plots.LIGHT.synthetic)
+    assert synthetic[0] < real[0]
+    assert synthetic[2] == real[2]
+    assert synthetic[1] < real[1]
+    assert all(colour in style for colour in (plots.DARK.real, plots.DARK.synthetic, plots.DARK.paper))
 
 
 def test_the_scale_is_logarithmic_where_the_range_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +207,7 @@ def test_the_scale_is_logarithmic_where_the_range_is_large(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, 0.5], list(np.linspace(100, 0.1, 500))])
 def test_loss_curves_of_short_and_long_logs(values: list[float], painted: None) -> None:
-    assert plots.loss_curve("term", list(range(len(values))), values).light.startswith("data:image/png")
+    assert plots.loss_curve("term", list(range(len(values))), values).address.startswith("data:image/svg+xml;base64,")
 
 
 def test_text_is_cleaned_and_shortened() -> None:

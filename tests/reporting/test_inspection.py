@@ -42,7 +42,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> str:
     (root / "train/<b>/copy.png").write_bytes((root / "train/cat/000.png").read_bytes())
     (root / "test/cat/copy.png").write_bytes((root / "train/cat/001.png").read_bytes())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "render", lambda paint, size, theme: "data:image/png;base64,AA==")
+        patch.setattr(plots, "render", lambda paint, size: "</svg>")
         return page(root)
 
 

@@ -37,7 +37,7 @@ def test_the_recommendation_and_its_commands_come_first() -> None:
     assert text.index(f"Recommended: {best['name']} (") < text.index("imbdiff classify RUN") < text.index("The grid")
     assert f"the highest of 27 compared on validation images, against 0.660 of {best['control']}" in text
     assert 'class="verdict good"' in html
-    assert html.count("<picture") == 1
+    assert html.count('class="plot"') == 1
 
 
 def test_the_test_images_are_shown_for_two_arms_only() -> None:

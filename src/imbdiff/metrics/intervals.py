@@ -17,7 +17,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from imbdiff.metrics.rows import Rows
@@ -111,6 +110,7 @@ def closeness_interval(value: float, m: int, n: int) -> tuple[float, float]:
     McNeil (1982) in the form of Newcombe (2006, "Confidence intervals for an effect size measure based on the
     Mann-Whitney statistic, part 2", method 5). Unlike DeLong's it does not shrink to nothing at 0 and 1, where copies
     are. It covers the sampling of both sets of images; the training images are taken as given."""
+    from scipy.optimize import brentq  # half a second to import
 
     def excess(a: float) -> float:
         spread = 1 + ((m + n) / 2 - 1) * ((1 - a) / (2 - a) + a / (1 + a))

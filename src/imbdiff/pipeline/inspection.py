@@ -18,7 +18,7 @@ from imbdiff.data.splits import prepare
 from imbdiff.data.symmetry import SYMMETRIES, unasked
 from imbdiff.pipeline.strategy import STRATEGIES, images_to_draw
 from imbdiff.runtime.errors import ConfigError, ImbdiffError
-from imbdiff.runtime.files import write_json, write_text
+from imbdiff.runtime.files import check_free, write_json, write_text
 
 STRATEGY = SampleConfig().strategy
 
@@ -31,6 +31,7 @@ def inspect_any(
     out: str | None = None,
     page: str | None = None,
     as_json: bool = False,
+    replace: bool = False,
     command: str = "imbdiff inspect SOURCE",
 ) -> None:
     """Inspects a source, prints what was found, and writes a page where one is asked for.
@@ -42,17 +43,17 @@ def inspect_any(
         out: folder for report.html and inspection.json.
         page: file for the page alone.
         as_json: print the report as JSON, and nothing else.
-        command: the command line that repeats it, for the page.
+        replace: replace files that are there.
+        command: the command line that was given, for the page.
 
     Raises:
-        ConfigError: `page` or `out` cannot be written there; before anything is read.
+        ConfigError, RunError: `page` or `out` cannot be written there, or is there already; before anything is read.
         DataError: the source cannot be opened.
     """
-    if page is not None and (not page or Path(page).is_dir()):
-        raise ConfigError(f"{page or repr(page)} is a folder or nothing", "give --page a file, such as inspection.html")
     pages = [] if page is None else [Path(page)]
     pages += [] if out is None else [Path(out) / "report.html"]
     for file in pages:
+        check_free(file, replace, "--page" if file is pages[0] and page is not None else "--out")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -63,7 +64,7 @@ def inspect_any(
     if pages:
         from imbdiff.reporting.inspection import build_inspection
 
-        html = build_inspection(seen, estimate, command)
+        html = build_inspection(seen, estimate, command if replace else f"{command} --replace")
         for file in pages:
             write_text(file, html)
     if out is not None:

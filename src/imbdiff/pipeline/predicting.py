@@ -28,7 +28,7 @@ from imbdiff.pipeline.folder import RunFolder
 from imbdiff.recognition.saved import DESCRIPTION, ImageClassifier, read_description
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.errors import ConfigError, DataError, RunError, listing
-from imbdiff.runtime.files import atomic, sha256_file
+from imbdiff.runtime.files import atomic, check_free, sha256_file
 from imbdiff.runtime.progress import Progress
 
 COLUMNS = ("file", "predicted", "probability")
@@ -148,6 +148,7 @@ def predict_any(
     *,
     arm: str | None = None,
     device: str = "auto",
+    replace: bool = False,
     quiet: bool = False,
 ) -> None:
     """Predicts the class of every image of a source and writes a table of them.
@@ -158,12 +159,13 @@ def predict_any(
             All splits are predicted.
         arm: see :func:`load_classifier`.
         out: the CSV file; "-" is the standard output, and the summary then goes to the standard error.
+        replace: replace the file where it is there.
 
     Raises:
         DataError: no image there; images that could not be read, after the others have been predicted and written.
-        RunError, ConfigError: see :func:`load_classifier`; a file that cannot be written.
+        RunError, ConfigError: see :func:`load_classifier`; a file that is there or cannot be written.
     """
-    place = _checked_out(out, images)
+    place = _checked_out(out, images, replace)
     say = sys.stderr if place is None else sys.stdout
     classifier = load_classifier(run, arm, device=device)
     source = _opened(images)
@@ -258,19 +260,18 @@ def _unreadable(bad: dict[str, str], predicted: int, remedy: str) -> DataError:
     )
 
 
-def _checked_out(out: str | Path, images: str | Path) -> Path | None:
+def _checked_out(out: str | Path, images: str | Path, replace: bool) -> Path | None:
     """Where the table goes; None: to the standard output.
 
     Raises:
-        ConfigError: a folder, or what is read.
+        ConfigError, RunError: a folder, what is read, or there already.
     """
     if str(out) == "-":
         return None
     place = Path(out)
-    if place.is_dir():
-        raise ConfigError(f"--out {place} is a folder", "give a file, such as predictions.csv")
     if place.exists() and os.path.exists(images) and os.path.samefile(place, images):
         raise ConfigError(f"--out {place} is what is read", "give another file")
+    check_free(place, replace)
     return place
 
 

@@ -1,4 +1,4 @@
-"""Plots as PNG data, each for light and dark pages.
+"""Plots as SVG data, in the colours of light pages and of dark ones.
 
 Figures are made without pyplot, so nothing global is created or changed. Text is set with `parse_math=False`:
 a class called ``$x`` is a name, not a formula.
@@ -6,21 +6,21 @@ a class called ``$x`` is a name, not a formula.
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from PIL import Image
 
-from imbdiff.reporting.pictures import data_uri
 from imbdiff.reporting.text import label
 
 WIDTH = 1000
-DPI = 192.0  # twice the nominal 96, for sharp text on dense screens
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,33 @@ Paint = Callable[[Figure, Theme], None]
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot for light and dark pages, as data: addresses."""
+    """One plot as a data: address."""
 
     alt: str
-    light: str
-    dark: str
+    address: str
     width: int
     height: int
 
 
-def render(paint: Paint, size: tuple[int, int], theme: Theme) -> str:
-    """Paints a figure of `size` CSS pixels and returns it as a data: address (PNG, at most 128 colours)."""
-    figure = Figure(figsize=(size[0] / 96, size[1] / 96), dpi=DPI, facecolor=theme.paper, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    paint(figure, theme)
-    canvas.draw()
-    pixels = np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    return data_uri(Image.fromarray(pixels).quantize(128, dither=Image.Dither.NONE))
+def render(paint: Paint, size: tuple[int, int]) -> str:
+    """Paints a figure of `size` CSS pixels in light colours and returns it as SVG, text as outlines."""
+    figure = Figure(figsize=(size[0] / 96, size[1] / 96), facecolor=LIGHT.paper, layout="constrained")
+    paint(figure, LIGHT)
+    out = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "imbdiff"}):  # the same figure, the same text
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
+    return out.getvalue()
 
 
 def plot(alt: str, paint: Paint, height: int, width: int = WIDTH) -> Plot:
-    """Both variants of one plot, in CSS pixels."""
-    return Plot(alt, render(paint, (width, height), LIGHT), render(paint, (width, height), DARK), width, height)
+    """One plot in CSS pixels, which on dark pages has their colours."""
+    rules = "".join(
+        f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
+        for light, dark in zip(astuple(LIGHT), astuple(DARK), strict=True) for what in ("fill", "stroke")
+    )  # fmt: skip
+    style = f"<style>@media(prefers-color-scheme:dark){{{rules}}}</style></svg>"
+    svg = render(paint, (width, height)).replace("</svg>", style)
+    return Plot(alt, "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), width, height)
 
 
 def style_axes(axes: Any, theme: Theme, grid: str = "y", x: str = "", y: str = "", title: str = "") -> None:

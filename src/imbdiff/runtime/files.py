@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imbdiff.runtime.errors import RunError
+from imbdiff.runtime.errors import ConfigError, RunError
 
 UMASK = os.umask(0)
 os.umask(UMASK)
@@ -56,6 +56,23 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether `error` means that the disk or quota is full, also where a library wrapped it in its own type."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "No space left on device" in str(error)
+
+
+def check_free(place: Path, replace: bool, option: str = "--out") -> None:
+    """Refuses a file that is there, before the work for it begins.
+
+    Args:
+        place: the file that `option` names.
+        replace: it may be replaced.
+
+    Raises:
+        ConfigError: it is a folder.
+        RunError: it is there, and may not be replaced.
+    """
+    if place.is_dir():
+        raise ConfigError(f"{option} {place} is a folder", f"give a file: {option} {place / 'new'}")
+    if place.exists() and not replace:
+        raise RunError(f"{place} is there already", f"give another {option}, or --replace to replace it")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
