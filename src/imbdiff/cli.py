@@ -83,6 +83,8 @@ class EvaluateCommand(MeasureOptions):
     """Which split of the reference. Default: test, where it has one."""
     out: str | None = None
     """Folder for metrics.json, report.html and kept features. Default: evaluation-FAKE."""
+    replace: bool = False
+    """Replace the numbers of other images that are there."""
 
     def execute(self, command: str) -> None:
         from imbdiff.pipeline.direct import evaluate_any
@@ -91,7 +93,7 @@ class EvaluateCommand(MeasureOptions):
         out = Path(self.out or f"evaluation-{_called(self.fake)}")
         found = evaluate_any(
             self.fake, self.reference, self.train, how=_measuring(self, command), fake_split=self.fake_split,
-            reference_split=self.reference_split, out=out,
+            reference_split=self.reference_split, out=out, overwrite=self.replace,
         )  # fmt: skip
         if Dist.current().main and not self.quiet:
             from rich.console import Console
@@ -116,12 +118,14 @@ class ReferenceCommand(MeasureOptions):
     """The reference folder. Default: reference-SOURCE."""
     split: str | None = None
     """Which split. Default: test, where the source has one, otherwise all."""
+    replace: bool = False
+    """Replace the reference of other images that is there."""
 
     def execute(self, command: str) -> None:
         from imbdiff.pipeline.direct import reference_any
 
         out = Path(self.out or f"reference-{_called(self.source)}")
-        reference_any(self.source, out, how=_measuring(self), split=self.split)
+        reference_any(self.source, out, how=_measuring(self), split=self.split, overwrite=self.replace)
 
 
 def _called(source: str) -> str:

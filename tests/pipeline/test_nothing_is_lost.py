@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,43 @@ def test_results_are_replaced_only_where_that_is_asked_for(
     if verb == "classify":
         assert main([*command, *options, "--quiet", "--replace"]) == 0
         assert RunFolder(folder).saved()[1].classify.steps == 7
+
+
+MEASURE = ("--extractor", "raw-pixels", "--quiet", "--out", "folder")
+
+
+@pytest.mark.parametrize(
+    ("command", "others"),
+    [
+        (["evaluate", "one", "--reference", "two"], ["evaluate", "two", "--reference", "one"]),
+        (["reference", "one"], ["reference", "two"]),
+    ],
+)
+def test_numbers_and_features_of_other_images_are_replaced_only_where_that_is_asked_for(
+    command: list[str], others: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    digits = np.asarray(load("digits").read().images)[..., 0]
+    for i, x in enumerate(digits[:16]):
+        place = tmp_path / ("one" if i < 8 else "two") / "xy"[i % 2] / f"{i % 8}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(place)
+    folder = tmp_path / "folder"
+    for _ in range(2):  # the same again is no loss
+        assert main([*command, *MEASURE]) == 0
+    before = content(folder)
+    capsys.readouterr()
+    assert main([*others, *MEASURE]) == 2
+    assert "--replace" in capsys.readouterr().err
+    assert content(folder) == before
+    assert main([*others, *MEASURE, "--replace"]) == 0
+    assert content(folder) != before
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "report.html").write_text("mine")
+    assert main([*command, *MEASURE, "--replace"]) == 2
+    assert content(folder) == {"report.html": hashlib.sha256(b"mine").hexdigest()}
 
 
 def test_lost_images_that_are_made_again_as_they_were_cost_no_result(finished: Finished) -> None:

@@ -191,6 +191,7 @@ def make_reference(
     resize: str | None = None,
     store: FeatureStore | None = None,
     progress: OnProgress | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Writes the reference folder of `images`.
 
@@ -199,6 +200,7 @@ def make_reference(
         asked: how the extractors were asked for; kept, so that they need not be named again.
         size, resize: how the images were brought to their size; kept, to do the same to images compared with them.
         store: where features may be stored already. With several processes, the first one writes.
+        overwrite: replace the reference of other images that is there.
 
     Raises:
         ConfigError: two extractors have one name.
@@ -211,7 +213,7 @@ def make_reference(
     stems = [file_stem(e.name) for e in extractors]
     if len(set(stems)) < len(stems):
         raise ConfigError(f"two extractors have one name: {', '.join(stems)}", "name each extractor once")
-    _refuse_other(folder, images)
+    _refuse_other(folder, images, overwrite)
     store = store or FeatureStore()
     for extractor in extractors:  # before the first long work
         extractor.check(images.shape)
@@ -243,7 +245,7 @@ def _fingerprint(images: ImageSet | StoredReference) -> str:
     return digest([list(images.hashes), images.labels.tolist(), list(images.class_names)])
 
 
-def _refuse_other(folder: Path, images: ImageSet) -> None:
+def _refuse_other(folder: Path, images: ImageSet, overwrite: bool) -> None:
     """Raises RunError where the folder holds anything but an unusable reference or one of these images."""
     if not is_reference(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -253,10 +255,10 @@ def _refuse_other(folder: Path, images: ImageSet) -> None:
         known = load_reference(folder)
     except DataError:
         return
-    if known.fingerprint != _fingerprint(images):
+    if known.fingerprint != _fingerprint(images) and not overwrite:
         raise RunError(
             f"{folder} is a reference of other images ({known.name}: {len(known):,} images)",
-            "give another --out, or remove it",
+            "give another --out, or --replace to replace it",
         )
 
 

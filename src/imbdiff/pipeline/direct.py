@@ -67,6 +67,7 @@ def evaluate_any(
     reference_split: str | None = None,
     train_split: str | None = "train",
     out: str | Path | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Measures images against a reference: any two of folders, .npz and .npy files, arrays, run and reference folders.
 
@@ -77,6 +78,7 @@ def evaluate_any(
         fake_split: which images of `fake`. Default: all it has, of all splits.
         reference_split: which images of `reference`. Default: its test images where it brings some, otherwise all.
         out: folder for metrics.json, report.html and kept features; a repeated call goes on where it was.
+        overwrite: replace the numbers of other images there.
 
     Returns:
         What :func:`imbdiff.metrics.evaluate.evaluate` gives.
@@ -116,7 +118,7 @@ def evaluate_any(
         groups = Groups.default(train_images.stats)
     check_sets(synthetic, real_images, train_images, groups)
     if folder is not None:
-        _check_out(folder, {"synthetic": synthetic.fingerprint, "reference": real_images.fingerprint})
+        _check_out(folder, overwrite, {"synthetic": synthetic.fingerprint, "reference": real_images.fingerprint})
     asked = real_images.asked if isinstance(real_images, StoredReference) and not how.extractor else ()
     extractors = how.make(real_images.shape, asked)
     store = FeatureStore(None if folder is None else folder / "features", how.batch_size, dist)
@@ -147,8 +149,8 @@ def evaluate_any(
 
 
 def reference_any(
-    source: Images, out: str | Path, *, how: Measuring | None = None, split: str | None = None
-) -> Path:  # fmt: skip
+    source: Images, out: str | Path, *, how: Measuring | None = None, split: str | None = None, overwrite: bool = False
+) -> Path:
     """Makes a reference folder of `source`: see :mod:`imbdiff.metrics.features`."""
     how = how or Measuring()
     how = replace(how, resize=how.resize or "crop")  # kept with the features, for the images compared with them
@@ -161,6 +163,7 @@ def reference_any(
     folder = make_reference(
         real.images, extractors, Path(out), name=real.name, asked=names, size=how.size, resize=how.resize,
         store=FeatureStore(None, how.batch_size, dist), progress=PartProgress(how.quiet or not dist.main),
+        overwrite=overwrite,
     )  # fmt: skip
     made = ", ".join(f"{e.name} ({e.dim} features)" for e in extractors)
     how.log(f"reference: {folder}: {len(real.images):,} images of {real.name}, by {made}")
@@ -243,15 +246,16 @@ def _in_one_mode(sets: dict[str, Measurable]) -> dict[str, Measurable]:
     return sets
 
 
-def _check_out(folder: Path, fingerprints: dict[str, str]) -> None:
-    """Raises RunError unless the folder is new, empty or holds an earlier evaluation of the same images."""
+def _check_out(folder: Path, overwrite: bool, fingerprints: dict[str, str]) -> None:
+    """Raises RunError unless the folder is new, empty or holds an earlier evaluation, of others only to `overwrite`."""
     if folder.is_file():
         raise RunError(f"--out {folder} is a file", "give a new or an empty folder")
     files = list(folder.iterdir()) if folder.exists() else []
-    others = [p for p in files if p.name not in ("metrics.json", "report.html", "features")]
+    own = ("features", *("metrics.json", "report.html") * (folder / "metrics.json").exists())
+    others = [p for p in files if p.name not in own]
     if others:
         raise RunError(f"--out {folder} holds other files, such as {others[0]}", "give a new or an empty folder")
-    if not (folder / "metrics.json").exists():
+    if overwrite or not (folder / "metrics.json").exists():
         return
     known = read_json(folder / "metrics.json")
     protocol = known.get("protocol") if isinstance(known, dict) else None
@@ -261,5 +265,5 @@ def _check_out(folder: Path, fingerprints: dict[str, str]) -> None:
         raise RunError(
             f"{folder / 'metrics.json'} has the numbers of other images: "
             f"{protocol.get('synthetic', 'unknown ones')} against {protocol.get('reference', 'unknown ones')}",
-            "give another --out, or remove it",
+            "give another --out, or --replace to replace them",
         )
