@@ -12,17 +12,20 @@ from imbdiff.metrics.intervals import wilson
 from imbdiff.metrics.rows import Estimate, Rows
 
 
-def share_agreeing(predicted: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
+def share_agreeing(
+    predicted: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, effective: float | None = None
+) -> Estimate:
     """Share of `predicted` (N,) that equals `labels` (N,), with Wilson's interval.
 
     Args:
         weights: (N,) >= 0 of the images; the interval is then that of the effective n, 1 / sum w^2.
+        effective: another one, where images belong together.
     """
     n = len(labels)
     if n == 0:
         return Estimate.refuse("no image of these classes")
     w = np.full(n, 1 / n) if weights is None else weights / weights.sum()
-    share, effective = float(w @ (predicted == labels)), 1 / float((w * w).sum())
+    share, effective = float(w @ (predicted == labels)), effective or 1 / float((w * w).sum())
     low, high = wilson(share * effective, effective)
     return Estimate(share, low, high, n_synthetic=n, n_effective=effective)
 
@@ -30,4 +33,4 @@ def share_agreeing(predicted: np.ndarray, labels: np.ndarray, weights: np.ndarra
 def agreement(fake: Rows, real: Rows, *, seed: int = 0) -> dict[str, Estimate]:
     """ "agreement" of the classes predicted for `fake` with its labels; `real` and `seed` are not used."""
     assert fake.predicted is not None
-    return {"agreement": share_agreeing(fake.predicted[fake.index], fake.labels, fake.weights)}
+    return {"agreement": share_agreeing(fake.predicted[fake.index], fake.labels, fake.weights, fake.effective)}

@@ -48,6 +48,7 @@ class Side:
         distance: (N,) to the nearest training image of the same class, NaN where it has none.
         near, exact: (N,) bool: a near copy, an exact copy of any training image.
         neighbour_labels: (N,) class of the nearest training image of all; None where it was not looked for.
+        together: (N,) what images that belong together share; None where nothing is known of it.
     """
 
     labels: np.ndarray
@@ -55,6 +56,11 @@ class Side:
     near: np.ndarray
     exact: np.ndarray
     neighbour_labels: np.ndarray | None = None
+    together: np.ndarray | None = None
+
+    def draws(self, mine: np.ndarray) -> int:
+        """How many of the images `mine` (N,) there are, those that belong together as one."""
+        return int(mine.sum()) if self.together is None else len(set(self.together[mine]))
 
 
 def tables(fake: Side, real: Side, train: ImageSet, groups: Groups, usual: float, leaked: np.ndarray) -> dict[str, Any]:
@@ -73,7 +79,7 @@ def tables(fake: Side, real: Side, train: ImageSet, groups: Groups, usual: float
         x, y = fake.distance[mine], real.distance[held]
         if min(len(x), len(y)) >= LEAST and np.isfinite(x).all() and np.isfinite(y).all():
             value = closeness(x, y)
-            by_class[k] = (value, *closeness_interval(value, len(x), len(y)))
+            by_class[k] = (value, *closeness_interval(value, fake.draws(mine), real.draws(held)))
         head = {"class": names[k], "label": k, "group": groups.names[groups.of_class[k]], "n_train": int(n_train[k])}
         row = _row(fake, real, mine, held, by_class.get(k))
         classes.append({**head, **row, "reference_in_train": int(leaked[k])})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from imbdiff.metrics.intervals import jackknife_half_width
-from imbdiff.metrics.rows import GROUPS, Estimate, Rows, in_both, too_few
+from imbdiff.metrics.rows import Estimate, Rows, in_both, too_few
 from imbdiff.runtime.errors import DataError
 
 PAIRS = 1 << 21
@@ -72,13 +72,14 @@ def _first(rows: Rows, per_class: int) -> Rows:
 
 
 def _left_out(rows: Rows, classes: np.ndarray) -> np.ndarray:
-    """(GROUPS + 1, classes) mean pairwise distance of each class without group g; in the last row of all."""
+    """(G + 1, classes) mean pairwise distance of each class without group g; in the last row of all."""
     groups = rows.groups()
-    result = np.empty((GROUPS + 1, len(classes)))
+    count = int(groups.max()) + 1
+    result = np.empty((count + 1, len(classes)))
     for i, k in enumerate(classes):
         mine = np.flatnonzero(rows.labels == k)
         d = _distances(rows.select(mine).array.astype(np.float64))
-        member = np.eye(GROUPS)[groups[mine]]
+        member = np.eye(count)[groups[mine]]
         to_group = d @ member
         # a pair within the group is counted at both of its rows
         total = d.sum() - 2 * to_group.sum(axis=0) + (member * to_group).sum(axis=0)

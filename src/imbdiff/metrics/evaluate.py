@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,9 @@ CLASS_MIX = (
 )
 LARGE = 20_000_000
 """Feature values in one set from which BLAS gets all threads, instead of one for each of several scopes at a time."""
+
+LEAST_DRAWS = 5
+"""Groups of images that belong together, from which on there is an interval."""
 
 MOST_AT_ONCE = 4
 """Scopes at a time: each may take half a gigabyte."""
@@ -149,6 +152,7 @@ def evaluate(
             "n_train": None if train is None else len(train),
             "n_synthetic_in_reference": same,
             "groups": None if groups is None else groups.rule,
+            **_together(given),
             "extractors": [e.described() for e in extractors],
             "fingerprints": {kind: images.fingerprint for kind, images in given.items()},
             "subsets": "images by the hash of their pixels: order of files, workers and processes change nothing",
@@ -174,6 +178,13 @@ def evaluate(
     return report
 
 
+def _together(given: Mapping[str, Images]) -> dict[str, Any]:
+    """How many groups of images that belong together each set has, where that is known."""
+    known = {kind: len(set(x.groups)) for kind, x in given.items() if isinstance(x, ImageSet) and x.groups is not None}
+    how = "intervals take images that belong together as one draw; n counts images"
+    return {"images_belong_together": {**known, "intervals": how}} if known else {}
+
+
 def _extracted(
     name: str, images: Images, extractor: Extractor, names: tuple[str, ...], seed: int, store: FeatureStore,
     progress: OnProgress,
@@ -184,8 +195,9 @@ def _extracted(
     features = store.features(images, extractor, partial(progress, what))
     predicted, probabilities = (None, None) if name == "train" else _decisions(extractor, features, names)
     rows = Rows.of(
-        features, images.labels, hashes=images.hashes, seed=seed, predicted=predicted, probabilities=probabilities
-    )
+        features, images.labels, hashes=images.hashes, seed=seed, predicted=predicted, probabilities=probabilities,
+        together=images.groups if isinstance(images, ImageSet) else None,
+    )  # fmt: skip
     return _Set(name, rows, not extractor.trained_on.isdisjoint(images.hashes))
 
 
@@ -263,7 +275,10 @@ def _add(found: Found, job: _Job, estimates: Mapping[str, Estimate], extractor: 
             fingerprint=extractor.fingerprint, direction=metric.direction, ranking_only=extractor.ranking_only,
             judge_saw_reference=job.saw, is_fid=extractor.is_fid,
         )  # fmt: skip
-        number = Number.made(origin, job.scope.name, estimates[metric.name], classes_left_out=job.left_out)
+        estimate = estimates[metric.name]
+        if any(rows.units is not None and rows.draws < LEAST_DRAWS for rows in (job.fake, job.real)):
+            estimate = replace(estimate, low=None, high=None)
+        number = Number.made(origin, job.scope.name, estimate, classes_left_out=job.left_out)
         found.add(number, job.scope, job.of)
 
 

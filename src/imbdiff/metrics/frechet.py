@@ -164,8 +164,9 @@ def frechet(fake: Rows, real: Rows, *, seed: int = 0, halvings: int | None = Non
 
 
 def _single_share(rows: Rows) -> float:
-    """Share of the squared weights that rows hold which are alone in their class; 0 where there is one class."""
-    alone = np.bincount(rows.labels)[rows.labels] == 1
+    """Share of the squared weights that rows hold which are alone in their class, but for what belongs together with
+    them; 0 where there is one class."""
+    alone = rows.draws_of_class()[rows.labels] == 1
     return float((rows.weights[alone] ** 2).sum() / (rows.weights**2).sum())
 
 
@@ -182,8 +183,18 @@ def _halves(rows: Rows, whole: Moments, generator: np.random.Generator) -> tuple
     With signs c = 1 and -1 of the rows of a pair the halves have weights w (1 + c) and w (1 - c). The odd row of a
     class of n is in both, c = 0, and the others make up for it: c = +-sqrt(n / (n - 1)), so that in every class
     sum c = 0 and sum c^2 = n, and the variance of a half is exactly twice that of the whole. A class of a single row
-    stays as it is.
+    stays as it is. Where rows belong together, pairs are made of what does, and the halves are weighted anew to the
+    class mix.
     """
+    if rows.units is not None:
+        sign, share = _signs(rows, generator), np.bincount(rows.labels, rows.weights)
+        parts = [rows.weights * (1 + s) for s in (sign, -sign)]
+        left = [np.bincount(rows.labels, w, len(share)) for w in parts]
+        first, second = (
+            moments_of(rows, w * (share / np.where(n > 0, n, 1.0))[rows.labels])
+            for w, n in zip(parts, left, strict=True)
+        )
+        return first, second
     sign = np.zeros(len(rows))
     order = generator.permutation(len(rows))
     order = order[np.argsort(rows.labels[order], kind="stable")]
@@ -198,6 +209,20 @@ def _halves(rows: Rows, whole: Moments, generator: np.random.Generator) -> tuple
     first = moments_of(rows, rows.weights * (1 + sign))
     squares = float((rows.weights**2 * (1 - sign) ** 2).sum())
     return first, whole.complement(first, squares)
+
+
+def _signs(rows: Rows, generator: np.random.Generator) -> np.ndarray:
+    """(N,) signs of what belongs together, alternating within the class of its first row; 0 of what is alone in it."""
+    assert rows.units is not None
+    _, first, unit = np.unique(rows.units, return_index=True, return_inverse=True)
+    label, order = rows.labels[first], generator.permutation(len(first))
+    order = order[np.argsort(label[order], kind="stable")]
+    place = np.arange(len(order)) - np.searchsorted(label[order], label[order], side="left")
+    n = np.bincount(label)[label[order]]
+    sign = np.empty(len(first))
+    sign[order] = np.where((n % 2 == 1) & (place == n - 1), 0.0, np.where(place % 2 == 0, 1.0, -1.0))
+    sign[order] *= np.where(n % 2 == 1, np.sqrt(n / np.maximum(n - 1, 1)), 1.0)
+    return sign[unit]
 
 
 def _influence(rows: Rows, own: Moments, other: Moments) -> np.ndarray:

@@ -30,15 +30,16 @@ def variance_of_sum(rows: Rows, values: np.ndarray) -> float:
     """Variance of sum_i w_i v_i, class counts given: sum_k sum_{i in k} w_i^2 (v_i - mean_k)^2 n_k / (n_k - 1).
 
     A class of a single row has no variance of its own: its deviation from the weighted mean of all rows stands in.
+    Where rows belong together, what is squared are the sums over them, and n_k counts those of a class.
 
     Args:
         values: (N,) of each row.
     """
-    counts = np.bincount(rows.labels)
-    means = np.bincount(rows.labels, values) / np.maximum(counts, 1)
+    counts = rows.draws_of_class()
+    means = np.bincount(rows.labels, values) / np.maximum(np.bincount(rows.labels), 1)
     means[counts == 1] = rows.weights @ values
-    factor = counts / np.maximum(counts - 1, 1)
-    return float((rows.weights**2 * (values - means[rows.labels]) ** 2 * factor[rows.labels]).sum())
+    factor = np.sqrt(counts / np.maximum(counts - 1, 1))
+    return float((rows.sums(rows.weights * (values - means[rows.labels]) * factor[rows.labels]) ** 2).sum())
 
 
 def distance_interval(

@@ -86,12 +86,19 @@ def kernel(fake: Rows, real: Rows, *, seed: int = 0, max_rows: int = MAX_ROWS) -
 
 
 def _row_means(k: np.ndarray, rows: Rows) -> np.ndarray:
-    """(N,) sum_l p_l mean of k(i, j) over j != i of class l."""
+    """(N,) sum_l p_l mean of k(i, j) over j != i of class l; in the own class without all that belongs together with i,
+    if there is anything else."""
     total = k @ rows.weights
     for own in _classes(rows):
-        n, w = own.stop - own.start, rows.weights[own.start]
-        block = k[own, own].sum(axis=1)
-        total[own] += w * (n * (block - np.diagonal(k)[own]) / (n - 1) - block)
+        n, w, block = own.stop - own.start, rows.weights[own.start], k[own, own]
+        if rows.units is None:
+            others, sums = n - 1, block.sum(axis=1) - np.diagonal(block)
+        else:
+            units = rows.units[own]
+            same = units[:, None] == units
+            same = np.where(same.all(axis=1, keepdims=True), np.eye(n, dtype=bool), same)
+            others, sums = n - same.sum(axis=1), (block * ~same).sum(axis=1)
+        total[own] += w * (n * sums / others - block.sum(axis=1))
     return total
 
 
@@ -99,6 +106,7 @@ def _degenerate(k: np.ndarray, first: Rows, second: Rows) -> float:
     """sum_ij w_i^2 w_j^2 k~_ij^2 over pairs of different rows, k~ the kernel `k` centred by class in both arguments.
 
     Works on `k` in place. Squares are scaled by n / (n - 1) of either class, for centring by the sample's own mean.
+    Where rows belong together, what is squared are the sums over them.
     """
     for own in _classes(first):
         k[own] -= k[own].mean(axis=0)
@@ -106,9 +114,13 @@ def _degenerate(k: np.ndarray, first: Rows, second: Rows) -> float:
         k[:, own] -= k[:, own].mean(axis=1, keepdims=True)
     if first is second:
         np.fill_diagonal(k, 0.0)
-    counts = (np.bincount(r.labels)[r.labels] for r in (first, second))
-    a, b = (r.weights**2 * (n / (n - 1)) for r, n in zip((first, second), counts, strict=True))
-    return float(a @ (k * k) @ b)
+        if first.units is not None:
+            k[first.units[:, None] == first.units] = 0.0
+    counts = (r.draws_of_class()[r.labels] for r in (first, second))
+    a, b = (r.weights**2 * (n / np.maximum(n - 1, 1)) for r, n in zip((first, second), counts, strict=True))
+    if first.units is None and second.units is None:
+        return float(a @ (k * k) @ b)
+    return float((second.sums(first.sums(k * np.sqrt(a)[:, None] * np.sqrt(b)).T) ** 2).sum())
 
 
 def _classes(rows: Rows) -> list[slice]:

@@ -102,7 +102,7 @@ def memorisation_report(
     search = CopyFinder(train.images, train.hashes)
     a, b = (search.find(x.images) for x in (part, held))
     fake = Side(part.labels, within(part), a.near | (any_distance == 0), any_distance == 0, train.labels[any_index])
-    real = Side(held.labels, within(held), b.near, np.zeros(len(held), dtype=bool))
+    real = Side(held.labels, within(held), b.near, np.zeros(len(held), dtype=bool), together=held.groups)
     tabled = tables(fake, real, train, groups, search.usual, leaked)
     return {
         "space": "pixels, root-mean-square difference, 0..1",
@@ -180,7 +180,7 @@ def _in_features(
     ):
         _, distance = nearest_within_class(rows, images.labels, base, train.labels, keys)
         found = search.find(rows)
-        sides.append(Side(images.labels, distance, found.near, found.distance == 0))
+        sides.append(Side(images.labels, distance, found.near, found.distance == 0, together=images.groups))
     return {
         "extractor": str(features["extractor"]),
         "limit": rounded(search.limit),

@@ -214,7 +214,11 @@ def neighbour_measures(
     if min(len(fake), len(real)) < need:
         reason = f"at least {need} images in both sets are needed; here {len(fake)} and {len(real)}"
         return dict.fromkeys(("precision", "recall", "density", "coverage"), Estimate.refuse(reason, fake, real))
-    inside = count_inside(fake.array, real.array, k, dense_k, fake.groups(), real.groups())
+    groups = fake.groups(), real.groups()
+    if min(len(g) - int(np.bincount(g).max()) for g in groups) <= max(k, dense_k):
+        reason = "nearly all images of a set belong together: without these no neighbours are left"
+        return dict.fromkeys(("precision", "recall", "density", "coverage"), Estimate.refuse(reason, fake, real))
+    inside = count_inside(fake.array, real.array, k, dense_k, *groups)
     wf, wr = fake.left_out_weights(), real.left_out_weights()
 
     def share(rows: Rows, value: float, half: float) -> Estimate:

@@ -32,6 +32,8 @@ class Rows:
         index: (N,) place of each row in `features`.
         predicted: class that a judge gives each row of `features`, in their order; None where it knows none.
         probabilities: the judge's probabilities of its own classes, likewise.
+        units: (N,) int64, the same for rows that belong together (of one patient), which intervals take as one draw;
+            None: each row stands for itself.
     """
 
     features: np.ndarray
@@ -41,6 +43,7 @@ class Rows:
     index: np.ndarray
     predicted: np.ndarray | None = None
     probabilities: np.ndarray | None = None
+    units: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -53,6 +56,7 @@ class Rows:
         seed: int = 0,
         predicted: np.ndarray | None = None,
         probabilities: np.ndarray | None = None,
+        together: Any = None,
     ) -> Rows:
         """Sorts and weights `features`.
 
@@ -64,6 +68,7 @@ class Rows:
             hashes: (N,) hexadecimal hashes of the images; hashes of the feature rows where not given.
             seed: of the keys.
             predicted: (N,) int; probabilities: (N, C). See the attributes.
+            together: (N,) what rows that belong together share; None where nothing is known of it.
 
         Raises:
             DataError: `features` is not (N, D), is not finite, or labels, hashes, proportions do not belong to it.
@@ -87,7 +92,8 @@ class Rows:
         keys = np.frombuffer(digests, dtype="<u8").astype(np.uint64)
         order = np.lexsort((keys, z))
         weights = np.full(len(x), 1 / max(len(x), 1))
-        rows = cls(x, z[order], keys[order], weights, order, predicted, probabilities)
+        units = None if together is None else np.unique(together, return_inverse=True)[1][order]
+        rows = cls(x, z[order], keys[order], weights, order, predicted, probabilities, units)
         return rows if proportions is None else rows.mixed(proportions)
 
     def __len__(self) -> int:
@@ -99,8 +105,27 @@ class Rows:
 
     @property
     def effective(self) -> float:
-        """Effective number of rows 1 / sum w^2 (Kish); N where all weigh the same."""
-        return 1.0 / float((self.weights**2).sum()) if len(self) else 0.0
+        """Effective number of rows, or of what belongs together, 1 / sum w^2 (Kish); N where all weigh the same."""
+        return 1.0 / float((self.sums(self.weights) ** 2).sum()) if len(self) else 0.0
+
+    @property
+    def draws(self) -> int:
+        """Rows, or groups of those that belong together."""
+        return len(self) if self.units is None else len(np.unique(self.units))
+
+    def sums(self, x: np.ndarray) -> np.ndarray:
+        """Sums of `x` (N, ...) over rows that belong together; `x` itself where each stands for itself."""
+        if self.units is None:
+            return x
+        found = np.zeros((int(self.units.max(initial=-1)) + 1, *x.shape[1:]))
+        np.add.at(found, self.units, x)
+        return found
+
+    def draws_of_class(self) -> np.ndarray:
+        """(K,) rows of each class up to the last one, or groups of those that belong together."""
+        if self.units is None:
+            return np.bincount(self.labels)
+        return np.bincount(np.unique(np.stack([self.labels, self.units]), axis=1)[0])
 
     @property
     def array(self) -> np.ndarray:
@@ -117,7 +142,10 @@ class Rows:
         """The rows `keep`, (n,) ascending row numbers or an (N,) mask; weights are scaled to sum to 1 again."""
         w = self.weights[keep]
         w = w / w.sum() if len(w) else w
-        return replace(self, labels=self.labels[keep], keys=self.keys[keep], weights=w, index=self.index[keep])
+        units = None if self.units is None else self.units[keep]
+        return replace(
+            self, labels=self.labels[keep], keys=self.keys[keep], weights=w, index=self.index[keep], units=units
+        )
 
     def mixed(self, proportions: np.ndarray) -> Rows:
         """The rows of the classes with `proportions` (C,) > 0, weighted to that class mix."""
@@ -146,8 +174,12 @@ class Rows:
         return replace(self, weights=(left / max(left.sum(), 1e-300) / np.maximum(counts, 1))[self.labels])
 
     def groups(self) -> np.ndarray:
-        """(N,) int64 jackknife group of each row; the rows of a class spread as evenly as can be."""
-        return np.arange(len(self)) % GROUPS
+        """(N,) int64 jackknife group of each row; the rows of a class spread as evenly as can be, those that belong
+        together in one, unless there is nothing else."""
+        if self.units is None or self.draws < 2:
+            return np.arange(len(self)) % GROUPS
+        _, first, unit = np.unique(self.units, return_index=True, return_inverse=True)
+        return np.argsort(np.argsort(first))[unit] % GROUPS
 
     def left_out_weights(self) -> np.ndarray:
         """(N, G + 1) weights of rows with each group left out (0 for its own rows) and, in the last column, with none.

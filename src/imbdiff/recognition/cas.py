@@ -30,8 +30,9 @@ PROTOCOL = (
     "accuracy on real test images of a classifier trained on the synthetic images alone, class-balanced batches, over "
     "the classes that have at least {least} synthetic images; next to it the same classifier trained on the real "
     "training images of these classes; mean over {seeds} seeds; 95 % interval: Wilson over test images, widened by the "
-    "spread of the seeds"
+    "spread of the seeds{together}"
 )
+TOGETHER = "; of test images that belong together, the effective number (Kish)"
 MIN_SYNTHETIC = 10
 """Synthetic images of a class, for the class to take part."""
 SOURCE = "Ravuri and Vinyals 2019"
@@ -84,9 +85,11 @@ def classification_accuracy_score(
         for scope in scopes(train.class_names, groups):
             members = np.isin(scope.classes, classes)
             mine = np.isin(part.labels, scope.classes)
-            estimate = _estimate(right, mine, int(np.isin(images.labels, scope.classes[members]).sum()))
+            together = None if part.groups is None else part.groups[mine]
+            estimate = _estimate(right, mine, int(np.isin(images.labels, scope.classes[members]).sum()), together)
             result.add(Number.made(origin, scope.name, estimate, int((~members).sum())), scope, kind)
-    return result, PROTOCOL.format(least=MIN_SYNTHETIC, seeds=len(seeds))
+    how = {"least": MIN_SYNTHETIC, "seeds": len(seeds), "together": "" if test.groups is None else TOGETHER}
+    return result, PROTOCOL.format(**how)
 
 
 def _predicted(
@@ -105,7 +108,10 @@ def _predicted(
     return classes[predict(network, asked)]
 
 
-def _estimate(right: np.ndarray | None, mine: np.ndarray, n_trained: int) -> Estimate:
+def _estimate(
+    right: np.ndarray | None, mine: np.ndarray, n_trained: int, together: np.ndarray | None = None
+) -> Estimate:
+    """The share that is right (S, N) of the images `mine`, of which those of one value of `together` are one draw."""
     n = int(mine.sum())
     if right is None or n == 0 or n_trained == 0:
         reason = (
@@ -116,12 +122,16 @@ def _estimate(right: np.ndarray | None, mine: np.ndarray, n_trained: int) -> Est
         return Estimate(None, refused=reason, n_synthetic=n_trained, n_reference=n)
     by_seed = right[:, mine].mean(axis=1)
     value = float(by_seed.mean())
-    low, high = wilson(round(value * n), n)
+    effective = float(n)
+    if together is not None:
+        sizes = np.unique(together, return_counts=True)[1]
+        effective = n * n / float((sizes**2).sum())
+    low, high = wilson(round(value * n) * effective / n, effective)
     wide = 0.0
     if len(by_seed) > 1:
         wide = student95(len(by_seed) - 1) * float(by_seed.std(ddof=1)) / math.sqrt(len(by_seed))
     below, above = math.hypot(max(value - low, 0), wide), math.hypot(max(high - value, 0), wide)
     return Estimate(
-        value, max(0.0, value - below), min(1.0, value + above), None, n_trained, n, float(n),
+        value, max(0.0, value - below), min(1.0, value + above), None, n_trained, n, effective,
         {"seeds": len(by_seed), "sd_over_seeds": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None},
     )  # fmt: skip
