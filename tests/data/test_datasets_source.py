@@ -103,8 +103,11 @@ def test_columns_by_type_name_and_option(tmp_path):
     with pytest.raises(DataError, match="'label' is not there or holds no images"):
         load(f"hf:{path}?label=label&image=label")
     mask = ([{"bytes": encoded(noise(5, 6)), "path": None}] * 4, datasets.Image())
-    with pytest.raises(DataError, match="2 columns may be the images: image, mask"):
-        load(f"hf:{parquet(tmp_path / 'mask', train=rows(4, mask=mask))}")
+    found = load(f"hf:{parquet(tmp_path / 'mask', train=rows(4, mask=mask))}")
+    assert np.array_equal(found.read().images[3], noise(5, 6, 3, seed=3))
+    assert any("not used: 'mask'" in note for note in found.warnings)
+    with pytest.raises(DataError, match="2 columns may be the images: image, other"):
+        load(f"hf:{parquet(tmp_path / 'other', train=rows(4, other=mask))}")
     several = ([[0], [1], [0, 1], []], datasets.Sequence(datasets.Value("int64")))
     path = parquet(tmp_path / "lists", train=rows(4, tags=several))
     with pytest.raises(DataError, match="'tags' is not there or holds no labels"):
@@ -355,3 +358,29 @@ def test_a_folder_whose_metadata_say_the_labels_names_the_source_that_reads_it(t
     found = load(named)
     assert found.class_names == ("a", "b")
     assert found.labels().tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("form", ["parquet", "struct", "shards"])
+@pytest.mark.parametrize("word", ["_mask", "-thumb", "_64x64"])
+def test_by_products_by_the_names_of_files(tmp_path, form, word):
+    """Every other row is a mask or the like of the image before it, as it is in a folder that was packed."""
+    names = [f"{i // 2:02d}{word * (i % 2)}.png" for i in range(12)]
+    cells = [{"bytes": encoded(noise(5, 6, 3, seed=i)), "path": name} for i, name in enumerate(names)]
+    labels = [i // 2 % 2 for i in range(12)]
+    if form == "shards":
+        members = {name: cell["bytes"] for name, cell in zip(names, cells, strict=True)}
+        members |= {name.replace(".png", ".cls"): str(k).encode() for name, k in zip(names, labels, strict=True)}
+        path = tarred(tmp_path / "a.tar", dict(sorted(members.items())))
+    else:
+        typed = {} if form == "struct" else {"image": datasets.Image(), "label": datasets.Value("int64")}
+        table = datasets.Dataset.from_dict(
+            {"image": cells, "label": labels}, features=datasets.Features(typed) if typed else None
+        )
+        table.to_parquet(path := tmp_path / "a.parquet")
+    found, kept = load(path), load(f"{path}?byproducts=keep")
+    assert (len(found.ids()), len(kept.ids())) == (6, 12)
+    assert any("left out" in note and "byproducts=keep" in note for note in found.warnings)
+    assert any("may be masks" in note for note in kept.warnings)
+    images = found.read()
+    assert np.array_equal(images.images, [noise(5, 6, 3, seed=i) for i in range(0, 12, 2)])
+    assert images.labels.tolist() == labels[::2]

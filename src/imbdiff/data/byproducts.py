@@ -57,6 +57,11 @@ def is_pictures(name: str) -> bool:
     return bool(_PICTURE.fullmatch(name))
 
 
+def is_byproduct(name: str) -> bool:
+    """Whether a column of images is called as masks and the like are."""
+    return any(_WORD.fullmatch(word) for word in re.split(r"[ ._-]+", name))
+
+
 def find_byproducts(images: Sequence[str], level: int = 0) -> tuple[list[str], list[str]]:
     """Images that belong to others of a set, and those that lie in folders of such a name without belonging to one.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import glob
 import os
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from imbdiff.data.arrays import item_records
+from imbdiff.data.byproducts import KEEP, is_byproduct, left_out_byproducts
 from imbdiff.data.decode import LARGEST, File, UnusableImageError
 from imbdiff.data.folder import is_inside
 from imbdiff.data.grouping import is_group_column, of_values, unused_columns
 from imbdiff.data.labels import check_file, read_names, several_labels
-from imbdiff.data.names import counted, display_name
+from imbdiff.data.names import counted, display_name, named
 from imbdiff.data.reading import Reader
 from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec, user_path
@@ -35,7 +37,7 @@ from imbdiff.runtime.errors import ConfigError, DataError, listing
 from imbdiff.runtime.files import digest
 from imbdiff.runtime.tables import optional
 
-OPTIONS = ("image", "label", "names", "split", "group", "several", "train", "val", "test", "config", "revision")
+OPTIONS = ("image", "label", "names", "split", "group", "several", "train", "val", "test", "config", "revision", KEEP)
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
 LABELS = ("label", "class", "cls", "json.label", "json.cls", "txt")
 """Columns that are taken without an option where no other, or several, have the type of an image or a class label."""
@@ -61,6 +63,8 @@ def open_source(spec: Spec) -> Source:
     flat = {split: _flattened(found) for split, found in sets.items()}
     features = flat["train"].features
     image, label = (column_of(features, what, options.get(what), where) for what in ("image", "label"))
+    if image_columns := [name for name, kind in features.items() if _is_image(kind) and name != image]:
+        notes.append(f"the images of {where} are those of the column {image!r}; not used: {named(image_columns)}")
     for split, found in flat.items():
         if any(str(found.features.get(column)) != str(features[column]) for column in (image, label)):
             raise DataError(f"{where}: the columns or class names of {split} and train differ", "make them the same")
@@ -69,10 +73,15 @@ def open_source(spec: Spec) -> Source:
     labels, more = _labels(flat, label, where)
     several, found = several_labels((v for y in labels.values() for v in y), where, options.get("several"))
     notes += [*more, *found]
-    if several:
-        rows = {split: [i for i, v in enumerate(y) if v not in several] for split, y in labels.items()}
-        flat, sets = ({split: some[split].select(rows[split]) for split in rows} for some in (flat, sets))
-        labels = {split: [v for v in y if v not in several] for split, y in labels.items()}
+    rows = {split: [i for i, v in enumerate(y) if v not in several] for split, y in labels.items()}
+    for split, kept in rows.items():
+        called = _names(sets[split], flat[split], image, labels[split])
+        chosen = [called[i] for i in kept] if called else []
+        lost, more = left_out_byproducts(chosen, f"{where}, {split}", 0, options.get(KEEP) == "keep")
+        rows[split], notes = [i for i in kept if not lost or called[i] not in lost], [*notes, *more]
+        if len(rows[split]) < len(labels[split]):
+            flat[split], sets[split] = flat[split].select(rows[split]), sets[split].select(rows[split])
+            labels[split] = [labels[split][i] for i in rows[split]]
     splits = {split: item_records(split, y, _ids(flat[split], split, image)) for split, y in labels.items()}
     if group := options.get("group"):
         values = {split: _values(flat[split], _existing(flat[split], group, "group", where)) for split in splits}
@@ -347,6 +356,8 @@ def column_of(features: Mapping[str, Any], what: str, asked: str | None, where: 
         found = [name for name, kind in features.items() if _is_image(kind)]
         usable = [name for name, kind in features.items() if _is_image(kind) or _dtype(kind).endswith("binary")]
         found = found or [name for name in usable if name.lower() in IMAGES]
+        if len(found) > 1:
+            found = [name for name in found if not is_byproduct(name)] or found
     else:
         found = [name for name, kind in features.items() if class_names(kind) is not None]
         usable = [name for name, kind in features.items() if _dtype(kind).startswith(LABEL_TYPES)]
@@ -407,6 +418,19 @@ def _labels(sets: Mapping[str, Any], name: str, where: str) -> tuple[dict[str, l
             "label them or leave them out, or choose another column by ?label=COLUMN",
         )
     return kept, notes
+
+
+def _names(dataset: Any, flat: Any, column: str, labels: Sequence[Any]) -> list[str]:
+    """``LABEL/NAME`` of each image, by the names of the files that the images were; [] where these are not known."""
+    keys = _ids(flat, "", column)
+    paths: Sequence[str | None] = [key.lstrip("/") for key in keys or ()]
+    if not keys and _is_image(dataset.features[column]):
+        parts = _encoded(dataset, column).flatten()
+        paths = parts.select_columns([f"{column}.path"])[f"{column}.path"]
+    if not any(paths):
+        return []
+    names = [posixpath.basename(path) if os.path.isabs(path) else path for path in (path or "" for path in paths)]
+    return [f"{label}/{name}" for label, name in zip(labels, names, strict=True)]
 
 
 def _encoded(dataset: Any, column: str) -> Any:
