@@ -16,7 +16,6 @@ from imbdiff.runtime.convert import convert
 from imbdiff.runtime.errors import ConfigError, nearest
 
 T = TypeVar("T")
-# numbers with the interval that they must be in
 Count = Annotated[int, "[1, inf)"]
 Natural = Annotated[int, "[0, inf)"]
 Share = Annotated[float, "[0, 1]"]
@@ -140,6 +139,20 @@ class ModelConfig(Group):
 
 
 @dataclass(frozen=True)
+class CodecConfig(Group):
+    """Between images and the space in which the model generates."""
+
+    prefix = "codec."
+    kind: Literal["auto", "identity", "patch"] = "auto"
+    """identity: pixels. patch: blocks of pixels in the basis of their principal components: larger images at the cost
+    of small ones. auto: pixels up to 64 pixels a side, above it patch."""
+    factor: Annotated[int, "[2, 8]"] | None = None
+    """Of the codec patch: side of a block in pixels. Default: 4."""
+    channels: Count | None = None
+    """Of the codec patch: numbers kept of each block. Default: one for each of its pixels; all for grey images."""
+
+
+@dataclass(frozen=True)
 class TrainConfig(Group):
     """Training the diffusion model. Amounts of training are in images seen."""
 
@@ -231,9 +244,8 @@ class SampleConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_unless(
-            self.interval[0] <= self.interval[1], f"interval={self.interval} must be low <= high", "exchange them"
-        )
+        low, high = self.interval
+        self.refuse_unless(low <= high, f"interval={self.interval} must be low <= high", "exchange them")
 
 
 @dataclass(frozen=True)
@@ -404,6 +416,7 @@ class RunConfig(Group):
     """Trackers that get the log too: tensorboard, wandb, mlflow and others of accelerate."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     curate: CurateConfig = field(default_factory=CurateConfig)

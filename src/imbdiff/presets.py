@@ -34,6 +34,17 @@ _CIFAR_LT: dict[str, Any] = {
     },
 }  # fmt: skip
 
+
+def _photographs(size: int) -> dict[str, Any]:
+    return {
+        "data": {"size": size},
+        "codec": {"kind": "patch"},
+        "model": {"process": "ddpm-cosine-v"},
+        "train": {**_SHORT, "images": 200_000, "batch_size": 32, "warmup_images": 6_400},
+        "classify": {"steps": 600, "batch_size": 64, "seeds": 3},
+    }
+
+
 IMAGENET_LT = 115_846
 """Training images of ImageNet-LT."""
 
@@ -87,6 +98,16 @@ PRESETS: dict[str, Preset] = {
             "train": {**_SHORT, "images": 16_000, "batch_size": 16, "warmup_images": 2_000, "ema_half_life": 0.05},
             "classify": {"steps": 300, "batch_size": 64, "seeds": 3},
         },
+    ),
+    "photo-128": Preset(
+        idea="photographs at 128 pixels in the space of the patch codec, on a CPU: hours",
+        expect="not run yet",
+        overrides=_photographs(128),
+    ),
+    "photo-256": Preset(
+        idea="photographs at 256 pixels in the space of the patch codec: a GPU, or a day on a CPU",
+        expect="not run yet",
+        overrides=_photographs(256),
     ),
     "standard": Preset(
         idea="up to 64 pixels on a GPU: an hour or a few",

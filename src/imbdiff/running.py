@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: verb -> groups of a run's options that it uses
 GROUPS: dict[str, tuple[str, ...]] = {
-    "train": ("data", "model", "train"),
+    "train": ("data", "model", "codec", "train"),
     "sample": ("sample", "curate"),
     "curate": ("curate",),
     "evaluate": ("evaluate",),

@@ -16,6 +16,7 @@ import yaml
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 
 from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.codecs.patch import PatchCodec
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.guidance import ClassifierFree
 from imbdiff.diffusion.model import DiffusionModel, build_model
@@ -335,3 +336,20 @@ def test_a_model_whose_network_gives_no_images_is_refused(tmp_path: Path, part: 
     (tmp_path / "pipe" / part).mkdir()
     with pytest.raises(ConfigError, match=part):
         from_diffusers(tmp_path / "pipe")
+
+
+def test_a_network_on_patches_keeps_its_codec(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 18, 16, 3), dtype=np.uint8)
+    codec = PatchCodec.fit(images, 4, 5)
+    model = build_model("unet-8", PROCESSES["flow"], (3, 18, 16), STATS, seed=3, codec=codec).eval()
+    expected = generate(model, [0, 2], [5, 6], sampler="euler", steps=3, batch_size=2)
+    to_diffusers(model, tmp_path / "pipe", sampler="euler")
+    back = from_diffusers(tmp_path / "pipe")
+    assert back.codec.shape == codec.shape
+    assert abs(generate(back, [0, 2], [5, 6], sampler="euler", steps=3, batch_size=2).astype(int) - expected).max() <= 1
+    pipe = ImbalancedDiffusionPipeline.from_pretrained(tmp_path / "pipe")
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch_rng(seed, "image") for seed in (5, 6)]
+    drawn = pipe([0, 2], num_inference_steps=3, output_type="np", generator=generators).images
+    assert abs(np.rint(drawn * 255) - expected).max() <= 1
+    assert "from_patches" in (tmp_path / "pipe" / "pipeline.py").read_text()

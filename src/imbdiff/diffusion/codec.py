@@ -27,6 +27,7 @@ class Codec(ABC):
     of what it is given. It is not changed once made, so that copies of a model share it.
 
     Attributes:
+        what: it is, in a line.
         name: the key in `codecs.CODECS`, and the "kind" of `to_json`.
         image: (C, H, W) of the images.
         shape: (c, h, w) of one encoded image.
@@ -38,6 +39,7 @@ class Codec(ABC):
             others are decoded with it.
     """
 
+    what: ClassVar[str] = ""
     name: ClassVar[str]
     image: tuple[int, int, int]
     shape: tuple[int, int, int]
@@ -126,6 +128,7 @@ class IdentityCodec(Codec):
         shape: (C, H, W) of the images.
     """
 
+    what: ClassVar[str] = "pixels in [-1, 1]; where nothing is said, up to 64 pixels a side"
     name: ClassVar[str] = "identity"
     bound: ClassVar[float | None] = 1.0  # type: ignore[misc]
 

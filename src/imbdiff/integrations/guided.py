@@ -19,6 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.nn import functional as F
 
+from imbdiff.diffusion.codecs.patch import from_patches
 from imbdiff.diffusion.schedulers import align, start
 from imbdiff.runtime.errors import ConfigError, ImbdiffError
 
@@ -55,7 +56,7 @@ of the run (`report.html`) has the measurements.
 
 
 class ImbalancedDiffusionPipeline(DiffusionPipeline):
-    """Class-conditional images in pixel space with classifier-free guidance.
+    """Class-conditional images with classifier-free guidance, of networks on pixels or on patches of pixels.
 
     Args:
         unet: a network with C + 1 class embeddings, the last for "no class"; called as ``unet(x, t, class_labels)``.
@@ -63,6 +64,7 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
         image_size: [height, width] of the images; the network's own size by default. Where it is smaller, inputs are
             padded at the right and bottom by repeating the border.
         class_names, class_counts: of the training labels, in label order.
+        patches: of a network on patches: their "factor", and "weight" and "bias" of `from_patches`.
     """
 
     model_cpu_offload_seq = "unet"
@@ -74,10 +76,13 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
         image_size: list | None = None,
         class_names: list | None = None,
         class_counts: list | None = None,
+        patches: dict | None = None,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(image_size=image_size, class_names=class_names, class_counts=class_counts)
+        self.register_to_config(
+            image_size=image_size, class_names=class_names, class_counts=class_counts, patches=patches
+        )
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
@@ -201,7 +206,9 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
             raise ConfigError(f"unknown output_type {output_type!r}", "use pil, np or pt")
         device = self._execution_device
         y = torch.tensor(labels, device=device)
-        size = self.config.image_size or pair(self.unet.config.sample_size)
+        size, patches = self.config.image_size or pair(self.unet.config.sample_size), self.config.patches
+        if patches:
+            size = [-(-side // patches["factor"]) for side in size]
         shape = (len(labels), self.unet.config.in_channels, *size)
         x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         start(self.scheduler, num_inference_steps)
@@ -224,6 +231,9 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
                 conditional, unconditional = both.chunk(2)
                 prediction = conditional + (guidance_scale - 1) * (conditional - unconditional)
             x = self.scheduler.step(prediction, timestep, x, **options, return_dict=False)[0]
+        if patches:
+            weight, bias = (torch.tensor(patches[name], device=device) for name in ("weight", "bias"))
+            x = from_patches(x.float(), weight, bias, patches["factor"], self.config.image_size)
         images: Any = (x.float() / 2 + 0.5).clamp(0, 1).cpu()
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).numpy()
@@ -235,7 +245,7 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
 
 def own_code() -> str:
     """This file as one that needs diffusers alone: what it imports from this package stands in it."""
-    used = "\n\n".join(inspect.getsource(one) for one in (ImbdiffError, ConfigError, align, start))
+    used = "\n\n".join(inspect.getsource(one) for one in (ImbdiffError, ConfigError, align, start, from_patches))
     return re.sub(r"(?:^from imbdiff\..*\n)+", lambda _: f"\n{used}\n", Path(__file__).read_text("utf-8"), flags=re.M)
 
 

@@ -28,6 +28,7 @@ from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.backbones import DiTBackbone, UNetBackbone
 from imbdiff.diffusion.codec import Codec, IdentityCodec
 from imbdiff.diffusion.codecs.autoencoder import open_autoencoder
+from imbdiff.diffusion.codecs.patch import PatchCodec
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec
 from imbdiff.diffusion.process import DDPM, Flow, Process
 from imbdiff.diffusion.schedulers import make_scheduler
@@ -129,13 +130,20 @@ def to_pipeline(model: DiffusionModel, *, sampler: str | None = None) -> Imbalan
         raise ConfigError(
             f"diffusers' networks count time in training steps; this model has {model.process.num_steps}, not 1,000"
         )
-    stats = model.spec.stats
+    stats, codec = model.spec.stats, model.codec
+    patches = None
+    if isinstance(codec, PatchCodec):
+        weight = codec.basis * codec.std
+        patches = {"factor": codec.factor, "weight": weight.tolist(), "bias": codec.mean.tolist()}
+    elif codec.name != "identity":
+        raise ConfigError(f"models with the codec {codec.name} cannot be exported yet", "use --codec.kind patch")
     return ImbalancedDiffusionPipeline(
         unet=plain_network(model),
         scheduler=scheduler_for(model.process, sampler, model.codec.bound),
         image_size=list(model.spec.shape[1:]),
         class_names=list(stats.names),
         class_counts=list(stats.counts),
+        patches=patches,
     )
 
 
@@ -209,7 +217,13 @@ def from_diffusers(
     shape = (net.config.in_channels, *(index.get("image_size") or pair(net.config.sample_size)))
     is_dit = isinstance(net, DiTTransformer2DModel)
     config = json.loads(json.dumps(_spec_config(net, is_dit)))
-    codec = _codec(folder / "vae", shape) if index.get("vae") or (folder / "vae").exists() else IdentityCodec(shape)
+    codec: Codec = IdentityCodec(shape)
+    if patches := index.get("patches"):
+        weight, f = torch.tensor(patches["weight"]), int(patches["factor"])
+        std, image = weight.norm(dim=0), (len(weight) // f**2, *shape[1:])
+        codec = PatchCodec(image, f, torch.tensor(patches["bias"]), weight / std, std, 0.0)
+    elif index.get("vae") or (folder / "vae").exists():
+        codec = _codec(folder / "vae", shape)
     spec = ModelSpec("dit" if is_dit else "unet", config, codec.image, process.to_json(), stats, codec)
     model = from_spec(spec)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 from imbdiff.constants import Constant
 from imbdiff.data.benchmarks import BENCHMARKS
 from imbdiff.diffusion.backbones import BACKBONES
+from imbdiff.diffusion.codecs import CODECS
 from imbdiff.diffusion.guidances import GUIDANCE, GuidanceEntry, guidance_entries, known_constants
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import METHODS, get_method
@@ -33,6 +34,7 @@ def as_json() -> dict[str, dict[str, dict[str, Any]]]:
         "presets": {n: {"idea": p.idea, "expect": p.expect} for n, p in PRESETS.items()},
         "benchmarks": {n: {"idea": b.what, "from": b.get} for n, b in BENCHMARKS.items()},
         "backbones": {n: {"idea": idea} for n, (_, _, idea) in BACKBONES.items()},
+        "codecs": {n: {"idea": c.what} for n, c in CODECS.items()},
         "samplers": {n: {"idea": s.what, "steps": s.steps} for n, s in SAMPLERS.items()},
         "guidance": {
             n: {"idea": g.what, "when": g.when, "source": g.source, "needs": ", ".join(g.needs)}

@@ -9,7 +9,8 @@ checkpoints/        of each training phase
 previews/           grids of classes by samples while training
 watch.jsonl         numbers measured while training, where that was asked for
 trackers/           files of trackers such as tensorboard, where one was asked for
-model/              the averaged weights: model.json, model.safetensors; of a guide: guide.json, guide.safetensors
+model/              the averaged weights: model.json, model.safetensors; of a guide: guide.json, guide.safetensors;
+                    of a codec: codec.safetensors
 samples/            class folders of PNGs, manifest.json
 curation/           where images were chosen among: manifest.json (which are kept, why, scores), the working classifier
 metrics.json        the numbers of the evaluation
@@ -138,7 +139,8 @@ class RunFolder:
             raise RunError(
                 f"{self.path} is not a run folder (config.yaml is missing)", "give a folder that `imbdiff run` made"
             )
-        values = read_yaml(self / "config.yaml")
+        # runs of versions without codecs are of pixels
+        values = {"codec": {"kind": "identity"}, **read_yaml(self / "config.yaml")}
         source = str(values.pop("source", ""))
         if not source:
             raise RunError(
@@ -163,9 +165,12 @@ class RunFolder:
         """`config` with what it leaves to the images as this run, where it has begun, decided it."""
         if not self.exists:
             return config
-        saved, open_ = self.saved()[1].data, (None, "auto")
-        own = {f.name: getattr(saved, f.name) for f in fields(saved) if getattr(config.data, f.name) in open_}
-        return replace(config, data=replace(config.data, **own))
+        saved, open_ = self.saved()[1], (None, "auto")
+        own = {f.name: getattr(saved.data, f.name) for f in fields(saved.data) if getattr(config.data, f.name) in open_}
+        codec = config.codec
+        if codec.kind == "auto" and codec in (type(codec)(), replace(saved.codec, kind="auto")):
+            codec = saved.codec
+        return replace(config, data=replace(config.data, **own), codec=codec)
 
     def class_stats(self) -> ClassStats:
         """The classes of the training images, as the split has them."""

@@ -82,11 +82,13 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     if config.model.init is not None:
         init_folder(config.model.init)
         for name, value in (
-            ("backbone", config.model.backbone != "auto"),
-            ("dropout", config.model.dropout is not None),
+            ("model.backbone", config.model.backbone != "auto"),
+            ("model.dropout", config.model.dropout is not None),
+            ("codec.factor", config.codec.factor is not None),
+            ("codec.channels", config.codec.channels is not None),
         ):
             if value:
-                raise ConfigError(f"--model.{name} has no effect on a model that is there already", "leave it out")
+                raise ConfigError(f"--{name} has no effect on a model that is there already", "leave it out")
 
 
 def check_fit(
@@ -105,7 +107,8 @@ def check_fit(
     how = sampling(config)
     how.check(prepared.stats, prepared.groups)
     if training:
-        new_model(prepared, config)
+        model = new_model(prepared, config)
+        make_scheduler(how.sampler, model.process, how.steps, model.codec.bound)
         check_phases(prepared, config, world=world)
     some = sum(wanted) > 0
     none = classifier_use(config.classify).lacking(wanted, prepared.stats.names)
@@ -203,7 +206,8 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         "groups": prepared.groups.rule,
         "preset": config.preset,
         "method": f"{config.method}: {method.idea}",
-        "model": f"{training.choose_backbone(config, shape)}, {parameters:,} parameters",
+        "codec": training.codec_text(model.codec),
+        "model": f"{training.choose_backbone(config, max(model.codec.shape[1:]))}, {parameters:,} parameters",
         "train": f"{seen:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}",
         "previews": f"{previews} of {classes} classes: {duration(preview_seconds)} (--train.preview_images 0: none)",
         "sample": f"{sampled:,} images, {how.sampler}, {how.steps} steps, {guided}: {duration(sample_seconds)}",
@@ -214,7 +218,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         "memory": f"{memory / 2**30:.1f} GiB at the peak of training ({device})",
         "in all": f"about {duration(total)} on {device}, from a measured probe; a minute or so of measuring on top",
     }
-    for name, there in (("curate", curating), ("previews", previews > 0)):
+    for name, there in (("codec", model.codec.name != "identity"), ("curate", curating), ("previews", previews > 0)):
         if not there:
             del rows[name]
     return Plan(tuple(rows.items()), total)
@@ -229,7 +233,7 @@ def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device:
         geometric=training.geometric(phase, method_of(config), training.symmetry_of(prepared, config)),
     )  # fmt: skip
     optimizer = torch.optim.Adam([p for p in step.parameters() if p.requires_grad], fused=True)
-    bf16 = resolve_precision(config.train.precision, device, min(prepared.train.shape[:2])) == "bf16"
+    bf16 = resolve_precision(config.train.precision, device, min(batches.codec.shape[1:])) == "bf16"
     seconds = []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for i in range(3):

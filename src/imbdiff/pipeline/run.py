@@ -152,8 +152,9 @@ class Run:
             f"({max(stats.counts)} to {min(stats.counts)}, imbalance factor {stats.imbalance_factor:.4g}), "
             f"{val} for validation, {len(prepared.test)} for testing, {'x'.join(map(str, prepared.train.shape))}"
         )
-        for warning in (warning for warning in prepared.warnings if warning not in self.said):
-            self.log(f"  note: {warning}")
+        notes = [*(w for w in prepared.warnings if w not in self.said), *training.codec_note(prepared, self.config)]
+        for note in notes:
+            self.log(f"  note: {note}")
         self.said |= set(prepared.warnings)
         if self.config.data.augment == "auto":
             self.log(f"  note: {unasked_changes(prepared.flippable)}")

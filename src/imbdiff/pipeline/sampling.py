@@ -476,8 +476,8 @@ def sample(
 
 
 def weights_identity(model: DiffusionModel) -> str:
-    """A hash of the model's weights."""
-    h = hashlib.sha256()
+    """A hash of the model's weights, and of its codec where that has some."""
+    h = hashlib.sha256(model.codec.fingerprint.encode() if model.codec.tensors() else b"")
     for name, value in sorted(model.state_dict().items()):
         h.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()

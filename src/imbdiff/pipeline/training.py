@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -22,6 +22,8 @@ from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.data.symmetry import Symmetry, unasked
+from imbdiff.diffusion.codec import Codec, IdentityCodec
+from imbdiff.diffusion.codecs.patch import PatchCodec
 from imbdiff.diffusion.model import DiffusionModel, build_model, without_augmentation
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
@@ -47,15 +49,10 @@ def symmetry_of(prepared: Prepared, config: RunConfig) -> Symmetry:
     return unasked(prepared.flippable) if config.data.augment == "auto" else config.data.augment
 
 
-def choose_backbone(config: RunConfig, shape: tuple[int, int, int]) -> str:
-    """The backbone's name; "auto" goes by image side, and by whether there is a GPU.
-
-    Args:
-        shape: (H, W, C).
-    """
+def choose_backbone(config: RunConfig, side: int) -> str:
+    """The backbone's name; "auto" goes by the larger side of model space, and by whether there is a GPU."""
     if config.model.backbone != "auto":
         return config.model.backbone
-    side = max(shape[:2])
     if side <= 10:
         return "unet-8"
     if resolve_device(config.device).type == "cpu":
@@ -112,6 +109,57 @@ def geometric(phase: Phase, method: Method, symmetry: Symmetry) -> Geometric | N
     return Geometric(method.ada, None if method.ada_range == "all" else symmetry)
 
 
+Kind = Literal["identity", "patch"]
+LARGEST_IN_PIXELS = 64
+"""Side of images whose model space is pixels where nothing is said."""
+_FITTED: dict[tuple[Any, ...], Codec] = {}
+
+
+def codec_kind(config: RunConfig, shape: tuple[int, int, int]) -> Kind:
+    """The codec of a new model, by name; "auto" goes by the side of images (H, W, C).
+
+    Raises:
+        ConfigError: options of another codec.
+    """
+    codec = config.codec
+    unasked: Kind = "patch" if max(shape[:2]) > LARGEST_IN_PIXELS else "identity"
+    kind = unasked if codec.kind == "auto" else codec.kind
+    given = [f"--codec.{name}" for name in ("factor", "channels") if getattr(codec, name) is not None]
+    if given and kind == "identity":
+        raise ConfigError(
+            f"{' and '.join(given)} without effect: the codec is identity (images up to {LARGEST_IN_PIXELS} pixels)",
+            "leave them out, or give --codec.kind patch",
+        )
+    return kind
+
+
+def codec_of(prepared: Prepared, config: RunConfig) -> Codec:
+    """The codec of a new model, with what it takes from the training images."""
+    height, width, channels = prepared.train.shape
+    if codec_kind(config, prepared.train.shape) == "identity":
+        return IdentityCodec((channels, height, width))
+    key = (prepared.manifest["hash"], prepared.train.shape, config.codec)
+    if key not in _FITTED:
+        _FITTED.clear()
+        _FITTED[key] = PatchCodec.fit(prepared.train.images, config.codec.factor or 4, config.codec.channels)
+    return _FITTED[key]
+
+
+def codec_text(codec: Codec) -> str:
+    """A codec, to print."""
+    if not isinstance(codec, PatchCodec):
+        return codec.name
+    shapes = ["x".join(map(str, shape)) for shape in (codec.shape, codec.image)]
+    return f"patch, {shapes[0]} numbers of {shapes[1]}, {codec.psnr:.1f} dB (pixels: --codec.kind identity)"
+
+
+def codec_note(prepared: Prepared, config: RunConfig) -> list[str]:
+    """What is said of a codec that the size of the images chose; empty where they stay pixels."""
+    unasked = config.codec.kind == "auto" and config.model.init is None
+    chosen = unasked and codec_kind(config, prepared.train.shape) != "identity"
+    return [f"codec {codec_text(codec_of(prepared, config))}"] if chosen else []
+
+
 def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
     """The model that training starts from: new weights, or those of ``model.init``.
 
@@ -124,9 +172,10 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
     height, width, channels = prepared.train.shape
     shape, process, ada = (channels, height, width), PROCESSES[config.model.process], method_of(config).ada
     if config.model.init is None:
+        codec = codec_of(prepared, config)
         return build_model(
-            choose_backbone(config, prepared.train.shape), process, shape, prepared.stats,
-            seed=config.seed, dropout=config.model.dropout, augment=ada > 0,
+            choose_backbone(config, max(codec.shape[1:])), process, shape, prepared.stats,
+            seed=config.seed, dropout=config.model.dropout, augment=ada > 0, codec=codec,
         )  # fmt: skip
     folder = init_folder(config.model.init)
     model = load_model(folder, guide=False)  # this run trains its own, or has none
@@ -135,6 +184,8 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
         problems.append(f"it was trained on {len(leaked)} images that are test images here (--data.split_seed)")
     if found.shape != shape:
         problems.append(f"its images are {found.shape}, these are {shape} (channels, height, width: --data.size)")
+    if config.codec.kind not in ("auto", found.codec.name):
+        problems.append(f"its codec is {found.codec.name}, not {config.codec.kind} (--codec.kind)")
     if found.stats.names != prepared.stats.names:
         problems.append(f"its {found.stats.num_classes} classes are not these {prepared.stats.num_classes}")
     if dict(found.process) != process.to_json():
@@ -220,7 +271,9 @@ def settled(prepared: Prepared, config: RunConfig) -> RunConfig:
         config.data, size=f"{height}x{width}", resize=prepared.manifest["resize"],
         channels="grey" if channels == 1 else "colour", augment=symmetry_of(prepared, config),
     )  # fmt: skip
-    return replace(config, data=data)
+    if config.model.init is not None:  # the codec is that model's
+        return replace(config, data=data)
+    return replace(config, data=data, codec=replace(config.codec, kind=codec_kind(config, prepared.train.shape)))
 
 
 def prepare_data(
@@ -350,7 +403,10 @@ def training_inputs(prepared: Prepared, config: RunConfig) -> str:
         known = {name: value for name, value in known.items() if name != "training.ada_range"}
     if config.model.init is not None:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
+    kind = codec_kind(config, prepared.train.shape)
+    codec = {} if config.model.init or kind == "identity" else {"codec": {**asdict(config.codec), "kind": kind}}
     return digest({
+        **codec,
         "data": prepared.manifest["hash"],
         "method": [config.method, *code_identity("methods", METHODS, config.method.split("+"))],
         "constants": known,

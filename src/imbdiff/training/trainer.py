@@ -95,7 +95,8 @@ class Trainer:
 
     def _run(self) -> nn.Module:
         config, steps, batch = self.config, self.config.steps, self.config.batch_size
-        accelerator = make_accelerator(self.device, config.precision, min(self.data.shape[:2]))
+        network: Any = self.step.networks["model"]
+        accelerator = make_accelerator(self.device, config.precision, min(network.codec.shape[1:]))
         dist = Dist.current()
         set_backends(config.deterministic)
         self.step.to(accelerator.device)

@@ -8,9 +8,10 @@ from typing import Any
 
 from imbdiff.diffusion.codec import Codec, IdentityCodec
 from imbdiff.diffusion.codecs.autoencoder import AutoencoderCodec
+from imbdiff.diffusion.codecs.patch import PatchCodec
 from imbdiff.runtime.errors import ConfigError
 
-CODECS: dict[str, type[Codec]] = {"identity": IdentityCodec, "vae": AutoencoderCodec}
+CODECS: dict[str, type[Codec]] = {"identity": IdentityCodec, "patch": PatchCodec, "vae": AutoencoderCodec}
 
 #: what a model that does not name its codec has
 IDENTITY: Mapping[str, Any] = {"kind": "identity"}

@@ -50,6 +50,7 @@ class AutoencoderCodec(Codec):
         place: where the weights are: a folder of diffusers, or the ``codec.safetensors`` of a saved model.
     """
 
+    what: ClassVar[str] = "latents of a pretrained autoencoder of diffusers"
     name: ClassVar[str] = "vae"
     symmetries: ClassVar[Any] = "cached"  # type: ignore[misc]
 
