@@ -86,7 +86,7 @@ class ArraySource(Source):
         sizes: Counter[tuple[int, int]] = Counter()
         for x in self._images.values():
             sizes[x.shape[1], x.shape[2]] += len(x)
-        return Survey(dict(sizes), all(x.shape[3] == 1 for x in self._images.values()))
+        return Survey(sizes, all(x.shape[3] == 1 for x in self._images.values()))
 
     def _decode(self, split: str, decoding: Decoding, store: Path | None) -> tuple[Any, dict[int, str]]:
         x, channels = self._images[split], 1 if decoding.grey else 3

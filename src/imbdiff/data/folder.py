@@ -260,17 +260,20 @@ def by_class(tree: Tree, spec: Spec) -> tuple[dict[str, Records], list[str], lis
     ]
     if any(top.lower() not in _PLAIN for top in splits):
         notes.append(f"the splits of {where}: " + ", ".join(f"{top}/ is {split}" for top, split in splits.items()))
-    records, more = _grouped({split: _records(images, names) for split, images in rows.items() if images}, spec)
+    records = {split: _records(images, names) for split, images in rows.items() if images}
+    records, more = grouped(records, spec.options.get("group"), where, warn=spec.strict)
     return records, names, [*notes, *more, *left_out(tree, where)]
 
 
-def _grouped(records: dict[str, Records], spec: Spec) -> tuple[dict[str, Records], list[str]]:
-    """The images with their groups, where an option names these, and notes."""
-    ids, pattern = {split: one.ids for split, one in records.items()}, spec.options.get("group")
+def grouped(
+    records: dict[str, Records], pattern: str | None, where: str, *, warn: bool
+) -> tuple[dict[str, Records], list[str]]:
+    """The images with their groups by a pattern on their paths, and notes; "": none; None: a warning may be due."""
+    ids = {split: one.ids for split, one in records.items()}
     if not pattern:
         every = [path for paths in ids.values() for path in paths]
-        return records, unused_names(every, spec.text) if pattern is None and spec.strict else []
-    groups, notes = by_pattern(ids, pattern, spec.text)
+        return records, unused_names(every, where) if pattern is None and warn else []
+    groups, notes = by_pattern(ids, pattern, where)
     return {split: replace(one, groups=groups[split]) for split, one in records.items()}, notes
 
 

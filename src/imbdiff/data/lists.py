@@ -13,7 +13,6 @@ import posixpath
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +20,8 @@ from typing import NamedTuple
 from imbdiff.data.arrays import ONE_CLASS
 from imbdiff.data.byproducts import left_out_byproducts
 from imbdiff.data.decode import EXTENSIONS
-from imbdiff.data.folder import is_image, is_inside
-from imbdiff.data.grouping import FOLDER, by_pattern, of_values, unused_columns, unused_names
+from imbdiff.data.folder import grouped, is_image, is_inside
+from imbdiff.data.grouping import FOLDER, of_values, unused_columns
 from imbdiff.data.labels import check_file, read_names, several_labels
 from imbdiff.data.names import counted, display_name
 from imbdiff.data.reading import PathReader
@@ -93,14 +92,12 @@ def open_source(spec: Spec) -> Source:
             ids[split] = [row.path for row in own]
             together = of_values((row.group for row in own), ids[split], split) if by_column else None
             splits[split] = Records(ids[split], [row.label for row in own], elsewhere, together)
-    if given.get("group") and not by_column:
-        groups, found = by_pattern(ids, given["group"], spec.text)
-        splits = {split: replace(records, groups=groups[split]) for split, records in splits.items()}
+    if not by_column:
+        warn = spec.strict and not any("group=" in note for note in notes)
+        splits, found = grouped(splits, given.get("group"), spec.text, warn=warn)
         more += found
     every = [path for some in ids.values() for path in some]
     more += left_out_byproducts(every, spec.text, 0, keep=True)[1]
-    if "group" not in given and spec.strict and not any("group=" in note for note in notes):
-        more += unused_names(every, spec.text)
     tops = [top for some in assigned({path.partition("/")[0] for path in every}).values() for top in some]
     if list(splits) == ["train"] and len(tops) > 1 and "split" not in given:
         more.append(

@@ -75,44 +75,47 @@ class Records:
         return self.ids if self.places is None else self.places
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Survey:
-    """What headers say: {(height, width): images}, whether all are grey, {id: why} of the files without one.
+    """What headers say.
 
     Attributes:
-        several: images with more than one page or frame.
-        deep: images of more than 8 bits.
+        sizes: {(height, width): usable images}.
+        grey: every usable image is grey.
+        bad: {id: why} of the unusable.
+        several: usable images with more than one page or frame.
+        deep: usable images of more than 8 bits.
     """
 
-    sizes: dict[tuple[int, int], int]
-    grey: bool
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    grey: bool = True
     bad: dict[str, str] = field(default_factory=dict)
     several: int = 0
     deep: int = 0
 
+    def add(self, found: Header) -> None:
+        """Counts a usable image."""
+        self.sizes[found.size] += 1
+        self.grey = self.grey and found.grey
+        self.several, self.deep = self.several + found.several, self.deep + found.deep
+
 
 @dataclass(eq=False)
-class Scan:
+class Scan(Survey):
     """What decoding every image once, in its own size, gave.
 
     Attributes:
         hashes: {split: (N,) hash of each image's size and pixels; None if it is unusable}.
-        small: {split: (N, 8, 8, C) uint8 small versions; rows of unusable images mean nothing}.
-        sizes, modes: {(height, width): usable images}, {Pillow's mode: usable images}.
-        grey: every usable image is grey; then C = 1, otherwise 3.
+        small: {split: (N, 8, 8, C) uint8 small versions, C = 1 where all are grey; rows of unusable images mean
+            nothing}.
+        modes: {Pillow's mode: usable images}.
         coloured: usable images with a pixel that is not grey, whatever they are saved as.
-        bad: {id: why} of the unusable.
-        several: usable images with more than one page or frame.
     """
 
     hashes: dict[str, list[str | None]] = field(default_factory=dict)
     small: dict[str, np.ndarray] = field(default_factory=dict)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
-    grey: bool = True
     coloured: int = 0
-    bad: dict[str, str] = field(default_factory=dict)
-    several: int = 0
 
 
 @dataclass(frozen=True)
@@ -229,16 +232,14 @@ class Source:
 
     @cached_property
     def _survey(self) -> Survey:
-        sizes: Counter[tuple[int, int]] = Counter()
-        grey, bad, several, deep = True, {}, 0, 0
+        survey = Survey()
         for records in self.records.values():
             for name, found, why in self._each(read_header, records, "headers"):
                 if found is None:
-                    bad[name] = why
+                    survey.bad[name] = why
                 else:
-                    sizes[found.size] += 1
-                    grey, several, deep = grey and found.grey, several + found.several, deep + found.deep
-        return Survey(dict(sizes), grey, bad, several, deep)
+                    survey.add(found)
+        return survey
 
     def sizes(self) -> dict[tuple[int, int], int]:
         """{(height, width): images}, as a sample of the images has them where all of it agrees and there are many."""
@@ -261,11 +262,11 @@ class Source:
             return None
         several, deep = (-(-n * sum(kind) // len(found)) for kind in zip(
             *((header.several, header.deep) for header in found if header), strict=True))  # fmt: skip
-        return Survey({size: n for size in sizes if size}, False, {}, several, deep)
+        return Survey(Counter({size: n for size in sizes if size}), False, {}, several, deep)
 
     def scan(self) -> Scan:
         """Decodes every image of every split once."""
-        scan, deep, dark = Scan(), 0, 0
+        scan, dark = Scan(), 0
         for split, records in self.records.items():
             keys: list[str | None] = []
             small = np.zeros((len(records.ids), SMALL, SMALL, 3), dtype=np.uint8)
@@ -275,17 +276,15 @@ class Source:
                 if head is None:
                     scan.bad[name] = why
                 else:
-                    scan.sizes[head.size] += 1
+                    scan.add(head)
                     scan.modes[head.mode] += 1
-                    scan.grey = scan.grey and head.grey
-                    scan.several, deep = scan.several + head.several, deep + head.deep
                     dark += bool((small[i] < DARK).all())
                     scan.coloured += coloured
             scan.hashes[split], scan.small[split] = keys, small
         scan.grey = scan.grey or (self.greys_found and not scan.coloured)
         if scan.grey:
             scan.small = {split: x[..., :1] for split, x in scan.small.items()}
-        found = pixel_notes(scan.several, deep, dark, scan.sizes.total())
+        found = pixel_notes(scan.several, scan.deep, dark, scan.sizes.total())
         self.warnings = tuple(dict.fromkeys((*self.warnings, *found)))
         return scan
 
