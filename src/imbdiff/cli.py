@@ -422,9 +422,10 @@ def _measures_any(verb: str, words: list[str]) -> bool:
         return verb == "evaluate"
     path = next((Path(word) for word in words if not word.startswith("-")), None)
     if path is not None and path.exists() and not (path / "config.yaml").exists():
+        line = shlex.join(["imbdiff", "evaluate", str(path), "--reference", "REAL"])
         raise ConfigError(
             f"{path} is not a run folder (config.yaml is missing)",
-            f"to measure images without a run, compare them with some: imbdiff evaluate {path} --reference REAL",
+            f"to measure images without a run, compare them with some: {line}",
         )
     return False
 

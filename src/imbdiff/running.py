@@ -6,6 +6,7 @@ What is imported here is light: a folder in use and options that do not fit are 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -278,7 +279,7 @@ def proceed(verb: str, words: Sequence[str]) -> None:
         numbers = parse_numbers(command.number, names)
         if command.out is None:
             option = "--number" if command.number else "--checkpoint"
-            remedy = f"give a folder for these images: --out {folder.path.name}-more"
+            remedy = f"give a folder for these images: --out {shlex.quote(f'{folder.path.name}-more')}"
             raise ConfigError(f"{option} leaves the run in {folder.path} as it is", remedy)
         with held(replace(folder, path=Path(command.out))):
             from imbdiff.pipeline.more import sample_more

@@ -19,6 +19,7 @@ from imbdiff.metrics.extractors import Extractor, efficientnet, make_extractors
 from imbdiff.metrics.extractors.inception import find_inception_weights
 from imbdiff.metrics.features import FeatureStore, StoredReference, is_reference, load_reference, make_reference
 from imbdiff.metrics.measures import choose_measures
+from imbdiff.pipeline.folder import RunFolder
 from imbdiff.reporting.report import build_evaluation
 from imbdiff.runtime.device import resolve_device, start
 from imbdiff.runtime.dist import Dist
@@ -180,7 +181,9 @@ def _samples(fake: Images) -> Images:
         return fake
     samples = Path(fake) / "samples"
     if not (samples / "manifest.json").is_file():
-        raise RunError(f"the run {fake} has no finished samples", f"run `imbdiff sample {fake}` first")
+        raise RunError(
+            f"the run {fake} has no finished samples", f"run `{RunFolder(Path(fake)).command('sample')}` first"
+        )
     return samples
 
 

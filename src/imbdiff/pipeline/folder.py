@@ -106,6 +106,10 @@ class RunFolder:
     def exists(self) -> bool:
         return (self / self.marker).exists()
 
+    def command(self, verb: str, *words: str) -> str:
+        """The command line of a verb on this folder, as it is to be typed."""
+        return shlex.join(["imbdiff", verb, str(self.path), *words])
+
     def check_usable(self, source: str) -> None:
         """Refuses a path that holds something else, or that lies among the images.
 
@@ -198,10 +202,10 @@ class RunFolder:
         """
         old, new = flatten(to_dict(self.saved()[1])), flatten(to_dict(config))
         if verb == "curate" and new["curate.candidates"] != old["curate.candidates"]:
-            more = f"--curate.candidates {new['curate.candidates']:g}"
+            more = ("--curate.candidates", f"{new['curate.candidates']:g}")
             raise ConfigError(
-                f"{more} changes how many images are generated, and sampling comes first",
-                f"use `imbdiff sample {self.path} {more} --replace`, which curates too",
+                f"{' '.join(more)} changes how many images are generated, and sampling comes first",
+                f"use `{self.command('sample', *more, '--replace')}`, which curates too",
             )
         own = {"sample": ("sample", "curate"), "curate": ("curate",)}.get(verb, (verb,))
         if verb == "curate" and new["curate.policy"] != "none":
@@ -296,7 +300,7 @@ class RunFolder:
         """
         lost = [name for name in FOLLOWERS[stage] if name in marks]
         if lost and not replace:
-            beside = f"imbdiff sample {self.path} --number NAME=50 --out FOLDER adds images and leaves them; "
+            beside = f"{self.command('sample', '--number', 'NAME=50', '--out', 'FOLDER')} adds images and leaves them; "
             kept = "; another --out keeps both" if stage == "train" else ""
             raise RunError(
                 f"{self.path} holds results by other options, which this would replace: {', '.join(lost)}",

@@ -62,7 +62,7 @@ def _classified(folder: RunFolder) -> dict[str, Any]:
     if any("members" not in arm for arm in found["arms"]):
         raise RunError(
             f"{folder / 'classifier' / 'results.json'} was made by an earlier version",
-            f"run `imbdiff classify {folder.path} --replace`",
+            f"run `{folder.command('classify', '--replace')}`",
         )
     return found
 

@@ -66,7 +66,7 @@ def load_classifier(path: str | Path, arm: str | None = None, *, device: str = "
 def _of_run(run: RunFolder, arm: str | None) -> Path:
     """The folder of a run's classifier; of the arm that is asked for."""
     written = run.stages().get("classify", {}).get("classifiers")
-    again = f"run `{shlex.join(['imbdiff', 'classify', str(run.path)])}` first"
+    again = f"run `{run.command('classify')}` first"
     if not written:
         raise RunError(f"the run in {run.path} has no classifier yet", again)
     folders: dict[str, Path] = {}

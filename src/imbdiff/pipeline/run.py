@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -341,11 +340,11 @@ class Run:
             return None
         mark = self._sample_mark()
         if list(mark["counts"]) != list(self._candidates(prepared)):
-            option = f"--curate.candidates {self.config.curate.candidates:g}"
+            option = ("--curate.candidates", f"{self.config.curate.candidates:g}")
             raise RunError(
                 f"{self.folder / 'samples'} holds {sum(mark['counts']):,} images, the options ask for "
-                f"{sum(self._candidates(prepared)):,} candidates ({option})",
-                f"run `imbdiff sample {self.folder.path} {option} --replace` first",
+                f"{sum(self._candidates(prepared)):,} candidates ({' '.join(option)})",
+                f"run `{self.folder.command('sample', *option, '--replace')}` first",
             )
         return curation.curation_inputs(prepared, mark["plan"], self.config)
 
@@ -375,15 +374,14 @@ class Run:
         if mark is None or not place.exists():
             raise RunError(
                 f"the images in {self.folder / 'samples'} have not been chosen among yet",
-                f"run `imbdiff curate {self.folder.path}` first",
+                f"run `{self.folder.command('curate')}` first",
             )
         wrong = "" if sha256_file(place) == mark["output"] else "was altered, or is of another run"
         if mark["inputs"] != self._key("curate", self._curation_inputs(prepared), prepared):
             wrong = "was made with other options"
         if wrong:
             options = self.folder.options_of("curate", self.config)
-            line = shlex.join(["imbdiff", "curate", str(self.folder.path), *options, "--replace"])
-            raise RunError(f"{place} {wrong}", f"run `{line}` first")
+            raise RunError(f"{place} {wrong}", f"run `{self.folder.command('curate', *options, '--replace')}` first")
         return dict(read_json(place))
 
     # -- measuring and comparing
@@ -422,7 +420,7 @@ class Run:
         lines = [result.verdict.sentence] if told is None else told.lines()
         self.log("\n  ".join([f"verdict: {lines[0]}", *lines[1:]]))
         written = recognising.save_classifiers(result.classifiers, self.folder / "classifier")
-        self.log(f"classifier: {next(iter(result.classifiers))}; to use it: imbdiff predict {self.folder.path} IMAGES")
+        self.log(f"classifier: {next(iter(result.classifiers))}; to use it: {self.folder.command('predict', 'IMAGES')}")
         output = self._write(self.folder / "classifier" / "results.json", result.to_json())
         return {**output, "classifiers": written}
 
@@ -445,8 +443,8 @@ class Run:
     def _sample_mark(self) -> dict[str, Any]:
         mark = self.folder.stages().get("sample")
         if mark is None:
-            path = self.folder.path
-            raise RunError(f"{path / 'samples'} is not finished", f"run `imbdiff sample {path}` first")
+            place = self.folder / "samples"
+            raise RunError(f"{place} is not finished", f"run `{self.folder.command('sample')}` first")
         return dict(mark)
 
     def needs(self, name: str, verb: str) -> Path:
@@ -454,7 +452,7 @@ class Run:
         path = self.folder / name
         if not path.exists():
             line = repeat_command(self.source, self.folder.path, self.config) if verb == "run" else None
-            raise RunError(f"{path} is missing", f"run `{line or f'imbdiff {verb} {self.folder.path}'}` first")
+            raise RunError(f"{path} is missing", f"run `{line or self.folder.command(verb)}` first")
         return path
 
 

@@ -42,6 +42,7 @@ from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.scales import per_class, scale_table
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import method_of
+from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.recognising import plan_of, working_of
 from imbdiff.runtime.compiling import compile_if_equal, compiles, uncompile
 from imbdiff.runtime.device import resolve_device
@@ -315,7 +316,9 @@ def load_samples(
     path = folder / "manifest.json"
     manifest: Any = read_json(path) if plan is None or path.exists() else None
     if plan is not None and (manifest is None or digest(_planned(manifest)) != plan):
-        raise RunError(f"the images in {folder} are not those of this run", f"run `imbdiff sample {folder.parent}`")
+        raise RunError(
+            f"the images in {folder} are not those of this run", f"run `{RunFolder(folder.parent).command('sample')}`"
+        )
     if tuple(manifest["class_names"]) != tuple(class_names):
         raise RunError(f"the images in {folder} are of other classes than this run's", "sample again in this run")
     rows = manifest["images"]
