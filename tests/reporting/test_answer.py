@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.reporting.answer import answer
+from imbdiff.reporting.answer import answer, arm_text
 
 from . import fake
 
@@ -65,3 +65,18 @@ def test_the_control_is_used_where_its_network_was_kept() -> None:
     assert told is not None
     assert "balanced softmax" in told.next
     assert told.command == "imbdiff curate RUN --curate.policy agreement --replace"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("4 x balanced softmax", "4 x balanced softmax"),
+        ("2 x CE + 2 x CE, strong augmentation", "4 x CE, 2 of them with strong augmentation"),
+        ("2 x CE + 3 x (synthetic + CE)", "5 x CE, 3 of them with synthetic images"),
+        ("2 x CE + 2 x (repeated real + CE)", "4 x CE, 2 of them with repeated real images"),
+        ("2 x CE + 2 x (synthetic + LA)", "2 x CE + 2 x (synthetic + LA)"),
+        ("synthetic + CE", "synthetic + CE"),
+    ],
+)
+def test_names_of_ensembles_say_what_some_networks_have_more(name: str, shown: str) -> None:
+    assert arm_text(name) == shown

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from imbdiff.data.stats import ClassStats
-from imbdiff.recognition.arms import PRIMARY
+from imbdiff.recognition.arms import PRIMARY as STORED
 from imbdiff.reporting import classifier as module
+from imbdiff.reporting.answer import arm_text, comparisons
 from imbdiff.reporting.blocks import Cell, Section, Table, Text
 from imbdiff.reporting.classifier import (
     LINE,
@@ -20,7 +21,6 @@ from imbdiff.reporting.classifier import (
     accuracy_plot,
     arms_of,
     classifiers,
-    comparisons,
     difference_text,
     no_loss,
     pair,
@@ -33,6 +33,8 @@ from imbdiff.reporting.content import ReportData
 
 from . import fake
 from .looking import HOSTILE, axes_of, blocks_of, check_page, page_of, tables, text_of, words
+
+PRIMARY = arm_text(STORED)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def test_arms_stand_by_kind_and_what_a_kind_costs_is_said(data: ReportData, foun
     rows.insert(0, {**rows[-1], "name": "pupil", "members": [], "teacher": rows[-1]["name"]})
     of: dict[str, set[str]] = {"Single": set(), "Ensembles": set(), "Distilled": set()}
     for row in rows:
-        of["Ensembles" if row["members"] else "Distilled" if row["teacher"] else "Single"].add(row["name"])
+        of["Ensembles" if row["members"] else "Distilled" if row["teacher"] else "Single"].add(arm_text(row["name"]))
     names = [row[0] for row in tables(section(replace(data, classifier={**found, "arms": rows})))[0]]
     at = {kind: next(i for i, name in enumerate(names) if name.startswith(f"{kind} ")) for kind in of}
     assert list(at.values()) == sorted(at.values())
@@ -129,7 +131,7 @@ def test_arms_stand_by_kind_and_what_a_kind_costs_is_said(data: ReportData, foun
         own = names[at[kind] + 1 : end]
         assert len(own) == len(wanted)
         assert {max((name for name in wanted if one.startswith(name)), key=len) for one in own} == wanted
-    single = [row for row in rows if row["name"] in of["Single"]]
+    single = [row for row in rows if arm_text(row["name"]) in of["Single"]]
     alone = tables(section(replace(data, classifier={**found, "arms": single})))[0]
     assert len(alone) == len(single), "no line above a single kind"
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from imbdiff.data.stats import ClassStats
+from imbdiff.metrics.numbers import Direction
 from imbdiff.reporting.blocks import Cell
+from imbdiff.reporting.classifier import ADJUSTMENT
 from imbdiff.reporting.compare import (
     _marked,
     arm_lines,
@@ -51,7 +53,7 @@ def lines(*runs: ReportData) -> dict[tuple[str, str], list[str]]:
     """Values of each line, "-" where a run has none."""
     return {
         (name, scope): [cells[i].text if i in cells else "-" for i in range(len(runs))]
-        for name, scope, cells in metric_lines(runs)
+        for name, scope, _, cells in metric_lines(runs)
     }
 
 
@@ -96,7 +98,9 @@ def test_the_page_of_three_runs() -> None:
 
 
 def test_each_run_keeps_its_column() -> None:
-    name, scope, cells = arm_lines([fake.full(), other(classifier=with_classifier(accuracy=0.4321)), fake.minimal()])[1]
+    name, scope, _, cells = arm_lines(
+        [fake.full(), other(classifier=with_classifier(accuracy=0.4321)), fake.minimal()]
+    )[1]
     first = with_classifier()["arms"][0]["mean"]["accuracy"]
     assert (name, scope) == ("CE", "all")
     assert {i: cell.text for i, cell in cells.items()} == {0: f"{first:.3f}", 1: "0.432"}
@@ -160,14 +164,19 @@ def test_seeds_of_one_method_are_one_row_with_their_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "scope", "values", "best"),
-    [("arm", "all", ("0.9", "0.8"), 0), ("arm", "ECE", ("0.9", "0.8"), 1), ("FD ↓", "all", ("1,234", "99"), 1),
-     ("diversity → 1", "all", ("0.8", "1.1"), 1), ("FD ↓", "all", ("refused", "99"), None),
-     ("KD ↓", "all", ("−0.1", "0.1"), 0)],
+    ("direction", "values", "best"),
+    [("higher", ("0.9", "0.8"), [0]), ("lower", ("1,234", "99"), [1]), ("nearer 1", ("0.8", "1.1"), [1]),
+     ("lower", ("refused", "99"), []), ("lower", ("−0.1", "0.1"), [0]), ("none", ("1", "2"), []),
+     ("higher", ("0.9", "0.9"), [0, 1])],
 )  # fmt: skip
-def test_the_best_of_a_row_is_marked(name: str, scope: str, values: tuple[str, str], best: int | None) -> None:
-    made = _marked(name, scope, {i: Cell(text) for i, text in enumerate(values)})
-    assert [i for i, cell in made.items() if cell.style == "best"] == ([] if best is None else [best])
+def test_the_best_of_a_row_is_marked(direction: Direction, values: tuple[str, str], best: list[int]) -> None:
+    made = _marked({i: Cell(text) for i, text in enumerate(values)}, direction)
+    assert [i for i, cell in made.items() if cell.style == "best"] == best
+
+
+def test_calibration_is_better_where_it_is_lower_and_no_adjustment_is_best() -> None:
+    how = {scope: direction for _, scope, direction, _ in arm_lines([fake.full()])}
+    assert (how["all"], how["ECE"], how[ADJUSTMENT]) == ("higher", "lower", "none")
 
 
 def test_pictures_are_of_classes_that_have_synthetic_images() -> None:

@@ -37,7 +37,7 @@ def test_a_whole_page_is_one_file_whose_verdict_comes_first(painted: None, full:
     text = words(html)
     assert full.classifier is not None
     sentence = full.classifier["verdict"]["sentence"]
-    assert text.index("digits · CBDM") < text.index("Yes.") < text.index(sentence) < text.index("Images per class")
+    assert text.index("digits · CBDM") < text.index("Yes.") < text.index(sentence) < text.index("images per class")
     assert len(html) < 1_000_000
     assert re.findall(r'<section id="(\w+)"', html) == [
         "classes", "images", "memorisation", "classifier", "metrics", "training", "protocol", "warnings", "repeat"

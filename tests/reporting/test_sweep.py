@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from imbdiff.reporting.answer import arm_text
 from imbdiff.reporting.classifier import arms_of, pair
 from imbdiff.reporting.sweep import (
     COST,
@@ -35,7 +36,7 @@ def run(method: str, seed: int, accuracy: float = 0.8, distance: float = 20.0, m
     data = fake.full()
     found = copy.deepcopy(dict(data.classifier or {}))
     name = next(arm.name for arm in pair(arms_of(found)) if arm.synthetic)
-    next(arm for arm in found["arms"] if arm["name"] == name)["mean"]["accuracy"] = accuracy
+    next(arm for arm in found["arms"] if arm_text(arm["name"]) == name)["mean"]["accuracy"] = accuracy
     found["protocol"]["seeds"] = [3 * seed + i for i in range(3)]
     metrics = copy.deepcopy(dict(data.metrics or {}))
     for row in metrics["numbers"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,17 @@ def comparisons(rows: Mapping[str, Found]) -> dict[str, Comparison]:
     return {scope: Comparison(**row) for scope, row in rows.items()}
 
 
+def arm_text(name: str) -> str:
+    """The name of an arm for reading; of an ensemble how many networks it has and what some of them have more.
+
+    `imbdiff predict --arm` takes the name itself."""
+    found = re.fullmatch(r"(\d+) x (.+?) \+ (\d+) x (?:\((synthetic|repeated real) \+ \2\)|\2, (.+))", name)
+    if found is None:
+        return name
+    n, base, more, images, other = found.groups()
+    return f"{int(n) + int(more)} x {base}, {more} of them with {other or f'{images} images'}"
+
+
 def percent(share: float | None) -> str:
     return NOTHING if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
@@ -68,7 +80,7 @@ def answer(found: Found, run: str) -> Answer | None:
     n = protocol.get("n_synthetic")
     images = f"{number(n)} synthetic images" if n else "synthetic images"
     word, text = _outcome(whole, rare, images)
-    names = "a classifier" if len(verdict["against"]) > 1 else f"“{verdict['against'][0]}”"
+    names = "a classifier" if len(verdict["against"]) > 1 else f"“{arm_text(verdict['against'][0])}”"
     seeds = len(found["arms"][0]["runs"])
     measured = f"Measured with {counted(seeds, 'training')} of each, on {counted(whole.n, 'test image')}"
     measured += "." if seeds > 1 else "; the spread between trainings is not known."
@@ -80,7 +92,7 @@ def answer(found: Found, run: str) -> Answer | None:
     elif word.startswith("Yes"):
         then, command = "use the classifier that saw them", f"imbdiff predict {shlex.quote(run)} IMAGES"
     else:
-        alone = whole.against or names
+        alone = arm_text(whole.against) if whole.against else names
         then = f"use “{alone}”, trained on the real images alone"
         if alone in kept:
             command = f"imbdiff predict {shlex.quote(run)} IMAGES --arm {shlex.quote(alone)}"
@@ -92,7 +104,7 @@ def answer(found: Found, run: str) -> Answer | None:
     warnings = [text.replace(" RUN", f" {shlex.quote(run)}") for text in warnings]
     shown = [("all classes", whole)] + ([(f"rare classes ({shorten(last, 24)})", rare)] if rare else [])
     table = tuple(
-        (what, percent(row.accuracy), percent(row.without), RARE.get(row.outcome, row.reason or row.outcome))
+        (what, percent(row.accuracy), percent(row.without), _cell(row, whole))
         for what, row in shown if row.accuracy is not None
     )  # fmt: skip
     about = f"Rare classes ({shorten(last, 24)}): {_pair(rare)}{_said(rare, whole)}." if rare is not None else ""
@@ -122,6 +134,13 @@ def _said(row: Comparison, whole: Comparison) -> str:
     if row.outcome == "not measured":
         return "" if row.reason == whole.reason else f"; not measured ({row.reason})"
     return f": {RARE[row.outcome]}"
+
+
+def _cell(row: Comparison, whole: Comparison) -> str:
+    """The reason of all classes stands above already."""
+    if row.outcome == "not measured" and row.reason != whole.reason:
+        return row.reason or row.outcome
+    return RARE.get(row.outcome, row.outcome)
 
 
 def _capital(text: str) -> str:

@@ -23,7 +23,7 @@ from imbdiff.recognition.scores import Scores
 from imbdiff.recognition.use import Use
 from imbdiff.recognition.verdict import LEAST_TEST_IMAGES, Comparison
 from imbdiff.reporting import blocks as ui
-from imbdiff.reporting.answer import Found, answer, comparisons
+from imbdiff.reporting.answer import Found, answer, arm_text, comparisons
 from imbdiff.reporting.class_plot import SINGLE, Classes, Panel, class_plot
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.plots import Plot, Theme, plot, style_axes
@@ -92,9 +92,10 @@ def arms_of(classifier: Found | None) -> list[Arm]:
     for row in (row for row in classifier["arms"] if "mean" in row):
         kind, name = "ensemble" if row["members"] else "distilled" if row["teacher"] else "single", row["name"]
         arms.append(Arm(
-            name, kind, len(row["members"]) or 1, row["needs_synthetic"], name in classifier["control"]["arms"],
-            name == classifier["verdict"]["primary"], shown_of(row), decisions_of(row),
-            Scores.from_json(row["mean"]), Scores.from_json(row["sd"]), tuple(map(Scores.from_json, row["runs"])),
+            arm_text(name), kind, len(row["members"]) or 1, row["needs_synthetic"],
+            name in classifier["control"]["arms"], name == classifier["verdict"]["primary"], shown_of(row),
+            decisions_of(row), Scores.from_json(row["mean"]), Scores.from_json(row["sd"]),
+            tuple(map(Scores.from_json, row["runs"])),
         ))  # fmt: skip
     return sorted(arms, key=lambda arm: list(KINDS).index(arm.kind))
 
@@ -256,10 +257,10 @@ def _judged(found: Found) -> list[ui.Block]:
     if "all" not in judged:
         return [ui.Text(found["verdict"]["sentence"])]
     row = judged["all"]
-    against = f"“{row.against}”" if row.against else "every arm without synthetic images"
+    against = f"“{arm_text(row.against)}”" if row.against else "every arm without synthetic images"
     said = {"no difference": "no difference shown", "not measured": "not measured"}.get(row.outcome, row.outcome)
     counted_in = " points of accuracy over all test images" if row.difference is not None else ""
-    text = f"{difference_text(row)}{counted_in}: “{found['verdict']['primary']}” against {against}."
+    text = f"{difference_text(row)}{counted_in}: “{arm_text(found['verdict']['primary'])}” against {against}."
     tone = TONES.get(row.outcome, "none")
     return [ui.Text(ui.joined([ui.span(f"{said[0].upper()}{said[1:]}:", tone), text]), "outcome")]
 
@@ -336,8 +337,8 @@ def _comparisons(found: Found) -> list[ui.Block]:
     every = {judged["primary"]: judged["per_group"], **judged["other_arms"]}
     rows: list[ui.Cells] = [
         [
-            arm, scope, ui.Cell(row.outcome, style=TONES.get(row.outcome, "none")), difference_text(row),
-            row.against or "", number(row.n), number(row.p_adjusted),
+            arm_text(arm), scope, ui.Cell(row.outcome, style=TONES.get(row.outcome, "none")), difference_text(row),
+            arm_text(row.against or ""), number(row.n), number(row.p_adjusted),
         ]
         for arm, rows_of in every.items() for scope, row in comparisons(rows_of).items()
     ]  # fmt: skip
@@ -347,7 +348,7 @@ def _comparisons(found: Found) -> list[ui.Block]:
         "arm", "scope", "outcome", ui.Column("points (interval)"), "against", ui.Column("test images"), ui.Column("p"),
     ]  # fmt: skip
     corrected = (
-        f"Declared beforehand: {judged['primary']} over all images. Intervals and p-values of all others are "
+        f"Declared beforehand: {arm_text(judged['primary'])} over all images. Intervals and p-values of all others are "
         "corrected for their number (Holm)."
     )
     return [ui.Fold("Every comparison, with its interval", [ui.Table(heads, rows), ui.note(corrected)])]
@@ -355,7 +356,7 @@ def _comparisons(found: Found) -> list[ui.Block]:
 
 def lines_of(arm: Arm, fallback: str) -> str:
     """The name of an arm for a plot: the networks of an ensemble below each other."""
-    parts = re.split(r" (?=\+ \d+ x )", arm.name) if arm.kind == "ensemble" else [arm.name]
+    parts = re.split(r" (?=\+ \d+ x |\d+ of them)", arm.name) if arm.kind == "ensemble" else [arm.name]
     return "\n".join(label(part, fallback, LINE) for part in parts[:3])
 
 

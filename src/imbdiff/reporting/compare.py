@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from imbdiff.metrics.numbers import Number
+from imbdiff.metrics.numbers import Direction, Number
 from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.answer import answer
 from imbdiff.reporting.classifier import (
@@ -23,7 +23,7 @@ from imbdiff.reporting.classifier import (
 )
 from imbdiff.reporting.content import ReportData
 from imbdiff.reporting.images import sample_set
-from imbdiff.reporting.measured import GroupTable, Measured, counts_of, heading, printed
+from imbdiff.reporting.measured import GroupTable, Measured, best_of, counts_of, heading, printed
 from imbdiff.reporting.pictures import scaled_down, spread
 from imbdiff.reporting.text import MINUS, NOTHING, flatten, number, seconds, with_sd
 from imbdiff.runtime.errors import ConfigError
@@ -186,20 +186,25 @@ def _with_and_without(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.S
     if not arms:
         return None
     scopes = ["all", *(group for group in runs[0].groups.present if group not in few_images(runs[0].classifier))]
-    rows: list[ui.Cells] = []
-    for members in same_but_seed(runs):
+    alike, means = same_but_seed(runs), []
+    for members in alike:
         known = {what: [v for i in members if (v := found.get((i, what))) is not None] for what in ("with", "without")}
         cells = [
             ui.Cell(*with_sd(float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else None)) if v
             else ui.Cell(NOTHING) for v in known.values()
         ]  # fmt: skip
-        rows.append([", ".join(titles[i] for i in members), number(len(members)), *cells])
+        means.append(cells)
+    marked = [_marked(dict(enumerate(column))) for column in zip(*means, strict=True)]
+    rows: list[ui.Cells] = [
+        [", ".join(titles[i] for i in members), number(len(members)), *(column[row] for column in marked)]
+        for row, members in enumerate(alike)
+    ]
     heads: ui.Cells = ["runs that differ in the seed alone", ui.Column("runs")]
     heads += [ui.Column(f"accuracy {what} synthetic images") for what in ("with", "without")]
     return ui.Section("with", "With and without synthetic images", [
         ui.legend(real="without", synthetic="with synthetic images"),
         ui.Figures([accuracy_plot(arms, scopes)]),
-        ui.Table(heads, _best(rows, [2, 3])),
+        ui.Table(heads, rows),
         ui.note(
             "Of each run the arm that is judged, and the best it is compared with. Mean ± standard deviation: in the "
             "plot over the classifiers of a run, in the table over runs. Bold: the best of a column."
@@ -207,40 +212,22 @@ def _with_and_without(runs: Sequence[ReportData], titles: Sequence[str]) -> ui.S
     ], "With and without")  # fmt: skip
 
 
-def _best(rows: list[ui.Cells], places: Sequence[int]) -> list[ui.Cells]:
-    """Marks the highest number of each column."""
-    for place in places if len(rows) > 1 else ():
-        values = {i: v for i, row in enumerate(rows) if (v := _value(row[place])) is not None}
-        for i in [i for i, v in values.items() if v == max(values.values())]:
-            cell = rows[i][place]
-            rows[i][place] = replace(cell, style="best") if isinstance(cell, ui.Cell) else cell
-    return rows
-
-
-def _value(cell: ui.Cell | str) -> float | None:
-    text = (cell if isinstance(cell, str) else cell.text).replace(MINUS, "-").replace(",", "")
+def _value(cell: ui.Cell) -> float | None:
     try:
-        return float(text)
+        return float(cell.text.replace(MINUS, "-").replace(",", ""))
     except ValueError:
         return None
 
 
-def _marked(name: str, scope: str, cells: dict[int, ui.Cell]) -> dict[int, ui.Cell]:
-    """The best of a row in bold; which way is better the arrow says, and without one higher is."""
-    values = {i: v for i, cell in cells.items() if (v := _value(cell)) is not None}
-    if len(values) < 2 or scope == ADJUSTMENT:
-        return cells
-    rank = {i: -v for i, v in values.items()}
-    if "→ 1" in name:
-        rank = {i: abs(v - 1) for i, v in values.items()}
-    elif "↓" in name or scope == "ECE":
-        rank = values
-    best = min(rank.values())
-    return {i: replace(cell, style="best") if rank.get(i) == best else cell for i, cell in cells.items()}
+def _marked(cells: dict[int, ui.Cell], direction: Direction = "higher") -> dict[int, ui.Cell]:
+    """The best cells in bold, as printed."""
+    best = best_of({i: v for i, cell in cells.items() if (v := _value(cell)) is not None}, direction)
+    return {i: replace(cell, style="best") if i in best else cell for i, cell in cells.items()}
 
 
-Line = tuple[str, str, dict[int, ui.Cell]]
-"""What, in which scope, and a cell for each run that has it."""
+Line = tuple[str, str, Direction, dict[int, ui.Cell]]
+"""What, in which scope, which way is better, and a cell for each run that has it."""
+HOW: dict[str, Direction] = {"ECE": "lower", ADJUSTMENT: "none"}
 
 
 def arm_lines(runs: Sequence[ReportData]) -> list[Line]:
@@ -252,7 +239,8 @@ def arm_lines(runs: Sequence[ReportData]) -> list[Line]:
             for column, cell in zip(shown, arm_cells(arm, shown, few_images(run.classifier)), strict=True):
                 found.setdefault((arm.name, column), {})[i] = cell
     order = list(dict.fromkeys(arm for arm, _ in found))
-    return [(*key, cells) for key, cells in sorted(found.items(), key=lambda item: order.index(item[0][0]))]
+    rows = sorted(found.items(), key=lambda item: order.index(item[0][0]))
+    return [(arm, scope, HOW.get(scope, "higher"), cells) for (arm, scope), cells in rows]
 
 
 def metric_lines(runs: Sequence[ReportData]) -> list[Line]:
@@ -271,7 +259,7 @@ def metric_lines(runs: Sequence[ReportData]) -> list[Line]:
             found = {i: n for i, table in same.items() if (n := table.own.get((metric, scope))) is not None}
             if any(not n.refused for n in found.values()):
                 name = heading(n := next(iter(found.values())), n.label)
-                lines.append((name, scope, {i: _cell(n) for i, n in found.items()}))
+                lines.append((name, scope, n.direction, {i: _cell(n) for i, n in found.items()}))
     return lines
 
 
@@ -290,8 +278,8 @@ def _lines(
         return ui.Section(anchor, title, [ui.Text(text, "missing")], nav)
     rows: list[ui.Cells] = []
     before = None
-    for name, scope, found in lines:
-        cells = _marked(name, scope, found)
+    for name, scope, direction, found in lines:
+        cells = _marked(found, direction)
         head = ui.Cell(ui.span(name, "again") if name == before else name, style="" if name == before else "first")
         rows.append([head, scope, *(cells.get(i, ui.Cell(NOTHING)) for i in range(len(titles)))])
         before = name

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from imbdiff.data.names import counted
 from imbdiff.metrics.measures import METRICS, Metric
-from imbdiff.metrics.numbers import Number, Origin
+from imbdiff.metrics.numbers import Direction, Number, Origin
 from imbdiff.reporting.text import NOTHING, estimate, number
 
 if TYPE_CHECKING:
@@ -18,6 +18,21 @@ if TYPE_CHECKING:
 
 ARROWS = {"higher": "↑", "lower": "↓", "nearer 1": "→ 1"}
 SMALL = "†"
+
+K = TypeVar("K")
+
+
+def best_of(values: Mapping[K, float], direction: Direction) -> list[K]:
+    """Those with the best of two or more values; none where no direction is better."""
+    if len(values) < 2 or direction == "none":
+        return []
+    ranks: dict[str, Callable[[float], float]] = {
+        "higher": lambda v: -v,
+        "lower": float,
+        "nearer 1": lambda v: abs(v - 1),
+    }
+    rank = {key: ranks[direction](value) for key, value in values.items()}
+    return [key for key, place in rank.items() if place == min(rank.values())]
 
 
 def metric_of(origin: Origin) -> Metric:

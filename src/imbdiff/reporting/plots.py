@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -68,7 +69,8 @@ def plot(alt: str, paint: Paint, height: int, width: int = WIDTH) -> Plot:
         for light, dark in zip(astuple(LIGHT), astuple(DARK), strict=True) for what in ("fill", "stroke")
     )  # fmt: skip
     style = f"<style>@media(prefers-color-scheme:dark){{{rules}}}</style></svg>"
-    svg = render(paint, (width, height)).replace("</svg>", style)
+    svg = re.sub(r' d="[^"]+"', lambda d: re.sub(r"(\.\d\d)\d+", r"\1", d[0]), render(paint, (width, height)))
+    svg = svg.replace("</svg>", style)
     return Plot(alt, "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), width, height)
 
 

@@ -113,7 +113,7 @@ def _facts(data: ReportData) -> ui.Items:
     if any(data.filled):
         after = [n + m for n, m in zip(counts, data.filled, strict=True)]
         facts.append(ui.fact(number(sum(data.filled)), "synthetic images"))
-        facts.append(ui.fact(number(max(after) / min(after), 1), "imbalance factor after"))
+        facts.append(ui.fact(number(max(after) / min(after), 1), "imbalance factor with them", "real + synthetic"))
     return ui.Items(facts, "facts")
 
 
@@ -134,7 +134,7 @@ def _classes(data: ReportData, run: str) -> ui.Section:
         *([] if any(filled) else [ui.missing("No synthetic images have been sampled.", f"imbdiff sample {run}")]),
         ui.Fold(f"All classes as a table{ui.of_all(len(rows), len(order), 'classes')}", [ui.Table(columns, rows)]),
     ]
-    return ui.Section("classes", "Images per class, before and after filling", blocks, "Classes")
+    return ui.Section("classes", "Real and synthetic images per class", blocks, "Classes")
 
 
 def _protocol(data: ReportData) -> ui.Section:

@@ -20,7 +20,7 @@ from imbdiff.reporting import blocks as ui
 from imbdiff.reporting.classifier import CLASS_MEAN, arms_of, pair, value_of
 from imbdiff.reporting.compare import differences, made_with
 from imbdiff.reporting.content import ReportData
-from imbdiff.reporting.measured import ARROWS, Measured, metric_of
+from imbdiff.reporting.measured import ARROWS, Measured, best_of, metric_of
 from imbdiff.reporting.plots import Plot, Theme, plot, style_axes, thousands
 from imbdiff.reporting.study import STYLES
 from imbdiff.reporting.text import NOTHING, estimate, label, number, seconds
@@ -83,12 +83,9 @@ class Line:
     @property
     def best(self) -> str | None:
         """The method with the best mean, of two or more; None where several have it, or it is not the methods'."""
-        if self.name == WITHOUT or self.direction == "none":
-            return None
-        key = {"higher": lambda v: -v, "lower": lambda v: v, "nearer 1": lambda v: abs(v - 1)}[self.direction]
         means = {m: found[0] for m in self.values if (found := self.mean(m))}
-        first, second, *_ = [*sorted(means, key=lambda m: key(means[m])), None, None]
-        return first if first and second and means[first] != means[second] else None
+        best = best_of(means, "none" if self.name == WITHOUT else self.direction)
+        return best[0] if len(best) == 1 else None
 
     def to_json(self) -> dict[str, Any]:
         return {
