@@ -143,9 +143,11 @@ class CodecConfig(Group):
     """Between images and the space in which the model generates."""
 
     prefix = "codec."
-    kind: Literal["auto", "identity", "patch"] = "auto"
+    kind: Literal["auto", "identity", "patch", "vae"] = "auto"
     """identity: pixels. patch: blocks of pixels in the basis of their principal components: larger images at the cost
-    of small ones. auto: pixels up to 64 pixels a side, above it patch."""
+    of small ones. vae: a pretrained autoencoder. auto: vae with weights, else pixels up to 64 pixels, patch above."""
+    weights: str | None = None
+    """Of the codec vae: folder of an autoencoder of diffusers, or its name in the hub's cache (hf download NAME)."""
     factor: Annotated[int, "[2, 8]"] | None = None
     """Of the codec patch: side of a block in pixels. Default: 4."""
     channels: Count | None = None
@@ -426,10 +428,6 @@ class RunConfig(Group):
 
 #: options of training that change how it is watched, not what it aims at; they may differ on resume
 NOT_DECISIVE = ("checkpoint_images", "keep_checkpoints", "preview_images")
-
-#: options of training that came later, with the value at which training is what it was before: with it they are no part
-#: of what a training is, so that what an earlier version made counts and goes on
-LATER = {"noise_levels": "uniform"}
 
 
 def override(config: T, values: Mapping[str, Any]) -> T:

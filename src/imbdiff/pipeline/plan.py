@@ -7,10 +7,13 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from imbdiff.config import DataConfig, RunConfig
+from imbdiff.data.augment import Augmentation
 from imbdiff.data.decode import resolve
+from imbdiff.data.imageset import Rows
 from imbdiff.data.names import named
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared
@@ -86,6 +89,7 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
             ("model.dropout", config.model.dropout is not None),
             ("codec.factor", config.codec.factor is not None),
             ("codec.channels", config.codec.channels is not None),
+            ("codec.weights", config.codec.weights is not None),
         ):
             if value:
                 raise ConfigError(f"--{name} has no effect on a model that is there already", "leave it out")
@@ -227,9 +231,13 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
 def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device: torch.device) -> tuple[float, float]:
     """Seconds per image of one phase, and peak memory in bytes."""
     earlier = {name: training.new_model(prepared, config) for name in {phase.start, *phase.frozen} if name}
-    step = training.build_step(phase, prepared, config, earlier).to(device)
+    step = training.build_step(phase, prepared, config, earlier, fitted=False).to(device)
+    codec: Any = step.networks["model"].codec
+    k, h, w = codec.stored
+    variants = Augmentation(training.symmetry_of(prepared, config)).variants(codec.image)
+    blank = Rows([np.zeros((1, h, w, k), np.float16)], np.zeros(len(prepared.train) * variants, np.int64))
     batches = Batches(
-        step, phase.parts, prepared.train, prepared.groups, config.train, device=device,
+        step, phase.parts, prepared.train, prepared.groups, config.train, device=device, stored=(blank, variants),
         geometric=training.geometric(phase, method_of(config), training.symmetry_of(prepared, config)),
     )  # fmt: skip
     optimizer = torch.optim.Adam([p for p in step.parameters() if p.requires_grad], fused=True)

@@ -68,7 +68,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.source = parse(self.source).absolute()
-        self.config = with_all_constants(self.config)
+        self.config = training.absolute(with_all_constants(self.config))
 
     def log(self, text: str) -> None:
         if not self.quiet and self.dist.main:

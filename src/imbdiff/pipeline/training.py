@@ -15,14 +15,16 @@ from typing import Any, Literal
 
 from torch import nn
 
-from imbdiff.config import LATER, NOT_DECISIVE, DataConfig, RunConfig, TrainConfig, flatten, to_dict
+from imbdiff.config import NOT_DECISIVE, DataConfig, RunConfig, TrainConfig, flatten, to_dict
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
+from imbdiff.data.spec import user_path
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.data.symmetry import Symmetry, unasked
 from imbdiff.diffusion.codec import Codec, IdentityCodec
+from imbdiff.diffusion.codecs.autoencoder import AutoencoderCodec, open_autoencoder
 from imbdiff.diffusion.codecs.patch import PatchCodec
 from imbdiff.diffusion.model import DiffusionModel, build_model, without_augmentation
 from imbdiff.diffusion.process import PROCESSES
@@ -39,7 +41,7 @@ from imbdiff.runtime.log import JsonLog, Trackers
 from imbdiff.runtime.streams import seed_of
 from imbdiff.runtime.tables import code_identity
 from imbdiff.training.loop import TrainingFiles
-from imbdiff.training.parts import check_groups
+from imbdiff.training.parts import check_changes, check_groups, stored_latents
 from imbdiff.training.step import TrainingStep
 from imbdiff.training.trainer import OnPreview, OnStep, Trainer
 
@@ -109,7 +111,11 @@ def geometric(phase: Phase, method: Method, symmetry: Symmetry) -> Geometric | N
     return Geometric(method.ada, None if method.ada_range == "all" else symmetry)
 
 
-Kind = Literal["identity", "patch"]
+#: options of training that came later, with the value at which training is what it was before: with it they are no part
+#: of what a training is, so that what an earlier version made counts and goes on
+LATER = {"noise_levels": "uniform"}
+
+Kind = Literal["identity", "patch", "vae"]
 LARGEST_IN_PIXELS = 64
 """Side of images whose model space is pixels where nothing is said."""
 _FITTED: dict[tuple[Any, ...], Codec] = {}
@@ -122,22 +128,60 @@ def codec_kind(config: RunConfig, shape: tuple[int, int, int]) -> Kind:
         ConfigError: options of another codec.
     """
     codec = config.codec
-    unasked: Kind = "patch" if max(shape[:2]) > LARGEST_IN_PIXELS else "identity"
+    unasked: Kind = "vae" if codec.weights else "patch" if max(shape[:2]) > LARGEST_IN_PIXELS else "identity"
     kind = unasked if codec.kind == "auto" else codec.kind
     given = [f"--codec.{name}" for name in ("factor", "channels") if getattr(codec, name) is not None]
-    if given and kind == "identity":
+    if given and kind != "patch":
+        why = f" (images up to {LARGEST_IN_PIXELS} pixels)" if kind == "identity" else ""
         raise ConfigError(
-            f"{' and '.join(given)} without effect: the codec is identity (images up to {LARGEST_IN_PIXELS} pixels)",
+            f"{' and '.join(given)} without effect: the codec is {kind}{why}",
             "leave them out, or give --codec.kind patch",
+        )
+    if (kind == "vae") != (codec.weights is not None):
+        raise ConfigError(
+            f"--codec.kind {kind} with --codec.weights {codec.weights}: weights are of the codec vae, which needs some",
+            "give both, or neither",
         )
     return kind
 
 
-def codec_of(prepared: Prepared, config: RunConfig) -> Codec:
-    """The codec of a new model, with what it takes from the training images."""
+def absolute(config: RunConfig) -> RunConfig:
+    """`config` with the autoencoder's folder by its whole path: a run is continued from anywhere."""
+    place = user_path(config.codec.weights or "")
+    if config.codec.weights is None or not place.is_dir():
+        return config
+    return replace(config, codec=replace(config.codec, weights=str(place.resolve())))
+
+
+def open_vae(prepared: Prepared, config: RunConfig) -> AutoencoderCodec:
+    """The autoencoder that is asked for, not whitened.
+
+    Raises:
+        ConfigError: it cannot be used, or not with these images or this method.
+    """
     height, width, channels = prepared.train.shape
-    if codec_kind(config, prepared.train.shape) == "identity":
+    codec = open_autoencoder(config.codec.weights or "", (channels, height, width))
+    method = method_of(config)
+    check_changes(codec, Augmentation(), geometric(method.target, method, "none"))
+    return codec
+
+
+def codec_of(prepared: Prepared, config: RunConfig, *, fitted: bool = True) -> Codec:
+    """The codec of a new model, with what it takes from the training images.
+
+    Args:
+        fitted: False leaves a VAE as it is: its whitening takes the latents of all images.
+    """
+    height, width, channels = prepared.train.shape
+    kind = codec_kind(config, prepared.train.shape)
+    if kind == "identity":
         return IdentityCodec((channels, height, width))
+    if kind == "vae":
+        codec, dist = open_vae(prepared, config), Dist.current()
+        if not fitted:
+            return codec
+        symmetry, device = Augmentation(symmetry_of(prepared, config)), resolve_device(config.device)
+        return codec.whitened(stored_latents(prepared.train, codec, symmetry, device, dist)[0])
     key = (prepared.manifest["hash"], prepared.train.shape, config.codec)
     if key not in _FITTED:
         _FITTED.clear()
@@ -147,23 +191,30 @@ def codec_of(prepared: Prepared, config: RunConfig) -> Codec:
 
 def codec_text(codec: Codec) -> str:
     """A codec, to print."""
+    shapes = ["x".join(map(str, shape)) for shape in (codec.shape, codec.image)]
+    if isinstance(codec, AutoencoderCodec):
+        return "; ".join(
+            [f"vae, {shapes[0]} numbers of {shapes[1]}, by the {codec.kind} {codec.weights}", *codec.notes]
+        )
     if not isinstance(codec, PatchCodec):
         return codec.name
-    shapes = ["x".join(map(str, shape)) for shape in (codec.shape, codec.image)]
     return f"patch, {shapes[0]} numbers of {shapes[1]}, {codec.psnr:.1f} dB (pixels: --codec.kind identity)"
 
 
 def codec_note(prepared: Prepared, config: RunConfig) -> list[str]:
-    """What is said of a codec that the size of the images chose; empty where they stay pixels."""
-    unasked = config.codec.kind == "auto" and config.model.init is None
+    """What is said of a codec that the size of the images or its weights chose; empty where they stay pixels."""
+    unasked = (config.codec.kind == "auto" or config.codec.weights) and config.model.init is None
     chosen = unasked and codec_kind(config, prepared.train.shape) != "identity"
-    return [f"codec {codec_text(codec_of(prepared, config))}"] if chosen else []
+    return [f"codec {codec_text(codec_of(prepared, config, fitted=False))}"] if chosen else []
 
 
-def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
+def new_model(prepared: Prepared, config: RunConfig, *, fitted: bool = False) -> DiffusionModel:
     """The model that training starts from: new weights, or those of ``model.init``.
 
     Under ADA it has a layer for the vector of geometric changes, otherwise none.
+
+    Args:
+        fitted: as of `codec_of`; False is enough to see that it can be made, and what it costs.
 
     Raises:
         RunError: the saved model does not fit these images, classes or process, or lacks that layer.
@@ -172,7 +223,7 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
     height, width, channels = prepared.train.shape
     shape, process, ada = (channels, height, width), PROCESSES[config.model.process], method_of(config).ada
     if config.model.init is None:
-        codec = codec_of(prepared, config)
+        codec = codec_of(prepared, config, fitted=fitted)
         return build_model(
             choose_backbone(config, max(codec.shape[1:])), process, shape, prepared.stats,
             seed=config.seed, dropout=config.model.dropout, augment=ada > 0, codec=codec,
@@ -203,12 +254,17 @@ def new_model(prepared: Prepared, config: RunConfig) -> DiffusionModel:
 
 
 def build_step(
-    phase: Phase, prepared: Prepared, config: RunConfig, trained: Mapping[str, nn.Module] | None = None
+    phase: Phase,
+    prepared: Prepared,
+    config: RunConfig,
+    trained: Mapping[str, nn.Module] | None = None,
+    *,
+    fitted: bool = True,
 ) -> TrainingStep:
-    """The training step of one phase; `trained` are the results of earlier phases, by name."""
+    """The training step of one phase; `trained` are earlier phases' results by name, `fitted` as of `codec_of`."""
     trained = trained or {}
     start = trained[phase.start] if phase.start else None
-    model = copy.deepcopy(start).train() if start is not None else new_model(prepared, config)
+    model = copy.deepcopy(start).train() if start is not None else new_model(prepared, config, fitted=fitted)
     if phase.make is not None:
         assert isinstance(model, DiffusionModel)
         if phase.gives != "model":  # a guide sees unchanged images
@@ -405,6 +461,10 @@ def training_inputs(prepared: Prepared, config: RunConfig) -> str:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
     kind = codec_kind(config, prepared.train.shape)
     codec = {} if config.model.init or kind == "identity" else {"codec": {**asdict(config.codec), "kind": kind}}
+    if config.codec.weights is None:
+        codec.get("codec", {}).pop("weights", None)
+    elif codec:  # contents, not paths
+        codec["codec"]["weights"] = open_vae(prepared, config).network
     return digest({
         **codec,
         "data": prepared.manifest["hash"],

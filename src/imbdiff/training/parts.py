@@ -161,6 +161,18 @@ def check_changes(codec: Codec, augmentation: Augmentation, geometric: Geometric
         raise ConfigError(f"{why} {augmentation.describe()}", "mirror and turn them alone")
 
 
+def stored_latents(
+    images: ImageSet, codec: Codec, augmentation: Augmentation, device: torch.device, dist: Dist
+) -> tuple[Rows, int]:
+    """See `imbdiff.data.latents`: the first process makes what is not there, the others read it."""
+    if not dist.main:
+        dist.barrier()
+    found = latents(images, codec, augmentation, device=device, quiet=not dist.main)
+    if dist.main:
+        dist.barrier()
+    return found
+
+
 class Batches:
     """This process's rows of every part of a batch, noised, for any step: a pure function of (seed, step).
 
@@ -174,7 +186,7 @@ class Batches:
         augmentation: of the images.
         geometric: changes of the images, which the network takes as a condition.
         channels_last: the memory format.
-        stored: in place of the latents of the images, see `latents`.
+        stored: in place of the latents of the images, see `stored_latents`.
 
     Raises:
         ConfigError: changes of the images which cannot be made of latents.
@@ -208,21 +220,13 @@ class Batches:
         check_changes(self.codec, self.augmentation, geometric)
         kept: tuple[Any, int] = (data.images, 1)
         if self.codec.symmetries == "cached":
-            kept = stored or self._latents(data, device)
+            kept = stored or stored_latents(data, self.codec, self.augmentation, device, self.dist)
         self.images, self.variants = Gather(kept[0], device), kept[1]
         self.labels = torch.from_numpy(data.labels).to(device)
 
     def __call__(self, step: int, micro: int = 0) -> dict[str, NoisyBatch]:
         """The micro-batch number `micro` of a step, by part."""
         return {rows.part.name: self._load(rows, step, micro) for rows in self.parts}
-
-    def _latents(self, data: ImageSet, device: torch.device) -> tuple[Rows, int]:
-        if not self.dist.main:
-            self.dist.barrier()
-        found = latents(data, self.codec, self.augmentation, device=device, quiet=not self.dist.main)
-        if self.dist.main:
-            self.dist.barrier()
-        return found
 
     def _rows(self, rows: _PartRows, index: np.ndarray, step: int, micro: int) -> np.ndarray:
         """This process's rows of what is kept: of latents, those of the variant that is drawn for each image."""
