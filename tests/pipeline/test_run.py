@@ -192,7 +192,7 @@ def test_continuing_from_a_saved_model_and_refusing_one_that_does_not_fit(
 def test_a_finished_run_can_be_opened_from_python(finished: tuple[Path, RunConfig]) -> None:
     opened, prepared = open_run(finished[0])
     decided = {"size": 8, "resize": "crop", "channels": "grey", "augment": "none"}
-    assert opened.config == override(with_all_constants(finished[1]), {"data": decided})
+    assert opened.config == override(with_all_constants(finished[1]), {"data": decided, "codec.kind": "identity"})
     synthetic = opened.synthetic(prepared)
     assert synthetic is not None
     assert synthetic.shape == (8, 8, 1)
