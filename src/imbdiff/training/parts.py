@@ -155,7 +155,7 @@ def check_changes(codec: Codec, augmentation: Augmentation, geometric: Geometric
     if geometric is not None:
         raise ConfigError(
             f"{why} rotated, scaled and moved as this method does with images ({geometric.describe()})",
-            "use --method.ada 0, or a codec that is cheap enough to encode at every step: --codec.kind patch",
+            "use --method.ada 0, or the codec patch, which encodes at every step: leave --codec.weights out",
         )
     if augmentation != Augmentation(augmentation.symmetry):
         raise ConfigError(f"{why} {augmentation.describe()}", "mirror and turn them alone")
