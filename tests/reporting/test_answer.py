@@ -57,10 +57,13 @@ def test_without_synthetic_images_there_is_no_answer() -> None:
     assert answer(made, "RUN") is None
 
 
-def test_the_control_is_used_where_its_network_was_kept() -> None:
-    told = answer(found("hurt", kept=["balanced softmax"]), "RUN")
+@pytest.mark.parametrize("name", ["balanced softmax", "2 x CE + 2 x CE, strong augmentation"])
+def test_the_control_is_used_where_its_network_was_kept(name: str) -> None:
+    made = found("hurt", kept=[name])
+    made["verdict"]["per_group"]["all"]["against"] = name
+    told = answer(made, "RUN")
     assert told is not None
-    assert told.command == "imbdiff predict RUN IMAGES --arm 'balanced softmax'"
+    assert told.command == f"imbdiff predict RUN IMAGES --arm '{name}'"  # by the name that `predict` takes
     told = answer(found("hurt", kept=[]), "RUN")
     assert told is not None
     assert "balanced softmax" in told.next

@@ -92,10 +92,10 @@ def answer(found: Found, run: str) -> Answer | None:
     elif word.startswith("Yes"):
         then, command = "use the classifier that saw them", f"imbdiff predict {shlex.quote(run)} IMAGES"
     else:
-        alone = arm_text(whole.against) if whole.against else names
-        then = f"use “{alone}”, trained on the real images alone"
-        if alone in kept:
-            command = f"imbdiff predict {shlex.quote(run)} IMAGES --arm {shlex.quote(alone)}"
+        alone = f"“{arm_text(whole.against)}”" if whole.against else names
+        then = f"use {alone}, trained on the real images alone"
+        if whole.against in kept:
+            command = f"imbdiff predict {shlex.quote(run)} IMAGES --arm {shlex.quote(str(whole.against))}"
         else:
             then += ", or try for better images: longer training (--train.images), or curation"
             command = f"imbdiff curate {shlex.quote(run)} --curate.policy agreement --replace"
