@@ -38,7 +38,7 @@ def taken(line: str) -> dict[str, Any]:
 
 
 def commands_on(page: str) -> list[str]:
-    texts = re.findall(r"<code>(imbdiff [^<]*)</code>", page)
+    texts = re.findall(r"<code>(imbdiff [^<]*)</code>", re.sub(r"<span>(--[^<]*)</span>", r"\1", page))
     texts += re.findall(r"\((imbdiff (?:curate|classify) [^),]+)", page)
     return [html.unescape(text) for text in texts]
 
