@@ -2,11 +2,11 @@
 
     python benchmarks/patch_codec_quality.py LESIONS.zip --cpu-minutes 30 --seeds 0 1 2
 
-LESIONS.zip: photographs with a test split, such as skin lesions of 224 pixels. One thread. Every side trains as many images as its share of the CPU time holds, measured before, and generates as many
-images of each class as the test split has. Kernel distance (KD) of EfficientNet-Lite0's features to the test images;
-difference between sides by seed, with Student's interval over seeds, and the distances of two floors: real training
-images, and test images through the codec. What was trained and generated is kept in runs/latents; the same command
-goes on.
+LESIONS.zip: photographs with a test split, such as skin lesions of 224 pixels. One thread. Every side trains as many
+images as its share of the CPU time holds, measured before, and generates as many images of each class as the test split
+has. Kernel distance (KD) of EfficientNet-Lite0's features to the test images; difference between sides by seed, with
+Student's interval over seeds, and the distances of two floors: real training images, and test images through the codec.
+What was trained and generated is kept in runs/latents; the same command goes on.
 """
 
 from __future__ import annotations
