@@ -118,7 +118,7 @@ def _bars(axes: Any, tops: np.ndarray, floor: float, colour: str, alpha: float) 
         axes.bar(np.arange(c), tops - floor, 0.74, bottom=floor, color=colour, alpha=alpha)
         return
     edges = np.arange(c + 1) - 0.5
-    axes.fill_between(edges, floor, np.append(tops, tops[-1]), step="post", color=colour, alpha=alpha, linewidth=0)
+    axes.stairs(tops, edges, baseline=floor, fill=True, color=colour, alpha=alpha, linewidth=0)
 
 
 def _class_ticks(axes: Any, names: Sequence[str], counts: Sequence[int], theme: Theme) -> None:
