@@ -59,6 +59,8 @@ class Set:
         splits: that are reported; none of them was looked at before.
         per_class: training images of each class, sampled anew for each split; None: all.
         left_out: real images that the tail leaves out are test images too; no arm sees them.
+        folds: all images, test images too, in as many parts of equal shares of the classes; split k is tested on part
+            k - splits[0] alone, and trained on the others.
     """
 
     file: str | None
@@ -67,6 +69,7 @@ class Set:
     splits: Sequence[int]
     per_class: int | None = None
     left_out: bool = False
+    folds: int = 0
 
 
 DIGITS: dict[str, Any] = {"model.backbone": "mlp-384", "train.images": 384_000}
@@ -99,6 +102,10 @@ SETS = {
     "lesions-16": Set(
         "ham10000_sub32", {**SIXTEEN, "data.augment": "turns"},
         FitPlan(steps=600, batch_size=64, shift=2, symmetry="turns"), range(5, 10),
+    ),
+    "lesions-16-folds": Set(
+        "ham10000_sub32", {**SIXTEEN, "data.augment": "turns"},
+        FitPlan(steps=600, batch_size=64, shift=2, symmetry="turns"), range(20, 25), folds=5,
     ),
     "lesions": Set(
         "ham10000_sub32", {"data.augment": "turns", "model.backbone": "unet-16", "train.images": 400_000},
@@ -168,9 +175,12 @@ def source(name: str, split: int) -> str:
     one = SETS[name]
     if one.file is None:
         return "digits"
-    path = KEPT / "data" / (f"{name}.npz" if one.per_class is None else f"{name}-{split}.npz")
+    each = one.per_class is not None or one.folds
+    path = KEPT / "data" / (f"{name}-{split}.npz" if each else f"{name}.npz")
     if not path.exists():
         found = mnist_5k() if one.file == "mnist-5k" else arrays(one.file)
+        if one.folds:
+            found = fold(found, one.folds, split - one.splits[0])
         keep = np.arange(len(found["y_train"]))
         if one.per_class is not None:
             draw = np.random.default_rng([20, split])
@@ -184,6 +194,19 @@ def source(name: str, split: int) -> str:
         np.savez(aside, **train, **test, class_names=names)
         aside.rename(path)
     return str(path)
+
+
+def fold(found: dict[str, np.ndarray], n: int, k: int) -> dict[str, np.ndarray]:
+    """All images, training and test images together, of which part `k` of `n` is tested."""
+    x, y = (np.concatenate([found[f"{name}_train"], found[f"{name}_test"]]) for name in ("x", "y"))
+    order = np.random.default_rng(20).permutation(len(y))
+    part = np.empty(len(y), np.int64)
+    for label in np.unique(y):
+        rows = order[y[order] == label]
+        part[rows] = np.arange(len(rows)) % n
+    parts = {"train": part != k, "test": part == k}
+    split = {f"{name}_{of}": values[rows] for of, rows in parts.items() for name, values in (("x", x), ("y", y))}
+    return {**found, **split}
 
 
 def mnist_5k() -> dict[str, np.ndarray]:

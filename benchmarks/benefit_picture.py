@@ -23,11 +23,13 @@ NAMES = {
     "mnist_2": "MNIST, second generator",
     "fashion": "Fashion-MNIST, factor 100",
     "cifar10": "CIFAR-10, factor 100",
-    "lesions": "skin lesions",
+    "lesions_16": "skin lesions, in colour",
 }
 AGAINST = {"4 without": "four networks without", "2 without + 2 placebo": "two + two with repeated real images",
            "2 without + 2 strong": "two + two with strong augmentation"}  # fmt: skip
 COLOURS = {"4 without": "#1f4e8c", "2 without + 2 placebo": "#7a8aa0", "2 without + 2 strong": "#b0703c"}
+LIMITS = {"all": (-4.0, 5.7), "few": (-9.0, 17.0)}
+"""In points; the widest intervals go on beyond them."""
 NUMBERS = re.compile(r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)")
 
 
@@ -61,6 +63,7 @@ def draw(results: list[Path], out: Path) -> None:
                     [low, high], [y, y], color=COLOURS[against], lw=2.4 if j == 0 else 1.6, solid_capstyle="round"
                 )
                 axis.plot([value], [y], "o", color=COLOURS[against], ms=6 if j == 0 else 4.5)
+        axis.set_xlim(*LIMITS[scope])
         axis.axvline(0, color="#999999", lw=1)
         axis.set_title(title, loc="left", fontsize=10, weight="bold")
         axis.set_xlabel("gain in mean class accuracy, points")
