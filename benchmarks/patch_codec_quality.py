@@ -35,7 +35,7 @@ from results_file import ROOT, write_result
 KEPT = ROOT / "runs" / "latents"
 SIDES: dict[str, dict[str, Any]] = {
     "pixels": {"codec.kind": "identity"},
-    "patch": {"codec.kind": "patch", "codec.factor": 4, "codec.channels": 16},
+    "patch": {"codec.kind": "patch", "codec.factor": 4, "codec.latent_channels": 16},
 }
 """Besides what is common."""
 

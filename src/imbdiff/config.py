@@ -150,7 +150,7 @@ class CodecConfig(Group):
     """Of the codec vae: folder of an autoencoder of diffusers, or its name in the hub's cache (hf download NAME)."""
     factor: Annotated[int, "[2, 8]"] | None = None
     """Of the codec patch: side of a block in pixels. Default: 4."""
-    channels: Count | None = None
+    latent_channels: Count | None = None
     """Of the codec patch: numbers kept of each block. Default: one for each of its pixels; all for grey images."""
 
 

@@ -82,7 +82,7 @@ def test_a_run_on_patches_goes_to_its_page_and_continues(
     assert "--codec.kind identity" in capsys.readouterr().out
     assert page.exists()
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert saved["codec"] == {"kind": "patch", "weights": None, "factor": None, "channels": None}
+    assert saved["codec"] == {"kind": "patch", "weights": None, "factor": None, "latent_channels": None}
     assert load_model(tmp_path / "run" / "model").codec.name == "patch"
     run(tree, tmp_path / "run", config)
     said = capsys.readouterr().out

@@ -88,7 +88,7 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
             ("model.backbone", config.model.backbone != "auto"),
             ("model.dropout", config.model.dropout is not None),
             ("codec.factor", config.codec.factor is not None),
-            ("codec.channels", config.codec.channels is not None),
+            ("codec.latent_channels", config.codec.latent_channels is not None),
             ("codec.weights", config.codec.weights is not None),
         ):
             if value:

@@ -130,7 +130,7 @@ def codec_kind(config: RunConfig, shape: tuple[int, int, int]) -> Kind:
     codec = config.codec
     unasked: Kind = "vae" if codec.weights else "patch" if max(shape[:2]) > LARGEST_IN_PIXELS else "identity"
     kind = unasked if codec.kind == "auto" else codec.kind
-    given = [f"--codec.{name}" for name in ("factor", "channels") if getattr(codec, name) is not None]
+    given = [f"--codec.{name}" for name in ("factor", "latent_channels") if getattr(codec, name) is not None]
     if given and kind != "patch":
         why = f" (images up to {LARGEST_IN_PIXELS} pixels)" if kind == "identity" else ""
         raise ConfigError(
@@ -185,7 +185,7 @@ def codec_of(prepared: Prepared, config: RunConfig, *, fitted: bool = True) -> C
     key = (prepared.manifest["hash"], prepared.train.shape, config.codec)
     if key not in _FITTED:
         _FITTED.clear()
-        _FITTED[key] = PatchCodec.fit(prepared.train.images, config.codec.factor or 4, config.codec.channels)
+        _FITTED[key] = PatchCodec.fit(prepared.train.images, config.codec.factor or 4, config.codec.latent_channels)
     return _FITTED[key]
 
 

@@ -92,7 +92,7 @@ class PatchCodec(Codec):
         k = min(factor**2, values) if channels is None else channels
         if not 1 <= k <= values:
             raise ConfigError(
-                f"--codec.channels {k}: a block of {factor} x {factor} pixels has {values} values",
+                f"--codec.latent_channels {k}: a block of {factor} x {factor} pixels has {values} values",
                 f"give at most {values}",
             )
         rows = np.unique(np.linspace(0, n - 1, min(n, MOST)).round().astype(np.int64))
