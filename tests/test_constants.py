@@ -154,7 +154,7 @@ def test_the_identity_of_a_training_depends_on_them() -> None:
 
 
 def test_trainings_of_earlier_versions_count() -> None:
-    """The hash of a training, pinned: whoever adds an option puts it into `LATER`, or every run made before is lost."""
+    """The hash of a training, pinned: whoever adds an option puts it into `ADDED`, or every run made before is lost."""
     config = override(imbdiff.preset("demo"), {"device": "cpu"})
     data = training.prepare_data("digits", config.data)
     assert training.training_inputs(data, config)[:12] == "6df0ed018a28"

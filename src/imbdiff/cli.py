@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
-from errno import ENOSPC
 from pathlib import Path
 from signal import SIGINT, Signals
 from threading import current_thread, main_thread
@@ -20,7 +19,8 @@ from typing import Any, Literal
 from imbdiff.arguments import POSITIONAL, Option, completion, given, help_text, options_of
 from imbdiff.config import DataConfig, MeasureOptions, RunConfig, StudyOptions
 from imbdiff.running import GROUPS, STAGE_COMMANDS, Help, RunCommand, TrainCommand, held, proceed, start
-from imbdiff.runtime.errors import ConfigError, ImbdiffError, nearest
+from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError, nearest
+from imbdiff.runtime.files import is_disk_full
 from imbdiff.sweeping import start_sweep, sweep_options
 from imbdiff.version import __version__
 
@@ -324,19 +324,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nstopped{by}; the same command continues from the last checkpoint", file=sys.stderr)
         return 128 + number
     except BrokenPipeError:  # as under `| head`; what is left in the buffer goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except OSError as error:
         if error.errno is None:
             raise
-        if error.filename is None and error.errno == ENOSPC:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.filename is None and is_disk_full(error):
+            _drop_output()
         place = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {place}{error.strerror}\n  -> check permissions and space, then repeat the command",
-            file=sys.stderr,
-        )
+        told = RunError(f"{place}{error.strerror}", "check permissions and space, then repeat the command")
+        print(f"error: {told}", file=sys.stderr)
         return 2
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from imbdiff.runtime.convert import convert
 from imbdiff.runtime.errors import ConfigError, nearest
 
 T = TypeVar("T")
+# numbers with the interval that they must be in
 Count = Annotated[int, "[1, inf)"]
 Natural = Annotated[int, "[0, inf)"]
 Share = Annotated[float, "[0, 1]"]

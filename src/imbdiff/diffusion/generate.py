@@ -93,9 +93,8 @@ def generate_batches(
     batches = -(-len(labels) // batch_size)
     if not 0 < boost < float("inf"):
         raise ConfigError(f"boost={boost} must be above 0 and finite", "use 1 for none; the paper uses 2.5 to 4")
-    scheduler = make_scheduler(
-        sampler, model.process, steps, model.codec.bound
-    )  # refuses what does not fit, before any work
+    # refuses what does not fit, before any work
+    scheduler = make_scheduler(sampler, model.process, steps, model.codec.bound)
     begin = first_step(scheduler, model.process, skip)
     for b in range(batches) if only is None else only:
         rows = list(range(b * batch_size, min((b + 1) * batch_size, len(labels))))

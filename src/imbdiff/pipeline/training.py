@@ -113,7 +113,7 @@ def geometric(phase: Phase, method: Method, symmetry: Symmetry) -> Geometric | N
 
 #: options of training that came later, with the value at which training is what it was before: with it they are no part
 #: of what a training is, so that what an earlier version made counts and goes on
-LATER = {"noise_levels": "uniform"}
+ADDED = {"noise_levels": "uniform"}
 
 Kind = Literal["identity", "patch", "vae"]
 LARGEST_IN_PIXELS = 64
@@ -452,21 +452,20 @@ def phase_config(phase: Phase, config: RunConfig) -> TrainConfig:
 def training_inputs(prepared: Prepared, config: RunConfig) -> str:
     """A hash of everything that decides what training gives: contents, not paths."""
     model, decisive = asdict(config.model), asdict(config.train)
-    for name in [n for n in decisive if n in NOT_DECISIVE or (n in LATER and decisive[n] == LATER[n])]:
+    for name in [n for n in decisive if n in NOT_DECISIVE or (n in ADDED and decisive[n] == ADDED[n])]:
         del decisive[name]
     known = with_all_constants(config).constants
     if not known["training.ada"] or known["training.ada_range"] == "all":  # what earlier versions did
         known = {name: value for name, value in known.items() if name != "training.ada_range"}
     if config.model.init is not None:
         model["init"] = sha256_file(init_folder(config.model.init) / "model.safetensors")
-    kind = codec_kind(config, prepared.train.shape)
-    codec = {} if config.model.init or kind == "identity" else {"codec": {**asdict(config.codec), "kind": kind}}
-    if config.codec.weights is None:
-        codec.get("codec", {}).pop("weights", None)
-    elif codec:  # contents, not paths
-        codec["codec"]["weights"] = open_vae(prepared, config).network
+    codec = {**asdict(config.codec), "kind": codec_kind(config, prepared.train.shape)}
+    named = config.model.init is None and codec["kind"] != "identity"  # otherwise it is that model's, or pixels
+    weights = codec.pop("weights")
+    if named and weights is not None:
+        codec["weights"] = open_vae(prepared, config).network
     return digest({
-        **codec,
+        **({"codec": codec} if named else {}),
         "data": prepared.manifest["hash"],
         "method": [config.method, *code_identity("methods", METHODS, config.method.split("+"))],
         "constants": known,

@@ -200,7 +200,9 @@ def open_autoencoder(weights: str | Path, image: tuple[int, int, int]) -> Autoen
             f"{folder} holds a network of the class {config.get('_class_name')}, not an autoencoder",
             f"give one of {', '.join(CLASSES)}",
         )
-    network = digest([config, [sha256_file(path) for path in weight_files(folder)]])
+    network = digest(
+        [config, [_hash(path, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(folder)]]
+    )
     c = int(config.get("latent_channels", 4))
     codec = AutoencoderCodec(image, str(weights), network, config, (0.0,) * c, (1.0,) * c, folder)
     taken, factor = config.get("in_channels", 3), codec.factor
@@ -217,6 +219,12 @@ def open_autoencoder(weights: str | Path, image: tuple[int, int, int]) -> Autoen
             f"use --data.size {sizes[0]} or {sizes[1]}",
         )
     return codec
+
+
+@lru_cache(maxsize=16)
+def _hash(path: Path, size: int, changed: int) -> str:
+    """Of a file: a run asks several times for that of weights of hundreds of megabytes."""
+    return sha256_file(path)
 
 
 def weight_files(folder: Path) -> list[Path]:
