@@ -67,6 +67,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) -e '.[dev]'
+	$(PIP) --target $(VENV)/pretrained --upgrade --no-deps peft transformers tokenizers
 	touch $@
 
 clean:

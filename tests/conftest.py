@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 from tests.dead_workers import pytest_configure
 
 __all__ = ["pytest_configure"]
+
+#: tests/test_pretrained.py runs these in a process of their own
+collect_ignore = [] if "IMBDIFF_PRETRAINED" in os.environ else ["pretrained"]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from imbdiff.runtime.convert import convert
+from imbdiff.runtime.convert import convert, sides_of
 from imbdiff.runtime.errors import ConfigError, nearest
 
 T = TypeVar("T")
@@ -74,18 +74,6 @@ def _within(value: Any, limit: str | tuple[str, ...]) -> bool:
     return above and (value <= high if limit[-1] == "]" else value < high)
 
 
-def sides_of(size: int | str) -> tuple[int, int]:
-    """(height, width) of a side, 32, or of both, "24x32".
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    sides = str(size).lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
-        raise ConfigError(f"size {size!r} is no number of pixels", "give one, 32, or height and width, 24x32")
-    return int(sides[0]), int(sides[-1])
-
-
 def _short(size: int | str | None) -> int | str | None:
     """A size as it is saved: 32 for "32x32"."""
     if size is None:
@@ -137,6 +125,19 @@ class ModelConfig(Group):
     """How images are noised and what the network predicts."""
     init: str | None = None
     """Folder of a saved model to start from."""
+    pretrained: str | None = None
+    """Folder of a text-to-image pipeline of diffusers to fine-tune, or its name in the hub's cache: Stable Diffusion,
+    Flux, PixArt. Network, process, codec and size come from it (docs/pretrained.md)."""
+    adapt: Literal["lora", "full"] = "lora"
+    """What of it is trained: low-rank adapters, or all weights."""
+    rank: Count = 16
+    """Of the adapters."""
+    prompt: str = "a photo of a {name}"
+    """What it is asked for, for each class; no class is the empty prompt."""
+    names: str | None = None
+    """CSV or YAML file with the words for {name}, by class name; for names that are numbers or codes."""
+    checkpointing: bool = False
+    """Compute a pretrained network's activations again in the backward pass: less memory, a third more time."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,16 @@ def _photographs(size: int) -> dict[str, Any]:
     }
 
 
+def _finetuning(adapt: str, lr: float) -> dict[str, Any]:
+    """Amounts of diffusers' scripts: a few thousand steps of small batches at a constant rate."""
+    return {
+        "model": {"adapt": adapt},
+        "train": {"images": 16_000, "batch_size": 4, "lr": lr, "warmup_images": 400, "preview_images": 4_000},
+        "sample": {"steps": 25, "batch_size": 4},
+        "classify": {"steps": 600, "batch_size": 64},
+    }
+
+
 IMAGENET_LT = 115_846
 """Training images of ImageNet-LT."""
 
@@ -108,6 +118,16 @@ PRESETS: dict[str, Preset] = {
         idea="photographs at 256 pixels in the space of the patch codec: a GPU, or a day on a CPU",
         expect="not run yet",
         overrides=_photographs(256),
+    ),
+    "finetune": Preset(
+        idea="a pretrained text-to-image model (--model.pretrained), by low-rank adapters: taken where one is named",
+        expect="not run: no weights can be had here; with small networks of random weights it is tested",
+        overrides=_finetuning("lora", 1e-4),
+    ),
+    "finetune-full": Preset(
+        idea="the same, all its weights: taken with --model.adapt full; hundreds of images of each class, 24 GB",
+        expect="not run: no weights can be had here",
+        overrides=_finetuning("full", 1e-5),
     ),
     "standard": Preset(
         idea="up to 64 pixels on a GPU: an hour or a few",

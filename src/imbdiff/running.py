@@ -130,7 +130,9 @@ class Options:
 
     @property
     def preset(self) -> str | None:
-        return self.given.get("preset", self.file.get("preset"))
+        options = {**flatten(self.file), **self.given}
+        own = {"lora": "finetune"}.get(adapt := options.get("model.adapt", "lora"), f"finetune-{adapt}")
+        return options.get("preset", own if options.get("model.pretrained") else None)
 
     def on(self, base: RunConfig) -> RunConfig:
         """The options on top of those of the file, on top of `base`."""

@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from imbdiff.config import sides_of
 from imbdiff.data.names import counted
+from imbdiff.runtime.convert import sides_of
 from imbdiff.runtime.errors import ConfigError, DataError
 
 POLICIES = ("crop", "pad", "stretch")

@@ -69,6 +69,7 @@ class Backbone(nn.Module):
         conditioner: maps labels (B,) in [0, C] to the network's condition, where it owns no table of its own.
         num_classes: C; the null label, "no class", is C.
         cpu_threads: at most so many are used on a CPU; None: all that there are.
+        compiles: whether torch.compile is tried on it, on a GPU.
         augmentation: maps the vector of a geometric change, in networks that were built with ``augment`` in their
             arguments; None in others.
     """
@@ -78,6 +79,7 @@ class Backbone(nn.Module):
     conditioner: nn.Module
     num_classes: int
     cpu_threads: int | None = None
+    compiles = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,6 +165,10 @@ class Backbone(nn.Module):
         if not isinstance(self.conditioner, VectorConditioner):
             raise self._lacks("class_tables() -> list[nn.Parameter]", "where its class vectors are")
         return [self.conditioner.table]
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The tensors that a saved model holds; the others it brings along when it is made."""
+        return self.state_dict()
 
     def _lacks(self, method: str, what: str) -> ConfigError:
         name = type(self).__name__

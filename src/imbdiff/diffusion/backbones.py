@@ -18,7 +18,7 @@ MLP         ``mid``: hidden layer                   (B, width)                  
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -33,6 +33,7 @@ from imbdiff.diffusion.backbone import (
     Taps,
     VectorConditioner,
 )
+from imbdiff.diffusion.prompted import PROMPTED
 from imbdiff.runtime.errors import ConfigError
 
 
@@ -303,11 +304,12 @@ class MLPBackbone(Backbone):
         return self._layers_in(nn.Linear, "outer.")
 
 
-KINDS: dict[str, type[UNetBackbone] | type[DiTBackbone] | type[MLPBackbone]] = {
+KINDS: dict[str, Callable[[tuple[int, int, int], int, dict[str, Any]], Backbone]] = {
     "unet": UNetBackbone,
     "folded-unet": FoldedUNetBackbone,
     "dit": DiTBackbone,
     "mlp": MLPBackbone,
+    **PROMPTED,
 }
 
 

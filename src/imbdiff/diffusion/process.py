@@ -112,18 +112,30 @@ class DDPM(Process):
     """Discrete-time variance-preserving diffusion (Ho et al. 2020), t in {0, ..., T - 1}.
 
     Attributes:
-        schedule: "linear" (beta from 1e-4 to 0.02, scaled by 1000 / T) or "cosine" (Nichol and Dhariwal 2021, Eq. 17).
+        schedule: "linear" (beta from 1e-4 to 0.02, scaled by 1000 / T), "cosine" (Nichol and Dhariwal 2021, Eq. 17),
+            "scaled_linear" (Stable Diffusion's: sqrt(beta) is linear) or "given".
         prediction: "epsilon" or "v_prediction".
         num_steps: T >= 2.
+        ends: first and last beta of the linear ones, where they are others; of "scaled_linear" always.
+        given: (T,) the betas of "given".
+        zero_snr: betas changed so that the last time is noise alone (Lin et al. 2024, Algorithm 1), up to abar = 2^-24,
+            as diffusers' solvers have it.
     """
 
-    schedule: Literal["linear", "cosine"] = "linear"
+    schedule: Literal["linear", "cosine", "scaled_linear", "given"] = "linear"
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     num_steps: int = 1000
+    ends: tuple[float, float] | None = None
+    given: tuple[float, ...] | None = None
+    zero_snr: bool = False
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("linear", "cosine"):
+        if self.schedule not in ("linear", "cosine", "scaled_linear", "given"):
             raise ConfigError(f"unknown noise schedule {self.schedule!r}", "use linear or cosine")
+        if len(self.given or ()) != (self.num_steps if self.schedule == "given" else 0):
+            raise ConfigError("the schedule 'given' takes one beta per step, another one none", "use linear or cosine")
+        if self.schedule == "scaled_linear" and self.ends is None:
+            raise ConfigError("the schedule 'scaled_linear' has no ends", "give ends=(0.00085, 0.012)")
         if self.prediction not in ("epsilon", "v_prediction"):
             raise ConfigError(f"DDPM cannot predict {self.prediction!r}", "use epsilon or v_prediction")
         if self.num_steps < 2:
@@ -132,10 +144,25 @@ class DDPM(Process):
     @cached_property
     def betas(self) -> Tensor:
         """(T,) float64."""
+        if not self.zero_snr:
+            return self._betas
+        from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+        betas = rescale_zero_terminal_snr(self._betas)
+        betas[-1] = 1 - 2**-24 / torch.prod(1 - betas[:-1])
+        return betas
+
+    @property
+    def _betas(self) -> Tensor:
         n = self.num_steps
-        if self.schedule == "linear":
-            scale = 1000 / n
-            return torch.linspace(1e-4 * scale, min(0.02 * scale, 0.999), n, dtype=torch.float64)
+        if self.given is not None:
+            return torch.tensor(self.given, dtype=torch.float64)
+        if self.schedule != "cosine":
+            scale, (first, last) = 1000 / n, self.ends or (1e-4, 0.02)
+            first, last = first * scale, min(last * scale, 0.999)
+            if self.schedule == "scaled_linear":
+                return torch.linspace(first**0.5, last**0.5, n, dtype=torch.float64) ** 2
+            return torch.linspace(first, last, n, dtype=torch.float64)
 
         def abar(u: Tensor) -> Tensor:
             return torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -169,14 +196,21 @@ class DDPM(Process):
         return a[t], s[t]
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "ddpm", **asdict(self)}
+        later = {"ends": None, "given": None, "zero_snr": False}  # models saved before had none of these
+        return {"kind": "ddpm", **{k: v for k, v in asdict(self).items() if k not in later or v != later[k]}}
 
 
 @dataclass(frozen=True)
 class Flow(Process):
-    """Linear flow matching (rectified flow): x_t = (1 - t) x_0 + t noise, t in [0, 1); predicts noise - x_0."""
+    """Linear flow matching (rectified flow): x_t = (1 - t) x_0 + t noise, t in [0, 1); predicts noise - x_0.
+
+    Attributes:
+        shift: times u evenly spaced in (0, 1] are sampled at t = shift u / (1 + (shift - 1) u), above 1 for large
+            images (Esser et al. 2024, section 5.3.2). Training is the same for any.
+    """
 
     prediction: Literal["flow_prediction"] = "flow_prediction"
+    shift: float = 1.0
 
     def time_from_uniform(self, u: Tensor) -> Tensor:
         return u.float()
@@ -192,7 +226,7 @@ class Flow(Process):
         return 1 - t, t
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "flow"}
+        return {"kind": "flow"} | ({} if self.shift == 1 else {"shift": self.shift})
 
 
 #: name on the command line -> process
@@ -219,7 +253,7 @@ def process_from_json(value: dict[str, Any]) -> Process:
     options = dict(value)
     kind = options.pop("kind", None)
     if kind == "ddpm":
-        return DDPM(**options)
+        return DDPM(**options | {k: tuple(v) for k, v in options.items() if isinstance(v, list)})
     if kind == "flow":
-        return Flow()
+        return Flow(**options)
     raise ConfigError(f"unknown process {kind!r}", "this model was saved by another version of imbdiff")

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from imbdiff.diffusion.backbone import Backbone
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec
 from imbdiff.runtime.errors import ConfigError, RunError, listing
@@ -65,8 +66,13 @@ def load_model(folder: str | Path, *, device: torch.device | str = "cpu", guide:
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Writes a network's weights as safetensors; whole or not at all."""
-    save_tensors(network.state_dict(), path)
+    """Writes a network's weights as safetensors, whole or not at all: of a pretrained one what was trained."""
+    save_tensors(own_state(network), path)
+
+
+def own_state(network: nn.Module) -> dict[str, Tensor]:
+    """See `Backbone.own_state`; of other networks all of it."""
+    return network.own_state() if isinstance(network, Backbone) else network.state_dict()
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -91,12 +97,12 @@ def load_weights(network: nn.Module, path: Path) -> None:
         raise RunError(f"{path} does not exist", "give the folder of a saved model") from error
     except SafetensorError as error:
         raise RunError(f"{path} is damaged: {error}", "restore it, or train again") from error
-    if wrong := misfits(state, network.state_dict()):
+    if wrong := misfits(state, own_state(network)):
         raise RunError(
             f"the weights in {path} do not fit this model:\n{listing(wrong, 8)}",
             "start from a model with the same backbone, image shape and number of classes",
         )
-    network.load_state_dict(state)
+    network.load_state_dict(state, strict=False)  # what is not there, the network has brought along
 
 
 def misfits(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

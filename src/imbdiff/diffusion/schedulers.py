@@ -7,10 +7,12 @@ tested.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,6 +137,42 @@ def process_times(scheduler: Any, process: Process) -> Tensor:
     return scheduler.timesteps
 
 
+def process_of(config: Mapping[str, Any], positions: int = 4096) -> Process:
+    """The process that a diffusers scheduler configuration describes.
+
+    Args:
+        positions: of an image, where the network looks at it (Flux's tokens): by it a flow may be shifted.
+
+    Raises:
+        ConfigError: a schedule that this package does not have.
+    """
+    kind = str(config.get("_class_name", ""))
+    if config.get("num_train_timesteps", 1000) != 1000:
+        raise ConfigError(f"a process of {config['num_train_timesteps']} steps cannot be read", _KNOWN)
+    if config.get("use_flow_sigmas") or kind.startswith("FlowMatch"):
+        if not config.get("use_dynamic_shifting"):
+            return Flow(shift=float(config.get("flow_shift" if config.get("use_flow_sigmas") else "shift", 1.0)))
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        return Flow(shift=round(math.exp(low + (high - low) * (positions - least) / (most - least)), 6))
+    schedules: dict[str, Any] = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+    schedule, prediction = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
+    common: dict[str, Any] = {"prediction": prediction, "zero_snr": bool(config.get("rescale_betas_zero_snr"))}
+    if (betas := config.get("trained_betas")) is not None:
+        for name in ("linear", "cosine"):
+            if len(betas) == 1000 and np.allclose(DDPM(name, prediction).betas, betas, rtol=1e-4):
+                return DDPM(name, **common)
+        return DDPM("given", given=tuple(map(float, betas)), **common)
+    if schedule not in schedules:
+        raise ConfigError(f"the noise schedule {schedule!r} cannot be read", _KNOWN)
+    ends = (float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02)))
+    plain = schedule == "squaredcos_cap_v2" or (schedule == "linear" and np.allclose(ends, (1e-4, 0.02)))
+    return DDPM(schedules[schedule], ends=None if plain else ends, **common)
+
+
+_KNOWN = "known are 1,000 betas, linear, scaled_linear, cosine or listed, predicting epsilon or v, and flows"
+
+
 def _ddpm(process: Process, steps: int) -> Any:
     from diffusers import DDPMScheduler
 
@@ -167,7 +205,7 @@ def _dpm(process: Process, steps: int) -> Any:
     from diffusers import DPMSolverMultistepScheduler
 
     if isinstance(process, Flow):
-        return DPMSolverMultistepScheduler(**_FLOW)
+        return DPMSolverMultistepScheduler(**_FLOW, flow_shift=process.shift)
     return DPMSolverMultistepScheduler(**_of_ddpm("dpm++", process, steps), **_CLIPPING, use_lu_lambdas=True)
 
 
@@ -175,7 +213,7 @@ def _unipc(process: Process, steps: int) -> Any:
     from diffusers import UniPCMultistepScheduler
 
     if isinstance(process, Flow):
-        return UniPCMultistepScheduler(**_FLOW)
+        return UniPCMultistepScheduler(**_FLOW, flow_shift=process.shift)
     return UniPCMultistepScheduler(**_of_ddpm("unipc", process, steps), **_CLIPPING, use_karras_sigmas=True)
 
 
@@ -186,7 +224,7 @@ def _euler(process: Process, steps: int) -> Any:
         raise ConfigError("the euler sampler is for flow models", "use ddim, dpm++ or unipc with a DDPM process")
     if not isinstance(process, Flow):
         raise _unknown(process)
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=process.shift)
 
 
 # of the solvers: x0 to [-1, 1], in diffusers by "thresholding" with a maximum of 1

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import Tensor
@@ -30,9 +28,9 @@ from imbdiff.diffusion.codec import Codec, IdentityCodec
 from imbdiff.diffusion.codecs.autoencoder import open_autoencoder
 from imbdiff.diffusion.codecs.patch import PatchCodec
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec
-from imbdiff.diffusion.process import DDPM, Flow, Process
-from imbdiff.diffusion.schedulers import make_scheduler
-from imbdiff.integrations.guided import ImbalancedDiffusionPipeline, is_flow, num_labels, pair
+from imbdiff.diffusion.process import DDPM, Process
+from imbdiff.diffusion.schedulers import make_scheduler, process_of
+from imbdiff.integrations.guided import ImbalancedDiffusionPipeline, num_labels, pair
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import atomic, read_json
 
@@ -55,37 +53,12 @@ def scheduler_for(process: Process, sampler: str | None = None, bound: float | N
         bound: of the model's codec.
     """
     scheduler = make_scheduler(sampler or "dpm++", process, 20, bound)
-    if isinstance(process, DDPM):
+    if isinstance(process, DDPM) and process == DDPM(process.schedule, process.prediction):
         named: dict[str, Any] = {"trained_betas": None, "beta_schedule": "squaredcos_cap_v2"}
         if process.schedule == "linear":
             named |= {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
         scheduler = type(scheduler).from_config(scheduler.config, **named)
     return scheduler
-
-
-def process_of(config: dict[str, Any]) -> Process:
-    """The process that a diffusers scheduler configuration describes.
-
-    Raises:
-        ConfigError: a schedule that this package does not have.
-    """
-    steps = config.get("num_train_timesteps", 1000)
-    remedy = "this package knows DDPM linear (1e-4 to 0.02) and cosine with 1,000 steps, predicting eps or v, and flow"
-    if steps != 1000 or config.get("rescale_betas_zero_snr"):
-        raise ConfigError(f"a process of {steps} steps, or with zero terminal SNR, cannot be read", remedy)
-    if is_flow(config):
-        return Flow()
-    schedules = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-    schedule, prediction = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
-    ends = (config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
-    betas = config.get("trained_betas")
-    if betas is not None:
-        found = [DDPM(s, prediction) for s in ("linear", "cosine") if np.allclose(DDPM(s).betas, betas, rtol=1e-4)]
-        if found:
-            return found[0]
-    elif schedule in schedules and (schedule != "linear" or np.allclose(ends, (1e-4, 0.02))):
-        return DDPM(schedules[schedule], prediction)  # type: ignore[arg-type]
-    raise ConfigError(f"the noise schedule {schedule!r} with betas {ends} cannot be read", remedy)
 
 
 def plain_network(model: DiffusionModel) -> Any:
@@ -245,8 +218,7 @@ def _codec(folder: Path, latent: tuple[int, int, int]) -> Codec:
     codec = open_autoencoder(folder, (config.get("out_channels", 3), *(side * factor for side in latent[1:])))
     if codec.shape != latent:
         raise RunError(f"{folder} is for {codec.shape[0]} channels, the network for {latent[0]}", "give one that fits")
-    shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor", 1.0)
-    return replace(codec, mean=(shift,) * latent[0], std=(1 / scale,) * latent[0])
+    return codec.as_trained()
 
 
 def _load_network(home: Path) -> Any:

@@ -25,7 +25,7 @@ from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import method_of
 from imbdiff.metrics.extractors import EXTRACTORS
 from imbdiff.metrics.measures import choose_measures
-from imbdiff.pipeline import training
+from imbdiff.pipeline import finetuning, training
 from imbdiff.pipeline.curation import candidates, chooses
 from imbdiff.pipeline.recognising import classifier_arms, classifier_use, networks_of, plan_of
 from imbdiff.pipeline.sampling import guidance_text, sampling
@@ -57,6 +57,7 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
     """
     method = method_of(config)
     resolve_device(config.device)
+    finetuning.check(config)
     check_trackers(config.track)
     how = sampling(config)
     make_scheduler(how.sampler, PROCESSES[config.model.process], how.steps)
@@ -78,7 +79,7 @@ def check_options(config: RunConfig, *, training: bool = True) -> None:
             "sampled while training has nothing to do with the classes asked for",
             "leave --train.watch_images out",
         )
-    if config.model.init is None and method.init == "required":
+    if config.model.init is None and config.model.pretrained is None and method.init == "required":
         raise ConfigError(
             f"the method {config.method} starts from a trained model", "give its folder as --model.init RUN/model"
         )
@@ -211,7 +212,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         "preset": config.preset,
         "method": f"{config.method}: {method.idea}",
         "codec": training.codec_text(model.codec),
-        "model": f"{training.choose_backbone(config, max(model.codec.shape[1:]))}, {parameters:,} parameters",
+        "model": f"{training.model_text(config, model)}, {parameters:,} parameters",
         "train": f"{seen:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}",
         "previews": f"{previews} of {classes} classes: {duration(preview_seconds)} (--train.preview_images 0: none)",
         "sample": f"{sampled:,} images, {how.sampler}, {how.steps} steps, {guided}: {duration(sample_seconds)}",

@@ -16,7 +16,7 @@ from imbdiff.data.splits import Prepared
 from imbdiff.data.symmetry import unasked_changes
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.methods import method_of, with_all_constants
-from imbdiff.pipeline import curation, evaluation, recognising, training
+from imbdiff.pipeline import curation, evaluation, finetuning, recognising, training
 from imbdiff.pipeline.folder import STAGES, RunFolder, Stage, repeat_command
 from imbdiff.pipeline.kept import keep, kept
 from imbdiff.pipeline.page import report_data
@@ -68,7 +68,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.source = parse(self.source).absolute()
-        self.config = training.absolute(with_all_constants(self.config))
+        self.config = finetuning.resolved(with_all_constants(self.config))
 
     def log(self, text: str) -> None:
         if not self.quiet and self.dist.main:
@@ -152,6 +152,7 @@ class Run:
             f"{val} for validation, {len(prepared.test)} for testing, {'x'.join(map(str, prepared.train.shape))}"
         )
         notes = [*(w for w in prepared.warnings if w not in self.said), *training.codec_note(prepared, self.config)]
+        notes += finetuning.notes(self.config, stats.names)
         for note in notes:
             self.log(f"  note: {note}")
         self.said |= set(prepared.warnings)

@@ -395,6 +395,7 @@ def _sample_rows(
     device, left = next(model.parameters()).device, list(rows)
     # gradients through a compiled network may be wrong
     compiling = not guidance.differentiates and compiles(device) and len(rows) >= 16 * how.batch_size
+    compiling = compiling and model.backbone.compiles
     compiled_for = 0  # rows of a batch
     while left:
         labels, seeds = (np.array([row[what] for row in left], dtype=np.int64) for what in ("label", "seed"))

@@ -20,7 +20,6 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
-from imbdiff.data.spec import user_path
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.data.symmetry import Symmetry, unasked
 from imbdiff.diffusion.codec import Codec, IdentityCodec
@@ -31,6 +30,7 @@ from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.methods import METHODS, method_of, with_all_constants
 from imbdiff.objectives.row_sampling import sample_branches
+from imbdiff.pipeline import finetuning
 from imbdiff.recipe import Method, Phase
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
@@ -60,6 +60,13 @@ def choose_backbone(config: RunConfig, side: int) -> str:
     if resolve_device(config.device).type == "cpu":
         return "unet-16"
     return "unet-32" if side <= 40 else "unet-64"
+
+
+def model_text(config: RunConfig, model: DiffusionModel) -> str:
+    """A model, to print."""
+    if config.model.pretrained is not None:
+        return f"{Path(config.model.pretrained).name}, {config.model.adapt}"
+    return choose_backbone(config, max(model.codec.shape[1:]))
 
 
 def init_folder(name: str) -> Path:
@@ -97,6 +104,7 @@ def doubts(config: RunConfig, kind: str) -> list[str]:
     found = []
     if seen_by_init(config) is None:
         found.append(f"what the model {config.model.init} was trained on is not known: perhaps on test images")
+    found += finetuning.doubts(config)
     if config.preset in ("cifar-lt", "diffrc-cifar") and kind != "benchmark":
         found.append(
             f"the preset {config.preset} is for cifar10-lt and cifar100-lt: this split is not the literature's"
@@ -114,6 +122,8 @@ def geometric(phase: Phase, method: Method, symmetry: Symmetry) -> Geometric | N
 #: options of training that came later, with the value at which training is what it was before: with it they are no part
 #: of what a training is, so that what an earlier version made counts and goes on
 ADDED = {"noise_levels": "uniform"}
+#: the same, of the model: of a pretrained one
+FINETUNING = ("pretrained", "adapt", "rank", "prompt", "names", "checkpointing")
 
 Kind = Literal["identity", "patch", "vae"]
 LARGEST_IN_PIXELS = 64
@@ -145,14 +155,6 @@ def codec_kind(config: RunConfig, shape: tuple[int, int, int]) -> Kind:
     return kind
 
 
-def absolute(config: RunConfig) -> RunConfig:
-    """`config` with the autoencoder's folder by its whole path: a run is continued from anywhere."""
-    place = user_path(config.codec.weights or "")
-    if config.codec.weights is None or not place.is_dir():
-        return config
-    return replace(config, codec=replace(config.codec, weights=str(place.resolve())))
-
-
 def open_vae(prepared: Prepared, config: RunConfig) -> AutoencoderCodec:
     """The autoencoder that is asked for, not whitened.
 
@@ -178,6 +180,8 @@ def codec_of(prepared: Prepared, config: RunConfig, *, fitted: bool = True) -> C
         return IdentityCodec((channels, height, width))
     if kind == "vae":
         codec, dist = open_vae(prepared, config), Dist.current()
+        if config.model.pretrained is not None:  # its network was trained on latents as that configuration scales them
+            return codec.as_trained()
         if not fitted:
             return codec
         symmetry, device = Augmentation(symmetry_of(prepared, config)), resolve_device(config.device)
@@ -222,6 +226,8 @@ def new_model(prepared: Prepared, config: RunConfig, *, fitted: bool = False) ->
     """
     height, width, channels = prepared.train.shape
     shape, process, ada = (channels, height, width), PROCESSES[config.model.process], method_of(config).ada
+    if config.model.pretrained is not None:
+        return finetuning.pretrained_model(config, codec_of(prepared, config), prepared.stats)
     if config.model.init is None:
         codec = codec_of(prepared, config, fitted=fitted)
         return build_model(
@@ -452,6 +458,7 @@ def phase_config(phase: Phase, config: RunConfig) -> TrainConfig:
 def training_inputs(prepared: Prepared, config: RunConfig) -> str:
     """A hash of everything that decides what training gives: contents, not paths."""
     model, decisive = asdict(config.model), asdict(config.train)
+    model = {k: v for k, v in model.items() if k not in FINETUNING} | finetuning.inputs(config, prepared.stats.names)
     for name in [n for n in decisive if n in NOT_DECISIVE or (n in ADDED and decisive[n] == ADDED[n])]:
         del decisive[name]
     known = with_all_constants(config).constants

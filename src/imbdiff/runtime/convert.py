@@ -70,3 +70,15 @@ def describe_type(hint: Any, words: Mapping[Any, str] | None = None) -> str:
         "none" if k is NoneType else words.get(k) or getattr(k, "__name__", "") or describe_type(k, words)
         for k in kinds
     )
+
+
+def sides_of(size: int | str) -> tuple[int, int]:
+    """(height, width) of a side, 32, or of both, "24x32".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    sides = str(size).lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
+        raise ConfigError(f"size {size!r} is no number of pixels", "give one, 32, or height and width, 24x32")
+    return int(sides[0]), int(sides[-1])

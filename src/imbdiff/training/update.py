@@ -221,7 +221,8 @@ def compile_checked(
     Returns:
         Whether they are compiled.
     """
-    networks = [net.backbone for net in step.networks.values() if type(net) is DiffusionModel]
+    models = [net for net in step.networks.values() if type(net) is DiffusionModel]
+    networks = [net.backbone for net in models if net.backbone.compiles]
 
     def gradients() -> dict[str, Tensor]:
         step.zero_grad(set_to_none=True)

@@ -33,6 +33,7 @@ FILE = "codec.safetensors"
 """Of a saved model: a codec's tensors."""
 WEIGHTS = "diffusion_pytorch_model"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_VAE = " (of a whole pipeline: --include 'vae/*')"
 PIXELS = 2 * 256 * 256
 """Of a batch: Stable Diffusion's autoencoder takes about 1.1 GB for an image of 256 pixels."""
 
@@ -147,6 +148,14 @@ class AutoencoderCodec(Codec):
         std = np.sqrt(np.maximum(square / n - mean**2, 0))
         return replace(self, mean=tuple(mean.tolist()), std=tuple(np.where(std > 1e-6, std, 1.0).tolist()))
 
+    def as_trained(self) -> AutoencoderCodec:
+        """The codec whose latents are shifted and scaled as the autoencoder's own configuration says: as the network of
+        its pipeline was trained on them."""
+        c, scale = self.shape[0], float(self.config.get("scaling_factor") or 1.0)
+        mean = self.config.get("latents_mean") or (float(self.config.get("shift_factor") or 0.0),) * c
+        std = self.config.get("latents_std") or (1.0,) * c
+        return replace(self, mean=tuple(map(float, mean)), std=tuple(float(s) / scale for s in std))
+
     def to_json(self) -> dict[str, Any]:
         return {
             "kind": self.name,
@@ -200,9 +209,7 @@ def open_autoencoder(weights: str | Path, image: tuple[int, int, int]) -> Autoen
             f"{folder} holds a network of the class {config.get('_class_name')}, not an autoencoder",
             f"give one of {', '.join(CLASSES)}",
         )
-    network = digest(
-        [config, [_hash(path, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(folder)]]
-    )
+    network = digest([config, [file_hash(path) for path in weight_files(folder)]])
     c = int(config.get("latent_channels", 4))
     codec = AutoencoderCodec(image, str(weights), network, config, (0.0,) * c, (1.0,) * c, folder)
     taken, factor = config.get("in_channels", 3), codec.factor
@@ -221,7 +228,12 @@ def open_autoencoder(weights: str | Path, image: tuple[int, int, int]) -> Autoen
     return codec
 
 
-@lru_cache(maxsize=16)
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    return _hash(path, path.stat().st_size, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
 def _hash(path: Path, size: int, changed: int) -> str:
     """Of a file: a run asks several times for that of weights of hundreds of megabytes."""
     return sha256_file(path)
@@ -264,16 +276,27 @@ def _found(weights: str) -> Path:
             "convert it by diffusers: AutoencoderKL.from_single_file(FILE).save_pretrained(NEW), and give NEW",
         )
     if not place.is_dir():
-        place = _in_hub_cache(weights)
+        place = hub_folder(weights)
     for folder in (place, place / "vae"):
         if (folder / "config.json").exists():
             return folder
     raise ConfigError(f"{weights} holds no autoencoder: there is no config.json, and none in vae/", "give its folder")
 
 
-def _in_hub_cache(name: str) -> Path:
+def hub_folder(
+    name: str, what: str = "an autoencoder", part: str = " (of a whole pipeline: --include 'vae/*')"
+) -> Path:
+    """The folder of a name on the hub, in its cache.
+
+    Args:
+        what: the folder may be of instead; for messages.
+        part: of the download, that suffices.
+
+    Raises:
+        ConfigError: it is not there.
+    """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ConfigError(f"there is no folder {name}", "give the folder of an autoencoder, or USER/NAME of the hub")
+        raise ConfigError(f"there is no folder {name}", f"give the folder of {what}, or USER/NAME of the hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -283,7 +306,7 @@ def _in_hub_cache(name: str) -> Path:
         raise ConfigError(
             f"there is no folder {name}, and nothing of that name in the hub's cache on this machine (nothing is "
             "downloaded unasked)",
-            f"where there is a network: hf download {name} (of a whole pipeline: --include 'vae/*'); or copy its "
+            f"where there is a network: hf download {name}{part}; or copy its "
             "folder, with config.json and safetensors, to this machine, and give the path",
         ) from error
 
