@@ -17,10 +17,11 @@ from threading import current_thread, main_thread
 from typing import Any, Literal
 
 from imbdiff.arguments import POSITIONAL, Option, completion, given, help_text, options_of
-from imbdiff.config import DataConfig, MeasureOptions, RunConfig, StudyOptions
+from imbdiff.config import DataConfig, MeasureOptions, RunConfig
 from imbdiff.running import GROUPS, STAGE_COMMANDS, Help, RunCommand, TrainCommand, held, proceed, start
 from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError, nearest
 from imbdiff.runtime.files import is_disk_full
+from imbdiff.studying import StudyOptions
 from imbdiff.sweeping import start_sweep, sweep_options
 from imbdiff.version import __version__
 

@@ -241,6 +241,13 @@ class SampleConfig(Group):
     """Standard deviation of the initial noise: above 1 for rarer images of a class (Boost-and-Skip), with skip."""
     skip: BelowOne = 0.0
     """Share of the noisiest times that are left out (Boost-and-Skip)."""
+    start: Literal["noise", "real"] = "noise"
+    """What an image begins as: noise, or a real training image with noise on it (SDEdit, DA-Fusion)."""
+    strength: tuple[Share, ...] = ()
+    """Noise levels that real images are brought to, in equal shares: 0 leaves an image as its codec gives it back, 1 is
+    nearly noise. Default: 0.25 0.5 0.75 1; with --sample.sources any 0.5 0.75 1."""
+    sources: Literal["own", "any"] = "own"
+    """Which real images: training images of the class itself, or of any class, all equally often."""
     batch_size: Count | None = None
     """Images per network call. Default: 64 on a CPU, 512 on a GPU; halved where memory does not suffice."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -250,6 +257,13 @@ class SampleConfig(Group):
         super().__post_init__()
         low, high = self.interval
         self.refuse_unless(low <= high, f"interval={self.interval} must be low <= high", "exchange them")
+        idle, other = (("boost", "skip"), "noise") if self.start == "real" else (("strength", "sources"), "real")
+        for name in idle:
+            value, unset = getattr(self, name), getattr(type(self), name)
+            self.refuse_unless(
+                value == unset, f"{name}={value!r} has no effect with --sample.start {self.start}",
+                f"give --sample.{name} {'without a value' if unset == () else unset}, or --sample.start {other}",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -351,27 +365,6 @@ class ClassifyConfig(FitConfig):
             f"primary={self.primary!r} is none of classify.synthetic={list(self.synthetic)}",
             f"add it there, or give --classify.primary {next(iter(self.synthetic), 'ce')}",
         )
-
-
-@dataclass(frozen=True)
-class StudyOptions(Group):
-    """The grid of a study: every number with every curation, recipe, weight and schedule."""
-
-    prefix = "--"
-    numbers: tuple[str, ...] = ("equal=0.25", "equal=0.5", "equal")
-    """How many images, each a word of --sample.strategy: equal=0.5, auto, effective=0.9, NAME=TOTAL,NAME=TOTAL."""
-    curation: tuple[str, ...] = ("none", "agreement")
-    """Which of them are kept, each a --curate.policy."""
-    recipes: tuple[str, ...] = ("ce", "balanced-softmax")
-    """Recipes with synthetic images; `imbdiff methods` lists them."""
-    weights: tuple[AboveZero, ...] = (1.0,)
-    """Weights of a synthetic image in the loss, in (0, 1]."""
-    schedules: tuple[Literal["mixed", "real-last"], ...] = ("mixed",)
-    """When synthetic images are seen, each a --classify.synthetic_schedule."""
-    seeds: Count | None = None
-    """Classifiers per arm. Default: the run's --classify.seeds."""
-    candidates: Oversampling = 1.5
-    """Candidates per image wanted, where they are curated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,7 @@ from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.encoder import PrototypeEncoder
 from imbdiff.diffusion.model import DiffusionModel, build_model, forget_labels
 from imbdiff.diffusion.process import PROCESSES
-from imbdiff.diffusion.saved import load_model, save_model, saved_identity
-from imbdiff.pipeline.sampling import weights_identity
+from imbdiff.diffusion.saved import load_model, save_model, saved_identity, weights_identity
 from imbdiff.runtime.errors import ConfigError, RunError
 
 from .worlds import gaussian_model

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from imbdiff.cli import main
-from imbdiff.config import StudyOptions, override
+from imbdiff.config import override
 from imbdiff.pipeline import curation
 from imbdiff.pipeline import sampling as samples
 from imbdiff.pipeline import study as study_module
@@ -30,6 +30,7 @@ from imbdiff.recognition.choice import Choice
 from imbdiff.recognition.fitting import Fit
 from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError
 from imbdiff.runtime.files import read_json
+from imbdiff.studying import StudyOptions
 
 from .conftest import SMALL, write_tree
 

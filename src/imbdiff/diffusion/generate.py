@@ -3,6 +3,9 @@
 Every random number of image i depends on its seed alone, and batches are of one fixed size (the last one is padded),
 so image i is the same for any other images, any order, any number of processes, and after a restart:
 bit for bit on the same machine, precision and thread count. Other batch sizes or devices round differently.
+
+An image begins as noise, or as a real image with noise on it (SDEdit: Meng et al., ICLR 2022, arXiv 2108.01073; for
+training classifiers DA-Fusion: Trabucco et al., ICLR 2024, arXiv 2302.07944).
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imbdiff.data.imageset import Rows
 from imbdiff.diffusion.guidance import Guidance, NoGuidance, moved
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.process import DDPM, Flow, Process
-from imbdiff.diffusion.schedulers import make_scheduler, process_times, start
+from imbdiff.diffusion.schedulers import begin_at, make_scheduler, process_times
+from imbdiff.diffusion.schedulers import start as start_scheduler
 from imbdiff.runtime.device import cpu_threads
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.streams import torch_rng
@@ -31,10 +36,11 @@ def generate(
     Returns:
         (N, H, W, C) uint8, in the order of `labels`.
     """
-    channels, height, width = model.spec.shape
-    empty = np.zeros((0, height, width, channels), np.uint8)
-    batches = [images for _, images in generate_batches(model, labels, seeds, **options)]
-    return np.concatenate(batches or [empty])
+    batches = list(generate_batches(model, labels, seeds, **options))
+    if not batches:
+        return np.zeros((0, *_image_shape(model)), np.uint8)
+    order = np.argsort(np.concatenate([rows for rows, _ in batches]))
+    return np.concatenate([images for _, images in batches])[order]
 
 
 def generate_batches(
@@ -50,6 +56,8 @@ def generate_batches(
     only: Sequence[int] | None = None,
     boost: float = 1.0,
     skip: float = 0.0,
+    start: np.ndarray | Rows | None = None,
+    strength: float | Sequence[float] | np.ndarray = 1.0,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Generates one image per label, batch by batch: yields (row numbers, (n, H, W, C) uint8 images).
 
@@ -61,7 +69,8 @@ def generate_batches(
         steps: number of sampler steps.
         guidance: defaults to none.
         batch_size: rows per network call (twice as many under classifier-free guidance). Batch b holds rows
-            b * batch_size and following.
+            b * batch_size and following; where there are several strengths, those of the least come first, and no
+            batch has two.
         bf16: call the network under bfloat16 autocast; the solver stays in float32.
         only: the batches to generate: those of one process, or those that an earlier run did not finish.
         boost, skip: Boost-and-Skip (Um, Kim and Ye, ICML 2025, arXiv 2502.06516), for images of low density within
@@ -71,11 +80,18 @@ def generate_batches(
             ImageNet-64 to be enlarged to 256) and the first 3 of 250 steps, 0.012, with ancestral sampling ("ddpm"):
             stochastic steps are what their theory is about. (A perfect model of Gaussian data forgets a boost in
             them, and keeps it in steps of a solver.)
+        start: (N, H, W, C) uint8, the real image that each begins as; they are read and encoded batch by batch, to the
+            mean where an encoding is a distribution. None: as noise.
+        strength: in [0, 1], one for all or (N,). A real image is brought to this noise level, x = a(t) x_0 + s(t) noise
+            with the noise that its seed would begin with, and the sampler's steps below it follow: its time nearest to
+            it is moved there. 0 gives what the codec makes of the image, without a step: decode(encode(image)). At 1
+            what is left of it is what the process leaves at its noisiest time: a = 0.006 with linear betas.
 
     Raises:
         ConfigError: labels out of range, seeds that are negative, either not (N,) whole numbers, a batch size below 1,
-            a model in training mode (its dropout would read the global generator), a boost or skip out of range, or so
-            large a skip that no step is left.
+            a model in training mode (its dropout would read the global generator), a boost, skip or strength out of
+            range, or so large a skip that no step is left; images to begin as that are not of the model's size, or a
+            sampler that does not scale x_t as the process does.
     """
     labels, seeds = _whole(labels, "labels"), _whole(seeds, "seeds")
     if len(labels) != len(seeds) or batch_size < 1 or (len(seeds) and seeds.min() < 0):
@@ -90,20 +106,49 @@ def generate_batches(
             f"labels reach from {labels.min()} to {labels.max()}; this model knows classes 0..{model.num_classes - 1}",
             f"use those, or {model.null} for 'no class'",
         )
-    batches = -(-len(labels) // batch_size)
+    strengths = _strengths(strength, start, len(labels), _image_shape(model), changed=boost != 1 or skip != 0)
     if not 0 < boost < float("inf"):
         raise ConfigError(f"boost={boost} must be above 0 and finite", "use 1 for none; the paper uses 2.5 to 4")
     # refuses what does not fit, before any work
     scheduler = make_scheduler(sampler, model.process, steps, model.codec.bound)
+    if start is not None and not isinstance(model.process, Flow) and float(scheduler.init_noise_sigma) != 1:
+        raise ConfigError(f"the sampler {sampler} scales images otherwise than the process", "use dpm++ or ddim")
     begin = first_step(scheduler, model.process, skip)
-    for b in range(batches) if only is None else only:
-        rows = list(range(b * batch_size, min((b + 1) * batch_size, len(labels))))
+    alike = [np.flatnonzero(strengths == s).tolist() for s in np.unique(strengths)]
+    batches = [of_one[i : i + batch_size] for of_one in alike for i in range(0, len(of_one), batch_size)]
+    for rows in batches if only is None else [batches[b] for b in only]:
         padded = rows + [rows[0]] * (batch_size - len(rows))
+        real = None if start is None else torch.from_numpy(start[np.array(padded)]).permute(0, 3, 1, 2)
         with cpu_threads(model.cpu_threads):
             images = _batch(
-                model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance(), bf16, boost, begin
-            )
+                model, labels[padded], seeds[padded], scheduler, steps, guidance or NoGuidance(), bf16, boost,
+                begin, real, strengths[rows[0]],
+            )  # fmt: skip
         yield rows, images[: len(rows)]
+
+
+def _image_shape(model: DiffusionModel) -> tuple[int, int, int]:
+    channels, height, width = model.spec.shape
+    return height, width, channels
+
+
+def _strengths(
+    strength: Any, start: np.ndarray | Rows | None, n: int, shape: tuple[int, int, int], changed: bool
+) -> np.ndarray:
+    """(n,) float64."""
+    found = np.asarray(strength, dtype=np.float64)
+    if found.shape not in ((), (n,)) or not ((found >= 0) & (found <= 1)).all():
+        raise ConfigError(f"strength={strength} must be in [0, 1]", "give one number, or one for each image")
+    if start is None and (found != 1).any():
+        raise ConfigError(f"strength={strength} has no effect without images to begin as", "give these as `start`")
+    if start is not None and (start.shape != (n, *shape) or start.dtype != np.uint8):
+        raise ConfigError(
+            f"start: images of shape {start.shape} and type {start.dtype}, and this model makes {(n, *shape)} uint8",
+            "give one image of that size for each label",
+        )
+    if start is not None and changed:
+        raise ConfigError("boost and skip have no effect on images that begin as real ones", "leave them out")
+    return np.broadcast_to(found, (n,))
 
 
 def _whole(values: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
@@ -126,14 +171,23 @@ def _batch(
     bf16: bool,
     boost: float,
     begin: int,
+    real: Tensor | None,
+    strength: float,
 ) -> np.ndarray:
     device = next(model.parameters()).device
     y = torch.from_numpy(labels).to(device)
     generators = [torch_rng(int(seed), "image") for seed in seeds]
     # drawn on the CPU, one generator per image: the same numbers on every device
     x = torch.stack([torch.randn(model.codec.shape, generator=g) for g in generators]).to(device)
-    start(scheduler, steps)
-    if not isinstance(model.process, Flow):
+    start_scheduler(scheduler, steps)
+    if real is not None:
+        clean = model.codec.encode(model.codec.store(real.to(device)))
+        if strength == 0:
+            return _decoded(model, clean)
+        begin = begin_at(scheduler, model.process, strength)
+        time = process_times(scheduler, model.process)[begin].to(device)
+        x = model.process.add_noise(clean, x, time.expand(len(x)))
+    elif not isinstance(model.process, Flow):
         x = x * scheduler.init_noise_sigma
     if boost != 1:
         x = x * boost
@@ -154,6 +208,10 @@ def _batch(
         seen = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
         prediction, shift = guidance.at(level).parts(seen, t, y, predict)
         x = sampler_step(scheduler, model.process, prediction, shift, t, timestep, x, **options)
+    return _decoded(model, x)
+
+
+def _decoded(model: DiffusionModel, x: Tensor) -> np.ndarray:
     return model.codec.decode(x).permute(0, 2, 3, 1).cpu().numpy()
 
 

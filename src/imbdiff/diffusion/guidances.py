@@ -307,3 +307,9 @@ def make_guidance(names: str, context: SamplingContext, values: Mapping[str, Any
         )
     made = [entry.make(context, constants[name]) for name, entry in entries.items() if name != "none"]
     return reduce(lambda inner, outer: Guided(outer, inner), reversed(made)) if made else NoGuidance()
+
+
+def guidance_text(names: str, constants: Mapping[str, Any]) -> str:
+    """Guidances with their scales, to print: "prototype 0.6 + classifier-free 0.8"."""
+    scales = {name: constants.get(f"{name}.omega", constants.get(f"{name}.scale")) for name in names.split("+")}
+    return " + ".join(name if scale is None else f"{name} {scale}" for name, scale in scales.items())

@@ -7,6 +7,7 @@ autoguidance, where it has these.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,3 +161,11 @@ def _described(path: Path, what: str) -> Iterator[None]:
         raise RunError(
             f"{path} does not describe {what}: {type(error).__name__} {error}", "restore it, or train again"
         ) from error
+
+
+def weights_identity(model: DiffusionModel) -> str:
+    """A hash of the model's weights, and of its codec where that has some."""
+    h = hashlib.sha256(model.codec.fingerprint.encode() if model.codec.tensors() else b"")
+    for name, value in sorted(model.state_dict().items()):
+        h.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()

@@ -126,6 +126,32 @@ def align(scheduler: Any) -> None:
     scheduler.sigmas = torch.cat([((1 - abar) / abar).sqrt().to(scheduler.sigmas), scheduler.sigmas[-1:]])
 
 
+def begin_at(scheduler: Any, process: Process, strength: float) -> int:
+    """Moves the time that is nearest to the noise level `strength`, in (0, 1], there; returns the number of its step.
+
+    Otherwise strengths would be rounded to the times of samplers that space few of them by noise level: UniPC on the
+    cosine schedule would begin at 0.22 for 0.25 and for 0.5. From outside, samplers that count steps by the value of
+    their times keep these; the first of at most `strength` is taken.
+    """
+    times, t = process_times(scheduler, process), process.time_from_uniform(torch.tensor([strength]))[0]
+    levels, level = process.noise_level(times.cpu()), process.noise_level(t)
+    if level >= levels[0]:
+        return 0
+    ancestral = type(scheduler).__name__ == "DDPMScheduler"  # whose last time stays 0
+    if not ancestral and not hasattr(scheduler, "set_begin_index"):
+        return min(int((levels > level).sum()), len(levels) - 1)
+    i = int((levels[: len(levels) - ancestral] - level).abs().argmin())
+    if isinstance(process, Flow):
+        scheduler.sigmas[i], scheduler.timesteps[i] = t, 1000 * t
+        return i
+    whole = max(int(t), int(times[i + 1]) + 1 if i + 1 < len(times) else 0)
+    scheduler.timesteps[i] = whole
+    if hasattr(scheduler, "sigmas"):
+        abar = scheduler.alphas_cumprod[whole]
+        scheduler.sigmas[i] = ((1 - abar) / abar).sqrt()
+    return i
+
+
 def process_times(scheduler: Any, process: Process) -> Tensor:
     """(steps,) the process's time at each step.
 

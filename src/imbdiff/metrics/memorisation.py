@@ -78,6 +78,7 @@ def memorisation_report(
         "space", "limit" (of the ratio; None: too few training images), "neighbours", "cap", "n", "n_synthetic",
         "n_held_out", "n_reference_in_train" (training images among `held_out`, left out), "rule";
         "index" (synthetic images looked up), and of each the nearest training image: "any_train_index", "any_distance";
+        "near", those of them that are near copies;
         "summary", per scope ("all" or a group), and "classes", per class ("class", "label", "group", "n_train",
         "reference_in_train"): n_synthetic, n_held_out, median_synthetic, median_held_out, closeness, closeness_low,
         closeness_high, near_copies, near_copy_share, near_copy_low, near_copy_high, held_out_near_copies,
@@ -117,6 +118,7 @@ def memorisation_report(
         "index": chosen.tolist(),
         "any_train_index": any_index.tolist(),
         "any_distance": [rounded(d) for d in any_distance],
+        "near": chosen[fake.near].tolist(),
         **tabled,
         "warnings": _leaks(leaked, held_out) + tabled["warnings"],
         "pairs": _pairs(part, chosen, train, a, fake, any_index, any_distance),

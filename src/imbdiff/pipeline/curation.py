@@ -61,7 +61,8 @@ def sample_curated(
     """
     parse_policy(config.curate.policy)
     guidance = guide_of(sampling(config), model, prepared, config)
-    images = sample(model, candidates(counts, config), config, guidance=guidance, quiet=quiet)
+    offered = candidates(counts, config)
+    images = sample(model, offered, config, guidance=guidance, train=prepared.train, quiet=quiet)
     found, _ = choose(images, counts, config.curate.policy, prepared, config)
     return images.select(found.kept)
 

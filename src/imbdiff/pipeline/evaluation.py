@@ -17,10 +17,11 @@ from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline import training
 from imbdiff.pipeline.plan import against_balanced
 from imbdiff.pipeline.recognising import plan_of
+from imbdiff.pipeline.variations import by_strength
 from imbdiff.recognition.cas import classification_accuracy_score
 from imbdiff.recognition.trained import judges, judges_photographs
 from imbdiff.runtime.dist import Dist
-from imbdiff.runtime.files import sha256_file
+from imbdiff.runtime.files import read_json, sha256_file
 from imbdiff.runtime.progress import PartProgress, Progress
 from imbdiff.runtime.tables import code_identity
 
@@ -60,7 +61,7 @@ def evaluate_run(
     some of these, and an extractor that was trained on any of them does not judge against them.
 
     Args:
-        folder: of the run: features are kept in ``features/``, the judge in ``judge/``.
+        folder: of the run: features are kept in ``features/``, the judge in ``judge/``, the samples in ``samples/``.
     """
     options, quiet = config.evaluate, quiet or not dist.main
     measures = choose_measures(options.measures)
@@ -77,6 +78,9 @@ def evaluate_run(
         store=FeatureStore(folder / "features", dist=dist), progress=PartProgress(quiet),
     )  # fmt: skip
     found = against(reference=prepared.test, train=prepared.train, extractors=extractors, reference_name="test")
+    manifest = read_json(folder / "samples" / "manifest.json")
+    if manifest.get("start") == "real":
+        found["memorisation"]["sources"] = by_strength(manifest, synthetic, prepared.train, found["memorisation"])
     if against_balanced(prepared):
         pool = prepared.pool
         assert pool is not None

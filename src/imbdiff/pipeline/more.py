@@ -12,7 +12,7 @@ from imbdiff.data.names import counted
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.guidances import guidance_needs
 from imbdiff.diffusion.model import DiffusionModel
-from imbdiff.diffusion.saved import load_model, saved_identity
+from imbdiff.diffusion.saved import load_model, saved_identity, weights_identity
 from imbdiff.methods import method_of
 from imbdiff.pipeline import training
 from imbdiff.pipeline.folder import RunFolder
@@ -26,7 +26,6 @@ from imbdiff.pipeline.sampling import (
     sample_into,
     sampling,
     sampling_identity,
-    weights_identity,
 )
 from imbdiff.pipeline.strategy import images_to_draw
 from imbdiff.runtime.checkpoint import CheckpointStore
@@ -65,7 +64,9 @@ def sample_more(
     check_options(config, training=False)
     run = Run(folder, source, config, quiet)
     how, groups = sampling(config), Groups.from_json(read_json(folder / "split.json")["groups"])
-    prepared = run.open() if checkpoint is not None or "classifier" in guidance_needs(how.guidance) else None
+    needed = checkpoint is not None or "classifier" in guidance_needs(how.guidance) or how.start == "real"
+    prepared = run.open() if needed else None
+    train = None if prepared is None else prepared.train
     if checkpoint is None:
         place = run.needs("model/model.safetensors", "run").parent
         model, identity = load_model(place), saved_identity(place)
@@ -86,10 +87,10 @@ def sample_more(
     counts = (
         [numbers.get(name, 0) for name in stats.names] if numbers else images_to_draw(config.sample.strategy, stats)
     )
-    todo = plan_in(out, counts, stats.names, config, identity, first)
+    todo = plan_in(out, counts, stats.names, config, identity, first, train)
     if there is not None and alike(there, todo):  # whatever was asked for before stays
         todo = plan_in(out, [max(*pair) for pair in zip(there["counts"], counts, strict=True)], stats.names, config,
-                       identity, first)  # fmt: skip
+                       identity, first, train)  # fmt: skip
     elif there is not None and not replace:
         raise RunError(
             f"the images in {out} are of another model, or were sampled with other options",
@@ -105,7 +106,7 @@ def sample_more(
             if prepared is None
             else guide_of(how, model, prepared, config, folder / "curation")
         )
-        sample_into(model, todo, out, how, guidance, quiet=quiet)
+        sample_into(model, todo, out, how, guidance, train=train, quiet=quiet)
     if dist.main:
         run.log(
             f"sampled: {out}: {counted(len(todo['images']), 'image')} in folders of "

@@ -10,11 +10,12 @@ from imbdiff.data.augment import Augmentation
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
+from imbdiff.diffusion.guidances import guidance_text
 from imbdiff.methods import get_method, method_of
 from imbdiff.pipeline import training
 from imbdiff.pipeline.folder import RunFolder, repeat_command
 from imbdiff.pipeline.recognising import classifier_arms, plan_of
-from imbdiff.pipeline.sampling import guidance_text
+from imbdiff.pipeline.variations import in_words
 from imbdiff.pipeline.watch import METRIC
 from imbdiff.recipe import constants
 from imbdiff.reporting.content import ReportData
@@ -95,6 +96,8 @@ def protocol(
         if plan.get("boost", 1.0) != 1 or plan.get("skip", 0.0):
             others.append(f"boost {plan.get('boost', 1.0):g}, skip {plan.get('skip', 0.0):g}")
         rows["Sampler"] = f"{plan['sampler']}, {plan['steps']} steps; guidance: {guidance} (0 = none)"
+        if "start" in plan:
+            others.append(in_words(plan["start"], plan.get("sources", "own"), plan["strength"]))
         rows["Sampler"] += "".join(f"; {text}" for text in others)
     if metrics is not None:
         judge = metrics.get("judge")

@@ -20,6 +20,7 @@ from imbdiff.data.splits import Prepared
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.backbones import BACKBONES
 from imbdiff.diffusion.generate import generate
+from imbdiff.diffusion.guidances import guidance_text
 from imbdiff.diffusion.process import PROCESSES
 from imbdiff.diffusion.schedulers import make_scheduler
 from imbdiff.methods import method_of
@@ -28,9 +29,10 @@ from imbdiff.metrics.measures import choose_measures
 from imbdiff.pipeline import finetuning, training
 from imbdiff.pipeline.curation import candidates, chooses
 from imbdiff.pipeline.recognising import classifier_arms, classifier_use, networks_of, plan_of
-from imbdiff.pipeline.sampling import guidance_text, sampling
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.pipeline.strategy import images_to_draw, parse_strategy
 from imbdiff.pipeline.training import check_phases, init_folder, new_model
+from imbdiff.pipeline.variations import in_words
 from imbdiff.pipeline.watch import PER_CLASS, preview_sampling, previewed
 from imbdiff.presets import choose_preset, preset
 from imbdiff.recipe import Phase
@@ -202,7 +204,8 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     if len(shown) > 12:
         listed.append(f"and {len(shown) - 12} more classes")
     shape = prepared.train.shape
-    guided = guidance_text(how.guidance, how.constants)
+    begun = in_words(how.start, how.sources, how.strength)
+    guided = ", ".join(filter(None, (guidance_text(how.guidance, how.constants), begun)))
     found = f"{stats.total} training images, {stats.num_classes} classes, IF {stats.imbalance_factor:.4g}"
     rows = {
         "source": f"{source}: {found}",

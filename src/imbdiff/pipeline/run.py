@@ -286,7 +286,7 @@ class Run:
         if more := sampling_identity(sampling(self.config), prepared, self.config):
             identity = digest([identity, *more])
         names, counts = prepared.train.class_names, self._candidates(prepared)
-        return plan_in(self.folder / "samples", counts, names, self.config, identity)
+        return plan_in(self.folder / "samples", counts, names, self.config, identity, train=prepared.train)
 
     def _sample(self, prepared: Prepared, todo: dict[str, Any]) -> dict[str, Any]:
         folder, how = self.folder, sampling(self.config)
@@ -295,7 +295,7 @@ class Run:
             self.log("sample: nothing to generate: every class is as large as the strategy asks for")
         model = load_model(folder / "model", device=self.device)
         guidance = guide_of(how, model, prepared, self.config, folder / "curation")
-        sample_into(model, todo, folder / "samples", how, guidance, quiet=self.quiet)
+        sample_into(model, todo, folder / "samples", how, guidance, train=prepared.train, quiet=self.quiet)
         if not self.dist.main:
             return {}
         output = sha256_file(folder / "samples" / "manifest.json")

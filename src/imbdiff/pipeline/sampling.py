@@ -39,11 +39,13 @@ from imbdiff.diffusion.guidances import (
     make_guidance,
 )
 from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.saved import weights_identity
 from imbdiff.diffusion.scales import per_class, scale_table
 from imbdiff.diffusion.schedulers import SAMPLERS
 from imbdiff.methods import method_of
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.recognising import plan_of, working_of
+from imbdiff.pipeline.variations import STRENGTHS, Sources, beginnings, picker
 from imbdiff.runtime.compiling import compile_if_equal, compiles, uncompile
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
@@ -63,6 +65,8 @@ class Sampling:
     Attributes:
         guidance: names of guidances, joined by +; the first is the outermost.
         constants: every constant of these by NAME.FIELD.
+        start, strength, sources: whether images begin as real ones, of which classes, at which strengths; empty and
+            "own" where they begin as noise.
     """
 
     sampler: str
@@ -74,6 +78,9 @@ class Sampling:
     boost: float = 1.0
     skip: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    start: Literal["noise", "real"] = "noise"
+    strength: tuple[float, ...] = ()
+    sources: Sources = "own"
 
     def guide(
         self,
@@ -119,9 +126,10 @@ class Sampling:
 
     def to_json(self) -> dict[str, Any]:
         """What decides the images; settings that leave the sampler as it is published are left out."""
-        defaults = {"boost": 1.0, "skip": 0.0, "precision": "fp32"}
-        kept = {k: v for k, v in asdict(self).items() if defaults.get(k) != v}
-        return {**kept, "interval": list(self.interval), "constants": dict(self.constants)}
+        added = ("boost", "skip", "precision", "start", "strength", "sources")
+        kept = {k: v for k, v in asdict(self).items() if k not in added or v != getattr(Sampling, k)}
+        kept |= {k: list(v) for k, v in kept.items() if isinstance(v, tuple)}
+        return {**kept, "constants": dict(self.constants)}
 
     def check(self, stats: ClassStats, groups: Groups) -> None:
         """Refuses scales that are out of range, and those of unknown classes or groups.
@@ -133,12 +141,6 @@ class Sampling:
             if name.endswith((".omega", ".scale")) and isinstance(value, int | float | str):
                 scale = per_class(value, stats.names, groups)
                 scale_table(scale, stats.num_classes, least=-1.0 if name.endswith(".omega") else 0.0)
-
-
-def guidance_text(names: str, constants: Mapping[str, Any]) -> str:
-    """Guidances with their scales, to print: "prototype 0.6 + classifier-free 0.8"."""
-    scales = {name: constants.get(f"{name}.omega", constants.get(f"{name}.scale")) for name in names.split("+")}
-    return " + ".join(name if scale is None else f"{name} {scale}" for name, scale in scales.items())
 
 
 def sampling(config: RunConfig) -> Sampling:
@@ -177,6 +179,9 @@ def sampling(config: RunConfig) -> Sampling:
         boost=options.boost,
         skip=options.skip,
         precision=options.precision,
+        start=options.start,
+        strength=options.strength or (STRENGTHS[options.sources] if options.start == "real" else ()),
+        sources=options.sources,
     )
 
 
@@ -221,22 +226,29 @@ def plan_in(
     config: RunConfig,
     identity: str,
     first: Sequence[int] | None = None,
+    train: ImageSet | None = None,
 ) -> dict[str, Any]:
     """What is to be generated into `folder`: the settings, and a row per image with its class, seed and file.
 
-    Images of a class are numbered from `first` (C,), or from 0.
+    Images of a class are numbered from `first` (C,), or from 0. With ``sample.start real`` a row has the image of
+    `train` that it begins as, too.
 
     Where the configuration names no batch size, that of the images already there is kept: the default depends on the
     device, and images of another one differ by rounding alone.
     """
-    settings = sampling(config).to_json()
+    how = sampling(config)
+    settings = how.to_json()
     if config.sample.batch_size is None and (folder / "plan.json").exists():
         settings["batch_size"] = read_json(folder / "plan.json").get("batch_size", settings["batch_size"])
-    rows = [
-        {"file": f"{place}/{i:06d}.png", "label": k, "seed": seed_of(config.seed, "sample", k, i)}
-        for k, (n, place) in enumerate(zip(counts, safe_class_dirs(names), strict=True))
-        for i in range(first[k] if first else 0, n + (first[k] if first else 0))
-    ]
+    rows: list[dict[str, Any]] = []
+    for k, (n, place) in enumerate(zip(counts, safe_class_dirs(names), strict=True)):
+        begin = first[k] if first else 0
+        real = n and how.start == "real"
+        pick = picker(train, names, k, how.sources, how.strength, config.seed) if real else lambda i: {}
+        rows += [
+            {"file": f"{place}/{i:06d}.png", "label": k, "seed": seed_of(config.seed, "sample", k, i), **pick(i)}
+            for i in range(begin, begin + n)
+        ]
     if first:
         settings["first"] = list(first)
     return {"identity": identity, "class_names": list(names), "counts": list(counts), **settings, "images": rows}
@@ -270,8 +282,8 @@ def finished(folder: Path, todo: Mapping[str, Any] | str) -> bool:
 def alike(plan: dict[str, Any], todo: dict[str, Any]) -> bool:
     """Whether two plans differ in the numbers of images alone."""
     own, other = ({k: v for k, v in p.items() if k not in ("counts", "images")} for p in (plan, todo))
-    seeds = {row["file"]: row["seed"] for row in plan["images"]}
-    return own == other and all(seeds.get(row["file"], row["seed"]) == row["seed"] for row in todo["images"])
+    rows = {row["file"]: row for row in plan["images"]}
+    return own == other and all(rows.get(row["file"], row) == row for row in todo["images"])
 
 
 def make_ready(folder: Path, todo: dict[str, Any]) -> None:
@@ -338,14 +350,19 @@ def load_samples(
 
 
 def sample_into(
-    model: DiffusionModel, todo: dict[str, Any], folder: Path, how: Sampling, guidance: Guidance, *, quiet: bool = False
-) -> None:
+    model: DiffusionModel, todo: dict[str, Any], folder: Path, how: Sampling, guidance: Guidance, *,
+    train: ImageSet | None = None, quiet: bool = False,
+) -> None:  # fmt: skip
     """Generates into `folder` the images of the plan `todo`; those that are there and whole stay.
 
     Under ``torchrun`` every process generates its share of the batches; the images are the same as of one process.
 
+    Args:
+        train: the training images, where some begin as these.
+
     Raises:
-        RunError: the folder holds files that are not from here, or the device's memory does not suffice for one image.
+        RunError: the folder holds files that are not from here, an image begins as one that is none of these, or the
+            device's memory does not suffice for one image.
     """
     dist = Dist.current()
     if dist.main:
@@ -360,7 +377,8 @@ def sample_into(
     done = len(rows) - len(missing)
     quiet = quiet or not dist.main
     with Progress("sample", len(rows), start=done, quiet=quiet) as progress:
-        for count in _sample_rows(model, mine, folder, how, guidance, log=(lambda _: None) if quiet else print):
+        log = (lambda _: None) if quiet else print
+        for count in _sample_rows(model, mine, folder, how, guidance, train, log):
             done += count * dist.world
             progress.update(min(done, len(rows)))
     dist.barrier()
@@ -386,6 +404,7 @@ def _sample_rows(
     folder: Path,
     how: Sampling,
     guidance: Guidance,
+    train: ImageSet | None,
     log: Callable[[str], None],
 ) -> Iterator[int]:
     """Generates the images of `rows` into their files; yields how many, batch after batch.
@@ -399,16 +418,16 @@ def _sample_rows(
     compiled_for = 0  # rows of a batch
     while left:
         labels, seeds = (np.array([row[what] for row in left], dtype=np.int64) for what in ("label", "seed"))
-        begun = 0
+        real, done = beginnings(left, train), set()
         try:
             if compiling and compiled_for != how.batch_size:
                 compiling = _compile(model, how, guidance, log)
                 compiled_for = how.batch_size
-            for indices, images in generate_batches(model, labels, seeds, **how.generator_options(guidance)):
+            for indices, images in generate_batches(model, labels, seeds, **how.generator_options(guidance), **real):
                 for i, image in zip(indices, images, strict=True):
                     with atomic(folder / left[i]["file"], sync=False) as aside:
                         aside.write_bytes(encode_png(image))
-                begun = indices[-1] + 1
+                done |= {*indices}
                 yield len(indices)
         except torch.OutOfMemoryError as error:
             if how.batch_size == 1:
@@ -420,7 +439,7 @@ def _sample_rows(
             log(f"the device's memory does not suffice: batches of {how.batch_size} images from here on")
             uncompile([model.backbone])
             torch.cuda.empty_cache()
-        left = left[begun:]
+        left = [row for i, row in enumerate(left) if i not in done]
 
 
 def doubles(guidance: Guidance) -> bool:
@@ -455,6 +474,7 @@ def sample(
     *,
     groups: Groups | None = None,
     guidance: Guidance | None = None,
+    train: ImageSet | None = None,
     quiet: bool = False,
 ) -> ImageSet:
     """Generates `counts` (C,) images of each class.
@@ -464,6 +484,7 @@ def sample(
         groups: of the classes, by which guidance scales may be given: `Prepared.groups` of the training data, whose
             source may have a rule of its own. Default: those of the class counts.
         guidance: in place of the configured one.
+        train: the training images, which ``sample.start real`` begins with.
 
     Returns:
         The images, ordered by class; their ids are file names.
@@ -472,16 +493,8 @@ def sample(
     model = model.to(resolve_device(config.device))
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         where = Path(place) / "samples" if folder is None else Path(place)
-        todo = plan_in(where, counts, model.spec.stats.names, config, weights_identity(model))
+        todo = plan_in(where, counts, model.spec.stats.names, config, weights_identity(model), train=train)
         if not finished(where, todo):
             how = sampling(config)
-            sample_into(model, todo, where, how, guidance or how.guide(model, groups), quiet=quiet)
+            sample_into(model, todo, where, how, guidance or how.guide(model, groups), train=train, quiet=quiet)
         return load_samples(where, (height, width, channels), model.spec.stats.names)
-
-
-def weights_identity(model: DiffusionModel) -> str:
-    """A hash of the model's weights, and of its codec where that has some."""
-    h = hashlib.sha256(model.codec.fingerprint.encode() if model.codec.tensors() else b"")
-    for name, value in sorted(model.state_dict().items()):
-        h.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from imbdiff.config import RunConfig, StudyOptions
+from imbdiff.config import RunConfig
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.names import counted, named
 from imbdiff.data.splits import LEAST_FOR_VAL, Prepared
@@ -57,6 +57,7 @@ from imbdiff.runtime.device import resolve_device, start
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import atomic, digest, read_json, sha256_file, write_json, write_text
 from imbdiff.runtime.progress import Progress, duration
+from imbdiff.studying import StudyOptions
 
 SCHEMA = "imbdiff-study/3"
 
@@ -286,13 +287,16 @@ class _Study:
         """What the pool holds, as the samples' plan: what the largest number wants of each class, times the candidates
         per image where it is curated; no fewer than an earlier grid had there. It continues where the run's own samples
         end: an image depends on its class, its number and the run's seed."""
-        names, config, folder = self.prepared.train.class_names, self.config, self.folder / "samples"
+        train, config, folder = self.prepared.train, self.config, self.folder / "samples"
+        names = train.class_names
         needs = [a.wanted if a.curation == "none" else candidates(a.wanted, config) for a in self.grid]
-        todo = plan_in(folder, np.max(np.array(needs), axis=0).tolist(), names, config, self.identity["weights"])
+        todo = plan_in(
+            folder, np.max(np.array(needs), axis=0).tolist(), names, config, self.identity["weights"], train=train
+        )
         before = read_json(folder / "plan.json") if (folder / "plan.json").exists() else None
         if before is not None and alike(before, todo):
             more = [max(n, m) for n, m in zip(todo["counts"], before["counts"], strict=True)]
-            todo = plan_in(folder, more, names, config, self.identity["weights"])
+            todo = plan_in(folder, more, names, config, self.identity["weights"], train=train)
         return todo
 
     def shared(self, todo: dict[str, Any]) -> dict[str, str]:
@@ -322,7 +326,7 @@ class _Study:
         how = sampling(self.config)
         network = load_model(run / "model", device=resolve_device(self.config.device))
         guidance = guide_of(how, network, self.prepared, self.config, run / "curation")
-        sample_into(network, todo, folder, how, guidance, quiet=quiet)
+        sample_into(network, todo, folder, how, guidance, train=self.prepared.train, quiet=quiet)
 
     @cached_property
     def pool(self) -> ImageSet:

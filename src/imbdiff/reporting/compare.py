@@ -31,7 +31,9 @@ from imbdiff.runtime.errors import ConfigError
 MAX_CLASSES = 6
 MAX_RUNS = 12
 MAX_OPTIONS = 8
-OF_THE_METHOD = ("method", "constants", "seed", "preset", "track")
+OF_THE_METHOD = (
+    "method", "constants", "seed", "preset", "track", "sample.start", "sample.strength", "sample.sources",
+)  # fmt: skip
 """Beginnings of the options that runs may differ in and be compared."""
 
 

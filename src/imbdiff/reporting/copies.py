@@ -13,6 +13,7 @@ from imbdiff.reporting.text import NOTHING, number, shorten
 MAX_CLASSES = 100
 MAX_PAIRS = 24
 MAX_WARNINGS = 10
+MAX_STRENGTHS = 12
 COLUMNS = [
     ui.Column(text)
     for text in (
@@ -24,7 +25,8 @@ Found = Mapping[str, Any]
 
 
 def copies(data: ReportData) -> ui.Section | None:
-    """The section of `memorisation_report(...)`; None if there is none. Caps: 100 classes, 24 pairs, 10 warnings."""
+    """The section of `memorisation_report(...)`; None if there is none. Caps: 100 classes, 24 pairs, 10 warnings, 12
+    strengths."""
     found = data.memorisation
     if found is None:
         return None
@@ -46,6 +48,8 @@ def copies(data: ReportData) -> ui.Section | None:
         rows = [[ui.name(row["class"]), number(row["n_train"]), *_cells(row)] for row in shown]
         table = ui.Table(["class", ui.Column("training images"), *COLUMNS], rows)
         blocks.append(ui.Fold(f"By class, rare classes first{left}", [table], len(shown) <= 12))
+    if found.get("sources"):
+        blocks += _sources(data, found)
     pairs = closest_pairs(data, found["pairs"])
     if pairs:
         text = (
@@ -59,6 +63,44 @@ def copies(data: ReportData) -> ui.Section | None:
     ))  # fmt: skip
     rule = ui.Fold("How copies are found", [ui.note(f"{(data.metrics or {})['protocol']['memorisation']}.")])
     return ui.Section("memorisation", "Are they copies?", [*blocks, rule], "Copies")
+
+
+def _sources(data: ReportData, found: Found) -> list[ui.Block]:
+    """Images that began as real ones: how far from these they are, by strength."""
+    held = found["summary"][0]
+    every = found["sources"]["rows"]
+    rows = every[:MAX_STRENGTHS]
+    worst = max(rows, key=lambda row: row["near_copies"])
+    text = (
+        f"Of the images at strength {worst['strength']:g} {_percent(worst['near_copies'])} are near copies of training "
+        "images"
+    )
+    if many := worst["near_copies"] > (held["held_out_near_copy_share"] or 0.0):
+        text += (
+            ": they repeat what the training images show, and measures that compare with real images flatter them. "
+            "A higher --sample.strength makes fewer, --curate.policy no-copies keeps none."
+        )
+    table = [
+        [f"{row['strength']:g}", number(row["n"]), number(row["median_distance"]), _percent(row["nearest_is_source"]),
+         _percent(row["near_copies"])]
+        for row in rows
+    ]  # fmt: skip
+    heads = ("strength", "synthetic", "median distance to the source", "nearest is the source", "near copies")
+    usual = number(held["median_held_out"])
+    about = "Each image began as a real training image, its source, with noise up to the strength on it."
+    about += "" if usual == NOTHING else f" Held-out real images are {usual} from the nearest training image."
+    shelves = [
+        ui.Shelf([ui.PictureSet(groups)], f"strength {row['strength']:g}")
+        for row in rows
+        if (groups := closest_pairs(data, [p for p in found["sources"]["pairs"] if p["strength"] == row["strength"]]))
+    ]
+    blocks: list[ui.Block] = [
+        ui.heading("Images and their sources"),
+        ui.Text(text if many else f"{text}.", "alert" if many else ""),
+        ui.Table([ui.Column(head) for head in heads], table),
+        ui.note(f"{about}{ui.of_all(len(rows), len(every), 'strengths')}"),
+    ]
+    return [*blocks, ui.Fold("Synthetic images beside their sources", shelves, True)] if shelves else blocks
 
 
 def beyond_held_out(found: Found) -> bool:

@@ -12,7 +12,8 @@ from imbdiff.runtime.errors import ConfigError
 def convert(value: Any, hint: Any, name: str) -> Any:
     """`value` as the first of the types of `hint` that it fits: numbers, bool, str, None, Literal and tuples of them.
 
-    Text is read as a number where one is wanted. A whole number is taken for a float, and 2.0 for an int.
+    Text is read as a number where one is wanted. A whole number is taken for a float, and 2.0 for an int. Several
+    numbers may be one text, "0.25,0.5".
 
     Raises:
         ConfigError: it fits none; `name` is the option's.
@@ -32,6 +33,9 @@ def _as(value: Any, kind: Any) -> Any:
         if value in inner:
             return value
     elif get_origin(kind) is tuple:
+        if inner[0] in (int, float):
+            given = value if isinstance(value, list | tuple) else [value]
+            value = [part for one in given for part in (one.split(",") if isinstance(one, str) else [one])]
         if isinstance(value, list | tuple):
             kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
             return tuple(_as(v, k) for v, k in zip(value, kinds, strict=True))
