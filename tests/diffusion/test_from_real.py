@@ -61,7 +61,7 @@ def test_every_sampler_begins_at_the_strength_itself(process: str, sampler: str,
             torch.testing.assert_close(scheduler.sigmas[:-1].double(), s / a, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("strength", [0.25, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("strength", [0.25, 0.6, 1.0])
 @pytest.mark.parametrize(("process", "sampler"), [pair for pair in PAIRS if pair[1] != "ddpm"])
 def test_solvers_end_where_the_exact_ode_does(process: str, sampler: str, strength: float) -> None:
     """From a x0 + s noise; each image for itself, so their mean and spread too."""
