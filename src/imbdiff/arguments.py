@@ -81,6 +81,7 @@ def options_of(kind: Any, prefix: str = "") -> dict[str, Option]:
             found |= options_of(hint, f"{name}.")
         elif get_origin(hint) is not Mapping:
             default = f.default_factory() if f.default_factory is not MISSING else f.default
+            name = name.rstrip("_")  # of a field that would be a keyword
             found[name] = Option(name, hint, default, texts.get(f.name, ""), "positional" in f.metadata)
     return found
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
+from keyword import iskeyword
 from pathlib import Path
 from signal import SIGINT, Signals
 from threading import current_thread, main_thread
@@ -37,6 +38,7 @@ HELP = f"""imbdiff {__version__}: class-conditional diffusion for long-tailed im
   imbdiff evaluate FAKE --reference REAL    measure any images against others, without a run
   imbdiff reference SOURCE  make reference statistics of real images
   imbdiff classify RUN      train classifiers with and without them, and compare
+  imbdiff export RUN --as pipeline    its generator for diffusers; of a pretrained one also --as lora
   imbdiff predict RUN IMAGES    the class of new images, by the classifier of a run
   imbdiff study RUN         how many synthetic images, which and used how: try a grid, choose on validation images
   imbdiff report RUN        write the page again
@@ -200,6 +202,29 @@ class PredictCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """Write the generator of a run for diffusers: loaded again and compared, and used without this package."""
+
+    run: str = field(metadata=POSITIONAL)
+    """Run folder, or the folder of a saved model."""
+    as_: Literal["pipeline", "lora"] = "pipeline"
+    """pipeline: a folder for DiffusionPipeline.from_pretrained. lora: of a model fine-tuned by --model.pretrained, a
+    file of megabytes for load_lora_weights."""
+    out: str | None = None
+    """A new folder. Default: RUN-pipeline or RUN-lora."""
+
+    def execute(self, command: str) -> None:
+        from imbdiff.diffusion.saved import load_model
+        from imbdiff.integrations.tuned import export
+        from imbdiff.pipeline.training import init_folder
+
+        model = load_model(init_folder(self.run))
+        out = Path(self.out or f"{_called(self.run)}-{self.as_}")
+        export(model, self.as_, out)
+        print(f"exported: {out}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyCommand(StudyOptions):
     """How many synthetic images, which of them and used how: a grid of classifiers, chosen among on validation images.
 
@@ -295,6 +320,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": EvaluateCommand,
     "reference": ReferenceCommand,
     "predict": PredictCommand,
+    "export": ExportCommand,
     "study": StudyCommand,
     "compare": CompareCommand,
     "methods": MethodsCommand,
@@ -385,7 +411,8 @@ def _execute(verb: str = "--help", *, words: list[str]) -> None:
         values, asked = given(verb, words, COMMANDS[verb])
         if asked:
             raise Help(help_text(verb, (COMMANDS[verb],)))
-        COMMANDS[verb](**values).execute(shlex.join(["imbdiff", verb, *words]))
+        fields_ = {f"{name}_" if iskeyword(name) else name: value for name, value in values.items()}
+        COMMANDS[verb](**fields_).execute(shlex.join(["imbdiff", verb, *words]))
 
 
 def complete(shell: str = "") -> str:

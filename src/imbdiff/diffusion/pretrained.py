@@ -24,14 +24,14 @@ from imbdiff.diffusion.schedulers import process_of
 from imbdiff.runtime.errors import ConfigError, nearest
 from imbdiff.runtime.files import digest, read_json
 
-#: class of a pipeline -> kind of backbone (`imbdiff.diffusion.backbones.KINDS`), and the class of its network
-PIPELINES: dict[str, tuple[str, str]] = {
-    "StableDiffusionPipeline": ("sd", "UNet2DConditionModel"),
-    "StableDiffusionXLPipeline": ("sd", "UNet2DConditionModel"),
-    "StableDiffusion3Pipeline": ("sd3", "SD3Transformer2DModel"),
-    "FluxPipeline": ("flux", "FluxTransformer2DModel"),
-    "PixArtAlphaPipeline": ("pixart", "PixArtTransformer2DModel"),
-    "PixArtSigmaPipeline": ("pixart", "PixArtTransformer2DModel"),
+#: class of a pipeline -> kind of backbone, of `imbdiff.diffusion.backbones.KINDS`
+PIPELINES: dict[str, str] = {
+    "StableDiffusionPipeline": "sd",
+    "StableDiffusionXLPipeline": "sd",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+    "PixArtAlphaPipeline": "pixart",
+    "PixArtSigmaPipeline": "pixart",
 }
 SINGLE = (".ckpt", ".safetensors", ".bin", ".pt", ".pth")
 
@@ -63,7 +63,7 @@ class Pretrained:
     @property
     def kind(self) -> str:
         """Of the backbone."""
-        return PIPELINES[self.pipeline][0]
+        return PIPELINES[self.pipeline]
 
     @property
     def network(self) -> Path:

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from imbdiff.diffusion.adapters import add_adapters, is_half, sharing
 from imbdiff.diffusion.backbone import Backbone, Taps
-from imbdiff.diffusion.pretrained import PIPELINES, fingerprint_of, open_pretrained, quietly, variant_of
+from imbdiff.diffusion.pretrained import fingerprint_of, open_pretrained, quietly, variant_of
 from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.files import read_json
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _JOINT = (*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -54,7 +55,6 @@ class PromptedBackbone(Backbone):
         RunError: the pipeline is not there, cannot be loaded, or has other weights.
     """
 
-    network: ClassVar[str]
     layers: ClassVar[tuple[str, ...]]
     compiles = False
     net: Any
@@ -168,7 +168,6 @@ class PromptedBackbone(Backbone):
 class StableBackbone(PromptedBackbone):
     """Stable Diffusion 1, 2 and XL."""
 
-    network = "UNet2DConditionModel"
     layers = _ATTENTION
 
     def _name_taps(self) -> None:
@@ -188,7 +187,6 @@ class StableBackbone(PromptedBackbone):
 class StableThreeBackbone(PromptedBackbone):
     """Stable Diffusion 3."""
 
-    network = "SD3Transformer2DModel"
     layers = _JOINT
 
     def _call(self, x: Tensor, time: Tensor, given: dict[str, Tensor]) -> Tensor:
@@ -198,7 +196,6 @@ class StableThreeBackbone(PromptedBackbone):
 class FluxBackbone(PromptedBackbone):
     """Flux, whose network sees squares of 2 x 2 latents; a distilled one is asked for a guidance of 1."""
 
-    network = "FluxTransformer2DModel"
     layers = _JOINT
 
     def _call(self, x: Tensor, time: Tensor, given: dict[str, Tensor]) -> Tensor:
@@ -221,7 +218,6 @@ class FluxBackbone(PromptedBackbone):
 class PixArtBackbone(PromptedBackbone):
     """PixArt-alpha and -sigma."""
 
-    network = "PixArtTransformer2DModel"
     layers = _ATTENTION
 
     def _call(self, x: Tensor, time: Tensor, given: dict[str, Tensor]) -> Tensor:
@@ -266,18 +262,24 @@ def _network(name: str, fingerprint: str, half: bool, anew: bool = False) -> Any
         )
     key = (str(folder), fingerprint, half)
     if (net := _LOADED.get(key)) is None or anew:
-        net = _loaded(folder, PIPELINES[pretrained.pipeline][1], torch.bfloat16 if half else torch.float32)
+        net = load_network(folder, torch.bfloat16 if half else torch.float32)
         if not anew:
             _LOADED[key] = net
     return net
 
 
-def _loaded(folder: Path, network: str, dtype: torch.dtype) -> Any:
+def load_network(folder: Path, dtype: torch.dtype) -> Any:
+    """The network in a folder of diffusers, frozen.
+
+    Raises:
+        RunError: it cannot be loaded, or weights are missing.
+    """
     import diffusers
 
     try:
         with quietly():
-            net, about = getattr(diffusers, network).from_pretrained(
+            kind = read_json(folder / "config.json")["_class_name"]
+            net, about = getattr(diffusers, kind).from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype, output_loading_info=True,
                 variant=variant_of(folder),
             )  # fmt: skip

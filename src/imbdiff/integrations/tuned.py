@@ -1,0 +1,132 @@
+"""Fine-tuned models for diffusers: adapters as a LoRA file, or a whole pipeline with merged weights.
+
+Neither needs this package to be used. What was written is loaded again by diffusers and compared with the model, at the
+end of every export.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from imbdiff.diffusion.adapters import adapter_state, merged
+from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.pretrained import Pretrained, open_pretrained, quietly
+from imbdiff.diffusion.prompted import PromptedBackbone, load_network
+from imbdiff.integrations.pipeline import to_diffusers
+from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.files import atomic, write_text
+
+LORA = "pytorch_lora_weights.safetensors"
+#: largest difference of predictions, relative to the largest of them: sums in another order, and merged weights
+EXACT, MERGED = 1e-6, 1e-5
+
+Form = Literal["lora", "pipeline"]
+
+
+def export(model: DiffusionModel, form: Form, folder: str | Path) -> None:
+    """Writes `model` for diffusers, whole or not at all.
+
+    Args:
+        form: "lora": a file that `load_lora_weights` of the pretrained pipeline reads, of megabytes. "pipeline": a
+            folder for `DiffusionPipeline.from_pretrained`; of a model that was not pretrained, see `to_diffusers`.
+
+    Raises:
+        RunError: `folder` exists already, or what was written gives other predictions.
+        ConfigError: diffusers has no such form of this model.
+    """
+    folder, backbone = Path(folder), model.backbone
+    if not isinstance(backbone, PromptedBackbone):
+        if form == "lora":
+            raise ConfigError("this model was trained from nothing: it has no adapters", "use --as pipeline")
+        to_diffusers(model, folder)
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists already", "choose a new folder")
+    pretrained = open_pretrained(str(model.spec.config["pretrained"]))
+    with atomic(folder) as aside, quietly():
+        if form == "lora":
+            network, most = _write_lora(backbone, pretrained, aside), EXACT
+        else:
+            network, most = _write_pipeline(backbone, pretrained, aside), MERGED
+        write_text(aside / "README.md", model_card(model, pretrained, form))
+        found = _difference(backbone, network)
+        if not found <= most:
+            raise RunError(
+                f"what was written predicts otherwise than the model: {found:.1e} of the largest value, at most "
+                f"{most:g} was expected",
+                "the versions of diffusers and peft may not fit each other: pip install --upgrade diffusers peft",
+            )
+
+
+def _write_lora(backbone: PromptedBackbone, pretrained: Pretrained, folder: Path) -> Any:
+    """Writes the file; the network as diffusers makes it of that."""
+    import diffusers
+
+    kind, part = getattr(diffusers, pretrained.pipeline), pretrained.network.name
+    if backbone.adapt != "lora":
+        raise ConfigError("all weights of this model were trained: it has no adapters", "use --as pipeline")
+    if not hasattr(kind, "save_lora_weights"):
+        raise ConfigError(f"diffusers loads no LoRA files into a {pretrained.pipeline}", "use --as pipeline")
+    folder.mkdir(parents=True)
+    kind.save_lora_weights(folder, **{f"{part}_lora_layers": adapter_state(backbone.net)})
+    network = load_network(pretrained.network, torch.float32)
+    network.load_lora_adapter(folder, weight_name=LORA, prefix=part)
+    return network
+
+
+def _write_pipeline(backbone: PromptedBackbone, pretrained: Pretrained, folder: Path) -> Any:
+    """Writes the folder, all but the network as it is in the pretrained one; the network as it is read from there."""
+    folder.mkdir(parents=True)
+    for name in (name for name, value in pretrained.index.items() if isinstance(value, list)):
+        if (pretrained.folder / name).is_dir() and name != pretrained.network.name:
+            shutil.copytree(pretrained.folder / name, folder / name)
+    shutil.copyfile(pretrained.folder / "model_index.json", folder / "model_index.json")
+    place = folder / pretrained.network.name
+    merged(backbone.net).save_pretrained(place, safe_serialization=True)
+    return load_network(place, torch.float32)
+
+
+@torch.no_grad()
+def _difference(backbone: PromptedBackbone, network: Any) -> float:
+    """The largest difference between predictions of the model and of `network`, relative to the largest of them."""
+    own = copy.deepcopy(backbone).cpu().eval()
+    own.net = copy.deepcopy(own.net).float()  # frozen weights may be in bfloat16, and are shared
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((2, *own.shape), generator=generator)
+    arguments = x, torch.tensor([100.0, 700.0]), torch.tensor([0, own.num_classes])
+    expected, _ = own(*arguments)
+    own.net = network.eval()
+    found, _ = own(*arguments)
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def model_card(model: DiffusionModel, pretrained: Pretrained, form: Form) -> str:
+    """What README.md says: licence, what it was made from, how to use it, the prompts of at most 100 classes."""
+    stats, prompts = model.spec.stats, model.spec.config["prompts"]
+    base = pretrained.name if not Path(pretrained.name).is_absolute() else Path(pretrained.name).name
+    front = {"license": pretrained.licence or "unknown", "base_model": base, "library_name": "diffusers"}
+    use = (
+        [f'pipe = DiffusionPipeline.from_pretrained("{base}")', 'pipe.load_lora_weights("THIS FOLDER")']
+        if form == "lora"
+        else ['pipe = DiffusionPipeline.from_pretrained("THIS FOLDER")']
+    )
+    rows = [f"| {_cell(n)} | {k} | {_cell(p)} |" for n, k, p in zip(stats.names, stats.counts, prompts, strict=True)]
+    more = [f"\nand {len(rows) - 100} more classes"] if len(rows) > 100 else []
+    return "\n".join([
+        "---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", "",
+        f"{base}, fine-tuned by imbalanced-diffusion on {stats.total} images of {stats.num_classes} classes.", "",
+        "```python", "from diffusers import DiffusionPipeline", *use,
+        f"image = pipe({prompts[0]!r}, guidance_scale=1.8).images[0]", "```", "",
+        "| class | training images | prompt |", "|---|---|---|", *rows[:100], *more, "",
+        "Images may be copies of training images; how good they are was not measured by this export.", "",
+    ])  # fmt: skip
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
