@@ -110,3 +110,53 @@ def test_folders_that_cannot_be_used(folders: dict[str, Path], tmp_path: Path, m
     assert "pickled" in message(pickled)
     shutil.rmtree(pickled / "vae")
     assert "vae" in message(pickled)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "flux", "pixart"])
+def test_the_bill_counts_what_a_pass_keeps(images: Path, folders: dict[str, Path], kind: str) -> None:
+    """Of shapes alone, against a pass on the CPU: its own hook, on numbers."""
+    from imbdiff.diffusion import memory
+    from tests.pretrained.making import model_of
+
+    found = open_pretrained(str(folders[kind]))
+    own = memory.bill(found, (16, 16), "lora", 4, False, 3)
+    backbone = model_of(images, folders[kind]).backbone
+    params = list(backbone.net.parameters())
+    assert own.trained == sum(p.numel() for p in params if p.requires_grad)
+    assert own.frozen == 4 * sum(p.numel() for p in params if not p.requires_grad)
+    pointers, kept = {p.data_ptr() for p in params}, {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        if x.data_ptr() not in pointers:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    rows = {n: b[:1] for n, b in backbone.named_buffers(recurse=False)}
+    usual = memory._given(found)
+    longer = usual["embeds"].shape[1] / rows["embeds"].shape[1]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = backbone._call(torch.randn(1, *backbone.shape), torch.zeros(1), rows)
+    assert out.requires_grad
+    assert 0.5 < own.image / sum(kept.values()) < max(2.0, 1.5 * longer)
+    assert own.total == own.frozen + 20 * own.trained + 3 * own.image
+    half = memory.bill(found, (16, 16), "lora", 4, True, 3)
+    assert (half.frozen, half.trained) == (own.frozen // 2, own.trained)
+    assert memory.bill(found, (32, 32), "lora", 4, False, 1).image > 1.5 * own.image or kind in ("flux", "sd3")
+    whole = memory.bill(found, (16, 16), "full", 4, False, 1)
+    assert (whole.frozen, whole.trained) == (0, own.frozen // 4)
+
+
+def test_the_bill_of_stable_diffusion_one() -> None:
+    """Adapters of rank 16 on its attention are 3,188,736 numbers; its network has 859,520,964 parameters."""
+    from imbdiff.diffusion.memory import bill
+    from imbdiff.diffusion.pretrained import Pretrained
+
+    config = {
+        "_class_name": "UNet2DConditionModel", "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280],
+        "cross_attention_dim": 768, "sample_size": 64,
+    }  # fmt: skip
+    vae = {"block_out_channels": [1] * 4, "latent_channels": 4}
+    found = Pretrained("SD", Path(), {"_class_name": "StableDiffusionPipeline"}, config, {}, vae)
+    own = bill(found, (512, 512), "lora", 16, True, 4)
+    assert (own.trained, own.frozen) == (3_188_736, 2 * 859_520_964)
+    assert "8 GB" in own.text()

@@ -10,6 +10,7 @@ from imbdiff.config import CodecConfig, RunConfig
 from imbdiff.data.spec import user_path
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.codec import Codec
+from imbdiff.diffusion.memory import bill
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec
 from imbdiff.diffusion.pretrained import open_pretrained
 from imbdiff.diffusion.process import Flow
@@ -104,8 +105,9 @@ def _prompts(config: RunConfig, names: Sequence[str]) -> tuple[str, ...]:
     return prompts_of(names, config.model.prompt, words)
 
 
-def notes(config: RunConfig, names: Sequence[str]) -> list[str]:
-    """What is said before training: names that are no words."""
+def notes(config: RunConfig, names: Sequence[str], shape: tuple[int, ...]) -> list[str]:
+    """What is said before anything large is loaded: prompts, names that are no words, and what training on images of
+    `shape` (H, W, C) takes in memory."""
     if config.model.pretrained is None:
         return []
     words = None if config.model.names is None else read_names(config.model.names)
@@ -117,7 +119,16 @@ def notes(config: RunConfig, names: Sequence[str]) -> list[str]:
             f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}: numbers or codes, of which a text encoder "
             "knows nothing; give words for them: --model.names FILE, a CSV with lines NAME,WORDS"
         )
-    return found
+    return [*found, f"memory of training: {bill_text(config, (shape[0], shape[1]))}"]
+
+
+def bill_text(config: RunConfig, size: tuple[int, int]) -> str:
+    """What training takes in memory, before anything is loaded: on images of `size` (H, W)."""
+    assert config.model.pretrained is not None
+    pretrained, device = open_pretrained(config.model.pretrained), resolve_device(config.device)
+    half = device.type == "cuda" and resolve_precision(config.train.precision, device, min(size)) == "bf16"
+    model, rows = config.model, config.train.compared * method_of(config).cost
+    return bill(pretrained, size, model.adapt, model.rank, half, rows).text()
 
 
 def doubts(config: RunConfig) -> list[str]:

@@ -152,7 +152,7 @@ class Run:
             f"{val} for validation, {len(prepared.test)} for testing, {'x'.join(map(str, prepared.train.shape))}"
         )
         notes = [*(w for w in prepared.warnings if w not in self.said), *training.codec_note(prepared, self.config)]
-        notes += finetuning.notes(self.config, stats.names)
+        notes += finetuning.notes(self.config, stats.names, prepared.train.shape)
         for note in notes:
             self.log(f"  note: {note}")
         self.said |= set(prepared.warnings)
