@@ -207,9 +207,9 @@ class ExportCommand:
 
     run: str = field(metadata=POSITIONAL)
     """Run folder, or the folder of a saved model."""
-    as_: Literal["pipeline", "lora"] = "pipeline"
+    as_: Literal["pipeline", "lora", "tokens"] = "pipeline"
     """pipeline: a folder for DiffusionPipeline.from_pretrained. lora: of a model fine-tuned by --model.pretrained, a
-    file of megabytes for load_lora_weights."""
+    file of megabytes for load_lora_weights. tokens: of its learned words, a file of each for load_textual_inversion."""
     out: str | None = None
     """A new folder. Default: RUN-pipeline or RUN-lora."""
 

@@ -128,8 +128,8 @@ class ModelConfig(Group):
     pretrained: str | None = None
     """Folder of a text-to-image pipeline of diffusers to fine-tune, or its name in the hub's cache: Stable Diffusion,
     Flux, PixArt. Network, process, codec and size come from it (docs/pretrained.md)."""
-    adapt: Literal["lora", "full"] = "lora"
-    """What of it is trained: low-rank adapters, or all weights."""
+    adapt: Literal["lora", "full", "tokens"] = "lora"
+    """What of it is trained: low-rank adapters, all weights, or a word for each class (Stable Diffusion 1, 2)."""
     rank: Count = 16
     """Of the adapters."""
     prompt: str = "a photo of a {name}"

@@ -129,6 +129,11 @@ PRESETS: dict[str, Preset] = {
         expect="not run: no weights can be had here",
         overrides=_finetuning("full", 1e-5),
     ),
+    "finetune-tokens": Preset(
+        idea="the same, a learned word for each class alone: taken with --model.adapt tokens",
+        expect="not run: no weights can be had here",
+        overrides=_finetuning("tokens", 5e-4),
+    ),
     "standard": Preset(
         idea="up to 64 pixels on a GPU: an hour or a few",
         expect="not run yet",

@@ -70,6 +70,8 @@ def bill(pretrained: Pretrained, size: tuple[int, int], adapt: str, rank: int, h
         frozen = sum(p.numel() for p in net.parameters())
         if adapt == "lora":
             add_adapters(net, rank, kind.layers)
+        elif adapt == "tokens":  # which are nothing in size; what hangs on the prompt is kept
+            net.requires_grad_(False)
         trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
         backbone.net, backbone.size = net, size
         kept: dict[int, int] = {}
@@ -83,10 +85,10 @@ def bill(pretrained: Pretrained, size: tuple[int, int], adapt: str, rank: int, h
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), patch.object(functional, NAME, _attention):
             c, h, w = int(pretrained.vae["latent_channels"]), size[0] // pretrained.factor, size[1] // pretrained.factor
-            out = backbone._call(torch.randn(1, c, h, w), torch.zeros(1), _given(pretrained))
+            out = backbone._call(torch.randn(1, c, h, w), torch.zeros(1), _given(pretrained, adapt == "tokens"))
         assert out is not None  # held until here, with its graph
     share = 2 if half else 4
-    return Bill(frozen * share if adapt == "lora" else 0, trained, sum(kept.values()) * share // 4, rows)
+    return Bill(0 if adapt == "full" else frozen * share, trained, sum(kept.values()) * share // 4, rows)
 
 
 class _Attention(torch.autograd.Function):
@@ -102,7 +104,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
     return _Attention.apply(query, key, value)
 
 
-def _given(pretrained: Pretrained) -> dict[str, Tensor]:
+def _given(pretrained: Pretrained, learned: bool = False) -> dict[str, Tensor]:
     """Rows of prompts of the usual lengths."""
     config = pretrained.config
     length = {"sd": 77, "sd3": 333, "flux": 512, "pixart": 300 if "Sigma" in pretrained.pipeline else 120}[
@@ -112,5 +114,5 @@ def _given(pretrained: Pretrained) -> dict[str, Tensor]:
     pooled = config.get("pooled_projection_dim")
     if config.get("addition_embed_type") == "text_time":
         pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-    given = {"embeds": torch.zeros(1, length, int(width))}
+    given = {"embeds": torch.zeros(1, length, int(width)).requires_grad_(learned)}
     return given | ({"pooled": torch.zeros(1, pooled)} if pooled else {}) | {"mask": torch.ones(1, length)}

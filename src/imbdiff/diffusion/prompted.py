@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from imbdiff.diffusion.adapters import add_adapters, is_half, sharing
 from imbdiff.diffusion.backbone import Backbone, Taps
 from imbdiff.diffusion.pretrained import fingerprint_of, open_pretrained, quietly, variant_of
+from imbdiff.diffusion.tokens import TokenEncoder
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import read_json
 
@@ -48,7 +49,8 @@ class PromptedBackbone(Backbone):
         shape: (c, h, w) of one input.
         num_classes: C.
         config: ``pretrained``, the folder or name of the pipeline; ``fingerprint`` of its network; ``table``, {name:
-            [type, *shape of a row]}; ``adapt``, "lora" with ``rank``, or "full"; ``half``: frozen weights in bfloat16;
+            [type, *shape of a row]}; ``adapt``, "lora" with ``rank``, "tokens" with ``text``, the fingerprint of the
+            text encoder, or "full"; ``half``: frozen weights in bfloat16;
             ``checkpointing``: activations are computed again in the backward pass; ``size``, (H, W) in pixels.
 
     Raises:
@@ -58,6 +60,7 @@ class PromptedBackbone(Backbone):
     layers: ClassVar[tuple[str, ...]]
     compiles = False
     net: Any
+    text: TokenEncoder
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, config: dict[str, Any]) -> None:
         super().__init__()
@@ -68,6 +71,8 @@ class PromptedBackbone(Backbone):
         if self.adapt == "lora":
             self.net = sharing(net)
             add_adapters(self.net, int(config["rank"]), self.layers)
+        elif self.adapt == "tokens":
+            self.net, self.text = sharing(net), _words(config, num_classes)
         else:
             self.net = _network(config["pretrained"], config["fingerprint"], False, anew=True).requires_grad_(True)
         if config.get("checkpointing"):
@@ -104,6 +109,11 @@ class PromptedBackbone(Backbone):
         for name, rows in table.items():
             self.get_buffer(name).copy_(rows)
 
+    @property
+    def learned(self) -> nn.Parameter:
+        """(C, d) the vectors of the classes' words, under "tokens"."""
+        return self.text.tokens.learned
+
     def forward(
         self,
         x_t: Tensor,
@@ -130,6 +140,8 @@ class PromptedBackbone(Backbone):
         return prediction, {tap: torch.cat([seen[tap] for seen in found]) for tap in taps}
 
     def _rows(self, labels: Tensor, like: Tensor) -> dict[str, Tensor]:
+        if self.adapt == "tokens":
+            return {"embeds": self.text(self.get_buffer("ids")[labels]).to(like.dtype)}
         return {name: rows[labels].to(like.dtype) for name, rows in self.named_buffers(recurse=False)}
 
     @contextmanager
@@ -237,6 +249,16 @@ PROMPTED: dict[str, type[PromptedBackbone]] = {
     "flux": FluxBackbone,
     "pixart": PixArtBackbone,
 }
+
+
+def _words(config: dict[str, Any], num_classes: int) -> TokenEncoder:
+    pretrained = open_pretrained(config["pretrained"])
+    if pretrained.text != config["text"]:
+        raise RunError(
+            f"the text encoder of {pretrained.name} is another than that of the training", "put its files back"
+        )
+    return TokenEncoder(pretrained, num_classes, bool(config["half"]))
+
 
 _LOADED: WeakValueDictionary[tuple[Any, ...], nn.Module] = WeakValueDictionary()
 

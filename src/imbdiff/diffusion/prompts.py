@@ -104,10 +104,24 @@ def table_of(pretrained: Pretrained, prompts: Sequence[str], device: torch.devic
 
 @lru_cache(maxsize=2)
 def _table(name: str, text: str, prompts: tuple[str, ...], device: str) -> dict[str, Tensor]:
+    pipe = text_pipeline(open_pretrained(name))
+    for part, module in pipe.components.items():
+        if part.startswith("text_encoder") and module is not None:
+            module.to(device).eval().requires_grad_(False)
+    with torch.no_grad():
+        rows = [_encoded(pipe, prompt, device) for prompt in (*prompts, "")]
+    return {key: torch.cat([row[key] for row in rows]).cpu() for key in rows[0]}
+
+
+def text_pipeline(pretrained: Pretrained) -> Any:
+    """The pipeline without its network and autoencoder, in float32, or bfloat16 above 4 GiB.
+
+    Raises:
+        ConfigError: its text encoders cannot be loaded.
+    """
     import diffusers
 
     optional("transformers", "pretrained", "a text encoder")
-    pretrained = open_pretrained(name)
     parts = ("unet", "transformer", "vae", "safety_checker", "feature_extractor", "image_encoder")
     needed = signature(getattr(diffusers, pretrained.pipeline)).parameters.values()
     absent = [p.name for p in needed if p.default is p.empty and not any(pretrained.index.get(p.name) or ())]
@@ -123,16 +137,12 @@ def _table(name: str, text: str, prompts: tuple[str, ...], device: str) -> dict[
             )  # fmt: skip
     except Exception as error:  # of diffusers and transformers, each of its own types
         raise ConfigError(
-            f"the text encoders of {name} cannot be loaded: {error}", "download it again, or install what it asks for"
+            f"the text encoders of {pretrained.name} cannot be loaded: {error}",
+            "download it again, or install what it asks for",
         ) from error
     # Stable Diffusion 3 without T5 asks its network how wide that would be
     pipe.__dict__[pretrained.network.name] = SimpleNamespace(config=SimpleNamespace(**pretrained.config))
-    for part, module in pipe.components.items():
-        if part.startswith("text_encoder") and module is not None:
-            module.to(device).eval().requires_grad_(False)
-    with torch.no_grad():
-        rows = [_encoded(pipe, prompt, device) for prompt in (*prompts, "")]
-    return {key: torch.cat([row[key] for row in rows]).cpu() for key in rows[0]}
+    return pipe
 
 
 def _encoded(pipe: Any, prompt: str, device: str) -> dict[str, Tensor]:

@@ -18,6 +18,9 @@ from imbdiff.diffusion.adapters import adapter_state, merged
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.pretrained import Pretrained, open_pretrained, quietly
 from imbdiff.diffusion.prompted import PromptedBackbone, load_network
+from imbdiff.diffusion.prompts import text_pipeline
+from imbdiff.diffusion.saved import save_tensors
+from imbdiff.diffusion.tokens import token_names
 from imbdiff.integrations.pipeline import to_diffusers
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import atomic, write_text
@@ -26,15 +29,16 @@ LORA = "pytorch_lora_weights.safetensors"
 #: largest difference of predictions, relative to the largest of them: sums in another order, and merged weights
 EXACT, MERGED = 1e-6, 1e-5
 
-Form = Literal["lora", "pipeline"]
+Form = Literal["lora", "pipeline", "tokens"]
 
 
 def export(model: DiffusionModel, form: Form, folder: str | Path) -> None:
     """Writes `model` for diffusers, whole or not at all.
 
     Args:
-        form: "lora": a file that `load_lora_weights` of the pretrained pipeline reads, of megabytes. "pipeline": a
-            folder for `DiffusionPipeline.from_pretrained`; of a model that was not pretrained, see `to_diffusers`.
+        form: "lora": a file that `load_lora_weights` of the pretrained pipeline reads, of megabytes. "tokens": a file
+            for each class, for `load_textual_inversion`. "pipeline": a folder for `DiffusionPipeline.from_pretrained`;
+            of a model that was not pretrained, see `to_diffusers`.
 
     Raises:
         RunError: `folder` exists already, or what was written gives other predictions.
@@ -42,20 +46,23 @@ def export(model: DiffusionModel, form: Form, folder: str | Path) -> None:
     """
     folder, backbone = Path(folder), model.backbone
     if not isinstance(backbone, PromptedBackbone):
-        if form == "lora":
-            raise ConfigError("this model was trained from nothing: it has no adapters", "use --as pipeline")
+        if form != "pipeline":
+            raise ConfigError(f"this model was trained from nothing: it has no {form}", "use --as pipeline")
         to_diffusers(model, folder)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists already", "choose a new folder")
     pretrained = open_pretrained(str(model.spec.config["pretrained"]))
     with atomic(folder) as aside, quietly():
-        if form == "lora":
-            network, most = _write_lora(backbone, pretrained, aside), EXACT
+        if form == "tokens":
+            found, most = _write_tokens(model, pretrained, aside), EXACT
+        elif backbone.adapt == "tokens":
+            raise ConfigError("the words of the classes were trained, not the network", "use --as tokens")
+        elif form == "lora":
+            found, most = _difference(backbone, _write_lora(backbone, pretrained, aside)), EXACT
         else:
-            network, most = _write_pipeline(backbone, pretrained, aside), MERGED
+            found, most = _difference(backbone, _write_pipeline(backbone, pretrained, aside)), MERGED
         write_text(aside / "README.md", model_card(model, pretrained, form))
-        found = _difference(backbone, network)
         if not found <= most:
             raise RunError(
                 f"what was written predicts otherwise than the model: {found:.1e} of the largest value, at most "
@@ -78,6 +85,25 @@ def _write_lora(backbone: PromptedBackbone, pretrained: Pretrained, folder: Path
     network = load_network(pretrained.network, torch.float32)
     network.load_lora_adapter(folder, weight_name=LORA, prefix=part)
     return network
+
+
+@torch.no_grad()
+def _write_tokens(model: DiffusionModel, pretrained: Pretrained, folder: Path) -> float:
+    """Writes a file for each class: diffusers takes one token of each. The largest difference of what the text encoder
+    makes of the prompts when diffusers has read them, relative to the largest value."""
+    backbone = model.backbone
+    if not isinstance(backbone, PromptedBackbone) or backbone.adapt != "tokens":
+        raise ConfigError("no words of the classes were trained", "use --as lora or --as pipeline")
+    folder.mkdir(parents=True)
+    pipe = text_pipeline(pretrained)
+    for token, vector in zip(token_names(model.spec.stats.names), backbone.learned, strict=True):
+        path = folder / f"{token[1:-1]}.safetensors"
+        save_tensors({token: vector}, path)
+        pipe.load_textual_inversion(path)
+    prompts = [*model.spec.config["prompts"], ""]
+    found = torch.cat([pipe.encode_prompt(prompt, "cpu", 1, False)[0] for prompt in prompts])
+    own = backbone.text.float()(backbone.get_buffer("ids"))
+    return float((found - own).abs().max() / own.abs().max())
 
 
 def _write_pipeline(backbone: PromptedBackbone, pretrained: Pretrained, folder: Path) -> Any:
@@ -111,11 +137,11 @@ def model_card(model: DiffusionModel, pretrained: Pretrained, form: Form) -> str
     stats, prompts = model.spec.stats, model.spec.config["prompts"]
     base = pretrained.name if not Path(pretrained.name).is_absolute() else Path(pretrained.name).name
     front = {"license": pretrained.licence or "unknown", "base_model": base, "library_name": "diffusers"}
-    use = (
-        [f'pipe = DiffusionPipeline.from_pretrained("{base}")', 'pipe.load_lora_weights("THIS FOLDER")']
-        if form == "lora"
-        else ['pipe = DiffusionPipeline.from_pretrained("THIS FOLDER")']
-    )
+    files = [f"{token[1:-1]}.safetensors" for token in token_names(stats.names)] if form == "tokens" else []
+    load = [f'pipe.load_textual_inversion("THIS FOLDER/{name}")' for name in files[:100]]
+    load += ['pipe.load_lora_weights("THIS FOLDER")'] if form == "lora" else []
+    place = "THIS FOLDER" if form == "pipeline" else base
+    use = [f'pipe = DiffusionPipeline.from_pretrained("{place}")', *load]
     rows = [f"| {_cell(n)} | {k} | {_cell(p)} |" for n, k, p in zip(stats.names, stats.counts, prompts, strict=True)]
     more = [f"\nand {len(rows) - 100} more classes"] if len(rows) > 100 else []
     return "\n".join([

@@ -16,6 +16,7 @@ from imbdiff.diffusion.pretrained import open_pretrained
 from imbdiff.diffusion.process import Flow
 from imbdiff.diffusion.prompted import PromptedBackbone
 from imbdiff.diffusion.prompts import codes, prompts_of, read_names, table_of
+from imbdiff.diffusion.tokens import begin, token_names
 from imbdiff.methods import method_of
 from imbdiff.objectives.unconditional_contrast import UnconditionalContrast
 from imbdiff.presets import preset
@@ -114,10 +115,11 @@ def notes(config: RunConfig, names: Sequence[str], shape: tuple[int, ...]) -> li
     unknown = codes(names, words)
     prompts = prompts_of(names, config.model.prompt, words)
     found = [f"prompts: {', '.join(repr(p) for p in prompts[:3])}{', ...' if len(prompts) > 3 else ''}"]
-    if unknown:
+    if unknown and config.model.adapt != "tokens":
         found.append(
             f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}: numbers or codes, of which a text encoder "
-            "knows nothing; give words for them: --model.names FILE, a CSV with lines NAME,WORDS"
+            "knows nothing; give words for them: --model.names FILE, a CSV with lines NAME,WORDS, or learn them: "
+            "--model.adapt tokens"
         )
     return [*found, f"memory of training: {bill_text(config, (shape[0], shape[1]))}"]
 
@@ -171,17 +173,27 @@ def pretrained_model(config: RunConfig, codec: Codec, stats: ClassStats) -> Diff
     """
     assert config.model.pretrained is not None
     pretrained, device = open_pretrained(config.model.pretrained), resolve_device(config.device)
-    prompts, size = _prompts(config, stats.names), codec.image[1:]
-    table = table_of(pretrained, prompts, device)
+    prompts, size, vectors = _prompts(config, stats.names), codec.image[1:], None
+    if config.model.adapt == "tokens":
+        tokens = token_names(stats.names)
+        words = prompts_of(stats.names, "{name}", {} if config.model.names is None else read_names(config.model.names))
+        prompts = prompts_of(stats.names, config.model.prompt, dict(zip(stats.names, tokens, strict=True)))
+        ids, vectors = begin(pretrained, tokens, prompts, words)
+        table = {"ids": ids}
+    else:
+        table = table_of(pretrained, prompts, device)
     half = device.type == "cuda" and resolve_precision(config.train.precision, device, min(codec.shape[1:])) == "bf16"
     arguments = {
-        "pretrained": pretrained.name, "fingerprint": pretrained.fingerprint, "size": list(size),
-        "adapt": config.model.adapt, "rank": config.model.rank, "half": half and config.model.adapt == "lora",
-        "checkpointing": config.model.checkpointing, "prompts": list(prompts),
+        "pretrained": pretrained.name, "fingerprint": pretrained.fingerprint, "text": pretrained.text,
+        "size": list(size), "adapt": config.model.adapt, "rank": config.model.rank,
+        "half": half and config.model.adapt != "full", "checkpointing": config.model.checkpointing,
+        "prompts": list(prompts),
         "table": {name: [str(rows.dtype)[6:], *rows.shape[1:]] for name, rows in table.items()},
     }  # fmt: skip
     process = pretrained.process((size[0], size[1])).to_json()
     model = from_spec(ModelSpec(pretrained.kind, arguments, codec.image, process, stats, codec), seed=config.seed)
     assert isinstance(model.backbone, PromptedBackbone)
     model.backbone.fill(table)
+    if vectors is not None:
+        model.backbone.learned.data.copy_(vectors)
     return model
