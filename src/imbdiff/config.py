@@ -127,7 +127,7 @@ class ModelConfig(Group):
     """Folder of a saved model to start from."""
     pretrained: str | None = None
     """Folder of a text-to-image pipeline of diffusers to fine-tune, or its name in the hub's cache: Stable Diffusion,
-    Flux, PixArt. Network, process, codec and size come from it (docs/pretrained.md)."""
+    Flux, PixArt, DiT. Network, process, codec and size come from it (docs/pretrained.md)."""
     adapt: Literal["lora", "full", "tokens"] = "lora"
     """What of it is trained: low-rank adapters, all weights, or a word for each class (Stable Diffusion 1, 2)."""
     rank: Count = 16

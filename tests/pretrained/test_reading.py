@@ -112,7 +112,7 @@ def test_folders_that_cannot_be_used(folders: dict[str, Path], tmp_path: Path, m
     assert "vae" in message(pickled)
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "flux", "pixart"])
+@pytest.mark.parametrize("kind", ["sd", "sd3", "flux"])
 def test_the_bill_counts_what_a_pass_keeps(images: Path, folders: dict[str, Path], kind: str) -> None:
     """Of shapes alone, against a pass on the CPU: its own hook, on numbers."""
     from imbdiff.diffusion import memory

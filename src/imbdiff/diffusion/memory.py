@@ -107,6 +107,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
 def _given(pretrained: Pretrained, learned: bool = False) -> dict[str, Tensor]:
     """Rows of prompts of the usual lengths."""
     config = pretrained.config
+    if pretrained.kind == "dit-tuned":
+        return {"labels": torch.zeros(1, dtype=torch.int64)}
     length = {"sd": 77, "sd3": 333, "flux": 512, "pixart": 300 if "Sigma" in pretrained.pipeline else 120}[
         pretrained.kind
     ]

@@ -32,6 +32,7 @@ PIPELINES: dict[str, str] = {
     "FluxPipeline": "flux",
     "PixArtAlphaPipeline": "pixart",
     "PixArtSigmaPipeline": "pixart",
+    "DiTPipeline": "dit-tuned",
 }
 SINGLE = (".ckpt", ".safetensors", ".bin", ".pt", ".pth")
 

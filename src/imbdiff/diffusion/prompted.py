@@ -7,6 +7,7 @@ sd       UNet2DConditionModel (SD 1, 2, XL)        XL: pooled prompt, sizes in p
 sd3      SD3Transformer2DModel                     pooled prompt                             block L//4
 flux     FluxTransformer2DModel                    pooled prompt, positions, guidance 1      block L//4
 pixart   PixArtTransformer2DModel                  mask of the prompt                        block L//4
+dit      DiTTransformer2DModel                     no prompt: a table of its own classes     block L//4
 ======== ========================================= ========================================= ====================
 
 Objectives and guidance speak of labels; the null label's prompt is the empty one. The network's forward pass is
@@ -75,12 +76,16 @@ class PromptedBackbone(Backbone):
             self.net, self.text = sharing(net), _words(config, num_classes)
         else:
             self.net = _network(config["pretrained"], config["fingerprint"], False, anew=True).requires_grad_(True)
+        self._prepare()
         if config.get("checkpointing"):
             self.net.enable_gradient_checkpointing()
         for name, row in config["table"].items():
             self.register_buffer(name, torch.zeros(num_classes + 1, *row[1:], dtype=getattr(torch, row[0])))
         self.trained = {n for n, p in self.named_parameters() if p.requires_grad}
         self._name_taps()
+
+    def _prepare(self) -> None:
+        """Changes the network where it does not fit the classes."""
 
     def _name_taps(self) -> None:
         depth = len(self._blocks())
@@ -243,11 +248,36 @@ class PixArtBackbone(PromptedBackbone):
         )[0]  # fmt: skip
 
 
+class TunedDiTBackbone(PromptedBackbone):
+    """A DiT of other classes: each block has a new table, which begins at its vector of "no class" and is trained."""
+
+    layers = _ATTENTION
+
+    def _prepare(self) -> None:
+        for embedder in self.embedders(self.net):
+            null = embedder.embedding_table.weight.detach()[-1:].float()
+            embedder.embedding_table = nn.Embedding.from_pretrained(null.repeat(self.num_classes + 1, 1), freeze=False)
+            embedder.dropout_prob = 0.0
+
+    @staticmethod
+    def embedders(net: Any) -> list[Any]:
+        """Of its labels, one in each block."""
+        return [block.norm1.emb.class_embedder for block in net.transformer_blocks]
+
+    def _rows(self, labels: Tensor, like: Tensor) -> dict[str, Tensor]:
+        null = self.embedders(self.net)[0].embedding_table.num_embeddings - 1
+        return {"labels": torch.where(labels == self.num_classes, null, labels)}
+
+    def _call(self, x: Tensor, time: Tensor, given: dict[str, Tensor]) -> Tensor:
+        return self.net(x, time, given["labels"], return_dict=False)[0]
+
+
 PROMPTED: dict[str, type[PromptedBackbone]] = {
     "sd": StableBackbone,
     "sd3": StableThreeBackbone,
     "flux": FluxBackbone,
     "pixart": PixArtBackbone,
+    "dit-tuned": TunedDiTBackbone,
 }
 
 

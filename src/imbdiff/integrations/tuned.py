@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +18,13 @@ import yaml
 from imbdiff.diffusion.adapters import adapter_state, merged
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.pretrained import Pretrained, open_pretrained, quietly
-from imbdiff.diffusion.prompted import PromptedBackbone, load_network
+from imbdiff.diffusion.prompted import PromptedBackbone, TunedDiTBackbone, load_network
 from imbdiff.diffusion.prompts import text_pipeline
 from imbdiff.diffusion.saved import save_tensors
 from imbdiff.diffusion.tokens import token_names
 from imbdiff.integrations.pipeline import to_diffusers
 from imbdiff.runtime.errors import ConfigError, RunError
-from imbdiff.runtime.files import atomic, write_text
+from imbdiff.runtime.files import atomic, write_json, write_text
 
 LORA = "pytorch_lora_weights.safetensors"
 #: largest difference of predictions, relative to the largest of them: sums in another order, and merged weights
@@ -52,7 +53,7 @@ def export(model: DiffusionModel, form: Form, folder: str | Path) -> None:
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists already", "choose a new folder")
-    pretrained = open_pretrained(str(model.spec.config["pretrained"]))
+    pretrained, stats = open_pretrained(str(model.spec.config["pretrained"])), model.spec.stats
     with atomic(folder) as aside, quietly():
         if form == "tokens":
             found, most = _write_tokens(model, pretrained, aside), EXACT
@@ -61,7 +62,7 @@ def export(model: DiffusionModel, form: Form, folder: str | Path) -> None:
         elif form == "lora":
             found, most = _difference(backbone, _write_lora(backbone, pretrained, aside)), EXACT
         else:
-            found, most = _difference(backbone, _write_pipeline(backbone, pretrained, aside)), MERGED
+            found, most = _difference(backbone, _write_pipeline(backbone, pretrained, aside, stats.names)), MERGED
         write_text(aside / "README.md", model_card(model, pretrained, form))
         if not found <= most:
             raise RunError(
@@ -106,15 +107,32 @@ def _write_tokens(model: DiffusionModel, pretrained: Pretrained, folder: Path) -
     return float((found - own).abs().max() / own.abs().max())
 
 
-def _write_pipeline(backbone: PromptedBackbone, pretrained: Pretrained, folder: Path) -> Any:
+def _widen(net: Any, classes: int, pretrained: Pretrained) -> None:
+    """Tables of as many rows as before, behind the classes those of "no class": `DiTPipeline` takes row 1000."""
+    rows = pretrained.config["num_embeds_ada_norm"] + 1
+    if classes >= rows:
+        raise ConfigError(
+            f"{classes} classes are more than the {rows - 1} of a {pretrained.pipeline}", "leave some out"
+        )
+    for embedder in TunedDiTBackbone.embedders(net):
+        table = embedder.embedding_table.weight
+        wide = torch.cat([table[:classes], table[-1:].expand(rows - classes, -1)])
+        embedder.embedding_table = torch.nn.Embedding.from_pretrained(wide)
+
+
+def _write_pipeline(backbone: PromptedBackbone, pretrained: Pretrained, folder: Path, names: Sequence[str]) -> Any:
     """Writes the folder, all but the network as it is in the pretrained one; the network as it is read from there."""
     folder.mkdir(parents=True)
     for name in (name for name, value in pretrained.index.items() if isinstance(value, list)):
         if (pretrained.folder / name).is_dir() and name != pretrained.network.name:
             shutil.copytree(pretrained.folder / name, folder / name)
-    shutil.copyfile(pretrained.folder / "model_index.json", folder / "model_index.json")
+    index, net = dict(pretrained.index), merged(backbone.net)
+    if isinstance(backbone, TunedDiTBackbone):
+        index["id2label"] = {str(k): name for k, name in enumerate(names)}
+        _widen(net, len(names), pretrained)
+    write_json(folder / "model_index.json", index)
     place = folder / pretrained.network.name
-    merged(backbone.net).save_pretrained(place, safe_serialization=True)
+    net.save_pretrained(place, safe_serialization=True)
     return load_network(place, torch.float32)
 
 
@@ -142,13 +160,14 @@ def model_card(model: DiffusionModel, pretrained: Pretrained, form: Form) -> str
     load += ['pipe.load_lora_weights("THIS FOLDER")'] if form == "lora" else []
     place = "THIS FOLDER" if form == "pipeline" else base
     use = [f'pipe = DiffusionPipeline.from_pretrained("{place}")', *load]
+    asked = "[0]" if pretrained.kind == "dit-tuned" else repr(prompts[0])
     rows = [f"| {_cell(n)} | {k} | {_cell(p)} |" for n, k, p in zip(stats.names, stats.counts, prompts, strict=True)]
     more = [f"\nand {len(rows) - 100} more classes"] if len(rows) > 100 else []
     return "\n".join([
         "---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", "",
         f"{base}, fine-tuned by imbalanced-diffusion on {stats.total} images of {stats.num_classes} classes.", "",
         "```python", "from diffusers import DiffusionPipeline", *use,
-        f"image = pipe({prompts[0]!r}, guidance_scale=1.8).images[0]", "```", "",
+        f"image = pipe({asked}, guidance_scale=1.8).images[0]", "```", "",
         "| class | training images | prompt |", "|---|---|---|", *rows[:100], *more, "",
         "Images may be copies of training images; how good they are was not measured by this export.", "",
     ])  # fmt: skip

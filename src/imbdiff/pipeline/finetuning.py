@@ -102,6 +102,10 @@ def _changed(config: RunConfig, name: str) -> bool:
 
 
 def _prompts(config: RunConfig, names: Sequence[str]) -> tuple[str, ...]:
+    if open_pretrained(config.model.pretrained or "").kind == "dit-tuned":
+        if given := [f"--model.{name}" for name in ("prompt", "names") if _changed(config, name)]:
+            raise ConfigError(f"{given[0]} has no effect: {config.model.pretrained} takes no prompts", "leave it out")
+        return tuple(names)
     words = None if config.model.names is None else read_names(config.model.names)
     return prompts_of(names, config.model.prompt, words)
 
@@ -113,9 +117,11 @@ def notes(config: RunConfig, names: Sequence[str], shape: tuple[int, ...]) -> li
         return []
     words = None if config.model.names is None else read_names(config.model.names)
     unknown = codes(names, words)
-    prompts = prompts_of(names, config.model.prompt, words)
+    prompts = _prompts(config, names)
     found = [f"prompts: {', '.join(repr(p) for p in prompts[:3])}{', ...' if len(prompts) > 3 else ''}"]
-    if unknown and config.model.adapt != "tokens":
+    if prompts == tuple(names):
+        found = []
+    elif unknown and config.model.adapt != "tokens":
         found.append(
             f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}: numbers or codes, of which a text encoder "
             "knows nothing; give words for them: --model.names FILE, a CSV with lines NAME,WORDS, or learn them: "
@@ -181,7 +187,7 @@ def pretrained_model(config: RunConfig, codec: Codec, stats: ClassStats) -> Diff
         ids, vectors = begin(pretrained, tokens, prompts, words)
         table = {"ids": ids}
     else:
-        table = table_of(pretrained, prompts, device)
+        table = {} if pretrained.kind == "dit-tuned" else table_of(pretrained, prompts, device)
     half = device.type == "cuda" and resolve_precision(config.train.precision, device, min(codec.shape[1:])) == "bf16"
     arguments = {
         "pretrained": pretrained.name, "fingerprint": pretrained.fingerprint, "text": pretrained.text,
