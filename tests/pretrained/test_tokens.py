@@ -14,7 +14,7 @@ from imbdiff.diffusion.tokens import begin, token_names
 from imbdiff.integrations.tuned import export
 from imbdiff.pipeline import training
 from imbdiff.runtime.errors import ConfigError
-from tests.pretrained.making import model_of, opened
+from tests.pretrained.making import model_of, opened, small
 
 LEARNED = "text.text.embeddings.token_embedding.learned"
 
@@ -39,8 +39,9 @@ def test_they_alone_are_trained_saved_and_exported(images: Path, folders: dict[s
     from diffusers import DiffusionPipeline
 
     data, config = opened(images, folders["sd"], **{"model.adapt": "tokens", "method": "cbdm"})
+    plain = small(folders["sd"], **{"model.adapt": "tokens", "method": "cbdm"})  # as a program gives it
     before = training.new_model(data, config)
-    model = training.train(data, config, quiet=True)
+    model = training.train(data, plain, quiet=True)
     state = model.backbone.own_state()
     assert set(state) == {"ids", LEARNED}
     assert (state[LEARNED] != before.backbone.own_state()[LEARNED]).any(1).all()

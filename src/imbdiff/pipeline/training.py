@@ -381,6 +381,7 @@ def train(
     Raises:
         ConfigError: a phase's parts cannot be sampled; before anything is trained.
     """
+    config = finetuning.resolved(config)
     method, dist = method_of(config), Dist.current()
     keep_all = check_phases(prepared, config, world=dist.world)
     if not quiet and dist.main:
