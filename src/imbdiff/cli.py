@@ -20,6 +20,7 @@ from typing import Any, Literal
 from imbdiff.arguments import POSITIONAL, Option, completion, given, help_text, options_of
 from imbdiff.config import DataConfig, MeasureOptions, RunConfig
 from imbdiff.running import GROUPS, STAGE_COMMANDS, Help, RunCommand, TrainCommand, held, proceed, start
+from imbdiff.runtime.code import failed_outside, only_typed
 from imbdiff.runtime.errors import ConfigError, ImbdiffError, RunError, nearest
 from imbdiff.runtime.files import is_disk_full
 from imbdiff.studying import StudyOptions
@@ -54,6 +55,7 @@ RUN is a folder that `imbdiff run` or `imbdiff train` made. The same command con
   imbdiff run digits --preset demo     an example, in minutes
   imbdiff run DIR --dry-run            what a run on your folder would do, and how long it would take
   imbdiff VERB --help                  the options of a verb
+  imbdiff VERB ... --allow-code        run code (module:...) that a file or another person's run folder names
   imbdiff --completion bash            a script that completes all this: eval "$(imbdiff --completion bash)"; or zsh
 """
 
@@ -334,10 +336,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with suppress(AttributeError, ValueError):  # class names of any script, where the terminal has ASCII alone
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    typed, free = [word for word in arguments if word != "--allow-code"], "--allow-code" in arguments
     try:
-        with stoppable():
+        with stoppable(), only_typed(typed, free):
             try:
-                _execute(*arguments[:1], words=arguments[1:])
+                _execute(*typed[:1], words=typed[1:])
             except Help as text:
                 print(text)
             sys.stdout.flush()
@@ -361,6 +364,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         told = RunError(f"{place}{error.strerror}", "check permissions and space, then repeat the command")
         print(f"error: {told}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if (outside := failed_outside(error)) is None:
+            raise
+        print(f"error: {outside}", file=sys.stderr)
         return 2
 
 

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from imbdiff.arguments import POSITIONAL, given, help_text, options_of
 from imbdiff.config import RunConfig, flatten, override, to_dict
+from imbdiff.runtime.code import found_in
 from imbdiff.runtime.errors import ConfigError
+from imbdiff.runtime.files import read_yaml
 
 if TYPE_CHECKING:
     from imbdiff.data.source import Source
@@ -173,9 +175,9 @@ class Asked:
 
 def read_file(path: str | None) -> dict[str, Any]:
     """The options of a YAML file, without the source."""
-    from imbdiff.pipeline.folder import read_yaml
-
     found: dict[str, Any] = {} if path is None else read_yaml(Path(path))
+    if path is not None:
+        found_in(Path(path), str(found))
     return {name: value for name, value in found.items() if name != "source"}
 
 

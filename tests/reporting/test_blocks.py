@@ -40,6 +40,7 @@ from imbdiff.reporting.blocks import (
     missing,
     name,
     of_all,
+    render,
     span,
 )  # fmt: skip
 from imbdiff.reporting.class_plot import Classes, class_plot
@@ -255,3 +256,13 @@ def test_names_in_plots_can_be_told_apart(limit: int) -> None:
         assert len(set(found)) == len(names)
         assert max(map(len, found)) <= limit
     assert labels(["cat", "dog"], [0, 1]) == ["cat", "dog"]
+
+
+def test_a_page_does_not_show_where_a_person_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/jane")
+    command = "imbdiff run '/home/jane/my set' --out /home/jane/runs/a --config /srv/home/jane/x.yaml"
+    html = render("report", "t", [Text("of /home/jane/images, /home/janet/b", "note", command)], [])
+    text = words(html)
+    assert "jane/" not in text.replace("/srv/home/jane/x.yaml", "").replace("/home/janet", "")
+    assert "imbdiff run ~/'my set' --out ~/runs/a --config /srv/home/jane/x.yaml" in text
+    assert "of ~/images, /home/janet/b" in text

@@ -25,7 +25,8 @@ from imbdiff.data.arrays import ArraySource, ItemReader, checked_labels, item_re
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.spec import Spec
-from imbdiff.runtime.errors import ConfigError, DataError, ImbdiffError
+from imbdiff.runtime.code import called
+from imbdiff.runtime.errors import ConfigError, DataError
 from imbdiff.runtime.tables import lookup
 
 OPTIONS = None
@@ -43,15 +44,7 @@ def open_source(spec: Spec) -> Source:
     table: dict[str, Any] = {}
     found = lookup("sources", table, name)
     if isinstance(found, type) or (callable(found) and not _is_content(found)):
-        try:
-            found = found(**spec.options)
-        except ImbdiffError:
-            raise
-        except Exception as error:  # whatever the user's own function raises
-            raise ConfigError(
-                f"{spec.text}: {name} failed: {type(error).__name__}: {error}",
-                "correct the function, or the options behind the question mark, which it is called with",
-            ) from error
+        found = called(f"{spec.text}: {name}", found, **spec.options)
     elif spec.options:
         raise ConfigError(f"{spec.text}: unknown option {', '.join(spec.options)}", f"{name} is no function")
     return as_source(found, spec.text)

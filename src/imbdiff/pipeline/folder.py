@@ -40,11 +40,22 @@ from imbdiff.config import NOT_DECISIVE, FitConfig, RunConfig, flatten, override
 from imbdiff.data.stats import ClassStats
 from imbdiff.pipeline.environment import environment
 from imbdiff.presets import preset
+from imbdiff.runtime.code import found_in, seal_beside
 from imbdiff.runtime.errors import ConfigError, RunError, listing
-from imbdiff.runtime.files import is_disk_full, read_json, write_json, write_text
+from imbdiff.runtime.files import (
+    is_disk_full,
+    read_json,
+    read_yaml,
+    sealed,
+    sha256_file,
+    unsealed,
+    write_json,
+    write_text,
+)
 
 #: options that may change between two calls on one run folder: they concern later stages or the machine
 LATER = ("sample", "curate", "evaluate", "classify", "device", "preset", "track")
+ALTERED = "was altered, or is of another run"
 HARMLESS = tuple(f"train.{name}" for name in NOT_DECISIVE)
 #: options of the classifiers of the comparison by which the one that curates is trained too
 WORKING = tuple(f"classify.{option.name}" for option in fields(FitConfig))
@@ -66,6 +77,13 @@ FOLLOWERS = {
 }
 
 
+#: stage -> the file that is written last, whose hash stands in the stage's mark as "output"
+OUTPUT = {
+    "sample": "samples/manifest.json",
+    "curate": "curation/manifest.json",
+    "evaluate": "metrics.json",
+    "classify": "classifier/results.json",
+}
 STAGES = ("train", "sample", "curate", "evaluate", "classify", "report")
 
 
@@ -76,15 +94,15 @@ class Stage:
     Attributes:
         name: of `STAGES`.
         inputs: everything that decides what it gives, besides the data and the seed; None: there is nothing to do.
-        whole: whether its output is all there, given its mark in ``stages.json``.
         work: does it from what `inputs` gave, on every process that takes part; returns facts to keep in its mark.
+        whole: whether its output is all there besides the files that its mark in ``stages.json`` names.
         everywhere: every process takes part, otherwise the first alone.
     """
 
     name: str
     inputs: Callable[[], Any]
-    whole: Callable[[Mapping[str, Any]], bool]
     work: Callable[[Any], dict[str, Any]]
+    whole: Callable[[Mapping[str, Any]], bool] = lambda _: True
     everywhere: bool = True
 
 
@@ -143,6 +161,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path} is not a run folder (config.yaml is missing)", "give a folder that `imbdiff run` made"
             )
+        self.allow_code()
         # runs of versions without codecs are of pixels
         values = {"codec": {"kind": "identity"}, **read_yaml(self / "config.yaml")}
         source = str(values.pop("source", ""))
@@ -164,6 +183,12 @@ class RunFolder:
         path = self / "config.yaml"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
+        seal_beside(path, text)
+
+    def allow_code(self) -> None:
+        """What code this run's options name may be run, where this user began the run by naming it."""
+        if self.exists:
+            found_in(self / "config.yaml", (self / "config.yaml").read_text(encoding="utf-8", errors="replace"))
 
     def settled(self, config: RunConfig) -> RunConfig:
         """`config` with what it leaves to the images as this run, where it has begun, decided it."""
@@ -238,13 +263,19 @@ class RunFolder:
         )
 
     def unwritable(self, error: OSError) -> RunError:
-        """What to say when writing below this folder failed."""
+        """What to say when reading or writing below this folder failed."""
         if is_disk_full(error):
             return RunError(
                 f"no space left while writing below {self.path}",
                 "free some space and repeat the same command: it continues from the last complete file",
             )
-        return RunError(f"{self.path} cannot be written: {error}", "check permissions, or give another --out")
+        place = error.filename or self.path
+        if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
+            return RunError(f"{place}: {error.strerror}", "move it away and repeat the command")
+        return RunError(
+            f"{place}: {error.strerror or error}",
+            f"make everything in {self.path} readable and writable for you, or give another --out",
+        )
 
     def begin(self, source: str, config: RunConfig, manifest: Mapping[str, Any], device: str, seconds: float) -> None:
         """Saves what is known before the first stage. Only for the holder of the lock.
@@ -255,11 +286,11 @@ class RunFolder:
         self.remove_debris()
         own = [name for names in OPTIONS.values() for name in names]
         self.save_config(source, _mixed(config, self.saved()[1], own) if self.exists else config)
-        write_json(self / "split.json", manifest)
+        write_json(self / "split.json", sealed(manifest))
         if "data" not in self.stages():
             self.write_stages({"data": {"inputs": manifest["hash"], "seconds": round(seconds, 2)}, **self.stages()})
         if not (self / "environment.json").exists():
-            write_json(self / "environment.json", environment(device))
+            write_json(self / "environment.json", sealed(environment(device)))
 
     def remove_debris(self) -> None:
         """Removes what killed commands left half written. Only for the holder of the lock."""
@@ -272,10 +303,58 @@ class RunFolder:
     def stages(self) -> dict[str, Any]:
         """The marks of the stages that are complete: from which inputs, how long they took, and facts."""
         path = self / "stages.json"
-        return read_json(path) if path.exists() else {}
+        try:
+            return {stage: unsealed(mark) for stage, mark in read_json(path).items()} if path.exists() else {}
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{path} is damaged: {error}", "remove it and repeat the command that wrote it") from error
 
     def write_stages(self, marks: Mapping[str, Any]) -> None:
-        write_json(self / "stages.json", marks)
+        write_json(self / "stages.json", {stage: sealed(mark) for stage, mark in marks.items()})
+
+    def hashes(self, *names: str) -> dict[str, str]:
+        """{name: hash} of those of these files that are there."""
+        return {name: sha256_file(self / name) for name in names if (self / name).is_file()}
+
+    def altered(self, mark: Mapping[str, Any], stage: str) -> Path | None:
+        """A file that a stage with this mark has left and that is missing, damaged, or of another run."""
+        known = dict(mark.get("files", {}))
+        if stage in OUTPUT and "output" in mark:
+            known[OUTPUT[stage]] = mark["output"]
+        found = self.hashes(*known)
+        return next((self / name for name, key in known.items() if found.get(name) != key), None)
+
+    def check_whole(self) -> None:
+        """Refuses to show what the stages that are done have not left so.
+
+        Raises:
+            RunError: names the file, and the command that makes it again.
+        """
+        for stage, mark in self.stages().items():
+            if (path := self.altered(mark, stage)) is not None:
+                raise RunError(f"{path} {ALTERED}", f"run `{self.again(stage)}`, which makes it again")
+
+    def again(self, stage: str) -> str:
+        """The command line that does a stage."""
+        if stage in OUTPUT:
+            return self.command(stage)
+        source, config = self.saved()
+        return repeat_command(source, self.path, config)
+
+    def trained(self) -> Path:
+        """The folder of the model that this run has trained.
+
+        Raises:
+            RunError: there is none yet, or its weights are not those that training gave.
+        """
+        from imbdiff.diffusion.saved import saved_identity
+
+        mark, folder = self.stages().get("train"), self / "model"
+        wrong = "" if (folder / "model.safetensors").is_file() else "is missing"
+        if not wrong and (mark is None or saved_identity(folder) != mark["weights"]):
+            wrong = ALTERED if mark else "is of a training that is not finished"
+        if wrong:
+            raise RunError(f"{folder / 'model.safetensors'} {wrong}", f"run `{self.again('train')}` first")
+        return folder
 
     def mark(self, stage: str, mark: Mapping[str, Any], device: str) -> None:
         """Marks `stage` as complete, and keeps what it was done with."""
@@ -283,7 +362,7 @@ class RunFolder:
         path, found = self / "environment.json", environment(device)
         short = {k: found[k] for k in ("imbdiff", "processor", "threads", "device", "gpu") if k in found}
         known = read_json(path)
-        write_json(path, {**known, "stages": {**known.get("stages", {}), stage: short}})
+        write_json(path, sealed({**known, "stages": {**known.get("stages", {}), stage: short}}))
 
     def forget(self, stage: str) -> None:
         """Removes the marks of `stage` and of those that build on it, before any of their output is touched."""
@@ -358,27 +437,6 @@ class RunFolder:
                     with suppress(OSError):  # another command has put something there
                         place.rmdir()
             lock.release()
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        ConfigError: it is missing, is not YAML, or is not a mapping.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist", "give the path of a YAML file") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}", "correct it") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of options", "such as `train: {images: 100000}`")
-    return values
 
 
 def _within(name: str, groups: Sequence[str]) -> bool:

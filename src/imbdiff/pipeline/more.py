@@ -68,7 +68,7 @@ def sample_more(
     prepared = run.open() if needed else None
     train = None if prepared is None else prepared.train
     if checkpoint is None:
-        place = run.needs("model/model.safetensors", "run").parent
+        place = folder.trained()
         model, identity = load_model(place), saved_identity(place)
     else:
         assert prepared is not None

@@ -52,6 +52,7 @@ def load_classifier(path: str | Path, arm: str | None = None, *, device: str = "
     path = user_path(path)
     run = RunFolder(path)
     if run.exists:
+        run.allow_code()
         return ImageClassifier.load(_of_run(run, arm), device=resolve_device(device))
     if not (path / DESCRIPTION).is_file():
         raise RunError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from imbdiff.data.symmetry import unasked_changes
 from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.methods import method_of, with_all_constants
 from imbdiff.pipeline import curation, evaluation, finetuning, recognising, training
-from imbdiff.pipeline.folder import STAGES, RunFolder, Stage, repeat_command
+from imbdiff.pipeline.folder import ALTERED, STAGES, RunFolder, Stage
 from imbdiff.pipeline.kept import keep, kept
 from imbdiff.pipeline.page import report_data
 from imbdiff.pipeline.plan import Plan, check_fit, check_options, default_config, make_plan
@@ -40,6 +40,9 @@ from imbdiff.runtime.errors import ImbdiffError, RunError
 from imbdiff.runtime.files import digest, read_json, sha256_file, write_bytes, write_json, write_text
 from imbdiff.runtime.log import read_jsonl
 from imbdiff.runtime.progress import Timer
+
+WATCHED = {"watch.jsonl": "watch.jsonl", "watched.json": "checkpoints/best/watched.json"}
+"""What no checkpoint gives back."""
 
 
 @dataclass
@@ -183,7 +186,7 @@ class Run:
         key = self._key(stage.name, inputs, prepared)
         before = marks.get(stage.name)
         same = before is not None and before["inputs"] == key
-        done = self.dist.main and before is not None and same and stage.whole(before)
+        done = self.dist.main and before is not None and same and self._whole(stage, before)
         if self.dist.broadcast(done) if stage.everywhere else done:
             self.log(f"{stage.name}: done before, skipped")
             if self.dist.main:
@@ -197,12 +200,13 @@ class Run:
             with Timer() as timer:
                 facts = stage.work(inputs)
         except ImbdiffError:
-            if self.dist.main and before and stage.whole(before):
+            if self.dist.main and before and self._whole(stage, before):
                 folder.write_stages(marks)
             raise
         if self.dist.main:
             folder.mark(stage.name, {"inputs": key, "seconds": round(timer.seconds, 2), **facts}, str(self.device))
-            if before is not None and same and all(before.get(k) == v for k, v in facts.items() if k != "seconds"):
+            clocks = ("seconds", "files")
+            if before is not None and same and all(before.get(k) == v for k, v in facts.items() if k not in clocks):
                 folder.write_stages({**marks, **folder.stages()})
             folder.keep_options(stage.name, self.config)
         if stage.everywhere:
@@ -211,48 +215,45 @@ class Run:
     def _stages(self, prepared: Prepared) -> tuple[Stage, ...]:
         """The stages that leave a mark, in order; each asks for its inputs when those before it are done."""
         folder = self.folder
-
-        def unchanged(path: Path) -> Callable[[Mapping[str, Any]], bool]:
-            return lambda mark: path.exists() and sha256_file(path) == mark["output"]
-
         return (
             Stage(
                 "train",
                 lambda: training.training_inputs(prepared, self.config),
-                lambda mark: training.model_whole(folder / "model", mark),
                 lambda _: self._train(prepared),
+                lambda mark: training.model_whole(folder / "model", mark),
             ),
             Stage(
                 "sample",
                 lambda: self._todo(prepared),
-                lambda mark: finished(folder / "samples", mark["plan"]),
                 lambda todo: self._sample(prepared, todo),
+                lambda mark: finished(folder / "samples", mark["plan"]),
             ),
-            Stage(
-                "curate",
-                lambda: self._curation_inputs(prepared),
-                unchanged(self._choice),
-                lambda _: self._curate(prepared),
-            ),
-            Stage(
-                "evaluate",
-                lambda: self._evaluation_inputs(prepared),
-                unchanged(folder / "metrics.json"),
-                lambda _: self._evaluate(prepared),
-            ),
+            Stage("curate", lambda: self._curation_inputs(prepared), lambda _: self._curate(prepared)),
+            Stage("evaluate", lambda: self._evaluation_inputs(prepared), lambda _: self._evaluate(prepared)),
             Stage(
                 "classify",
                 lambda: recognising.classification_inputs(prepared, self.synthetic(prepared), self.config),
-                lambda mark: (
-                    unchanged(folder / "classifier" / "results.json")(mark)
-                    and recognising.classifiers_whole(folder / "classifier", mark.get("classifiers", {}))
-                ),
                 lambda _: self._classify(prepared),
+                lambda mark: recognising.classifiers_whole(folder / "classifier", mark.get("classifiers", {})),
                 everywhere=False,
             ),
         )
 
     # -- training and sampling
+
+    def _whole(self, stage: Stage, mark: Mapping[str, Any]) -> bool:
+        """Whether all that a stage has left is there as it was.
+
+        Raises:
+            RunError: what it cannot make again is not.
+        """
+        altered, checkpoints = self.folder.altered(mark, stage.name), self.folder / "checkpoints"
+        if altered is not None and altered.name in WATCHED and checkpoints.exists():
+            raise RunError(
+                f"{altered} {ALTERED}",
+                f"remove {checkpoints} and {self.folder / 'watch.jsonl'} and repeat the command: it trains again",
+            )
+        return altered is None and stage.whole(mark)
 
     def _train(self, prepared: Prepared) -> dict[str, Any]:
         watch = None
@@ -273,16 +274,20 @@ class Run:
         before = training.seen_by_init(self.config)
         seen = None if before is None else sorted({*prepared.train.hashes, *before})
         write_json(self.folder / "model" / "trained_on.json", {"image_hashes": seen})
-        logs = [read_jsonl(self.folder / training.log_name(method, phase)) for phase in method.phases]
+        names = [training.log_name(method, phase) for phase in method.phases]
+        logs = [read_jsonl(self.folder / name) for name in names]
+        described = [f"model/{name}.json" for name in ("model", "guide", "trained_on")]
+        watched = WATCHED.values() if self.config.train.watch_images else ()
         return {
             "seconds": round(sum(rows[-1]["seconds"] for rows in logs if rows), 2),  # of all the calls it took
             "parameters": model.num_parameters,
             "weights": saved_identity(self.folder / "model"),
+            "files": self.folder.hashes(*names, *described, *watched),
         }
 
     def _todo(self, prepared: Prepared) -> dict[str, Any]:
         """The plan of the samples."""
-        identity = saved_identity(self.needs("model/model.safetensors", "run").parent)
+        identity = saved_identity(self.folder.trained())
         if more := sampling_identity(sampling(self.config), prepared, self.config):
             identity = digest([identity, *more])
         names, counts = prepared.train.class_names, self._candidates(prepared)
@@ -377,7 +382,7 @@ class Run:
                 f"the images in {self.folder / 'samples'} have not been chosen among yet",
                 f"run `{self.folder.command('curate')}` first",
             )
-        wrong = "" if sha256_file(place) == mark["output"] else "was altered, or is of another run"
+        wrong = "" if sha256_file(place) == mark["output"] else ALTERED
         if mark["inputs"] != self._key("curate", self._curation_inputs(prepared), prepared):
             wrong = "was made with other options"
         if wrong:
@@ -388,7 +393,11 @@ class Run:
     # -- measuring and comparing
 
     def _evaluation_inputs(self, prepared: Prepared) -> Any:
-        self.needs("samples/manifest.json", "sample")
+        if not (self.folder / "samples" / "manifest.json").exists():
+            raise RunError(
+                f"{self.folder / 'samples' / 'manifest.json'} is missing",
+                f"run `{self.folder.command('sample')}` first",
+            )
         synthetic = self.synthetic(prepared)
         if synthetic is None:
             self.log("evaluate: there are no synthetic images to measure")
@@ -432,6 +441,7 @@ class Run:
 
     def report_data(self, prepared: Prepared) -> ReportData:
         """What the page is made of, from what there is in the folder."""
+        self.folder.check_whole()
         data = report_data(self.folder, self.source, self.config, prepared, self.synthetic(prepared))
         choice = self.curated(prepared) if "curate" in self.folder.stages() else None
         return data if choice is None else replace(data, curated={**choice, "candidates": self.sampled(prepared)})
@@ -447,14 +457,6 @@ class Run:
             place = self.folder / "samples"
             raise RunError(f"{place} is not finished", f"run `{self.folder.command('sample')}` first")
         return dict(mark)
-
-    def needs(self, name: str, verb: str) -> Path:
-        """A file that the stage of `verb` makes; RunError: it is missing, with the command that makes it."""
-        path = self.folder / name
-        if not path.exists():
-            line = repeat_command(self.source, self.folder.path, self.config) if verb == "run" else None
-            raise RunError(f"{path} is missing", f"run `{line or self.folder.command(verb)}` first")
-        return path
 
 
 def run(

@@ -30,7 +30,7 @@ from imbdiff.data.names import counted, named
 from imbdiff.data.splits import LEAST_FOR_VAL, Prepared
 from imbdiff.diffusion.saved import load_model, saved_identity
 from imbdiff.pipeline.curation import candidates, curate_run
-from imbdiff.pipeline.folder import RunFolder, repeat_command
+from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.plan import probe_sampling
 from imbdiff.pipeline.recognising import classifier_use, plan_of
 from imbdiff.pipeline.run import Run, open_run
@@ -119,11 +119,7 @@ class _Study:
         config = run.config
         if start(config.device).world > 1:
             raise ConfigError("imbdiff study is one process", "leave out torchrun")
-        made = run.folder.stages().get("train")
-        weights = run.needs("model/model.safetensors", "run").parent
-        if made is None or saved_identity(weights) != made["weights"]:
-            line = repeat_command(run.source, run.folder.path, config)
-            raise RunError(f"the model in {weights} is not finished", f"run `{line}` first")
+        weights = saved_identity(run.folder.trained())
         numbers = {word.strip(): images_to_draw(word.strip(), prepared.stats) for word in options.numbers}
         if len(numbers) < len(options.numbers):
             raise ConfigError(f"a number is named twice: {', '.join(options.numbers)}", "name each number once")
@@ -134,7 +130,7 @@ class _Study:
         seeds = tuple(range(config.seed, config.seed + (options.seeds or config.classify.seeds)))
         device = str(resolve_device(config.device))
         conditions = Conditions(plan_of(prepared, config), prepared, seeds, device, folder=folder / "jobs")
-        identity = {"data": prepared.manifest["hash"], "weights": str(made["weights"])}
+        identity = {"data": prepared.manifest["hash"], "weights": weights}
         work = cls(run, prepared, options, folder, grid, conditions, identity)
         check_study(conditions, work.arms)
         work.check_folder()

@@ -31,6 +31,7 @@ from imbdiff.diffusion.saved import load_model, save_model, saved_identity
 from imbdiff.methods import METHODS, method_of, with_all_constants
 from imbdiff.objectives.row_sampling import sample_branches
 from imbdiff.pipeline import finetuning
+from imbdiff.pipeline.folder import RunFolder
 from imbdiff.recipe import Method, Phase
 from imbdiff.runtime.checkpoint import CheckpointStore
 from imbdiff.runtime.device import resolve_device
@@ -70,10 +71,12 @@ def model_text(config: RunConfig, model: DiffusionModel) -> str:
 
 
 def init_folder(name: str) -> Path:
-    """The folder of a saved model: itself, or a run's."""
+    """The folder of a saved model: itself, or a run's, whose weights are those that it trained."""
     for folder in (Path(name), Path(name) / "model"):
         if (folder / "model.json").exists():
-            return folder
+            run = RunFolder(folder.parent)
+            run.allow_code()
+            return run.trained() if folder.name == "model" and run.exists else folder
     raise RunError(f"{name} holds no model (model.json is missing)", "give a run folder, or its model folder")
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from imbdiff.data.imageset import ImageSet
 from imbdiff.metrics.extractors import to_unit
 from imbdiff.recognition.heads import CosineHead
+from imbdiff.runtime.code import called
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import digest, sha256_file
 from imbdiff.runtime.streams import seed_of
@@ -265,7 +266,7 @@ def build_network(
     # torch.manual_seed, which would reseed every accelerator as well
     with _INIT, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "network", name if isinstance(name, str) else "own"))
-        made = make(shape, num_classes)
+        made = called(f"the network {name_of(name)}", make, shape, num_classes)
         network = made if isinstance(made, Classifier) else _with_head(made, name_of(name), shape, num_classes)
         if head == "cosine":
             network.head = CosineHead(network.feature_dim, num_classes)

@@ -7,6 +7,8 @@ label, and glyphs that the plotting font does not have.
 from __future__ import annotations
 
 import math
+import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -29,12 +31,27 @@ def clean(value: object) -> str:
     """`value` as text that any reader can show: control characters, direction overrides and lone surrogates replaced.
 
     Lone surrogates come from file names that are not valid in the file system's encoding, and cannot be written as
-    UTF-8; a direction override would mirror the text that follows it. Line breaks and tabs become spaces.
+    UTF-8; a direction override would mirror the text that follows it. Line breaks and tabs become spaces, and the home
+    folder ``~``: its path has a person's name.
     """
-    text = str(value).translate(_SPACES)
+    text = _without_home(str(value).translate(_SPACES))
     if text.isascii() and text.isprintable():
         return text
     return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") or c in _OVERRIDES else c for c in text)
+
+
+def _without_home(text: str) -> str:
+    """A quote of the shell in front of the path moves behind the tilde, which is not read inside quotes."""
+    for place in _homes(os.path.expanduser("~")):
+        if place in text:
+            text = re.sub(rf"(?<![\w/.-])('?){re.escape(place)}/", r"~/\1", text)
+            text = re.sub(rf"(?<![\w/.-]){re.escape(place)}(?![\w/.-])", "~", text)
+    return text
+
+
+@cache
+def _homes(home: str) -> set[str]:
+    return {home, os.path.realpath(home)} - {"/", "~"}
 
 
 def shorten(value: object, limit: int) -> str:

@@ -1,7 +1,7 @@
 """Checkpoints: written aside, checksummed, renamed. Safetensors and JSON only; nothing is unpickled.
 
-``FOLDER/ckpt-000000012800/`` holds ``state.safetensors`` and ``meta.json``, which has the checksum of the former and is
-written last. A checkpoint that does not match it is reported and the one before is used.
+``FOLDER/ckpt-000000012800/`` holds ``state.safetensors`` and ``meta.json``, which has the checksum of the former and of
+itself and is written last. A checkpoint that does not match them is reported and the one before is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from imbdiff.runtime.errors import RunError
-from imbdiff.runtime.files import atomic, read_json, sha256_file, write_json
+from imbdiff.runtime.files import atomic, read_json, sealed, sha256_file, write_json
 
 KEPT = 2
 """The newest ones, of which one may be damaged; where not all are kept."""
@@ -46,22 +46,21 @@ class CheckpointStore:
         from safetensors.torch import save_file
 
         path = self.folder / f"ckpt-{images:012d}"
-        if path.exists():
-            shutil.rmtree(path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         # contiguous copies: safetensors refuses tensors that share memory
         own = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         with atomic(path) as aside:
             aside.mkdir(parents=True)
             save_file(own, aside / "state.safetensors")
             sha256 = sha256_file(aside / "state.safetensors")
-            write_json(aside / "meta.json", {**meta, "images": images, "sha256": sha256})
+            write_json(aside / "meta.json", sealed({**meta, "images": images, "sha256": sha256}))
         for old in () if self.all else self.paths()[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
     def paths(self) -> list[Path]:
         """All checkpoints, oldest first, damaged ones included."""
-        return sorted(self.folder.glob("ckpt-*"))
+        return sorted(path for path in self.folder.glob("ckpt-*") if path.name[5:].isdecimal() and path.is_dir())
 
     def images(self) -> list[int]:
         """Images seen of all of them, the oldest first."""
@@ -93,7 +92,10 @@ class CheckpointStore:
             except (RunError, FileNotFoundError) as error:
                 report(f"checkpoint {path.name} is damaged and is not used: {error}")
             except OSError as error:
-                raise RunError(f"{path} cannot be read: {error}", "repeat the command when it can") from error
+                raise RunError(
+                    f"{path} cannot be read: {error}",
+                    "repeat the command when it can; without this folder it goes on from the checkpoint before",
+                ) from error
         return None
 
 

@@ -51,7 +51,7 @@ def _as(value: Any, kind: Any) -> Any:
         number = float(value)
         if kind is float:
             return number
-        if number.is_integer():
+        if number.is_integer() and abs(number) < 2**63:  # as computers count
             return int(number) if abs(number) < 2**53 else int(value)
     elif isinstance(value, kind):
         return value
@@ -59,7 +59,7 @@ def _as(value: Any, kind: Any) -> Any:
 
 
 #: types in words, for those who do not program
-PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+PLAIN = {int: "a whole number of at most 18 digits", float: "a number", bool: "true or false", str: "text"}
 
 
 def describe_type(hint: Any, words: Mapping[Any, str] | None = None) -> str:

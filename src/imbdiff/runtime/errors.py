@@ -7,6 +7,7 @@ without a traceback and exits with status 2; anything else that is raised is a d
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -14,14 +15,13 @@ class ImbdiffError(Exception):
     """A problem that the user can solve.
 
     Args:
-        message: what is wrong, naming the value, class or file concerned.
+        message: what is wrong, naming the value, class or file concerned; passwords in addresses are left out.
         remedy: what to do about it, as an instruction.
     """
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        self.message = message
-        self.remedy = remedy
-        super().__init__(f"{message}\n  -> {remedy}" if remedy else message)
+        self.message, self.remedy = (re.sub(r"(https?://)[^/@\s]+@", r"\1...@", text) for text in (message, remedy))
+        super().__init__(f"{self.message}\n  -> {self.remedy}" if remedy else self.message)
 
 
 class DataError(ImbdiffError):

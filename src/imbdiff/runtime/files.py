@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from imbdiff.runtime.errors import ConfigError, RunError
 
 UMASK = os.umask(0)
 os.umask(UMASK)
+
+CHECKSUM = "checksum"
 
 
 @contextlib.contextmanager
@@ -89,21 +91,58 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with a checksum of itself, which `read_json` compares and takes away."""
+    return {**value, CHECKSUM: digest(json.loads(json.dumps(value)))}
+
+
+def unsealed(found: dict[str, Any]) -> dict[str, Any]:
+    """What `sealed` was given; an object without checksum as it is. ValueError: they do not match."""
+    if CHECKSUM in found and found.pop(CHECKSUM) != digest(found):
+        raise ValueError("it was altered: its checksum is of other content")
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file that holds an object.
 
     Raises:
-        RunError: the file is missing, is not JSON, or holds something else.
+        RunError: the file is missing, is not JSON, holds something else, or has a checksum that it does not match.
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"an object is expected, not {str(found)[:20]!r}")
-        return found
+        return unsealed(found)
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist", "run the stage that writes it first") from error
+    except IsADirectoryError as error:
+        raise RunError(f"{path} is a folder", "move it away and repeat the command that writes this file") from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}", "remove it and repeat the command that wrote it") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: it is missing, is not YAML, or is not a mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist", "give the path of a YAML file") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}", "give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}", "correct it") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of options", "such as `train: {images: 100000}`")
+    return values
 
 
 def sha256_file(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ SHARE, COSINE = "share/", "cosine/"
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of `path`; a last line that a crash cut short is left out. [] if there is no file."""
+    """All complete lines of `path` up to one that is no JSON object, as where a crash cut it; [] without a file."""
     if not Path(path).exists():
         return []
     rows = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
     return rows
 
 
@@ -47,10 +51,13 @@ class JsonLog:
 
     def cut(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Rewrites the file with the leading rows for which `keep` holds."""
-        rows = read_jsonl(self.path)
-        end = next((i for i, row in enumerate(rows) if not keep(row)), len(rows))
         if self.path.exists():
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows[:end]))
+            rows = list(takewhile(keep, read_jsonl(self.path)))
+            self.restore(rows)
+
+    def restore(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rewrites the file with `rows`."""
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, **row: Any) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,10 +19,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+from imbdiff.runtime.code import IMPORTED, PREFIX, check_allowed
 from imbdiff.runtime.errors import ConfigError, nearest
 
 T = TypeVar("T")
-PREFIX = "module:"
 
 
 def lookup(family: str, table: Mapping[str, T], name: str, *, kind: type | None = None) -> T:
@@ -75,6 +75,7 @@ def imported(name: str, what: str) -> Any:
     _, path, attribute, *rest = [*name.split(":"), "", ""]
     if not path or not attribute or any(rest):
         raise ConfigError(f"{what}: {name!r} names no object in a module", how)
+    check_allowed(name, what)
     here = os.getcwd()
     sys.path.append(here)  # last: nothing in it can take the place of an installed module
     try:
@@ -83,6 +84,7 @@ def imported(name: str, what: str) -> Any:
         raise ConfigError(f"{what}: {name!r}: {type(error).__name__}: {error}", how) from error
     finally:
         del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
+    IMPORTED.add(str(getattr(module, "__file__", None)))
     if not hasattr(module, attribute):
         raise ConfigError(f"{what}: the module {path} has no {attribute!r}", nearest(attribute, dir(module), how))
     return getattr(module, attribute)

@@ -78,7 +78,7 @@ class Loop:
     first: int = 0
 
     def resume(self) -> Mapping[str, Any]:
-        """Continues from the newest whole checkpoint, to which the log is cut back; its JSON values, {} without one.
+        """Continues from the newest whole checkpoint, with the log as it was then; its JSON values, {} without one.
 
         Raises:
             RunError: the checkpoint is of other data or options.
@@ -98,7 +98,9 @@ class Loop:
                 )
             self.learner.restore(found)
             self.first = int(found.meta["step"])
-        if log and main:
+        if log and main and found is not None and "log" in found.meta:
+            log.restore(found.meta["log"])
+        elif log and main:  # a checkpoint of an earlier version has no log
             log.cut(lambda row: row.get("step", 0) <= self.first)
         return {} if found is None else found.meta
 
@@ -132,7 +134,8 @@ class Loop:
             yield done, row
             if save and self.files.store and self.dist.main:
                 tensors, values = self.learner.state()
-                meta = {**values, "step": done, "identity": self.files.identity}
+                rows = read_jsonl(self.files.log.path) if self.files.log else []
+                meta = {**values, "step": done, "identity": self.files.identity, "log": rows}
                 self.files.store.save(done * self.batch_size, tensors, meta)
                 saved = time.monotonic()
 

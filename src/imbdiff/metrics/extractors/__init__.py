@@ -21,6 +21,7 @@ from imbdiff.metrics.extractors.base import (
 from imbdiff.metrics.extractors.efficientnet import NAME, efficientnet_lite0
 from imbdiff.metrics.extractors.inception import InceptionFeatures, load_inception
 from imbdiff.metrics.extractors.pretrained import Backbone, hf_backbone, timm_backbone
+from imbdiff.runtime.code import called
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.tables import lookup
 
@@ -112,7 +113,7 @@ def make_extractor(
     entry = EXTRACTORS.get(kind)
     if entry is None:
         own: Any = lookup("extractors", EXTRACTORS, spec.strip())
-        extractor = own(shape, device)
+        extractor = called(f"the extractor {spec}", own, shape, device)
         if not isinstance(extractor, Extractor):
             raise ConfigError(f"{spec} gives a {type(extractor).__name__}", "it must give an Extractor")
     else:
