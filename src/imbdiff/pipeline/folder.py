@@ -270,12 +270,10 @@ class RunFolder:
                 "free some space and repeat the same command: it continues from the last complete file",
             )
         place = error.filename or self.path
+        remedy = f"make everything in {self.path} readable and writable for you, or give another --out"
         if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
-            return RunError(f"{place}: {error.strerror}", "move it away and repeat the command")
-        return RunError(
-            f"{place}: {error.strerror or error}",
-            f"make everything in {self.path} readable and writable for you, or give another --out",
-        )
+            remedy = "move it away and repeat the command"
+        return RunError(f"{place}: {error.strerror or error}", remedy)
 
     def begin(self, source: str, config: RunConfig, manifest: Mapping[str, Any], device: str, seconds: float) -> None:
         """Saves what is known before the first stage. Only for the holder of the lock.

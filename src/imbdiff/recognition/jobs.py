@@ -165,9 +165,9 @@ class Job:
                 facts = file.metadata()
                 if self.keep and facts["weights"] != sha256_file(weights):
                     raise KeyError
-                if facts["input"] == self.identity:
-                    val = file.get_tensor("val") if "val" in file.keys() else None  # noqa: SIM118
-                    return Predicted(file.get_tensor("test"), val)
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if facts["input"] == self.identity and facts.get("arrays", _hash(found)) == _hash(found):
+                return Predicted(found["test"], found.get("val"))
         except (SafetensorError, KeyError, TypeError, OSError):
             _log.warning("%s is damaged: this classifier is trained again", path)
         return None
@@ -225,11 +225,16 @@ class Job:
                     save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, aside, facts)
                 facts["weights"] = sha256_file(self.weights)
             with atomic(self.path) as aside:
-                save_arrays(found, aside, facts)
+                save_arrays(found, aside, {**facts, "arrays": _hash(found)})
             shutil.rmtree(self.path.parent / "checkpoints" / self.file, ignore_errors=True)
         elif self.keep:
             made[self.identity] = network
         return Predicted(found["test"], found.get("val"))
+
+
+def _hash(arrays: Mapping[str, np.ndarray]) -> str:
+    """Of all of them, by name."""
+    return digest([[name, x.tobytes().hex()] for name, x in sorted(arrays.items())])
 
 
 def jobs_of(
