@@ -130,7 +130,7 @@ def content(folder: Path) -> dict[str, str]:
             elif path.suffix == ".jsonl":
                 found[key] = json.dumps([plain(json.loads(line)) for line in path.read_text().splitlines()])
             elif path.suffix == ".html":
-                text = re.sub(r"\d[\d.,]*\s?(s|min|h|ms)\b", "", path.read_text())
+                text = re.sub(r'\d[\d.,]*\s?(s|min|h|ms)\b|class="bar" style="[^"]*"', "", path.read_text())
                 found[key] = text.replace(str(folder), "RUN")
         except ValueError:
             pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import threading
@@ -163,12 +164,13 @@ class Job:
         try:
             with safe_open(path, "np") as file:
                 facts = file.metadata()
+                facts = json.loads(facts["facts"]) if "facts" in facts else facts  # otherwise of an earlier version
                 if self.keep and facts["weights"] != sha256_file(weights):
                     raise KeyError
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if facts["input"] == self.identity and facts.get("arrays", _hash(found)) == _hash(found):
                 return Predicted(found["test"], found.get("val"))
-        except (SafetensorError, KeyError, TypeError, OSError):
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError):
             _log.warning("%s is damaged: this classifier is trained again", path)
         return None
 
@@ -222,10 +224,11 @@ class Job:
             facts = {"input": self.identity, "arm": self.arm.name, "seed": str(self.seed)}
             if self.keep:
                 with atomic(self.weights) as aside:
-                    save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, aside, facts)
+                    save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, aside)
                 facts["weights"] = sha256_file(self.weights)
             with atomic(self.path) as aside:
-                save_arrays(found, aside, {**facts, "arrays": _hash(found)})
+                # as one text: several would be written in any order
+                save_arrays(found, aside, {"facts": json.dumps({**facts, "arrays": _hash(found)})})
             shutil.rmtree(self.path.parent / "checkpoints" / self.file, ignore_errors=True)
         elif self.keep:
             made[self.identity] = network

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -51,6 +52,9 @@ def atomic(path: Path, *, sync: bool = True) -> Iterator[Path]:
                 f"no space left while writing {path}; what stood there before is unchanged",
                 "free some space and repeat the same command: it continues from the last complete file",
             ) from error
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number and isinstance(error, Exception) and not isinstance(error, OSError):  # as of safetensors
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         raise
 
 
