@@ -393,11 +393,8 @@ class Run:
     # -- measuring and comparing
 
     def _evaluation_inputs(self, prepared: Prepared) -> Any:
-        if not (self.folder / "samples" / "manifest.json").exists():
-            raise RunError(
-                f"{self.folder / 'samples' / 'manifest.json'} is missing",
-                f"run `{self.folder.command('sample')}` first",
-            )
+        if not (path := self.folder / "samples" / "manifest.json").exists():
+            raise RunError(f"{path} is missing", f"run `{self.folder.command('sample')}` first")
         synthetic = self.synthetic(prepared)
         if synthetic is None:
             self.log("evaluate: there are no synthetic images to measure")
