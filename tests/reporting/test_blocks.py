@@ -259,10 +259,10 @@ def test_names_in_plots_can_be_told_apart(limit: int) -> None:
 
 
 def test_a_page_does_not_show_where_a_person_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/jane")
-    command = "imbdiff run '/home/jane/my set' --out /home/jane/runs/a --config /srv/home/jane/x.yaml"
-    html = render("report", "t", [Text("of /home/jane/images, /home/janet/b", "note", command)], [])
+    monkeypatch.setenv("HOME", "/people/jane")
+    command = "imbdiff run '/people/jane/my set' --out /people/jane/runs/a --config /srv/people/jane/x.yaml"
+    html = render("report", "t", [Text("of /people/jane/images, /people/janet/b", "note", command)], [])
     text = words(html)
-    assert "jane/" not in text.replace("/srv/home/jane/x.yaml", "").replace("/home/janet", "")
-    assert "imbdiff run ~/'my set' --out ~/runs/a --config /srv/home/jane/x.yaml" in text
-    assert "of ~/images, /home/janet/b" in text
+    assert "jane/" not in text.replace("/srv/people/jane/x.yaml", "").replace("/people/janet", "")
+    assert "imbdiff run ~/'my set' --out ~/runs/a --config /srv/people/jane/x.yaml" in text
+    assert "of ~/images, /people/janet/b" in text
