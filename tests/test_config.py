@@ -70,6 +70,7 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
 def test_the_default_preset_goes_by_size_and_device() -> None:
     assert choose_preset(8, "cpu") == "tiny"
     assert choose_preset(32, "cpu") == "small"
+    assert choose_preset(33, "cpu") == "medium"
     assert choose_preset(32, "cuda") == "standard"
 
 

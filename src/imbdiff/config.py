@@ -89,7 +89,7 @@ class DataConfig(Group):
     prefix = "data."
     size: Annotated[int, "[4, 1024]"] | str | None = None
     """Side in pixels to bring all images to, or height and width: 24x32. Default: chosen by their sizes: as they are,
-    up to 64; mixed sizes 32."""
+    up to 64; mixed sizes 32. With --codec.weights: as they are, up to 256."""
     resize: Literal["auto", "crop", "pad", "stretch"] = "auto"
     """Scale the short side and crop, or the long side and pad, or stretch. auto: pad where cropping would cut off much,
     otherwise crop."""
@@ -147,7 +147,8 @@ class CodecConfig(Group):
     prefix = "codec."
     kind: Literal["auto", "identity", "patch", "vae"] = "auto"
     """identity: pixels. patch: blocks of pixels in the basis of their principal components: larger images at the cost
-    of small ones. vae: a pretrained autoencoder. auto: vae with weights, else pixels up to 64 pixels, patch above."""
+    of small ones. vae: a pretrained autoencoder. auto: vae with weights, else pixels up to 64 pixels, 32 without a
+    GPU, and patch above."""
     weights: str | None = None
     """Of the codec vae: folder of an autoencoder of diffusers, or its name in the hub's cache (hf download NAME)."""
     factor: Annotated[int, "[2, 8]"] | None = None

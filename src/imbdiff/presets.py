@@ -35,10 +35,9 @@ _CIFAR_LT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _photographs(size: int) -> dict[str, Any]:
+def _photographs(size: int | None = None) -> dict[str, Any]:
     return {
-        "data": {"size": size},
-        "codec": {"kind": "patch"},
+        **({"data": {"size": size}, "codec": {"kind": "patch"}} if size else {}),
         "model": {"process": "ddpm-cosine-v"},
         "train": {**_SHORT, "images": 200_000, "batch_size": 32, "warmup_images": 6_400},
         "classify": {"steps": 600, "batch_size": 64, "seeds": 3},
@@ -100,7 +99,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "small": Preset(
-        idea="images of up to 64 pixels on a CPU: a first look in minutes, not a good generator",
+        idea="images of up to 32 pixels on a CPU: a first look in minutes, not a good generator",
         expect="952 skin lesions of 7 classes at 32 pixels: 12 minutes on 2 shared cores, no difference shown "
         "(imbdiff run FOLDER; benchmarks/results/skin_lesions_*)",
         overrides={
@@ -108,6 +107,11 @@ PRESETS: dict[str, Preset] = {
             "train": {**_SHORT, "images": 16_000, "batch_size": 16, "warmup_images": 2_000, "ema_half_life": 0.05},
             "classify": {"steps": 300, "batch_size": 64, "seeds": 3},
         },
+    ),
+    "medium": Preset(
+        idea="larger images on a CPU, in the space of the patch codec or of an autoencoder's latents: an hour",
+        expect="MEDIUM",
+        overrides=_photographs(),
     ),
     "photo-128": Preset(
         idea="photographs at 128 pixels in the space of the patch codec, on a CPU: hours",
@@ -197,7 +201,7 @@ def choose_preset(largest_side: int, device: str) -> str:
     """The preset for images of that size where the user names none: by size, and by whether there is a GPU."""
     if device != "cpu":
         return "standard"
-    return "tiny" if largest_side <= 16 else "small"
+    return "tiny" if largest_side <= 16 else "small" if largest_side <= 32 else "medium"
 
 
 def preset(name: str) -> RunConfig:

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import yaml
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 
 from imbdiff.data.stats import ClassStats
+from imbdiff.diffusion.codec import Codec
+from imbdiff.diffusion.codecs.autoencoder import open_autoencoder
 from imbdiff.diffusion.codecs.patch import PatchCodec
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.guidance import ClassifierFree
@@ -26,6 +30,7 @@ from imbdiff.integrations.guided import ImbalancedDiffusionPipeline, described
 from imbdiff.integrations.pipeline import from_diffusers, process_of, scheduler_for, to_diffusers, to_pipeline
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.streams import torch_rng
+from tests.diffusion.vae import save_vae
 
 STATS = ClassStats(("a", "b", "c"), (50, 10, 2))
 CASES = [
@@ -337,18 +342,35 @@ def test_a_model_whose_network_gives_no_images_is_refused(tmp_path: Path, part: 
         from_diffusers(tmp_path / "pipe")
 
 
-def test_a_network_on_patches_keeps_its_codec(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (20, 18, 16, 3), dtype=np.uint8)
-    codec = PatchCodec.fit(images, 4, 5)
-    model = build_model("unet-8", PROCESSES["flow"], (3, 18, 16), STATS, seed=3, codec=codec).eval()
+def patch_codec(_: Path, channels: int) -> Codec:
+    images = np.random.default_rng(0).integers(0, 256, (20, 18, 16, channels), dtype=np.uint8)
+    return PatchCodec.fit(images, 4, 5)
+
+
+def latent_codec(folder: Path, channels: int) -> Codec:
+    codec = open_autoencoder(save_vae(folder / "vae"), (channels, 20, 16))
+    return replace(codec, mean=(0.1, 0.2, -0.3, 0.0), std=(2.0, 1.5, 0.5, 3.0))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("make", [patch_codec, latent_codec])
+def test_a_network_in_the_space_of_a_codec_keeps_it(
+    tmp_path: Path, make: Callable[[Path, int], Codec], channels: int
+) -> None:
+    """Read again, and called as a pipeline without this package's codecs: the same images."""
+    codec = make(tmp_path, channels)
+    model = build_model("unet-8", PROCESSES["flow"], codec.image, STATS, seed=3, codec=codec).eval()
     expected = generate(model, [0, 2], [5, 6], sampler="euler", steps=3, batch_size=2)
     to_diffusers(model, tmp_path / "pipe", sampler="euler")
     back = from_diffusers(tmp_path / "pipe")
     assert back.codec.shape == codec.shape
+    assert back.spec.shape == codec.image
     assert abs(generate(back, [0, 2], [5, 6], sampler="euler", steps=3, batch_size=2).astype(int) - expected).max() <= 1
     pipe = ImbalancedDiffusionPipeline.from_pretrained(tmp_path / "pipe")
     pipe.set_progress_bar_config(disable=True)
     generators = [torch_rng(seed, "image") for seed in (5, 6)]
     drawn = pipe([0, 2], num_inference_steps=3, output_type="np", generator=generators).images
+    assert drawn.shape == expected.shape
     assert abs(np.rint(drawn * 255) - expected).max() <= 1
+    assert expected.std() > 5
     assert "from_patches" in (tmp_path / "pipe" / "pipeline.py").read_text()

@@ -16,7 +16,7 @@ from imbdiff.pipeline import training
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.plan import check_fit
 from imbdiff.pipeline.run import Run, run
-from imbdiff.pipeline.training import LARGEST_IN_PIXELS, codec_of, prepare_data, settled, train
+from imbdiff.pipeline.training import LARGEST_ON_CPU, codec_of, prepare_data, settled, train
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError
 from tests.pipeline.conftest import SMALL, write_tree
@@ -44,8 +44,8 @@ def prepared(tree: Path) -> Prepared:
 
 
 def test_the_size_of_images_chooses(tree: Path) -> None:
-    large = prepare_data(tree, small(**{"data.size": LARGEST_IN_PIXELS + 4}).data)
-    for size, kind, shape in ((LARGEST_IN_PIXELS, "identity", None), (LARGEST_IN_PIXELS + 4, "patch", (16, 17, 17))):
+    large = prepare_data(tree, small(**{"data.size": LARGEST_ON_CPU + 4}).data)
+    for size, kind, shape in ((LARGEST_ON_CPU, "identity", None), (LARGEST_ON_CPU + 4, "patch", (16, 9, 9))):
         config = small(**{"codec.kind": "auto", "data.size": size})
         data = large if kind == "patch" else prepare_data(tree, config.data)
         assert settled(data, config).codec.kind == kind
@@ -76,7 +76,7 @@ def test_every_method_trains_on_patches(prepared: Prepared, name: str, tmp_path:
 def test_a_run_on_patches_goes_to_its_page_and_continues(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "LARGEST_IN_PIXELS", 8)
+    monkeypatch.setattr(training, "LARGEST_ON_CPU", 8)
     config = small(method="cbdm+ccua", **QUICK)
     page = run(tree, tmp_path / "run", config)
     assert "--codec.kind identity" in capsys.readouterr().out
@@ -97,7 +97,7 @@ def test_a_run_on_patches_goes_to_its_page_and_continues(
 def test_a_run_of_a_version_without_codecs_stays_one_of_pixels(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "LARGEST_IN_PIXELS", 8)
+    monkeypatch.setattr(training, "LARGEST_ON_CPU", 8)
     Run(RunFolder(tmp_path / "run"), str(tree), small(**{**QUICK, "codec.kind": "identity"}), quiet=True).execute(TRAIN)
     path = tmp_path / "run" / "config.yaml"
     old = yaml.safe_load(path.read_text())

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from imbdiff.config import RunConfig, override
+from imbdiff.data.decode import parse_size
+from imbdiff.data.sources import load
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.saved import load_model
 from imbdiff.pipeline.folder import RunFolder
 from imbdiff.pipeline.plan import check_fit
 from imbdiff.pipeline.run import Run, run
-from imbdiff.pipeline.training import prepare_data, training_inputs
+from imbdiff.pipeline.training import prepare_data, sized, training_inputs
 from imbdiff.presets import preset
 from imbdiff.runtime.errors import ConfigError, ImbdiffError
 from tests.diffusion.vae import save_vae
@@ -118,3 +120,33 @@ def test_a_run_whose_autoencoder_was_changed_is_not_continued_with_it(
     save_vae(own, seed=1)
     with pytest.raises(ImbdiffError):
         Run(RunFolder(tmp_path / "run"), str(colour), config, quiet=True).execute(("train",))
+
+
+def test_what_encoding_takes_is_planned(weights: Path, tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "images", CLASSES, (16, 16), mode="RGB")
+    folder = RunFolder(tmp_path / "run")
+    prepared = prepare_data(tree, small(weights).data)
+
+    def row() -> str:
+        return dict(Run(folder, str(tree), small(weights), quiet=True).plan().rows)["encode"]
+
+    n = len(prepared.train)
+    assert f"{2 * n} latents" in row()
+    assert "are there" not in row()
+    Run(folder, str(tree), small(weights), quiet=True).execute(("train",))
+    assert f"{2 * n} of them are there" in row()
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((16, 16), (16, 16)), ((30, 44), (24, 40)), ((300, 600), (128, 256)), ((5, 5), (8, 8))]
+)
+def test_images_get_a_size_that_suits_the_autoencoder(
+    weights: Path, tmp_path: Path, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    """Of a factor of 4: multiples of 8, near their own up to 256."""
+    tree = write_tree(tmp_path / "images", {"a": 2, "b": 2}, size, mode="RGB")
+    source = load(tree)
+    config = small(weights, **{"data.size": None})
+    assert parse_size(str(sized(source, config).data.size)) == expected
+    assert sized(source, small(weights, **{"data.size": 12})).data.size == 12
+    assert sized(source, small(weights, **{"data.size": None, "codec.weights": None})).data.size is None

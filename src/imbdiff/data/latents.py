@@ -130,6 +130,20 @@ def latents(
     return Rows([where.stored()], found), count
 
 
+def lacking(
+    images: ImageSet, codec: Stores, augmentation: Augmentation, cache: str | Path | None = None
+) -> tuple[int, int]:
+    """How many latents `latents` would make, and how many there are in all."""
+    height, width, channels = images.shape
+    keys = [_key(image, v) for image in images.hashes for v in range(augmentation.variants((channels, height, width)))]
+    k, h, w = codec.stored
+    place = chosen(cache, LEAST)
+    if place is None:
+        return len(keys), len(keys)
+    found = _Folder(place / "latents" / codec.fingerprint[:32], (h, w, k)).find(keys)
+    return len({keys[i] for i in np.flatnonzero(found < 0).tolist()}), len(keys)
+
+
 def _key(image: str, variant: int) -> bytes:
     """What a latent is of; `image` is the hash of its pixels."""
     return hashlib.sha256(f"{image}/{variant}".encode()).digest()[:KEY]

@@ -11,10 +11,19 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, DiTTransformer2DModel, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    DiTTransformer2DModel,
+    ImagePipelineOutput,
+    SchedulerMixin,
+    UNet2DModel,
+)
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.nn import functional as F
@@ -56,7 +65,7 @@ of the run (`report.html`) has the measurements.
 
 
 class ImbalancedDiffusionPipeline(DiffusionPipeline):
-    """Class-conditional images with classifier-free guidance, of networks on pixels or on patches of pixels.
+    """Class-conditional images with classifier-free guidance, of networks on pixels, patches of pixels or latents.
 
     Args:
         unet: a network with C + 1 class embeddings, the last for "no class"; called as ``unet(x, t, class_labels)``.
@@ -65,9 +74,13 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
             padded at the right and bottom by repeating the border.
         class_names, class_counts: of the training labels, in label order.
         patches: of a network on patches: their "factor", and "weight" and "bias" of `from_patches`.
+        vae: of a network on latents: their autoencoder.
+        latents: "factor", pixels of a side per latent, "channels" of the images, and "mean" and "std" of each channel
+            of the latents.
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components: ClassVar[list] = ["vae"]
 
     def __init__(
         self,
@@ -77,11 +90,13 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
         class_names: list | None = None,
         class_counts: list | None = None,
         patches: dict | None = None,
+        vae: AutoencoderKL | AutoencoderTiny | AutoencoderDC | None = None,
+        latents: dict | None = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self.register_to_config(
-            image_size=image_size, class_names=class_names, class_counts=class_counts, patches=patches
+            image_size=image_size, class_names=class_names, class_counts=class_counts, patches=patches, latents=latents
         )
 
     @classmethod
@@ -206,9 +221,10 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
             raise ConfigError(f"unknown output_type {output_type!r}", "use pil, np or pt")
         device = self._execution_device
         y = torch.tensor(labels, device=device)
-        size, patches = self.config.image_size or pair(self.unet.config.sample_size), self.config.patches
-        if patches:
-            size = [-(-side // patches["factor"]) for side in size]
+        size, patches, latents = self.config.image_size, self.config.patches, self.config.latents
+        if latents or patches:
+            size = [-(-side // (latents or patches)["factor"]) for side in size]
+        size = size or pair(self.unet.config.sample_size)
         shape = (len(labels), self.unet.config.in_channels, *size)
         x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         start(self.scheduler, num_inference_steps)
@@ -234,6 +250,12 @@ class ImbalancedDiffusionPipeline(DiffusionPipeline):
         if patches:
             weight, bias = (torch.tensor(patches[name], device=device) for name in ("weight", "bias"))
             x = from_patches(x.float(), weight, bias, patches["factor"], self.config.image_size)
+        if latents:
+            mean, std = (torch.tensor(latents[name], device=device).reshape(1, -1, 1, 1) for name in ("mean", "std"))
+            z = (x.float() * std + mean).to(self.vae.dtype)
+            x = torch.cat([self.vae.decode(row[None], return_dict=False)[0] for row in z]).float()
+            if latents["channels"] == 1:
+                x = x.mean(1, keepdim=True)
         images: Any = (x.float() / 2 + 0.5).clamp(0, 1).cpu()
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).numpy()

@@ -13,8 +13,10 @@ package too: the pipeline itself stands in it, as ``pipeline.py``, with a model 
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from torch import Tensor
 from imbdiff.data.stats import ClassStats
 from imbdiff.diffusion.backbones import DiTBackbone, UNetBackbone
 from imbdiff.diffusion.codec import Codec, IdentityCodec
-from imbdiff.diffusion.codecs.autoencoder import open_autoencoder
+from imbdiff.diffusion.codecs.autoencoder import AutoencoderCodec, open_autoencoder
 from imbdiff.diffusion.codecs.patch import PatchCodec
 from imbdiff.diffusion.model import DiffusionModel, ModelSpec, from_spec
 from imbdiff.diffusion.process import DDPM, Process
@@ -104,19 +106,22 @@ def to_pipeline(model: DiffusionModel, *, sampler: str | None = None) -> Imbalan
             f"diffusers' networks count time in training steps; this model has {model.process.num_steps}, not 1,000"
         )
     stats, codec = model.spec.stats, model.codec
-    patches = None
+    decoding: dict[str, Any] = {}
     if isinstance(codec, PatchCodec):
         weight = codec.basis * codec.std
-        patches = {"factor": codec.factor, "weight": weight.tolist(), "bias": codec.mean.tolist()}
-    elif codec.name != "identity":
-        raise ConfigError(f"models with the codec {codec.name} cannot be exported yet", "use --codec.kind patch")
+        decoding["patches"] = {"factor": codec.factor, "weight": weight.tolist(), "bias": codec.mean.tolist()}
+    elif isinstance(codec, AutoencoderCodec):
+        decoding["vae"] = copy.deepcopy(codec.autoencoder())
+        decoding["latents"] = {
+            "factor": codec.factor, "channels": codec.image[0], "mean": list(codec.mean), "std": list(codec.std)
+        }  # fmt: skip
     return ImbalancedDiffusionPipeline(
         unet=plain_network(model),
         scheduler=scheduler_for(model.process, sampler, model.codec.bound),
         image_size=list(model.spec.shape[1:]),
         class_names=list(stats.names),
         class_counts=list(stats.counts),
-        patches=patches,
+        **decoding,
     )
 
 
@@ -187,7 +192,9 @@ def from_diffusers(
             f"the network in {home} has {rows} class embeddings for {stats.num_classes} classes",
             "give a network with one per class, or one more for 'no class'",
         )
-    shape = (net.config.in_channels, *(index.get("image_size") or pair(net.config.sample_size)))
+    own = index.get("latents")  # of a folder that `to_diffusers` wrote
+    size = [side // own["factor"] for side in index["image_size"]] if own else index.get("image_size")
+    shape = (net.config.in_channels, *(size or pair(net.config.sample_size)))
     is_dit = isinstance(net, DiTTransformer2DModel)
     config = json.loads(json.dumps(_spec_config(net, is_dit)))
     codec: Codec = IdentityCodec(shape)
@@ -195,8 +202,8 @@ def from_diffusers(
         weight, f = torch.tensor(patches["weight"]), int(patches["factor"])
         std, image = weight.norm(dim=0), (len(weight) // f**2, *shape[1:])
         codec = PatchCodec(image, f, torch.tensor(patches["bias"]), weight / std, std, 0.0)
-    elif index.get("vae") or (folder / "vae").exists():
-        codec = _codec(folder / "vae", shape)
+    elif (folder / "vae").exists() or any(index.get("vae") or ()):
+        codec = _codec(folder / "vae", shape, own)
     spec = ModelSpec("dit" if is_dit else "unet", config, codec.image, process.to_json(), stats, codec)
     model = from_spec(spec)
     try:
@@ -209,15 +216,19 @@ def from_diffusers(
     return model.eval()
 
 
-def _codec(folder: Path, latent: tuple[int, int, int]) -> Codec:
-    """The codec of a pipeline, in whose model space latents (c, h, w) are shifted and scaled as its VAE says."""
+def _codec(folder: Path, latent: tuple[int, int, int], own: dict[str, Any] | None) -> Codec:
+    """The codec of a pipeline, in whose model space latents (c, h, w) are shifted and scaled as its VAE says, or `own`,
+    see `ImbalancedDiffusionPipeline`."""
     if not (folder / "config.json").exists():
         raise RunError(f"the model makes latents, and {folder} is missing", "download the whole pipeline")
     config = read_json(folder / "config.json")
-    factor = open_autoencoder(folder, (config.get("out_channels", 3), 0, 0)).factor
-    codec = open_autoencoder(folder, (config.get("out_channels", 3), *(side * factor for side in latent[1:])))
+    channels = own["channels"] if own else config.get("out_channels", 3)
+    factor = open_autoencoder(folder, (channels, 0, 0)).factor
+    codec = open_autoencoder(folder, (channels, *(side * factor for side in latent[1:])))
     if codec.shape != latent:
         raise RunError(f"{folder} is for {codec.shape[0]} channels, the network for {latent[0]}", "give one that fits")
+    if own:
+        return replace(codec, mean=tuple(own["mean"]), std=tuple(own["std"]))
     return codec.as_trained()
 
 

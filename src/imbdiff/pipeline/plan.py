@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from dataclasses import dataclass, replace
@@ -14,11 +15,13 @@ from imbdiff.config import DataConfig, RunConfig
 from imbdiff.data.augment import Augmentation
 from imbdiff.data.decode import resolve
 from imbdiff.data.imageset import Rows
+from imbdiff.data.latents import lacking
 from imbdiff.data.names import named
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared
 from imbdiff.data.stats import Groups
 from imbdiff.diffusion.backbones import BACKBONES
+from imbdiff.diffusion.codec import Codec
 from imbdiff.diffusion.generate import generate
 from imbdiff.diffusion.guidances import guidance_text
 from imbdiff.diffusion.process import PROCESSES
@@ -174,6 +177,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     method, how = method_of(config), sampling(config)
     model = training.new_model(prepared, config)
     parameters = model.num_parameters
+    encoding, encode_seconds = _probe_encoding(model.codec, prepared, config, device)
     train_seconds, memory = 0.0, 0.0
     for phase in method.phases:
         second, used = _probe_training(phase, prepared, config, device)
@@ -198,7 +202,8 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
     curating = chooses(config) and sampled > 0
     # one training of the working classifier
     curate_seconds = one if curating and config.curate.policy != "none" else 0.0
-    total = train_seconds + preview_seconds + sample_seconds + curate_seconds + evaluate_seconds + classify_seconds
+    total = encode_seconds + train_seconds + preview_seconds + sample_seconds
+    total += curate_seconds + evaluate_seconds + classify_seconds
     shown = sorted(range(stats.num_classes), key=lambda k: -stats.counts[k])
     listed = [f"{stats.names[k][:24]} {stats.counts[k]}+{counts[k]}" for k in shown[:12]]
     if len(shown) > 12:
@@ -216,6 +221,7 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         "method": f"{config.method}: {method.idea}",
         "codec": training.codec_text(model.codec),
         "model": f"{training.model_text(config, model)}, {parameters:,} parameters",
+        "encode": encoding,
         "train": f"{seen:,} images in batches of {config.train.batch_size}: {duration(train_seconds)}",
         "previews": f"{previews} of {classes} classes: {duration(preview_seconds)} (--train.preview_images 0: none)",
         "sample": f"{sampled:,} images, {how.sampler}, {how.steps} steps, {guided}: {duration(sample_seconds)}",
@@ -226,10 +232,31 @@ def make_plan(prepared: Prepared, config: RunConfig, source: str) -> Plan:
         "memory": f"{memory / 2**30:.1f} GiB at the peak of training ({device})",
         "in all": f"about {duration(total)} on {device}, from a measured probe; a minute or so of measuring on top",
     }
-    for name, there in (("codec", model.codec.name != "identity"), ("curate", curating), ("previews", previews > 0)):
-        if not there:
-            del rows[name]
+    shown_if = {"codec": model.codec.name != "identity", "encode": encoding, "curate": curating, "previews": previews}
+    for name in [name for name, there in shown_if.items() if not there]:
+        del rows[name]
     return Plan(tuple(rows.items()), total)
+
+
+def _probe_encoding(codec: Codec, prepared: Prepared, config: RunConfig, device: torch.device) -> tuple[str, float]:
+    """What encoding the training images once takes, as text and in seconds; empty where it is done at every step."""
+    if codec.symmetries == "any":
+        return "", 0.0
+    changes, chunk = Augmentation(training.symmetry_of(prepared, config)), codec.chunk
+    left, whole = lacking(prepared.train, codec, changes)
+    images = torch.zeros((chunk, *codec.image), dtype=torch.uint8, device=device)
+    codec.store(images)
+    began = time.perf_counter()
+    codec.store(images)
+    seconds = (time.perf_counter() - began) / chunk * left
+    size = whole * math.prod(codec.stored) * 2 / 2**30
+    there = f", {whole - left:,} of them are there" if left < whole else ""
+    times = (
+        f"{whole // len(prepared.train)} times, as is and as --data.augment changes it"
+        if whole > len(prepared.train)
+        else "once"
+    )
+    return f"each training image {times}: {whole:,} latents, {size:.2g} GiB{there}: {duration(seconds)}", seconds
 
 
 def _probe_training(phase: Phase, prepared: Prepared, config: RunConfig, device: torch.device) -> tuple[float, float]:

@@ -144,6 +144,7 @@ class Run:
         self._kept = found is not None
         if found is not None:
             return found
+        self.config = training.sized(opened, self.config)
         prepared = training.prepare_data(opened, self.config.data)
         prepared = replace(prepared, warnings=(*prepared.warnings, *training.doubts(self.config, opened.kind)))
         if self.folder.exists:  # it was all said when the run began

@@ -72,7 +72,7 @@ def sweep(
             when all others are done, that some runs failed.
     """
     opened = opened or load(str(source))
-    config = config or default_config(opened)
+    config = training.sized(opened, config or default_config(opened))
     if start(config.device).world > 1:
         raise ConfigError("imbdiff sweep is one process", "leave out torchrun")
     name = parse(str(source))

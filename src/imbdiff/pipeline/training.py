@@ -17,13 +17,14 @@ from torch import nn
 
 from imbdiff.config import NOT_DECISIVE, DataConfig, RunConfig, TrainConfig, flatten, to_dict
 from imbdiff.data.augment import Augmentation
+from imbdiff.data.decode import common_side
 from imbdiff.data.geometric import Geometric
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.source import Source
 from imbdiff.data.splits import Prepared, prepare
 from imbdiff.data.symmetry import Symmetry, unasked
 from imbdiff.diffusion.codec import Codec, IdentityCodec
-from imbdiff.diffusion.codecs.autoencoder import AutoencoderCodec, open_autoencoder
+from imbdiff.diffusion.codecs.autoencoder import AutoencoderCodec, open_autoencoder, size_for
 from imbdiff.diffusion.codecs.patch import PatchCodec
 from imbdiff.diffusion.model import DiffusionModel, build_model, without_augmentation
 from imbdiff.diffusion.process import PROCESSES
@@ -129,23 +130,24 @@ ADDED = {"noise_levels": "uniform"}
 FINETUNING = ("pretrained", "adapt", "rank", "prompt", "names", "checkpointing")
 
 Kind = Literal["identity", "patch", "vae"]
-LARGEST_IN_PIXELS = 64
-"""Side of images whose model space is pixels where nothing is said."""
+LARGEST_IN_PIXELS, LARGEST_ON_CPU = 64, 32
+"""Side of images whose model space is pixels where nothing is said; with a GPU, and without."""
 _FITTED: dict[tuple[Any, ...], Codec] = {}
 
 
 def codec_kind(config: RunConfig, shape: tuple[int, int, int]) -> Kind:
-    """The codec of a new model, by name; "auto" goes by the side of images (H, W, C).
+    """The codec of a new model, by name; "auto" goes by the side of images (H, W, C), and by whether there is a GPU.
 
     Raises:
         ConfigError: options of another codec.
     """
     codec = config.codec
-    unasked: Kind = "vae" if codec.weights else "patch" if max(shape[:2]) > LARGEST_IN_PIXELS else "identity"
+    largest = LARGEST_ON_CPU if resolve_device(config.device).type == "cpu" else LARGEST_IN_PIXELS
+    unasked: Kind = "vae" if codec.weights else "patch" if max(shape[:2]) > largest else "identity"
     kind = unasked if codec.kind == "auto" else codec.kind
     given = [f"--codec.{name}" for name in ("factor", "latent_channels") if getattr(codec, name) is not None]
     if given and kind != "patch":
-        why = f" (images up to {LARGEST_IN_PIXELS} pixels)" if kind == "identity" else ""
+        why = f" (images up to {largest} pixels)" if kind == "identity" else ""
         raise ConfigError(
             f"{' and '.join(given)} without effect: the codec is {kind}{why}",
             "leave them out, or give --codec.kind patch",
@@ -156,6 +158,16 @@ def codec_kind(config: RunConfig, shape: tuple[int, int, int]) -> Kind:
             "give both, or neither",
         )
     return kind
+
+
+def sized(source: Source, config: RunConfig) -> RunConfig:
+    """`config` with a size that suits the autoencoder's factor, where there is one and no size is asked for."""
+    sizes = source.sizes() if config.codec.weights and config.data.size is None and config.model.init is None else {}
+    if not sizes:
+        return config
+    common = next(iter(sizes)) if len(sizes) == 1 else (common_side(sizes),) * 2
+    height, width = size_for(config.codec.weights or "", *common)
+    return replace(config, data=replace(config.data, size=f"{height}x{width}"))
 
 
 def open_vae(prepared: Prepared, config: RunConfig) -> AutoencoderCodec:

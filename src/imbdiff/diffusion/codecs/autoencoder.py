@@ -36,6 +36,8 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _VAE = " (of a whole pipeline: --include 'vae/*')"
 PIXELS = 2 * 256 * 256
 """Of a batch: Stable Diffusion's autoencoder takes about 1.1 GB for an image of 256 pixels."""
+LARGEST_UNASKED = 256
+"""Longer side in pixels of images whose size is not asked for."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,7 @@ class AutoencoderCodec(Codec):
     @property
     def factor(self) -> int:
         """Pixels of a side per latent."""
-        blocks = self.config.get("encoder_block_out_channels") or self.config["block_out_channels"]
-        return int(2 ** (len(blocks) - 1))
+        return _factor(self.config)
 
     @property
     def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -111,7 +112,7 @@ class AutoencoderCodec(Codec):
     @torch.no_grad()
     def store(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, k, h, w) float16: the posterior's mean, and its log standard deviation if it has one."""
-        net, channels = self._network(images.device), int(self.config["in_channels"])
+        net, channels = self.autoencoder(images.device), int(self.config["in_channels"])
 
         def encoded(x: Tensor) -> Tensor:
             found = net.encode(as_pixels(x).expand(-1, channels, -1, -1))
@@ -132,7 +133,7 @@ class AutoencoderCodec(Codec):
 
     def pixels(self, z: Tensor) -> Tensor:
         mean, std = self._constants(z)
-        x = self._network(z.device).decode(z.float() * std + mean).sample
+        x = self.autoencoder(z.device).decode(z.float() * std + mean).sample
         return x.mean(1, keepdim=True) if self.image[0] != x.shape[1] else x
 
     def whitened(self, rows: Rows) -> AutoencoderCodec:
@@ -168,7 +169,7 @@ class AutoencoderCodec(Codec):
 
     def tensors(self) -> dict[str, Tensor]:
         """The network's weights: a saved model works where the folder that they came from does not exist."""
-        return dict(self._network().state_dict())
+        return dict(self.autoencoder().state_dict())
 
     @classmethod
     def from_json(cls, described: Mapping[str, Any], image: tuple[int, int, int], folder: Path | None) -> Codec:
@@ -186,7 +187,8 @@ class AutoencoderCodec(Codec):
             full = torch.cat([part, part[:1].expand(self.chunk - len(part), -1, -1, -1)])
             yield full.contiguous(memory_format=torch.contiguous_format), len(part)
 
-    def _network(self, device: torch.device | str = "cpu") -> Any:
+    def autoencoder(self, device: torch.device | str = "cpu") -> Any:
+        """The network of diffusers, which all codecs of these weights share."""
         return _load(self.place, self.network, self.kind, json.dumps(self.config)).to(device)
 
 
@@ -226,6 +228,23 @@ def open_autoencoder(weights: str | Path, image: tuple[int, int, int]) -> Autoen
             f"use --data.size {sizes[0]} or {sizes[1]}",
         )
     return codec
+
+
+def size_for(weights: str | Path, height: int, width: int) -> tuple[int, int]:
+    """(height, width) to bring images of that size to for an autoencoder, where none is asked for: about their own, at
+    most 256 pixels, and a multiple of twice its factor, so that a transformer can cut latents into 2 x 2.
+
+    Raises:
+        ConfigError: see `open_autoencoder`.
+    """
+    multiple = 2 * _factor(read_json(_found(str(weights)) / "config.json"))
+    scale = min(1.0, LARGEST_UNASKED / max(height, width))
+    tall, wide = (max(1, int(side * scale + 0.5) // multiple) * multiple for side in (height, width))
+    return tall, wide
+
+
+def _factor(config: Mapping[str, Any]) -> int:
+    return int(2 ** (len(config.get("encoder_block_out_channels") or config["block_out_channels"]) - 1))
 
 
 def file_hash(path: Path) -> str:
