@@ -128,7 +128,7 @@ class IdentityCodec(Codec):
         shape: (C, H, W) of the images.
     """
 
-    what: ClassVar[str] = "pixels in [-1, 1]; where nothing is said, up to 64 pixels a side"
+    what: ClassVar[str] = "pixels in [-1, 1]; where nothing is said, up to 64 pixels a side, without a GPU 32"
     name: ClassVar[str] = "identity"
     bound: ClassVar[float | None] = 1.0  # type: ignore[misc]
 

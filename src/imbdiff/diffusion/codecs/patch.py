@@ -48,9 +48,7 @@ class PatchCodec(Codec):
         psnr: in dB, of decoded training images.
     """
 
-    what: ClassVar[str] = (
-        "blocks of pixels in the basis of their principal components, whitened; above 64 pixels a side"
-    )
+    what: ClassVar[str] = "blocks of pixels in the basis of their principal components, whitened; for larger images"
     name: ClassVar[str] = "patch"
 
     image: tuple[int, int, int]
