@@ -24,6 +24,7 @@ NAMES = {
     "fashion": "Fashion-MNIST, factor 100",
     "cifar10": "CIFAR-10, factor 100",
     "lesions_16": "skin lesions, in colour",
+    "lesions_16_folds": "skin lesions, five folds",
 }
 AGAINST = {"4 without": "four networks without", "2 without + 2 placebo": "two + two with repeated real images",
            "2 without + 2 strong": "two + two with strong augmentation"}  # fmt: skip
