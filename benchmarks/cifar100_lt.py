@@ -26,11 +26,12 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
+from imbdiff.diffusion.guidances import guidance_text
 from imbdiff.methods import METHODS
 from imbdiff.metrics.evaluate import evaluate
 from imbdiff.metrics.extractors import Extractor, RandomConv, make_extractors
 from imbdiff.pipeline import training
-from imbdiff.pipeline.sampling import guidance_text, sampling
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.reporting.pictures import sample_grid
 from recognition_worlds import source
 from results_file import ROOT, short_number

@@ -33,6 +33,7 @@ from imbdiff.config import RunConfig, override
 from imbdiff.data.imageset import ImageSet
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
+from imbdiff.diffusion.guidances import guidance_text
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.methods import get_method, method_of
 from imbdiff.metrics.evaluate import evaluate
@@ -40,7 +41,7 @@ from imbdiff.metrics.intervals import student95
 from imbdiff.metrics.measures import MEASURES
 from imbdiff.metrics.numbers import Number
 from imbdiff.pipeline import training
-from imbdiff.pipeline.sampling import guidance_text, sampling
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.recognition.trained import judges
 from imbdiff.reporting.training import term_shares
 from imbdiff.runtime.files import read_json, write_json

@@ -26,10 +26,11 @@ from scipy import stats
 from imbdiff.config import RunConfig, override
 from imbdiff.data.splits import Prepared
 from imbdiff.diffusion.generate import generate
+from imbdiff.diffusion.guidances import guidance_text
 from imbdiff.diffusion.model import DiffusionModel
 from imbdiff.diffusion.saved import save_model
 from imbdiff.methods import METHODS, method_of
-from imbdiff.pipeline.sampling import guidance_text, sampling
+from imbdiff.pipeline.sampling import sampling
 from imbdiff.pipeline.training import train
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.files import digest, read_json, write_json
