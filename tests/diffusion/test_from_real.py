@@ -45,9 +45,9 @@ def grey(value: float, n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("steps", [3, 20])
-@pytest.mark.parametrize(("process", "sampler"), PAIRS)
+@pytest.mark.parametrize(("process", "sampler"), [*PAIRS, *[("shifted", s) for s in ("euler", "dpm++", "unipc")]])
 def test_every_sampler_begins_at_the_strength_itself(process: str, sampler: str, steps: int) -> None:
-    p = PROCESSES[process]
+    p = Flow(shift=3.0) if process == "shifted" else PROCESSES[process]
     before = process_times(make_scheduler(sampler, p, steps), p)
     for strength in (0.001, 0.1, 0.25, 0.5, 0.75, 0.99, 1.0):
         scheduler = make_scheduler(sampler, p, steps)
