@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from imbdiff.cli import main
 from imbdiff.diffusion.adapters import adapter_state
-from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.model import DiffusionModel, from_spec
 from imbdiff.diffusion.saved import load_model, save_model
 from imbdiff.integrations import tuned
 from imbdiff.integrations.tuned import export, model_card
@@ -94,6 +95,25 @@ def test_every_kind_is_written_and_compared(
     with pytest.raises(RunError, match="predicts otherwise"):
         export(model, "lora", tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
+
+
+def test_weights_in_bfloat16_are_written_as_exactly(images: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    """As on a GPU: adapters in float32 on rounded weights; the file is for the weights as they are."""
+    plain = trained(images, folders["sd"])
+    model = from_spec(replace(plain.spec, config={**plain.spec.config, "half": True})).eval()
+    model.backbone.load_state_dict(plain.backbone.own_state(), strict=False)
+    types = {p.requires_grad: p.dtype for p in model.backbone.parameters()}
+    assert types == {True: torch.float32, False: torch.bfloat16}
+    x, t, y = torch.randn(2, *model.backbone.shape), torch.tensor([10.0, 600.0]), torch.tensor([0, 3])
+    prediction, _ = model.backbone(x, t, y)
+    prediction.float().square().mean().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.backbone.parameters())
+    expected, _ = plain.backbone(x, t, y)
+    assert float((prediction - expected).detach().abs().max()) < 0.05 * float(expected.detach().abs().max())
+    export(model, "lora", tmp_path / "half")
+    export(plain, "lora", tmp_path / "plain")
+    files = [(tmp_path / name / tuned.LORA).read_bytes() for name in ("half", "plain")]
+    assert files[0] == files[1]
 
 
 def test_forms_that_a_model_does_not_have(images: Path, folders: dict[str, Path], tmp_path: Path) -> None:

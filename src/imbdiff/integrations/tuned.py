@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import torch
 import yaml
 
 from imbdiff.diffusion.adapters import adapter_state, merged
-from imbdiff.diffusion.model import DiffusionModel
+from imbdiff.diffusion.model import DiffusionModel, from_spec
 from imbdiff.diffusion.pretrained import Pretrained, open_pretrained, quietly
 from imbdiff.diffusion.prompted import PromptedBackbone, TunedDiTBackbone, load_network
 from imbdiff.diffusion.prompts import text_pipeline
@@ -54,6 +55,11 @@ def export(model: DiffusionModel, form: Form, folder: str | Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists already", "choose a new folder")
     pretrained, stats = open_pretrained(str(model.spec.config["pretrained"])), model.spec.stats
+    if model.spec.config["half"]:  # what is written goes onto the weights as they are in the folder, not rounded
+        whole = from_spec(replace(model.spec, config={**model.spec.config, "half": False}))
+        whole.backbone.load_state_dict(backbone.own_state(), strict=False)
+        export(whole.eval(), form, folder)
+        return
     with atomic(folder) as aside, quietly():
         if form == "tokens":
             found, most = _write_tokens(model, pretrained, aside), EXACT
@@ -103,7 +109,7 @@ def _write_tokens(model: DiffusionModel, pretrained: Pretrained, folder: Path) -
         pipe.load_textual_inversion(path)
     prompts = [*model.spec.config["prompts"], ""]
     found = torch.cat([pipe.encode_prompt(prompt, "cpu", 1, False)[0] for prompt in prompts])
-    own = backbone.text.float()(backbone.get_buffer("ids"))
+    own = backbone.text(backbone.get_buffer("ids"))
     return float((found - own).abs().max() / own.abs().max())
 
 
@@ -139,8 +145,7 @@ def _write_pipeline(backbone: PromptedBackbone, pretrained: Pretrained, folder: 
 @torch.no_grad()
 def _difference(backbone: PromptedBackbone, network: Any) -> float:
     """The largest difference between predictions of the model and of `network`, relative to the largest of them."""
-    own = copy.deepcopy(backbone).cpu().eval()
-    own.net = copy.deepcopy(own.net).float()  # frozen weights may be in bfloat16, and are shared
+    own = copy.deepcopy(backbone).eval()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((2, *own.shape), generator=generator)
     arguments = x, torch.tensor([100.0, 700.0]), torch.tensor([0, own.num_classes])
