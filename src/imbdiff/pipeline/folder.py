@@ -48,6 +48,7 @@ from imbdiff.runtime.files import (
     read_yaml,
     sealed,
     sha256_file,
+    understood,
     unsealed,
     write_json,
     write_text,
@@ -203,8 +204,9 @@ class RunFolder:
 
     def class_stats(self) -> ClassStats:
         """The classes of the training images, as the split has them."""
-        split = read_json(self / "split.json")
-        return ClassStats(tuple(split["class_names"]), tuple(split["counts"]["train"]))
+        with understood(self / "split.json"):
+            split = read_json(self / "split.json")
+            return ClassStats(tuple(split["class_names"]), tuple(split["counts"]["train"]))
 
     def check_same(self, config: RunConfig) -> None:
         """Refuses to continue a run with options that would have led elsewhere.
@@ -318,8 +320,7 @@ class RunFolder:
         known = dict(mark.get("files", {}))
         if stage in OUTPUT and "output" in mark:
             known[OUTPUT[stage]] = mark["output"]
-        found = self.hashes(*known)
-        return next((self / name for name, key in known.items() if found.get(name) != key), None)
+        return next((self / n for n in known if self.hashes(n).get(n) != known[n]), None)
 
     def check_whole(self) -> None:
         """Refuses to show what the stages that are done have not left so.

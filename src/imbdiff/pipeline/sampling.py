@@ -50,7 +50,7 @@ from imbdiff.runtime.compiling import compile_if_equal, compiles, uncompile
 from imbdiff.runtime.device import resolve_device
 from imbdiff.runtime.dist import Dist
 from imbdiff.runtime.errors import ConfigError, RunError
-from imbdiff.runtime.files import atomic, digest, read_json, write_json
+from imbdiff.runtime.files import atomic, digest, read_json, understood, write_json
 from imbdiff.runtime.progress import Progress
 from imbdiff.runtime.streams import seed_of
 from imbdiff.runtime.tables import code_identity
@@ -263,8 +263,8 @@ def encode_png(image: np.ndarray) -> bytes:
 
 def plan_of_samples(folder: Path) -> dict[str, Any] | None:
     """The plan by which the images in `folder` were generated; None where that is not finished."""
-    path = folder / "manifest.json"
-    return _planned(read_json(path)) if path.exists() else None
+    with understood(path := folder / "manifest.json"):
+        return _planned(read_json(path)) if path.exists() else None
 
 
 def _planned(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -325,28 +325,28 @@ def load_samples(
     Raises:
         RunError: a file is missing or altered, or the images are of other classes or another plan.
     """
-    path = folder / "manifest.json"
-    manifest: Any = read_json(path) if plan is None or path.exists() else None
-    if plan is not None and (manifest is None or digest(_planned(manifest)) != plan):
-        raise RunError(
-            f"the images in {folder} are not those of this run", f"run `{RunFolder(folder.parent).command('sample')}`"
-        )
-    if tuple(manifest["class_names"]) != tuple(class_names):
-        raise RunError(f"the images in {folder} are of other classes than this run's", "sample again in this run")
-    rows = manifest["images"]
-    images = np.zeros((len(rows), *shape), dtype=np.uint8)
-    for i, row in enumerate(rows):
-        try:
-            data = (folder / row["file"]).read_bytes()
-        except FileNotFoundError as error:
-            raise RunError(f"{folder / row['file']} is missing", "run `imbdiff sample` again") from error
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+    with understood(path := folder / "manifest.json"):
+        manifest: Any = read_json(path) if plan is None or path.exists() else None
+        if plan is not None and (manifest is None or digest(_planned(manifest)) != plan):
             raise RunError(
-                f"{folder / row['file']} was altered since it was generated", "remove it and run `imbdiff sample` again"
+                f"the images in {folder} are not those of this run",
+                f"run `{RunFolder(folder.parent).command('sample')}`",
             )
-        images[i] = np.asarray(Image.open(io.BytesIO(data))).reshape(shape)
-    labels = np.array([r["label"] for r in rows], dtype=np.int64)
-    return ImageSet(images, labels, tuple(class_names), tuple(r["file"] for r in rows))
+        if tuple(manifest["class_names"]) != tuple(class_names):
+            raise RunError(f"the images in {folder} are of other classes than this run's", "sample again in this run")
+        rows = manifest["images"]
+        images = np.zeros((len(rows), *shape), dtype=np.uint8)
+        for i, row in enumerate(rows):
+            place, again = folder / row["file"], "run `imbdiff sample` again"
+            try:
+                data = place.read_bytes()
+            except OSError as error:
+                raise RunError(f"{place} is missing", again) from error
+            if hashlib.sha256(data).hexdigest() != row["sha256"]:
+                raise RunError(f"{place} was altered since it was generated", f"remove it and {again}")
+            images[i] = np.asarray(Image.open(io.BytesIO(data))).reshape(shape)
+        labels = np.array([r["label"] for r in rows], dtype=np.int64)
+        return ImageSet(images, labels, tuple(class_names), tuple(r["file"] for r in rows))
 
 
 def sample_into(

@@ -126,6 +126,20 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged: {error}", "remove it and repeat the command that wrote it") from error
 
 
+@contextlib.contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Refuses a record that has been read and of which nothing can be made within.
+
+    Raises:
+        RunError: something in it is missing, or of another type.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise RunError(f"{path} is damaged: {what}", "remove it and repeat the command that wrote it") from error
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
@@ -140,7 +154,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} does not exist", "give the path of a YAML file") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}", "give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {error}", "correct it") from error
     if values is None:
         return {}
