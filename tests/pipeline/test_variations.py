@@ -239,7 +239,7 @@ def test_images_go_further_from_their_sources_the_higher_the_strength(trained: P
     )
     section = page.copies(data)
     text = text_of(section)
-    assert "Of the images at strength 0 100 % are near copies of training images: they repeat" in text
+    assert "Of the images at strength 0, 100 % are near copies of training images: they repeat" in text
     own = next(table for table in tables(section) if table[0][0] == "0")
     assert [row[0] for row in own] == ["0", "0.1", "0.25", "0.5", "0.75", "1"]
     assert own[0][1:] == ["25", "0.000", "100 %", "100 %"]

@@ -72,8 +72,8 @@ def _sources(data: ReportData, found: Found) -> list[ui.Block]:
     rows = every[:MAX_STRENGTHS]
     worst = max(rows, key=lambda row: row["near_copies"])
     text = (
-        f"Of the images at strength {worst['strength']:g} {_percent(worst['near_copies'])} are near copies of training "
-        "images"
+        f"Of the images at strength {worst['strength']:g}, {_percent(worst['near_copies'])} are near copies of "
+        "training images"
     )
     if many := worst["near_copies"] > (held["held_out_near_copy_share"] or 0.0):
         text += (
@@ -85,7 +85,7 @@ def _sources(data: ReportData, found: Found) -> list[ui.Block]:
          _percent(row["near_copies"])]
         for row in rows
     ]  # fmt: skip
-    heads = ("strength", "synthetic", "median distance to the source", "nearest is the source", "near copies")
+    heads = ("synthetic", "median distance to the source", "nearest is the source", "near copies")
     usual = number(held["median_held_out"])
     about = "Each image began as a real training image, its source, with noise up to the strength on it."
     about += "" if usual == NOTHING else f" Held-out real images are {usual} from the nearest training image."
@@ -97,7 +97,7 @@ def _sources(data: ReportData, found: Found) -> list[ui.Block]:
     blocks: list[ui.Block] = [
         ui.heading("Images and their sources"),
         ui.Text(text if many else f"{text}.", "alert" if many else ""),
-        ui.Table([ui.Column(head) for head in heads], table),
+        ui.Table(["strength", *(ui.Column(head) for head in heads)], table),
         ui.note(f"{about}{ui.of_all(len(rows), len(every), 'strengths')}"),
     ]
     return [*blocks, ui.Fold("Synthetic images beside their sources", shelves, True)] if shelves else blocks
