@@ -13,6 +13,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,8 +86,9 @@ def _seal(names: set[str]) -> bytes:
     try:
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                os.write(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), os.urandom(32))
+            own = partial(os.open, mode=0o600)
+            with suppress(FileExistsError), open(place, "xb", opener=own) as handle:
+                handle.write(os.urandom(32))
         key = place.read_bytes()
     except (OSError, RuntimeError):
         key = b""
