@@ -13,6 +13,7 @@ from torch import Tensor
 
 from imbdiff.diffusion.process import DDPM, PROCESSES, Flow, Process, process_from_json
 from imbdiff.diffusion.schedulers import make_scheduler, process_of, process_times, start
+from imbdiff.integrations.guided import described
 from imbdiff.runtime.errors import ConfigError
 from tests.diffusion.worlds import best_prediction, draw, ode_end, standard_normal
 
@@ -266,14 +267,14 @@ def test_schedules_of_pretrained_models_are_those_of_diffusers(values: dict) -> 
         2**-24 if "rescale_betas_zero_snr" in values else theirs.alphas_cumprod[-1].item(), 1e-4
     )
     # a Gaussian of deviation 0.5 has a closed prediction, and 50 steps give it back
-    for sampler in ("ddim", "dpm++", "unipc"):
+    for sampler, error in (("ddim", 0.06), ("dpm++", 0.02), ("unipc", 0.02)):  # the first is of order one
         scheduler = make_scheduler(sampler, process, 50, None)
-        x = torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        x = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         for t in scheduler.timesteps:
             a, s = process.coefficients(t)
             v = x * a * s * (1 - 0.25) / (0.25 * a**2 + s**2)
             x = scheduler.step(v, t, x, return_dict=False)[0]
-        assert x.std().item() == pytest.approx(0.5, abs=0.02), sampler
+        assert x.std().item() == pytest.approx(0.5, abs=error), sampler
 
 
 def test_a_shifted_flow_is_sampled_at_the_times_of_diffusers() -> None:
@@ -281,10 +282,10 @@ def test_a_shifted_flow_is_sampled_at_the_times_of_diffusers() -> None:
 
     theirs = FlowMatchEulerDiscreteScheduler(shift=3.0)
     theirs.set_timesteps(10)
-    process = process_of(theirs.config)
+    process = process_of(described(theirs))
     assert process == Flow(shift=3.0) == process_from_json(process.to_json())
     ours = make_scheduler("euler", process, 10, None)
     assert torch.equal(process_times(ours, process), theirs.sigmas[:-1])
     # Flux: by the number of tokens, exp(mu) at both ends of the line
-    dynamic = {**theirs.config, "use_dynamic_shifting": True}
+    dynamic = {**described(theirs), "use_dynamic_shifting": True}
     assert [process_of(dynamic, n).shift for n in (256, 4096)] == pytest.approx(np.exp([0.5, 1.15]).tolist(), 1e-5)

@@ -29,6 +29,7 @@ from imbdiff.recognition import curation as choice
 from imbdiff.reporting import report
 from imbdiff.reporting.curated import curation as curation_section
 from imbdiff.runtime.errors import ConfigError, RunError
+from imbdiff.runtime.files import read_json
 from imbdiff.runtime.streams import seed_of
 from tests.pipeline.conftest import SMALL, write_tree
 from tests.pipeline.test_run import files
@@ -97,7 +98,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def stages_of(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "stages.json").read_text()))
+    return read_json(folder / "stages.json")
 
 
 def test_without_a_policy_there_is_no_stage_and_all_images_are_given_in_order(
@@ -382,9 +383,9 @@ def test_a_choice_by_a_classifier_of_other_options_is_not_used(
 
 def test_numbers_that_were_not_asked_for_are_not_used(copy: Path) -> None:
     opened, prepared = open_run(copy)
-    marks = stages_of(copy)
+    marks = RunFolder(copy).stages()
     marks["curate"]["inputs"] = "0" * 64
-    (copy / "stages.json").write_text(json.dumps(marks))
+    RunFolder(copy).write_stages(marks)
     with pytest.raises(RunError, match=r"made with other options\n.*imbdiff curate"):
         opened.synthetic(prepared)
 

@@ -194,8 +194,8 @@ def decided(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "classifier" / "results.json").read_text())
     networks: dict[tuple[str, str], Any] = {}
     for path in (folder / "classifier").glob("*.network.safetensors"):
-        with safe_open(path, "np") as file:
-            facts = file.metadata()
+        with safe_open(path.with_name(path.name.replace(".network", "")), "np") as file:
+            facts = json.loads(file.metadata()["facts"])
         key = (facts["arm"], facts["seed"])
         assert key not in networks
         networks[key] = tensors(path)

@@ -237,13 +237,14 @@ def test_the_commands_of_a_recommendation_give_its_images_and_its_classifier(
     row = next(row for row in result(copied)["rows"] if row["name"] == wanted)
     assert kept is not None
     assert 0 < len(kept) == row["images"]
-    (trained,) = [p for p in (copied / "study" / "jobs").glob("*.safetensors") if facts(p)["arm"] == wanted]
+    saved = [p for p in (copied / "study" / "jobs").glob("*.safetensors") if ".network." not in p.name]
+    (trained,) = [p for p in saved if facts(p)["arm"] == wanted]
     assert np.array_equal(load_file(copied / "classifier" / trained.name)["test"], load_file(trained)["test"])
 
 
 def facts(path: Path) -> dict[str, str]:
     with safe_open(path, "np") as file:
-        return dict(file.metadata())
+        return dict(json.loads(file.metadata()["facts"]))
 
 
 def test_a_dry_run_says_how_large_the_grid_is_and_writes_nothing(

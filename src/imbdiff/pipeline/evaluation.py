@@ -78,8 +78,8 @@ def evaluate_run(
         store=FeatureStore(folder / "features", dist=dist), progress=PartProgress(quiet),
     )  # fmt: skip
     found = against(reference=prepared.test, train=prepared.train, extractors=extractors, reference_name="test")
-    manifest = read_json(folder / "samples" / "manifest.json")
-    if manifest.get("start") == "real":
+    made = folder / "samples" / "manifest.json"
+    if made.exists() and (manifest := read_json(made)).get("start") == "real":
         found["memorisation"]["sources"] = by_strength(manifest, synthetic, prepared.train, found["memorisation"])
     if against_balanced(prepared):
         pool = prepared.pool
