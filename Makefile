@@ -25,7 +25,7 @@ demo: $(VENV)/.ready
 
 # one thread each: two test processes share the machine. One that dies is not replaced: its test is a failure
 test: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(TESTS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(TESTS)
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff format --check .

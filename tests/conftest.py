@@ -16,6 +16,12 @@ __all__ = ["pytest_configure"]
 
 #: tests/test_pretrained.py runs these in a process of their own
 collect_ignore = [] if "IMBDIFF_PRETRAINED" in os.environ else ["pretrained"]
+#: files of few and long tests: begun last, one process would work on them alone
+FIRST = ("test_pretrained.py", "test_cases.py", "test_site.py", "test_no_leak.py", "test_stopped.py", "test_damage.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(autouse=True)

@@ -128,7 +128,7 @@ def guarded(patch: pytest.MonkeyPatch, spoil: Callable[[Prepared], Prepared] = l
 
 def executed(folder: Path, config: RunConfig, more: dict[str, Any] | None = None, stages: Any = STAGES_SEEN) -> None:
     values = {
-        "curate.policy": "diverse", "curate.candidates": 1.5, "train.watch_images": 16, "sample.strategy": "equal=0.1",
+        "curate.policy": "diverse", "curate.candidates": 1.5, "train.watch_images": 96, "sample.strategy": "equal=0.1",
         "classify.ensemble": 1, "classify.synthetic_prior": "domain", "classify.seeds": 1, **(more or {}),
     }  # fmt: skip
     run_module.Run(RunFolder(folder), "digits", override(config, values), True).execute(stages)
