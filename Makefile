@@ -2,6 +2,7 @@
 # make test   the same set-up, then all tests
 # make lint   format, lint, types, layers
 # make docs   the documentation site, into build/docs/index.html; its examples run
+# make pretrained  the tests of pretrained models, with peft and transformers in a folder of their own
 # make oracles  tests against torch-fidelity, in an environment of their own (about 1 GB)
 # make clean  removes what these made
 
@@ -17,7 +18,7 @@ ORACLES_PIP = $(ORACLES)/bin/python -m pip install --disable-pip-version-check -
 export OMP_WAIT_POLICY = PASSIVE
 demo: export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint docs oracles clean
+.PHONY: demo test lint docs pretrained oracles clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/imbdiff run digits --preset demo --out runs/demo
@@ -67,6 +68,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) -e '.[dev]'
+	touch $@
+
+# Beside the environment: in it they make every start of diffusers half as long again.
+pretrained: $(VENV)/pretrained/.ready
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/test_pretrained.py
+
+$(VENV)/pretrained/.ready: $(VENV)/.ready-dev
 	$(PIP) --target $(VENV)/pretrained --upgrade --no-deps peft transformers tokenizers
 	touch $@
 

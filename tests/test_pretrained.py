@@ -16,7 +16,7 @@ FOLDER = Path(os.environ.get("IMBDIFF_PRETRAINED", Path(sys.prefix) / "pretraine
 
 @pytest.mark.skipif(
     not (FOLDER / "peft").is_dir() and not (find_spec("peft") and find_spec("transformers")),
-    reason=f"peft and transformers are neither installed nor in {FOLDER}, where `make test` puts them",
+    reason=f"peft and transformers are neither installed nor in {FOLDER}, where `make pretrained` puts them",
 )
 def test_pretrained_models() -> None:
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/pretrained"]
