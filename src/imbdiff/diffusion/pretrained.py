@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from imbdiff.data.spec import user_path
-from imbdiff.diffusion.codecs.autoencoder import WEIGHTS, file_hash, hub_folder, weight_files
+from imbdiff.diffusion.codecs.autoencoder import factor_of, file_hash, hub_folder, weight_files
 from imbdiff.diffusion.process import Process
 from imbdiff.diffusion.schedulers import process_of
 from imbdiff.runtime.errors import ConfigError, nearest
@@ -74,7 +74,7 @@ class Pretrained:
     @property
     def factor(self) -> int:
         """Pixels of a side per latent."""
-        return int(2 ** (len(self.vae["block_out_channels"]) - 1))
+        return factor_of(self.vae)
 
     @property
     def side(self) -> int:
@@ -179,11 +179,6 @@ def quietly() -> Iterator[None]:
         for one, level in zip(told, before, strict=True):
             one.set_verbosity(level)
             one.enable_progress_bar()
-
-
-def variant_of(network: Path) -> str | None:
-    """What `from_pretrained` has to be asked for, of half precision where there is no other."""
-    return "fp16" if weight_files(network)[0].name.startswith(f"{WEIGHTS}.fp16") else None
 
 
 def network_of(folder: Path) -> Path:

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from imbdiff.diffusion.adapters import add_adapters, is_half, sharing
 from imbdiff.diffusion.backbone import Backbone, Taps
-from imbdiff.diffusion.pretrained import fingerprint_of, open_pretrained, quietly, variant_of
+from imbdiff.diffusion.codecs.autoencoder import variant_of
+from imbdiff.diffusion.pretrained import fingerprint_of, open_pretrained, quietly
 from imbdiff.diffusion.tokens import TokenEncoder
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import read_json

@@ -16,7 +16,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from imbdiff.diffusion.pretrained import Pretrained, open_pretrained, quietly, variant_of
+from imbdiff.diffusion.codecs.autoencoder import variant_of
+from imbdiff.diffusion.pretrained import Pretrained, open_pretrained, quietly
 from imbdiff.runtime.errors import ConfigError
 from imbdiff.runtime.tables import optional
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imbdiff.diffusion.pretrained import Pretrained, quietly, variant_of
+from imbdiff.diffusion.codecs.autoencoder import variant_of
+from imbdiff.diffusion.pretrained import Pretrained, quietly
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.tables import optional
 

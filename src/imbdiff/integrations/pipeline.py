@@ -125,6 +125,18 @@ def to_pipeline(model: DiffusionModel, *, sampler: str | None = None) -> Imbalan
     )
 
 
+def new_folder(folder: str | Path) -> Path:
+    """A folder to export into.
+
+    Raises:
+        RunError: it exists and is not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists already", "choose a new folder")
+    return folder
+
+
 def to_diffusers(model: DiffusionModel, folder: str | Path, *, sampler: str | None = None) -> None:
     """Writes `model` as a diffusers pipeline folder, whole or not at all.
 
@@ -135,9 +147,7 @@ def to_diffusers(model: DiffusionModel, folder: str | Path, *, sampler: str | No
         RunError: `folder` exists and is not empty.
         ConfigError: diffusers has no such network.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} exists already", "choose a new folder")
+    folder = new_folder(folder)
     pipe = to_pipeline(model, sampler=sampler)
     with atomic(folder) as aside:
         pipe.save_pretrained(aside, safe_serialization=True)

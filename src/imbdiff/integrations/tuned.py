@@ -23,7 +23,8 @@ from imbdiff.diffusion.prompted import PromptedBackbone, TunedDiTBackbone, load_
 from imbdiff.diffusion.prompts import text_pipeline
 from imbdiff.diffusion.saved import save_tensors
 from imbdiff.diffusion.tokens import token_names
-from imbdiff.integrations.pipeline import to_diffusers
+from imbdiff.integrations.guided import cell
+from imbdiff.integrations.pipeline import new_folder, to_diffusers
 from imbdiff.runtime.errors import ConfigError, RunError
 from imbdiff.runtime.files import atomic, write_json, write_text
 
@@ -46,14 +47,13 @@ def export(model: DiffusionModel, form: Form, folder: str | Path) -> None:
         RunError: `folder` exists already, or what was written gives other predictions.
         ConfigError: diffusers has no such form of this model.
     """
-    folder, backbone = Path(folder), model.backbone
+    backbone = model.backbone
     if not isinstance(backbone, PromptedBackbone):
         if form != "pipeline":
             raise ConfigError(f"this model was trained from nothing: it has no {form}", "use --as pipeline")
         to_diffusers(model, folder)
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} exists already", "choose a new folder")
+    folder = new_folder(folder)
     pretrained, stats = open_pretrained(str(model.spec.config["pretrained"])), model.spec.stats
     if model.spec.config["half"]:  # what is written goes onto the weights as they are in the folder, not rounded
         whole = from_spec(replace(model.spec, config={**model.spec.config, "half": False}))
@@ -166,7 +166,7 @@ def model_card(model: DiffusionModel, pretrained: Pretrained, form: Form) -> str
     place = "THIS FOLDER" if form == "pipeline" else base
     use = [f'pipe = DiffusionPipeline.from_pretrained("{place}")', *load]
     asked = "[0]" if pretrained.kind == "dit-tuned" else repr(prompts[0])
-    rows = [f"| {_cell(n)} | {k} | {_cell(p)} |" for n, k, p in zip(stats.names, stats.counts, prompts, strict=True)]
+    rows = [f"| {cell(n)} | {k} | {cell(p)} |" for n, k, p in zip(stats.names, stats.counts, prompts, strict=True)]
     more = [f"\nand {len(rows) - 100} more classes"] if len(rows) > 100 else []
     return "\n".join([
         "---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", "",
@@ -176,7 +176,3 @@ def model_card(model: DiffusionModel, pretrained: Pretrained, form: Form) -> str
         "| class | training images | prompt |", "|---|---|---|", *rows[:100], *more, "",
         "Images may be copies of training images; how good they are was not measured by this export.", "",
     ])  # fmt: skip
-
-
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

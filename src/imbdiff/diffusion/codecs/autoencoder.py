@@ -72,7 +72,7 @@ class AutoencoderCodec(Codec):
     @property
     def factor(self) -> int:
         """Pixels of a side per latent."""
-        return _factor(self.config)
+        return factor_of(self.config)
 
     @property
     def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -237,13 +237,14 @@ def size_for(weights: str | Path, height: int, width: int) -> tuple[int, int]:
     Raises:
         ConfigError: see `open_autoencoder`.
     """
-    multiple = 2 * _factor(read_json(_found(str(weights)) / "config.json"))
+    multiple = 2 * factor_of(read_json(_found(str(weights)) / "config.json"))
     scale = min(1.0, LARGEST_UNASKED / max(height, width))
     tall, wide = (max(1, int(side * scale + 0.5) // multiple) * multiple for side in (height, width))
     return tall, wide
 
 
-def _factor(config: Mapping[str, Any]) -> int:
+def factor_of(config: Mapping[str, Any]) -> int:
+    """Pixels of a side per latent, of an autoencoder's configuration."""
     return int(2 ** (len(config.get("encoder_block_out_channels") or config["block_out_channels"]) - 1))
 
 
@@ -286,6 +287,11 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def variant_of(folder: Path) -> str | None:
+    """What `from_pretrained` has to be asked for, of half precision where there is no other."""
+    return "fp16" if weight_files(folder)[0].name.startswith(f"{WEIGHTS}.fp16") else None
+
+
 def _found(weights: str) -> Path:
     """The folder of config.json."""
     place = user_path(weights)
@@ -302,9 +308,7 @@ def _found(weights: str) -> Path:
     raise ConfigError(f"{weights} holds no autoencoder: there is no config.json, and none in vae/", "give its folder")
 
 
-def hub_folder(
-    name: str, what: str = "an autoencoder", part: str = " (of a whole pipeline: --include 'vae/*')"
-) -> Path:
+def hub_folder(name: str, what: str = "an autoencoder", part: str = _VAE) -> Path:
     """The folder of a name on the hub, in its cache.
 
     Args:
@@ -352,7 +356,7 @@ def _load(place: Path, network: str, kind: str, config: str) -> Any:
             net, about = made.from_pretrained(
                 place, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32,
                 output_loading_info=True,
-                variant="fp16" if weight_files(place)[0].name.startswith(f"{WEIGHTS}.fp16") else None,
+                variant=variant_of(place),
             )  # fmt: skip
             missing = sorted(about["missing_keys"])
     except Exception as error:  # of diffusers, accelerate and safetensors, each of its own types
