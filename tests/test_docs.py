@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,8 @@ def test_the_example_method_and_guidance_run(tmp_path: Path, monkeypatch: pytest
         declared.replace('."', ".").replace('"]', "]").replace("project.entry-points.", "").replace('"', "")
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    for module in ("gaps", "halves"):  # of another test in this process
+        sys.modules.pop(module, None)
     exec(compile(check, page.name, "exec"), {})
     for name in ("module:gaps:LABEL_GAP", "label-gap"):
         config = override(imbdiff.preset("tiny"), {**SMALL, "method": name, "method.power": 2})

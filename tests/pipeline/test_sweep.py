@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,7 @@ def test_a_method_of_ones_own(
     program = (Path(__file__).parents[2] / "docs" / "adding-a-method.md").read_text()
     (tmp_path / "gaps.py").write_text(re.findall(r"^```python\n(.*?)^```", program, re.M | re.S)[0])
     monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("gaps", None)  # of another test in this process
     sweep(images, ["ddpm", "module:gaps:LABEL_GAP"], [0], config, out=tmp_path / "sweep", quiet=True)
     (own,) = [name for name in states(tmp_path / "sweep") if name.startswith("module")]
     assert states(tmp_path / "sweep")[own] == "done"
